@@ -1,0 +1,39 @@
+"""The errors that users meet. Each message names the cause and the remedy, in that order."""
+
+from __future__ import annotations
+
+
+class CoexecError(Exception):
+    """Base of every error that a user can cause or repair; the command line prints it as one line."""
+
+
+class DeviceError(CoexecError):
+    """An OpenCL device is missing, ambiguous, or lacks what was asked of it."""
+
+
+class ModelError(CoexecError):
+    """A model holds something that cannot be built: the operator and its node are named."""
+
+
+class InputError(CoexecError):
+    """A run-time argument has the wrong name, shape or type."""
+
+
+class KernelError(CoexecError):
+    """A kernel does not compile, or computes a wrong result."""
+
+
+class ToolchainError(CoexecError):
+    """The C compiler, or the TVM compiler, is missing or refuses its input."""
+
+
+class SyncTimeoutError(CoexecError):
+    """One processor waited for the other for longer than the bound; names the layer and the side."""
+
+
+class FileFormatError(CoexecError):
+    """A module, plan or profile file is damaged, of another version, or no such file at all."""
+
+
+class MeasurementError(CoexecError):
+    """A measuring session failed: tracker out of reach, device lost, or a kernel that hangs."""
