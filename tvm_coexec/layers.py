@@ -165,6 +165,26 @@ def layer_from_json(fields: Mapping[str, Any]) -> Linear | RowWise:
 
 
 @dataclass(frozen=True)
+class Hardware:
+    """What decides which kernels suit a device.
+
+    Parameters
+    ----------
+    vector_bytes, vector_registers
+        Width and number of the CPU's vector registers.
+    opencl_type
+        ``gpu``, or ``cpu`` where a CPU device plays the GPU and one work-item fills a core.
+    max_group_size
+        Largest work-group of the OpenCL device.
+    """
+
+    vector_bytes: int = 16
+    vector_registers: int = 32
+    opencl_type: str = "gpu"
+    max_group_size: int = 256
+
+
+@dataclass(frozen=True)
 class Variant:
     """One way to compute a half: an implementation and its integer parameters, sorted by name."""
 

@@ -1,0 +1,211 @@
+"""The frame that dense families share: tiles of 32 output channels, a run-time range of them, a fused epilogue.
+
+A family describes how one element of the accumulator is reduced; the frame adds the epilogue, and schedules both for
+LLVM and for OpenCL. Activations are ``[rows, tiles, 32]`` in memory, packed weights ``[tiles, reduction, 32]``. The
+kernel computes tiles ``[begin, begin + count)`` of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import s_tir
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.layers import TILE, Layer
+
+from .epilogue import stages
+
+Buffer = Any
+Reduce = Callable[[dict[str, Buffer], list[Any], Any], Any]
+"""Term of the reduction: from the operands' buffers, the indices ``[row, tile, channel, split, *reduction]`` and the
+first tile of the range to the product that is added up."""
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A kernel argument: its name in the step that calls it, and its shape as the kernel sees it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a dense kernel computes, before it is scheduled.
+
+    ``partial_sums`` independent accumulators are kept for each output element, and added at the end: they hide the
+    latency of the multiply-add where few rows are computed.
+    """
+
+    layer: Layer
+    operands: tuple[Operand, ...]
+    rows: int
+    reduction: tuple[int, ...]
+    term: Reduce
+    partial_sums: int = 1
+
+    def prim_func(self, native_exp: bool) -> Any:
+        """The description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores."""
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("main")
+            T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+            handles = [T.arg(operand.name, T.handle()) for operand in self.operands]
+            begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
+            buffers = {
+                operand.name: IRBuilder.name(operand.name, T.match_buffer(handle, operand.shape, "float32"))
+                for operand, handle in zip(self.operands, handles, strict=True)
+            }
+            accumulator = T.sblock_alloc_buffer((self.rows, count, self.partial_sums, TILE), "float32")
+            self._accumulate(accumulator, buffers, begin, count)
+            self._epilogue(accumulator, buffers, begin, count, native_exp)
+        return builder.get()
+
+    def _accumulate(self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any) -> None:
+        extents = (count, self.rows, self.partial_sums, TILE, *self.reduction)
+        with T.grid(*extents) as loops, T.sblock("accumulate"):
+            t, i, s, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents[:4], loops[:4], strict=True))
+            reduction = [
+                T.axis.reduce(extent, loop) for extent, loop in zip(extents[4:], loops[4:], strict=True)
+            ]
+            with T.init():
+                T.buffer_store(accumulator, T.float32(0), [i, t, s, j])
+            term = self.term(buffers, [i, t, j, s, *reduction], begin)
+            T.buffer_store(accumulator, accumulator[i, t, s, j] + term, [i, t, s, j])
+
+    def _epilogue(
+        self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any, native_exp: bool
+    ) -> None:
+        index: list[Any] = []
+
+        def total() -> Any:
+            i, t, j = index
+            value = accumulator[i, t, 0, j]
+            for s in range(1, self.partial_sums):
+                value = value + accumulator[i, t, s, j]
+            return value
+
+        chain = stages(
+            self.layer.epilogue,
+            bias=lambda: buffers["bias"][begin + index[1], index[2]],
+            residual=lambda: buffers["residual"][index[0], begin + index[1], index[2]],
+            native_exp=native_exp,
+        )
+        kept: list[Buffer] = []
+        for number, stage in enumerate(chain):
+            last = number == len(chain) - 1
+            target = buffers["output"] if last else T.sblock_alloc_buffer((self.rows, count, TILE), "float32")
+            with T.grid(count, self.rows, TILE) as (lt, li, lj), T.sblock("store" if last else f"stage_{number}"):
+                t, i, j = T.axis.spatial(count, lt), T.axis.spatial(self.rows, li), T.axis.spatial(TILE, lj)
+                index[:] = [i, t, j]
+                value = stage([total(), *(buffer[i, t, j] for buffer in kept)])
+                T.buffer_store(target, value, [i, begin + t if last else t, j])
+            kept.append(target)
+
+
+def _inner_blocks(sch: s_tir.Schedule, description_stages: int) -> list[Any]:
+    """The blocks that move under the storing one, in the order in which ``compute_at`` wants them."""
+    names = [f"stage_{number}" for number in reversed(range(description_stages))]
+    return [sch.get_sblock(name) for name in [*names, "accumulate"]]
+
+
+def _stage_count(func: Any) -> int:
+    return str(func).count('T.sblock("stage_')
+
+
+def schedule_cpu(description: Description, *, rows: int, channels: int, order: int, unroll: int) -> tvm.IRModule:
+    """Keep ``rows × channels`` accumulators in vector registers.
+
+    Parameters
+    ----------
+    rows, channels
+        The register tile; ``rows`` divides the description's rows, ``channels`` divides 32.
+    order
+        0: a tile's weights stay in the cache while the rows go by; 1: a block of rows stays while the tiles go by.
+    unroll
+        Steps of the innermost reduction loop that are written out; divides it.
+    """
+    func = description.prim_func(native_exp=False)
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
+    store = sch.get_sblock("store")
+    t, i, j = sch.get_loops(store)
+    i0, i1 = sch.split(i, [None, rows])
+    j0, j1 = sch.split(j, [None, channels])
+    outer = [t, i0, j0] if order == 0 else [i0, t, j0]
+    sch.reorder(*outer, i1, j1)
+    sch.vectorize(j1)
+    sch.unroll(i1)
+    for block in _inner_blocks(sch, _stage_count(func)):
+        sch.compute_at(block, j0, preserve_unit_loops=True)
+        sch.set_scope(block, 0, "local")
+        _registers(sch, block, skip=len(outer), lanes=None, unroll=unroll)
+    return sch.mod
+
+
+def schedule_gpu(
+    description: Description, *, rows: int, lanes: int, channel_threads: int, row_threads: int, order: int, unroll: int
+) -> tvm.IRModule:
+    """A work-group of ``channel_threads × row_threads`` items computes one tile of a block of rows.
+
+    Parameters
+    ----------
+    rows, lanes
+        A work-item computes ``rows`` rows in vectors of ``lanes`` channels, ``32 / channel_threads`` channels in all.
+    order
+        0: row blocks are the fastest axis of the grid, so that neighbouring groups share weights; 1: tiles are.
+    unroll
+        As in :func:`schedule_cpu`.
+    """
+    func = description.prim_func(native_exp=True)
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
+    store = sch.get_sblock("store")
+    t, i, j = sch.get_loops(store)
+    i0, iw, i1 = sch.split(i, [None, row_threads, rows])
+    jw, ju, jv = sch.split(j, [channel_threads, None, lanes])
+    sch.reorder(t, i0, iw, jw, i1, ju, jv)
+    sch.bind(t, "blockIdx.y" if order == 0 else "blockIdx.x")
+    sch.bind(i0, "blockIdx.x" if order == 0 else "blockIdx.y")
+    sch.bind(jw, "threadIdx.x")
+    sch.bind(iw, "threadIdx.y")
+    sch.vectorize(jv)
+    sch.unroll(ju)
+    sch.unroll(i1)
+    for block in _inner_blocks(sch, _stage_count(func)):
+        sch.compute_at(block, jw, preserve_unit_loops=True)
+        sch.set_scope(block, 0, "local")
+        _registers(sch, block, skip=4, lanes=lanes, unroll=unroll)
+    return sch.mod
+
+
+def _registers(sch: s_tir.Schedule, block: Any, *, skip: int, lanes: int | None, unroll: int) -> None:
+    """Hold a block's values in registers: vectors over the channels, everything else but the reduction unrolled."""
+    loops = sch.get_loops(block)[skip:]
+    if sch.get(block).name_hint == "accumulate":
+        _t, i, s, j, *reduction = loops
+        spatial = [i, s]
+    else:
+        _t, i, j = loops
+        spatial, reduction = [i], []
+    if lanes is not None:
+        ju, j = sch.split(j, [None, lanes])
+        spatial.append(ju)
+    sch.reorder(*reduction, *spatial, j)
+    sch.vectorize(j)
+    for loop in spatial:
+        sch.unroll(loop)
+    if reduction:
+        outermost = reduction[0]
+        if unroll > 1:
+            last_outer, last_inner = sch.split(reduction[-1], [None, unroll])
+            sch.unroll(last_inner)
+            outermost = last_outer if len(reduction) == 1 else outermost
+        sch.decompose_reduction(block, outermost)
+
+
+def epilogue_operands(layer: Layer, bias: Operand, residual: Operand) -> Sequence[Operand]:
+    """The operands that the layer's epilogue reads, in the order of a kernel's arguments."""
+    return [operand for operand in (bias, residual) if operand.name in layer.epilogue]

@@ -1,0 +1,188 @@
+"""Row-wise kernels as TIR: every statistic of a row is reduced in vectors of 32 channels, then across them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+from tvm import s_tir
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.layers import ROW_BLOCK, TILE, RowWise, tile_count
+
+from .epilogue import Epilogue, Stage, stages
+from .frame import Operand
+
+_LOWEST = -3.0e38
+_FOLD = 8
+"""Partial results that are left when a tile's 32 are folded by vector instructions."""
+
+
+class _RowKernel:
+    """Builds one kernel: blocks are added in order, and all are computed row by row."""
+
+    def __init__(self, layer: RowWise, operands: Sequence[Operand], native_exp: bool) -> None:
+        self.layer = layer
+        self.native_exp = native_exp
+        self.vector_blocks: list[str] = []
+        self.begin, self.count, self.buffers = self._arguments(operands)
+
+    @staticmethod
+    def _arguments(operands: Sequence[Operand]) -> tuple[Any, Any, dict[str, Any]]:
+        handles = [T.arg(operand.name, T.handle()) for operand in operands]
+        begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
+        buffers = {
+            operand.name: IRBuilder.name(operand.name, T.match_buffer(handle, operand.shape, "float32"))
+            for operand, handle in zip(operands, handles, strict=True)
+        }
+        return begin, count, buffers
+
+    def element(self, row: Any, tile: Any, channel: Any) -> Any:
+        return self.buffers["input"][self.begin * ROW_BLOCK + row, tile, channel]
+
+    def is_channel(self, tile: Any, channel: Any) -> Any:
+        """Whether a position holds a channel; None where every position does."""
+        return None if self.layer.n % TILE == 0 else tile * TILE + channel < self.layer.n
+
+    def statistic(self, name: str, term: Callable[[Any, Any, Any], Any], combine: Callable[[Any, Any], Any], start: float) -> Any:
+        """Reduce ``term(row, tile, channel)`` over a row; returns a buffer with one value a row."""
+        rows = self.count * ROW_BLOCK
+        wide = T.sblock_alloc_buffer((rows, TILE), "float32")
+        self._reduce(f"{name}_wide", wide, (TILE, tile_count(self.layer.n)), lambda i, j, t: term(i, t, j), combine, start)
+        narrow = T.sblock_alloc_buffer((rows, _FOLD), "float32")
+        self._reduce(f"{name}_fold", narrow, (_FOLD, TILE // _FOLD), lambda i, j, t: wide[i, t * _FOLD + j], combine, start)
+        result = T.sblock_alloc_buffer((rows, 1), "float32")
+        self._reduce(name, result, (1, _FOLD), lambda i, _j, t: narrow[i, t], combine, start)
+        return result
+
+    def _reduce(
+        self,
+        name: str,
+        target: Any,
+        extents: tuple[int, int],
+        term: Callable[[Any, Any, Any], Any],
+        combine: Callable[[Any, Any], Any],
+        start: float,
+    ) -> None:
+        rows = self.count * ROW_BLOCK
+        with T.grid(rows, *extents) as (li, lj, lt), T.sblock(name):
+            i, j = T.axis.spatial(rows, li), T.axis.spatial(extents[0], lj)
+            t = T.axis.reduce(extents[1], lt)
+            with T.init():
+                T.buffer_store(target, T.float32(start), [i, j])
+            T.buffer_store(target, combine(target[i, j], term(i, j, t)), [i, j])
+        self.vector_blocks.append(name)
+
+    def store(self, chain: Sequence[Stage], value: Callable[[Any, Any, Any], Any], index: list[Any]) -> None:
+        rows, tiles = self.count * ROW_BLOCK, tile_count(self.layer.n)
+        kept: list[Any] = []
+        for number, stage in enumerate(chain):
+            last = number == len(chain) - 1
+            target = self.buffers["output"] if last else T.sblock_alloc_buffer((rows, tiles, TILE), "float32")
+            with T.grid(rows, tiles, TILE) as (li, lt, lj), T.sblock("store" if last else f"stage_{number}"):
+                i, t, j = T.axis.spatial(rows, li), T.axis.spatial(tiles, lt), T.axis.spatial(TILE, lj)
+                index[:] = [self.begin * ROW_BLOCK + i, t, j]
+                result = stage([value(i, t, j), *(buffer[i, t, j] for buffer in kept)])
+                T.buffer_store(target, result, [self.begin * ROW_BLOCK + i if last else i, t, j])
+            kept.append(target)
+
+
+def _add(x: Any, y: Any) -> Any:
+    return x + y
+
+
+def _layer_norm(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
+    n = T.float32(1.0 / kernel.layer.n)
+    total = kernel.statistic("total", kernel.element, _add, 0.0)
+
+    def squared(i: Any, t: Any, j: Any) -> Any:
+        deviation = kernel.element(i, t, j) - total[i, 0] * n
+        inside = kernel.is_channel(t, j)
+        square = deviation * deviation
+        return square if inside is None else T.Select(inside, square, T.float32(0))
+
+    squares = kernel.statistic("squares", squared, _add, 0.0)
+    epsilon = T.float32(kernel.layer.epsilon)
+
+    def value(i: Any, t: Any, j: Any) -> Any:
+        scale = T.float32(1) / T.sqrt(squares[i, 0] * n + epsilon)
+        normal = (kernel.element(i, t, j) - total[i, 0] * n) * scale
+        return normal * kernel.buffers["gamma"][t, j] + kernel.buffers["beta"][t, j]
+
+    return value
+
+
+def _exp_below(kernel: _RowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
+    """``exp(x - highest)``, zero where a position holds no channel; one expression, since it stands in a reduction."""
+    epilogue = Epilogue(kernel.native_exp)
+    chain = [*(), epilogue.exp(lambda v: v[0])]
+    values = [kernel.element(i, t, j) - highest[i, 0]]
+    for stage in epilogue.stages:
+        values.append(stage(values))
+    power = chain[-1](values)
+    inside = kernel.is_channel(t, j)
+    return power if inside is None else T.Select(inside, power, T.float32(0))
+
+
+def _softmax(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
+    def candidate(i: Any, t: Any, j: Any) -> Any:
+        inside = kernel.is_channel(t, j)
+        x = kernel.element(i, t, j)
+        return x if inside is None else T.Select(inside, x, T.float32(_LOWEST))
+
+    highest = kernel.statistic("highest", candidate, T.max, _LOWEST)
+    total = kernel.statistic("total", lambda i, t, j: _exp_below(kernel, highest, i, t, j), _add, 0.0)
+    return lambda i, t, j: _exp_below(kernel, highest, i, t, j) / total[i, 0]
+
+
+def _map(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
+    return kernel.element
+
+
+_VALUES = {"layer_norm": _layer_norm, "softmax": _softmax, "map": _map}
+
+
+def schedule_rows(layer: RowWise, operands: Sequence[Operand], *, lanes: int, gpu: bool) -> tvm.IRModule:
+    """A row at a time, in vectors of ``lanes`` channels; on the GPU a work-item computes a unit."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+        kernel = _RowKernel(layer, operands, native_exp=gpu)
+        value = _VALUES[layer.kind](kernel)
+        index: list[Any] = []
+        chain = stages(
+            layer.epilogue,
+            bias=lambda: kernel.buffers["bias"][index[1], index[2]],
+            residual=lambda: kernel.buffers["residual"][index[0], index[1], index[2]],
+            native_exp=gpu,
+        )
+        kernel.store(chain, value, index)
+    sch = s_tir.Schedule(tvm.IRModule({"main": builder.get()}))
+    store = sch.get_sblock("store")
+    i, t, j = sch.get_loops(store)
+    unit, row = sch.split(i, [None, ROW_BLOCK])
+    if gpu:
+        sch.bind(unit, "blockIdx.x")
+    j0, j1 = sch.split(j, [None, lanes])
+    sch.vectorize(j1)
+    for number in reversed(range(len(chain) - 1)):
+        block = sch.get_sblock(f"stage_{number}")
+        sch.compute_at(block, j0, preserve_unit_loops=True)
+        sch.set_scope(block, 0, "local")
+        sch.vectorize(sch.get_loops(block)[-1])
+    for name in reversed(kernel.vector_blocks):
+        _statistic(sch, sch.get_sblock(name), row, lanes)
+    return sch.mod
+
+
+def _statistic(sch: s_tir.Schedule, block: Any, row: Any, lanes: int) -> None:
+    sch.compute_at(block, row, preserve_unit_loops=True)
+    sch.set_scope(block, 0, "local")
+    j, t = sch.get_loops(block)[-2:]
+    j0, j1 = sch.split(j, [None, min(lanes, int(sch.get(j).extent))])
+    sch.reorder(t, j0, j1)
+    sch.vectorize(j1)
+    sch.unroll(j0)
+    sch.decompose_reduction(block, t)

@@ -1,0 +1,74 @@
+"""Row-wise operators: layer normalisation, softmax over the channels, and element-wise maps.
+
+A unit is a block of 8 rows. Operands: ``input [rows, row tiles, 32]``, for layer normalisation ``gamma`` and ``beta
+[tiles, 32]``, then what the epilogue reads, then ``output [rows, row tiles, 32]``. Channels that only fill up a tile
+are zero in every activation, and are written as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.layers import ROW_BLOCK, TILE, Hardware, RowWise, Variant, row_tiles, tile_count
+
+from .dispatch import Dispatch
+
+if TYPE_CHECKING:
+    from .frame import Operand
+
+IMPLEMENTATION = "rows"
+_CONSTANTS = {"layer_norm": ("gamma", "beta")}
+
+
+def operand_names(layer: RowWise) -> tuple[str, ...]:
+    """Names of a kernel's buffers in the order of its arguments; ``begin`` and ``count`` follow them."""
+    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
+    return ("input", *_CONSTANTS.get(layer.kind, ()), *fused, "output")
+
+
+def pack(layer: RowWise, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Constants as the kernels read them, from vectors of ``n`` elements."""
+    packed = {}
+    for name in operand_names(layer):
+        if name in params:
+            packed[name] = np.zeros((tile_count(layer.n), TILE), np.float32)
+            packed[name].reshape(-1)[: layer.n] = params[name]
+    return packed
+
+
+def dispatch(layer: RowWise, side: str, variant: Variant) -> Dispatch:
+    """Launch geometry of a half: one work-group of one work-item a unit."""
+    return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
+
+
+def default_variant(layer: RowWise, side: str, hardware: Hardware) -> Variant:
+    """A good variant for an operator that was never tuned."""
+    return variants(layer, side, hardware)[0]
+
+
+def variants(layer: RowWise, side: str, hardware: Hardware) -> list[Variant]:
+    """The search space of one side, the most promising first."""
+    lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.vector_bytes // 4
+    return [Variant.make(IMPLEMENTATION, lanes=lanes)]
+
+
+def operands(layer: RowWise) -> tuple[Operand, ...]:
+    """The kernel's arguments."""
+    from .frame import Operand
+
+    activation = (layer.units * ROW_BLOCK, row_tiles(layer.n), TILE)
+    constant = (tile_count(layer.n), TILE)
+    shapes = {"input": activation, "residual": activation, "output": activation}
+    return tuple(Operand(name, shapes.get(name, constant)) for name in operand_names(layer))
+
+
+def build(layer: RowWise, side: str, variant: Variant) -> tuple[Any, tuple[tuple[int, ...], ...]]:
+    """The scheduled kernel, and the shapes of its buffers in the order of :func:`operand_names`."""
+    from .rows import schedule_rows
+
+    arguments = operands(layer)
+    module = schedule_rows(layer, arguments, lanes=variant["lanes"], gpu=side == "gpu")
+    return module, tuple(operand.shape for operand in arguments)

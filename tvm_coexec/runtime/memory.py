@@ -1,0 +1,95 @@
+"""Memory that the CPU and the OpenCL device share: fine-grained SVM, or buffers for devices without it."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .device import Device
+
+ALIGNMENT = 128
+
+
+@dataclass
+class Block:
+    """A piece of float32 (or, for flags, int32) memory.
+
+    ``array`` is the CPU's flat view; ``argument`` is what a kernel's ``set_arg`` takes; ``buffer`` is the ``cl_mem``
+    where there is one, and ``owner`` keeps the memory alive.
+    """
+
+    array: np.ndarray
+    argument: Any
+    owner: Any
+    buffer: Any = None
+
+    @property
+    def address(self) -> int:
+        return int(self.array.ctypes.data)
+
+    def publish(self, queue: Any) -> None:
+        """Let the device see what the CPU has written while no program ran."""
+        if self.buffer is not None:
+            import pyopencl as cl
+
+            cl.enqueue_copy(queue, self.buffer, self.array.copy(), is_blocking=True)
+
+
+class SvmMemory:
+    """Fine-grained SVM: one address for both processors, nothing to publish."""
+
+    def __init__(self, device: Device) -> None:
+        self._context = device.context
+
+    def allocate(self, count: int, dtype: str = "float32", *, atomics: bool = False) -> Block:
+        """Zeroed memory for ``count`` elements."""
+        import pyopencl as cl
+
+        flags = cl.svm_mem_flags.READ_WRITE | cl.svm_mem_flags.SVM_FINE_GRAIN_BUFFER
+        if atomics:
+            flags |= cl.svm_mem_flags.SVM_ATOMICS
+        nbytes = max(count, 1) * np.dtype(dtype).itemsize
+        allocation = cl.SVMAllocation(self._context, nbytes, ALIGNMENT, flags)
+        raw = (ctypes.c_char * nbytes).from_address(allocation.svm_ptr)
+        array = np.frombuffer(raw, dtype)
+        array[:] = 0
+        return Block(array, allocation, allocation)
+
+
+class BufferMemory:
+    """OpenCL buffers with a host copy; on devices that share the host's memory the copy *is* the buffer."""
+
+    def __init__(self, device: Device) -> None:
+        self._context = device.context
+        self._unified = device.info.unified_memory
+
+    def allocate(self, count: int, dtype: str = "float32", *, atomics: bool = False) -> Block:
+        """Zeroed memory for ``count`` elements."""
+        import pyopencl as cl
+
+        if atomics:
+            raise ValueError("buffers hold no flags: atomics need fine-grained SVM")
+        array = _aligned_zeros(max(count, 1), dtype)
+        flags = cl.mem_flags.READ_WRITE
+        if self._unified:
+            buffer = cl.Buffer(self._context, flags | cl.mem_flags.USE_HOST_PTR, hostbuf=array)
+        else:
+            buffer = cl.Buffer(self._context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=array)
+        return Block(array, buffer, array, buffer)
+
+
+def _aligned_zeros(count: int, dtype: str) -> np.ndarray:
+    """Page-aligned, as zero-copy buffers want it."""
+    page = 4096
+    raw = np.zeros(count * np.dtype(dtype).itemsize + page, np.uint8)
+    start = -raw.ctypes.data % page
+    return raw[start : start + count * np.dtype(dtype).itemsize].view(dtype)
+
+
+def memory_for(device: Device) -> SvmMemory | BufferMemory:
+    """The memory that the device's synchronisation mechanism works on."""
+    return SvmMemory(device) if device.mechanism == "svm" else BufferMemory(device)

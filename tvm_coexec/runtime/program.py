@@ -1,0 +1,154 @@
+"""Lowers the steps of a module, with a split for each, to the stitch's two programs.
+
+Steps are numbered from 1 as the flags count them. Only true dependencies are synchronised: a side waits for the other
+before it reads what the other wrote, and a side signals only where it is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+LOOKAHEAD = 2
+"""Steps whose GPU commands are enqueued before the CPU half of the current one: enough to keep the queue from idling,
+few enough that the CPU's first half starts at once."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step as far as its order matters: who computes it, and the steps whose results it reads (or overwrites)."""
+
+    cpu_units: int
+    gpu_units: int
+    reads: tuple[int, ...] = ()
+    is_output: bool = False
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of the CPU program; ``kind`` as in stitch.h. ``step`` counts from 1."""
+
+    kind: str
+    step: int
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the GPU program: a layer's kernel, or a flag kernel.
+
+    ``kind`` is ``kernel``, ``signal``, ``wait`` or ``signal_wait``; ``done`` is the step that a signal reports, ``step``
+    the one that a wait is for.
+    """
+
+    kind: str
+    step: int
+    done: int = 0
+
+
+@dataclass
+class Lowered:
+    """Both programs, and where each synchronisation is."""
+
+    operations: list[Operation] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+
+    @property
+    def sync_count(self) -> int:
+        """Points at which one side may wait for the other."""
+        cpu = sum(operation.kind in ("wait", "exchange") for operation in self.operations)
+        return cpu + sum(command.kind in ("wait", "signal_wait") for command in self.commands)
+
+
+def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0) -> Lowered:
+    """The programs of ``steps`` for the mechanism ``svm`` or ``event``.
+
+    An exchange names its tensor by the step that writes it, counted from 0, and after all steps the ``inputs``.
+    """
+    return _lower_flags(steps) if mechanism == "svm" else _lower_events(steps, inputs)
+
+
+def _waits(steps: Sequence[Work], waiting: str) -> dict[int, int]:
+    """For each step (from 1) before which side ``waiting`` has to wait: the other side's step that it waits for."""
+    waits: dict[int, int] = {}
+    known = 0
+    for number, step in enumerate(steps, 1):
+        if not (step.cpu_units if waiting == "cpu" else step.gpu_units):
+            continue
+        others = [
+            read for read in step.reads if (steps[read - 1].gpu_units if waiting == "cpu" else steps[read - 1].cpu_units)
+        ]
+        needed = max(others, default=0)
+        if needed > known:
+            waits[number] = known = needed
+    return waits
+
+
+def _lower_flags(steps: Sequence[Work]) -> Lowered:
+    cpu_waits, gpu_waits = _waits(steps, "cpu"), _waits(steps, "gpu")
+    last_gpu = max((number for number, step in enumerate(steps, 1) if step.gpu_units), default=0)
+    gpu_signals = set(cpu_waits.values()) | ({last_gpu} if last_gpu else set())
+    lowered = Lowered()
+    ends = _gpu_program(steps, gpu_waits, gpu_signals, lowered.commands)
+    cpu_signals = set(gpu_waits.values())
+    enqueued = 0
+    for number, step in enumerate(steps, 1):
+        ahead = ends[min(number + LOOKAHEAD, len(steps)) - 1]
+        if ahead > enqueued:
+            lowered.operations.append(Operation("enqueue", number, enqueued, ahead))
+            enqueued = ahead
+        if step.cpu_units:
+            if number in cpu_waits:
+                lowered.operations.append(Operation("wait", cpu_waits[number]))
+            lowered.operations.append(Operation("call", number, number - 1))
+            if number in cpu_signals:
+                lowered.operations.append(Operation("signal", number))
+    if last_gpu and last_gpu not in cpu_waits.values():
+        lowered.operations.append(Operation("wait", last_gpu))
+    return lowered
+
+
+def _gpu_program(
+    steps: Sequence[Work], waits: dict[int, int], signals: set[int], commands: list[Command]
+) -> list[int]:
+    """Append the GPU's commands; returns, for each step, the number of commands up to its end."""
+    ends = []
+    for number, step in enumerate(steps, 1):
+        if step.gpu_units:
+            if number in waits:
+                if commands and commands[-1].kind == "signal":
+                    commands[-1] = Command("signal_wait", waits[number], commands[-1].done)
+                else:
+                    commands.append(Command("wait", waits[number]))
+            commands.append(Command("kernel", number))
+            if number in signals:
+                commands.append(Command("signal", number, number))
+        ends.append(len(commands))
+    return ends
+
+
+def _lower_events(steps: Sequence[Work], inputs: int) -> Lowered:
+    """A blocking exchange after each step whose result the other side needs; the queue cannot run ahead of it.
+
+    Unlike a flag, an exchange makes only its own tensor visible, so every tensor that crosses has one.
+    """
+    crossing = {
+        read
+        for step in steps
+        for read in step.reads
+        if (step.cpu_units and steps[read - 1].gpu_units) or (step.gpu_units and steps[read - 1].cpu_units)
+    }
+    lowered = Lowered()
+    if any(step.gpu_units for step in steps):
+        lowered.operations += [Operation("exchange", 0, len(steps) + index) for index in range(inputs)]
+    for number, step in enumerate(steps, 1):
+        if step.gpu_units:
+            lowered.commands.append(Command("kernel", number))
+            count = len(lowered.commands)
+            lowered.operations.append(Operation("enqueue", number, count - 1, count))
+        if step.cpu_units:
+            lowered.operations.append(Operation("call", number, number - 1))
+        if number in crossing or (step.is_output and step.gpu_units):
+            lowered.operations.append(Operation("exchange", number, number - 1))
+    return lowered

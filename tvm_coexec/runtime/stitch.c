@@ -1,0 +1,237 @@
+#define _GNU_SOURCE
+#include "stitch.h"
+
+#include <dlfcn.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- OpenCL, found at run time: any loader will do, since OpenCL's objects carry their own dispatch tables ---- */
+
+typedef int32_t (*enqueue_kernel_fn)(void*, void*, uint32_t, const size_t*, const size_t*, const size_t*, uint32_t,
+                                     const void*, void**);
+typedef int32_t (*queue_fn)(void*);
+typedef void* (*map_fn)(void*, void*, uint32_t, uint64_t, size_t, size_t, uint32_t, const void*, void**, int32_t*);
+typedef int32_t (*unmap_fn)(void*, void*, void*, uint32_t, const void*, void**);
+typedef int32_t (*rect_fn)(void*, void*, uint32_t, const size_t*, const size_t*, const size_t*, size_t, size_t, size_t,
+                           size_t, void*, uint32_t, const void*, void**);
+typedef int32_t (*marker_fn)(void*, uint32_t, const void*, void**);
+typedef int32_t (*event_info_fn)(void*, uint32_t, size_t, void*, size_t*);
+typedef int32_t (*release_event_fn)(void*);
+
+static struct {
+  enqueue_kernel_fn enqueue_kernel;
+  queue_fn flush, finish;
+  map_fn map;
+  unmap_fn unmap;
+  rect_fn read_rect, write_rect;
+  marker_fn marker;
+  event_info_fn event_info;
+  release_event_fn release_event;
+} cl;
+
+enum { CL_MAP_READ_WRITE = 3, CL_EVENT_STATUS = 0x11D3, CL_COMPLETE_STATUS = 0 };
+
+int coexec_open_opencl(const char* path) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!library) return -1;
+  struct {
+    const char* name;
+    void** place;
+  } wanted[] = {
+      {"clEnqueueNDRangeKernel", (void**)&cl.enqueue_kernel}, {"clFlush", (void**)&cl.flush},
+      {"clFinish", (void**)&cl.finish},                       {"clEnqueueMapBuffer", (void**)&cl.map},
+      {"clEnqueueUnmapMemObject", (void**)&cl.unmap},         {"clEnqueueReadBufferRect", (void**)&cl.read_rect},
+      {"clEnqueueWriteBufferRect", (void**)&cl.write_rect},   {"clEnqueueMarkerWithWaitList", (void**)&cl.marker},
+      {"clGetEventInfo", (void**)&cl.event_info},             {"clReleaseEvent", (void**)&cl.release_event},
+  };
+  for (size_t i = 0; i < sizeof wanted / sizeof *wanted; ++i) {
+    *wanted[i].place = dlsym(library, wanted[i].name);
+    if (!*wanted[i].place) return -1;
+  }
+  return 0;
+}
+
+/* ---- what TVM's kernels call when an argument is not what they were compiled for ---- */
+
+static _Thread_local char kernel_error[COEXEC_TEXT];
+
+/* Defined here so that a module needs no TVM library; hidden so that it never replaces TVM's own. */
+__attribute__((visibility("hidden"))) void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts,
+                                                                            int32_t count) {
+  int length = snprintf(kernel_error, sizeof kernel_error, "%s: ", kind);
+  for (int32_t i = 0; i < count && length < (int)sizeof kernel_error; ++i)
+    if (parts[i]) length += snprintf(kernel_error + length, sizeof kernel_error - (size_t)length, "%s", parts[i]);
+}
+
+int coexec_call_range(const coexec_call* call, int32_t begin, int32_t count) {
+  coexec_argument arguments[COEXEC_MAX_ARGUMENTS], result = {0};
+  if (count <= 0) return 0;
+  memcpy(arguments, call->arguments, (size_t)call->argument_count * sizeof *arguments);
+  arguments[call->argument_count - 2].value.integer = begin;
+  arguments[call->argument_count - 1].value.integer = count;
+  return call->kernel(NULL, arguments, call->argument_count, &result);
+}
+
+/* ---- the run ---- */
+
+static int64_t now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline void relax(int yields) {
+  if (yields) {
+    sched_yield();
+    return;
+  }
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+  __asm__ __volatile__("yield");
+#endif
+}
+
+static _Atomic int32_t* flag(const coexec_program* p, int word) { return (_Atomic int32_t*)(p->flags + word); }
+
+static int fail(coexec_program* p, int status, int step) {
+  p->status = status;
+  p->status_step = step;
+  return status;
+}
+
+static int opencl_failed(coexec_program* p, int step, int32_t error) {
+  p->opencl_error = error;
+  return fail(p, COEXEC_OPENCL_FAILED, step);
+}
+
+static int enqueue(coexec_program* p, const coexec_operation* op) {
+  for (int32_t i = op->first; i < op->last; ++i) {
+    const coexec_command* c = &p->commands[i];
+    void** event = p->events ? &p->events[i] : NULL;
+    int32_t error = cl.enqueue_kernel(p->queue, c->kernel, 2, NULL, c->global, c->local, 0, NULL, event);
+    if (error) return opencl_failed(p, op->step, error);
+  }
+  int32_t error = cl.flush(p->queue);
+  return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
+}
+
+static int wait_for_gpu(coexec_program* p, const coexec_operation* op) {
+  _Atomic int32_t* done = flag(p, COEXEC_GPU_DONE);
+  int64_t deadline = 0;
+  for (uint32_t spins = 1; atomic_load_explicit(done, memory_order_acquire) < op->step; ++spins) {
+    relax(p->yields);
+    if (spins % 4096) continue;
+    int64_t now = now_ns();
+    if (!deadline) deadline = now + p->timeout_ns;
+    if (now > deadline) return fail(p, COEXEC_CPU_WAITED, op->step);
+  }
+  int32_t gave_up = atomic_load_explicit(flag(p, COEXEC_GPU_GAVE_UP), memory_order_acquire);
+  return gave_up ? fail(p, COEXEC_GPU_WAITED, gave_up) : COEXEC_OK;
+}
+
+static int copy(coexec_program* p, rect_fn how, const coexec_exchange* x, const size_t* origin, const size_t* region) {
+  if (!region[0]) return 0;
+  return how(p->queue, x->buffer, 1, origin, origin, region, x->row_bytes, 0, x->row_bytes, 0, x->host, 0, NULL, NULL);
+}
+
+static int exchange(coexec_program* p, const coexec_operation* op) {
+  const coexec_exchange* x = &p->exchanges[op->first];
+  int32_t error = 0;
+  if (x->unified) {
+    void* pointer = cl.map(p->queue, x->buffer, 1, CL_MAP_READ_WRITE, 0, x->bytes, 0, NULL, NULL, &error);
+    if (!error) error = cl.unmap(p->queue, x->buffer, pointer, 0, NULL, NULL);
+  } else {
+    error = copy(p, cl.read_rect, x, x->gpu_origin, x->gpu_region);
+    if (!error) error = copy(p, cl.write_rect, x, x->cpu_origin, x->cpu_region);
+  }
+  return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
+}
+
+static int call(coexec_program* p, const coexec_operation* op) {
+  const coexec_call* c = &p->calls[op->first];
+  int error = p->pool ? coexec_pool_call(p->pool, c) : coexec_call_range(c, c->begin, c->count);
+  if (!error) return COEXEC_OK;
+  memcpy(p->text, kernel_error, sizeof p->text);
+  return fail(p, COEXEC_KERNEL_FAILED, op->step);
+}
+
+static int operate(coexec_program* p, const coexec_operation* op) {
+  int32_t error;
+  switch (op->kind) {
+    case COEXEC_ENQUEUE: return enqueue(p, op);
+    case COEXEC_CALL: return call(p, op);
+    case COEXEC_WAIT: return wait_for_gpu(p, op);
+    case COEXEC_EXCHANGE: return exchange(p, op);
+    case COEXEC_SIGNAL:
+      atomic_store_explicit(flag(p, COEXEC_CPU_DONE), op->step, memory_order_release);
+      return COEXEC_OK;
+    default:
+      error = cl.finish(p->queue);
+      return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
+  }
+}
+
+/* After an error: let the GPU's waits fall through, and see the queue empty within the bound. */
+static void drain(coexec_program* p) {
+  void* event = NULL;
+  if (p->flags) atomic_store_explicit(flag(p, COEXEC_ABORT), 1, memory_order_release);
+  if (cl.marker(p->queue, 0, NULL, &event) || cl.flush(p->queue)) return;
+  int64_t deadline = now_ns() + p->timeout_ns;
+  int32_t status = 1;
+  while (!cl.event_info(event, CL_EVENT_STATUS, sizeof status, &status, NULL) && status > CL_COMPLETE_STATUS) {
+    relax(1);
+    if (now_ns() > deadline) {
+      p->status = COEXEC_GPU_HANGS;
+      break;
+    }
+  }
+  cl.release_event(event);
+}
+
+static void pin(const coexec_program* p, cpu_set_t* before) {
+  cpu_set_t wanted;
+  CPU_ZERO(&wanted);
+  CPU_SET(p->cores[0], &wanted);
+  if (sched_getaffinity(0, sizeof *before, before)) CPU_ZERO(before);
+  if (!CPU_EQUAL(before, &wanted)) sched_setaffinity(0, sizeof wanted, &wanted);
+}
+
+int coexec_run(coexec_program* p) {
+  cpu_set_t before;
+  p->status = COEXEC_OK;
+  p->opencl_error = 0;
+  p->text[0] = 0;
+  if (p->core_count) pin(p, &before);
+  if (p->pool) coexec_pool_wake(p->pool);
+  if (p->flags)
+    for (int word = 0; word < COEXEC_FLAG_WORDS; word += COEXEC_CPU_DONE - COEXEC_GPU_DONE)
+      atomic_store_explicit(flag(p, word), 0, memory_order_release);
+  p->start_ns = now_ns();
+  for (int32_t i = 0; i < p->operation_count; ++i) {
+    if (p->operation_ns) p->operation_ns[2 * i] = now_ns() - p->start_ns;
+    int status = operate(p, &p->operations[i]);
+    if (p->operation_ns) p->operation_ns[2 * i + 1] = now_ns() - p->start_ns;
+    if (status) {
+      drain(p);
+      break;
+    }
+  }
+  if (p->pool) coexec_pool_sleep(p->pool);
+  if (p->core_count && CPU_COUNT(&before)) sched_setaffinity(0, sizeof before, &before);
+  return p->status;
+}
+
+int coexec_start(coexec_program* p) {
+  if (p->core_count < 2) return 0;
+  p->pool = coexec_pool_start(p->cores, p->core_count);
+  return p->pool ? 0 : -1;
+}
+
+void coexec_stop(coexec_program* p) {
+  if (p->pool) coexec_pool_stop(p->pool);
+  p->pool = NULL;
+}

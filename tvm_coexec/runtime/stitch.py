@@ -1,0 +1,159 @@
+"""The stitch's structures (stitch.h) for Python, and the library that holds it and a module's CPU kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tvm_coexec.errors import DeviceError, FileFormatError
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("stitch.c", "pool.c"))
+FLAG_WORDS = 128
+OPERATION_KINDS = ("enqueue", "call", "signal", "wait", "exchange", "finish")
+STATUS_OK, STATUS_CPU_WAITED, STATUS_GPU_WAITED, STATUS_KERNEL_FAILED, STATUS_OPENCL_FAILED, STATUS_GPU_HANGS = range(6)
+
+_INTEGER, _TENSOR = 1, 7  # kTVMFFIInt, kTVMFFIDLTensorPtr
+_FLOAT, _CPU = 2, 1  # kDLFloat, kDLCPU
+
+
+class Tensor(ctypes.Structure):
+    """DLPack's tensor (dlpack.h)."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("dtype_code", ctypes.c_uint8),
+        ("dtype_bits", ctypes.c_uint8),
+        ("dtype_lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+    @classmethod
+    def of(cls, address: int, shape: Sequence[int]) -> Tensor:
+        """A compact float32 tensor at an address."""
+        extents = (ctypes.c_int64 * len(shape))(*shape)
+        return cls(address, _CPU, 0, len(shape), _FLOAT, 32, 1, extents, None, 0)
+
+
+class Argument(ctypes.Structure):
+    _fields_ = (("type_index", ctypes.c_int32), ("padding", ctypes.c_uint32), ("value", ctypes.c_int64))
+
+
+class Operation(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("kind", "step", "first", "last"))
+
+
+class Call(ctypes.Structure):
+    _fields_ = (
+        ("kernel", ctypes.c_void_p),
+        ("arguments", ctypes.POINTER(Argument)),
+        *((name, ctypes.c_int32) for name in ("argument_count", "begin", "count", "padding")),
+    )
+
+    @classmethod
+    def of(cls, kernel: int, tensors: Sequence[Tensor], begin: int, count: int) -> Call:
+        """A call of ``kernel(*tensors, begin, count)``; the caller keeps the tensors alive."""
+        arguments = (Argument * (len(tensors) + 2))()
+        for argument, tensor in zip(arguments, tensors, strict=False):
+            argument.type_index, argument.value = _TENSOR, ctypes.addressof(tensor)
+        for argument, value in zip(arguments[-2:], (begin, count), strict=True):
+            argument.type_index, argument.value = _INTEGER, value
+        return cls(kernel, arguments, len(arguments), begin, count)
+
+
+class Command(ctypes.Structure):
+    _fields_ = (("kernel", ctypes.c_void_p), ("global_size", ctypes.c_size_t * 2), ("local_size", ctypes.c_size_t * 2))
+
+
+class Exchange(ctypes.Structure):
+    _fields_ = (
+        ("buffer", ctypes.c_void_p),
+        ("host", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+        ("unified", ctypes.c_int32),
+        ("padding", ctypes.c_int32),
+        ("row_bytes", ctypes.c_size_t),
+        *((name, ctypes.c_size_t * 3) for name in ("gpu_origin", "gpu_region", "cpu_origin", "cpu_region")),
+    )
+
+
+class Program(ctypes.Structure):
+    _fields_ = (
+        ("operations", ctypes.POINTER(Operation)),
+        ("commands", ctypes.POINTER(Command)),
+        ("calls", ctypes.POINTER(Call)),
+        ("exchanges", ctypes.POINTER(Exchange)),
+        *((f"{name}_count", ctypes.c_int32) for name in ("operation", "command", "call", "exchange")),
+        ("queue", ctypes.c_void_p),
+        ("flags", ctypes.c_void_p),
+        ("timeout_ns", ctypes.c_int64),
+        ("cores", ctypes.POINTER(ctypes.c_int32)),
+        ("core_count", ctypes.c_int32),
+        ("yields", ctypes.c_int32),
+        ("operation_ns", ctypes.POINTER(ctypes.c_int64)),
+        ("events", ctypes.POINTER(ctypes.c_void_p)),
+        ("start_ns", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("status", "status_step", "opencl_error", "padding")),
+        ("text", ctypes.c_char * 256),
+        ("pool", ctypes.c_void_p),
+    )
+
+
+class Library:
+    """A shared library of compiled CPU kernels with the stitch linked in."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise FileFormatError(
+                f"the module's CPU code cannot be loaded ({error}); build the module for this machine"
+            ) from None
+        for name in ("coexec_start", "coexec_run", "coexec_stop"):
+            function = getattr(self._library, name)
+            function.argtypes = [ctypes.POINTER(Program)]
+        self.start, self.run, self.stop = (
+            getattr(self._library, f"coexec_{name}") for name in ("start", "run", "stop")
+        )
+        self._library.coexec_open_opencl.argtypes = [ctypes.c_char_p]
+        loader = opencl_loader()
+        if self._library.coexec_open_opencl(str(loader).encode()):
+            raise DeviceError(f"the OpenCL library {loader} cannot be loaded; run `tvm-coexec doctor`")
+
+    def kernel(self, symbol: str) -> int:
+        """Address of a kernel in TVM's calling convention."""
+        try:
+            function = getattr(self._library, f"__tvm_ffi_{symbol}")
+        except AttributeError:
+            raise FileFormatError(f"the module's CPU code has no kernel {symbol!r}; build the module again") from None
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        assert address is not None
+        return address
+
+
+def opencl_loader() -> Path:
+    """Path of the OpenCL loader that pyopencl has brought into this process."""
+    import pyopencl  # noqa: F401 - loads it
+
+    with Path("/proc/self/maps").open() as maps:
+        for line in maps:
+            path = line.rstrip().partition("/")
+            if "libOpenCL" in path[2]:
+                return Path("/" + path[2])
+    raise DeviceError("no OpenCL loader (libOpenCL) is loaded; run `tvm-coexec doctor`")
+
+
+def numbers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    return (ctypes.c_int32 * len(values))(*values)
+
+
+def nanoseconds(count: int) -> np.ndarray:
+    """Room for the start and the end of ``count`` operations."""
+    return np.zeros((count, 2), np.int64)
