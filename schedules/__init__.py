@@ -1,0 +1,20 @@
+"""What a layer computes and how: one file per operator family, CPU and GPU side by side.
+
+A family module gives, for its layer class: ``operand_names``, ``pack``, ``variants``, ``default_variant``,
+``dispatch`` (none of which needs a compiler) and ``build``, which makes the scheduled kernel.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from tvm_coexec.layers import Layer
+
+from . import linear, rowwise
+
+_FAMILIES = {"linear": linear, "rowwise": rowwise}
+
+
+def family(layer: Layer) -> ModuleType:
+    """The module that knows how to compute a layer."""
+    return _FAMILIES[layer.op]

@@ -1,4 +1,4 @@
-"""Launch geometry: how many work-groups a half has, and of what size. Planning reads it; nothing here needs a compiler."""
+"""Launch geometry: how many work-groups a half has, and of what size. Nothing here needs a compiler."""
 
 from __future__ import annotations
 

@@ -68,9 +68,7 @@ class Epilogue:
         x = self.keep(lambda v: _clamp(value(v), *_EXP_RANGE))
         n = self.keep(lambda v: T.floor(x(v) * T.float32(math.log2(math.e)) + T.float32(0.5)))
         r = self.keep(lambda v: x(v) - n(v) * T.float32(_LN2_HIGH) - n(v) * T.float32(_LN2_LOW))
-        power = self.keep(
-            lambda v: T.reinterpret("float32", (T.Cast("int32", n(v)) + T.int32(127)) << T.int32(23))
-        )
+        power = self.keep(lambda v: T.reinterpret("float32", (T.Cast("int32", n(v)) + T.int32(127)) << T.int32(23)))
         return lambda v: _polynomial(r(v), _EXP_SERIES) * power(v)
 
     def _sigmoid_times(self, x: Stage, argument: Stage) -> Stage:
@@ -95,7 +93,9 @@ class Epilogue:
         return lambda v: x(v) * T.float32(0.5) * (T.float32(1) + erf(v))
 
 
-def stages(steps: Sequence[str], bias: Callable[[], Expr], residual: Callable[[], Expr], native_exp: bool) -> list[Stage]:
+def stages(
+    steps: Sequence[str], bias: Callable[[], Expr], residual: Callable[[], Expr], native_exp: bool
+) -> list[Stage]:
     """Stages for the steps of an epilogue; the last one's value is what is stored.
 
     ``bias`` and ``residual`` give the operand's element at the current index when a stage is built.

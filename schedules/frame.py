@@ -34,6 +34,20 @@ class Operand:
     shape: tuple[int, ...]
 
 
+def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
+    """Declare a kernel's arguments: its buffers, then ``begin`` and ``count``.
+
+    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place.
+    """
+    handles = [T.arg(operand.name, T.handle()) for operand in operands]
+    begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
+    buffers = {
+        operand.name: IRBuilder.name(f"p{place}_{operand.name}", T.match_buffer(handle, operand.shape, "float32"))
+        for place, (operand, handle) in enumerate(zip(operands, handles, strict=True))
+    }
+    return buffers, begin, count
+
+
 @dataclass(frozen=True)
 class Description:
     """What a dense kernel computes, before it is scheduled.
@@ -54,12 +68,7 @@ class Description:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
             T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-            handles = [T.arg(operand.name, T.handle()) for operand in self.operands]
-            begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
-            buffers = {
-                operand.name: IRBuilder.name(operand.name, T.match_buffer(handle, operand.shape, "float32"))
-                for operand, handle in zip(self.operands, handles, strict=True)
-            }
+            buffers, begin, count = declare_arguments(self.operands)
             accumulator = T.sblock_alloc_buffer((self.rows, count, self.partial_sums, TILE), "float32")
             self._accumulate(accumulator, buffers, begin, count)
             self._epilogue(accumulator, buffers, begin, count, native_exp)
@@ -69,9 +78,7 @@ class Description:
         extents = (count, self.rows, self.partial_sums, TILE, *self.reduction)
         with T.grid(*extents) as loops, T.sblock("accumulate"):
             t, i, s, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents[:4], loops[:4], strict=True))
-            reduction = [
-                T.axis.reduce(extent, loop) for extent, loop in zip(extents[4:], loops[4:], strict=True)
-            ]
+            reduction = [T.axis.reduce(extent, loop) for extent, loop in zip(extents[4:], loops[4:], strict=True)]
             with T.init():
                 T.buffer_store(accumulator, T.float32(0), [i, t, s, j])
             term = self.term(buffers, [i, t, j, s, *reduction], begin)

@@ -100,7 +100,7 @@ def _cpu_device_variants(layer: Linear, hardware: Hardware) -> list[Variant]:
     lanes = hardware.vector_bytes // 4
     whole_tiles = [tile for tile in _register_tiles(layer, hardware) if tile[1] == TILE]
     return [
-        _gpu_variant(rows=rows, lanes=lanes, channel_threads=1, row_threads=1, k_split=k_split, order=order, unroll=unroll)
+        _gpu_variant((rows, lanes, 1, 1), k_split=k_split, order=order, unroll=unroll)
         for rows, _channels, k_split in whole_tiles[:6]
         for order in ((0, 1) if layer.m > rows else (0,))
         for unroll in _unrolls(layer, k_split)
@@ -118,13 +118,14 @@ def _gpu_variants(layer: Linear, hardware: Hardware) -> list[Variant]:
                 group = channel_threads * row_threads
                 if group <= hardware.max_group_size and (padded <= 1.25 * layer.m or block <= 4):
                     for order in (0, 1):
-                        geometry = {"rows": rows, "lanes": lanes, "channel_threads": channel_threads}
-                        found.append(_gpu_variant(**geometry, row_threads=row_threads, k_split=1, order=order, unroll=1))
+                        geometry = (rows, lanes, channel_threads, row_threads)
+                        found.append(_gpu_variant(geometry, k_split=1, order=order, unroll=1))
     return found
 
 
-def _gpu_variant(**params: int) -> Variant:
-    return Variant.make(IMPLEMENTATION, **params)
+def _gpu_variant(geometry: tuple[int, int, int, int], **params: int) -> Variant:
+    named = zip(("rows", "lanes", "channel_threads", "row_threads"), geometry, strict=True)
+    return Variant.make(IMPLEMENTATION, **dict(named), **params)
 
 
 def describe(layer: Linear, rows: int, k_split: int) -> Description:

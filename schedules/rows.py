@@ -13,7 +13,10 @@ from tvm.script.ir_builder import tirx as T
 from tvm_coexec.layers import ROW_BLOCK, TILE, RowWise, tile_count
 
 from .epilogue import Epilogue, Stage, stages
-from .frame import Operand
+from .frame import Operand, declare_arguments
+
+Term = Callable[[Any, Any, Any], Any]
+"""An element of a row, from its indices."""
 
 _LOWEST = -3.0e38
 _FOLD = 8
@@ -27,17 +30,7 @@ class _RowKernel:
         self.layer = layer
         self.native_exp = native_exp
         self.vector_blocks: list[str] = []
-        self.begin, self.count, self.buffers = self._arguments(operands)
-
-    @staticmethod
-    def _arguments(operands: Sequence[Operand]) -> tuple[Any, Any, dict[str, Any]]:
-        handles = [T.arg(operand.name, T.handle()) for operand in operands]
-        begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
-        buffers = {
-            operand.name: IRBuilder.name(operand.name, T.match_buffer(handle, operand.shape, "float32"))
-            for operand, handle in zip(operands, handles, strict=True)
-        }
-        return begin, count, buffers
+        self.buffers, self.begin, self.count = declare_arguments(operands)
 
     def element(self, row: Any, tile: Any, channel: Any) -> Any:
         return self.buffers["input"][self.begin * ROW_BLOCK + row, tile, channel]
@@ -46,13 +39,17 @@ class _RowKernel:
         """Whether a position holds a channel; None where every position does."""
         return None if self.layer.n % TILE == 0 else tile * TILE + channel < self.layer.n
 
-    def statistic(self, name: str, term: Callable[[Any, Any, Any], Any], combine: Callable[[Any, Any], Any], start: float) -> Any:
+    def statistic(self, name: str, term: Term, combine: Callable[[Any, Any], Any], start: float) -> Any:
         """Reduce ``term(row, tile, channel)`` over a row; returns a buffer with one value a row."""
         rows = self.count * ROW_BLOCK
         wide = T.sblock_alloc_buffer((rows, TILE), "float32")
-        self._reduce(f"{name}_wide", wide, (TILE, tile_count(self.layer.n)), lambda i, j, t: term(i, t, j), combine, start)
+        self._reduce(
+            f"{name}_wide", wide, (TILE, tile_count(self.layer.n)), lambda i, j, t: term(i, t, j), combine, start
+        )
         narrow = T.sblock_alloc_buffer((rows, _FOLD), "float32")
-        self._reduce(f"{name}_fold", narrow, (_FOLD, TILE // _FOLD), lambda i, j, t: wide[i, t * _FOLD + j], combine, start)
+        self._reduce(
+            f"{name}_fold", narrow, (_FOLD, TILE // _FOLD), lambda i, j, t: wide[i, t * _FOLD + j], combine, start
+        )
         result = T.sblock_alloc_buffer((rows, 1), "float32")
         self._reduce(name, result, (1, _FOLD), lambda i, _j, t: narrow[i, t], combine, start)
         return result
@@ -62,7 +59,7 @@ class _RowKernel:
         name: str,
         target: Any,
         extents: tuple[int, int],
-        term: Callable[[Any, Any, Any], Any],
+        term: Term,
         combine: Callable[[Any, Any], Any],
         start: float,
     ) -> None:
@@ -75,7 +72,7 @@ class _RowKernel:
             T.buffer_store(target, combine(target[i, j], term(i, j, t)), [i, j])
         self.vector_blocks.append(name)
 
-    def store(self, chain: Sequence[Stage], value: Callable[[Any, Any, Any], Any], index: list[Any]) -> None:
+    def store(self, chain: Sequence[Stage], value: Term, index: list[Any]) -> None:
         rows, tiles = self.count * ROW_BLOCK, tile_count(self.layer.n)
         kept: list[Any] = []
         for number, stage in enumerate(chain):
@@ -93,7 +90,7 @@ def _add(x: Any, y: Any) -> Any:
     return x + y
 
 
-def _layer_norm(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
+def _layer_norm(kernel: _RowKernel) -> Term:
     n = T.float32(1.0 / kernel.layer.n)
     total = kernel.statistic("total", kernel.element, _add, 0.0)
 
@@ -117,16 +114,15 @@ def _layer_norm(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
 def _exp_below(kernel: _RowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
     """``exp(x - highest)``, zero where a position holds no channel; one expression, since it stands in a reduction."""
     epilogue = Epilogue(kernel.native_exp)
-    chain = [*(), epilogue.exp(lambda v: v[0])]
+    power = epilogue.exp(lambda v: v[0])
     values = [kernel.element(i, t, j) - highest[i, 0]]
     for stage in epilogue.stages:
         values.append(stage(values))
-    power = chain[-1](values)
     inside = kernel.is_channel(t, j)
-    return power if inside is None else T.Select(inside, power, T.float32(0))
+    return power(values) if inside is None else T.Select(inside, power(values), T.float32(0))
 
 
-def _softmax(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
+def _softmax(kernel: _RowKernel) -> Term:
     def candidate(i: Any, t: Any, j: Any) -> Any:
         inside = kernel.is_channel(t, j)
         x = kernel.element(i, t, j)
@@ -137,7 +133,7 @@ def _softmax(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
     return lambda i, t, j: _exp_below(kernel, highest, i, t, j) / total[i, 0]
 
 
-def _map(kernel: _RowKernel) -> Callable[[Any, Any, Any], Any]:
+def _map(kernel: _RowKernel) -> Term:
     return kernel.element
 
 
@@ -161,7 +157,7 @@ def schedule_rows(layer: RowWise, operands: Sequence[Operand], *, lanes: int, gp
         kernel.store(chain, value, index)
     sch = s_tir.Schedule(tvm.IRModule({"main": builder.get()}))
     store = sch.get_sblock("store")
-    i, t, j = sch.get_loops(store)
+    i, _t, j = sch.get_loops(store)
     unit, row = sch.split(i, [None, ROW_BLOCK])
     if gpu:
         sch.bind(unit, "blockIdx.x")

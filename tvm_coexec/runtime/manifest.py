@@ -43,7 +43,7 @@ class ConstantSpec:
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """A kernel's buffer: its role, the tensor or constant that fills it, and the shape that the kernel was built for."""
+    """A kernel's buffer: its role, the tensor or constant that fills it, and the shape that the kernel expects."""
 
     role: str
     source: str

@@ -38,8 +38,8 @@ class Operation:
 class Command:
     """A command of the GPU program: a layer's kernel, or a flag kernel.
 
-    ``kind`` is ``kernel``, ``signal``, ``wait`` or ``signal_wait``; ``done`` is the step that a signal reports, ``step``
-    the one that a wait is for.
+    ``kind`` is ``kernel``, ``signal``, ``wait`` or ``signal_wait``; ``done`` is the step that a signal reports,
+    ``step`` the one that a wait is for.
     """
 
     kind: str
@@ -77,7 +77,9 @@ def _waits(steps: Sequence[Work], waiting: str) -> dict[int, int]:
         if not (step.cpu_units if waiting == "cpu" else step.gpu_units):
             continue
         others = [
-            read for read in step.reads if (steps[read - 1].gpu_units if waiting == "cpu" else steps[read - 1].cpu_units)
+            read
+            for read in step.reads
+            if (steps[read - 1].gpu_units if waiting == "cpu" else steps[read - 1].cpu_units)
         ]
         needed = max(others, default=0)
         if needed > known:
@@ -109,9 +111,7 @@ def _lower_flags(steps: Sequence[Work]) -> Lowered:
     return lowered
 
 
-def _gpu_program(
-    steps: Sequence[Work], waits: dict[int, int], signals: set[int], commands: list[Command]
-) -> list[int]:
+def _gpu_program(steps: Sequence[Work], waits: dict[int, int], signals: set[int], commands: list[Command]) -> list[int]:
     """Append the GPU's commands; returns, for each step, the number of commands up to its end."""
     ends = []
     for number, step in enumerate(steps, 1):

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -54,11 +55,40 @@ int coexec_open_opencl(const char* path) {
   return 0;
 }
 
-/* ---- what TVM's kernels call when an argument is not what they were compiled for ---- */
+/* ---- what TVM's kernels call: defined here so that a module needs no TVM library ---- */
+
+/* Scratch that a kernel wants for the time of one call; kernels free it in the reverse order. */
+enum { WORKSPACE_BYTES = 1 << 18, WORKSPACE_ALIGNMENT = 128 };
+static _Thread_local struct {
+  _Alignas(WORKSPACE_ALIGNMENT) char bytes[WORKSPACE_BYTES];
+  size_t used;
+} workspace;
+
+static void* workspace_alloc(int device_type, int device_id, uint64_t size, int code_hint, int bits_hint) {
+  size_t rounded = (size + WORKSPACE_ALIGNMENT - 1) & ~(size_t)(WORKSPACE_ALIGNMENT - 1);
+  (void)device_type, (void)device_id, (void)code_hint, (void)bits_hint;
+  if (rounded > WORKSPACE_BYTES - workspace.used) return aligned_alloc(WORKSPACE_ALIGNMENT, rounded);
+  void* start = workspace.bytes + workspace.used;
+  workspace.used += rounded;
+  return start;
+}
+
+static int workspace_free(int device_type, int device_id, void* start) {
+  (void)device_type, (void)device_id;
+  ptrdiff_t place = (char*)start - workspace.bytes;
+  if (place >= 0 && place < WORKSPACE_BYTES)
+    workspace.used = (size_t)place;
+  else
+    free(start);
+  return 0;
+}
+
+__attribute__((visibility("hidden"))) void* (*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = workspace_alloc;
+__attribute__((visibility("hidden"))) int (*__TVMBackendFreeWorkspace)(int, int, void*) = workspace_free;
 
 static _Thread_local char kernel_error[COEXEC_TEXT];
 
-/* Defined here so that a module needs no TVM library; hidden so that it never replaces TVM's own. */
+/* An argument is not what the kernel was compiled for. Hidden, so that it never replaces TVM's own. */
 __attribute__((visibility("hidden"))) void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts,
                                                                             int32_t count) {
   int length = snprintf(kernel_error, sizeof kernel_error, "%s: ", kind);

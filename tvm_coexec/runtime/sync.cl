@@ -1,6 +1,7 @@
 /* The GPU's half of the flags. The words' places are those of stitch.h. */
 
-#if __OPENCL_C_VERSION__ >= 200
+/* OpenCL C 3.0 made the scope of all devices optional. */
+#if __OPENCL_C_VERSION__ == 200 || defined(__opencl_c_atomic_scope_all_devices)
 #define LOAD(word) \
   atomic_load_explicit((volatile __global atomic_int*)(word), memory_order_acquire, memory_scope_all_svm_devices)
 #define STORE(word, value) \

@@ -1,0 +1,149 @@
+"""Compiles halves: LLVM object code for the CPU, OpenCL source for the GPU. What was compiled once is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from . import schedules
+from .errors import KernelError, ToolchainError
+from .layers import Linear, RowWise, Variant, layer_to_json
+from .runtime.stitch import SOURCES as STITCH_SOURCES
+from .target import Target
+
+_SHAPES_MARK = b"\n//shapes "
+_CFLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-shared", "-fvisibility=default")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled half: ``code`` is an object file or OpenCL source, ``shapes`` are those of its buffers."""
+
+    symbol: str
+    side: str
+    code: bytes
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path(platformdirs.user_cache_path("tvm-coexec"))
+
+
+def compile_half(layer: Linear | RowWise, side: str, variant: Variant, target: Target) -> Kernel:
+    """Compile one half, or take it from the cache.
+
+    Raises
+    ------
+    KernelError
+        The variant does not compile for this layer and target.
+    """
+    identity = json.dumps([layer_to_json(layer), side, variant.to_json(), target.key, _generator_key()])
+    symbol = f"{layer.op}_{side}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    kept = cache_folder() / symbol[-2:] / symbol
+    if kept.exists():
+        code, _, shapes = kept.read_bytes().rpartition(_SHAPES_MARK)
+        return Kernel(symbol, side, code, tuple(tuple(shape) for shape in json.loads(shapes)))
+    kernel = _generate(layer, side, variant, target, symbol)
+    _write_whole(kept, kernel.code + _SHAPES_MARK + json.dumps(kernel.shapes).encode())
+    return kernel
+
+
+@cache
+def _generator_key() -> str:
+    """Changes with TVM and with every line of the schedules."""
+    digest = hashlib.sha256(importlib.metadata.version("apache-tvm").encode())
+    for path in sorted(Path(schedules.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+        partial.write(content)
+    Path(partial.name).replace(path)
+
+
+def _generate(layer: Linear | RowWise, side: str, variant: Variant, target: Target, symbol: str) -> Kernel:
+    import tvm
+
+    try:
+        module, shapes = schedules.family(layer).build(layer, side, variant)
+        named = tvm.IRModule({symbol: module["main"].with_attr("global_symbol", symbol)})
+        roles = schedules.family(layer).operand_names(layer)
+        code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
+    except tvm.error.TVMError as error:
+        first = next(line for line in str(error).splitlines() if line.strip())
+        raise KernelError(f"variant {variant} of {layer} does not compile: {first}") from error
+    return Kernel(symbol, side, code, shapes)
+
+
+def _object_code(module: Any, target: Target) -> bytes:
+    import tvm
+
+    compiled = tvm.compile(module, target=tvm.target.Target(dict(target.llvm)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.o"
+        compiled.mod.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str]) -> bytes:
+    """The kernel's source; its arguments must be the buffers, then begin and count."""
+    import tvm
+
+    device = {"kind": "opencl", "max_num_threads": target.hardware.max_group_size}
+    compiled = tvm.compile(module, target=tvm.target.Target(device, host=dict(target.llvm)))
+    source: str = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
+    declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
+    arguments = declarations[0].split(",") if len(declarations) == 1 else []
+    names = [argument.replace("*", " ").split()[-1] for argument in arguments]
+    expected = [f"p{place}_{role}_ptr" for place, role in enumerate(roles)] + ["begin", "count"]
+    if names != expected:
+        raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
+    return source.encode()
+
+
+def link(kernels: Iterable[Kernel]) -> bytes:
+    """A shared library of CPU kernels with the stitch in it.
+
+    Raises
+    ------
+    ToolchainError
+        There is no C compiler, or it fails.
+    """
+    compiler = c_compiler()
+    with tempfile.TemporaryDirectory() as folder:
+        objects = []
+        for kernel in {kernel.symbol: kernel for kernel in kernels}.values():
+            objects.append(Path(folder) / f"{kernel.symbol}.o")
+            objects[-1].write_bytes(kernel.code)
+        output = Path(folder) / "cpu.so"
+        command = [compiler, *_CFLAGS, *map(str, (*STITCH_SOURCES, *objects)), "-o", str(output), "-ldl", "-lm"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise ToolchainError(f"{compiler} cannot link the CPU kernels: {result.stderr.strip().splitlines()[-1]}")
+        return output.read_bytes()
+
+
+def c_compiler() -> str:
+    """Path of the C compiler: ``$CC``, ``cc``, ``gcc`` or ``clang``."""
+    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    raise ToolchainError("no C compiler (cc, gcc or clang) is installed; try `apt install gcc libc6-dev`, or set CC")

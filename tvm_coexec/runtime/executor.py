@@ -1,0 +1,325 @@
+"""Sets up the stitch's programs for a loaded module: memory, kernels with their arguments, any split."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.errors import DeviceError, FileFormatError, KernelError, SyncTimeoutError
+from tvm_coexec.layers import ROW_BLOCK, TILE, row_tiles
+
+from . import stitch
+from .manifest import HalfSpec, Manifest, StepSpec, TensorSpec
+from .memory import Block, memory_for
+from .program import Command, Lowered, Work, lower
+from .sync import SyncKernels
+
+if TYPE_CHECKING:
+    from .device import Device
+
+TIMEOUT_S = 5.0
+"""Default bound on every wait of one processor for the other."""
+
+
+@dataclass
+class Event:
+    """One thing that a side did in a run, for the timeline; times from the start of the run."""
+
+    side: str
+    kind: str
+    step: str
+    start_us: float
+    end_us: float
+
+
+class Executor:
+    """A module's code and memory on one device; prepares programs for sequences of its steps."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        library_path: Path,
+        opencl_source: str,
+        device: Device,
+        *,
+        timeout_s: float,
+        yields: bool,
+    ) -> None:
+        self.manifest = manifest
+        self.device = device
+        self.timeout_s = timeout_s
+        self.yields = yields
+        self.library = stitch.Library(library_path)
+        self._memory = memory_for(device)
+        self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
+        self.blocks = self._allocate()
+        self.sync = SyncKernels(device, self._memory, timeout_s) if device.mechanism == "svm" else None
+        self._opencl = _build(device, opencl_source) if opencl_source.strip() else None
+
+    def _allocate(self) -> dict[str, Block]:
+        """A block for every tensor and constant, large enough for the padding of every kernel that touches it."""
+        counts = {name: tensor.rows * row_tiles(tensor.channels) * TILE for name, tensor in self._tensors.items()}
+        counts.update({constant.name: int(np.prod(constant.shape)) for constant in self.manifest.constants})
+        for step in self.manifest.steps:
+            for half in (step.cpu, step.gpu):
+                for argument in half.arguments if half else ():
+                    counts[argument.source] = max(counts[argument.source], int(np.prod(argument.shape)))
+        return {name: self._memory.allocate(count) for name, count in counts.items()}
+
+    def view(self, name: str) -> np.ndarray:
+        """The CPU's view of a tensor, ``[rows, channels]``; padding left out."""
+        tensor = self._tensors[name]
+        stride = row_tiles(tensor.channels) * TILE
+        rows = self.blocks[name].array[: tensor.rows * stride].reshape(tensor.rows, stride)
+        return rows[:, : tensor.channels]
+
+    def publish(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.blocks[name].publish(self.device.queue)
+
+    def prepare(
+        self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[int, ...]], *, timeline: bool = False
+    ) -> Prepared:
+        """A program that runs steps, each with its CPU units; ``reads`` are step numbers counted from 1."""
+        return Prepared(self, sequence, reads, timeline)
+
+    def network_reads(self) -> list[tuple[int, ...]]:
+        """For each step of the module the steps whose outputs it reads."""
+        writer = {step.output: number for number, step in enumerate(self.manifest.steps, 1)}
+        return [tuple(writer[name] for name in step.inputs if name in writer) for step in self.manifest.steps]
+
+    def opencl_kernel(self, symbol: str) -> Any:
+        """A kernel object of its own, since arguments belong to the object."""
+        import pyopencl as cl
+
+        try:
+            return cl.Kernel(self._opencl, f"{symbol}_kernel")
+        except (cl.Error, TypeError) as error:
+            raise FileFormatError(
+                f"the module's OpenCL code has no kernel {symbol!r} ({error}); build it again"
+            ) from None
+
+    def tensor_argument(self, role_source: tuple[str, tuple[int, ...]]) -> stitch.Tensor:
+        source, shape = role_source
+        return stitch.Tensor.of(self.blocks[source].address, shape)
+
+    def spec(self, name: str) -> TensorSpec:
+        return self._tensors[name]
+
+
+def _build(device: Device, source: str) -> Any:
+    import pyopencl as cl
+
+    try:
+        return cl.Program(device.context, source).build(cache_dir=False)
+    except cl.Error as error:
+        first = str(error).strip().splitlines()
+        raise KernelError(
+            f"{device.info.name} refuses the module's OpenCL code: {first[0] if first else error}"
+        ) from None
+
+
+class Prepared:
+    """A program with every array that the stitch reads, kept alive together."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        sequence: Sequence[tuple[StepSpec, int]],
+        reads: Sequence[tuple[int, ...]],
+        timeline: bool,
+    ) -> None:
+        self.executor = executor
+        self.steps = [step for step, _ in sequence]
+        manifest = executor.manifest
+        works = []
+        for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
+            _check_split(step, cpu_units)
+            is_output = step.output in manifest.outputs or number == len(sequence)
+            works.append(Work(cpu_units, step.units - cpu_units, read, is_output))
+        self.works = works
+        mechanism = executor.device.mechanism
+        self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs))
+        self._keep: list[Any] = []
+        self._kernels: dict[tuple[str, int, int], Any] = {}
+        self.timeline = timeline
+        self.program = self._program()
+        if executor.library.start(self.program):
+            raise DeviceError("the CPU threads cannot be started; ask for fewer --cpu-cores")
+
+    def _program(self) -> stitch.Program:
+        executor, device = self.executor, self.executor.device
+        operations = (stitch.Operation * len(self.lowered.operations))(
+            *(
+                stitch.Operation(
+                    stitch.OPERATION_KINDS.index(operation.kind), operation.step, operation.first, operation.last
+                )
+                for operation in self.lowered.operations
+            )
+        )
+        commands = (stitch.Command * len(self.lowered.commands))(*map(self._command, self.lowered.commands))
+        calls = (stitch.Call * len(self.works))(*(self._call(index) for index in range(len(self.works))))
+        exchanges = self._exchanges()
+        cores = stitch.numbers(device.cpu_cores)
+        self.operation_ns = stitch.nanoseconds(len(operations))
+        self.events = (ctypes.c_void_p * len(commands))()
+        queue = device.profiling_queue if self.timeline else device.queue
+        self._keep += [operations, commands, calls, exchanges, cores, queue]
+        return stitch.Program(
+            operations=operations,
+            commands=commands,
+            calls=calls,
+            exchanges=exchanges,
+            operation_count=len(operations),
+            command_count=len(commands),
+            call_count=len(calls),
+            exchange_count=len(exchanges),
+            queue=queue.int_ptr,
+            flags=executor.sync.flags.address if executor.sync else None,
+            timeout_ns=int(executor.timeout_s * 1e9),
+            cores=cores,
+            core_count=len(cores),
+            yields=executor.yields,
+            operation_ns=self.operation_ns.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) if self.timeline else None,
+            events=self.events if self.timeline else None,
+        )
+
+    def _call(self, index: int) -> stitch.Call:
+        step, work = self.steps[index], self.works[index]
+        if not work.cpu_units:
+            return stitch.Call()
+        half = _half(step, "cpu")
+        tensors = [self.executor.tensor_argument((argument.source, argument.shape)) for argument in half.arguments]
+        call = stitch.Call.of(self.executor.library.kernel(half.symbol), tensors, work.gpu_units, work.cpu_units)
+        self._keep += [tensors, call]
+        return call
+
+    def _command(self, command: Command) -> stitch.Command:
+        if command.kind != "kernel":
+            assert self.executor.sync is not None
+            kernel = self.executor.sync.kernel(command)
+            self._keep.append(kernel)
+            return stitch.Command(kernel.int_ptr, (1, 1), (1, 1))
+        step, work = self.steps[command.step - 1], self.works[command.step - 1]
+        half = _half(step, "gpu")
+        kernel = self._layer_kernel(half, work.gpu_units)
+        grid = list(half.grid)
+        grid[half.unit_axis] *= work.gpu_units
+        sizes = tuple(groups * size for groups, size in zip(grid, half.group, strict=True))
+        return stitch.Command(kernel.int_ptr, sizes, half.group)
+
+    def _layer_kernel(self, half: HalfSpec, gpu_units: int) -> Any:
+        """The kernel with its arguments; steps that agree in all of them share one."""
+        key = (half.symbol + "/" + "/".join(argument.source for argument in half.arguments), 0, gpu_units)
+        if key not in self._kernels:
+            kernel = self.executor.opencl_kernel(half.symbol)
+            blocks = [self.executor.blocks[argument.source].argument for argument in half.arguments]
+            kernel.set_args(*blocks, np.int32(0), np.int32(gpu_units))
+            self._kernels[key] = kernel
+        return self._kernels[key]
+
+    def _exchanges(self) -> Any:
+        """One for each step's output, then one for each input of the module."""
+        if self.executor.sync is not None:
+            return (stitch.Exchange * 0)()
+        outputs = [
+            self._exchange(step.output, step.axis, work.gpu_units)
+            for step, work in zip(self.steps, self.works, strict=True)
+        ]
+        inputs = [self._exchange(name, "rows", 0) for name in self.executor.manifest.inputs]
+        return (stitch.Exchange * (len(outputs) + len(inputs)))(*outputs, *inputs)
+
+    def _exchange(self, name: str, axis: str, gpu_units: int) -> stitch.Exchange:
+        block, tensor = self.executor.blocks[name], self.executor.spec(name)
+        row_bytes = row_tiles(tensor.channels) * TILE * 4
+        if axis == "channels":
+            edge = min(gpu_units * TILE * 4, row_bytes)
+            gpu = ((0, 0, 0), (edge, tensor.rows if edge else 0, 1))
+            cpu = ((edge, 0, 0), (row_bytes - edge, tensor.rows, 1))
+        else:
+            edge = min(gpu_units * ROW_BLOCK, tensor.rows)
+            gpu = ((0, 0, 0), (row_bytes if edge else 0, edge, 1))
+            cpu = ((0, edge, 0), (row_bytes if edge < tensor.rows else 0, tensor.rows - edge, 1))
+        return stitch.Exchange(
+            buffer=block.buffer.int_ptr,
+            host=block.address,
+            bytes=block.array.nbytes,
+            unified=self.executor.device.info.unified_memory,
+            row_bytes=row_bytes,
+            gpu_origin=gpu[0],
+            gpu_region=gpu[1],
+            cpu_origin=cpu[0],
+            cpu_region=cpu[1],
+        )
+
+    def run(self) -> None:
+        """Run once; raises where a side waits in vain, or a kernel or OpenCL fails."""
+        status = self.executor.library.run(self.program)
+        if status != stitch.STATUS_OK:
+            self._raise(status)
+
+    def _raise(self, status: int) -> None:
+        program, device = self.program, self.executor.device
+        step = program.status_step
+        layer = self.steps[step - 1].name if 0 < step <= len(self.steps) else "the module's inputs"
+        bound = f"{self.executor.timeout_s:g} s"
+        if status == stitch.STATUS_CPU_WAITED:
+            raise SyncTimeoutError(
+                f"layer {layer!r}: the CPU waited {bound} for the GPU half, which did not come; raise timeout_s if the "
+                f"layer takes longer, else check {device.info.name} with `tvm-coexec doctor`"
+            )
+        if status == stitch.STATUS_GPU_WAITED:
+            raise SyncTimeoutError(
+                f"layer {layer!r}: the GPU waited for longer than {bound} for the CPU half, which did not come; raise "
+                "timeout_s if the layer takes longer"
+            )
+        if status == stitch.STATUS_GPU_HANGS:
+            raise SyncTimeoutError(
+                f"layer {layer!r}: the GPU does not finish within {bound}, even after its waits were ended; a kernel "
+                f"hangs on {device.info.name}: restart the process"
+            )
+        if status == stitch.STATUS_KERNEL_FAILED:
+            raise KernelError(f"layer {layer!r}: the CPU kernel failed: {program.text.decode(errors='replace')}")
+        raise DeviceError(f"layer {layer!r}: OpenCL error {program.opencl_error} on {device.info.name}")
+
+    def take_events(self) -> list[Any]:
+        """The OpenCL events of the last run of a program with a timeline, one for each command."""
+        import pyopencl as cl
+
+        self.executor.device.profiling_queue.finish()
+        events = [cl.Event.from_int_ptr(pointer, retain=False) for pointer in self.events]
+        ctypes.memset(self.events, 0, ctypes.sizeof(self.events))
+        return events
+
+    def close(self) -> None:
+        self.executor.library.stop(self.program)
+
+    def __del__(self) -> None:
+        if hasattr(self, "program"):
+            self.close()
+
+
+def _check_split(step: StepSpec, cpu_units: int) -> None:
+    if not 0 <= cpu_units <= step.units:
+        raise ValueError(
+            f"layer {step.name!r} has {step.units} units; a split of {cpu_units} for the CPU is none of it"
+        )
+
+
+def _half(step: StepSpec, side: str) -> HalfSpec:
+    half = step.cpu if side == "cpu" else step.gpu
+    if half is None:
+        raise KernelError(f"layer {step.name!r} was built without a {side.upper()} half; build it with another split")
+    return half
+
+
+def operand_sources(step: StepSpec) -> Mapping[str, str]:
+    """Which tensor or constant fills each role of a step's kernels."""
+    half = step.cpu or step.gpu
+    assert half is not None
+    return {argument.role: argument.source for argument in half.arguments}

@@ -1,0 +1,236 @@
+"""The deployable module: call it with numpy arrays, time it, look at its timeline."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.errors import FileFormatError, InputError
+
+from . import timing
+from .device import Device, open_device
+from .executor import TIMEOUT_S, Event, Executor, Prepared
+from .modulefile import Package
+
+if TYPE_CHECKING:
+    from tvm_coexec.planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Latencies of whole runs, inputs and outputs staying where they are."""
+
+    latency_us: tuple[float, ...]
+
+    @property
+    def median_us(self) -> float:
+        return float(np.median(self.latency_us))
+
+    def __str__(self) -> str:
+        low, high = np.percentile(self.latency_us, [10, 90])
+        return f"{self.median_us:.1f} us (10 %: {low:.1f}, 90 %: {high:.1f}, {len(self.latency_us)} runs)"
+
+
+class Module:
+    """A network on one device, its layers divided between the CPU and the GPU.
+
+    Not safe to call from several threads at once: there is one set of activations.
+    """
+
+    def __init__(self, package: Package, device: Device, *, timeout_s: float = TIMEOUT_S, yields: bool = False) -> None:
+        self._package = package
+        self.device = device
+        manifest = package.manifest
+        with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder:
+            library = Path(folder) / "cpu.so"
+            library.write_bytes(package.library)
+            self._executor = Executor(
+                manifest, library, package.opencl_source, device, timeout_s=timeout_s, yields=yields
+            )
+        self._load_constants()
+        self._splits = [step.cpu_units for step in manifest.steps]
+        self._prepared: dict[bool, Prepared] = {}
+
+    def _load_constants(self) -> None:
+        for constant in self._package.manifest.constants:
+            block = self._executor.blocks[constant.name].array
+            if constant.seed is None:
+                block[: int(np.prod(constant.shape))] = self._package.constants[constant.name].reshape(-1)
+            else:
+                block[:] = np.random.default_rng(constant.seed).standard_normal(len(block), np.float32)
+        self._executor.publish([constant.name for constant in self._package.manifest.constants])
+
+    @property
+    def plan(self) -> Plan:
+        """How the layers are divided, and why."""
+        from tvm_coexec.planning.plan import Plan
+
+        return Plan.from_json(self._package.manifest.plan)
+
+    @property
+    def mechanism(self) -> str:
+        """``svm`` or ``event``."""
+        return self.device.mechanism
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The CPU's units of each layer."""
+        return {step.name: units for step, units in zip(self._package.manifest.steps, self._splits, strict=True)}
+
+    def set_splits(self, splits: Mapping[str, int]) -> None:
+        """Change the CPU's units of some layers; nothing is compiled."""
+        names = [step.name for step in self._package.manifest.steps]
+        for name, cpu_units in splits.items():
+            if name not in names:
+                raise InputError(f"the module has no layer {name!r}; it has {', '.join(names)}")
+            self._splits[names.index(name)] = cpu_units
+        self._prepared.clear()
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Views ``[rows, channels]`` of the inputs in shared memory, to be written before :meth:`run`."""
+        return {name: self._executor.view(name) for name in self._package.manifest.inputs}
+
+    @property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Views ``[rows, channels]`` of the outputs in shared memory, valid after :meth:`run`."""
+        return {name: self._executor.view(name) for name in self._package.manifest.outputs}
+
+    def run(self) -> None:
+        """Run once on what the inputs hold, copying nothing."""
+        self._program(timeline=False).run()
+
+    def __call__(self, *arrays: np.ndarray, **named: np.ndarray) -> Any:
+        """Run the network.
+
+        Parameters
+        ----------
+        *arrays, **named
+            float32 inputs in the model's order, or by name, of the model's shapes.
+
+        Returns
+        -------
+        The output, or a dict of outputs by name where the model has several.
+        """
+        manifest = self._package.manifest
+        for name, array in self._bind(arrays, named).items():
+            self._executor.view(name)[:] = array.reshape(self._executor.view(name).shape)
+        self.run()
+        results = {
+            name: np.ascontiguousarray(self._executor.view(name)).reshape(self._executor.spec(name).shape)
+            for name in manifest.outputs
+        }
+        return results[manifest.outputs[0]] if len(results) == 1 else results
+
+    def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = self._package.manifest.inputs
+        if len(arrays) > len(names):
+            raise InputError(f"the module takes {len(names)} inputs ({', '.join(names)}), {len(arrays)} were given")
+        bound = dict(zip(names, arrays, strict=False))
+        for name, array in named.items():
+            if name not in names or name in bound:
+                raise InputError(f"input {name!r} is unknown or given twice; the inputs are {', '.join(names)}")
+            bound[name] = array
+        missing = [name for name in names if name not in bound]
+        if missing:
+            raise InputError(f"missing input {', '.join(missing)}")
+        for name, array in bound.items():
+            shape = self._executor.spec(name).shape
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
+                what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+                raise InputError(f"input {name!r} must be a float32 array of shape {shape}, not {what}")
+        return bound
+
+    def _program(self, *, timeline: bool) -> Prepared:
+        if timeline not in self._prepared:
+            sequence = list(zip(self._package.manifest.steps, self._splits, strict=True))
+            self._prepared[timeline] = self._executor.prepare(
+                sequence, self._executor.network_reads(), timeline=timeline
+            )
+        return self._prepared[timeline]
+
+    @property
+    def sync_count(self) -> int:
+        """Points of one run at which one processor may wait for the other."""
+        return self._program(timeline=False).lowered.sync_count
+
+    def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
+        """Time whole runs on what the inputs hold."""
+        program = self._program(timeline=False)
+        return Benchmark(tuple(timing.time_runs(program, repeats=repeats, warmup=warmup)))
+
+    def profile(self, *, warmup: int = 3) -> list[Event]:
+        """What both sides did, and waited for, in one warm run."""
+        program = self._program(timeline=True)
+        for _ in range(warmup):
+            program.run()
+            program.take_events()
+        program.run()
+        return timing.timeline(program)
+
+    def time_step(
+        self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2
+    ) -> timing.StepTimes:
+        """Time one layer as it runs inside a network: again and again in one program, all synchronisation included.
+
+        Parameters
+        ----------
+        step
+            Index of the layer.
+        cpu_units, gpu_units
+            What each side computes; they may leave units out, which times a half alone.
+        """
+        return timing.time_step(self._executor, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup)
+
+    def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
+        """Run one layer on random input, its output poisoned before; the largest relative error against float64."""
+        return timing.check_step(self._executor, step, cpu_units, gpu_units, seed=seed)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the module to a file that :func:`load` reads."""
+        self._package.write(path)
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: Device | str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    yields: bool = False,
+) -> Module:
+    """Load a module file.
+
+    Parameters
+    ----------
+    path
+        What :meth:`Module.export` or ``tvm-coexec build`` wrote.
+    device
+        An open device or any unambiguous part of a device's name; by default the device of the same name as the one
+        that the module was built for.
+    timeout_s
+        Bound on every wait of one processor for the other.
+    yields
+        Give up the CPU while waiting, at the price of a slower wake-up.
+
+    Raises
+    ------
+    FileFormatError
+        The file is damaged, or of another version.
+    DeviceError
+        There is no such device.
+    """
+    package = Package.read(path)
+    if timeout_s <= 0:
+        raise InputError(f"timeout_s must be positive, got {timeout_s}")
+    if not isinstance(device, Device):
+        name = device if device is not None else package.manifest.device.get("name")
+        if name is not None and not isinstance(name, str):
+            raise FileFormatError("the module names no device; build it again")
+        device = open_device(name)
+    return Module(package, device, timeout_s=timeout_s, yields=yields)

@@ -1,0 +1,151 @@
+"""Times and checks programs: whole runs, one layer as it runs inside a network, and the timeline of both sides."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tvm_coexec.layers import layer_from_json
+
+from .executor import Event, Executor, Prepared, operand_sources
+from .reference import evaluate, relative_error
+
+_CHECKED_FLOPS = 50_000_000
+"""A check computes about this much in float64: all rows of small layers, some rows of large ones."""
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Times of one layer, one entry a repetition.
+
+    ``cpu_us`` and ``gpu_us`` are the halves' own times, while the other side works on its half; empty where the side
+    has none. ``wall_us`` is from one point at which both sides are done to the next, synchronisation included.
+    """
+
+    cpu_us: list[float]
+    gpu_us: list[float]
+    wall_us: list[float]
+
+
+def time_runs(program: Prepared, *, repeats: int, warmup: int) -> list[float]:
+    """Wall time of each run in microseconds."""
+    for _ in range(warmup):
+        program.run()
+    times_us = []
+    for _ in range(repeats):
+        start = time.perf_counter_ns()
+        program.run()
+        times_us.append((time.perf_counter_ns() - start) / 1e3)
+    return times_us
+
+
+def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int) -> StepTimes:
+    """See :meth:`Module.time_step`."""
+    spec = executor.manifest.steps[step]
+    part = replace(spec, units=cpu_units + gpu_units)
+    count = warmup + repeats
+    reads = [()] + [(number,) for number in range(1, count)]
+    program = executor.prepare([(part, cpu_units)] * count, reads, timeline=True)
+    program.run()
+    program.take_events()
+    program.run()
+    return _step_times(program, cpu_units, gpu_units, warmup)
+
+
+def _step_times(program: Prepared, cpu_units: int, gpu_units: int, warmup: int) -> StepTimes:
+    cpu_us: list[float] = []
+    ends_us: list[float] = []
+    for operation, (start_ns, end_ns) in zip(program.lowered.operations, program.operation_ns, strict=True):
+        if operation.kind == "call":
+            cpu_us.append((end_ns - start_ns) / 1e3)
+            ends_us.append(end_ns / 1e3)
+        elif operation.kind in ("wait", "exchange") and operation.step:
+            ends_us.append(end_ns / 1e3) if not cpu_units else ends_us.__setitem__(operation.step - 1, end_ns / 1e3)
+    gpu_us, gpu_ends_us = _gpu_times(program) if gpu_units else ([], [])
+    if not cpu_units:
+        ends_us = gpu_ends_us
+    wall_us = list(np.diff(ends_us))
+    return StepTimes(cpu_us[warmup:], gpu_us[warmup:], [float(wall) for wall in wall_us[warmup - 1 :]])
+
+
+def _gpu_times(program: Prepared) -> tuple[list[float], list[float]]:
+    """Each kernel's time since the command before it ended, launch included, and the times at which kernels ended."""
+    durations_us, ends_us = [], []
+    previous_end: int | None = None
+    for command, event in zip(program.lowered.commands, program.take_events(), strict=True):
+        start, end = event.profile.start, event.profile.end
+        if command.kind == "kernel":
+            durations_us.append((end - (start if previous_end is None else previous_end)) / 1e3)
+            ends_us.append(end / 1e3)
+        previous_end = end
+    return durations_us, ends_us
+
+
+def timeline(program: Prepared) -> list[Event]:
+    """Events of both sides of the last run, in order of their start."""
+    events = []
+    for operation, (start_ns, end_ns) in zip(program.lowered.operations, program.operation_ns, strict=True):
+        step = program.steps[operation.step - 1].name if operation.step else "inputs"
+        events.append(Event("cpu", operation.kind, step, start_ns / 1e3, end_ns / 1e3))
+    gpu = list(zip(program.lowered.commands, program.take_events(), strict=True))
+    if gpu:
+        offset_ns = _clock_offset_ns(program, gpu[0][1].profile.queued)
+        for command, event in gpu:
+            step = program.steps[command.step - 1].name
+            times_us = [(stamp - offset_ns) / 1e3 for stamp in (event.profile.start, event.profile.end)]
+            events.append(Event("gpu", command.kind, step, *times_us))
+    return sorted(events, key=lambda event: event.start_us)
+
+
+def _clock_offset_ns(program: Prepared, first_queued_ns: int) -> int:
+    """The device's clock at the start of the run: its first command was queued when the first enqueue began."""
+    kinds = [operation.kind for operation in program.lowered.operations]
+    return int(first_queued_ns - program.operation_ns[kinds.index("enqueue")][0])
+
+
+def check_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
+    """See :meth:`Module.check_step`."""
+    spec = executor.manifest.steps[step]
+    layer = layer_from_json(spec.layer)
+    rng = np.random.default_rng(seed)
+    for name in spec.inputs:
+        view = executor.view(name)
+        view[:] = rng.standard_normal(view.shape, np.float32)
+    output = executor.view(spec.output)
+    output[:] = np.nan
+    executor.publish([*spec.inputs, spec.output])
+    part = replace(spec, units=cpu_units + gpu_units)
+    executor.prepare([(part, cpu_units)], [()]).run()
+    rows = _some_rows(layer.m, layer.flops, rng)
+    operands = _operands(executor, step, rows)
+    return relative_error(output[rows], evaluate(layer, operands))
+
+
+def _some_rows(rows: int, flops: int, rng: np.random.Generator) -> np.ndarray:
+    wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / flops)))
+    if wanted >= rows:
+        return np.arange(rows)
+    return np.unique(np.concatenate([[0, rows - 1], rng.choice(rows, wanted, replace=False)]))
+
+
+def _operands(executor: Executor, step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The step's operands, unpacked, activations for some rows only."""
+    spec = executor.manifest.steps[step]
+    layer = layer_from_json(spec.layer)
+    shapes = {constant.name: constant.shape for constant in executor.manifest.constants}
+    operands = {}
+    for role, source in operand_sources(spec).items():
+        if role == "output":
+            continue
+        if source not in shapes:
+            operands[role] = executor.view(source)[rows]
+            continue
+        packed = executor.blocks[source].array[: int(np.prod(shapes[source]))].reshape(shapes[source])
+        if role == "weights":
+            operands[role] = packed.transpose(1, 0, 2).reshape(packed.shape[1], -1)[:, : layer.n]
+        else:
+            operands[role] = packed.reshape(-1)[: layer.n]
+    return operands

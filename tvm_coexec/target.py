@@ -1,0 +1,56 @@
+"""What code is generated for: derived from a device's facts, so that a host can compile for a device elsewhere."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import DeviceError
+from .layers import Hardware
+
+_VECTORS = (  # a CPU feature, the width of its vector registers in bytes, their number
+    ("avx512f", 64, 32),
+    ("avx2", 32, 16),
+    ("asimd", 16, 32),
+    ("neon", 16, 32),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """TVM's description of the CPU, and the hardware that schedules are chosen for."""
+
+    llvm: tuple[tuple[str, str], ...]
+    hardware: Hardware
+
+    @property
+    def key(self) -> str:
+        """Names everything that changes the code generated."""
+        return f"{self.llvm} {self.hardware}"
+
+
+def target_for(facts: Mapping[str, Any]) -> Target:
+    """The target of a device.
+
+    Parameters
+    ----------
+    facts
+        What :meth:`tvm_coexec.runtime.device.Device.facts` gave, here or on the device's own machine.
+    """
+    machine = facts["machine"]
+    if machine != platform.machine():
+        raise DeviceError(
+            f"the device's CPU is {machine}, this machine's {platform.machine()}; cross-compiling is not supported"
+        )
+    features = set(facts["cpu_features"])
+    width, registers = next(((w, r) for name, w, r in _VECTORS if name in features), (16, 16))
+    hardware = Hardware(width, registers, facts["device_type"], facts["max_group_size"])
+    return Target((("kind", "llvm"), ("mcpu", _host_cpu())), hardware)
+
+
+def _host_cpu() -> str:
+    from tvm.target.codegen import llvm_get_system_cpu
+
+    return str(llvm_get_system_cpu())
