@@ -54,6 +54,12 @@ class _RowKernel:
         self._reduce(name, result, (1, _FOLD), lambda i, _j, t: narrow[i, t], combine, start)
         return result
 
+    def once(self, name: str, value: Callable[[Any], Any]) -> Any:
+        """Compute ``value(row)`` once a row; returns a buffer with one value a row."""
+        result = T.sblock_alloc_buffer((self.count * ROW_BLOCK, 1), "float32")
+        self._reduce(name, result, (1, 1), lambda i, _j, _t: value(i), lambda _old, new: new, 0.0)
+        return result
+
     def _reduce(
         self,
         name: str,
@@ -102,10 +108,10 @@ def _layer_norm(kernel: _RowKernel) -> Term:
 
     squares = kernel.statistic("squares", squared, _add, 0.0)
     epsilon = T.float32(kernel.layer.epsilon)
+    scale = kernel.once("scale", lambda i: T.float32(1) / T.sqrt(squares[i, 0] * n + epsilon))
 
     def value(i: Any, t: Any, j: Any) -> Any:
-        scale = T.float32(1) / T.sqrt(squares[i, 0] * n + epsilon)
-        normal = (kernel.element(i, t, j) - total[i, 0] * n) * scale
+        normal = (kernel.element(i, t, j) - total[i, 0] * n) * scale[i, 0]
         return normal * kernel.buffers["gamma"][t, j] + kernel.buffers["beta"][t, j]
 
     return value
@@ -130,7 +136,8 @@ def _softmax(kernel: _RowKernel) -> Term:
 
     highest = kernel.statistic("highest", candidate, T.max, _LOWEST)
     total = kernel.statistic("total", lambda i, t, j: _exp_below(kernel, highest, i, t, j), _add, 0.0)
-    return lambda i, t, j: _exp_below(kernel, highest, i, t, j) / total[i, 0]
+    scale = kernel.once("scale", lambda i: T.float32(1) / total[i, 0])
+    return lambda i, t, j: _exp_below(kernel, highest, i, t, j) * scale[i, 0]
 
 
 def _map(kernel: _RowKernel) -> Term:

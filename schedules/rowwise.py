@@ -33,7 +33,7 @@ def pack(layer: RowWise, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
     """Constants as the kernels read them, from vectors of ``n`` elements."""
     packed = {}
     for name in operand_names(layer):
-        if name in params:
+        if name not in ("input", "residual", "output"):
             packed[name] = np.zeros((tile_count(layer.n), TILE), np.float32)
             packed[name].reshape(-1)[: layer.n] = params[name]
     return packed

@@ -21,7 +21,7 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
 
 
 def _silu(x: np.ndarray) -> np.ndarray:
-    return x / (1 + np.exp(-x))
+    return x * 0.5 * (1 + np.tanh(0.5 * x))
 
 
 def _relu(x: np.ndarray) -> np.ndarray:

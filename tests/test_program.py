@@ -1,0 +1,126 @@
+"""The lowering of steps to two programs: however the sides advance, data is there when it is read."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvm_coexec.runtime.program import Lowered, Work, lower
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> list[Work]:
+    works = []
+    for number in range(draw(st.integers(1, 8))):
+        units = draw(st.integers(1, 3))
+        cpu_units = draw(st.integers(0, units))
+        reads = draw(st.sets(st.integers(1, number), max_size=2)) if number else set()
+        works.append(Work(cpu_units, units - cpu_units, tuple(sorted(reads)), draw(st.booleans())))
+    return [*works[:-1], Work(works[-1].cpu_units, works[-1].gpu_units, works[-1].reads, True)]
+
+
+class Flags:
+    """Runs both programs on a model of the flags, the sides taking turns at random."""
+
+    def __init__(self, works: list[Work], lowered: Lowered, seed: int) -> None:
+        self.works, self.lowered, self.random = works, lowered, random.Random(seed)
+        self.done: dict[str, set[int]] = {"cpu": set(), "gpu": set()}
+        self.flag = {"cpu": 0, "gpu": 0}
+        self.enqueued = 0
+
+    def compute(self, side: str, step: int) -> None:
+        for read in self.works[step - 1].reads:
+            work = self.works[read - 1]
+            assert not work.cpu_units or read in self.done["cpu"], f"{side} reads step {read} before the CPU wrote it"
+            assert not work.gpu_units or read in self.done["gpu"], f"{side} reads step {read} before the GPU wrote it"
+        self.done[side].add(step)
+
+    def cpu(self, index: int) -> bool:
+        operation = self.lowered.operations[index]
+        if operation.kind == "wait":
+            return self.flag["gpu"] >= operation.step
+        if operation.kind == "enqueue":
+            assert operation.first == self.enqueued
+            self.enqueued = operation.last
+        elif operation.kind == "call":
+            self.compute("cpu", operation.step)
+        else:
+            assert operation.kind == "signal" and operation.step > self.flag["cpu"]
+            self.flag["cpu"] = operation.step
+        return True
+
+    def gpu(self, index: int) -> bool:
+        if index >= self.enqueued:
+            return False
+        command = self.lowered.commands[index]
+        if command.kind == "kernel":
+            self.compute("gpu", command.step)
+        if command.kind.startswith("signal"):
+            assert command.done > self.flag["gpu"] or command.done == self.flag["gpu"]
+            self.flag["gpu"] = command.done
+        return not command.kind.endswith("wait") or self.flag["cpu"] >= command.step
+
+    def run(self) -> None:
+        at = {"cpu": 0, "gpu": 0}
+        ends = {"cpu": len(self.lowered.operations), "gpu": len(self.lowered.commands)}
+        while at != ends:
+            moved = False
+            for side in self.random.sample(["cpu", "gpu"], 2):
+                if at[side] < ends[side] and getattr(self, side)(at[side]):
+                    at[side] += 1
+                    moved = True
+            assert moved, "both sides wait for each other"
+
+
+@given(networks(), st.integers(0, 1000))
+def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int) -> None:
+    run = Flags(works, lower(works, "svm"), seed)
+    run.run()
+    assert run.done["cpu"] == {number for number, work in enumerate(works, 1) if work.cpu_units}
+    assert run.done["gpu"] == {number for number, work in enumerate(works, 1) if work.gpu_units}
+
+
+@given(networks())
+def test_cpu_ends_after_the_last_gpu_step(works: list[Work]) -> None:
+    last = max((number for number, work in enumerate(works, 1) if work.gpu_units), default=0)
+    waits = [operation.step for operation in lower(works, "svm").operations if operation.kind == "wait"]
+    assert max(waits, default=0) == last
+
+
+@given(networks())
+def test_events_exchange_every_tensor_that_crosses(works: list[Work]) -> None:
+    operations = lower(works, "event", inputs=1).operations
+    for step, work in enumerate(works, 1):
+        for read in work.reads:
+            written = works[read - 1]
+            if (work.cpu_units and written.gpu_units) or (work.gpu_units and written.cpu_units):
+                exchange = next(i for i, o in enumerate(operations) if o.kind == "exchange" and o.first == read - 1)
+                uses = [i for i, o in enumerate(operations) if o.step == step and o.kind in ("call", "enqueue")]
+                assert exchange < min(uses)
+
+
+def test_one_side_alone_synchronises_nothing() -> None:
+    chain = [Work(4, 0), Work(4, 0, (1,)), Work(4, 0, (2,), True)]
+    lowered = lower(chain, "svm")
+    assert [operation.kind for operation in lowered.operations] == ["call", "call", "call"]
+    assert lowered.sync_count == 0
+
+
+def test_a_signal_and_the_wait_after_it_are_one_launch() -> None:
+    chain = [Work(1, 1), Work(1, 1, (1,), True)]
+    kinds = [command.kind for command in lower(chain, "svm").commands]
+    assert kinds == ["kernel", "signal_wait", "kernel", "signal"]
+
+
+def test_the_last_gpu_step_is_awaited_even_if_nothing_reads_it() -> None:
+    assert lower([Work(0, 1, (), True)], "svm").operations[-1].kind == "wait"
+
+
+@pytest.mark.parametrize("mechanism", ["svm", "event"])
+def test_every_command_is_enqueued_once(mechanism: str) -> None:
+    chain = [Work(1, 1)] + [Work(1, 1, (number,)) for number in range(1, 9)]
+    lowered = lower(chain, mechanism)
+    ranges = [(operation.first, operation.last) for operation in lowered.operations if operation.kind == "enqueue"]
+    assert [first for first, _ in ranges] == [0, *(last for _, last in ranges[:-1])]
+    assert ranges[-1][1] == len(lowered.commands)

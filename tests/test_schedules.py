@@ -1,0 +1,147 @@
+"""CPU kernels of every family against float64, whatever the variant, the epilogue and the range of units."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+
+from tvm_coexec import schedules
+from tvm_coexec.layers import ACTIVATIONS, ROW_BLOCK, TILE, Hardware, Linear, RowWise, Variant, row_tiles
+from tvm_coexec.runtime.reference import evaluate, relative_error
+
+HARDWARE = Hardware(64, 32, "cpu")
+LAYERS = [
+    Linear(1, 1, 1),
+    Linear(5, 33, 65, ("bias",)),
+    Linear(13, 64, 96, ("bias", "gelu", "residual")),
+    Linear(1, 256, 130, ("bias", "silu")),
+    Linear(7, 31, 512, ("residual", "relu")),
+    Linear(3, 20, 40, ("bias", "gelu_tanh")),
+    RowWise("layer_norm", 9, 70, ("residual",), 1e-5),
+    RowWise("layer_norm", 3, 32, ("gelu",), 1e-5),
+    RowWise("softmax", 17, 10),
+    RowWise("softmax", 2, 96, ("relu",)),
+    RowWise("map", 8, 33, ("bias", "silu", "residual")),
+]
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    room = np.empty(array.size + 32, np.float32)
+    start = (-room.ctypes.data // 4) % 32
+    view = room[start : start + array.size].reshape(array.shape)
+    view[:] = array
+    return view
+
+
+def rows_of(array: np.ndarray, rows: int, channels: int) -> np.ndarray:
+    return array.reshape(array.shape[0], -1)[:rows, :channels]
+
+
+class Case:
+    """A compiled CPU kernel with random operands."""
+
+    def __init__(self, layer: Linear | RowWise, variant: Variant) -> None:
+        self.layer = layer
+        family = schedules.family(layer)
+        module, shapes = family.build(layer, "cpu", variant)
+        self.function = tvm.compile(module, target="llvm").mod["main"]
+        rng = np.random.default_rng(7)
+        k = layer.k if isinstance(layer, Linear) else layer.n
+        names = family.operand_names(layer)
+        self.operands: dict[str, np.ndarray] = {"input": rng.normal(size=(layer.m, k))}
+        if "residual" in names:
+            self.operands["residual"] = rng.normal(size=(layer.m, layer.n))
+        if "weights" in names:
+            self.operands["weights"] = rng.normal(size=(k, layer.n))
+        for name in ("bias", "gamma", "beta"):
+            if name in names:
+                self.operands[name] = rng.normal(size=layer.n)
+        packed = family.pack(layer, self.operands)
+        self.buffers = []
+        for name, shape in zip(names, shapes, strict=True):
+            buffer = aligned(np.zeros(shape, np.float32))
+            if name in packed:
+                buffer[:] = packed[name]
+            elif name in self.operands:
+                rows_of(buffer, layer.m, self.operands[name].shape[1])[:] = self.operands[name]
+            self.buffers.append(buffer)
+
+    def run(self, begin: int, count: int) -> np.ndarray:
+        self.buffers[-1][:] = np.nan
+        arguments: list[Any] = [tvm.runtime.from_dlpack(buffer) for buffer in self.buffers]
+        self.function(*arguments, begin, count)
+        return rows_of(self.buffers[-1], self.layer.m, row_tiles(self.layer.n) * TILE)
+
+    def expected(self) -> np.ndarray:
+        return evaluate(self.layer, self.operands)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_default_variant_for_every_range_of_units(layer: Linear | RowWise) -> None:
+    case = Case(layer, schedules.family(layer).default_variant(layer, "cpu", HARDWARE))
+    expected, units = case.expected(), layer.units
+    unit = TILE if isinstance(layer, Linear) else ROW_BLOCK
+    for begin, end in {(0, units), (0, 1), (0, units - 1), (units - 1, units), (1, units), (0, 0)}:
+        result = case.run(begin, max(end - begin, 0))
+        inside, outside = slice(begin * unit, end * unit), [slice(0, begin * unit), slice(end * unit, None)]
+        if isinstance(layer, Linear):
+            written, untouched = result[:, : layer.n][:, inside], [result[:, part] for part in outside]
+            wanted = expected[:, inside]
+        else:
+            written, untouched = result[inside, : layer.n], [result[part, : layer.n] for part in outside]
+            wanted = expected[inside]
+        if end > begin:
+            assert relative_error(written, wanted) < 1e-5
+        assert all(np.all(np.isnan(part)) for part in untouched)
+
+
+@pytest.mark.parametrize("layer", [Linear(13, 64, 96, ("bias",)), Linear(1, 64, 64)], ids=str)
+def test_every_variant_of_the_search_space(layer: Linear) -> None:
+    variants = schedules.family(layer).variants(layer, "cpu", HARDWARE)
+    assert len(variants) == len(set(variants)) > 3
+    for variant in variants:
+        case = Case(layer, variant)
+        assert relative_error(case.run(0, layer.units)[:, : layer.n], case.expected()) < 1e-5, str(variant)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_hold_at_the_ends_of_their_range(activation: str) -> None:
+    layer = RowWise("map", 1, 64, (activation,))
+    case = Case(layer, schedules.family(layer).default_variant(layer, "cpu", HARDWARE))
+    values = np.concatenate([np.linspace(-12, 12, 58), [-1e3, 1e3, -88.5, 88.5, 0.0, -0.0]])
+    case.operands["input"] = values[None]
+    rows_of(case.buffers[0], 1, 64)[:] = values
+    np.testing.assert_allclose(case.run(0, 1)[:, :64], case.expected(), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_channels_that_fill_a_tile_are_written_as_zero(layer: Linear | RowWise) -> None:
+    case = Case(layer, schedules.family(layer).default_variant(layer, "cpu", HARDWARE))
+    result = case.run(0, layer.units)
+    assert np.all(result[:, layer.n : -(-layer.n // TILE) * TILE] == 0)
+
+
+@pytest.mark.parametrize("hardware", [HARDWARE, Hardware(16, 32, "gpu"), Hardware(32, 16, "cpu")], ids=str)
+@pytest.mark.parametrize("m", [1, 2, 17, 197, 512])
+def test_search_spaces_are_not_empty_and_fit_the_hardware(hardware: Hardware, m: int) -> None:
+    layer = Linear(m, 768, 1000)
+    for side in ("cpu", "gpu"):
+        for variant in schedules.family(layer).variants(layer, side, hardware):
+            launch = schedules.family(layer).dispatch(layer, side, variant)
+            assert launch.group_size <= hardware.max_group_size
+            assert launch.padded_rows >= m
+
+
+def test_the_opencl_kernel_takes_its_buffers_in_order() -> None:
+    from tvm_coexec.kernels import compile_half
+    from tvm_coexec.target import Target
+
+    layer = Linear(13, 64, 96, ("bias", "residual"))
+    target = Target((("kind", "llvm"),), HARDWARE)
+    kernel = compile_half(layer, "gpu", schedules.linear.default_variant(layer, "gpu", HARDWARE), target)
+    places = [
+        kernel.code.decode().index(f"p{place}_{role}_ptr")
+        for place, role in enumerate(("input", "weights", "bias", "residual", "output"))
+    ]
+    assert places == sorted(places)
