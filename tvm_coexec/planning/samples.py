@@ -1,0 +1,93 @@
+"""What is measured: candidates and points on the way in, times and samples on the way out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tvm_coexec.layers import Linear, RowWise, Variant
+
+Side = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Times of one half, measured alone or while the other side worked.
+
+    Parameters
+    ----------
+    side
+        The side whose times these are.
+    variant
+        How this side computed.
+    units
+        What this side computed.
+    other_units
+        What the other side computed meanwhile; 0 where this side was measured alone.
+    latency_us
+        Every repetition, in the order of measuring.
+    other_variant
+        How the other side computed; None where this side was measured alone.
+    """
+
+    layer: Linear | RowWise
+    side: Side
+    variant: Variant
+    units: int
+    other_units: int
+    latency_us: tuple[float, ...]
+    other_variant: Variant | None = None
+
+    @property
+    def median_us(self) -> float:
+        """The time that stands for the repetitions: an interrupt spoils a mean, luck spoils a minimum."""
+        return statistics.median(self.latency_us)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer and the variants that would compute its halves: what one module for measuring holds."""
+
+    layer: Linear | RowWise
+    cpu: Variant
+    gpu: Variant
+
+
+@dataclass(frozen=True)
+class Point:
+    """How much each side computes in one measurement, and how often; 0 units leave a side idle."""
+
+    cpu_units: int
+    gpu_units: int
+    repeats: int = 10
+
+
+@dataclass(frozen=True)
+class PointTimes:
+    """Times at one point, an entry a repetition; those of an idle side are empty."""
+
+    cpu_units: int
+    gpu_units: int
+    cpu_us: tuple[float, ...]
+    gpu_us: tuple[float, ...]
+    wall_us: tuple[float, ...]
+
+
+def samples_of(candidate: Candidate, times: Sequence[PointTimes]) -> list[Sample]:
+    """One sample for each side that had work at each point."""
+    samples = []
+    for point in times:
+        both = point.cpu_units > 0 and point.gpu_units > 0
+        if point.cpu_units:
+            other = candidate.gpu if both else None
+            samples.append(
+                Sample(candidate.layer, "cpu", candidate.cpu, point.cpu_units, point.gpu_units, point.cpu_us, other)
+            )
+        if point.gpu_units:
+            other = candidate.cpu if both else None
+            samples.append(
+                Sample(candidate.layer, "gpu", candidate.gpu, point.gpu_units, point.cpu_units, point.gpu_us, other)
+            )
+    return samples
