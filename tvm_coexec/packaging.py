@@ -59,7 +59,7 @@ def package(
         steps.append(_step(node, choice, halves))
     manifest = Manifest(
         device=dict(device),
-        tensors=tuple(TensorSpec(tensor.name, tuple(tensor.shape)) for tensor in graph.tensors.values()),
+        tensors=tuple(TensorSpec(t.name, tuple(t.shape), t.channel_axes) for t in graph.tensors.values()),
         constants=tuple(ConstantSpec(name, array.shape) for name, array in constants.items()),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),

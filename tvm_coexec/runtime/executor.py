@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.errors import DeviceError, FileFormatError, KernelError, SyncTimeoutError
+from tvm_coexec.errors import DeviceError, FileFormatError, InputError, KernelError, SyncTimeoutError
 from tvm_coexec.layers import ROW_BLOCK, TILE, row_tiles
 
 from . import stitch
@@ -139,7 +139,7 @@ class Prepared:
         manifest = executor.manifest
         works = []
         for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
-            _check_split(step, cpu_units)
+            check_split(step, cpu_units)
             is_output = step.output in manifest.outputs or number == len(sequence)
             works.append(Work(cpu_units, step.units - cpu_units, read, is_output))
         self.works = works
@@ -304,11 +304,10 @@ class Prepared:
             self.close()
 
 
-def _check_split(step: StepSpec, cpu_units: int) -> None:
+def check_split(step: StepSpec, cpu_units: int) -> None:
+    """Refuse a split that the step does not have."""
     if not 0 <= cpu_units <= step.units:
-        raise ValueError(
-            f"layer {step.name!r} has {step.units} units; a split of {cpu_units} for the CPU is none of it"
-        )
+        raise InputError(f"layer {step.name!r} has {step.units} units; the CPU cannot compute {cpu_units} of them")
 
 
 def _half(step: StepSpec, side: str) -> HalfSpec:

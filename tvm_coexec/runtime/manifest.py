@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,21 +16,22 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An activation as the model's user sees it; kernels see it as rows of whole tiles."""
+    """An activation as the model's user sees it; kernels see it as rows of whole tiles.
+
+    The last ``channel_axes`` dimensions together are the channels.
+    """
 
     name: str
     shape: tuple[int, ...]
+    channel_axes: int = 1
 
     @property
     def rows(self) -> int:
-        rows = 1
-        for extent in self.shape[:-1]:
-            rows *= extent
-        return rows
+        return math.prod(self.shape[: -self.channel_axes])
 
     @property
     def channels(self) -> int:
-        return self.shape[-1]
+        return math.prod(self.shape[-self.channel_axes :])
 
 
 @dataclass(frozen=True)

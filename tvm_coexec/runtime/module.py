@@ -15,7 +15,7 @@ from tvm_coexec.errors import FileFormatError, InputError
 
 from . import timing
 from .device import Device, open_device
-from .executor import TIMEOUT_S, Event, Executor, Prepared
+from .executor import TIMEOUT_S, Event, Executor, Prepared, check_split
 from .modulefile import Package
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Module:
         for name, cpu_units in splits.items():
             if name not in names:
                 raise InputError(f"the module has no layer {name!r}; it has {', '.join(names)}")
+            check_split(self._package.manifest.steps[names.index(name)], cpu_units)
             self._splits[names.index(name)] = cpu_units
         self._prepared.clear()
 

@@ -1,0 +1,241 @@
+"""Modules on a real OpenCL device: every split is exact, waits are bounded, files are checked."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tvm_coexec import schedules
+from tvm_coexec.errors import FileFormatError, InputError, SyncTimeoutError
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.packaging import Choice, package, single_layer
+from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.module import Module, load
+from tvm_coexec.runtime.modulefile import Package
+from tvm_coexec.runtime.reference import evaluate, relative_error
+from tvm_coexec.target import target_for
+
+LAYERS = [
+    Linear(13, 33, 161, ("bias", "gelu")),
+    Linear(1, 70, 64, ("bias", "residual", "relu")),
+    Linear(50, 64, 100, ("silu",)),
+    RowWise("layer_norm", 21, 70, ("bias",) * 0, 1e-5),
+    RowWise("softmax", 17, 10),
+    RowWise("map", 9, 33, ("bias", "gelu_tanh", "residual")),
+]
+
+
+def one_layer(layer: Linear | RowWise, device: Device) -> Package:
+    target = target_for(device.facts())
+    family = schedules.family(layer)
+    variants = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
+    return single_layer(layer, *variants, target, device.facts())
+
+
+def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:
+    """Layers with a residual over every second one, so that dependencies reach back."""
+    rng = np.random.default_rng(3)
+    target = target_for(device.facts())
+    tensors = {f"t{i}": Tensor(f"t{i}", (m, width)) for i in range(depth + 1)}
+    nodes = []
+    for i in range(depth):
+        residual = f"t{i - 1}" if i % 2 else None
+        layer = Linear(m, width, width, ("bias", *(["residual"] if residual else []), "relu"))
+        params = {
+            "weights": rng.standard_normal((width, width), np.float32) / 8,
+            "bias": rng.standard_normal(width, np.float32),
+        }
+        nodes.append(Node(f"layer{i}", layer, f"t{i}", residual, f"t{i + 1}", params))
+    graph = Graph(tensors, ["t0"], [f"t{depth}"], nodes)
+    graph.validate()
+    choices = [
+        Choice(
+            node.layer.units // 2,
+            *(schedules.linear.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu")),
+        )
+        for node in nodes
+    ]
+    return package(graph, choices, target, device.facts(), {}), nodes
+
+
+def expected(nodes: list[Node], x: np.ndarray) -> np.ndarray:
+    values: dict[str, Any] = {"t0": x}
+    for node in nodes:
+        operands = {"input": values[node.input], **node.params}
+        if node.residual:
+            operands["residual"] = values[node.residual]
+        values[node.output] = evaluate(node.layer, operands)
+    return values[nodes[-1].output]
+
+
+@pytest.fixture(params=["svm", "event"])
+def mechanism_device(request: pytest.FixtureRequest, device: Device) -> Iterator[Device]:
+    if request.param == "svm" and device.info.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    yield open_device(device.info.name, mechanism=request.param)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_every_split_of_a_layer_is_exact(layer: Linear | RowWise, mechanism_device: Device) -> None:
+    module = Module(one_layer(layer, mechanism_device), mechanism_device)
+    for cpu_units in range(layer.units + 1):
+        assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < 1e-5
+
+
+def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: Device) -> None:
+    built, nodes = chain(mechanism_device, 5, 11, 96)
+    module = Module(built, mechanism_device)
+    x = np.random.default_rng(0).standard_normal((11, 96), np.float32)
+    wanted = expected(nodes, x)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.integers(0, 3), min_size=5, max_size=5))
+    def check(units: list[int]) -> None:
+        module.set_splits({f"layer{i}": count for i, count in enumerate(units)})
+        module.outputs["t5"][:] = np.nan
+        assert relative_error(module(x), wanted) < 1e-5
+
+    check()
+
+
+def test_runs_with_other_inputs_do_not_mix(mechanism_device: Device) -> None:
+    built, nodes = chain(mechanism_device, 3, 5, 64)
+    module = Module(built, mechanism_device)
+    for seed in range(20):
+        x = np.random.default_rng(seed).standard_normal((5, 64), np.float32)
+        assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
+def test_time_step_gives_one_entry_a_repetition(mechanism_device: Device) -> None:
+    module = Module(one_layer(LAYERS[0], mechanism_device), mechanism_device)
+    for cpu_units, gpu_units in [(6, 0), (0, 6), (3, 3), (1, 0), (0, 2)]:
+        times = module.time_step(0, cpu_units, gpu_units, repeats=5)
+        assert len(times.wall_us) == 5
+        assert len(times.cpu_us) == (5 if cpu_units else 0)
+        assert len(times.gpu_us) == (5 if gpu_units else 0)
+        assert min(times.wall_us + times.cpu_us + times.gpu_us) > 0
+
+
+def test_the_timeline_has_both_sides_and_their_waits(device: Device) -> None:
+    built, _ = chain(device, 3, 5, 64)
+    events = Module(built, device).profile()
+    assert {event.side for event in events} == {"cpu", "gpu"}
+    assert {event.step for event in events if event.kind in ("call", "kernel")} == {"layer0", "layer1", "layer2"}
+    assert all(event.end_us >= event.start_us for event in events)
+
+
+def test_benchmark_keeps_every_sample(device: Device) -> None:
+    built, _ = chain(device, 2, 5, 64)
+    assert len(Module(built, device).benchmark(repeats=7).latency_us) == 7
+
+
+def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(device: Device) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, nodes = chain(device, 3, 5, 64)
+    module = Module(built, device, timeout_s=0.3)
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    module(x)
+    program = module._program(timeline=False)
+    commands = program.program.commands
+    kept = [commands[i].kernel for i in range(len(program.lowered.commands))]
+    for i, command in enumerate(program.lowered.commands):
+        if command.kind.startswith("signal"):
+            commands[i].kernel = kept[0]
+    with pytest.raises(SyncTimeoutError, match=r"layer 'layer0': the CPU waited 0.3 s for the GPU half"):
+        module(x)
+    for i, kernel in enumerate(kept):
+        commands[i].kernel = kernel
+    assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
+def test_a_cpu_that_never_signals_is_reported_as_the_gpus_wait(device: Device) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, nodes = chain(device, 3, 5, 64)
+    module = Module(built, device, timeout_s=0.3)
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    program = module._program(timeline=False)
+    program.program.timeout_ns = int(30e9)
+    signals = [i for i, operation in enumerate(program.lowered.operations) if operation.kind == "signal"]
+    for i in signals:
+        program.program.operations[i].step = 0
+    with pytest.raises(SyncTimeoutError, match="layer 'layer0': the GPU waited for longer than 0.3 s for the CPU half"):
+        module(x)
+    for i in signals:
+        program.program.operations[i].step = program.lowered.operations[i].step
+    assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
+def test_a_file_survives_a_round_trip(device: Device, tmp_path: Path) -> None:
+    built, _ = chain(device, 2, 5, 64)
+    module = Module(built, device)
+    module.export(tmp_path / "m.coexec")
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    again = load(tmp_path / "m.coexec", device=device)
+    np.testing.assert_array_equal(again(x), module(x))
+    assert again.splits == module.splits
+
+
+def test_damaged_files_are_refused(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "m.coexec"
+    Module(one_layer(LAYERS[2], device), device).export(path)
+    with pytest.raises(FileFormatError, match="no module at"):
+        load(tmp_path / "none", device=device)
+    content = path.read_bytes()
+    for cut in (10, len(content) // 2, len(content) - 30):
+        path.write_bytes(content[:cut])
+        with pytest.raises(FileFormatError, match="no module or is damaged"):
+            load(path, device=device)
+    path.write_bytes(content[:200] + bytes(byte ^ 255 for byte in content[200:210]) + content[210:])
+    with pytest.raises(FileFormatError):
+        load(path, device=device)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 99}, "format version 99"),
+        ({"format": "other"}, "no tvm-coexec module"),
+        ({"inputs": ["nothing"]}, "names 'nothing'"),
+        ({"surprise": 1}, "manifest is damaged"),
+    ],
+)
+def test_foreign_manifests_are_refused(change: dict[str, Any], message: str, device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "m.coexec"
+    Module(one_layer(LAYERS[2], device), device).export(path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries["manifest.json"] = json.dumps({**json.loads(entries["manifest.json"]), **change}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    with pytest.raises(FileFormatError, match=message):
+        load(path, device=device)
+
+
+def test_wrong_inputs_are_named(device: Device) -> None:
+    built, _ = chain(device, 1, 5, 64)
+    module = Module(built, device)
+    good = np.zeros((5, 64), np.float32)
+    with pytest.raises(InputError, match=r"float32 array of shape \(5, 64\), not float32 \(5, 63\)"):
+        module(good[:, :63])
+    with pytest.raises(InputError, match="not float64"):
+        module(good.astype(np.float64))
+    with pytest.raises(InputError, match="missing input t0"):
+        module()
+    with pytest.raises(InputError, match="takes 1 inputs"):
+        module(good, good)
+    with pytest.raises(InputError, match="'nope' is unknown"):
+        module(good, nope=good)
+    with pytest.raises(InputError, match="no layer 'nope'"):
+        module.set_splits({"nope": 1})
+    with pytest.raises(InputError, match="cannot compute 9"):
+        module.set_splits({"layer0": 9})
