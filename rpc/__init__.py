@@ -1,0 +1,1 @@
+"""Measuring on devices, here or elsewhere, through TVM's RPC tracker."""

@@ -1,0 +1,226 @@
+"""Measures on a device that a tracker lends, every wait bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from tvm_coexec.errors import MeasurementError
+from tvm_coexec.planning.samples import Point, PointTimes
+
+from .lease import TrackerAddress, request_lease
+from .remote import FACTS, MEASURE, last_line
+
+SESSION_TIMEOUT_S = 60.0
+REQUEST_TIMEOUT_S = 20.0
+
+_CONNECT_TIMEOUT_S = 10.0
+_GRACE_S = 5.0
+"""What the server is given to report that a session's time is over, before the client gives up on the server."""
+
+_Result = TypeVar("_Result")
+
+
+class RefusedError(MeasurementError):
+    """The device is well and the session goes on; the module or the request is at fault."""
+
+
+class SessionLostError(MeasurementError):
+    """The session ended: its time was over, its process died, or its server vanished; the next call gets a new one."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times at each point asked for, and the largest relative error of the checks, None where nothing was checked."""
+
+    points: tuple[PointTimes, ...]
+    max_rel_error: float | None
+
+
+class Session:
+    """A device for a while, as a context manager.
+
+    The device is leased for ``session_timeout_s`` at a time. A call that finds less than half of that left takes a new
+    lease first, so that every call may take half of ``session_timeout_s``, and other clients get their turn. Sessions
+    share nothing: several, in threads of their own, may use devices of one key.
+
+    Parameters
+    ----------
+    tracker, key
+        Who lends, and what.
+    priority
+        Higher ones are served first.
+    session_timeout_s
+        After this time the server ends the session, a hung kernel with it; at the latest 5 s later a call returns.
+    request_timeout_s
+        How long to wait for a free device.
+
+    Raises
+    ------
+    MeasurementError
+        From every method: :class:`RefusedError` where the request failed and the device is well,
+        :class:`SessionLostError` where the session ended, itself where no device can be had.
+    """
+
+    def __init__(
+        self,
+        tracker: TrackerAddress,
+        key: str,
+        *,
+        priority: int = 1,
+        session_timeout_s: float = SESSION_TIMEOUT_S,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> None:
+        self._tracker, self._key, self._priority = tracker, key, priority
+        self._session_timeout_s, self._request_timeout_s = session_timeout_s, request_timeout_s
+        self._remote: Any = None
+        self._ends = 0.0
+
+    def __enter__(self) -> Session:
+        self.reconnect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the device back."""
+        self._remote = None
+
+    def reconnect(self) -> None:
+        """Give the device back and take a new lease, of this device or of another with the same key."""
+        self.close()
+        deadline = time.monotonic() + self._request_timeout_s
+        lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=self._request_timeout_s)
+        import tvm.rpc
+
+        def connect() -> Any:
+            return tvm.rpc.connect(lease.host, lease.port, lease.match_key, self._session_timeout_s)
+
+        try:
+            self._remote = _bounded(connect, min(_CONNECT_TIMEOUT_S, max(1.0, deadline - time.monotonic())))
+        except (RuntimeError, TimeoutError) as error:
+            raise SessionLostError(
+                f"the device at {lease.host}:{lease.port} does not answer ({last_line(error)}); restart its server"
+            ) from None
+        self._ends = time.monotonic() + self._session_timeout_s
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that a measurement on the device depends on."""
+        self._renew()
+        return dict(self._call(FACTS, None))
+
+    def measure(
+        self,
+        module: str | os.PathLike[str] | bytes,
+        points: Sequence[Point],
+        *,
+        step: int = 0,
+        check: bool = True,
+        seed: int = 0,
+    ) -> Measurement:
+        """Time one layer of a module on the device.
+
+        Parameters
+        ----------
+        module
+            A module file, or its content.
+        points
+            What each side computes, and how often.
+        step
+            Index of the layer.
+        check
+            Compare the result at each point against float64 before anything is timed. A result that is wrong by more
+            than 1e-5 is an error, and nothing is timed.
+        seed
+            Of the random operands of the check.
+        """
+        content = module if isinstance(module, bytes) else Path(module).read_bytes()
+        self._renew()
+        remote, name = self._remote, "measured.module"
+        self._exchange(lambda: remote.upload(bytearray(content), name))
+        request = {
+            "module": name,
+            "step": step,
+            "points": [asdict(point) for point in points],
+            "check": check,
+            "seed": seed,
+        }
+        response = self._call(MEASURE, request)
+        return Measurement(tuple(_point_times(point) for point in response["points"]), response["max_rel_error"])
+
+    def _renew(self) -> None:
+        if self._remote is None or self._ends - time.monotonic() < self._session_timeout_s / 2:
+            self.reconnect()
+
+    def _call(self, function: str, request: Any) -> Any:
+        remote = self._remote
+        response = json.loads(self._exchange(lambda: remote.get_function(function)(json.dumps(request))))
+        if "error" in response:
+            raise RefusedError(f"the device {self._key!r} reports: {response['error']}")
+        return response["result"]
+
+    def _exchange(self, work: Callable[[], _Result]) -> _Result:
+        from tvm.error import RPCSessionTimeoutError
+
+        try:
+            return _bounded(work, self._ends - time.monotonic() + _GRACE_S)
+        except RPCSessionTimeoutError:
+            self.close()
+            raise SessionLostError(
+                f"the device {self._key!r} did not finish before its session of {self._session_timeout_s:g} s ended;"
+                " the kernel hangs, or the session is too short for what is measured"
+            ) from None
+        except TimeoutError:
+            self.close()
+            raise SessionLostError(
+                f"the device {self._key!r} has been silent for {_GRACE_S:g} s after its session ended; check that its"
+                " machine runs and can be reached"
+            ) from None
+        except RuntimeError as error:
+            self.close()
+            raise SessionLostError(
+                f"the session on the device {self._key!r} broke off ({last_line(error)}); its process died, or its"
+                " server was stopped"
+            ) from None
+
+
+def _point_times(fields: dict[str, Any]) -> PointTimes:
+    times = {name: tuple(fields[name]) for name in ("cpu_us", "gpu_us", "wall_us")}
+    return PointTimes(fields["cpu_units"], fields["gpu_units"], **times)
+
+
+def _bounded(work: Callable[[], _Result], timeout_s: float) -> _Result:
+    """Run in a thread that is left behind if it takes too long: a blocked exchange cannot be cancelled.
+
+    Raises
+    ------
+    TimeoutError
+        It took longer than ``timeout_s``.
+    """
+    outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((True, work()))
+        except Exception as error:  # raised again in the thread that waits
+            outcome.put((False, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        succeeded, value = outcome.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {timeout_s:.0f} s") from None
+    if not succeeded:
+        raise value
+    return value

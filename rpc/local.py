@@ -1,0 +1,82 @@
+"""The process behind :func:`tvm_coexec.rpc.tracker.local_tracker`: a tracker, and a server for a local device.
+
+It reads its settings from standard input, answers with the tracker's port, and lives until standard input closes,
+which happens however its parent ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import threading
+from typing import Any, TextIO
+
+from tvm_coexec.errors import CoexecError
+
+from .lease import TrackerAddress
+from .remote import DeviceChoice, last_line, register
+from .server import DeviceServer, keep_off_measured_cores, stop_on_signals
+from .tracker import LOOPBACK, device_key
+
+_PORTS = (9190, 9990)
+
+
+def _run(settings: dict[str, Any], stop: threading.Event, answers: TextIO) -> None:
+    from tvm.rpc.tracker import Tracker
+
+    tracker = Tracker(LOOPBACK, *_PORTS, silent=True)
+    try:
+        address = TrackerAddress(LOOPBACK, tracker.port)
+        if settings["serve"]:
+            _serve(address, settings, stop, answers)
+        else:
+            _answer(answers, port=address.port)
+            stop.wait()
+    finally:
+        tracker.terminate()
+
+
+def _serve(address: TrackerAddress, settings: dict[str, Any], stop: threading.Event, answers: TextIO) -> None:
+    choice = DeviceChoice(settings["device"], _cores(settings["cpu_cores"]), _cores(settings["gpu_cores"]))
+    server = DeviceServer(address, device_key(choice.name), functools.partial(register, choice))
+    try:
+        server.wait_until_registered(stop)
+        _answer(answers, port=address.port)
+        server.serve(stop)
+    finally:
+        server.close()
+
+
+def _cores(listed: list[int] | None) -> tuple[int, ...] | None:
+    return None if listed is None else tuple(listed)
+
+
+def _answer(answers: TextIO, **fields: Any) -> None:
+    print(json.dumps(fields), file=answers, flush=True)
+
+
+def _wait_for_parent(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
+
+
+def main() -> int:
+    """Serve until standard input closes."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on: what children print must not fill the pipe
+    stop = stop_on_signals()
+    keep_off_measured_cores()
+    settings = json.loads(sys.stdin.readline())
+    threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
+    try:
+        _run(settings, stop, answers)
+    except (CoexecError, OSError, ValueError) as error:
+        _answer(answers, error=last_line(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What a session can ask of a device: its facts, and the checked times of a module's layers.
+
+The functions take and give JSON. They are registered before a session's process is forked, and nothing of OpenCL is
+touched until one of them is called in it: OpenCL does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvm_coexec.errors import CoexecError, KernelError
+
+if TYPE_CHECKING:
+    from tvm_coexec.runtime.device import Device
+    from tvm_coexec.runtime.module import Module
+
+FACTS = "tvm_coexec.facts"
+MEASURE = "tvm_coexec.measure"
+MAX_REL_ERROR = 1e-5
+
+_WORK_PATH = "tvm.rpc.server.workpath"
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """The device that a server offers; None leaves a choice to :func:`tvm_coexec.runtime.device.open_device`."""
+
+    name: str | None = None
+    cpu_cores: tuple[int, ...] | None = None
+    gpu_cores: tuple[int, ...] | None = None
+
+
+class SessionFunctions:
+    """The functions of one session; the device is opened by the first call that needs it."""
+
+    def __init__(self, choice: DeviceChoice) -> None:
+        self._choice = choice
+        self._opened: Device | None = None
+
+    def facts(self, request: Any) -> dict[str, Any]:
+        """Everything that a measurement on the device depends on."""
+        return self._device().facts()
+
+    def measure(self, request: Any) -> dict[str, Any]:
+        """Check and time one layer of an uploaded module at each of the request's points."""
+        import tvm_ffi
+
+        from tvm_coexec.runtime.module import load
+
+        path = tvm_ffi.get_global_func(_WORK_PATH)(request["module"])
+        module = load(path, device=self._device())
+        worst = _check(module, request) if request["check"] else None
+        return {
+            "points": [_time(module, request["step"], point) for point in request["points"]],
+            "max_rel_error": worst,
+        }
+
+    def _device(self) -> Device:
+        if self._opened is None:
+            from tvm_coexec.runtime.device import open_device
+
+            choice = self._choice
+            self._opened = open_device(choice.name, cpu_cores=choice.cpu_cores, gpu_cores=choice.gpu_cores)
+        return self._opened
+
+
+def register(choice: DeviceChoice) -> None:
+    """Offer the functions to the sessions of this process's RPC server."""
+    import tvm_ffi
+
+    functions = SessionFunctions(choice)
+    for name, function in ((FACTS, functions.facts), (MEASURE, functions.measure)):
+        tvm_ffi.register_global_func(name, _answering(function), override=True)
+
+
+def _check(module: Module, request: Any) -> float:
+    worst = 0.0
+    for cpu_units, gpu_units in dict.fromkeys((point["cpu_units"], point["gpu_units"]) for point in request["points"]):
+        error = module.check_step(request["step"], cpu_units, gpu_units, seed=request["seed"])
+        if not error <= MAX_REL_ERROR:
+            raise KernelError(
+                f"the result with {cpu_units} CPU and {gpu_units} GPU units is wrong by {error:.2g}, the bound is"
+                f" {MAX_REL_ERROR:g}; choose other variants"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _time(module: Module, step: int, point: Any) -> dict[str, Any]:
+    cpu_units, gpu_units = point["cpu_units"], point["gpu_units"]
+    times = module.time_step(step, cpu_units, gpu_units, repeats=point["repeats"])
+    return {
+        "cpu_units": cpu_units,
+        "gpu_units": gpu_units,
+        "cpu_us": times.cpu_us,
+        "gpu_us": times.gpu_us,
+        "wall_us": times.wall_us,
+    }
+
+
+def _answering(function: Callable[[Any], dict[str, Any]]) -> Callable[[str], str]:
+    """Wrap a function so that its result, or its error, travels as JSON."""
+
+    def answer(request: str) -> str:
+        try:
+            return json.dumps({"result": function(json.loads(request))})
+        except CoexecError as error:
+            return json.dumps({"error": last_line(error)})
+        except Exception as error:  # whatever it is, the caller on the other machine has to learn of it
+            traceback.print_exc(file=sys.stderr)
+            return json.dumps({"error": f"{type(error).__name__}: {last_line(error)}"})
+
+    return answer
+
+
+def last_line(error: Exception) -> str:
+    """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else "no reason given"

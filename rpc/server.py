@@ -1,0 +1,166 @@
+"""Offers a device to a tracker's clients: TVM's RPC server with our functions, started anew whenever it fails.
+
+TVM serves each session in a forked process. When one of these dies, the thread that listens raises an error and
+ends, while its process stays, deaf; so that process is told to end too, and is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm_coexec.errors import CoexecError, MeasurementError
+
+from .lease import TrackerAddress, TrackerConnection
+from .remote import DeviceChoice, register
+from .tracker import LOOPBACK, device_key, parse_tracker
+
+_PORTS = (9091, 9990)
+_POLL_S = 0.2
+_PARENT_POLL_S = 1.0
+_REGISTER_TIMEOUT_S = 30.0
+
+_THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+class DeviceServer:
+    """A server that is registered with a tracker.
+
+    Parameters
+    ----------
+    tracker, key
+        Where the device is offered, and under which name.
+    prepare
+        Run in the server's process before it listens; registers what sessions may call.
+    host
+        The address to listen on. TVM's RPC checks no password and encrypts nothing: whoever reaches the address can
+        run any code as this user.
+    """
+
+    def __init__(self, tracker: TrackerAddress, key: str, prepare: Callable[[], None], *, host: str = LOOPBACK) -> None:
+        self._tracker, self._key, self._prepare, self._host = tracker, key, prepare, host
+        self._server = self._start()
+
+    def wait_until_registered(self, stop: threading.Event) -> None:
+        """Return once clients can request the device, or when ``stop`` is set.
+
+        Raises
+        ------
+        MeasurementError
+            The tracker is out of reach, or does not take the server within 30 s.
+        """
+        deadline = time.monotonic() + _REGISTER_TIMEOUT_S
+        with TrackerConnection(self._tracker, _REGISTER_TIMEOUT_S) as tracker:
+            while not tracker.servers(self._key):
+                if time.monotonic() > deadline:
+                    raise MeasurementError(
+                        f"the tracker at {self._tracker} does not take the server within {_REGISTER_TIMEOUT_S:g} s;"
+                        " restart the tracker"
+                    )
+                if stop.wait(0.02):
+                    return
+
+    def serve(self, stop: threading.Event) -> None:
+        """Serve until ``stop`` is set, with a new process whenever the old one has ended."""
+        while not stop.wait(_POLL_S):
+            if not self._server.proc.is_alive():
+                self._server.terminate()
+                self._server = self._start()
+
+    def close(self) -> None:
+        """End the server and its sessions."""
+        self._server.terminate()
+
+    def _start(self) -> Any:
+        import tvm.rpc
+
+        return tvm.rpc.Server(
+            self._host,
+            *_PORTS,
+            tracker_addr=(self._tracker.host, self._tracker.port),
+            key=self._key,
+            silent=True,
+            server_init_callback=functools.partial(_prepare_process, os.getpid(), self._prepare),
+        )
+
+
+def _prepare_process(parent: int, prepare: Callable[[], None]) -> None:
+    """Make sure that the server's process ends with its listening thread and with its parent."""
+    threading.excepthook = _end_process
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    prepare()
+
+
+def _end_process(failure: threading.ExceptHookArgs) -> None:
+    print(f"tvm-coexec: {failure.exc_value}; the device's server starts anew", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    from tvm.support.popen_pool import kill_child_processes
+
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL_S)
+    kill_child_processes(os.getpid())
+    os._exit(1)
+
+
+def keep_off_measured_cores() -> None:
+    """Let numpy use one thread in this process's children: helper threads would disturb what is being timed."""
+    for name in _THREAD_LIMITS:
+        os.environ.setdefault(name, "1")
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that is set by Ctrl-C and by a request to terminate."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def core_list(text: str) -> tuple[int, ...]:
+    """Read ``0,1,3``."""
+    return tuple(int(core) for core in text.split(","))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Offer a device of this machine until the process is told to end."""
+    parser = argparse.ArgumentParser(prog="python -m tvm_coexec.rpc.server", description=main.__doc__)
+    parser.add_argument("--tracker", required=True, metavar="HOST:PORT", help="the tracker to register with")
+    parser.add_argument("--device", help="any unambiguous part of the device's name")
+    parser.add_argument("--key", help="the name that clients ask the tracker for; by default made of --device")
+    parser.add_argument("--cpu-cores", type=core_list, metavar="N,…", help="cores of the CPU's side")
+    parser.add_argument("--gpu-cores", type=core_list, metavar="N,…", help="cores of an OpenCL CPU device")
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="address to listen on; whoever reaches it can run any code as this user"
+    )
+    options = parser.parse_args(arguments)
+    stop = stop_on_signals()
+    keep_off_measured_cores()
+    key = options.key or device_key(options.device)
+    choice = DeviceChoice(options.device, options.cpu_cores, options.gpu_cores)
+    try:
+        tracker = parse_tracker(options.tracker)
+        server = DeviceServer(tracker, key, functools.partial(register, choice), host=options.host)
+        try:
+            server.wait_until_registered(stop)
+            print(f"offering {key} at the tracker {tracker}", flush=True)
+            server.serve(stop)
+        finally:
+            server.close()
+    except CoexecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

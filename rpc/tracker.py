@@ -1,0 +1,119 @@
+"""Finds the tracker that the user named, or starts one on loopback that ends with this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from tvm_coexec.errors import MeasurementError
+
+from .lease import TrackerAddress
+
+LOOPBACK = "127.0.0.1"
+
+_STOP_TIMEOUT_S = 10.0
+
+
+def parse_tracker(text: str) -> TrackerAddress:
+    """Read ``host:port``."""
+    host, colon, port = text.rpartition(":")
+    if not host or not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise MeasurementError(f"cannot read the tracker's address {text!r}; write host:port, such as 127.0.0.1:9190")
+    return TrackerAddress(host, int(port))
+
+
+def device_key(device: str | None) -> str:
+    """The key under which a server offers a device, unless the user chose another."""
+    slug = re.sub(r"[^a-z0-9]+", "-", (device or "default").lower()).strip("-")
+    return f"tvm-coexec-{slug}"
+
+
+@contextlib.contextmanager
+def local_tracker(
+    *,
+    device: str | None = None,
+    cpu_cores: tuple[int, ...] | None = None,
+    gpu_cores: tuple[int, ...] | None = None,
+    serve: bool = True,
+) -> Iterator[TrackerAddress]:
+    """Start a tracker on loopback, and a server that offers a device of this machine under :func:`device_key`.
+
+    Both live in processes of their own, which end with the context, and with this process however it ends.
+
+    Parameters
+    ----------
+    device, cpu_cores, gpu_cores
+        As for :func:`tvm_coexec.runtime.device.open_device`.
+    serve
+        Whether to offer the device; without, the tracker has no servers.
+    """
+    settings = {"device": device, "cpu_cores": cpu_cores, "gpu_cores": gpu_cores, "serve": serve}
+    helper = subprocess.Popen(
+        [sys.executable, "-m", "tvm_coexec.rpc.local"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C in a terminal is for this process, which then ends the helper
+    )
+    try:
+        yield TrackerAddress(LOOPBACK, _start(helper, settings))
+    finally:
+        _stop(helper)
+
+
+@contextlib.contextmanager
+def use_tracker(
+    named: str | None,
+    *,
+    device: str | None = None,
+    cpu_cores: tuple[int, ...] | None = None,
+    gpu_cores: tuple[int, ...] | None = None,
+) -> Iterator[TrackerAddress]:
+    """The tracker that the user named, or, if none was named, a local one that offers the device."""
+    if named is not None:
+        yield parse_tracker(named)
+        return
+    with local_tracker(device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores) as address:
+        yield address
+
+
+def _start(helper: subprocess.Popen[str], settings: dict[str, Any]) -> int:
+    """Hand the settings over, and wait for the tracker's port."""
+    assert helper.stdin is not None and helper.stdout is not None
+    try:
+        helper.stdin.write(json.dumps(settings) + "\n")
+        helper.stdin.flush()
+        answer = json.loads(helper.stdout.readline() or "{}")
+    except BrokenPipeError:
+        answer = {}
+    if "port" not in answer:
+        raise MeasurementError(
+            f"no tracker can be started on {LOOPBACK} ({answer.get('error', 'its process ended')});"
+            " run `tvm-coexec doctor`, or name a tracker that runs"
+        )
+    return int(answer["port"])
+
+
+def _stop(helper: subprocess.Popen[str]) -> None:
+    """Close the helper's standard input, which ends it and all that it started."""
+    assert helper.stdin is not None and helper.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        helper.stdin.close()
+    try:
+        helper.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        _kill_tree(helper)
+    helper.stdout.close()
+
+
+def _kill_tree(helper: subprocess.Popen[str]) -> None:
+    from tvm.support.popen_pool import kill_child_processes
+
+    kill_child_processes(helper.pid)
+    helper.kill()
+    helper.wait()
