@@ -1,0 +1,90 @@
+"""Small ONNX models, and what ONNX Runtime makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from reference import evaluate
+
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.graph import Graph
+
+Shape = tuple[int | str, ...]
+
+
+class OnnxBuilder:
+    """Collects nodes; every method gives the name of the value that it adds."""
+
+    def __init__(self, opset: int = 20, **inputs: Shape) -> None:
+        self.opset = opset
+        self.inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+        self.constants: list[onnx.TensorProto] = []
+        self.nodes: list[onnx.NodeProto] = []
+        self.random = np.random.default_rng(0)
+
+    def const(self, array: Any, dtype: str = "float32") -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array, dtype), name))
+        return name
+
+    def weights(self, *shape: int) -> str:
+        return self.const(self.random.standard_normal(shape) / np.sqrt(shape[0]))
+
+    def add(self, op: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
+        """Add a node named ``n<index>`` and give the name of its first output."""
+        index = len(self.nodes)
+        names = [f"v{index}" if i == 0 else f"v{index}.{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, list(inputs), names, name=f"n{index}", **attributes))
+        return names[0]
+
+    def model(self, *outputs: str) -> onnx.ModelProto:
+        infos = [onnx.ValueInfoProto(name=name) for name in outputs]
+        graph = helper.make_graph(self.nodes, "test", self.inputs, infos, self.constants)
+        opsets = [helper.make_opsetid("", self.opset)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+        return onnx.shape_inference.infer_shapes(model)
+
+
+def linear(builder: OnnxBuilder, x: str, k: int, n: int) -> str:
+    return builder.add("Add", builder.add("MatMul", x, builder.weights(k, n)), builder.weights(n))
+
+
+def random_inputs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    shapes = {
+        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+    }
+    return {name: random.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
+
+
+def run_onnx(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def check_against_onnxruntime(model: onnx.ModelProto) -> Graph:
+    """Form the graph, compare what it computes to ONNX Runtime, and give it for a look at its nodes."""
+    graph = to_graph(model)
+    inputs = random_inputs(model)
+    expected = run_onnx(model, inputs)
+    results = evaluate(graph, inputs)
+    assert list(results) == list(expected)
+    for name, array in expected.items():
+        assert results[name].shape == array.shape
+        np.testing.assert_allclose(results[name], array, rtol=1e-4, atol=1e-5 * np.abs(array).max())
+    return graph
+
+
+def layers(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
+    """Kind and epilogue of every node, in execution order."""
+    return [(getattr(node.layer, "kind", node.layer.op), node.layer.epilogue) for node in graph.nodes]

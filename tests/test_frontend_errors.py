@@ -1,0 +1,224 @@
+"""Each ONNX model that cannot be built ends in one error that names the operator, the node, and the remedy."""
+
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx_builder import OnnxBuilder, linear
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends import to_graph
+
+
+def test_unsupported_operator():
+    b = OnnxBuilder(x=(1, 3, 8, 8))
+    with pytest.raises(
+        ModelError, match=r"^Conv \(node 'n0'\) is not supported; supported are the ONNX operators Add,.*Gemm"
+    ):
+        to_graph(b.model(b.add("Conv", "x", b.weights(4, 3, 3, 3))))
+
+
+def test_unsupported_operator_of_an_unnamed_node():
+    b = OnnxBuilder(x=(4, 5))
+    model = b.model(b.add("Elu", b.add("Relu", "x")))
+    model.graph.node[1].name = ""
+    with pytest.raises(ModelError, match=r"^Elu \(output 'v1'\) is not supported"):
+        to_graph(model)
+
+
+def test_operator_of_another_domain():
+    b = OnnxBuilder(x=(4, 5))
+    model = b.model(b.add("Gelu", "x"))
+    model.graph.node[0].domain = "com.microsoft"
+    with pytest.raises(ModelError, match=r"^com.microsoft.Gelu \(node 'n0'\) is not supported"):
+        to_graph(model)
+
+
+def test_operator_that_may_only_compute_shapes():
+    b = OnnxBuilder(x=(4, 5))
+    with pytest.raises(ModelError, match=r"^Concat \(node 'n0'\) is not supported on activations"):
+        to_graph(b.model(b.add("Concat", "x", "x", axis=0)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (("batch", 5), r"input 'x' has the dynamic dimension 'batch' \(axis 0\).*--dim_param batch --dim_value"),
+        ((2, "sequence", 5), r"dynamic dimension 'sequence' \(axis 1\)"),
+        ((4, None), r"input 'x' has the dynamic dimension \(axis 1\).*--input_name x --input_shape"),
+        ((4, 0), r"input 'x' has a dimension of 0 \(axis 1\)"),
+        ((), r"input 'x' has shape \[\]"),
+    ],
+)
+def test_shape_of_an_input(shape, message):
+    b = OnnxBuilder(x=shape)
+    with pytest.raises(ModelError, match=message):
+        to_graph(b.model(b.add("Relu", "x")))
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(TensorProto.FLOAT16, "float16"), (TensorProto.INT64, "int64")])
+def test_type_of_an_input(dtype, name):
+    b = OnnxBuilder(x=(4, 5))
+    b.inputs = [helper.make_tensor_value_info("x", dtype, (4, 5))]
+    with pytest.raises(ModelError, match=f"input 'x' is {name}; only float32"):
+        to_graph(b.model(b.add("Cast", "x", to=TensorProto.FLOAT)))
+
+
+def test_input_without_a_shape_or_of_another_kind():
+    b = OnnxBuilder(x=(4, 5))
+    model = b.model(b.add("Relu", "x"))
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match="input 'x' has no shape"):
+        to_graph(model)
+    model.graph.input[0].type.Clear()
+    with pytest.raises(ModelError, match="input 'x' is undefined; only float32"):
+        to_graph(model)
+
+
+def test_type_in_the_middle():
+    b = OnnxBuilder(x=(4, 5))
+    half = b.add("Cast", "x", to=TensorProto.FLOAT16)
+    with pytest.raises(ModelError, match=r"^Cast \(node 'n0'\) is float16; only float32"):
+        to_graph(b.model(b.add("Cast", b.add("Relu", half), to=TensorProto.FLOAT)))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda b: b.add("MatMul", "x", "y"), r"^MatMul \(node 'n0'\) must multiply an activation by constant weights"),
+        (lambda b: b.add("MatMul", b.weights(3, 4), "x"), r"^MatMul \(node 'n0'\).* in this order"),
+        (lambda b: b.add("MatMul", "x", b.weights(4)), r"^MatMul \(node 'n0'\) has weights of shape \[4\]"),
+        (lambda b: b.add("Gemm", "x", b.weights(4, 3), transA=1), r"^Gemm \(node 'n0'\) transposes an activation"),
+        (lambda b: b.add("Transpose", "x", perm=[1, 0]), r"^Transpose \(node 'n0'\) transposes an activation"),
+        (lambda b: b.add("Mul", "x", "y"), r"^Mul \(node 'n0'\) combines two activations; supported are sums"),
+        (lambda b: b.add("Div", b.const(1), "x"), r"^Div \(node 'n0'\) divides by an activation or by zero"),
+        (lambda b: b.add("Div", "x", b.const(0)), r"^Div \(node 'n0'\) divides by an activation or by zero"),
+        (lambda b: b.add("Pow", "x", b.const(2)), r"^Pow \(node 'n0'\) is supported only as a part of"),
+        (
+            lambda b: b.add("Relu", b.add("Mul", "x", b.const(2))),
+            r"^Mul \(node 'n0'\) multiplies by a constant, which .* Relu \(node 'n1'\)",
+        ),
+        (lambda b: b.add("Mul", "x", b.const(2)), r"^Mul \(node 'n0'\) multiplies by a constant, which .* output"),
+        (lambda b: b.add("Add", "x", b.weights(4, 1)), r"^Add \(node 'n0'\) has a constant operand of shape \[4, 1\]"),
+        (lambda b: b.add("Add", "x", b.weights(2, 1, 4)), r"^Add \(node 'n0'\) has a constant operand of shape \[2, 1"),
+        (lambda b: b.add("Add", "x", "row"), r"^Add \(node 'n0'\) adds activations of shapes \[4, 4\] and \[1, 4\]"),
+        (lambda b: b.add("Softmax", "x", axis=0), r"^Softmax \(node 'n0'\) works on axes \[0\]"),
+        (lambda b: b.add("LayerNormalization", "x", b.weights(4, 4), axis=0), r"^LayerNormalization \(node 'n0'\)"),
+        (lambda b: b.add("LayerNormalization", "x", "vector"), r"^LayerNormalization \(node 'n0'\) must have a const"),
+        (
+            lambda b: b.add("Reshape", b.add("Relu", "x"), b.const([2, 8], "int64")),
+            r"^Reshape \(node 'n1'\) reshapes \[4, 4\] to \[2, 8\], which breaks its rows of 4 channels",
+        ),
+    ],
+)  # fmt: skip
+def test_operands_that_no_layer_takes(build, message):
+    b = OnnxBuilder(x=(4, 4), y=(4, 4), row=(1, 4), vector=(4,))
+    out = build(b)
+    b.inputs = [value for value in b.inputs if any(value.name in node.input for node in b.nodes)]
+    with pytest.raises(ModelError, match=message):
+        to_graph(b.model(out))
+
+
+def test_input_read_in_rows_of_two_lengths():
+    b = OnnxBuilder(x=(4, 2, 3))
+    outputs = [linear(b, b.add("Flatten", "x"), 6, 4), linear(b, "x", 3, 4)]
+    with pytest.raises(
+        ModelError, match=r"^Flatten \(node 'n0'\) reshapes \[4, 2, 3\] to \[4, 6\], which breaks its rows of 3"
+    ):
+        to_graph(b.model(*outputs))
+
+
+def test_what_only_the_importer_refuses():
+    b = OnnxBuilder(x=(4, 5))
+    with pytest.raises(ModelError, match=r"TVM cannot import the model, .* operator LayerNormalization"):
+        to_graph(b.model(b.add("LayerNormalization", "x", b.weights(1, 5))))
+
+
+def test_statistics_of_layer_norm():
+    b = OnnxBuilder(x=(4, 5))
+    out = b.add("LayerNormalization", "x", b.weights(5), outputs=2)
+    with pytest.raises(ModelError, match=r"^LayerNormalization \(node 'n0'\) has its mean or deviation read"):
+        to_graph(b.model(out, f"{out}.1"))
+
+
+def test_dropout_in_training_and_its_mask():
+    b = OnnxBuilder(x=(4, 5))
+    with pytest.raises(ModelError, match=r"^Dropout \(node 'n0'\) may be in training mode"):
+        to_graph(b.model(b.add("Dropout", "x", b.const(0.5), b.const(True, "bool"))))
+
+
+def test_softmax_of_old_opsets_over_several_axes():
+    b = OnnxBuilder(opset=11, x=(2, 3, 4))
+    with pytest.raises(ModelError, match=r"^Softmax \(node 'n1'\) reshapes \[2, 3, 4\] to \[2, 12\]"):
+        to_graph(b.model(b.add("Softmax", b.add("Relu", "x"), axis=1)))
+
+
+def test_oldest_opset():
+    b = OnnxBuilder(opset=6, x=(4, 5))
+    with pytest.raises(ModelError, match="opset 6; opsets from 7 on are supported"):
+        to_graph(b.model(b.add("Relu", "x")))
+
+
+def test_output_that_is_a_constant():
+    b = OnnxBuilder(x=(4, 5))
+    out = b.add("Relu", "x")
+    with pytest.raises(ModelError, match="output 'v1' is a constant"):
+        to_graph(b.model(out, b.add("Identity", b.weights(4))))
+
+
+def test_model_that_breaks_the_rules():
+    b = OnnxBuilder(x=(4, 5))
+    model = b.model(b.add("Relu", "x"))
+    model.graph.node[0].input[0] = "nowhere"
+    with pytest.raises(ModelError, match=r"the model breaks the rules of ONNX .*nowhere"):
+        to_graph(model)
+
+
+def test_weights_of_another_type():
+    b = OnnxBuilder(x=(4, 5))
+    with pytest.raises(ModelError, match="the model breaks the rules of ONNX"):
+        to_graph(b.model(b.add("MatMul", "x", b.const(np.ones((5, 3)), "float64"))))
+
+
+def test_missing_empty_and_damaged_files(tmp_path):
+    with pytest.raises(ModelError, match=r"there is no model file '.*absent.onnx'; give the path"):
+        to_graph(tmp_path / "absent.onnx")
+    with pytest.raises(ModelError, match="there is no model file"):
+        to_graph(str(tmp_path))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(ModelError, match="the model has no nodes"):
+        to_graph(path)
+    path.write_bytes(b"\x08\xff\xff not a model")
+    with pytest.raises(ModelError, match=r"cannot read '.*model.onnx' as an ONNX model"):
+        to_graph(path)
+    b = OnnxBuilder(x=(4, 5))
+    data = b.model(linear(b, "x", 5, 64)).SerializeToString()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match=r"cannot read '.*model.onnx' as an ONNX model"):
+        to_graph(path)
+
+
+def test_missing_external_weights(tmp_path):
+    b = OnnxBuilder(x=(4, 6))
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        b.model(linear(b, "x", 6, 300)), path, save_as_external_data=True, location="model.data", size_threshold=1
+    )
+    (tmp_path / "model.data").unlink()
+    with pytest.raises(ModelError, match=r"cannot read '.*model.onnx' as an ONNX model \(.*model.data"):
+        to_graph(path)
+
+
+def test_models_of_another_kind():
+    with pytest.raises(ModelError, match="cannot build from a dict; give the path of an ONNX file"):
+        to_graph({})  # type: ignore[arg-type]
+
+
+def test_onnx_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "tvm_coexec.frontends.onnx", raising=False)
+    with pytest.raises(ModelError, match=r"needs the package onnx; install tvm-coexec\[onnx\]"):
+        to_graph("model.onnx")

@@ -1,0 +1,143 @@
+"""Relax modules, built by hand: their graphs, and what is refused of them."""
+
+import numpy as np
+import pytest
+import tvm
+from onnx_builder import layers
+from reference import evaluate
+from tvm import relax
+from tvm.script import ir as I
+from tvm.script import relax as R
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends import to_graph
+
+RANDOM = np.random.default_rng(3)
+
+
+def const(*shape):
+    return relax.const(RANDOM.standard_normal(shape).astype("float32"))
+
+
+def module(build, *shapes, dtype="float32"):
+    """A module whose ``main`` is what ``build`` makes of a block builder and parameters x0, x1, …"""
+    builder = relax.BlockBuilder()
+    parameters = [relax.Var(f"x{i}", relax.TensorType(shape, dtype)) for i, shape in enumerate(shapes)]
+    with builder.function("main", parameters):
+        with builder.dataflow():
+            result = builder.emit_output(build(builder, *parameters))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def run_relax(mod, *arrays):
+    machine = relax.VirtualMachine(tvm.compile(mod, tvm.target.Target("llvm")), tvm.cpu())
+    return machine["main"](*(tvm.runtime.tensor(array) for array in arrays)).numpy()
+
+
+def test_module_from_the_block_builder():
+    def build(bb, x):
+        weights = bb.emit(relax.op.permute_dims(const(9, 6)))
+        hidden = bb.emit(relax.op.nn.silu(relax.op.add(relax.op.matmul(x, weights), const(1, 9))))
+        normal = bb.emit(relax.op.nn.layer_norm(hidden, const(9), const(9), axes=-1))
+        flat = bb.emit(relax.op.reshape(normal, (6, 9)))
+        return relax.op.nn.softmax(relax.op.add(relax.op.matmul(flat, const(9, 9)), flat))
+
+    mod = module(build, (2, 3, 6))
+    graph = to_graph(mod)
+    assert layers(graph) == [
+        ("linear", ("bias", "silu")),
+        ("layer_norm", ()),
+        ("linear", ("residual",)),
+        ("softmax", ()),
+    ]
+    x = RANDOM.standard_normal((2, 3, 6)).astype("float32")
+    (result,) = evaluate(graph, {"x0": x}).values()
+    np.testing.assert_allclose(result, run_relax(mod, x), rtol=1e-4, atol=1e-6)
+
+
+def test_script_with_nested_calls_and_two_outputs():
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((4, 5), "float32")):  # noqa: N805
+            y = R.nn.relu(R.nn.gelu(x))
+            return (y, R.nn.softmax(y), y)
+
+    graph = to_graph(Module)
+    assert layers(graph) == [("map", ("gelu", "relu")), ("softmax", ()), ("map", ())]
+    assert graph.outputs[0] == "y" and len(set(graph.outputs)) == 3
+
+
+def test_dropout_is_nothing_in_inference():
+    graph = to_graph(module(lambda bb, x: bb.emit(relax.op.nn.dropout(relax.op.nn.relu(x), 0.5))[0], (4, 5)))
+    assert layers(graph) == [("map", ("relu",))]
+
+
+@pytest.mark.parametrize(
+    ("build", "shapes", "message"),
+    [
+        (
+            lambda bb, x: relax.op.nn.conv2d(x, const(4, 3, 3, 3)),
+            [(1, 3, 8, 8)],
+            r"relax.nn.conv2d \(variable '\w+'\) is not supported; supported are the Relax operators add, .*matmul",
+        ),
+        (
+            lambda bb, x, w: relax.op.matmul(x, w),
+            [(4, 5), (5, 6)],
+            r"relax.matmul \(variable .*constant weights.*BindParams",
+        ),
+        (lambda bb, x: relax.op.matmul(const(7, 4), x), [(4, 5)], r"relax.matmul .* in this order"),
+        (lambda bb, x: relax.op.matmul(x, const(2, 5, 6)), [(2, 4, 5)], r"weights of shape \[2, 5, 6\]"),
+        (lambda bb, x: relax.op.astype(x, "float16"), [(4, 5)], r"relax.astype .* is float16; only float32"),
+        (lambda bb, x: relax.op.permute_dims(x), [(4, 5)], r"transposes an activation of shape \[4, 5\]"),
+        (lambda bb, x: relax.op.nn.softmax(x, axis=0), [(4, 5)], r"works on axes \[0\]; only the last"),
+        (
+            lambda bb, x, g: relax.op.nn.layer_norm(x, g, g, axes=-1),
+            [(4, 5), (5,)],
+            r"must have a constant scale and shift of shape \[5\]",
+        ),
+        (
+            lambda bb, x: relax.op.nn.layer_norm(x, const(5), const(5), axes=-1, center=False),
+            [(4, 5)],
+            "leaves out its scale or its shift",
+        ),
+        (lambda bb, x: relax.op.nn.relu(const(4, 5)), [(4, 5)], "applied to constants alone"),
+        (lambda bb, x: bb.emit(relax.op.nn.dropout(x, 0.5))[1], [(4, 5)], "reads something that is no float32 tensor"),
+        (lambda bb, x: bb.emit(relax.op.shape_of(x)), [(4, 5)], "relax.shape_of"),
+        (lambda bb, x: const(4, 5), [(4, 5)], "is a constant; remove it"),
+    ],
+)
+def test_what_is_refused(build, shapes, message):
+    with pytest.raises(ModelError, match=message):
+        to_graph(module(build, *shapes))
+
+
+def test_types_and_shapes_of_inputs():
+    def identity(bb, x):
+        return relax.op.nn.relu(x)
+
+    with pytest.raises(ModelError, match="input 'x0' is float16; only float32"):
+        to_graph(module(identity, (4, 5), dtype="float16"))
+    batch = tvm.tirx.Var("batch", "int64")
+    with pytest.raises(ModelError, match=r"input 'x0' has the dynamic dimension 'batch' \(axis 0\).*BindSymbolicVars"):
+        to_graph(module(identity, (batch, 5)))
+    with pytest.raises(ModelError, match=r"input 'x0' has shape \[\]"):
+        to_graph(module(identity, ()))
+    with pytest.raises(ModelError, match="input 'x0' is no tensor of known shape"):
+        to_graph(tvm.IRModule({"main": _function_of_unknown_shape()}))
+
+
+def _function_of_unknown_shape():
+    builder = relax.BlockBuilder()
+    x = relax.Var("x0", relax.TensorType(ndim=2, dtype="float32"))
+    with builder.function("main", [x]):
+        builder.emit_func_output(x)
+    return builder.get()["main"]
+
+
+def test_module_without_main():
+    mod = module(lambda bb, x: relax.op.nn.relu(x), (4, 5))
+    renamed = tvm.IRModule({"forward": mod["main"].with_attr("global_symbol", "forward")})
+    with pytest.raises(ModelError, match=r"no function 'main', only \['forward'\]"):
+        to_graph(renamed)

@@ -1,0 +1,103 @@
+"""Graphs that cannot run as they are written are refused, naming the tensor or node."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import Linear, RowWise
+
+
+def array(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def example() -> Graph:
+    """``x → fc (+ bias + x) → norm → y``."""
+    shapes: dict[str, tuple[int, ...]] = {"x": (2, 3, 5), "h": (6, 5), "y": (2, 3, 5)}
+    linear = Linear(6, 5, 5, ("bias", "residual"))
+    norm = RowWise("layer_norm", 6, 5, (), 1e-5)
+    return Graph(
+        {name: Tensor(name, shape) for name, shape in shapes.items()},
+        ["x"],
+        ["y"],
+        [
+            Node("fc", linear, "x", "x", "h", {"weights": array(5, 5), "bias": array(5)}),
+            Node("norm", norm, "h", None, "y", {"gamma": array(5), "beta": array(5)}),
+        ],
+    )
+
+
+def change_node(index: int, **changes: Any) -> Graph:
+    graph = example()
+    graph.nodes[index] = dataclasses.replace(graph.nodes[index], **changes)
+    return graph
+
+
+def change_tensor(name: str, tensor: Tensor) -> Graph:
+    graph = example()
+    graph.tensors[name] = tensor
+    return graph
+
+
+def test_valid_graph_and_its_consumers():
+    graph = example()
+    graph.validate()
+    assert [node.name for node in graph.consumers("x")] == ["fc"]
+    assert [node.name for node in graph.consumers("h")] == ["norm"]
+    assert graph.consumers("y") == []
+
+
+@pytest.mark.parametrize(
+    ("shape", "channel_axes", "rows", "channels"),
+    [
+        ((2, 3, 5), 1, 6, 5),
+        ((2, 3, 5), 2, 2, 15),
+        ((2, 3, 5), 3, 1, 30),
+        ((4,), 1, 1, 4),
+        ((4,), 0, 4, 1),
+        ((), 0, 1, 1),
+    ],
+)
+def test_two_dimensional_view(shape, channel_axes, rows, channels):
+    tensor = Tensor("t", shape, channel_axes)
+    assert (tensor.rows, tensor.channels) == (rows, channels)
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        (change_tensor("h", Tensor("other", (6, 5))), "'other' is listed under the name 'h'"),
+        (change_tensor("h", Tensor("h", (0, 5))), r"'h' has shape \(0, 5\)"),
+        (change_tensor("h", Tensor("h", (6, 5), 3)), "with 3 channel axes"),
+        (change_tensor("h", Tensor("h", (6, 6))), "'fc' needs 'h' to be 6 rows of 5 channels, but it is 6 rows of 6"),
+        (change_tensor("unused", Tensor("unused", (1,))), "tensor 'unused' is computed by no node"),
+        (dataclasses.replace(example(), inputs=["x", "z"]), "graph input 'z' is not among"),
+        (dataclasses.replace(example(), outputs=["y", "y"]), "output tensor name 'y' is used twice"),
+        (dataclasses.replace(example(), nodes=example().nodes[::-1]), "'norm' reads 'h' before any node"),
+        (dataclasses.replace(example(), nodes=example().nodes[:1]), "tensor 'y' is computed by no node"),
+        (change_node(1, name="fc"), "node name 'fc' is used twice"),
+        (change_node(1, output="h"), "'norm' writes 'h', which must be a tensor that nothing else writes"),
+        (change_node(1, output="nowhere"), "'norm' writes 'nowhere'"),
+        (change_node(0, residual=None), "'fc' must name a residual tensor exactly when"),
+        (change_node(1, residual="x"), "'norm' must name a residual tensor exactly when"),
+        (change_node(0, layer=Linear(6, 4, 5, ("bias", "residual"))), "'fc' needs 'x' to be 6 rows of 4 channels"),
+        (change_node(0, params={"weights": array(5, 5)}), r"'fc' must have the parameters \['bias', 'weights'\]"),
+        (change_node(1, params={}), r"'norm' must have the parameters \['beta', 'gamma'\], not \[\]"),
+        (change_node(1, params={"gamma": array(5), "beta": array(4)}), r"'beta' of node 'norm' .* of shape \(5,\)"),
+        (change_node(1, params={"gamma": array(5), "beta": np.ones(5)}), "contiguous float32 .* not float64"),
+    ],
+)
+def test_invalid_graphs(graph, message):
+    with pytest.raises(ModelError, match=message):
+        graph.validate()
+
+
+def test_weights_must_be_contiguous():
+    graph = example()
+    graph.nodes[0].params["weights"] = array(5, 10)[:, ::2]
+    with pytest.raises(ModelError, match="'weights' of node 'fc' must be a contiguous"):
+        graph.validate()

@@ -1,0 +1,241 @@
+"""Relax modules: each binding of ``main`` becomes an operation, or a constant if it depends on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import IRModule, ir, relax, tirx
+
+from ..errors import ModelError
+from .trace import Operation, Source, Trace, claim_name
+
+OPERATIONS = {
+    "relax.add": "add",
+    "relax.astype": "reshape",
+    "relax.divide": "divide",
+    "relax.erf": "erf",
+    "relax.expand_dims": "reshape",
+    "relax.flatten": "reshape",
+    "relax.matmul": "matmul",
+    "relax.mean": "mean",
+    "relax.multiply": "multiply",
+    "relax.nn.dropout": "reshape",
+    "relax.nn.gelu": "gelu",
+    "relax.nn.gelu_tanh": "gelu_tanh",
+    "relax.nn.layer_norm": "layer_norm",
+    "relax.nn.relu": "relu",
+    "relax.nn.silu": "silu",
+    "relax.nn.softmax": "softmax",
+    "relax.permute_dims": "reshape",
+    "relax.power": "power",
+    "relax.reshape": "reshape",
+    "relax.sigmoid": "sigmoid",
+    "relax.sqrt": "sqrt",
+    "relax.squeeze": "reshape",
+    "relax.subtract": "subtract",
+    "relax.tanh": "tanh",
+}
+"""Relax's operators that can be part of a layer, and the operations that they become."""
+
+_FOLDS: dict[str, Callable[..., np.ndarray]] = {
+    "add": np.add,
+    "divide": np.divide,
+    "matmul": np.matmul,
+    "multiply": np.multiply,
+    "power": np.power,
+    "sqrt": np.sqrt,
+    "subtract": np.subtract,
+}
+
+
+@dataclass
+class Naming:
+    """What the user calls the parts of ``main``: its values, the operators that make them, and its outputs."""
+
+    values: dict[relax.Var, str]
+    sources: dict[relax.Var, Source]
+    outputs: list[tuple[str, relax.Expr]]
+
+
+def trace_relax(module: IRModule) -> Trace:
+    """List the operations of a module's function ``main``, called by the names of their variables.
+
+    Raises
+    ------
+    ModelError
+        For an operator, a type or a shape that no layer can have, naming the operator and its variable.
+    """
+    functions = [variable.name_hint for variable in module.get_global_vars()]
+    if "main" not in functions:
+        raise ModelError(f"the Relax module has no function 'main', only {functions}; rename the one to build")
+    function = module["main"]
+    values: dict[relax.Var, str] = {}
+    sources: dict[relax.Var, Source] = {}
+    taken: set[str] = set()
+    for variable in function.params:
+        values[variable] = claim_name(variable.name, taken)
+    for binding in bindings(function):
+        values[binding.var] = claim_name(binding.var.name, taken)
+        sources[binding.var] = Source(_operator_name(binding.value), values[binding.var], "variable")
+    outputs = [(values.get(value, "output"), value) for value in returned(function)]
+    return trace_function(function, Naming(values, sources, outputs))
+
+
+def trace_function(function: relax.Function, naming: Naming) -> Trace:
+    """List the operations of a Relax function, called by the names in ``naming``."""
+    tracer = _Tracer(naming)
+    for parameter in function.params:
+        tracer.add_input(parameter)
+    for binding in bindings(function):
+        tracer.add_binding(binding)
+    for name, value in naming.outputs:
+        tracer.add_output(name, value)
+    tracer.trace.operations = tracer.trace.without_unused(tracer.trace.operations)
+    return tracer.trace
+
+
+def bindings(function: relax.Function) -> list[relax.Binding]:
+    """Every binding of a function, in execution order."""
+    return [binding for block in function.body.blocks for binding in block.bindings]
+
+
+def returned(function: relax.Function) -> list[relax.Expr]:
+    """The values that a function returns, a tuple taken apart."""
+    result = function.body.body
+    bound = {binding.var: binding.value for binding in bindings(function)}
+    while isinstance(result, relax.Var) and isinstance(bound.get(result), relax.Var | relax.Tuple):
+        result = bound[result]
+    return list(result.fields) if isinstance(result, relax.Tuple) else [result]
+
+
+class _Tracer:
+    """Collects the trace, and remembers which traced value or constant each variable stands for."""
+
+    def __init__(self, naming: Naming) -> None:
+        self.trace = Trace([], [], {}, {}, [])
+        self.naming = naming
+        self.traced: dict[relax.Var, str] = {}
+
+    def add_input(self, parameter: relax.Var) -> None:
+        name = self.naming.values[parameter]
+        shape, dtype = _static_type(parameter.ty, f"input {name!r}")
+        _check_float32(dtype, f"input {name!r}")
+        if 0 in shape or not shape:
+            raise ModelError(
+                f"input {name!r} has shape {list(shape)}; inputs need at least one dimension, and none of 0"
+            )
+        self.traced[parameter] = name
+        self.trace.inputs.append(name)
+        self.trace.shapes[name] = shape
+
+    def add_output(self, name: str, value: relax.Expr) -> None:
+        traced = self._operand(value, f"output {name!r}")
+        if traced in self.trace.constants:
+            raise ModelError(f"output {name!r} is a constant; remove it from the model's outputs")
+        self.trace.outputs.append((name, traced))
+
+    def add_binding(self, binding: relax.Binding) -> None:
+        variable, value = binding.var, binding.value
+        source = self.naming.sources[variable]
+        if isinstance(value, relax.Var | ir.GenericConst):
+            self.traced[variable] = self._operand(value, str(source))
+        elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.traced:
+            # dropout is the one operator traced that makes a tuple; its mask, item 1, means nothing in inference
+            if value.index == 0:
+                self.traced[variable] = self.traced[value.tuple_value]
+        elif isinstance(value, relax.Call) and _operator_name(value) in OPERATIONS:
+            self._add_call(variable, value, source)
+        elif not isinstance(value, relax.Tuple | relax.ShapeExpr):
+            raise ModelError(
+                f"{source} is not supported; supported are the Relax operators "
+                f"{', '.join(name.removeprefix('relax.') for name in OPERATIONS)}"
+            )
+
+    def _operand(self, value: relax.Expr, reader: str) -> str:
+        if isinstance(value, ir.GenericConst):
+            name = f"constant {len(self.trace.constants)}"
+            self.trace.constants[name] = value.value.numpy()
+            return name
+        if isinstance(value, relax.Var) and value in self.traced:
+            return self.traced[value]
+        raise ModelError(f"{reader} reads something that is no float32 tensor; only tensors can pass between operators")
+
+    def _add_call(self, variable: relax.Var, call: relax.Call, source: Source) -> None:
+        op = OPERATIONS[_operator_name(call)]
+        operands = call.args[:1] if op == "reshape" else call.args
+        inputs = tuple(self._operand(operand, str(source)) for operand in operands)
+        result_type = variable.ty.fields[0] if isinstance(variable.ty, relax.TupleType) else variable.ty
+        shape, dtype = _static_type(result_type, str(source))
+        name = self.naming.values[variable]
+        self.traced[variable] = name
+        constants = [self.trace.constants[operand] for operand in inputs if operand in self.trace.constants]
+        if len(constants) == len(inputs) and (op == "reshape" or op in _FOLDS):
+            self.trace.constants[name] = _fold(call, op, constants, shape).astype(dtype)
+            return
+        if len(constants) == len(inputs):
+            raise ModelError(f"{source} is applied to constants alone; replace it by its result")
+        _check_float32(dtype, str(source))
+        self.trace.shapes[name] = shape
+        if _operator_name(call) == "relax.permute_dims":
+            _check_order_kept(_axes(call, len(shape)), self.trace.shapes[inputs[0]], source)
+        self.trace.operations.append(Operation(op, inputs, name, source, _attributes(op, call, len(shape), source)))
+
+
+def _operator_name(value: relax.Expr) -> str:
+    if not isinstance(value, relax.Call):
+        return f"relax.{type(value).__name__}"
+    return value.op.name if isinstance(value.op, ir.Op) else f"call of {getattr(value.op, 'name_hint', value.op)}"
+
+
+def _static_type(tensor_type: ir.Type, owner: str) -> tuple[tuple[int, ...], str]:
+    if not isinstance(tensor_type, relax.TensorType) or not isinstance(tensor_type.shape, relax.ShapeExpr):
+        raise ModelError(f"{owner} is no tensor of known shape (it is {tensor_type}); give every tensor a fixed shape")
+    for axis, size in enumerate(tensor_type.shape.values):
+        if not isinstance(size, tirx.IntImm):
+            raise ModelError(
+                f"{owner} has the dynamic dimension {str(size)!r} (axis {axis}); "
+                "fix it with tvm.relax.transform.BindSymbolicVars before building"
+            )
+    return tuple(int(size) for size in tensor_type.shape.values), str(tensor_type.dtype)
+
+
+def _check_float32(dtype: str, owner: str) -> None:
+    if dtype != "float32":
+        raise ModelError(f"{owner} is {dtype}; only float32 is supported, so convert the model to float32")
+
+
+def _check_order_kept(axes: list[int], shape: tuple[int, ...], source: Source) -> None:
+    moved = [axis for axis in axes if shape[axis] > 1]
+    if moved != sorted(moved):
+        raise ModelError(f"{source} transposes an activation of shape {list(shape)}; only constants can be transposed")
+
+
+def _fold(call: relax.Call, op: str, constants: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    if op != "reshape":
+        return np.asarray(_FOLDS[op](*constants))
+    if _operator_name(call) == "relax.permute_dims":
+        return constants[0].transpose(_axes(call, len(shape)))
+    return constants[0].reshape(shape)
+
+
+def _axes(call: relax.Call, rank: int) -> list[int]:
+    axes = call.attrs.axes if hasattr(call.attrs, "axes") else call.attrs.axis
+    if axes is None:
+        return list(reversed(range(rank)))
+    return [int(axis) % rank for axis in ([axes] if isinstance(axes, int) else axes)]
+
+
+def _attributes(op: str, call: relax.Call, rank: int, source: Source) -> dict[str, Any]:
+    if op not in ("mean", "softmax", "layer_norm"):
+        return {}
+    attributes: dict[str, Any] = {"axes": tuple(sorted(_axes(call, rank)))}
+    if op == "mean":
+        attributes["keep_axes"] = bool(call.attrs.keepdims)
+    if op == "layer_norm":
+        if not (call.attrs.center and call.attrs.scale):
+            raise ModelError(f"{source} leaves out its scale or its shift; give it ones or zeros and let it use both")
+        attributes["epsilon"] = float(call.attrs.epsilon)
+    return attributes

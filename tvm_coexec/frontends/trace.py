@@ -1,0 +1,84 @@
+"""A model as a list of elementary operations: what every front end makes, before layers are formed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an operation stands in the user's model: what errors and nodes call it."""
+
+    operator: str
+    name: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.operator} ({self.kind} {self.name!r})"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One elementary operation on whole tensors.
+
+    Attributes
+    ----------
+    op
+        Relax's name without its prefix, such as ``matmul`` or ``gelu``. All operators that keep the elements
+        and their order are ``reshape``.
+    inputs
+        Names of values or constants.
+    output
+        Name of the one value that it makes.
+    attributes
+        ``axes`` of ``mean``, ``softmax`` and ``layer_norm``; ``keep_axes`` of ``mean``; ``epsilon`` of ``layer_norm``.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    source: Source
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Trace:
+    """Operations in execution order.
+
+    ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value.
+    """
+
+    inputs: list[str]
+    outputs: list[tuple[str, str]]
+    shapes: dict[str, tuple[int, ...]]
+    constants: dict[str, np.ndarray]
+    operations: list[Operation]
+
+    def scalar(self, name: str) -> float | None:
+        """The number that a constant of one element holds; None for all else."""
+        constant = self.constants.get(name)
+        return float(constant.reshape(())) if constant is not None and constant.size == 1 else None
+
+    def without_unused(self, operations: Iterable[Operation]) -> list[Operation]:
+        """Those of ``operations`` that the outputs depend on, in the same order."""
+        needed = {value for _, value in self.outputs}
+        kept = []
+        for operation in reversed(list(operations)):
+            if operation.output in needed:
+                kept.append(operation)
+                needed.update(operation.inputs)
+        return kept[::-1]
+
+
+def claim_name(name: str, taken: set[str]) -> str:
+    """``name``, with a number behind it if it is in ``taken``, to which the result is added."""
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    taken.add(candidate)
+    return candidate

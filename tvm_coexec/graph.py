@@ -1,0 +1,172 @@
+"""A model as the rest of the product sees it: layers in execution order, joined by named tensors.
+
+Nothing here knows where a model came from or what will run it, and only numpy is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import ModelError
+from .layers import Linear, RowWise
+
+
+@dataclass
+class Tensor:
+    """A float32 activation, or one of the model's inputs or outputs.
+
+    Attributes
+    ----------
+    name
+        Unique in its graph.
+    shape
+        As the model's user sees it.
+    channel_axes
+        Trailing axes that together form the channels. It is 1 unless a model flattens one of its inputs, or
+        unflattens or squeezes one of its outputs: ``[8, 1, 28, 28]`` read as 8 rows of 784 has 3, ``[8]`` read as
+        8 rows of 1 has 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channel_axes: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of the two-dimensional view that layers work on."""
+        return math.prod(self.shape[: len(self.shape) - self.channel_axes])
+
+    @property
+    def channels(self) -> int:
+        """Columns of the two-dimensional view that layers work on."""
+        return math.prod(self.shape[len(self.shape) - self.channel_axes :])
+
+
+@dataclass
+class Node:
+    """One layer, the tensors that it reads and writes, and its constant operands.
+
+    ``params`` are float32 and contiguous: ``weights`` ``[k, n]`` of a linear layer, ``gamma`` and ``beta``
+    ``[n]`` of ``layer_norm``, and ``bias`` ``[n]`` of any layer whose epilogue has the step ``bias``.
+    ``residual`` names the tensor that the epilogue's step ``residual`` adds.
+    """
+
+    name: str
+    layer: Linear | RowWise
+    input: str
+    residual: str | None
+    output: str
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the tensors that the node reads."""
+        return (self.input,) if self.residual is None else (self.input, self.residual)
+
+
+@dataclass
+class Graph:
+    """Nodes in an order in which they can run, and every tensor that they touch."""
+
+    tensors: dict[str, Tensor]
+    inputs: list[str]
+    outputs: list[str]
+    nodes: list[Node]
+
+    def consumers(self, tensor: str) -> list[Node]:
+        """Nodes that read ``tensor``, in execution order."""
+        return [node for node in self.nodes if tensor in node.reads]
+
+    def validate(self) -> None:
+        """Check that the graph can run as it is written.
+
+        Raises
+        ------
+        ModelError
+            Naming the first tensor or node that does not fit.
+        """
+        for name, tensor in self.tensors.items():
+            _check_tensor(name, tensor)
+        for kind, names in (("input", self.inputs), ("output", self.outputs)):
+            _check_unique(names, f"{kind} tensor")
+            for name in names:
+                if name not in self.tensors:
+                    raise ModelError(f"graph {kind} {name!r} is not among the graph's tensors; add it")
+        _check_unique([node.name for node in self.nodes], "node")
+
+        available = set(self.inputs)
+        for node in self.nodes:
+            _check_node(node, self.tensors, available)
+            available.add(node.output)
+        for name in [*self.outputs, *self.tensors]:
+            if name not in available:
+                raise ModelError(f"tensor {name!r} is computed by no node; remove it, or add the node that makes it")
+
+
+def _check_unique(names: list[str], kind: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(f"{kind} name {name!r} is used twice; names must be unique")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.name != name:
+        raise ModelError(f"tensor {tensor.name!r} is listed under the name {name!r}; list it under its own")
+    if not 0 <= tensor.channel_axes <= len(tensor.shape) or 0 in tensor.shape:
+        raise ModelError(
+            f"tensor {name!r} has shape {tensor.shape} with {tensor.channel_axes} channel axes; "
+            "it must have at least so many axes, and none of size 0"
+        )
+
+
+def _check_node(node: Node, tensors: dict[str, Tensor], available: set[str]) -> None:
+    for name in node.reads:
+        if name not in available:
+            raise ModelError(f"node {node.name!r} reads {name!r} before any node has computed it; reorder the nodes")
+    if node.output in available or node.output not in tensors:
+        raise ModelError(f"node {node.name!r} writes {node.output!r}, which must be a tensor that nothing else writes")
+    if (node.residual is not None) != ("residual" in node.layer.epilogue):
+        raise ModelError(
+            f"node {node.name!r} must name a residual tensor exactly when its epilogue adds one; "
+            f"its epilogue is {node.layer.epilogue}, its residual {node.residual!r}"
+        )
+    _check_sizes(node, tensors)
+    _check_params(node)
+
+
+def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
+    layer = node.layer
+    in_channels = layer.k if isinstance(layer, Linear) else layer.n
+    expected = [(node.input, in_channels), (node.output, layer.n)]
+    if node.residual is not None:
+        expected.append((node.residual, layer.n))
+    for name, channels in expected:
+        tensor = tensors[name]
+        if (tensor.rows, tensor.channels) != (layer.m, channels):
+            raise ModelError(
+                f"node {node.name!r} needs {name!r} to be {layer.m} rows of {channels} channels, "
+                f"but it is {tensor.rows} rows of {tensor.channels}"
+            )
+
+
+def _check_params(node: Node) -> None:
+    layer = node.layer
+    expected: dict[str, tuple[int, ...]] = {}
+    if isinstance(layer, Linear):
+        expected["weights"] = (layer.k, layer.n)
+    elif layer.kind == "layer_norm":
+        expected |= {"gamma": (layer.n,), "beta": (layer.n,)}
+    if "bias" in layer.epilogue:
+        expected["bias"] = (layer.n,)
+    if set(node.params) != set(expected):
+        raise ModelError(f"node {node.name!r} must have the parameters {sorted(expected)}, not {sorted(node.params)}")
+    for name, shape in expected.items():
+        array = node.params[name]
+        if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ModelError(
+                f"parameter {name!r} of node {node.name!r} must be a contiguous float32 array of shape {shape}, "
+                f"not {array.dtype} of shape {array.shape}"
+            )
