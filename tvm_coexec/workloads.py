@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .layers import Linear, RowWise, layer_from_json
 VIT_TOKENS = 197
 _TEST_SEED, _TRAINING_SEED = 2025, 1
 _TEST_COUNT = 40
-_M_RANGE, _KN_RANGE = (1, 512), (64, 4096)
+_M_RANGE, _KN_RANGE, _N_ROWWISE_RANGE = (1, 512), (64, 4096), (8, 4096)
 _EXAMPLE = {"op": "linear", "m": 1, "k": 64, "n": 64}
 _EPILOGUES = (("bias",), ("bias", "relu"), ("bias", "gelu"), ("bias", "residual"), ())
 
@@ -50,6 +50,16 @@ def linear_training_layers() -> Iterator[Linear]:
             yield layer
 
 
+def rowwise_training_layers() -> Iterator[RowWise]:
+    """Row-wise layers without end: layer normalisation, softmax and element-wise maps of the same row counts."""
+    rng = np.random.default_rng(_TRAINING_SEED)
+    kinds = (("layer_norm", ()), ("softmax", ()), ("map", ("relu",)), ("map", ("residual",)), ("map", ("bias", "gelu")))
+    while True:
+        kind, epilogue = kinds[rng.integers(len(kinds))]
+        m, n = _log_uniform(rng, *_M_RANGE), _log_uniform(rng, *_N_ROWWISE_RANGE)
+        yield RowWise(kind, m, n, epilogue, 1e-5 if kind == "layer_norm" else 0.0)
+
+
 def _random_linear(rng: np.random.Generator, epilogue: tuple[str, ...]) -> Linear:
     m, k, n = (_log_uniform(rng, *bounds) for bounds in (_M_RANGE, _KN_RANGE, _KN_RANGE))
     if rng.random() < 0.5:
@@ -61,11 +71,11 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
     return min(high, max(low, round(math.exp(rng.uniform(math.log(low), math.log(high))))))
 
 
-NAMED = {"linear": linear_test_layers, "vit-base": vit_base}
+NAMED: dict[str, Callable[[], list[Linear]]] = {"linear": linear_test_layers, "vit-base": vit_base}
 
 
 def layers_named(name: str | os.PathLike[str]) -> list[Linear | RowWise]:
-    """Layers of a named set, or of a JSON file with a list such as ``[{"op": "linear", "m": 50, "k": 768, "n": 3072}]``.
+    """Layers of a named set, or of a JSON file with a list such as ``[{"op": "linear", "m": 1, "k": 64, "n": 64}]``.
 
     Raises
     ------

@@ -32,7 +32,13 @@ class Package:
         """Write the file whole, or not at all."""
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        partial.write_bytes(self.to_bytes())
+        partial.replace(path)
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(_MANIFEST, json.dumps(self.manifest.to_json(), indent=1))
             archive.writestr(_LIBRARY, self.library)
             archive.writestr(_OPENCL, self.opencl_source)
@@ -40,7 +46,7 @@ class Package:
                 buffer = io.BytesIO()
                 np.save(buffer, array, allow_pickle=False)
                 archive.writestr(_CONSTANTS.format(name), buffer.getvalue())
-        partial.replace(path)
+        return content.getvalue()
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Package:

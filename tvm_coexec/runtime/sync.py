@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +23,28 @@ _NEVER = 1 << 30
 _CALIBRATION_SPINS = 100_000
 
 
+@dataclass(frozen=True)
+class _Compiled:
+    """What every program of a device shares: the flag kernels, and how fast their waits spin."""
+
+    program: Any
+    spins_per_s: float
+
+
+_compiled: weakref.WeakKeyDictionary[Device, _Compiled] = weakref.WeakKeyDictionary()
+
+
 class SyncKernels:
     """Flags in fine-grained SVM, and kernels that store and await them."""
 
     def __init__(self, device: Device, memory: SvmMemory, timeout_s: float) -> None:
         self.flags = memory.allocate(FLAG_WORDS, "int32", atomics=True)
-        self._program = _build(device)
-        self._limit = 0
-        self._limit = self._calibrate(device, timeout_s)
+        if device not in _compiled:
+            program = _build(device)
+            _compiled[device] = _Compiled(program, self._calibrate(device, program))
+        self._program = _compiled[device].program
+        # a little more than the CPU's own bound, so that the CPU reports first
+        self._limit = max(int(1.5 * timeout_s * _compiled[device].spins_per_s), 1)
 
     def kernel(self, command: Command) -> Any:
         """A kernel object with its arguments set."""
@@ -40,12 +56,12 @@ class SyncKernels:
         kernel.set_args(self.flags.argument, *arguments)
         return kernel
 
-    def _calibrate(self, device: Device, timeout_s: float) -> int:
-        """How many spins last a little longer than the CPU's own bound, so that the CPU reports first."""
+    def _calibrate(self, device: Device, program: Any) -> float:
+        """Spins of a wait in a second."""
         import pyopencl as cl
 
-        self._limit = _CALIBRATION_SPINS
-        kernel = self.kernel(Command("wait", _NEVER))
+        kernel = cl.Kernel(program, "coexec_wait")
+        kernel.set_args(self.flags.argument, np.int32(_NEVER), np.uint64(_CALIBRATION_SPINS))
         elapsed_s = []
         for _ in range(2):
             start = time.perf_counter()
@@ -53,7 +69,7 @@ class SyncKernels:
             device.queue.finish()
             elapsed_s.append(time.perf_counter() - start)
             self.flags.array[:] = 0
-        return max(int(_CALIBRATION_SPINS * 1.5 * timeout_s / min(elapsed_s)), 1)
+        return _CALIBRATION_SPINS / min(elapsed_s)
 
 
 def _build(device: Device) -> Any:

@@ -1,0 +1,211 @@
+"""How far is the plan from the best split? Every split of each layer is measured, and the planned one beside it.
+
+The smallest of many noisy figures is too small, so the grid only *chooses* its best split. That split, the planned
+one and each side alone are then measured again, in turn, and these figures are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
+from tqdm import tqdm
+
+from tvm_coexec.layers import Linear, RowWise, layer_to_json
+from tvm_coexec.planning.plan import LayerPlan
+from tvm_coexec.planning.samples import Candidate, Point
+from tvm_coexec.planning.split import Planner
+from tvm_coexec.profile import Profile
+from tvm_coexec.target import target_for
+from tvm_coexec.tuning import Tuner, open_session, planner, repeats_for
+from tvm_coexec.workloads import NAMED, layers_named
+
+ROUNDS = 7
+"""Times that the reported splits are measured in turn."""
+POINTS_A_CALL = 12
+GRID_REPEATS = 7
+
+
+@dataclass
+class Compared:
+    """One layer's figures: every grid split's median, and the raw samples of what is reported."""
+
+    layer: Linear | RowWise
+    plan: LayerPlan
+    candidate: Candidate
+    grid_us: dict[int, float] = field(default_factory=dict)
+    samples_us: dict[str, list[float]] = field(default_factory=dict)
+    max_rel_error: float = 0.0
+    best_split: int = 0
+
+    @property
+    def single_us(self) -> float:
+        return min(self.us("cpu"), self.us("gpu"))
+
+    def us(self, what: str) -> float:
+        return median_us(self.samples_us[what])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **layer_to_json(self.layer),
+            "units": self.layer.units,
+            "cpu_us": self.us("cpu"),
+            "gpu_us": self.us("gpu"),
+            "best_split": self.best_split,
+            "best_us": self.us("best"),
+            "planned_split": self.plan.cpu_units,
+            "planned_us": self.us("planned"),
+            "predicted_us": self.plan.total_us,
+            "reason": self.plan.reason,
+            "speedup_best": self.single_us / self.us("best"),
+            "speedup_planned": self.single_us / self.us("planned"),
+            "max_rel_error": self.max_rel_error,
+            "grid_us": self.grid_us,
+            "samples_us": self.samples_us,
+            "cpu_variant": str(self.candidate.cpu),
+            "gpu_variant": str(self.candidate.gpu),
+        }
+
+
+def chunks(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """Points in the portions that a call to the device measures."""
+    for start in range(0, len(points), POINTS_A_CALL):
+        yield list(points[start : start + POINTS_A_CALL])
+
+
+def compare(tuner: Tuner, plans: Planner, layer: Linear | RowWise) -> Compared:
+    """Measure one layer: the whole grid, then what is reported."""
+    plan = plans.plan_layer("layer", layer)
+    even = plans.plan_split("layer", layer, max(layer.units // 2, 1)) if layer.units > 1 else plan
+    default = tuner.default_candidate(layer)
+    candidate = Candidate(layer, plan.cpu or even.cpu or default.cpu, plan.gpu or even.gpu or default.gpu)
+    compared = Compared(layer, plan, candidate)
+    grid = [
+        Point(split, layer.units - split, min(GRID_REPEATS, repeats_for(layer))) for split in range(layer.units + 1)
+    ]
+    for portion in chunks(grid):
+        measured = tuner.session.measure(tuner.module(candidate), portion)
+        compared.max_rel_error = max(compared.max_rel_error, measured.max_rel_error or 0.0)
+        compared.grid_us.update({point.cpu_units: median_us(point.wall_us) for point in measured.points})
+    compared.best_split = min(compared.grid_us, key=lambda split: compared.grid_us[split])
+    _measure_in_turn(tuner, plans, compared)
+    return compared
+
+
+def _measure_in_turn(tuner: Tuner, plans: Planner, compared: Compared) -> None:
+    """Best, planned and alone, one after the other, several times over.
+
+    A side alone may use whichever variant is fastest for it: the planned one, the default, or the predictor's choice.
+    """
+    layer, units = compared.layer, compared.layer.units
+    default = tuner.default_candidate(layer)
+    alone = Candidate(
+        layer,
+        plans.plan_split("layer", layer, units).cpu or default.cpu,
+        plans.plan_split("layer", layer, 0).gpu or default.gpu,
+    )
+    splits = {"best": compared.best_split, "planned": compared.plan.cpu_units, "cpu": units, "gpu": 0}
+    by_candidate: dict[str, dict[str, list[float]]] = {"cpu": {}, "gpu": {}}
+    repeats = repeats_for(layer)
+    for _ in range(ROUNDS):
+        for candidate in dict.fromkeys((compared.candidate, alone, default)):
+            wanted = splits if candidate is compared.candidate else {"cpu": units, "gpu": 0}
+            points = [Point(split, units - split, repeats) for split in dict.fromkeys(wanted.values())]
+            measured = tuner.session.measure(tuner.module(candidate), points, check=candidate is not compared.candidate)
+            walls = {point.cpu_units: list(point.wall_us) for point in measured.points}
+            for what, split in wanted.items():
+                if what in by_candidate:
+                    by_candidate[what].setdefault(str(candidate), []).extend(walls[split])
+                else:
+                    compared.samples_us.setdefault(what, []).extend(walls[split])
+    for what, samples in by_candidate.items():
+        compared.samples_us[what] = min(samples.values(), key=median_us)
+
+
+def summary(layers: Sequence[Compared]) -> dict[str, float]:
+    return {
+        "speedup_best": geometric_mean(c.single_us / c.us("best") for c in layers),
+        "speedup_planned": geometric_mean(c.single_us / c.us("planned") for c in layers),
+        "planned_over_best": geometric_mean(c.us("planned") / c.us("best") for c in layers),
+        "max_speedup_planned": max(c.single_us / c.us("planned") for c in layers),
+        "worst_planned_over_single": max(c.us("planned") / c.single_us for c in layers),
+        "max_rel_error": max(c.max_rel_error for c in layers),
+    }
+
+
+HEADER = (
+    "layer",
+    "CPU µs",
+    "GPU µs",
+    "planned CPU units",
+    "planned µs",
+    "best split",
+    "best µs",
+    "planned speedup",
+    "best speedup",
+)
+
+
+def row(compared: Compared) -> list[Any]:
+    return [
+        describe(compared.layer),
+        compared.us("cpu"),
+        compared.us("gpu"),
+        f"{compared.plan.cpu_units}/{compared.layer.units}",
+        compared.us("planned"),
+        f"{compared.best_split}/{compared.layer.units}",
+        compared.us("best"),
+        f"{compared.single_us / compared.us('planned'):.2f}×",
+        f"{compared.single_us / compared.us('best'):.2f}×",
+    ]
+
+
+def draw(axes: Any, layers: Sequence[Compared]) -> None:
+    """Speedups over the faster side alone."""
+    series = {
+        "planned": [c.single_us / c.us("planned") for c in layers],
+        "best of the grid": [c.single_us / c.us("best") for c in layers],
+    }
+    bars(axes, [describe(c.layer) for c in layers], series, "speedup over the faster side alone")
+    axes.axhline(1, color="black", linewidth=0.8)
+
+
+def compare_all(profile: str, layers: Sequence[Linear | RowWise], out: str, title: str, **where: Any) -> list[Compared]:
+    """Compare layers on the profile's device, and write the report."""
+    with Profile.open(profile) as opened:
+        facts, plans = opened.facts, planner(opened)
+        cores = {"cpu_cores": facts["cpu_cores"], "gpu_cores": facts["gpu_cores"] or None}
+        with open_session(None if where.get("tracker") else facts["name"], **where, **cores) as session:
+            tuner = Tuner(session, opened, target_for(session.facts()))
+            compared = [compare(tuner, plans, layer) for layer in tqdm(layers, desc="comparing", unit="layer")]
+    result = {"layers": [one.to_json() for one in compared], "summary": summary(compared)}
+    text = markdown_table(HEADER, map(row, compared))
+    text += "\n" + "".join(f"- {name}: {value:.3g}\n" for name, value in result["summary"].items())
+    text += (
+        "\nEach figure is the median time of the layer as it runs inside a network: again and again, both sides warm "
+        "and synchronised before and after it.\n"
+    )
+    Report(out, title, facts).write(result, text, lambda axes: draw(axes, compared))
+    return compared
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", required=True, metavar="DIR", help="a profile made by `tvm-coexec tune`")
+    parser.add_argument(
+        "--layers", required=True, metavar="SET", help=f"{', '.join(NAMED)}, or a JSON file with a list of layers"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
+    parser.add_argument("--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback")
+    parser.add_argument("--key", help="key of the device at the tracker")
+    options = parser.parse_args()
+    where = {"tracker": options.tracker, "key": options.key}
+    title = f"Planned split against the grid search: {options.layers}"
+    compare_all(options.profile, layers_named(options.layers), options.out, title, **where)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,101 @@
+"""How fast are the halves, and both together, beside ONNX Runtime with one thread and with two?
+
+All are measured in turn, warm, in one run. ONNX Runtime's one thread runs on the CPU's core, its two threads on the
+cores of both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from peers import linear_model, onnxruntime_peer
+from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
+from tqdm import tqdm
+
+from tvm_coexec.errors import InputError
+from tvm_coexec.layers import Linear, RowWise, layer_to_json
+from tvm_coexec.planning.samples import Candidate, Point
+from tvm_coexec.planning.split import Planner
+from tvm_coexec.profile import Profile
+from tvm_coexec.target import target_for
+from tvm_coexec.tuning import Tuner, open_session, planner, repeats_for
+from tvm_coexec.workloads import NAMED, layers_named
+
+ROUNDS = 9
+SERIES = ("cpu", "gpu", "planned", "ort1", "ort2")
+
+
+def compare(tuner: Tuner, plans: Planner, layer: Linear, cores: Sequence[int]) -> dict[str, Any]:
+    """Measure one layer; ``cores`` are the CPU's first, then the other side's."""
+    plan = plans.plan_layer("layer", layer)
+    alone = (plans.plan_split("layer", layer, layer.units).cpu, plans.plan_split("layer", layer, 0).gpu)
+    default = tuner.default_candidate(layer)
+    planned = Candidate(layer, plan.cpu or default.cpu, plan.gpu or default.gpu)
+    singles = Candidate(layer, alone[0] or default.cpu, alone[1] or default.gpu)
+    model = linear_model(layer, copies=4)
+    engines = {
+        "ort1": onnxruntime_peer(model, 1, cores[:1]),
+        "ort2": onnxruntime_peer(model, 2, cores[:2]),
+    }
+    repeats, units = repeats_for(layer), layer.units
+    samples_us: dict[str, list[float]] = {name: [] for name in SERIES}
+    for _ in range(ROUNDS):
+        ends = [Point(units, 0, repeats), Point(0, units, repeats)]
+        for name, point in zip(("cpu", "gpu"), tuner.measure_now(singles, ends), strict=True):
+            samples_us[name] += point.wall_us
+        (point,) = tuner.measure_now(planned, [Point(plan.cpu_units, plan.gpu_units, repeats)])
+        samples_us["planned"] += point.wall_us
+        for name, engine in engines.items():
+            samples_us[name] += engine.time_us(repeats)
+    medians = {f"{name}_us": median_us(samples) for name, samples in samples_us.items()}
+    return {**layer_to_json(layer), **medians, "planned_split": plan.cpu_units, "samples_us": samples_us}
+
+
+def linear_only(layers: Sequence[Linear | RowWise]) -> list[Linear]:
+    chosen = [layer for layer in layers if isinstance(layer, Linear)]
+    if len(chosen) < len(layers):
+        raise InputError("peers are compared on linear layers; leave the others out of the file")
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", required=True, metavar="DIR", help="a profile made by `tvm-coexec tune`")
+    parser.add_argument(
+        "--layers", required=True, metavar="SET", help=f"{', '.join(NAMED)}, or a JSON file with a list of layers"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
+    options = parser.parse_args()
+    layers = linear_only(layers_named(options.layers))
+    with Profile.open(options.profile) as profile:
+        facts, plans = profile.facts, planner(profile)
+        cores = [*facts["cpu_cores"][:1], *(facts["gpu_cores"] or facts["cpu_cores"][1:])]
+        if len(cores) < 2:
+            raise InputError("ONNX Runtime with two threads needs two cores; this machine lends one")
+        where = {"cpu_cores": facts["cpu_cores"], "gpu_cores": facts["gpu_cores"] or None}
+        with open_session(facts["name"], **where) as session:
+            tuner = Tuner(session, profile, target_for(session.facts()))
+            compared = [compare(tuner, plans, layer, cores) for layer in tqdm(layers, desc="comparing", unit="layer")]
+    names = [describe(layer) for layer in layers]
+    rows = [[name, *(entry[f"{series}_us"] for series in SERIES)] for name, entry in zip(names, compared, strict=True)]
+    summary = {
+        "cpu_speed_over_ort1": geometric_mean(entry["ort1_us"] / entry["cpu_us"] for entry in compared),
+        "gpu_speed_over_cpu": geometric_mean(entry["cpu_us"] / entry["gpu_us"] for entry in compared),
+        "planned_speed_over_ort2": geometric_mean(entry["ort2_us"] / entry["planned_us"] for entry in compared),
+    }
+    header = ("layer", "CPU µs", "GPU µs", "co-executed µs", "ONNX Runtime 1 thread µs", "2 threads µs")
+    text = markdown_table(header, rows) + "\n" + "".join(f"- {key}: {value:.3g}\n" for key, value in summary.items())
+
+    def draw(axes: Any) -> None:
+        series = {name: [entry["ort1_us"] / entry[f"{name}_us"] for entry in compared] for name in SERIES}
+        bars(axes, names, series, "speed, ONNX Runtime with one thread = 1")
+
+    Report(options.out, f"Beside ONNX Runtime: {options.layers}", facts).write(
+        {"layers": compared, "summary": summary}, text, draw
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

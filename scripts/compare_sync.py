@@ -1,0 +1,144 @@
+"""What does synchronisation cost? Flags in shared memory against OpenCL events, on single layers and chains of 12.
+
+All layers of a chain are halved. Its time beyond the longer half of every layer, summed, is what synchronising costs;
+the halves' own times come from the timeline of the same module, so that contention counts as the halves' own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from reporting import Report, bars, describe, markdown_table, median_us, run_main
+from tqdm import tqdm
+
+from tvm_coexec import schedules
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import Linear, layer_to_json
+from tvm_coexec.packaging import Choice, package
+from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.module import Module
+from tvm_coexec.target import target_for
+
+DEPTH = 12
+ROUNDS = 9
+RUNS_A_ROUND = 15
+TIMELINES_A_ROUND = 3
+LAYERS = [Linear(m, k, k, ("bias",)) for m, k in ((48, 768), (6, 768), (1, 768), (1, 1024))]
+
+
+@dataclass
+class Chain:
+    """A module of equal layers, and its samples."""
+
+    layer: Linear
+    depth: int
+    mechanism: str
+    module: Module
+    chain_us: list[float] = field(default_factory=list)
+    halves_us: list[float] = field(default_factory=list)
+
+    def measure(self) -> None:
+        """One round: whole runs, then the halves' own times."""
+        self.chain_us += self.module.benchmark(repeats=RUNS_A_ROUND, warmup=3).latency_us
+        for _ in range(TIMELINES_A_ROUND):
+            self.halves_us.append(longer_halves_us(self.module))
+
+    @property
+    def overhead_us_per_layer(self) -> float:
+        return (median_us(self.chain_us) - median_us(self.halves_us)) / self.depth
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "layer": layer_to_json(self.layer),
+            "depth": self.depth,
+            "mechanism": self.mechanism,
+            "chain_us": median_us(self.chain_us),
+            "halves_us": median_us(self.halves_us),
+            "overhead_us_per_layer": self.overhead_us_per_layer,
+            "samples_us": {"chain": self.chain_us, "halves": self.halves_us},
+        }
+
+
+def longer_halves_us(module: Module) -> float:
+    """The longer half's own time of every layer, summed, in one run."""
+    longest: dict[str, float] = {}
+    for event in module.profile(warmup=1):
+        if event.kind in ("call", "kernel"):
+            longest[event.step] = max(longest.get(event.step, 0.0), event.end_us - event.start_us)
+    return sum(longest.values())
+
+
+def halved_chain(layer: Linear, depth: int, device: Device) -> Chain:
+    """``depth`` layers one after the other, half of each on either side."""
+    rng = np.random.default_rng(0)
+    target = target_for(device.facts())
+    tensors = {f"t{place}": Tensor(f"t{place}", (layer.m, layer.k)) for place in range(depth + 1)}
+    nodes = []
+    for place in range(depth):
+        weights = rng.standard_normal((layer.k, layer.n), np.float32) / np.float32(np.sqrt(layer.k))
+        params = {"weights": weights, "bias": rng.standard_normal(layer.n, np.float32)}
+        nodes.append(Node(f"layer{place}", layer, f"t{place}", None, f"t{place + 1}", params))
+    variants = (schedules.family(layer).default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
+    choice = Choice(layer.units // 2, *variants)
+    graph = Graph(tensors, ["t0"], [f"t{depth}"], nodes)
+    module = Module(package(graph, [choice] * depth, target, device.facts(), {}), device)
+    module.inputs["t0"][:] = rng.standard_normal((layer.m, layer.k), np.float32)
+    return Chain(layer, depth, device.mechanism, module)
+
+
+def measure(device_name: str | None) -> tuple[list[Chain], dict[str, Any]]:
+    """Chains of every layer and depth, the mechanisms in turn."""
+    first = open_device(device_name)
+    mechanisms = ["svm", "event"] if first.info.mechanism == "svm" else ["event"]
+    devices = [open_device(first.info.name, mechanism=mechanism) for mechanism in mechanisms]
+    chains = []
+    for layer in tqdm(LAYERS, desc="comparing", unit="layer"):
+        for depth in (1, DEPTH):
+            turn = [halved_chain(layer, depth, device) for device in devices]
+            for _ in range(ROUNDS):
+                for chain in turn:
+                    chain.measure()
+            chains += turn
+    return chains, first.facts()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", metavar="NAME", help="any unambiguous part of a device's name")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
+    options = parser.parse_args()
+    chains, facts = measure(options.device)
+    rows = [
+        [
+            describe(chain.layer),
+            chain.depth,
+            chain.mechanism,
+            median_us(chain.chain_us),
+            median_us(chain.halves_us),
+            chain.overhead_us_per_layer,
+        ]
+        for chain in chains
+    ]
+    header = ("layer", "depth", "mechanism", "chain µs", "longer halves µs", "overhead µs a layer")
+    deep = [chain for chain in chains if chain.depth == DEPTH]
+    result = {
+        "chains": [chain.to_json() for chain in deep],
+        "single_layers": [chain.to_json() for chain in chains if chain.depth == 1],
+    }
+
+    def draw(axes: Any) -> None:
+        series = {
+            mechanism: [max(c.overhead_us_per_layer, 0.0) for c in deep if c.mechanism == mechanism]
+            for mechanism in dict.fromkeys(chain.mechanism for chain in deep)
+        }
+        bars(axes, [describe(layer) for layer in LAYERS], series, f"overhead, µs a layer, chains of {DEPTH}")
+
+    report = Report(options.out, "Synchronisation: flags in shared memory against OpenCL events", facts)
+    report.write(result, markdown_table(header, rows), draw)
+
+
+if __name__ == "__main__":
+    run_main(main)

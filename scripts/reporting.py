@@ -1,0 +1,106 @@
+"""What every comparison shares: its result as JSON, Markdown and PNG in one folder, and the statistics in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvm_coexec.errors import CoexecError
+from tvm_coexec.layers import Linear, RowWise
+
+
+def median_us(samples: Sequence[float]) -> float:
+    return float(np.median(samples))
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(float(np.mean([math.log(value) for value in values])))
+
+
+def describe(layer: Linear | RowWise) -> str:
+    """A layer in a table's cell."""
+    sizes = f"{layer.m}×{layer.k}×{layer.n}" if isinstance(layer, Linear) else f"{layer.kind} {layer.m}×{layer.n}"
+    return " ".join([sizes, *(step for step in layer.epilogue if step != "bias")])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Floats are shown with one digit, as suits microseconds; format other numbers before."""
+    cells = [[f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = [header, ["---"] * len(header), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+class Report:
+    """A folder with ``result.json``, ``result.md`` and ``result.png``."""
+
+    def __init__(self, folder: str, title: str, facts: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.title = title
+        self.label = str(facts["label"])
+        self.fields: dict[str, Any] = {
+            "title": title,
+            "device": self.label,
+            "mechanism": facts["mechanism"],
+            "facts": dict(facts),
+            "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def write(self, result: Mapping[str, Any], text: str, draw: Callable[[Any], None]) -> None:
+        """Write all three files.
+
+        Parameters
+        ----------
+        text
+            Markdown; the title, the device and the mechanism go before it.
+        draw
+            Draws on a matplotlib axes.
+        """
+        json_text = json.dumps({**self.fields, **result}, indent=1)
+        (self.folder / "result.json").write_text(json_text + "\n")
+        head = f"# {self.title}\n\nDevice: {self.label}. Synchronised by {self.fields['mechanism']}.\n\n"
+        (self.folder / "result.md").write_text(head + text)
+        self._draw(draw)
+        print(f"{head}{text}\nwritten to {self.folder}/result.json, result.md and result.png")
+
+    def _draw(self, draw: Callable[[Any], None]) -> None:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib import pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
+        draw(axes)
+        axes.set_title(f"{self.title}\n{self.label}", fontsize=10)
+        figure.savefig(self.folder / "result.png", dpi=110)
+        plt.close(figure)
+
+
+def bars(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> None:
+    """Grouped bars, one group a name."""
+    width = 0.8 / len(series)
+    places = np.arange(len(names))
+    for number, (label, values) in enumerate(series.items()):
+        axes.bar(places + (number - (len(series) - 1) / 2) * width, values, width, label=label)
+    axes.set_xticks(places, names, rotation=60 if len(names) > 6 else 20, ha="right", fontsize=7)
+    axes.set_ylabel(unit)
+    axes.legend(fontsize=8)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a script; what a user can repair is one line and a non-zero exit, a bug keeps its traceback."""
+    try:
+        main()
+    except CoexecError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,182 @@
+"""Building a module from a model: the graph is read, every layer planned, every half compiled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import schedules
+from .errors import FileFormatError, InputError
+from .frontends import to_graph
+from .graph import Graph, Node
+from .layers import Hardware
+from .packaging import Choice, package
+from .planning.plan import LayerPlan, Plan
+from .planning.split import Planner, plan_measured
+from .profile import Profile
+from .runtime.device import Device, open_device
+from .runtime.executor import TIMEOUT_S
+from .runtime.module import Module
+from .target import target_for
+from .tuning import measure_splits, planner
+
+if TYPE_CHECKING:
+    import onnx
+    from tvm import IRModule
+
+Split = str | float | Mapping[str, int | float]
+_RULES = ("predicted", "measured", "cpu", "gpu")
+
+
+def build(
+    model: str | os.PathLike[str] | onnx.ModelProto | IRModule,
+    *,
+    device: Device | str | None = None,
+    profile: str | os.PathLike[str] | None = None,
+    split: Split = "predicted",
+    cpu_cores: Sequence[int] | None = None,
+    gpu_cores: Sequence[int] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    yields: bool = False,
+) -> Module:
+    """Build a module whose layers run on the CPU and the GPU at the same time.
+
+    Parameters
+    ----------
+    model
+        Path of an ONNX file, an ONNX model, or a Relax module.
+    device
+        An open device, or any unambiguous part of a device's name.
+    profile
+        A profile that ``tvm-coexec tune`` made for this device.
+    split
+        How each layer is divided. ``"predicted"``: by the profile's predictors. ``"measured"``: every layer is
+        measured at several splits, here and now; what the profile already holds is used. ``"cpu"``, ``"gpu"``: all
+        layers on one side. A number from 0 to 1: the CPU's share of every layer. A dict from layer names to units of
+        the CPU (an int) or its share (a float); layers left out are predicted, or halved where there is no profile.
+    cpu_cores, gpu_cores
+        Cores for either side; see :func:`tvm_coexec.runtime.device.open_device`.
+    timeout_s
+        Bound on every wait of one processor for the other.
+    yields
+        Give up the CPU while waiting, at the price of a slower wake-up.
+
+    Raises
+    ------
+    ModelError
+        The model holds what cannot be built; operator and node are named.
+    InputError
+        The split or the profile does not fit.
+    """
+    if not isinstance(device, Device):
+        device = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
+    graph = to_graph(model)
+    facts = device.facts()
+    target = target_for(facts)
+    plan = plan_graph(graph, device, profile=profile, split=split)
+    choices = [Choice(layer.cpu_units, layer.cpu, layer.gpu) for layer in plan.layers]
+    built = package(graph, choices, target, facts, plan.to_json(), progress=_progress)
+    return Module(built, device, timeout_s=timeout_s, yields=yields)
+
+
+def _progress(nodes: Any) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(nodes, desc="compiling", unit="layer", leave=False)
+
+
+def plan_graph(
+    graph: Graph, device: Device, *, profile: str | os.PathLike[str] | None = None, split: Split = "predicted"
+) -> Plan:
+    """Divide every layer of a graph; see :func:`build`."""
+    hardware = target_for(device.facts()).hardware
+    found = _planner(profile, device)
+    rule = _rule(graph, device, hardware, found, split, profile)
+    return Plan(device.label, device.mechanism, tuple(rule(node) for node in graph.nodes))
+
+
+def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner | None:
+    if profile is None:
+        return None
+    with Profile.open(profile) as opened:
+        if opened.facts["name"] != device.info.name:
+            raise FileFormatError(
+                f"the profile {os.fspath(profile)} is of {opened.facts['name']}, the device is {device.info.name}; "
+                "tune a profile for it"
+            )
+        return planner(opened)
+
+
+def _rule(
+    graph: Graph,
+    device: Device,
+    hardware: Hardware,
+    found: Planner | None,
+    split: Split,
+    profile: str | os.PathLike[str] | None,
+) -> Callable[[Node], LayerPlan]:
+    """How to plan one node."""
+
+    def fixed(node: Node, cpu_units: int) -> LayerPlan:
+        if found is not None:
+            return found.plan_split(node.name, node.layer, cpu_units)
+        return _unpredicted(node, cpu_units, hardware)
+
+    def predicted(node: Node) -> LayerPlan:
+        if found is None:
+            raise InputError(
+                "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile=, "
+                "or use split='measured'"
+            )
+        return found.plan_layer(node.name, node.layer)
+
+    if split == "predicted":
+        return predicted
+    if split == "measured":
+        measured = measure_splits([node.layer for node in graph.nodes], device, profile)
+        return lambda node: plan_measured(node.name, node.layer, *measured)
+    if isinstance(split, Mapping):
+        units = _units_by_name(graph, split)
+        rest = predicted if found is not None else lambda node: fixed(node, node.layer.units // 2)
+        return lambda node: fixed(node, units[node.name]) if node.name in units else rest(node)
+    if split in ("cpu", "gpu"):
+        return lambda node: fixed(node, node.layer.units if split == "cpu" else 0)
+    return lambda node: fixed(node, _share(split, node))
+
+
+def _unpredicted(node: Node, cpu_units: int, hardware: Hardware) -> LayerPlan:
+    """Default variants and no expectation of time: nothing is known of the device."""
+    family = schedules.family(node.layer)
+    cpu, gpu = (family.default_variant(node.layer, side, hardware) for side in ("cpu", "gpu"))
+    return LayerPlan(
+        name=node.name,
+        layer=node.layer,
+        cpu_units=cpu_units,
+        cpu=cpu if cpu_units else None,
+        gpu=gpu if cpu_units < node.layer.units else None,
+        cpu_us=0.0,
+        gpu_us=0.0,
+        total_us=0.0,
+        reason="chosen by the caller; no profile, so no time is expected",
+    )
+
+
+def _units_by_name(graph: Graph, split: Mapping[str, int | float]) -> dict[str, int]:
+    nodes = {node.name: node for node in graph.nodes}
+    units = {}
+    for name, value in split.items():
+        if name not in nodes:
+            raise InputError(f"the split names layer {name!r}, the model has {', '.join(nodes)}")
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        units[name] = value if is_count else _share(value, nodes[name])
+        if not 0 <= units[name] <= nodes[name].layer.units:
+            raise InputError(f"layer {name!r} has {nodes[name].layer.units} units; the CPU cannot compute {value}")
+    return units
+
+
+def _share(value: Any, node: Node) -> int:
+    """The CPU's units, from its share."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"split {value!r} is none of {', '.join(_RULES)}, a number from 0 to 1, or a dict of such")
+    return round(value * node.layer.units)
