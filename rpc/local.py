@@ -6,11 +6,13 @@ which happens however its parent ends.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from tvm_coexec.errors import CoexecError
@@ -26,7 +28,8 @@ _PORTS = (9190, 9990)
 def _run(settings: dict[str, Any], stop: threading.Event, answers: TextIO) -> None:
     from tvm.rpc.tracker import Tracker
 
-    tracker = Tracker(LOOPBACK, *_PORTS, silent=True)
+    with _children_without_stderr():
+        tracker = Tracker(LOOPBACK, *_PORTS, silent=True)
     try:
         address = TrackerAddress(LOOPBACK, tracker.port)
         if settings["serve"]:
@@ -55,6 +58,21 @@ def _cores(listed: list[int] | None) -> tuple[int, ...] | None:
 
 def _answer(answers: TextIO, **fields: Any) -> None:
     print(json.dumps(fields), file=answers, flush=True)
+
+
+@contextlib.contextmanager
+def _children_without_stderr() -> Iterator[None]:
+    """For the tracker, which warns of every server that vanishes, even when it is told to be silent."""
+    stderr = sys.stderr.fileno()
+    kept = os.dup(stderr)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stderr)
+    try:
+        yield
+    finally:
+        os.dup2(kept, stderr)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _wait_for_parent(stop: threading.Event) -> None:

@@ -9,67 +9,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from .errors import FileFormatError
-from .layers import Linear, RowWise, Variant, layer_from_json, layer_to_json
 from .planning.samples import Candidate, Point, Sample
+from .samplestore import VERSION, SampleStore, damaged, now
 
 FORMAT = "tvm-coexec profile"
-VERSION = 1
 
 _DESCRIPTION, _DATABASE = "profile.json", "samples.sqlite"
-_BUSY_TIMEOUT_S = 30
-
-_SCHEMA = f"""
-PRAGMA user_version = {VERSION};
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    started TEXT NOT NULL,           -- ISO 8601, UTC
-    facts TEXT NOT NULL              -- JSON: the device, its driver, the libraries
-);
-CREATE TABLE samples (
-    id INTEGER PRIMARY KEY,
-    run INTEGER NOT NULL REFERENCES runs (id),
-    measured TEXT NOT NULL,          -- ISO 8601, UTC
-    layer TEXT NOT NULL,             -- JSON
-    side TEXT NOT NULL CHECK (side IN ('cpu', 'gpu')),
-    variant TEXT NOT NULL,           -- JSON: this side's
-    units INTEGER NOT NULL,
-    other_variant TEXT,              -- JSON: the other side's; NULL where this side was measured alone
-    other_units INTEGER NOT NULL,
-    latency_us TEXT NOT NULL         -- JSON: every repetition
-);
-CREATE INDEX samples_by_half ON samples (layer, side, variant, units, other_units);
-CREATE TABLE failures (
-    id INTEGER PRIMARY KEY,
-    run INTEGER NOT NULL REFERENCES runs (id),
-    failed TEXT NOT NULL,            -- ISO 8601, UTC
-    layer TEXT NOT NULL,             -- JSON
-    cpu_variant TEXT NOT NULL,       -- JSON
-    gpu_variant TEXT NOT NULL,       -- JSON
-    message TEXT NOT NULL
-);
-CREATE INDEX failures_by_candidate ON failures (layer, cpu_variant, gpu_variant);
-"""
 
 
 class Profile:
     """One device's profile; make one with :meth:`create` or :meth:`open`."""
 
-    def __init__(self, path: Path, description: dict[str, Any], database: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, description: dict[str, Any], store: SampleStore) -> None:
         self.path = path
         self._description = description
-        self._database = database
-        self._run: int | None = None
+        self._store = store
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Profile:
@@ -93,10 +55,8 @@ class Profile:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            database = sqlite3.connect(partial / _DATABASE)
-            database.executescript(_SCHEMA)
-            database.close()
-            description = {"format": FORMAT, "version": VERSION, "created": _now(), "device": dict(facts)}
+            SampleStore.create(partial / _DATABASE)
+            description = {"format": FORMAT, "version": VERSION, "created": now(), "device": dict(facts)}
             _write_json(partial / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
             partial.chmod(0o755)
             partial.replace(path)
@@ -124,11 +84,12 @@ class Profile:
         description = _read_description(path)
         if facts is not None:
             _check_device(path, description["device"], facts)
-        database = _open_database(path / _DATABASE)
-        profile = cls(path, description, database)
+        store = SampleStore(path / _DATABASE)
         if facts is not None:
-            profile._start_run(facts)
-        return profile
+            last = store.start_run(facts)
+            if last is not None:
+                _warn_of_driver(path, last, facts)
+        return cls(path, description, store)
 
     def __enter__(self) -> Profile:
         return self
@@ -140,7 +101,7 @@ class Profile:
 
     def close(self) -> None:
         """Let go of the database; everything added is stored already."""
-        self._database.close()
+        self._store.close()
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -180,143 +141,24 @@ class Profile:
         return self.path / f"{side}.ubj"
 
     def add_samples(self, samples: Iterable[Sample]) -> None:
-        """Store samples at once: when this returns, they survive whatever befalls the process."""
-        run, measured = self._current_run(), _now()
-        rows = [(run, measured, *_half_key(sample), json.dumps(sample.latency_us)) for sample in samples]
-        with self._transaction() as database:
-            database.executemany(
-                "INSERT INTO samples (run, measured, layer, side, variant, units, other_variant, other_units,"
-                " latency_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                rows,
-            )
+        """Store samples at once, all or none: when this returns, they survive whatever befalls the process."""
+        self._store.add_samples(samples)
 
     def samples(self) -> Iterator[Sample]:
         """Every sample of every run, in the order of measuring."""
-        with self._reading() as database:
-            for row in database.execute(
-                "SELECT layer, side, variant, units, other_units, latency_us, other_variant FROM samples ORDER BY id"
-            ):
-                yield _sample(row)
+        return self._store.samples()
 
     def has(self, candidate: Candidate, point: Point) -> bool:
         """Whether a point was measured, each side that has work in it with its variant of the candidate."""
-        co_run = point.cpu_units > 0 and point.gpu_units > 0
-        halves = [
-            ("cpu", candidate.cpu, point.cpu_units, candidate.gpu, point.gpu_units),
-            ("gpu", candidate.gpu, point.gpu_units, candidate.cpu, point.cpu_units),
-        ]
-        with self._reading() as database:
-            return all(
-                database.execute(
-                    "SELECT 1 FROM samples WHERE layer = ? AND side = ? AND variant = ? AND units = ?"
-                    " AND other_variant IS ? AND other_units = ? LIMIT 1",
-                    (
-                        _layer_text(candidate.layer),
-                        side,
-                        _variant_text(variant),
-                        units,
-                        _variant_text(other) if co_run else None,
-                        other_units,
-                    ),
-                ).fetchone()
-                for side, variant, units, other, other_units in halves
-                if units
-            )
+        return self._store.has(candidate, point)
 
     def add_failure(self, candidate: Candidate, message: str) -> None:
         """Store at once that a candidate cannot be measured, so that nobody tries it again."""
-        row = (self._current_run(), _now(), *_candidate_key(candidate), message)
-        with self._transaction() as database:
-            database.execute(
-                "INSERT INTO failures (run, failed, layer, cpu_variant, gpu_variant, message)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                row,
-            )
+        self._store.add_failure(candidate, message)
 
     def failure(self, candidate: Candidate) -> str | None:
         """Why a candidate could not be measured; None if it did not fail."""
-        with self._reading() as database:
-            row = database.execute(
-                "SELECT message FROM failures WHERE layer = ? AND cpu_variant = ? AND gpu_variant = ? ORDER BY id DESC",
-                _candidate_key(candidate),
-            ).fetchone()
-        return None if row is None else str(row[0])
-
-    def _start_run(self, facts: Mapping[str, Any]) -> None:
-        text = json.dumps(dict(facts), sort_keys=True)
-        with self._transaction() as database:
-            last = database.execute("SELECT id, facts FROM runs ORDER BY id DESC LIMIT 1").fetchone()
-            if last is not None and last[1] == text:
-                self._run = last[0]
-                return
-            self._run = database.execute("INSERT INTO runs (started, facts) VALUES (?, ?)", (_now(), text)).lastrowid
-        if last is not None:
-            _warn_of_driver(self.path, json.loads(last[1]), facts)
-
-    def _current_run(self) -> int:
-        if self._run is None:
-            raise ValueError("a profile that was opened without the device's facts can only be read")
-        return self._run
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._reading() as database, database:
-            yield database
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._database
-        except sqlite3.OperationalError as error:
-            raise FileFormatError(
-                f"{self.path / _DATABASE} cannot be used ({error}); free the disk, or end what else writes to it"
-            ) from None
-        except sqlite3.DatabaseError as error:
-            raise _damaged(self.path / _DATABASE, error) from None
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _layer_text(layer: Linear | RowWise) -> str:
-    return json.dumps(layer_to_json(layer))
-
-
-def _variant_text(variant: Variant) -> str:
-    return json.dumps(variant.to_json())
-
-
-def _half_key(sample: Sample) -> tuple[str, str, str, int, str | None, int]:
-    other = None if sample.other_variant is None else _variant_text(sample.other_variant)
-    layer, variant = _layer_text(sample.layer), _variant_text(sample.variant)
-    return layer, sample.side, variant, sample.units, other, sample.other_units
-
-
-def _candidate_key(candidate: Candidate) -> tuple[str, str, str]:
-    return _layer_text(candidate.layer), _variant_text(candidate.cpu), _variant_text(candidate.gpu)
-
-
-def _sample(row: tuple[Any, ...]) -> Sample:
-    layer, side, variant, units, other_units, latency_us, other = row
-    try:
-        return Sample(
-            layer_from_json(json.loads(layer)),
-            side,
-            Variant.from_json(json.loads(variant)),
-            units,
-            other_units,
-            tuple(float(time_us) for time_us in json.loads(latency_us)),
-            None if other is None else Variant.from_json(json.loads(other)),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(
-            f"the profile holds a sample of layer {layer} that cannot be read ({error}); tune again"
-        ) from None
-
-
-def _damaged(path: Path, error: object) -> FileFormatError:
-    return FileFormatError(f"{path} is damaged ({error}); restore it, or tune into another directory")
+        return self._store.failure(candidate)
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -325,7 +167,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise FileFormatError(f"there is no profile at {path}; make one with `tvm-coexec tune --out {path}`") from None
     except ValueError as error:
-        raise _damaged(path / _DESCRIPTION, error) from None
+        raise damaged(path / _DESCRIPTION, error) from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise FileFormatError(f"{path} is no profile; make one with `tvm-coexec tune`")
     if description.get("version") != VERSION:
@@ -335,25 +177,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         )
     missing = {"created", "device", "families", "report", "planning"} - description.keys()
     if missing or not isinstance(description["device"], dict):
-        raise _damaged(path / _DESCRIPTION, f"{', '.join(sorted(missing)) or 'the device'} cannot be found")
+        raise damaged(path / _DESCRIPTION, f"{', '.join(sorted(missing)) or 'the device'} cannot be found")
     return description
-
-
-def _open_database(path: Path) -> sqlite3.Connection:
-    try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S)
-    except sqlite3.OperationalError as error:
-        raise _damaged(path, error) from None
-    try:
-        state = database.execute("PRAGMA quick_check").fetchone()[0]
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        database.close()
-        raise _damaged(path, error) from None
-    if state != "ok" or version != VERSION:
-        database.close()
-        raise _damaged(path, state if state != "ok" else f"its version is {version} instead of {VERSION}")
-    return database
 
 
 def _check_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -372,12 +197,12 @@ def _check_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) 
 
 
 def _warn_of_driver(path: Path, last: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    before, now = last.get("driver_version"), facts.get("driver_version")
-    if before != now:
+    before, at_hand = last.get("driver_version"), facts.get("driver_version")
+    if before != at_hand:
         warnings.warn(
-            f"the profile {path} was measured with driver {before!r}, the device now has {now!r};"
+            f"the profile {path} was measured with driver {before!r}, the device now has {at_hand!r};"
             " new samples are kept as another run",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

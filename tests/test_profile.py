@@ -1,0 +1,246 @@
+"""Profiles: what is stored comes back, survives a kill, and is refused when damaged or foreign."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import Linear, RowWise, Variant
+from tvm_coexec.planning.samples import Candidate, Point, PointTimes, Sample, samples_of
+from tvm_coexec.profile import Profile
+
+FACTS = {"name": "pretended: gpu", "driver_version": "1.0", "cpu_cores": [1], "gpu_cores": [0]}
+CPU, GPU = Variant.make("direct", rows=6), Variant.make("direct", rows=8, lanes=16)
+CANDIDATE = Candidate(Linear(48, 768, 768, ("bias",)), CPU, GPU)
+CO_RUN, CPU_ALONE, GPU_ALONE = Point(10, 14), Point(24, 0), Point(0, 24)
+
+
+def times(point: Point) -> PointTimes:
+    cpu_us, gpu_us = ((1.5, 2.5, 9.0) if units else () for units in (point.cpu_units, point.gpu_units))
+    return PointTimes(point.cpu_units, point.gpu_units, cpu_us, gpu_us, (10.0, 11.0, 12.0))
+
+
+variants = st.builds(
+    lambda name, params: Variant.make(name, **params),
+    st.text(max_size=8),
+    st.dictionaries(st.sampled_from(["rows", "lanes", "group"]), st.integers(-(2**40), 2**40)),
+)
+sizes = st.integers(1, 2**31)
+layers = st.one_of(
+    st.builds(Linear, sizes, sizes, sizes, st.sampled_from([(), ("bias",), ("bias", "gelu", "residual")])),
+    st.builds(RowWise, st.sampled_from(RowWise.KINDS), sizes, sizes, st.just(()), st.floats(0, 1)),
+)
+latencies = st.lists(st.floats(0, allow_nan=False, allow_infinity=False), min_size=1).map(tuple)
+samples = st.builds(
+    Sample, layers, st.sampled_from(["cpu", "gpu"]), variants, sizes, sizes, latencies, st.none() | variants
+)
+
+
+@given(st.lists(st.lists(samples, max_size=4), max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_samples_come_back_in_order_and_exactly(batches: list[list[Sample]]) -> None:
+    with TemporaryDirectory() as folder:
+        with Profile.create(Path(folder) / "profile", FACTS) as profile:
+            for batch in batches:
+                profile.add_samples(batch)
+        with Profile.open(Path(folder) / "profile") as profile:
+            assert list(profile.samples()) == [sample for batch in batches for sample in batch]
+
+
+def test_a_point_becomes_a_sample_of_each_side_that_worked() -> None:
+    cpu, gpu, alone = samples_of(CANDIDATE, [times(CO_RUN), times(GPU_ALONE)])
+    assert (cpu.side, cpu.variant, cpu.units, cpu.other_variant, cpu.other_units) == ("cpu", CPU, 10, GPU, 14)
+    assert (gpu.side, gpu.variant, gpu.units, gpu.other_variant, gpu.other_units) == ("gpu", GPU, 14, CPU, 10)
+    assert (alone.side, alone.units, alone.other_variant, alone.other_units) == ("gpu", 24, None, 0)
+    assert cpu.median_us == 2.5
+
+
+def test_tuning_learns_what_is_measured_already(tmp_path: Path) -> None:
+    other_gpu = Candidate(CANDIDATE.layer, CPU, Variant.make("direct", rows=1))
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        assert not profile.has(CANDIDATE, CO_RUN)
+        profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN), times(CPU_ALONE)]))
+    with Profile.open(tmp_path / "p", FACTS) as profile:
+        assert profile.has(CANDIDATE, CO_RUN) and profile.has(CANDIDATE, CPU_ALONE)
+        assert not profile.has(CANDIDATE, GPU_ALONE) and not profile.has(CANDIDATE, Point(14, 10))
+        assert profile.has(other_gpu, CPU_ALONE), "the idle side's variant does not matter"
+        assert not profile.has(other_gpu, CO_RUN)
+        cpu_half = samples_of(CANDIDATE, [times(Point(11, 13))])[:1]
+        profile.add_samples(cpu_half)
+        assert not profile.has(CANDIDATE, Point(11, 13)), "one half of a point is not the point"
+
+
+def test_a_failed_candidate_is_remembered_with_its_reason(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        assert profile.failure(CANDIDATE) is None
+        profile.add_failure(CANDIDATE, "the kernel hangs")
+    with Profile.open(tmp_path / "p") as profile:
+        assert profile.failure(CANDIDATE) == "the kernel hangs"
+        assert profile.failure(Candidate(CANDIDATE.layer, GPU, CPU)) is None
+
+
+def test_conclusions_come_back(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        assert (profile.families, profile.report, profile.planning) == ((), None, None)
+        profile.describe(families=["linear"], report={"cpu": {"mape": 4.5}})
+        profile.describe(planning={"sync_us": 1.5})
+    with Profile.open(tmp_path / "p") as profile:
+        assert profile.families == ("linear",) and profile.report == {"cpu": {"mape": 4.5}}
+        assert profile.planning == {"sync_us": 1.5} and profile.facts == FACTS
+        assert profile.predictor_path("gpu") == tmp_path / "p" / "gpu.ubj"
+
+
+def test_plain_sql_reads_everything_beside_a_sample(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN)]))
+    database = sqlite3.connect(tmp_path / "p" / "samples.sqlite")
+    rows = database.execute(
+        "SELECT side, units, json_extract(layer, '$.n'), json_extract(other_variant, '$.rows'),"
+        " json_extract(facts, '$.driver_version'), json_array_length(latency_us), measured >= started"
+        " FROM samples JOIN runs ON runs.id = samples.run ORDER BY side"
+    ).fetchall()
+    database.close()
+    assert rows == [("cpu", 10, 768, 8, "1.0", 3, 1), ("gpu", 14, 768, 6, "1.0", 3, 1)]
+
+
+WRITER = """
+import json, sys
+from tests_samples import FACTS, batch
+from tvm_coexec.profile import Profile
+profile = Profile.open(sys.argv[1], FACTS)
+for number in range(1, 1_000_000):
+    profile.add_samples(batch(number))
+    print(number, flush=True)
+"""
+
+WRITER_SAMPLES = f"""
+from tvm_coexec.layers import Linear, Variant
+from tvm_coexec.planning.samples import Sample
+FACTS = {FACTS!r}
+def batch(number):
+    layer, variant = Linear(1, 1, 1), Variant("direct")
+    return [Sample(layer, "cpu", variant, units, 0, (float(number),) * 50) for units in range(1, 21)]
+"""
+
+
+@pytest.mark.parametrize("batches", [1, 7, 30])
+def test_a_kill_loses_nothing_that_was_stored_and_leaves_no_part_of_a_batch(tmp_path: Path, batches: int) -> None:
+    Profile.create(tmp_path / "p", FACTS).close()
+    (tmp_path / "tests_samples.py").write_text(WRITER_SAMPLES)
+    (tmp_path / "writer.py").write_text(WRITER)
+    command = [sys.executable, str(tmp_path / "writer.py"), str(tmp_path / "p")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        stored = [int(writer.stdout.readline()) for _ in range(batches)][-1]
+        writer.send_signal(signal.SIGKILL)
+        stored = max([stored, *map(int, writer.stdout.read().split())])
+    with Profile.open(tmp_path / "p", FACTS) as profile:
+        numbers = [sample.latency_us[0] for sample in profile.samples()]
+        assert set(numbers) >= set(range(1, stored + 1))
+        assert all(numbers.count(number) == 20 for number in set(numbers))
+        profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN)]))
+
+
+def damage_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    description = json.loads((path / "profile.json").read_text())
+    change(description)
+    (path / "profile.json").write_text(json.dumps(description))
+
+
+def overwrite(path: Path, begin: int, content: bytes) -> None:
+    whole = bytearray((path / "samples.sqlite").read_bytes())
+    whole[begin : begin + len(content)] = content
+    (path / "samples.sqlite").write_bytes(whole)
+
+
+def execute(path: Path, statement: str) -> None:
+    database = sqlite3.connect(path / "samples.sqlite")
+    with database:
+        database.execute(statement)
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "profile.json").unlink(), "there is no profile"),
+        (lambda path: (path / "profile.json").write_text('{"format": '), r"profile.json is damaged"),
+        (lambda path: (path / "profile.json").write_bytes(b"\xff\xfe\x00"), r"profile.json is damaged"),
+        (lambda path: (path / "profile.json").write_text("[]"), "is no profile"),
+        (lambda path: damage_json(path, lambda d: d.update(format="other")), "is no profile"),
+        (lambda path: damage_json(path, lambda d: d.update(version=99)), "version 99, this program reads version 1"),
+        (lambda path: damage_json(path, lambda d: d.pop("report")), r"damaged \(report cannot be found\)"),
+        (lambda path: (path / "samples.sqlite").unlink(), r"samples.sqlite is damaged"),
+        (lambda path: (path / "samples.sqlite").write_bytes(b""), r"its version is 0"),
+        (lambda path: overwrite(path, 0, b"nonsense"), r"samples.sqlite is damaged"),
+        (lambda path: overwrite(path, 4096, bytes(4096)), r"samples.sqlite is damaged"),
+        (lambda path: (path / "samples.sqlite").write_bytes((path / "samples.sqlite").read_bytes()[:9000]), "damaged"),
+        (lambda path: execute(path, "PRAGMA user_version = 2"), "its version is 2 instead of 1"),
+        (lambda path: execute(path, "UPDATE samples SET layer = '{}'"), "sample of layer {} cannot be read"),
+        (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),
+        (lambda path: execute(path, "UPDATE runs SET facts = '{'"), "facts of a run cannot be read"),
+        (lambda path: execute(path, "DROP TABLE failures"), r"damaged \(it has no table failures\)"),
+    ],
+)
+def test_damage_is_detected(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        for _ in range(50):
+            profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN), times(CPU_ALONE)]))
+    damage(tmp_path / "p")
+    with pytest.raises(FileFormatError, match=message), Profile.open(tmp_path / "p", FACTS) as profile:
+        list(profile.samples())
+
+
+def test_another_device_is_refused_by_name_and_by_cores(tmp_path: Path) -> None:
+    Profile.create(tmp_path / "p", FACTS).close()
+    with pytest.raises(FileFormatError, match="belongs to 'pretended: gpu', the device is 'other'"):
+        Profile.open(tmp_path / "p", {**FACTS, "name": "other"})
+    with pytest.raises(FileFormatError, match="measured with 1 GPU cores, not 2"):
+        Profile.open(tmp_path / "p", {**FACTS, "gpu_cores": [0, 2]})
+
+
+def test_another_driver_is_warned_of_and_kept_apart(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Profile.open(tmp_path / "p", FACTS).close()
+    newer = {**FACTS, "driver_version": "2.0"}
+    with pytest.warns(UserWarning, match=r"driver '1.0', the device now has '2.0'"):
+        profile = Profile.open(tmp_path / "p", newer)
+    with profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(GPU_ALONE)]))
+        assert len(list(profile.samples())) == 2
+    database = sqlite3.connect(tmp_path / "p" / "samples.sqlite")
+    runs = database.execute(
+        "SELECT side, json_extract(facts, '$.driver_version') FROM samples JOIN runs ON runs.id = run ORDER BY side"
+    ).fetchall()
+    count = database.execute("SELECT count(*) FROM runs").fetchone()
+    database.close()
+    assert runs == [("cpu", "1.0"), ("gpu", "2.0")] and count == (2,)
+
+
+def test_creation_takes_no_place_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    Profile.create(tmp_path / "empty", FACTS).close()
+    for path in (tmp_path / "empty", tmp_path):
+        with pytest.raises(FileFormatError, match="exists already"):
+            Profile.create(path, FACTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_a_profile_opened_without_facts_takes_no_samples(tmp_path: Path) -> None:
+    Profile.create(tmp_path / "p", FACTS).close()
+    with Profile.open(tmp_path / "p") as profile, pytest.raises(ValueError, match="can only be read"):
+        profile.add_samples([])

@@ -1,0 +1,325 @@
+"""Measuring over a real tracker, server and session on loopback, most of it with a device that only pretends."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import cloudpickle
+import psutil
+import pytest
+from tvm_coexec.rpc import remote
+from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
+from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
+from tvm_coexec.rpc.server import DeviceServer
+from tvm_coexec.rpc.server import main as server_main
+from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
+
+from tvm_coexec import schedules
+from tvm_coexec.errors import KernelError, MeasurementError
+from tvm_coexec.layers import Linear
+from tvm_coexec.packaging import single_layer
+from tvm_coexec.planning.samples import Point
+from tvm_coexec.target import target_for
+
+KEY = "pretended"
+SHORT_S = 2.0
+POINTS = [Point(2, 3, repeats=4), Point(0, 5, repeats=1)]
+
+
+class PretendedModule:
+    """Does what the uploaded file says."""
+
+    def __init__(self, orders: dict[str, str]) -> None:
+        self.orders = orders
+
+    def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
+        return {"be wrong": 0.5, "be nan": float("nan")}.get(self.orders["do"], cpu_units * 1e-7)
+
+    def time_step(self, step: int, cpu_units: int, gpu_units: int, *, repeats: int) -> types.SimpleNamespace:
+        match self.orders["do"]:
+            case "raise":
+                raise KernelError("first line\nthe kernel does not compile")
+            case "raise unexpectedly":
+                raise ZeroDivisionError("a trace\ndivision by nothing")
+            case "hang":
+                time.sleep(3600)
+            case "exit":
+                os._exit(3)
+            case "be killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+        times_us = [float(step + index) for index in range(repeats)]
+        return types.SimpleNamespace(
+            cpu_us=times_us if cpu_units else [], gpu_us=times_us if gpu_units else [], wall_us=times_us
+        )
+
+
+def prepare_pretended_device() -> None:
+    """In the server's process: put a device and modules in the place of the real ones."""
+    opened = []
+
+    def open_device(*_: object, **__: object) -> types.SimpleNamespace:
+        opened.append(os.getpid())
+        return types.SimpleNamespace(facts=lambda: {"name": "pretended", "opened_by": opened, "pid": os.getpid()})
+
+    def load(path: str, *, device: types.SimpleNamespace) -> PretendedModule:
+        return PretendedModule(json.loads(Path(path).read_bytes()))
+
+    for name, function in (("device", open_device), ("module", load)):
+        module = types.ModuleType(f"tvm_coexec.runtime.{name}")
+        setattr(module, function.__name__, function)
+        sys.modules[module.__name__] = module
+    remote.register(remote.DeviceChoice())
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def tracker() -> Iterator[TrackerAddress]:
+    stop = threading.Event()
+    with local_tracker(serve=False) as address:
+        server = DeviceServer(address, KEY, prepare_pretended_device)
+        server.wait_until_registered(stop)
+        thread = threading.Thread(target=server.serve, args=(stop,))
+        thread.start()
+        yield address
+        stop.set()
+        thread.join()
+        server.close()
+
+
+def orders(do: str) -> bytes:
+    return json.dumps({"do": do}).encode()
+
+
+def test_every_repetition_of_every_point_arrives(tracker: TrackerAddress) -> None:
+    with Session(tracker, KEY) as session:
+        measurement = session.measure(orders("work"), POINTS, step=7)
+    co_run, gpu_alone = measurement.points
+    assert (co_run.cpu_units, co_run.gpu_units) == (2, 3)
+    assert co_run.cpu_us == co_run.gpu_us == co_run.wall_us == (7.0, 8.0, 9.0, 10.0)
+    assert gpu_alone.cpu_us == () and gpu_alone.gpu_us == (7.0,)
+    assert measurement.max_rel_error == pytest.approx(2e-7)
+
+
+def test_the_device_is_opened_once_a_session_in_a_process_of_its_own(tracker: TrackerAddress) -> None:
+    with Session(tracker, KEY) as session:
+        first, second = session.facts(), session.facts()
+        session.reconnect()
+        third = session.facts()
+    assert first["opened_by"] == second["opened_by"] == [first["pid"]]
+    assert third["opened_by"] == [third["pid"]] != first["opened_by"]
+
+
+@pytest.mark.parametrize("wrong", ["be wrong", "be nan"])
+def test_a_wrong_result_has_no_time(tracker: TrackerAddress, wrong: str) -> None:
+    with Session(tracker, KEY) as session:
+        with pytest.raises(RefusedError, match=r"2 CPU and 3 GPU units is wrong by (0\.5|nan)"):
+            session.measure(orders(wrong), POINTS)
+        assert session.measure(orders(wrong), POINTS, check=False).max_rel_error is None
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        ("raise", r"reports: the kernel does not compile$"),
+        ("raise unexpectedly", r"reports: ZeroDivisionError: division by nothing$"),
+    ],
+)
+def test_a_remote_error_arrives_as_its_last_line_and_leaves_the_session(
+    tracker: TrackerAddress, do: str, message: str
+) -> None:
+    with Session(tracker, KEY) as session:
+        before = session.facts()["pid"]
+        with pytest.raises(RefusedError, match=message):
+            session.measure(orders(do), POINTS)
+        assert session.facts()["pid"] == before
+
+
+@pytest.mark.parametrize(
+    ("do", "message"), [("hang", "kernel hangs"), ("exit", "broke off"), ("be killed", "broke off")]
+)
+def test_a_lost_session_is_reported_and_the_next_call_gets_a_new_one(
+    tracker: TrackerAddress, do: str, message: str
+) -> None:
+    with Session(tracker, KEY, session_timeout_s=SHORT_S) as session:
+        with pytest.raises(SessionLostError, match=message):
+            session.measure(orders(do), POINTS)
+        assert session.measure(orders("work"), POINTS).points[0].cpu_us
+    with Session(tracker, KEY) as session:
+        assert session.facts()["name"] == "pretended"
+
+
+def test_a_lease_that_is_half_over_is_renewed_before_the_next_call(tracker: TrackerAddress) -> None:
+    with Session(tracker, KEY, session_timeout_s=SHORT_S) as session:
+        first = session.facts()["pid"]
+        time.sleep(0.6 * SHORT_S)
+        assert session.facts()["pid"] != first
+
+
+def test_a_silent_server_is_given_up(tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_coexec.rpc.client._GRACE_S", 0.2)
+    with Session(tracker, KEY, session_timeout_s=SHORT_S) as session:
+        process = psutil.Process(session.facts()["pid"])
+        server = process.parent()
+        assert server is not None
+        try:
+            process.suspend()
+            server.suspend()
+            with pytest.raises(SessionLostError, match="silent"):
+                session.measure(orders("work"), POINTS)
+        finally:
+            server.resume()
+            process.resume()
+        assert session.facts()["name"] == "pretended"
+
+
+def test_a_device_in_use_is_waited_for_no_longer_than_asked(tracker: TrackerAddress) -> None:
+    waiting = Session(tracker, KEY, request_timeout_s=0.5)
+    with Session(tracker, KEY), pytest.raises(MeasurementError, match=r"none of the 1 device\(s\).*free within 0.5 s"):
+        waiting.reconnect()
+    with Session(tracker, KEY) as session:
+        assert session.facts()["name"] == "pretended"
+
+
+def test_an_unknown_key_names_the_known_ones(tracker: TrackerAddress) -> None:
+    with pytest.raises(MeasurementError, match=f"no device with key 'other'.* has {KEY};"):
+        Session(tracker, "other", request_timeout_s=0.2).reconnect()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def test_a_tracker_that_is_not_there() -> None:
+    with pytest.raises(MeasurementError, match=r"out of reach.*correct --tracker"):
+        Session(TrackerAddress("127.0.0.1", free_port()), KEY).reconnect()
+
+
+@pytest.mark.parametrize(("greeting", "message"), [(b"HTTP", "no TVM RPC tracker"), (b"", "out of reach")])
+def test_a_stranger_or_a_mute_in_the_tracker_s_place(greeting: bytes, message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            connection, _ = listening.accept()
+            connection.sendall(greeting)
+            connection.recv(64)
+            connection.recv(64)
+
+        threading.Thread(target=greet, daemon=True).start()
+        address = TrackerAddress("127.0.0.1", listening.getsockname()[1])
+        with pytest.raises(MeasurementError, match=message):
+            TrackerConnection(address, 0.3)
+
+
+@pytest.mark.parametrize("text", ["9190", "host:", ":9190", "host:x", "host:0", "host:65536"])
+def test_a_bad_address_is_refused(text: str) -> None:
+    with pytest.raises(MeasurementError, match="write host:port"):
+        parse_tracker(text)
+
+
+def test_a_named_tracker_is_used_and_nothing_is_started() -> None:
+    before = psutil.Process().children(recursive=True)
+    with use_tracker("board.example:9190", device="pocl") as address:
+        assert address == TrackerAddress("board.example", 9190)
+        assert psutil.Process().children(recursive=True) == before
+
+
+def test_a_key_is_fit_for_the_protocol() -> None:
+    assert device_key("pocl: cpu-x86 (1)") == "tvm-coexec-pocl-cpu-x86-1"
+    assert device_key(None) == "tvm-coexec-default"
+
+
+def test_a_local_tracker_leaves_no_process_behind() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with contextlib.suppress(KeyboardInterrupt), local_tracker() as address:
+        started = set(psutil.Process().children(recursive=True)) - before
+        with TrackerConnection(address, 5.0) as connection:
+            assert connection.servers(device_key(None)) == 1
+        raise KeyboardInterrupt
+    assert len(started) >= 3
+    assert not psutil.wait_procs(started, timeout=5.0)[1]
+
+
+def test_a_killed_parent_leaves_no_process_behind() -> None:
+    script = (
+        "from tvm_coexec.rpc.tracker import local_tracker\nwith local_tracker(): print('started', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
+        started = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+    assert len(started) >= 3
+    assert not psutil.wait_procs(started, timeout=10.0)[1]
+
+
+def test_a_client_that_is_killed_while_it_measures_gives_the_device_back(tracker: TrackerAddress) -> None:
+    script = (
+        "import sys\n"
+        "from tvm_coexec.planning.samples import Point\n"
+        "from tvm_coexec.rpc.client import Session\n"
+        "from tvm_coexec.rpc.tracker import parse_tracker\n"
+        "with Session(parse_tracker(sys.argv[1]), sys.argv[2], session_timeout_s=3.0) as session:\n"
+        "    print('measures', flush=True)\n"
+        "    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
+    )
+    command = [sys.executable, "-c", script, str(tracker), KEY, orders("hang").decode()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None and client.stdout.readline() == b"measures\n"
+        time.sleep(0.3)
+        client.kill()
+    with Session(tracker, KEY) as session:
+        assert session.facts()["name"] == "pretended"
+
+
+def test_the_server_s_command_offers_a_device_until_it_is_told_to_end(tracker: TrackerAddress) -> None:
+    command = [sys.executable, "-m", "tvm_coexec.rpc.server", "--tracker", str(tracker), "--key", "by-command"]
+    with subprocess.Popen(command, stdout=-1) as server:
+        assert (
+            server.stdout is not None
+            and server.stdout.readline() == f"offering by-command at the tracker {tracker}\n".encode()
+        )
+        started = psutil.Process(server.pid).children(recursive=True)
+        with Session(tracker, "by-command") as session, pytest.raises(RefusedError, match="is no module"):
+            session.measure(b"nonsense", POINTS)
+        server.terminate()
+        assert server.wait(10.0) == 0
+    assert started and not psutil.wait_procs(started, timeout=5.0)[1]
+
+
+def test_the_server_s_command_names_a_tracker_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    port = free_port()
+    assert server_main(["--tracker", f"127.0.0.1:{port}", "--key", "any"]) == 1
+    assert f"error: the tracker at 127.0.0.1:{port} is out of reach" in capsys.readouterr().err
+
+
+def test_a_layer_is_checked_and_timed_on_the_device_of_this_machine(tmp_path: Path) -> None:
+    layer = Linear(5, 40, 100, ("bias", "relu"))
+    with local_tracker() as address, Session(address, device_key(None)) as session:
+        facts = session.facts()
+        hardware = target_for(facts).hardware
+        cpu, gpu = (schedules.linear.default_variant(layer, side, hardware) for side in ("cpu", "gpu"))
+        path = tmp_path / "layer.module"
+        single_layer(layer, cpu, gpu, target_for(facts), facts).write(path)
+        measurement = session.measure(path, [Point(2, 2, repeats=3), Point(0, 4, repeats=5), Point(4, 0, repeats=1)])
+        for content, step, message in ((path.read_bytes()[:100], 0, "is no module"), (path.read_bytes(), 1, "Index")):
+            with pytest.raises(RefusedError, match=message):
+                session.measure(content, [Point(2, 2)], step=step)
+    assert facts["name"] and facts["driver_version"]
+    assert [(len(p.cpu_us), len(p.gpu_us), len(p.wall_us)) for p in measurement.points] == [
+        (3, 3, 3),
+        (0, 5, 5),
+        (1, 0, 1),
+    ]
+    assert all(time_us > 0 for point in measurement.points for time_us in point.wall_us)
+    assert measurement.max_rel_error is not None and 0 < measurement.max_rel_error <= remote.MAX_REL_ERROR
