@@ -1,0 +1,227 @@
+"""Opens a device: an OpenCL context and queues for the GPU's side, and the cores of both sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from tvm_coexec.errors import DeviceError
+
+from . import cores, probe
+from .discovery import MECHANISMS, DeviceInfo, discover, select
+from .machine import machine_facts
+
+_confined: weakref.WeakSet[Device] = weakref.WeakSet()
+"""Open CPU devices: the threads of one driver cannot serve two of them on different cores."""
+
+
+class Device:
+    """A CPU and an OpenCL device that work side by side; made by :func:`open_device`.
+
+    Attributes
+    ----------
+    info
+        What the OpenCL device can do.
+    context, queue
+        Its pyopencl context, and an in-order queue.
+    cpu_cores
+        Cores for the CPU's side, its first thread on the first one.
+    gpu_cores
+        Cores on which an OpenCL CPU device works; empty for a real GPU.
+    workers
+        Kernel ids of the threads that work for an OpenCL CPU device; empty for a real GPU.
+    mechanism
+        How the sides synchronise: ``svm`` or ``event``.
+    notes
+        What a reader of measurements has to know.
+    """
+
+    def __init__(
+        self,
+        info: DeviceInfo,
+        context: Any,
+        cpu_cores: tuple[int, ...],
+        gpu_cores: tuple[int, ...] = (),
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        import pyopencl as cl
+
+        self.info = info
+        self.context = context
+        self.queue = cl.CommandQueue(context)
+        self.cpu_cores = cpu_cores
+        self.gpu_cores = gpu_cores
+        self.notes = notes
+        self.workers: tuple[int, ...] = ()
+
+    @property
+    def mechanism(self) -> str:
+        return self.info.mechanism
+
+    @property
+    def is_bench(self) -> bool:
+        """Whether a CPU device plays the GPU."""
+        return self.info.device_type == "cpu"
+
+    @property
+    def label(self) -> str:
+        """The device's name for reports; says so where a CPU device plays the GPU."""
+        if not self.is_bench:
+            return self.info.name
+        where = cores.listed(self.gpu_cores)
+        return f"{self.info.name} (bench device: a CPU OpenCL device on {where} plays the GPU)"
+
+    @cached_property
+    def profiling_queue(self) -> Any:
+        """An in-order queue whose events carry times."""
+        import pyopencl as cl
+
+        return cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that a measurement on this device depends on, as JSON values."""
+        return {
+            **self.info.to_json(),
+            "label": self.label,
+            "is_bench": self.is_bench,
+            "cpu_cores": list(self.cpu_cores),
+            "gpu_cores": list(self.gpu_cores),
+            "notes": list(self.notes),
+            **machine_facts(self.cpu_cores[0]),
+        }
+
+    def close(self) -> None:
+        """Finish what is enqueued; another device may then use the same driver's threads on other cores."""
+        self.queue.finish()
+        _confined.discard(self)
+
+    def __repr__(self) -> str:
+        return f"<Device {self.label}, mechanism {self.mechanism}>"
+
+
+def open_device(
+    name: str | None = None,
+    *,
+    cpu_cores: Iterable[int] | None = None,
+    gpu_cores: Iterable[int] | None = None,
+    mechanism: str | None = None,
+) -> Device:
+    """Open an OpenCL device, and choose the cores that work beside it.
+
+    Parameters
+    ----------
+    name
+        Any unambiguous part of a device's name, platform or alias; by default a GPU if there is one, then PoCL, then
+        Intel's CPU runtime.
+    cpu_cores
+        Cores of the CPU's side. By default every core beside a GPU; beside an OpenCL CPU device those that it leaves.
+    gpu_cores
+        Cores of an OpenCL CPU device, whose threads are moved there; by default half of the machine's. The number of
+        PoCL's threads is settled by the first OpenCL query of the process.
+    mechanism
+        ``svm`` or ``event``; by default the best that the device has.
+
+    Raises
+    ------
+    DeviceError
+        The device is missing or ambiguous, or lacks what is asked of it.
+    """
+    gpu_chosen = None if gpu_cores is None else cores.check_cores(gpu_cores, "--gpu-cores")
+    cpu_chosen = None if cpu_cores is None else cores.check_cores(cpu_cores, "--cpu-cores")
+    bench_gpu, bench_cpu = _divide(gpu_chosen, cpu_chosen)
+    info, handle = select(discover(len(bench_gpu)), name)
+    info = _with_mechanism(info, mechanism)
+    if info.device_type == "cpu":
+        return _open_bench(info, handle, bench_cpu, bench_gpu)
+    if gpu_chosen:
+        raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
+    return Device(info, _context(handle), cpu_chosen or cores.usable_cores())
+
+
+def _divide(
+    gpu_chosen: tuple[int, ...] | None, cpu_chosen: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cores of an OpenCL CPU device and of the CPU's side: as chosen, the side left open gets the cores that remain."""
+    default_gpu, default_cpu = cores.default_cores()
+    if gpu_chosen is None and cpu_chosen is None:
+        return default_gpu, default_cpu
+    usable = cores.usable_cores()
+    gpu = gpu_chosen or tuple(core for core in usable if core not in (cpu_chosen or ())) or usable
+    cpu = cpu_chosen or tuple(core for core in usable if core not in gpu) or usable
+    if len(usable) > 1 and set(gpu) & set(cpu):
+        raise DeviceError(
+            f"the CPU's side gets {cores.listed(cpu)} and the OpenCL device {cores.listed(gpu)}, but each spins while "
+            f"it waits for the other; give them different --cpu-cores and --gpu-cores"
+        )
+    return gpu, cpu
+
+
+def _with_mechanism(info: DeviceInfo, mechanism: str | None) -> DeviceInfo:
+    if mechanism is None or mechanism == info.mechanism:
+        return info
+    if mechanism not in MECHANISMS:
+        raise DeviceError(f"there is no mechanism {mechanism!r}; choose from {', '.join(MECHANISMS)}")
+    if mechanism == "svm":
+        raise DeviceError(f"{info.name} has {info.mechanism_reason}, which the mechanism 'svm' needs; use 'event'")
+    return dataclasses.replace(info, mechanism=mechanism, mechanism_reason="as asked for")
+
+
+def _context(handle: Any) -> Any:
+    import pyopencl as cl
+
+    return cl.Context([handle])
+
+
+def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_cores: tuple[int, ...]) -> Device:
+    """Open a CPU device whose threads run on ``gpu_cores`` alone."""
+    for other in _confined:
+        if other.info.alias == info.alias and other.gpu_cores != gpu_cores:
+            raise DeviceError(
+                f"{info.name} is open on {cores.listed(other.gpu_cores)} in this process, and its threads cannot serve "
+                f"{cores.listed(gpu_cores)} too; close() that device first"
+            )
+    notes = []
+    if set(cpu_cores) & set(gpu_cores):
+        notes.append("this process may use one core only: the CPU's side and the OpenCL device share it")
+    part, workers = _part(info, handle, len(gpu_cores))
+    if workers > len(gpu_cores):
+        notes.append(f"the driver had been started with {workers} threads, which share {len(gpu_cores)} core(s)")
+    info = dataclasses.replace(info, compute_units=len(gpu_cores))
+    device = Device(info, _context(part), cpu_cores, gpu_cores, tuple(notes))
+    device.workers = cores.find_workers(probe.busy_runner(device.context, device.queue, workers), workers)
+    if len(device.workers) < workers:
+        raise DeviceError(
+            f"only {len(device.workers)} of {workers} threads of {info.name} were seen at work, so that they cannot be "
+            f"moved to {cores.listed(gpu_cores)}; try again when the machine is less busy"
+        )
+    cores.pin(device.workers, gpu_cores)
+    _confined.add(device)
+    return device
+
+
+def _part(info: DeviceInfo, handle: Any, core_count: int) -> tuple[Any, int]:
+    """The part of a CPU device that works with ``core_count`` threads, and how many it really has.
+
+    PoCL's threads take work of every part of its device, so that their number is what counts; it is settled at the
+    first query. Intel's runtime keeps to a part, which counts the thread that waits for the work, unless the part has
+    one unit only.
+    """
+    import pyopencl as cl
+
+    available = handle.max_compute_units
+    needed = core_count if info.alias == "pocl" or core_count == 1 else core_count + 1
+    if available < needed:
+        raise DeviceError(
+            f"{info.name} works on at most {available if needed == core_count else available - 1} core(s) in this "
+            f"process, not on {core_count}; name fewer --gpu-cores, or open it before any other use of OpenCL"
+        )
+    if info.alias == "pocl":
+        return handle, available
+    if available == needed:
+        return handle, core_count
+    partition = cl.device_partition_property
+    (part,) = handle.create_sub_devices([partition.BY_COUNTS, needed, partition.BY_COUNTS_LIST_END])
+    return part, core_count

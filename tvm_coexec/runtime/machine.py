@@ -1,0 +1,62 @@
+"""What is known of the machine and the software on it; reports and samples are stored with it."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU_FOLDER = Path("/sys/devices/system/cpu")
+_PACKAGES = {
+    "tvm_coexec": "tvm-coexec",
+    "tvm": "apache-tvm",
+    "pyopencl": "pyopencl",
+    "xgboost": "xgboost",
+    "numpy": "numpy",
+}
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def machine_facts(core: int) -> dict[str, Any]:
+    """Plain values about the CPU, as ``core`` sees it, the kernel and the libraries' versions."""
+    described = _cpuinfo()
+    features = described.get("flags") or described.get("Features") or ""
+    return {
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpu_model": described.get("model name") or described.get("Hardware") or platform.machine(),
+        "cpu_features": features.split(),
+        "cache_bytes": _caches(core),
+        "versions": {name: _version(package) for name, package in _PACKAGES.items()},
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The fields of the first CPU, and those that stand behind the last."""
+    fields: dict[str, str] = {}
+    for line in _CPUINFO.read_text().splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    return fields
+
+
+def _caches(core: int) -> dict[str, int]:
+    """Size of each cache that ``core`` uses: ``l1d``, ``l1i``, ``l2``, …; nothing where the kernel does not tell."""
+    sizes = {}
+    for index in sorted((_CPU_FOLDER / f"cpu{core}" / "cache").glob("index*")):
+        kind = {"Data": "d", "Instruction": "i"}.get((index / "type").read_text().strip(), "")
+        size = (index / "size").read_text().strip()
+        sizes[f"l{(index / 'level').read_text().strip()}{kind}"] = int(size.rstrip("KMG")) * _UNITS.get(size[-1], 1)
+    return sizes
+
+
+def _version(package: str) -> str | None:
+    """None where a package is not installed: a device that only runs modules needs no compiler and no predictors."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
