@@ -1,0 +1,123 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import Linear, RowWise, Variant
+from tvm_coexec.planning.plan import LayerPlan, Plan
+
+VARIANT = Variant.make("direct", rows=4, unroll=1)
+PLAN = Plan(
+    device="pocl: cpu",
+    mechanism="svm",
+    layers=(
+        LayerPlan("fc1", Linear(8, 64, 128, ("bias",)), 1, VARIANT, VARIANT, 10.0, 12.0, 15.5, "split: because"),
+        LayerPlan("norm", RowWise("layer_norm", 8, 64, epsilon=1e-5), 1, VARIANT, None, 3.0, 0.0, 3.0, "cpu alone"),
+    ),
+)
+
+sizes = st.integers(1, 5000)
+times_us = st.floats(0, 1e9)
+variants = st.builds(
+    lambda implementation, params: Variant.make(implementation, **params),
+    st.text(min_size=1),
+    st.dictionaries(st.sampled_from(["rows", "lanes", "order", "unroll"]), st.integers(0, 64)),
+)
+layers = st.one_of(
+    st.builds(Linear, sizes, sizes, sizes, st.sampled_from([(), ("bias", "relu")])),
+    st.builds(RowWise, st.sampled_from(RowWise.KINDS), sizes, sizes, epsilon=st.floats(0, 1)),
+)
+
+
+@st.composite
+def layer_plans(draw):
+    layer = draw(layers)
+    cpu_units = draw(st.integers(0, layer.units))
+    cpu = draw(variants) if cpu_units else None
+    gpu = draw(variants) if cpu_units < layer.units else None
+    return LayerPlan(draw(st.text()), layer, cpu_units, cpu, gpu, *(draw(times_us) for _ in range(3)), draw(st.text()))
+
+
+@given(st.builds(Plan, st.text(), st.text(), st.lists(layer_plans(), max_size=3).map(tuple)))
+def test_a_plan_survives_json(plan):
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def test_a_plan_survives_its_file_and_the_file_is_readable(tmp_path):
+    path = tmp_path / "plan.json"
+    PLAN.write(path)
+    assert Plan.read(path) == PLAN
+    assert '"cpu_units": 1,' in path.read_text()
+    assert '"implementation": "direct",' in path.read_text()
+
+
+def test_the_table_names_layers_splits_times_and_reasons():
+    table = str(PLAN).splitlines()
+    assert table[0] == "device pocl: cpu, synchronised by svm"
+    assert table[2].split() == ["fc1", "1", "3", "10.0", "12.0", "15.5", "split:", "because"]
+    assert table[3].split() == ["norm", "1", "0", "3.0", "0.0", "3.0", "cpu", "alone"]
+    assert table[4] == "2 layers, expected 18.5 us"
+
+
+def changed(place, value):
+    values = PLAN.to_json()
+    target = values
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (["format"], "a recipe", "no tvm-coexec plan"),
+        (["version"], 2, "version 2, this release reads 1"),
+        (["colour"], "red", "a plan has the unknown field 'colour'"),
+        (["device"], None, "'device' is None"),
+        (["layers"], {}, "'layers' is {}"),
+        (["layers", 0], 7, "a layer is not an object"),
+        (["layers", 0, "hue"], 1, "a layer has the unknown field 'hue'"),
+        (["layers", 0, "units"], 5, "has 4 units, not 5"),
+        (["layers", 0, "cpu_units"], 9, "has 4 units, the CPU cannot compute 9"),
+        (["layers", 0, "cpu_units"], True, "'cpu_units' is True"),
+        (["layers", 0, "cpu_units"], 1.5, "'cpu_units' is 1.5"),
+        (["layers", 0, "gpu"], None, "the gpu side has 3 units and the variant None"),
+        (["layers", 1, "gpu"], {"implementation": "direct"}, "the gpu side has 0 units and the variant direct"),
+        (["layers", 0, "cpu"], {"rows": 4}, "damaged"),
+        (["layers", 0, "cpu_us"], -1.0, "'cpu_us' is -1.0"),
+        (["layers", 0, "cpu_us"], float("nan"), "'cpu_us' is nan"),
+        (["layers", 0, "layer", "op"], "pool", "unknown layer op 'pool'"),
+        (["layers", 0, "layer", "m"], 0, "must be at least 1"),
+    ],
+)
+def test_a_damaged_plan_says_what_is_wrong(place, value, message):
+    with pytest.raises(FileFormatError, match=message):
+        Plan.from_json(changed(place, value))
+
+
+def test_a_missing_field_is_named():
+    values = PLAN.to_json()
+    del values["layers"][0]["reason"]
+    with pytest.raises(FileFormatError, match="a layer lacks 'reason'"):
+        Plan.from_json(values)
+
+
+@pytest.mark.parametrize("content, message", [("{", r"is no JSON file"), ("[]", "no tvm-coexec plan"), ("\0", "JSON")])
+def test_a_damaged_file_is_named(tmp_path, content, message):
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(FileFormatError, match=rf"plan\.json.*{message}"):
+        Plan.read(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileFormatError, match=r"gone\.json.*No such file"):
+        Plan.read(tmp_path / "gone.json")
+
+
+def test_a_layer_plan_must_fit_its_layer():
+    with pytest.raises(ValueError, match="'fc' has 4 units, the CPU cannot compute 5"):
+        LayerPlan("fc", Linear(8, 64, 128), 5, VARIANT, None, 0.0, 0.0, 0.0, "")

@@ -1,0 +1,140 @@
+import itertools
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_device import (
+    HARDWARE,
+    OVERHEADS,
+    best_us,
+    latency_us,
+    optimum_us,
+    some_layers,
+    total_us,
+    trained,
+    variants,
+)
+
+from tvm_coexec.errors import InputError, MeasurementError
+from tvm_coexec.layers import Linear
+from tvm_coexec.planning.samples import Sample
+from tvm_coexec.planning.split import Overheads, Planner, plan_measured
+
+
+def planner(split_us=OVERHEADS.split_us, **settings_):
+    return Planner(trained("cpu"), trained("gpu"), HARDWARE, Overheads(split_us), **settings_)
+
+
+def test_plans_of_unseen_shapes_are_close_to_the_optimum():
+    ratios = []
+    for layer in some_layers(25, seed=7):
+        plan = planner().plan_layer("fc", layer)
+        planned_us = total_us(layer, plan.cpu_units, plan.cpu, plan.gpu)
+        ratios.append(planned_us / optimum_us(layer))
+        alone_us = min(best_us(layer, side, layer.units, 0) for side in ("cpu", "gpu"))
+        assert planned_us <= 1.1 * alone_us, layer
+    assert math.exp(sum(map(math.log, ratios)) / len(ratios)) < 1.04
+    assert max(ratios) < 1.4
+
+
+def test_a_large_layer_is_split_and_the_reason_says_how_well():
+    plan = planner().plan_layer("fc", Linear(197, 768, 3072))
+    assert 0.4 < plan.cpu_units / plan.layer.units < 0.6
+    assert plan.total_us == pytest.approx(max(plan.cpu_us, plan.gpu_us) + OVERHEADS.split_us)
+    speedup = float(re.fullmatch(r"split: (.*) times as fast as the cpu alone \(.* us\)", plan.reason)[1])
+    assert 1.7 < speedup < 2
+
+
+def test_a_layer_that_does_not_pay_for_synchronisation_stays_on_one_side():
+    plan = planner().plan_layer("fc", Linear(1, 64, 64))
+    assert (plan.cpu_units, plan.gpu) == (2, None)
+    assert plan.total_us == plan.cpu_us
+    assert "4.0 us of it synchronisation" in plan.reason
+
+
+def test_one_unit_cannot_be_divided():
+    plan = planner().plan_layer("fc", Linear(500, 4000, 30))
+    assert plan.cpu_units == 1
+    assert plan.reason == "cpu alone: one unit cannot be divided"
+
+
+def test_a_gain_under_the_margin_is_not_trusted():
+    layer = Linear(197, 768, 768)
+    gain = 1 - planner().plan_layer("fc", layer).total_us / planner(math.inf).plan_layer("fc", layer).total_us
+    careful = planner(margin=gain + 0.01).plan_layer("fc", layer)
+    assert careful.cpu_units in (0, layer.units)
+    assert f"would gain {100 * gain:.1f} %, under the margin of {100 * gain + 1:.0f} %" in careful.reason
+    assert planner(margin=gain - 0.01).plan_layer("fc", layer).reason.startswith("split")
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 512), st.integers(64, 4096), st.integers(64, 8192))
+def test_no_split_that_was_not_taken_is_predicted_to_be_much_better(m, k, n):
+    layer = Linear(m, k, n)
+    plan = planner(margin=0.0).plan_layer("fc", layer)
+    others = [planner().plan_split("fc", layer, cpu_units).total_us for cpu_units in range(0, layer.units + 1, 7)]
+    assert plan.total_us <= 1.02 * min(others)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 512), st.integers(64, 4096), st.integers(64, 4096))
+def test_dearer_synchronisation_never_makes_a_plan_cheaper_or_splits_more(m, k, n):
+    layer = Linear(m, k, n)
+    plans = [planner(split_us).plan_layer("fc", layer) for split_us in (0.0, 10.0, 1000.0)]
+    totals = [plan.total_us for plan in plans]
+    is_split = [0 < plan.cpu_units < layer.units for plan in plans]
+    assert is_split == sorted(is_split, reverse=True)
+    assert all(later >= earlier * 0.95 for earlier, later in itertools.pairwise(totals))
+
+
+@pytest.mark.parametrize("cpu_units, sides", [(0, (False, True)), (5, (True, True)), (24, (True, False))])
+def test_a_split_that_is_asked_for_is_given_the_best_variants(cpu_units, sides):
+    layer = Linear(50, 768, 768)
+    plan = planner().plan_split("fc", layer, cpu_units)
+    assert (plan.cpu is not None, plan.gpu is not None) == sides
+    assert plan.cpu_units == cpu_units
+    for side, variant, units in (("cpu", plan.cpu, cpu_units), ("gpu", plan.gpu, 24 - cpu_units)):
+        if variant:
+            assert latency_us(layer, side, variant, units, 24 - units) <= 1.15 * best_us(layer, side, units, 24 - units)
+
+
+def test_a_split_that_does_not_exist_is_refused():
+    with pytest.raises(InputError, match="'fc' has 24 units, the CPU cannot compute 25; choose 0 to 24"):
+        planner().plan_split("fc", Linear(50, 768, 768), 25)
+
+
+MEASURED = Linear(50, 768, 128)
+CPU_VARIANT, OTHER_CPU_VARIANT = variants(MEASURED, "cpu")[:2]
+GPU_VARIANT = variants(MEASURED, "gpu")[0]
+
+
+def measured(side, variant, units, other_units, *times_us, layer=MEASURED):
+    return Sample(layer, side, variant, units, other_units, times_us)
+
+
+def test_the_best_measured_split_is_taken():
+    samples = [
+        measured("cpu", CPU_VARIANT, 4, 0, 100.0),
+        measured("gpu", GPU_VARIANT, 4, 0, 110.0),
+        measured("cpu", CPU_VARIANT, 2, 2, 70.0, 50.0, 51.0),
+        measured("cpu", OTHER_CPU_VARIANT, 2, 2, 90.0, 20.0, 60.0),
+        measured("gpu", GPU_VARIANT, 2, 2, 55.0),
+        measured("cpu", CPU_VARIANT, 1, 3, 1.0),
+        measured("gpu", GPU_VARIANT, 1, 3, 1.0),
+        measured("gpu", GPU_VARIANT, 2, 0, 1.0),
+        measured("cpu", CPU_VARIANT, 4, 0, 1.0, layer=Linear(50, 768, 128, ("bias",))),
+    ]
+    plan = plan_measured("fc", MEASURED, samples, OVERHEADS)
+    assert (plan.cpu_units, plan.cpu, plan.gpu) == (2, CPU_VARIANT, GPU_VARIANT)
+    assert (plan.cpu_us, plan.gpu_us, plan.total_us) == (51.0, 55.0, 59.0)
+    assert plan.reason == "the best of 3 measured splits"
+    alone = plan_measured("fc", MEASURED, samples, Overheads(split_us=60.0))
+    assert (alone.cpu_units, alone.gpu, alone.total_us) == (4, None, 100.0)
+
+
+def test_a_layer_that_was_never_measured_is_named():
+    samples = [measured("cpu", CPU_VARIANT, 2, 2, 1.0)]
+    with pytest.raises(MeasurementError, match=r"no split of layer 'fc'.*tune this layer"):
+        plan_measured("fc", MEASURED, samples, OVERHEADS)

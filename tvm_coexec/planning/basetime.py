@@ -1,0 +1,62 @@
+"""A few-term model of a half's time. Trees correct it; alone they could not reach beyond the sizes that they saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LAYER_TERMS = (
+    "constant",
+    "units",
+    "flops",
+    "weight_bytes",
+    "activation_bytes",
+    "core_overflow_bytes",
+    "shared_overflow_bytes",
+)
+"""What can be said of a half without knowing its kernel."""
+
+KERNEL_TERMS = ("groups", "padded_flops", "register_steps")
+FLOPS_TERMS = ("constant", "flops")
+
+
+@dataclass(frozen=True)
+class BaseTime:
+    """A sum of non-negative costs: microseconds for one unit of each term."""
+
+    coefficients: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def fit(cls, described: Mapping[str, np.ndarray], latency_us: np.ndarray, terms: Sequence[str]) -> BaseTime:
+        """Minimise the squared relative error, so that short halves count as much as long ones."""
+        columns = np.stack([_term(described, term) for term in terms], axis=1)
+        scales = columns.max(axis=0, initial=0.0)
+        used = scales > 0
+        relative = columns[:, used] / scales[used] / latency_us[:, None]
+        coefficients = np.zeros(len(terms))
+        coefficients[used] = _non_negative_least_squares(relative, np.ones(len(latency_us))) / scales[used]
+        return cls(tuple((term, float(value)) for term, value in zip(terms, coefficients, strict=True)))
+
+    def predict(self, described: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Time in microseconds of each half, never zero."""
+        total = np.zeros(len(described["units"]))
+        for term, coefficient in self.coefficients:
+            if coefficient:
+                total += coefficient * _term(described, term)
+        return np.maximum(total, 1e-3)
+
+
+def _term(described: Mapping[str, np.ndarray], term: str) -> np.ndarray:
+    return np.ones(len(described["units"])) if term == "constant" else described[term]
+
+
+def _non_negative_least_squares(matrix: np.ndarray, target: np.ndarray, sweeps: int = 500) -> np.ndarray:
+    """Coordinate descent; the few terms make its slow end harmless, since the trees correct what it leaves."""
+    gram, moments = matrix.T @ matrix, matrix.T @ target
+    solution = np.zeros(len(moments))
+    for _ in range(sweeps):
+        for j in range(len(moments)):
+            solution[j] = max(0.0, solution[j] + (moments[j] - gram[j] @ solution) / gram[j, j])
+    return solution

@@ -1,0 +1,250 @@
+"""What the predictors see of a half: the layer, the chosen kernel, its launch, and the other side's work meanwhile.
+
+Halves are kept as columns, because planning asks for every split of a layer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from tvm_coexec import schedules
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import EPILOGUE_STEPS, ROW_BLOCK, TILE, Linear, RowWise, Variant
+
+FEATURE_VERSION = 1
+"""Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
+
+GROUPS = ("layer", "kernel", "dispatch", "contention")
+IMPLEMENTATION_PREFIX = "implementation:"
+PARAMETER_PREFIX = "param:"
+
+_FIXED_NAMES: dict[str, tuple[str, ...]] = {
+    "layer": (
+        "rows",
+        "reduction",
+        "channels",
+        "units",
+        "flops",
+        "weight_bytes",
+        "activation_bytes",
+        "flops_per_byte",
+        *(f"kind:{kind}" for kind in ("linear", *RowWise.KINDS)),
+        *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
+    ),
+    "kernel": ("accumulators", "steps_per_item"),
+    "dispatch": (
+        "group_size",
+        "groups",
+        "work_items",
+        "waves",
+        "last_wave_fill",
+        "row_padding",
+        "channel_padding",
+        "padded_flops",
+        "flops_per_group",
+    ),
+    "contention": ("co_run", "other_units", "other_share", "combined_bytes", "combined_bytes_per_flop"),
+}
+
+
+class Work(Protocol):
+    """A half to be described; a sample is one."""
+
+    @property
+    def layer(self) -> Linear | RowWise: ...
+    @property
+    def variant(self) -> Variant: ...
+    @property
+    def units(self) -> int: ...
+    @property
+    def other_units(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What the features know of the processor of one side.
+
+    Parameters
+    ----------
+    workers
+        Threads of the CPU, or compute units of the OpenCL device.
+    core_cache_bytes, shared_cache_bytes
+        The largest cache of one core and the cache that both sides share; 0 where unknown.
+    """
+
+    workers: int
+    core_cache_bytes: int = 0
+    shared_cache_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Halves of one side as columns: row ``i`` is ``units[i]`` units of kernel ``kernels[kernel[i]]``.
+
+    ``other_units`` counts the units that the other side works on meanwhile; 0 where the half runs alone.
+    """
+
+    kernels: Sequence[tuple[Linear | RowWise, Variant]]
+    kernel: np.ndarray
+    units: np.ndarray
+    other_units: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.kernel)
+
+    @classmethod
+    def of(cls, works: Sequence[Work]) -> Halves:
+        """Gather halves that were described one by one."""
+        places: dict[tuple[Linear | RowWise, Variant], int] = {}
+        kernel = [places.setdefault((work.layer, work.variant), len(places)) for work in works]
+        return cls(
+            kernels=tuple(places),
+            kernel=np.array(kernel, np.intp),
+            units=np.array([work.units for work in works], float),
+            other_units=np.array([work.other_units for work in works], float),
+        )
+
+    @classmethod
+    def grid(
+        cls, layer: Linear | RowWise, variants: Sequence[Variant], units: np.ndarray, other_units: np.ndarray
+    ) -> Halves:
+        """Every variant at every pair of ``units`` and ``other_units``; variants change slowest."""
+        return cls(
+            kernels=tuple((layer, variant) for variant in variants),
+            kernel=np.repeat(np.arange(len(variants)), len(units)),
+            units=np.tile(np.asarray(units, float), len(variants)),
+            other_units=np.tile(np.asarray(other_units, float), len(variants)),
+        )
+
+
+def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.ndarray]:
+    """Every quantity known of the halves, by name, one value a half."""
+    known = _gather(halves, side)
+    units, other_units = halves.units, halves.other_units
+    rows_ratio = known["padded_rows"] / known["rows"]
+    groups = known["groups_per_unit"] * units
+    waves = np.ceil(groups / processor.workers)
+    flops = known["flops_per_unit"] * units
+    padded_flops = flops * rows_ratio * known["channel_padding"]
+    weight_bytes = known["weight_bytes_per_unit"] * units
+    activation_bytes = known["shared_bytes"] + known["activation_bytes_per_unit"] * units
+    bytes_per_unit = known["weight_bytes_per_unit"] + known["activation_bytes_per_unit"]
+    combined_bytes = known["shared_bytes"] + bytes_per_unit * (units + other_units)
+    return known | {
+        "units": units,
+        "flops": flops,
+        "weight_bytes": weight_bytes,
+        "activation_bytes": activation_bytes,
+        "flops_per_byte": flops / (weight_bytes + activation_bytes),
+        "groups": groups,
+        "work_items": groups * known["group_size"],
+        "waves": waves,
+        "last_wave_fill": groups / processor.workers - waves + 1,
+        "row_padding": rows_ratio,
+        "padded_flops": padded_flops,
+        "flops_per_group": padded_flops / groups,
+        "co_run": (other_units > 0).astype(float),
+        "other_units": other_units,
+        "other_share": other_units / (units + other_units),
+        "combined_bytes": combined_bytes,
+        "combined_bytes_per_flop": combined_bytes / flops,
+        "register_steps": groups * known["group_size"] * known["steps_per_item"],
+        "core_overflow_bytes": np.maximum(0.0, weight_bytes + activation_bytes - processor.core_cache_bytes),
+        "shared_overflow_bytes": np.clip(
+            combined_bytes - processor.shared_cache_bytes, 0.0, weight_bytes + activation_bytes
+        ),
+    }
+
+
+def _gather(halves: Halves, side: str) -> dict[str, np.ndarray]:
+    """What depends on the layer and the kernel alone: computed once a kernel, then spread over the halves."""
+    facts = [_kernel_facts(layer, side, variant) for layer, variant in halves.kernels]
+    names = list(dict.fromkeys(name for fact in facts for name in fact))
+    table = np.array([[fact.get(name, 0.0) for fact in facts] for name in names], float)
+    return dict(zip(names, table[:, halves.kernel], strict=True))
+
+
+@lru_cache(maxsize=256)
+def _layer_facts(layer: Linear | RowWise) -> Mapping[str, float]:
+    if isinstance(layer, Linear):
+        kind, rows, reduction, channels = "linear", layer.m, layer.k, layer.n
+        shared_bytes = 4 * layer.m * layer.k
+        channel_padding = layer.units * TILE / layer.n
+    else:
+        kind, rows, reduction, channels = layer.kind, layer.m, 1, layer.n
+        shared_bytes, channel_padding = 0, 1.0
+    return {
+        "rows": rows,
+        "reduction": reduction,
+        "channels": channels,
+        "channel_padding": channel_padding,
+        "flops_per_unit": layer.flops / layer.units,
+        "weight_bytes_per_unit": layer.weight_bytes / layer.units,
+        "shared_bytes": shared_bytes,
+        "activation_bytes_per_unit": (layer.activation_bytes - shared_bytes) / layer.units,
+        f"kind:{kind}": 1.0,
+        **{f"epilogue:{step}": 1.0 for step in layer.epilogue},
+    }
+
+
+@lru_cache(maxsize=8192)
+def _kernel_facts(layer: Linear | RowWise, side: str, variant: Variant) -> Mapping[str, float]:
+    launch = schedules.family(layer).dispatch(layer, side, variant)
+    return {
+        **_layer_facts(layer),
+        **_register_tile(layer, variant, launch.padded_rows / (launch.groups(1) * launch.group_size)),
+        f"{IMPLEMENTATION_PREFIX}{variant.implementation}": 1.0,
+        **{f"{PARAMETER_PREFIX}{name}": float(value) for name, value in variant.params},
+        "group_size": launch.group_size,
+        "groups_per_unit": launch.groups(1),
+        "padded_rows": launch.padded_rows,
+    }
+
+
+def _register_tile(layer: Linear | RowWise, variant: Variant, rows_per_item: float) -> dict[str, float]:
+    """How many sums a work-item keeps in flight, and how many steps it takes one after the other for a unit."""
+    if isinstance(layer, RowWise):
+        return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
+    params = dict(variant.params)
+    passes = TILE / params.get("channels", TILE)
+    partial_sums = params.get("k_split", 1)
+    reduction = _layer_facts(layer)["reduction"]
+    return {
+        "accumulators": rows_per_item * TILE / passes * partial_sums,
+        "steps_per_item": reduction / partial_sums * passes,
+    }
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The names of a predictor's features, in the order of its columns."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def for_halves(cls, halves: Halves, groups: Sequence[str] = GROUPS) -> FeatureSet:
+        """The features of some groups; those of the kernels are named after the kernels met in ``halves``."""
+        kernel_names = {f"{IMPLEMENTATION_PREFIX}{variant.implementation}" for _, variant in halves.kernels}
+        kernel_names |= {f"{PARAMETER_PREFIX}{name}" for _, variant in halves.kernels for name, _ in variant.params}
+        names = _FIXED_NAMES | {"kernel": (*_FIXED_NAMES["kernel"], *sorted(kernel_names))}
+        return cls(tuple(name for group in GROUPS if group in groups for name in names[group]))
+
+    def __post_init__(self) -> None:
+        fixed = {name for names in _FIXED_NAMES.values() for name in names}
+        for name in self.names:
+            if name not in fixed and not name.startswith((IMPLEMENTATION_PREFIX, PARAMETER_PREFIX)):
+                raise FileFormatError(f"this release computes no feature {name!r}; tune the profile again")
+
+    def matrix(self, described: dict[str, np.ndarray]) -> np.ndarray:
+        """One row a half; kernels and epilogues that these halves do not have are zero."""
+        count = len(described["units"])
+        matrix = np.zeros((count, len(self.names)), np.float32)
+        for column, name in enumerate(self.names):
+            if name in described:
+                matrix[:, column] = described[name]
+        return matrix

@@ -1,0 +1,190 @@
+"""The plan: how each layer is divided, by which kernels each side computes it, and why. A readable JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import Linear, RowWise, Variant, layer_from_json, layer_to_json
+
+FORMAT = "tvm-coexec plan"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is decided for one layer.
+
+    Parameters
+    ----------
+    cpu_units
+        The CPU computes the last ``cpu_units`` units of the layer, the GPU those before them.
+    cpu, gpu
+        The variant of each half; None where that side has no units.
+    cpu_us, gpu_us, total_us
+        Expected times: of each half (0 where there is none), and of the layer, synchronisation included.
+    """
+
+    name: str
+    layer: Linear | RowWise
+    cpu_units: int
+    cpu: Variant | None
+    gpu: Variant | None
+    cpu_us: float
+    gpu_us: float
+    total_us: float
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.cpu_units <= self.layer.units:
+            raise ValueError(
+                f"layer {self.name!r} has {self.layer.units} units, the CPU cannot compute {self.cpu_units}"
+            )
+        for side, units, variant in (("cpu", self.cpu_units, self.cpu), ("gpu", self.gpu_units, self.gpu)):
+            if (units > 0) != (variant is not None):
+                raise ValueError(f"layer {self.name!r}: the {side} side has {units} units and the variant {variant}")
+
+    @property
+    def gpu_units(self) -> int:
+        return self.layer.units - self.cpu_units
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "layer": layer_to_json(self.layer),
+            "units": self.layer.units,
+            "cpu_units": self.cpu_units,
+            "cpu": None if self.cpu is None else self.cpu.to_json(),
+            "gpu": None if self.gpu is None else self.gpu.to_json(),
+            "cpu_us": self.cpu_us,
+            "gpu_us": self.gpu_us,
+            "total_us": self.total_us,
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> LayerPlan:
+        """Inverse of :meth:`to_json`; raises ``ValueError`` where the values do not fit."""
+        _check_keys(values, [field.name for field in fields(cls)] + ["units"], "a layer")
+        layer = layer_from_json(values["layer"])
+        if values["units"] != layer.units:
+            raise ValueError(f"layer {values['name']!r} has {layer.units} units, not {values['units']}")
+        return cls(
+            name=_typed(values, "name", str),
+            layer=layer,
+            cpu_units=_typed(values, "cpu_units", int),
+            cpu=_variant(values["cpu"]),
+            gpu=_variant(values["gpu"]),
+            cpu_us=_microseconds(values, "cpu_us"),
+            gpu_us=_microseconds(values, "gpu_us"),
+            total_us=_microseconds(values, "total_us"),
+            reason=_typed(values, "reason", str),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plans of a network's layers, in their order, for one device and one way to synchronise."""
+
+    device: str
+    mechanism: str
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def total_us(self) -> float:
+        """Expected time of the layers one after the other."""
+        return sum(layer.total_us for layer in self.layers)
+
+    def __str__(self) -> str:
+        return format_table(self)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "device": self.device,
+            "mechanism": self.mechanism,
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> Plan:
+        """Read and check; a :class:`FileFormatError` says what is wrong."""
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise FileFormatError("this is no tvm-coexec plan; make one with `tvm-coexec plan`")
+        if values.get("version") != VERSION:
+            raise FileFormatError(
+                f"the plan has format version {values.get('version')!r}, this release reads {VERSION}; plan again"
+            )
+        try:
+            _check_keys(values, ["format", "version", *(field.name for field in fields(cls))], "a plan")
+            return cls(
+                device=_typed(values, "device", str),
+                mechanism=_typed(values, "mechanism", str),
+                layers=tuple(LayerPlan.from_json(layer) for layer in _typed(values, "layers", list)),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FileFormatError(f"the plan is damaged ({error}); plan again") from None
+
+    def write(self, path: Path) -> None:
+        """Write the plan as indented JSON."""
+        path.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Inverse of :meth:`write`."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise FileFormatError(f"cannot read the plan {path} ({error.strerror}); plan again") from None
+        except ValueError as error:
+            raise FileFormatError(f"{path} is no JSON file ({error}); plan again") from None
+        try:
+            return cls.from_json(values)
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}") from None
+
+
+def format_table(plan: Plan) -> str:
+    """The plan for the terminal: a line a layer."""
+    names = [layer.name for layer in plan.layers]
+    width = max([5, *map(len, names)])
+    header = f"{'layer':{width}}  {'CPU':>5} {'GPU':>5} units {'CPU us':>9} {'GPU us':>9} {'total us':>9}  why"
+    lines = [f"device {plan.device}, synchronised by {plan.mechanism}", header]
+    for layer in plan.layers:
+        units = f"{layer.cpu_units:>5} {layer.gpu_units:>5}      "
+        times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
+        lines.append(f"{layer.name:{width}}  {units} {times}  {layer.reason}")
+    lines.append(f"{len(plan.layers)} layers, expected {plan.total_us:.1f} us")
+    return "\n".join(lines)
+
+
+def _variant(values: Mapping[str, Any] | None) -> Variant | None:
+    return None if values is None else Variant.from_json(values)
+
+
+def _check_keys(values: Any, expected: Iterable[str], what: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} is not an object")
+    names = set(expected)
+    for key in sorted(values.keys() ^ names):
+        raise ValueError(f"{what} {'lacks' if key in names else 'has the unknown field'} {key!r}")
+
+
+def _typed(values: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = values[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{key!r} is {value!r}, not of type {kind.__name__}")
+    return value
+
+
+def _microseconds(values: Mapping[str, Any], key: str) -> float:
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{key!r} is {value!r}, no time")
+    return float(value)

@@ -1,0 +1,182 @@
+"""Predicts the time of a half: a few-term base time, multiplied by what XGBoost learned of its error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.errors import FileFormatError, MeasurementError
+
+from .basetime import KERNEL_TERMS, LAYER_TERMS, BaseTime
+from .features import FEATURE_VERSION, GROUPS, IMPLEMENTATION_PREFIX, FeatureSet, Halves, Processor, describe
+from .samples import Sample
+
+if TYPE_CHECKING:
+    import xgboost
+
+FORMAT = "tvm-coexec predictor"
+FORMAT_VERSION = 1
+
+_METADATA = "tvm_coexec"
+_CHECKSUM = "tvm_coexec_checksum"
+_CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
+_NO_CHECKSUM = b"sha256:" + b"0" * 64
+
+_ROUNDS = 150
+_PARAMETERS: dict[str, Any] = {
+    "objective": "reg:squarederror",
+    "tree_method": "hist",
+    "eta": 0.1,
+    "max_depth": 5,
+    "min_child_weight": 2,
+    "subsample": 0.7,
+    "base_score": 0.0,
+    "nthread": 1,
+    "seed": 0,
+}
+"""The target is the logarithm of a ratio: its squared error is close to the squared relative error of the time."""
+
+
+def labels_us(samples: Sequence[Sample]) -> np.ndarray:
+    """What is learned of each sample: the median of its repetitions, which is the time that a user meets."""
+    return np.array([sample.median_us for sample in samples])
+
+
+@dataclass(frozen=True)
+class LatencyPredictor:
+    """The time of any half on one side of one device."""
+
+    side: str
+    processor: Processor
+    features: FeatureSet
+    base: BaseTime
+    booster: xgboost.Booster
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Implementations that the training samples held; of others nothing is known."""
+        names = (name for name in self.features.names if name.startswith(IMPLEMENTATION_PREFIX))
+        return tuple(name.removeprefix(IMPLEMENTATION_PREFIX) for name in names)
+
+    def predict(self, halves: Halves) -> np.ndarray:
+        """Time in microseconds of each half."""
+        known = self.implementations
+        for _, variant in halves.kernels:
+            if known and variant.implementation not in known:
+                raise MeasurementError(
+                    f"the {self.side} predictor knows kernels {', '.join(known)}, not {variant.implementation}; "
+                    "tune this family of layers too"
+                )
+        described = describe(halves, self.side, self.processor)
+        correction = self.booster.inplace_predict(self.features.matrix(described))
+        return self.base.predict(described) * np.exp(correction.astype(float))
+
+    def save(self, path: Path) -> None:
+        """Write XGBoost's own UBJ with everything else as an attribute, under a checksum."""
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "feature_version": FEATURE_VERSION,
+            "side": self.side,
+            "processor": asdict(self.processor),
+            "base_us": dict(self.base.coefficients),
+            "versions": {name: version(name) for name in ("tvm-coexec", "xgboost", "numpy")}
+            | {"python": platform.python_version()},
+        }
+        booster = self.booster.copy()
+        booster.feature_names = list(self.features.names)
+        booster.set_attr(**{_METADATA: json.dumps(metadata), _CHECKSUM: _NO_CHECKSUM.decode()})
+        content = bytes(booster.save_raw("ubj"))
+        digest = hashlib.sha256(content).hexdigest()
+        path.write_bytes(content.replace(_NO_CHECKSUM, b"sha256:" + digest.encode(), 1))
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyPredictor:
+        """Read and check; a :class:`FileFormatError` says what is wrong."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise FileFormatError(
+                f"cannot read the predictor {path} ({error.strerror}); tune the profile again"
+            ) from None
+        _check_integrity(path, content)
+        booster = _parse(path, content)
+        metadata = json.loads(booster.attr(_METADATA) or "{}")
+        expected = {"format": FORMAT, "format_version": FORMAT_VERSION, "feature_version": FEATURE_VERSION}
+        for key, value in expected.items():
+            if metadata.get(key) != value:
+                raise FileFormatError(
+                    f"{path} has {key.replace('_', ' ')} {metadata.get(key)!r}, this release needs {value!r}; "
+                    "tune the profile again"
+                )
+        names = tuple(booster.feature_names or ())
+        booster.feature_names = None
+        return cls(
+            side=metadata["side"],
+            processor=Processor(**metadata["processor"]),
+            features=FeatureSet(names),
+            base=BaseTime(tuple(metadata["base_us"].items())),
+            booster=booster,
+        )
+
+
+def _check_integrity(path: Path, content: bytes) -> None:
+    """A damaged file must not reach XGBoost's parser, which trusts the sizes and indices in it."""
+    found = _CHECKSUM_PATTERN.search(content)
+    if found is None:
+        raise FileFormatError(f"{path} is no tvm-coexec predictor; tune the profile again")
+    original = content.replace(found[0], _NO_CHECKSUM, 1)
+    if hashlib.sha256(original).hexdigest() != found[1].decode():
+        raise FileFormatError(f"{path} is damaged: its checksum does not match; tune the profile again")
+
+
+def _parse(path: Path, content: bytes) -> xgboost.Booster:
+    import xgboost
+
+    booster = xgboost.Booster({"nthread": 1})
+    try:
+        booster.load_model(bytearray(content))
+    except (xgboost.core.XGBoostError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FileFormatError(
+            f"XGBoost {xgboost.__version__} cannot read {path} ({reason}); tune the profile again or update xgboost"
+        ) from None
+    return booster
+
+
+def train(
+    samples: Sequence[Sample], side: str, processor: Processor, groups: Sequence[str] = GROUPS
+) -> LatencyPredictor:
+    """Learn the times of one side.
+
+    Parameters
+    ----------
+    samples
+        Samples of that side alone.
+    processor
+        The facts of the side's processor; they are stored with the predictor.
+    groups
+        Groups of features to use, see :data:`tvm_coexec.planning.features.GROUPS`.
+    """
+    import xgboost
+
+    if not samples:
+        raise MeasurementError(f"the profile holds no samples of the {side} side; run `tvm-coexec tune` first")
+    halves, latency_us = Halves.of(samples), labels_us(samples)
+    described = describe(halves, side, processor)
+    terms = LAYER_TERMS + (KERNEL_TERMS if "dispatch" in groups else ())
+    base = BaseTime.fit(described, latency_us, terms)
+    features = FeatureSet.for_halves(halves, groups)
+    target = np.log(latency_us / base.predict(described))
+    data = xgboost.DMatrix(features.matrix(described), target, nthread=1)
+    booster = xgboost.train(_PARAMETERS, data, _ROUNDS)
+    return LatencyPredictor(side, processor, features, base, booster)

@@ -1,0 +1,253 @@
+"""The search for a layer's split: how many units the CPU computes, and by which variant each side computes its half."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_coexec import schedules
+from tvm_coexec.errors import InputError, MeasurementError
+from tvm_coexec.layers import Hardware, Linear, RowWise, Variant
+
+from .features import Halves
+from .plan import LayerPlan
+from .predictors import LatencyPredictor
+from .samples import Sample
+
+SPLIT_MARGIN = 0.05
+"""A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per
+cent: a smaller gain is more likely to be an error, and the side alone is never far off."""
+
+_SHORTLIST = 2
+"""Variants of a side, the best at an even split, that are tried at every split."""
+
+_GRID = 17
+"""Splits spread over a range in a step of the search: few enough for a fraction of a millisecond."""
+
+_WINDOW = 8
+"""Splits on either side of the expected balance that the first step of the search tries too, and often ends with."""
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What synchronisation adds to a layer.
+
+    Parameters
+    ----------
+    split_us
+        Time of a split layer beyond that of its longer half.
+    gpu_alone_us
+        Time of a layer on the GPU alone beyond that of its kernel. The CPU alone needs nobody.
+    """
+
+    split_us: float
+    gpu_alone_us: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Half:
+    """A side's half with its best variant."""
+
+    variant: Variant
+    us: float
+
+
+@dataclass(frozen=True)
+class _Split:
+    cpu_units: int
+    cpu: _Half | None
+    gpu: _Half | None
+    total_us: float
+
+    def to_plan(self, name: str, layer: Linear | RowWise, reason: str) -> LayerPlan:
+        return LayerPlan(
+            name=name,
+            layer=layer,
+            cpu_units=self.cpu_units,
+            cpu=self.cpu.variant if self.cpu else None,
+            gpu=self.gpu.variant if self.gpu else None,
+            cpu_us=self.cpu.us if self.cpu else 0.0,
+            gpu_us=self.gpu.us if self.gpu else 0.0,
+            total_us=self.total_us,
+            reason=reason,
+        )
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """Each side alone, each side's best variants at an even split, and the CPU's units that would balance these."""
+
+    cpu_alone: _Half
+    gpu_alone: _Half
+    shortlists: dict[str, list[Variant]]
+    balance: int
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans layers for one device, from what its predictors learned.
+
+    Parameters
+    ----------
+    hardware
+        Decides which variants are candidates.
+    margin
+        See :data:`SPLIT_MARGIN`.
+    """
+
+    cpu: LatencyPredictor
+    gpu: LatencyPredictor
+    hardware: Hardware
+    overheads: Overheads
+    margin: float = SPLIT_MARGIN
+
+    def plan_layer(self, name: str, layer: Linear | RowWise) -> LayerPlan:
+        """The split with the least predicted time, or one side alone where splitting does not pay."""
+        survey = self._survey(layer)
+        alone = _better_alone(layer, survey, self.overheads)
+        if layer.units == 1:
+            return alone.to_plan(name, layer, f"{_side(alone)} alone: one unit cannot be divided")
+        split = self._search(layer, survey)
+        return _decide(name, layer, split, alone, self.overheads, self.margin)
+
+    def plan_split(self, name: str, layer: Linear | RowWise, cpu_units: int) -> LayerPlan:
+        """The best variants for a split that somebody else chose."""
+        if not 0 <= cpu_units <= layer.units:
+            raise InputError(
+                f"layer {name!r} has {layer.units} units, the CPU cannot compute {cpu_units}; choose 0 to {layer.units}"
+            )
+        if cpu_units in (0, layer.units):
+            survey = self._survey(layer)
+            side, half = ("cpu", survey.cpu_alone) if cpu_units else ("gpu", survey.gpu_alone)
+            split = _alone(side, layer, half, self.overheads)
+        else:
+            variants = {side: self._variants(layer, side) for side in ("cpu", "gpu")}
+            split = self._best(layer, variants, np.array([cpu_units]))
+        return split.to_plan(name, layer, "chosen by the caller")
+
+    def _variants(self, layer: Linear | RowWise, side: str) -> list[Variant]:
+        found: list[Variant] = schedules.family(layer).variants(layer, side, self.hardware)
+        return found
+
+    def _survey(self, layer: Linear | RowWise) -> _Survey:
+        halves, shortlists, even_us = {}, {}, {}
+        half = layer.units / 2
+        for side, predictor in (("cpu", self.cpu), ("gpu", self.gpu)):
+            variants = self._variants(layer, side)
+            grid = Halves.grid(layer, variants, np.array([layer.units, half]), np.array([0.0, half]))
+            times_us = predictor.predict(grid).reshape(len(variants), 2)
+            best = int(times_us[:, 0].argmin())
+            halves[side] = _Half(variants[best], float(times_us[best, 0]))
+            shortlists[side] = [variants[index] for index in times_us[:, 1].argsort(kind="stable")[:_SHORTLIST]]
+            even_us[side] = float(times_us[:, 1].min())
+        balance = round(layer.units * even_us["gpu"] / (even_us["cpu"] + even_us["gpu"]))
+        return _Survey(halves["cpu"], halves["gpu"], shortlists, balance)
+
+    def _search(self, layer: Linear | RowWise, survey: _Survey) -> _Split:
+        """Try some splits, then ever more of those beside the best, until its neighbours have been tried.
+
+        Moving units over shortens one half and lengthens the other, so the longer half falls and then rises.
+        """
+        low, high = 1, layer.units - 1
+        candidates = _spread(max(low, survey.balance - _WINDOW), min(high, survey.balance + _WINDOW), 2 * _WINDOW + 1)
+        candidates = np.union1d(candidates, _spread(low, high, _GRID))
+        while True:
+            best = self._best(layer, survey.shortlists, candidates)
+            place = int(np.searchsorted(candidates, best.cpu_units))
+            low, high = int(candidates[max(place - 1, 0)]), int(candidates[min(place + 1, len(candidates) - 1)])
+            if np.isin(np.arange(low, high + 1), candidates).all():
+                return best
+            candidates = _spread(low, high, _GRID)
+
+    def _best(self, layer: Linear | RowWise, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> _Split:
+        """The best of some splits, each side with its best variant."""
+        gpu_units = layer.units - cpu_units
+        sides = (("cpu", self.cpu, cpu_units, gpu_units), ("gpu", self.gpu, gpu_units, cpu_units))
+        times_us = {
+            side: predictor.predict(Halves.grid(layer, variants[side], own, other)).reshape(-1, len(own))
+            for side, predictor, own, other in sides
+        }
+        longer_us = np.maximum(times_us["cpu"].min(axis=0), times_us["gpu"].min(axis=0))
+        place = int(longer_us.argmin())
+        halves = {}
+        for side, at_place_us in ((side, times[:, place]) for side, times in times_us.items()):
+            choice = int(at_place_us.argmin())
+            halves[side] = _Half(variants[side][choice], float(at_place_us[choice]))
+        total_us = float(longer_us[place]) + self.overheads.split_us
+        return _Split(int(cpu_units[place]), halves["cpu"], halves["gpu"], total_us)
+
+
+def plan_measured(name: str, layer: Linear | RowWise, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
+    """The best of the splits that were measured of exactly this layer; nothing is predicted, so no margin is asked."""
+    halves = _measured_halves(layer, samples)
+    splits = []
+    for (side, units, other_units), half in halves.items():
+        if other_units == 0 and units == layer.units:
+            splits.append(_alone(side, layer, half, overheads))
+        elif side == "cpu" and units + other_units == layer.units and ("gpu", other_units, units) in halves:
+            gpu = halves["gpu", other_units, units]
+            splits.append(_Split(units, half, gpu, max(half.us, gpu.us) + overheads.split_us))
+    if not splits:
+        raise MeasurementError(
+            f"the profile holds no split of layer {name!r} ({layer}) with both halves measured; "
+            "tune this layer, or use split='predicted'"
+        )
+    best = min(splits, key=lambda split: split.total_us)
+    return best.to_plan(name, layer, f"the best of {len(splits)} measured splits")
+
+
+def _measured_halves(layer: Linear | RowWise, samples: Iterable[Sample]) -> dict[tuple[str, int, int], _Half]:
+    """The best variant for each ``(side, units, other units)``, by the median of all its repetitions."""
+    repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
+    for sample in samples:
+        if sample.layer == layer:
+            key = (sample.side, sample.units, sample.other_units), sample.variant
+            repetitions_us.setdefault(key, []).extend(sample.latency_us)
+    best: dict[tuple[str, int, int], _Half] = {}
+    for (where, variant), times_us in repetitions_us.items():
+        half = _Half(variant, float(np.median(times_us)))
+        if where not in best or half.us < best[where].us:
+            best[where] = half
+    return best
+
+
+def _alone(side: str, layer: Linear | RowWise, half: _Half, overheads: Overheads) -> _Split:
+    if side == "cpu":
+        return _Split(layer.units, half, None, half.us)
+    return _Split(0, None, half, half.us + overheads.gpu_alone_us)
+
+
+def _better_alone(layer: Linear | RowWise, survey: _Survey, overheads: Overheads) -> _Split:
+    halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
+    return min((_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
+
+
+def _spread(low: int, high: int, count: int) -> np.ndarray:
+    """Up to ``count`` whole numbers from ``low`` to ``high``, evenly spread."""
+    return np.unique(np.linspace(low, high, min(count, high - low + 1)).round().astype(int))
+
+
+def _side(split: _Split) -> str:
+    return "cpu" if split.gpu is None else "gpu"
+
+
+def _decide(
+    name: str, layer: Linear | RowWise, split: _Split, alone: _Split, overheads: Overheads, margin: float
+) -> LayerPlan:
+    gain = 1 - split.total_us / alone.total_us
+    side = _side(alone)
+    if gain >= margin:
+        speedup = alone.total_us / split.total_us
+        return split.to_plan(
+            name, layer, f"split: {speedup:.2f} times as fast as the {side} alone ({alone.total_us:.1f} us)"
+        )
+    if gain > 0:
+        return alone.to_plan(
+            name,
+            layer,
+            f"{side} alone: a split would gain {100 * gain:.1f} %, under the margin of {100 * margin:.0f} %",
+        )
+    times = f"{split.total_us:.1f} us, {overheads.split_us:.1f} us of it synchronisation"
+    return alone.to_plan(name, layer, f"{side} alone: the best split takes {times}")
