@@ -53,7 +53,7 @@ def test_evaluations_are_printed_and_stored():
 
 def test_an_epilogue_does_not_make_a_shape_a_new_one():
     layers = [Linear(8, 64, 64), Linear(8, 64, 64, ("bias",)), Linear(8, 64, 64, ("relu",))]
-    with pytest.raises(MeasurementError, match="two shapes of linear layers"):
+    with pytest.raises(MeasurementError, match="two shapes of one kind of layer"):
         evaluate(measure(layers, "cpu"), "cpu", PROCESSOR)
 
 
