@@ -41,7 +41,10 @@ class Layer(Protocol):
     """What planning and measuring need to know of any layer."""
 
     op: ClassVar[str]
-    epilogue: tuple[str, ...]
+
+    @property
+    def epilogue(self) -> tuple[str, ...]:
+        """Steps applied to the result, in order."""
 
     @property
     def units(self) -> int:

@@ -27,11 +27,11 @@ class TensorSpec:
 
     @property
     def rows(self) -> int:
-        return math.prod(self.shape[: -self.channel_axes])
+        return math.prod(self.shape[: len(self.shape) - self.channel_axes])
 
     @property
     def channels(self) -> int:
-        return math.prod(self.shape[-self.channel_axes :])
+        return math.prod(self.shape[len(self.shape) - self.channel_axes :])
 
 
 @dataclass(frozen=True)

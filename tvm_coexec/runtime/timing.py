@@ -50,8 +50,6 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
     reads = [()] + [(number,) for number in range(1, count)]
     program = executor.prepare([(part, cpu_units)] * count, reads, timeline=True)
     program.run()
-    program.take_events()
-    program.run()
     return _step_times(program, cpu_units, gpu_units, warmup)
 
 
