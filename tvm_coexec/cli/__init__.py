@@ -1,0 +1,74 @@
+"""The command line. Each subcommand is a module here, loaded when it is named; heavy imports wait until it runs.
+
+A subcommand's module has a docstring, whose first line is its summary; ``EXAMPLES``, the end of its help;
+``add_arguments(parser)``; and ``run(**values)``, which gets plain values and returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from tvm_coexec.errors import CoexecError
+
+COMMANDS = ("devices", "doctor")
+
+_EXAMPLES = """\
+examples:
+  tvm-coexec doctor              check that everything works on this machine
+  tvm-coexec devices             see the OpenCL devices, and how each would synchronise with the CPU
+  tvm-coexec COMMAND --help      see what a command takes
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 1 for an error that the user can repair, 2 for a wrong call."""
+    values = vars(_parser().parse_args(argv))
+    command = _module(values.pop("command"))
+    # pyopencl reports every build log that is not empty, and some drivers always write one
+    warnings.filterwarnings("ignore", message="Non-empty compiler output")
+    try:
+        return int(command.run(**values))
+    except CoexecError as error:
+        print(f"tvm-coexec: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("tvm-coexec: interrupted", file=sys.stderr)
+        return 130
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tvm-coexec",
+        description="Run one neural network on the CPU and the GPU of one device at the same time.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tvm-coexec {metadata.version('tvm-coexec')}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = _module(name)
+        summary, _, rest = (module.__doc__ or "").strip().partition("\n")
+        subparser = subparsers.add_parser(
+            name,
+            help=summary[:1].lower() + summary[1:].rstrip("."),
+            description=f"{summary}\n{rest}",
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
+    return parser
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{name}", __name__)

@@ -1,0 +1,44 @@
+"""OpenCL devices for the tests that need one: such a test runs on every OpenCL CPU runtime that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tvm_coexec.errors import DeviceError
+from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.discovery import find_device
+
+RUNTIMES = ("pocl", "intel")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-opencl",
+        action="append",
+        choices=RUNTIMES,
+        default=[],
+        help="fail, instead of skipping, the tests of this OpenCL runtime where it is missing; may be repeated",
+    )
+
+
+@pytest.fixture(scope="session", params=RUNTIMES)
+def device_name(request: pytest.FixtureRequest) -> str:
+    """The name of an OpenCL CPU device; the test runs once for each runtime."""
+    runtime: str = request.param
+    try:
+        find_device(runtime)
+    except DeviceError as error:
+        if runtime in request.config.getoption("--require-opencl"):
+            pytest.fail(f"the OpenCL runtime {runtime!r} is required: {error}")
+        pytest.skip(f"needs an OpenCL device of {runtime!r}: {error}")
+    return runtime
+
+
+@pytest.fixture(scope="session")
+def device(device_name: str) -> Iterator[Device]:
+    """The device, open, with its default cores and mechanism."""
+    opened = open_device(device_name)
+    yield opened
+    opened.close()

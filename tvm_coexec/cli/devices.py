@@ -1,0 +1,69 @@
+"""List the OpenCL devices of this machine.
+
+For each device: its type, its compute units, its kinds of shared virtual memory (SVM), whether it has command
+buffers and shares the CPU's memory, and the mechanism by which it would synchronise with the CPU: flags in SVM, or
+OpenCL events. A CPU device can play the GPU; the compute units are then the cores that it would get.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tvm_coexec.runtime.discovery import DeviceInfo
+
+EXAMPLES = """\
+examples:
+  tvm-coexec devices
+  tvm-coexec devices --json
+
+The device marked by * is used when no --device is given. --device takes any part of a name, platform or
+alias (the word before the colon) that fits one device only, such as `--device pocl`.
+"""
+
+_HEADINGS = ("", "DEVICE", "TYPE", "UNITS", "SVM", "COMMAND BUFFERS", "SHARED MEMORY", "SYNC")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print everything known, as JSON")
+
+
+def run(*, as_json: bool) -> int:
+    from tvm_coexec.runtime.discovery import find_device, list_devices
+
+    default = find_device()  # an error with the remedy where there is no device
+    devices = list_devices()
+    if as_json:
+        print(json.dumps({"default": default.name, "devices": [device.to_json() for device in devices]}, indent=2))
+        return 0
+    print(_table([_HEADINGS, *(_row(device, default) for device in devices)]))
+    print()
+    for device in devices:
+        print(f"{device.name}: sync {device.mechanism}: {device.mechanism_reason}; driver {device.driver_version}")
+    return 0
+
+
+def _row(device: DeviceInfo, default: DeviceInfo) -> tuple[str, ...]:
+    return (
+        "*" if device == default else "",
+        device.name,
+        device.device_type,
+        str(device.compute_units),
+        " ".join(device.svm) or "none",
+        _yes_no(device.command_buffers),
+        _yes_no(device.unified_memory),
+        device.mechanism,
+    )
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

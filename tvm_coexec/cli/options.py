@@ -1,0 +1,43 @@
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """``--device``, passed on as ``device``: a name or None."""
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        help="any unambiguous part of a device's name, as `tvm-coexec devices` prints it "
+        "(default: a GPU, else PoCL, else Intel's CPU runtime)",
+    )
+
+
+def add_core_options(parser: argparse.ArgumentParser) -> None:
+    """``--cpu-cores`` and ``--gpu-cores``, passed on as ``cpu_cores`` and ``gpu_cores``: a tuple or None."""
+    parser.add_argument(
+        "--cpu-cores", metavar="LIST", type=parse_cores, help="cores of the CPU's side, such as 1 or 0,4-7"
+    )
+    parser.add_argument(
+        "--gpu-cores",
+        metavar="LIST",
+        type=parse_cores,
+        help="cores on which an OpenCL CPU device works, when one plays the GPU (default: half of the machine's)",
+    )
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """Read ``0``, ``0,2`` or ``0,4-7``."""
+    cores: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise argparse.ArgumentTypeError(f"cannot read {text!r}; write core numbers such as 0, or 0,4-7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} counts down; write the smaller core first")
+        cores.extend(range(first, last + 1))
+    return tuple(cores)
