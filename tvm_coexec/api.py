@@ -169,7 +169,7 @@ def _units_by_name(graph: Graph, split: Mapping[str, int | float]) -> dict[str, 
         if name not in nodes:
             raise InputError(f"the split names layer {name!r}, the model has {', '.join(nodes)}")
         is_count = isinstance(value, int) and not isinstance(value, bool)
-        units[name] = value if is_count else _share(value, nodes[name])
+        units[name] = int(value) if is_count else _share(value, nodes[name])
         if not 0 <= units[name] <= nodes[name].layer.units:
             raise InputError(f"layer {name!r} has {nodes[name].layer.units} units; the CPU cannot compute {value}")
     return units

@@ -15,7 +15,7 @@ from tvm_coexec.layers import ROW_BLOCK, TILE, row_tiles
 
 from . import stitch
 from .manifest import HalfSpec, Manifest, StepSpec, TensorSpec
-from .memory import Block, memory_for
+from .memory import Block, SvmMemory, memory_for
 from .program import Command, Lowered, Work, lower
 from .sync import SyncKernels
 
@@ -58,7 +58,7 @@ class Executor:
         self._memory = memory_for(device)
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self.blocks = self._allocate()
-        self.sync = SyncKernels(device, self._memory, timeout_s) if device.mechanism == "svm" else None
+        self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         self._opencl = _build(device, opencl_source) if opencl_source.strip() else None
 
     def _allocate(self) -> dict[str, Block]:

@@ -55,7 +55,7 @@ class SvmMemory:
         nbytes = max(count, 1) * np.dtype(dtype).itemsize
         allocation = cl.SVMAllocation(self._context, nbytes, ALIGNMENT, flags)
         raw = (ctypes.c_char * nbytes).from_address(allocation.svm_ptr)
-        array = np.frombuffer(raw, dtype)
+        array = np.frombuffer(memoryview(raw), dtype)
         array[:] = 0
         return Block(array, allocation, allocation)
 

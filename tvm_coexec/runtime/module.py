@@ -94,6 +94,11 @@ class Module:
         self._prepared.clear()
 
     @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs as the model's user sees them."""
+        return {name: self._executor.spec(name).shape for name in self._package.manifest.inputs}
+
+    @property
     def inputs(self) -> dict[str, np.ndarray]:
         """Views ``[rows, channels]`` of the inputs in shared memory, to be written before :meth:`run`."""
         return {name: self._executor.view(name) for name in self._package.manifest.inputs}

@@ -1,0 +1,66 @@
+"""Build a module from a model: a file that runs on the CPU and the GPU at once.
+
+How each layer is divided is said by --split: `predicted` by the profile's predictors, `measured` by measuring each
+layer here and now, `cpu` or `gpu` for one side alone, or a number from 0 to 1, the CPU's share of every layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import add_core_options, add_device_option
+
+EXAMPLES = """\
+examples:
+  tvm-coexec build model.onnx --profile profile --out model.coexec
+  tvm-coexec build model.onnx --device pocl --split measured --out model.coexec
+  tvm-coexec build model.onnx --device pocl --split 0.5 --out model.coexec
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an ONNX file")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the module")
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="made by `tvm-coexec tune`")
+    parser.add_argument(
+        "--split",
+        default="predicted",
+        metavar="RULE",
+        help="predicted, measured, cpu, gpu, or the CPU's share from 0 to 1 (default: %(default)s)",
+    )
+    add_device_option(parser)
+    add_core_options(parser)
+
+
+def run(
+    *,
+    model: str,
+    out: Path,
+    profile: Path | None,
+    split: str,
+    device: str | None,
+    cpu_cores: tuple[int, ...] | None,
+    gpu_cores: tuple[int, ...] | None,
+) -> int:
+    from tvm_coexec.api import build
+
+    module = build(
+        model,
+        device=device,
+        profile=profile,
+        split=split_rule(split),
+        cpu_cores=cpu_cores,
+        gpu_cores=gpu_cores,
+    )
+    module.export(out)
+    print(f"{module.plan}\n{module.sync_count} synchronisations a run\nmodule: {out}")
+    return 0
+
+
+def split_rule(text: str) -> str | float:
+    """A number is a share; what is no number is the name of a rule."""
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,37 @@
+"""Show how a model would be divided between the CPU and the GPU, and why.
+
+Nothing is compiled and nothing is measured: the plan follows from the profile's predictors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """\
+examples:
+  tvm-coexec plan model.onnx --profile profile
+  tvm-coexec plan model.onnx --profile profile --out plan.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="an ONNX file")
+    parser.add_argument("--profile", required=True, type=Path, metavar="DIR", help="made by `tvm-coexec tune`")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the plan as JSON, too")
+
+
+def run(*, model: str, profile: Path, out: Path | None) -> int:
+    from tvm_coexec.frontends import to_graph
+    from tvm_coexec.planning.plan import Plan
+    from tvm_coexec.profile import Profile
+    from tvm_coexec.tuning import planner
+
+    with Profile.open(profile) as opened:
+        planned, facts = planner(opened), opened.facts
+    layers = tuple(planned.plan_layer(node.name, node.layer) for node in to_graph(model).nodes)
+    plan = Plan(facts["label"], facts["mechanism"], layers)
+    print(plan)
+    if out is not None:
+        plan.write(out)
+    return 0

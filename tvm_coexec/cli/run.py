@@ -1,0 +1,102 @@
+"""Run a module on arrays, time it, or show what both sides do in one run.
+
+Inputs come from .npy files or from one .npz file; without any, random numbers are used. Neither a compiler nor the
+predictors are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import add_device_option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tvm_coexec.runtime.module import Module
+
+EXAMPLES = """\
+examples:
+  tvm-coexec run model.coexec --input x.npy --out y.npz
+  tvm-coexec run model.coexec --benchmark 100
+  tvm-coexec run model.coexec --timeline
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("module", metavar="MODULE", help="made by `tvm-coexec build`")
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        dest="inputs",
+        metavar="FILE",
+        help="a .npy file for each input, in the model's order, or one .npz file with all by name",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the outputs by name to an .npz file")
+    parser.add_argument("--benchmark", type=int, default=0, metavar="N", help="time N runs")
+    parser.add_argument("--timeline", action="store_true", help="print what both sides did in one run, waits included")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="S", help="bound on every wait (default: %(default)g s)"
+    )
+    add_device_option(parser)
+
+
+def run(
+    *,
+    module: str,
+    inputs: Sequence[str],
+    out: Path | None,
+    benchmark: int,
+    timeline: bool,
+    timeout: float,
+    device: str | None,
+) -> int:
+    import numpy as np
+
+    from tvm_coexec.runtime.module import load
+
+    loaded = load(module, device=device, timeout_s=timeout)
+    results = loaded(**_arrays(inputs, loaded))
+    named = results if isinstance(results, Mapping) else {next(iter(loaded.outputs)): results}
+    for name, array in named.items():
+        print(f"{name}: {array.dtype} {array.shape}, from {array.min():.6g} to {array.max():.6g}")
+    if out is not None:
+        np.savez(out, **named)
+    if benchmark:
+        print(f"{loaded.device.label}: {loaded.benchmark(repeats=benchmark)}")
+    if timeline:
+        for event in loaded.profile():
+            print(
+                f"{event.start_us:10.1f} {event.end_us - event.start_us:9.1f} us  {event.side} {event.kind:12} {event.step}"
+            )
+    return 0
+
+
+def _arrays(files: Sequence[str], module: Module) -> dict[str, np.ndarray]:
+    """The inputs by name, from files or at random."""
+    import numpy as np
+
+    shapes = module.input_shapes
+    if not files:
+        rng = np.random.default_rng(0)
+        return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+    loaded = [_load(file) for file in files]
+    if len(loaded) == 1 and isinstance(loaded[0], dict):
+        return loaded[0]
+    return dict(zip(shapes, loaded, strict=False))
+
+
+def _load(file: str) -> Any:
+    import numpy as np
+
+    from tvm_coexec.errors import InputError
+
+    try:
+        content = np.load(file, allow_pickle=False)
+        return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"cannot read {file} as .npy or .npz: {error}") from None

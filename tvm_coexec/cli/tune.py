@@ -1,0 +1,72 @@
+"""Measure layers on a device, and train the predictors that plan networks for it.
+
+Layers are measured through a TVM RPC tracker, each half alone and while the other side works, and every repetition
+is stored as it comes. A tuning that was interrupted goes on where it stopped. At the end the predictors' errors on
+layers held out of training are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import add_core_options, add_device_option
+
+EXAMPLES = """\
+examples:
+  tvm-coexec tune --device pocl --out profile
+  tvm-coexec tune --device pocl --minutes 30 --layers my-layers.json --out profile
+  tvm-coexec tune --tracker 192.168.0.2:9190 --key my-phone --out phone-profile
+
+TVM's RPC has no authentication and no encryption: use a tracker only in a network that you trust.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the profile, made or gone on with")
+    add_device_option(parser)
+    add_core_options(parser)
+    parser.add_argument(
+        "--families", default="linear,rowwise", metavar="LIST", help="operator families to tune (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, metavar="N", help="time for measuring (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--layers", metavar="SET", help="layers to measure before any others: vit-base, or a JSON file with a list"
+    )
+    parser.add_argument(
+        "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"
+    )
+    parser.add_argument("--key", help="the device's key at the tracker")
+
+
+def run(
+    *,
+    out: Path,
+    device: str | None,
+    cpu_cores: tuple[int, ...] | None,
+    gpu_cores: tuple[int, ...] | None,
+    families: str,
+    minutes: float,
+    layers: str | None,
+    tracker: str | None,
+    key: str | None,
+) -> int:
+    from tvm_coexec.planning.evaluation import format_table
+    from tvm_coexec.tuning import tune
+    from tvm_coexec.workloads import layers_named
+
+    evaluations = tune(
+        out,
+        device=device,
+        families=families.split(","),
+        minutes=minutes,
+        layers=layers_named(layers) if layers else (),
+        tracker=tracker,
+        key=key,
+        cpu_cores=cpu_cores,
+        gpu_cores=gpu_cores,
+    )
+    print(f"errors of the predictors on layers held out of training:\n{format_table(evaluations)}\nprofile: {out}")
+    return 0
