@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 import time
@@ -194,7 +193,8 @@ def tune(
         with opener(path, facts) as profile:
             tuner = Tuner(session, profile, target_for(facts))
             profile.describe(planning={"overheads": asdict(tuner.overheads())})
-            _measure_for(tuner, _stream(chosen, layers), minutes * 60)
+            first = list(dict.fromkeys(layers))
+            _measure_for(tuner, _stream(chosen, first), minutes * 60, at_least=len(first) + len(chosen))
             profile.describe(families=sorted({*profile.families, *chosen}))
             return fit(profile)
 
@@ -210,15 +210,18 @@ def _check_families(families: Iterable[str]) -> list[str]:
 
 
 def _stream(families: Sequence[str], first: Iterable[Linear | RowWise]) -> Iterator[Linear | RowWise]:
-    """The layers asked for, then rounds of every family's own."""
-    yield from dict.fromkeys(first)
+    """The layers asked for, then rounds of every family's own; a round has one of each before it has more of any."""
+    yield from first
     streams = {name: FAMILIES[name]() for name in families}
     while True:
-        for name, stream in streams.items():
-            yield from itertools.islice(stream, _SHARES[name])
+        for place in range(max(_SHARES.values())):
+            for name, stream in streams.items():
+                if place < _SHARES[name]:
+                    yield next(stream)
 
 
-def _measure_for(tuner: Tuner, layers: Iterator[Linear | RowWise], seconds: float) -> None:
+def _measure_for(tuner: Tuner, layers: Iterator[Linear | RowWise], seconds: float, at_least: int) -> None:
+    """Measure until the time is over, but not before the first ``at_least`` layers are done."""
     from tqdm import tqdm
 
     start = time.monotonic()
@@ -231,7 +234,7 @@ def _measure_for(tuner: Tuner, layers: Iterator[Linear | RowWise], seconds: floa
             elapsed = time.monotonic() - start
             bar.n = min(elapsed, bar.total)
             bar.set_postfix_str(f"{count} layers")
-            if elapsed > seconds:
+            if elapsed > seconds and count >= at_least:
                 return
 
 

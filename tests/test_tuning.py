@@ -1,0 +1,105 @@
+"""Tuning: it resumes without repeating, remembers what failed, and says when it is not done."""
+
+from pathlib import Path
+
+import pytest
+
+from tvm_coexec.errors import InputError
+from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.planning.samples import Candidate, Point, PointTimes
+from tvm_coexec.profile import Profile
+from tvm_coexec.rpc.client import Measurement, RefusedError
+from tvm_coexec.target import target_for
+from tvm_coexec.tuning import Tuner, planner, repeats_for, training_points, tune
+from tvm_coexec.workloads import linear_test_layers, linear_training_layers, vit_base
+
+FACTS = {
+    "name": "pocl: test",
+    "driver_version": "1",
+    "machine": __import__("platform").machine(),
+    "cpu_features": ["avx2"],
+    "device_type": "cpu",
+    "max_group_size": 64,
+    "cpu_cores": [1],
+    "gpu_cores": [0],
+    "compute_units": 1,
+}
+LAYER = Linear(3, 64, 128, ("bias",))
+
+
+class FakeSession:
+    """Answers as a device would, and counts the points it was asked for."""
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.points: list[Point] = []
+        self.refuses = refuses
+
+    def measure(self, module: bytes, points: list[Point], **_: object) -> Measurement:
+        self.points += points
+        if self.refuses:
+            raise RefusedError("the result is wrong")
+        times = [
+            PointTimes(p.cpu_units, p.gpu_units, (2.0,) * bool(p.cpu_units), (3.0,) * bool(p.gpu_units), (4.0,))
+            for p in points
+        ]
+        return Measurement(tuple(times), 0.0)
+
+
+def tuner(session: FakeSession, path: Path) -> Tuner:
+    profile = Profile.open(path, FACTS) if path.exists() else Profile.create(path, FACTS)
+    return Tuner(session, profile, target_for(FACTS))  # type: ignore[arg-type]
+
+
+def test_an_interrupted_tuning_repeats_nothing(tmp_path: Path) -> None:
+    points = training_points(LAYER)
+    first, second = FakeSession(), FakeSession()
+    start = tuner(first, tmp_path / "p")
+    start.measure(start.default_candidate(LAYER), points[: len(points) // 2])
+    start.profile.close()
+    rest = tuner(second, tmp_path / "p")
+    rest.measure(rest.default_candidate(LAYER), points)
+    assert first.points + second.points == points
+    rest.measure(rest.default_candidate(LAYER), points)
+    assert len(second.points) == len(points) - len(points) // 2
+
+
+def test_a_candidate_that_failed_is_not_tried_again(tmp_path: Path) -> None:
+    session = FakeSession(refuses=True)
+    one = tuner(session, tmp_path / "p")
+    candidate: Candidate = one.default_candidate(LAYER)
+    one.measure(candidate, training_points(LAYER))
+    asked = len(session.points)
+    one.measure(candidate, training_points(LAYER))
+    assert len(session.points) == asked
+    assert one.profile.failure(candidate) == "the result is wrong"
+    assert list(one.profile.samples()) == []
+
+
+def test_candidates_are_the_same_in_every_run(tmp_path: Path) -> None:
+    first, second = (tuner(FakeSession(), tmp_path / name) for name in "ab")
+    assert first.candidates(LAYER) == second.candidates(LAYER)
+    assert first.candidates(LAYER)[0] == first.default_candidate(LAYER)
+
+
+@pytest.mark.parametrize("layer", [LAYER, Linear(1, 64, 7), RowWise("softmax", 5, 9), Linear(512, 4096, 4096)], ids=str)
+def test_points_cover_each_side_alone_and_both(layer: Linear | RowWise) -> None:
+    points = training_points(layer)
+    assert len(points) == len(set(points))
+    assert Point(layer.units, 0, repeats_for(layer)) in points and Point(0, layer.units, repeats_for(layer)) in points
+    assert all(0 < point.cpu_units + point.gpu_units <= layer.units for point in points)
+    assert any(point.cpu_units and point.gpu_units for point in points) == (layer.units > 1)
+
+
+def test_no_layer_is_trained_on_that_comparisons_measure() -> None:
+    held_out = {(layer.m, layer.k, layer.n) for layer in (*linear_test_layers(), *vit_base())}
+    stream = linear_training_layers()
+    assert not held_out & {(layer.m, layer.k, layer.n) for layer, _ in zip(stream, range(2000), strict=False)}
+
+
+def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no family 'conv'"):
+        tune(tmp_path / "p", families=["conv"])
+    with pytest.raises(InputError, match="minutes must be positive"):
+        tune(tmp_path / "p", minutes=0)
+    with Profile.create(tmp_path / "p", FACTS) as profile, pytest.raises(InputError, match="not tuned to the end"):
+        planner(profile)
