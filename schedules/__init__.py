@@ -10,9 +10,9 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import linear, rowwise
+from . import conv2d, linear, rowwise
 
-_FAMILIES = {"linear": linear, "rowwise": rowwise}
+_FAMILIES = {"conv2d": conv2d, "linear": linear, "rowwise": rowwise}
 
 
 def family(layer: Layer) -> ModuleType:

@@ -19,17 +19,30 @@ class Dispatch:
     unit_axis: int
     padded_rows: int
 
+    def grid_for(self, units: int) -> tuple[int, int]:
+        """Work-groups on each axis for a number of units."""
+        factors = (units if axis == self.unit_axis else 1 for axis in (0, 1))
+        x, y = (groups * factor for groups, factor in zip(self.grid, factors, strict=True))
+        return x, y
+
     def groups(self, units: int) -> int:
-        return self.grid[0] * self.grid[1] * units
+        x, y = self.grid_for(units)
+        return x * y
 
     @property
     def group_size(self) -> int:
         return self.group[0] * self.group[1]
 
 
+def rows_of_group(variant: Variant) -> int:
+    """Rows that a work-group computes; on the CPU those of a register tile."""
+    params = dict(variant.params)
+    return params["rows"] * params.get("row_threads", 1) * params.get("run", 1)
+
+
 def gpu_dispatch(variant: Variant, rows: int) -> Dispatch:
     """Launch geometry of :func:`schedule_gpu` for a layer of ``rows`` rows."""
-    block = variant["rows"] * variant["row_threads"]
+    block = rows_of_group(variant)
     blocks = -(-rows // block)
     grid = (blocks, 1) if variant["order"] == 0 else (1, blocks)
     group = (variant["channel_threads"], variant["row_threads"])

@@ -80,18 +80,31 @@ class Epilogue:
     def activation(self, name: str, value: Stage) -> Stage:
         if name == "relu":
             return lambda v: T.max(value(v), T.float32(0))
+        if name == "relu6":
+            return lambda v: _clamp(value(v), 0.0, 6.0)
         x = self.keep(value)
+        if name == "hard_swish":
+            return lambda v: x(v) * (_clamp(x(v) + T.float32(3), 0.0, 6.0) * T.float32(1 / 6))
+        return self._gelu(x) if name == "gelu" else self._logistic(name, x)
+
+    def _logistic(self, name: str, x: Stage) -> Stage:
+        if name == "sigmoid":
+            return self._sigmoid_times(lambda _: T.float32(1), x)
         if name == "silu":
             return self._sigmoid_times(x, x)
-        if name == "gelu_tanh":  # (1 + tanh u) / 2 = sigmoid(2u)
-            scale, cubic = _GELU_TANH
-            return self._sigmoid_times(
-                x, lambda v: T.float32(2 * scale) * (x(v) + T.float32(cubic) * x(v) * x(v) * x(v))
-            )
+        scale, cubic = _GELU_TANH  # (1 + tanh u) / 2 = sigmoid(2u)
+        return self._sigmoid_times(x, lambda v: T.float32(2 * scale) * (x(v) + T.float32(cubic) * x(v) * x(v) * x(v)))
+
+    def _gelu(self, x: Stage) -> Stage:
         u = self.keep(lambda v: _clamp(x(v) * T.float32(math.sqrt(0.5)), -_ERF_LIMIT, _ERF_LIMIT))
         w = self.keep(lambda v: u(v) * u(v))
         erf = self.keep(lambda v: _clamp(u(v) * _polynomial(w(v), _ERF_P) / _polynomial(w(v), _ERF_Q), -1.0, 1.0))
         return lambda v: x(v) * T.float32(0.5) * (T.float32(1) + erf(v))
+
+
+def keeps_zero(steps: Sequence[str]) -> bool:
+    """Whether a channel whose operands are all zero stays zero."""
+    return "sigmoid" not in steps
 
 
 def stages(

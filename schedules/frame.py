@@ -2,12 +2,14 @@
 
 A family describes how one element of the accumulator is reduced; the frame adds the epilogue, and schedules both for
 LLVM and for OpenCL. Activations are ``[rows, tiles, 32]`` in memory, packed weights ``[tiles, reduction, 32]``. The
-kernel computes tiles ``[begin, begin + count)`` of all rows.
+kernel computes tiles ``[begin, begin + count)`` of all rows. A family whose rows are pixels of an image says where
+in memory a row of the output lies, and which rows exist only to fill up a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +18,17 @@ from tvm import s_tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Layer
+from tvm_coexec.layers import TILE, Layer, Variant
 
-from .epilogue import stages
+from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch
+from .epilogue import keeps_zero, stages
 
 Buffer = Any
 Reduce = Callable[[dict[str, Buffer], list[Any], Any], Any]
 """Term of the reduction: from the operands' buffers, the indices ``[row, tile, channel, split, *reduction]`` and the
 first tile of the range to the product that is added up."""
+Condition = Callable[..., Any]
+"""A condition on a row (and, for a term, the reduction's indices); None where it always holds."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,15 @@ class Operand:
 
     name: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a half: what it is compiled from, its buffers in order, and how it is launched."""
+
+    module: tvm.IRModule
+    operands: tuple[Operand, ...]
+    dispatch: Dispatch
 
 
 def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
@@ -52,16 +66,33 @@ def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], A
 class Description:
     """What a dense kernel computes, before it is scheduled.
 
-    ``partial_sums`` independent accumulators are kept for each output element, and added at the end: they hide the
-    latency of the multiply-add where few rows are computed.
+    Parameters
+    ----------
+    channels
+        Output channels; what lies behind the last one up to the end of its tile is stored as zero.
+    partial_sums
+        Independent accumulators for each output element, added at the end: they hide the latency of the multiply-add
+        where few rows are computed.
+    output_row, residual_row, is_stored
+        Where in memory a row of the output and of the residual lies, and whether it exists.
+    is_needed
+        Whether a term can differ from zero; the others are left out.
+    written_out
+        Axes of the reduction that are unrolled, so that ``is_needed`` is decided when the kernel is built.
     """
 
     layer: Layer
     operands: tuple[Operand, ...]
     rows: int
+    channels: int
     reduction: tuple[int, ...]
     term: Reduce
     partial_sums: int = 1
+    output_row: Callable[[Any], Any] = lambda row: row
+    residual_row: Callable[[Any], Any] = lambda row: row
+    is_stored: Condition = lambda row: None
+    is_needed: Condition = lambda row, *reduction: None
+    written_out: tuple[int, ...] = ()
 
     def prim_func(self, native_exp: bool) -> Any:
         """The description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores."""
@@ -82,7 +113,8 @@ class Description:
             with T.init():
                 T.buffer_store(accumulator, T.float32(0), [i, t, s, j])
             term = self.term(buffers, [i, t, j, s, *reduction], begin)
-            T.buffer_store(accumulator, accumulator[i, t, s, j] + term, [i, t, s, j])
+            with _where(self.is_needed(i, *reduction)):
+                T.buffer_store(accumulator, accumulator[i, t, s, j] + term, [i, t, s, j])
 
     def _epilogue(
         self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any, native_exp: bool
@@ -99,7 +131,7 @@ class Description:
         chain = stages(
             self.layer.epilogue,
             bias=lambda: buffers["bias"][begin + index[1], index[2]],
-            residual=lambda: buffers["residual"][index[0], begin + index[1], index[2]],
+            residual=lambda: buffers["residual"][self.residual_row(index[0]), begin + index[1], index[2]],
             native_exp=native_exp,
         )
         kept: list[Buffer] = []
@@ -110,8 +142,33 @@ class Description:
                 t, i, j = T.axis.spatial(count, lt), T.axis.spatial(self.rows, li), T.axis.spatial(TILE, lj)
                 index[:] = [i, t, j]
                 value = stage([total(), *(buffer[i, t, j] for buffer in kept)])
-                T.buffer_store(target, value, [i, begin + t if last else t, j])
+                if last:
+                    value, place = self._or_zero(value, begin + t, j), [self.output_row(i), begin + t, j]
+                    with _where(self.is_stored(i)):
+                        T.buffer_store(target, value, place)
+                else:
+                    T.buffer_store(target, value, [i, t, j])
             kept.append(target)
+
+    def _or_zero(self, value: Any, tile: Any, channel: Any) -> Any:
+        """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0.
+
+        A factor does it, since TVM's OpenCL ``select`` takes a scalar condition for the sign bit of every lane.
+        """
+        if self.channels % TILE == 0 or keeps_zero(self.layer.epilogue):
+            return value
+        left = self.channels - (tile * TILE + channel)
+        return value * T.Cast("float32", T.max(T.min(left, T.int32(1)), T.int32(0)))
+
+
+@contextmanager
+def _where(condition: Any) -> Iterator[None]:
+    """What is built inside happens where ``condition`` holds."""
+    if condition is None:
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield
 
 
 def _inner_blocks(sch: s_tir.Schedule, description_stages: int) -> list[Any]:
@@ -149,12 +206,20 @@ def schedule_cpu(description: Description, *, rows: int, channels: int, order: i
     for block in _inner_blocks(sch, _stage_count(func)):
         sch.compute_at(block, j0, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
-        _registers(sch, block, skip=len(outer), lanes=None, unroll=unroll)
+        _registers(sch, block, description, skip=len(outer), lanes=None, unroll=unroll)
     return sch.mod
 
 
 def schedule_gpu(
-    description: Description, *, rows: int, lanes: int, channel_threads: int, row_threads: int, order: int, unroll: int
+    description: Description,
+    *,
+    rows: int,
+    lanes: int,
+    channel_threads: int,
+    row_threads: int,
+    order: int,
+    unroll: int,
+    run: int = 1,
 ) -> tvm.IRModule:
     """A work-group of ``channel_threads × row_threads`` items computes one tile of a block of rows.
 
@@ -166,14 +231,16 @@ def schedule_gpu(
         0: row blocks are the fastest axis of the grid, so that neighbouring groups share weights; 1: tiles are.
     unroll
         As in :func:`schedule_cpu`.
+    run
+        Blocks of rows that a work-item computes one after the other.
     """
     func = description.prim_func(native_exp=True)
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     store = sch.get_sblock("store")
     t, i, j = sch.get_loops(store)
-    i0, iw, i1 = sch.split(i, [None, row_threads, rows])
+    i0, iw, ir, i1 = sch.split(i, [None, row_threads, run, rows])
     jw, ju, jv = sch.split(j, [channel_threads, None, lanes])
-    sch.reorder(t, i0, iw, jw, i1, ju, jv)
+    sch.reorder(t, i0, iw, jw, ir, i1, ju, jv)
     sch.bind(t, "blockIdx.y" if order == 0 else "blockIdx.x")
     sch.bind(i0, "blockIdx.x" if order == 0 else "blockIdx.y")
     sch.bind(jw, "threadIdx.x")
@@ -182,13 +249,15 @@ def schedule_gpu(
     sch.unroll(ju)
     sch.unroll(i1)
     for block in _inner_blocks(sch, _stage_count(func)):
-        sch.compute_at(block, jw, preserve_unit_loops=True)
+        sch.compute_at(block, ir, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
-        _registers(sch, block, skip=4, lanes=lanes, unroll=unroll)
+        _registers(sch, block, description, skip=5, lanes=lanes, unroll=unroll)
     return sch.mod
 
 
-def _registers(sch: s_tir.Schedule, block: Any, *, skip: int, lanes: int | None, unroll: int) -> None:
+def _registers(
+    sch: s_tir.Schedule, block: Any, description: Description, *, skip: int, lanes: int | None, unroll: int
+) -> None:
     """Hold a block's values in registers: vectors over the channels, everything else but the reduction unrolled."""
     loops = sch.get_loops(block)[skip:]
     if sch.get(block).name_hint == "accumulate":
@@ -206,6 +275,8 @@ def _registers(sch: s_tir.Schedule, block: Any, *, skip: int, lanes: int | None,
         sch.unroll(loop)
     if reduction:
         outermost = reduction[0]
+        for axis in description.written_out:
+            sch.unroll(reduction[axis])
         if unroll > 1:
             last_outer, last_inner = sch.split(reduction[-1], [None, unroll])
             sch.unroll(last_inner)
@@ -213,6 +284,10 @@ def _registers(sch: s_tir.Schedule, block: Any, *, skip: int, lanes: int | None,
         sch.decompose_reduction(block, outermost)
 
 
-def epilogue_operands(layer: Layer, bias: Operand, residual: Operand) -> Sequence[Operand]:
-    """The operands that the layer's epilogue reads, in the order of a kernel's arguments."""
-    return [operand for operand in (bias, residual) if operand.name in layer.epilogue]
+def launch(description: Description, side: str, variant: Variant, params: Mapping[str, int]) -> Launch:
+    """A dense kernel, scheduled for a side by ``params``, the variant's own but for those that described it."""
+    if side == "cpu":
+        return Launch(
+            schedule_cpu(description, **params), description.operands, cpu_dispatch(variant, description.rows)
+        )
+    return Launch(schedule_gpu(description, **params), description.operands, gpu_dispatch(variant, description.rows))

@@ -17,7 +17,7 @@ TILE = 32
 ROW_BLOCK = 8
 """Rows in a unit of a row-wise operator."""
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu6", "hard_swish", "sigmoid")
 """Activations that an epilogue may hold; ``gelu`` is the erf form."""
 
 EPILOGUE_STEPS = ("bias", "residual", *ACTIVATIONS)
@@ -141,6 +141,119 @@ class RowWise:
     @property
     def activation_bytes(self) -> int:
         return 4 * self.m * self.n * (3 if "residual" in self.epilogue else 2)
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """A convolution of ``[batch, h, w, in_channels]``, followed by the steps of ``epilogue``, in order.
+
+    ``kernel``, ``stride``, ``dilation`` and ``padding`` may be given as one number or as a pair (height, width), the
+    padding also as (top, left, bottom, right); they are kept as pairs, the padding as four numbers.
+    """
+
+    h: int
+    w: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    batch: int = 1
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "conv2d"
+
+    def __post_init__(self) -> None:
+        for name, length in (("kernel", 2), ("stride", 2), ("dilation", 2), ("padding", 4)):
+            object.__setattr__(self, name, _extents(name, getattr(self, name), length))
+        sizes = (self.h, self.w, self.in_channels, self.out_channels, self.groups, self.batch)
+        if min(*sizes, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
+            raise ValueError(f"convolution sizes must be at least 1 and paddings at least 0, got {self}")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(
+                f"{self.groups} groups do not divide {self.in_channels} input and {self.out_channels} output channels"
+            )
+        if min(self.out_h, self.out_w) < 1:
+            raise ValueError(f"a {self.kernel} kernel does not fit into {self.h}×{self.w} pixels with {self.padding}")
+        check_epilogue(self.epilogue)
+
+    def _out(self, size: int, axis: int) -> int:
+        padded = size + self.padding[axis] + self.padding[axis + 2]
+        return (padded - self.dilation[axis] * (self.kernel[axis] - 1) - 1) // self.stride[axis] + 1
+
+    @property
+    def out_h(self) -> int:
+        return self._out(self.h, 0)
+
+    @property
+    def out_w(self) -> int:
+        return self._out(self.w, 1)
+
+    @property
+    def taps(self) -> int:
+        """Products that are added up for one output element."""
+        return self.kernel[0] * self.kernel[1] * (self.in_channels // self.groups)
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.out_channels)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.out_h * self.out_w * self.out_channels * self.taps
+
+    @property
+    def weight_bytes(self) -> int:
+        return 4 * self.out_channels * self.taps
+
+    @property
+    def activation_bytes(self) -> int:
+        outputs = self.out_h * self.out_w * self.out_channels * (2 if "residual" in self.epilogue else 1)
+        return 4 * self.batch * (self.h * self.w * self.in_channels + outputs)
+
+
+def _extents(name: str, value: Any, length: int) -> tuple[int, ...]:
+    """One number, a pair or, for a length of four, four numbers as ``length`` numbers."""
+    numbers = (value, value) if isinstance(value, int) else tuple(value)
+    if len(numbers) not in (2, length):
+        raise ValueError(f"{name} {value} of a convolution is neither one number nor {length}")
+    return numbers * (length // len(numbers))
+
+
+MAX_NARROW = 4
+"""Channels up to which an image that no kernel writes, a network's input, is kept without padding channels."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How an image lies in memory: ``[batch, h + 2·halo, w + 2·halo, pixel]``.
+
+    The halo, of so many pixels above and below, left and right, holds zeros: a convolution reads it as its padding,
+    and no kernel writes it. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels alone.
+    """
+
+    halo: tuple[int, int] = (0, 0)
+    narrow: bool = False
+
+    def pixel(self, channels: int) -> int:
+        """Elements from one pixel to the next."""
+        return channels if self.narrow else row_tiles(channels) * TILE
+
+
+@dataclass(frozen=True)
+class ImageLayouts:
+    """The layouts of the images that a convolution reads and writes."""
+
+    input: ImageLayout = ImageLayout()
+    output: ImageLayout = ImageLayout()
+    residual: ImageLayout = ImageLayout()
+
+    @classmethod
+    def alone(cls, layer: Conv2d) -> ImageLayouts:
+        """Those of a network that consists of this layer."""
+        top, left, bottom, right = layer.padding
+        return cls(ImageLayout((max(top, bottom), max(left, right)), layer.in_channels <= MAX_NARROW))
 
 
 _LAYERS: dict[str, type[Linear] | type[RowWise]] = {cls.op: cls for cls in (Linear, RowWise)}

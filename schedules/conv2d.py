@@ -1,0 +1,68 @@
+"""Convolutions: which implementation computes a half, and what all of them share.
+
+Activations are images of tiles (``layers.ImageLayout``), constants come from ``weights [out, in / groups, kernel]``
+and ``bias [out]``. The two halves of a layer may use different implementations; each reads weights of its own packing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
+
+from . import conv2d_direct, depthwise
+from .dispatch import Dispatch
+from .pixels import operand_names as names_with
+
+if TYPE_CHECKING:
+    from .frame import Launch
+
+_IMPLEMENTATIONS: dict[str, ModuleType] = {module.IMPLEMENTATION: module for module in (depthwise, conv2d_direct)}
+
+
+def _implementation(variant: Variant) -> ModuleType:
+    return _IMPLEMENTATIONS[variant.implementation]
+
+
+def operand_names(layer: Conv2d, variant: Variant) -> tuple[str, ...]:
+    """Names of the buffers that a half reads and writes."""
+    return names_with(layer, _implementation(variant).WEIGHTS)
+
+
+def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
+    """Constants as the kernels of a variant read them."""
+    module = _implementation(variant)
+    packed = {module.WEIGHTS: module.pack_weights(layer, params["weights"])}
+    if "bias" in layer.epilogue:
+        packed["bias"] = np.zeros((layer.units, TILE), np.float32)
+        packed["bias"].reshape(-1)[: layer.out_channels] = params["bias"]
+    return packed
+
+
+def default_variant(layer: Conv2d, side: str, hardware: Hardware) -> Variant:
+    """A good variant for a layer that was never tuned."""
+    return variants(layer, side, hardware)[0]
+
+
+def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
+    """The search space of one side, the most promising first."""
+    return [
+        variant
+        for module in _IMPLEMENTATIONS.values()
+        if module.can_compute(layer)
+        for variant in module.variants(layer, side, hardware)
+    ]
+
+
+def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+    """Launch geometry of a half's main kernel."""
+    return _implementation(variant).dispatch(layer, side, variant, layouts or ImageLayouts.alone(layer))
+
+
+def build(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
+    """The kernels of a half, in the order in which they run."""
+    return _implementation(variant).launches(layer, side, variant, layouts or ImageLayouts.alone(layer))

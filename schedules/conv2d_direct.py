@@ -1,0 +1,148 @@
+"""Direct convolution: any kernel, stride, padding, dilation and groups, as a dense kernel over the output's pixels.
+
+A pointwise layer is the linear kernel over all pixels. A network's first layer reads an image without padding
+channels, where a line of the kernel is one run of ``kernel width · channels`` values.
+
+Weights are ``[tiles, kernel lines · columns · span, 32]``. The span is what a tile's channels read: all input channels
+without groups; with groups those of every group that the tile touches, zeros standing where a channel does not read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
+
+from . import pixels
+from .pixels import Pixels, describe
+from .search import Space, dense_variants
+
+if TYPE_CHECKING:
+    from .frame import Description, Launch
+
+IMPLEMENTATION = "direct"
+WEIGHTS = "weights"
+SKIP_LINES, SKIP_COLUMNS = 1, 2
+"""Values of ``skip``: taps outside the image are left out where a whole line (or also a column) of the kernel is."""
+_MAX_WRITTEN_OUT = 64
+"""Rows times columns of the kernel, up to which a kernel is small enough to be written out for each column."""
+
+dispatch = pixels.dispatch
+
+
+def can_compute(layer: Conv2d) -> bool:
+    """Whether the implementation knows the layer: this one knows all."""
+    return True
+
+
+def _span(layer: Conv2d) -> int:
+    """Input channels that a tile of output channels reads."""
+    group_out, group_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    spans = []
+    for first in range(0, layer.out_channels, TILE):
+        last = min(first + TILE, layer.out_channels) - 1
+        spans.append((last // group_out - first // group_out + 1) * group_in)
+    return max(spans)
+
+
+def _first_channel(layer: Conv2d, tile: Any) -> Any:
+    """The first input channel that a tile reads."""
+    if layer.groups == 1:
+        return 0
+    return tile * TILE // (layer.out_channels // layer.groups) * (layer.in_channels // layer.groups)
+
+
+def pack_weights(layer: Conv2d, weights: np.ndarray) -> np.ndarray:
+    """Weights ``[out, in / groups, kernel]`` as the kernels read them."""
+    group_out, group_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    span = _span(layer)
+    packed = np.zeros((layer.units, *layer.kernel, span, TILE), np.float32)
+    for group in range(layer.groups):
+        channels = np.arange(group * group_out, (group + 1) * group_out)
+        for tile in np.unique(channels // TILE):
+            mine = channels[channels // TILE == tile]
+            start = group * group_in - min(_first_channel(layer, int(tile)), layer.in_channels - span)
+            packed[tile, :, :, start : start + group_in, mine % TILE] = weights[mine].transpose(0, 2, 3, 1)
+    return packed.reshape(layer.units, -1, TILE)
+
+
+def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
+    """The search space of one side, the most promising first."""
+    layouts = ImageLayouts.alone(layer)
+    space = Space(
+        rows=layer.batch * layer.out_h * layer.out_w,
+        padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
+        reduction=_inner_reduction(layer, layouts),
+        unrolls=(1,),
+        taps=layer.kernel[0] * layer.kernel[1] * _span(layer),
+    )
+    return [
+        Variant.make(IMPLEMENTATION, **dict(variant.params), skip=skip)
+        for variant in dense_variants(IMPLEMENTATION, side, hardware, space)
+        for skip in _skips(layer, layouts, variant["rows"])
+    ]
+
+
+def _inner_reduction(layer: Conv2d, layouts: ImageLayouts) -> int:
+    return layer.kernel[1] * layer.in_channels if _has_long_lines(layer, layouts) else _span(layer)
+
+
+def _has_long_lines(layer: Conv2d, layouts: ImageLayouts) -> bool:
+    """Whether the values that a line of the kernel reads follow each other."""
+    return layouts.input.narrow and layer.dilation[1] == 1 and layer.groups == 1
+
+
+def _skips(layer: Conv2d, layouts: ImageLayouts, block: int) -> list[int]:
+    """Values of ``skip`` that a block of rows allows, the one that leaves out most first."""
+    pixels = Pixels(layer, layouts, block, block)
+    top, left, bottom, right = layer.padding
+    lines = pixels.in_one_row and (top or bottom)
+    columns = pixels.columns == block and pixels.in_one_row and (left or right)
+    written_out = block * layer.kernel[1] <= _MAX_WRITTEN_OUT and not _has_long_lines(layer, layouts)
+    return [SKIP_COLUMNS] * bool(columns and written_out) + [SKIP_LINES] * bool(lines) + [0]
+
+
+def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
+    """The one kernel of a half."""
+    from .frame import launch
+
+    params = dict(variant.params)
+    rows = Pixels.of(layer, layouts, variant)
+    description = _describe(rows, params.pop("k_split"), params.pop("skip"))
+    return (launch(description, side, variant, params),)
+
+
+def _describe(pixels: Pixels, k_split: int, skip: int) -> Description:
+    """The layer as a dense kernel over the rows of ``pixels``."""
+    from tvm.script.ir_builder import tirx as T
+
+    layer, layouts = pixels.layer, pixels.layouts
+    (kernel_h, kernel_w), span = layer.kernel, _span(layer)
+    pixel = layouts.input.pixel(layer.in_channels)
+    columns = () if _has_long_lines(layer, layouts) else (kernel_w,)
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, s, tap_h, *column, k = index
+        tap_w = column[0] if column else 0
+        first = _first_channel(layer, begin + t)
+        if layer.groups > 1:
+            first = T.min(first, layer.in_channels - span)
+        k = k * k_split + s
+        value = buffers["input"][pixels.input_pixel(row, tap_h, tap_w) * pixel + first + k]
+        return value * buffers[WEIGHTS][begin + t, (tap_h * kernel_w + tap_w) * span + k, channel]
+
+    def is_needed(row: Any, tap_h: Any, *rest: Any) -> Any:
+        return pixels.is_inside(row, tap_h, rest[0] if skip == SKIP_COLUMNS else None) if skip else None
+
+    return describe(
+        pixels,
+        WEIGHTS,
+        (layer.units, kernel_h * kernel_w * span, TILE),
+        reduction=(kernel_h, *columns, _inner_reduction(layer, layouts) // k_split),
+        term=term,
+        partial_sums=k_split,
+        is_needed=is_needed,
+        written_out=(1,) if skip == SKIP_COLUMNS else (),
+    )

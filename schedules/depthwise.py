@@ -1,0 +1,97 @@
+"""Depthwise convolution: each channel reads itself alone, so that a half needs only its own channels of the input.
+
+Weights are ``[tiles, kernel lines · columns, 32]``; a line of the kernel is written out for a block of pixels, which
+share most of what they read.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
+
+from . import pixels
+from .pixels import Pixels, describe
+from .search import RegisterTile, Space, dense_variants
+
+if TYPE_CHECKING:
+    from .frame import Description, Launch
+
+IMPLEMENTATION = "depthwise"
+WEIGHTS = "depthwise_weights"
+
+dispatch = pixels.dispatch
+
+
+def can_compute(layer: Conv2d) -> bool:
+    """Whether the layer has one filter a channel."""
+    return layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
+
+
+def pack_weights(layer: Conv2d, weights: np.ndarray) -> np.ndarray:
+    """Weights ``[channels, 1, kernel]`` as the kernels read them."""
+    padded = np.zeros((layer.units * TILE, layer.taps), np.float32)
+    padded[: layer.out_channels] = weights.reshape(layer.out_channels, -1)
+    return np.ascontiguousarray(padded.reshape(layer.units, TILE, -1).transpose(0, 2, 1))
+
+
+def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
+    """The search space of one side, the most promising first."""
+    layouts = ImageLayouts.alone(layer)
+    space = Space(
+        rows=layer.batch * layer.out_h * layer.out_w,
+        padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
+        reduction=1,
+        unrolls=(1,),
+        taps=layer.taps,
+    )
+    return dense_variants(IMPLEMENTATION, side, hardware, space, partial(_register_tiles, layer))
+
+
+def _register_tiles(layer: Conv2d, hardware: Hardware, space: Space) -> list[RegisterTile]:
+    """Tiles that leave half of the registers to what they read, by estimated cost.
+
+    The estimate counts padded rows, and the input that a line of the kernel reads for a block of pixels.
+    """
+    lanes = hardware.vector_bytes // 4
+    ranked = []
+    for channels in {TILE, max(TILE // 2, lanes)}:
+        for rows in range(1, space.rows + 1):
+            if rows * channels // lanes > hardware.vector_registers // 2:
+                break
+            padding = space.padded_rows(rows) / space.rows
+            reads = (rows - 1) * layer.stride[1] + layer.kernel[1]
+            ranked.append((padding * (1 + reads / (rows * layer.kernel[1])), -channels, rows))
+    return [(rows, -channels, 1) for _, channels, rows in sorted(ranked)]
+
+
+def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
+    """The one kernel of a half."""
+    from .frame import launch
+
+    params = dict(variant.params)
+    del params["k_split"]
+    return (launch(_describe(Pixels.of(layer, layouts, variant)), side, variant, params),)
+
+
+def _describe(pixels: Pixels) -> Description:
+    layer = pixels.layer
+    kernel_h, kernel_w = layer.kernel
+    pixel = pixels.layouts.input.pixel(layer.in_channels)
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, _s, tap_h, tap_w = index
+        source = pixels.input_pixel(row, tap_h, tap_w) * pixel + (begin + t) * TILE + channel
+        return buffers["input"][source] * buffers[WEIGHTS][begin + t, tap_h * kernel_w + tap_w, channel]
+
+    return describe(
+        pixels,
+        WEIGHTS,
+        (layer.units, kernel_h * kernel_w, TILE),
+        reduction=(kernel_h, kernel_w),
+        term=term,
+        written_out=(1,),
+    )

@@ -1,0 +1,197 @@
+"""The pixels of an output image as the rows of the frame: where each lies in memory, and what its convolution reads.
+
+Row ``(batch · out_h + oh) · columns + ow`` is the output pixel ``(oh, ow)``. ``columns`` is the image's width rounded
+up to whole blocks, so that a block lies in one image row and its pixels are a constant distance apart. Columns behind
+the image's right edge are computed and not stored. Where the input's pixels follow each other as the output's do (a
+pointwise layer without halo), blocks run across the image's edges instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts, Variant, row_tiles
+
+from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch, rows_of_group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .frame import Description
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The rows of a layer's frame.
+
+    Parameters
+    ----------
+    block
+        Rows that one register tile holds.
+    group
+        Rows of which the frame has a whole number: a block, or the blocks of a work-group.
+    """
+
+    layer: Conv2d
+    layouts: ImageLayouts
+    block: int
+    group: int
+
+    @classmethod
+    def of(cls, layer: Conv2d, layouts: ImageLayouts, variant: Variant) -> Pixels:
+        """The rows that a variant computes."""
+        return cls(layer, layouts, variant["rows"], rows_of_group(variant))
+
+    def __post_init__(self) -> None:
+        top, left, bottom, right = self.layer.padding
+        halo = self.layouts.input.halo
+        if halo[0] < max(top, bottom) or halo[1] < max(left, right):
+            raise ValueError(f"the input's halo {halo} is narrower than the padding {self.layer.padding}")
+
+    @property
+    def runs_on(self) -> bool:
+        """Whether input pixels follow each other as output pixels do, across the image's edges."""
+        layer, (halo_h, halo_w) = self.layer, self.layouts.input.halo
+        one_image = layer.batch == 1 or (layer.kernel[0] == 1 and halo_h == 0)
+        return one_image and halo_w == 0 and layer.kernel[1] == 1 and layer.stride == (1, 1)
+
+    @property
+    def columns(self) -> int:
+        width = self.layer.out_w
+        return width if self.runs_on or self.block % width == 0 else _round_up(width, self.block)
+
+    @property
+    def in_one_row(self) -> bool:
+        """Whether a block lies in one row of the image."""
+        return not self.runs_on and self.columns % self.block == 0
+
+    @property
+    def true_rows(self) -> int:
+        """Rows up to the last one that may exist."""
+        return self.layer.batch * self.layer.out_h * self.columns
+
+    @property
+    def rows(self) -> int:
+        return _round_up(self.true_rows, self.group)
+
+    def place(self, row: Any) -> tuple[Any, Any, Any]:
+        """Image, line and column of a row."""
+        line, column = row // self.columns, row % self.columns
+        if self.layer.batch == 1:
+            return 0, line, column
+        return line // self.layer.out_h, line % self.layer.out_h, column
+
+    def input_pixel(self, row: Any, tap_h: Any, tap_w: Any) -> Any:
+        """The pixel in memory that a row reads at a position of the kernel."""
+        layer, halo = self.layer, self.layouts.input.halo
+        width = layer.w + 2 * halo[1]
+        first = (halo[0] - layer.padding[0]) * width + halo[1] - layer.padding[1]
+        tap = tap_h * (layer.dilation[0] * width) + tap_w * layer.dilation[1]
+        if self.runs_on:
+            return row + first + tap
+        image, line, column = self.place(row)
+        line = image * (layer.h + 2 * halo[0]) + line * layer.stride[0]
+        return line * width + column * layer.stride[1] + first + tap
+
+    def output_pixel(self, layout: ImageLayout, row: Any) -> Any:
+        """The pixel in memory that a row writes."""
+        layer, (halo_h, halo_w) = self.layer, layout.halo
+        if (halo_h, halo_w) == (0, 0) and self.columns == layer.out_w:
+            return row
+        image, line, column = self.place(row)
+        line = image * (layer.out_h + 2 * halo_h) + line + halo_h
+        return line * (layer.out_w + 2 * halo_w) + column + halo_w
+
+    def is_stored(self, row: Any) -> Any:
+        """Whether a row is a pixel of the image; None if all are."""
+        conditions = []
+        if self.columns != self.layer.out_w:
+            conditions.append(row % self.columns < self.layer.out_w)
+        if self.rows != self.true_rows:
+            conditions.append(row < self.true_rows)
+        return every(conditions)
+
+    def is_inside(self, row: Any, tap_h: Any, tap_w: Any = None) -> Any:
+        """Whether a tap is inside the input image; only its line counts if the column of the kernel is not given."""
+        layer = self.layer
+        _image, line, column = self.place(row)
+        taps = [(line, tap_h, layer.h, 0)] + ([(column, tap_w, layer.w, 1)] if tap_w is not None else [])
+        conditions = []
+        for place, tap, size, axis in taps:
+            read = place * layer.stride[axis] + tap * layer.dilation[axis] - layer.padding[axis]
+            conditions += [read >= 0, read < size]
+        return every(conditions)
+
+    @property
+    def input_pixels(self) -> int:
+        """Pixels of the input in memory, those included that only rows without a pixel read."""
+        layer, halo = self.layer, self.layouts.input.halo
+        image = (layer.h + 2 * halo[0]) * (layer.w + 2 * halo[1])
+        corner = (layer.kernel[0] - 1, layer.kernel[1] - 1)
+        return max(layer.batch * image, *(self.input_pixel(row, *corner) + 1 for row in self._line_ends()))
+
+    def output_pixels(self, layout: ImageLayout) -> int:
+        """Pixels of the output or the residual in memory, slack for rows without a pixel included."""
+        layer = self.layer
+        image = (layer.out_h + 2 * layout.halo[0]) * (layer.out_w + 2 * layout.halo[1])
+        return max(layer.batch * image, *(self.output_pixel(layout, row) + 1 for row in self._line_ends()))
+
+    def _line_ends(self) -> Iterable[int]:
+        last = (self.rows - 1) // self.columns
+        return (line * self.columns + self.columns - 1 for line in range(max(0, last - 1), last + 1))
+
+
+def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:
+    """Launch geometry of a half that is a dense kernel over the pixels."""
+    rows = Pixels.of(layer, layouts, variant).rows
+    return cpu_dispatch(variant, rows) if side == "cpu" else gpu_dispatch(variant, rows)
+
+
+def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
+    """Names of a kernel's buffers in the order of its arguments; ``weights`` says how they are packed."""
+    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
+    return ("input", weights, *fused, "output")
+
+
+def operand_shapes(pixels: Pixels, weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a kernel's buffers: the input as plain elements, the output as pixels of whole tiles."""
+    layer, layouts = pixels.layer, pixels.layouts
+    tiles = (row_tiles(layer.out_channels), TILE)
+    return {
+        "input": (pixels.input_pixels * layouts.input.pixel(layer.in_channels),),
+        weights: weights_shape,
+        "bias": (layer.units, TILE),
+        "residual": (pixels.output_pixels(layouts.residual), *tiles),
+        "output": (pixels.output_pixels(layouts.output), *tiles),
+    }
+
+
+def describe(pixels: Pixels, weights: str, weights_shape: tuple[int, ...], **reduction: Any) -> Description:
+    """A dense kernel over the rows of ``pixels``; ``reduction`` holds the description's other fields."""
+    from .frame import Description, Operand
+
+    layer, layouts = pixels.layer, pixels.layouts
+    shapes = operand_shapes(pixels, weights, weights_shape)
+    return Description(
+        layer=layer,
+        operands=tuple(Operand(name, shapes[name]) for name in operand_names(layer, weights)),
+        rows=pixels.rows,
+        channels=layer.out_channels,
+        output_row=lambda row: pixels.output_pixel(layouts.output, row),
+        residual_row=lambda row: pixels.output_pixel(layouts.residual, row),
+        is_stored=pixels.is_stored,
+        **reduction,
+    )
+
+
+def every(conditions: list[Any]) -> Any:
+    """The conjunction of conditions; None if there are none."""
+    from tvm.script.ir_builder import tirx as T
+
+    return reduce(T.And, conditions) if conditions else None

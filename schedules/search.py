@@ -1,0 +1,143 @@
+"""The search space of dense kernels: register tiles and work-groups that suit a number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm_coexec.layers import TILE, Hardware, Variant
+
+_MAX_ROWS = 14
+_ENOUGH_ACCUMULATORS = 8
+"""Independent multiply-adds in flight that hide their latency on every core met so far."""
+_ENOUGH_WORK = 4000
+"""Vector operations after which the launch of a work-group on a CPU device no longer counts."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the search knows of a layer.
+
+    Parameters
+    ----------
+    rows
+        Rows of the output.
+    padded_rows
+        Rows that are computed where a block has so many.
+    reduction
+        Extent of the innermost reduction axis, of which ``k_split`` and ``unroll`` are divisors.
+    unrolls
+        Candidates for ``unroll``.
+    taps
+        Products that are added up for one output element, if blocks of short reductions may share a work-item.
+    """
+
+    rows: int
+    padded_rows: Callable[[int], int]
+    reduction: int
+    unrolls: tuple[int, ...] = (1, 4)
+    taps: int | None = None
+
+
+RegisterTile = tuple[int, int, int]
+"""``(rows, channels, k_split)``."""
+
+
+def dense_variants(
+    implementation: str,
+    side: str,
+    hardware: Hardware,
+    space: Space,
+    rank: Callable[[Hardware, Space], list[RegisterTile]] | None = None,
+) -> list[Variant]:
+    """Parameters of ``frame.schedule_cpu`` or ``frame.schedule_gpu``, and ``k_split``; the most promising first.
+
+    ``rank`` lists register tiles, the best first, where the family's kernels are not bound by their accumulators.
+    """
+    if side == "gpu" and hardware.opencl_type == "gpu":
+        return _gpu_variants(implementation, hardware, space)
+    tiles = (rank or _register_tiles)(hardware, space)
+    if side == "cpu":
+        return _cpu_variants(implementation, tiles, space)
+    return _cpu_device_variants(implementation, hardware, tiles, space)
+
+
+def _register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
+    """Tiles whose accumulators fit the registers, by estimated cost.
+
+    The estimate counts padded rows, weights read again for each block of rows, and latency that stays exposed.
+    """
+    lanes = hardware.vector_bytes // 4
+    ranked = []
+    for channels in {TILE, max(TILE // 2, lanes), max(TILE // 4, lanes)}:
+        vectors = channels // lanes
+        for rows in range(1, min(_MAX_ROWS, space.rows) + 1):
+            for k_split in (1, 2, 4):
+                accumulators = rows * vectors * k_split
+                if space.reduction % k_split or accumulators + vectors > hardware.vector_registers:
+                    continue
+                padding = space.padded_rows(rows) / space.rows
+                exposed = max(1.0, _ENOUGH_ACCUMULATORS / accumulators)
+                reload = 0.3 / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
+                crowded = 0.05 if accumulators + vectors > hardware.vector_registers - 4 else 0.0
+                ranked.append((padding * exposed * (1 + reload + crowded), (rows, channels, k_split)))
+    return [tile for _, tile in sorted(ranked)]
+
+
+def _unrolls(space: Space, k_split: int) -> list[int]:
+    return [unroll for unroll in space.unrolls if (space.reduction // k_split) % unroll == 0]
+
+
+def _cpu_variants(implementation: str, tiles: list[RegisterTile], space: Space) -> list[Variant]:
+    return [
+        Variant.make(implementation, rows=rows, channels=channels, k_split=k_split, order=order, unroll=unroll)
+        for rows, channels, k_split in tiles[:6]
+        for order in ((0, 1) if space.rows > rows else (0,))
+        for unroll in _unrolls(space, k_split)
+    ]
+
+
+def _cpu_device_variants(
+    implementation: str, hardware: Hardware, tiles: list[RegisterTile], space: Space
+) -> list[Variant]:
+    """One work-item to a work-group: a CPU device runs a work-group's items one after the other."""
+    lanes = hardware.vector_bytes // 4
+    whole_tiles = [tile for tile in tiles if tile[1] == TILE]
+    return [
+        _gpu_variant(
+            implementation, (rows, lanes, 1, 1), k_split=k_split, order=order, unroll=unroll, **_run(rows, lanes, space)
+        )
+        for rows, _channels, k_split in whole_tiles[:6]
+        for order in ((0, 1) if space.rows > rows else (0,))
+        for unroll in _unrolls(space, k_split)
+    ]
+
+
+def _run(rows: int, lanes: int, space: Space) -> dict[str, int]:
+    """How many blocks a work-item computes one after the other: enough of them, and a divisor of all."""
+    if space.taps is None:
+        return {}
+    blocks = space.padded_rows(rows) // rows
+    wanted = _ENOUGH_WORK / (rows * (TILE // lanes) * space.taps)
+    return {"run": max(run for run in range(1, blocks + 1) if blocks % run == 0 and (run == 1 or run < 2 * wanted))}
+
+
+def _gpu_variants(implementation: str, hardware: Hardware, space: Space) -> list[Variant]:
+    """Work-groups of up to 256 items, each with a few rows of four or eight channels."""
+    found = []
+    for rows in (4, 8, 2, 1):
+        for row_threads in (8, 4, 16, 1):
+            block = rows * row_threads
+            padded = -(-space.padded_rows(rows) // block) * block
+            for channel_threads, lanes in ((8, 4), (4, 8), (4, 4)):
+                group = channel_threads * row_threads
+                if group <= hardware.max_group_size and (padded <= 1.25 * space.rows or block <= 4):
+                    for order in (0, 1):
+                        geometry = (rows, lanes, channel_threads, row_threads)
+                        found.append(_gpu_variant(implementation, geometry, k_split=1, order=order, unroll=1))
+    return found
+
+
+def _gpu_variant(implementation: str, geometry: tuple[int, int, int, int], **params: int) -> Variant:
+    named = zip(("rows", "lanes", "channel_threads", "row_threads"), geometry, strict=True)
+    return Variant.make(implementation, **dict(named), **params)

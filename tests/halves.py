@@ -1,0 +1,184 @@
+"""Runs one half of a convolution, on the CPU or on an OpenCL device, in buffers that show every wrong access."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.target.codegen import llvm_get_system_cpu
+
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.schedules import conv2d
+from tvm_coexec.schedules.frame import Launch
+
+CPU = Hardware(64, 32, "cpu", 4096)
+NARROW_CPU = Hardware(16, 32, "cpu", 4096)
+GPU = Hardware(16, 32, "gpu", 64)
+
+_LLVM = {"kind": "llvm", "mcpu": llvm_get_system_cpu()}
+_ACTIVATIONS = {
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+}
+
+
+def convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The convolution in float64, one tap of the kernel at a time."""
+    top, left, bottom, right = layer.padding
+    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    result = np.zeros((layer.batch, layer.out_h, layer.out_w, layer.out_channels))
+    group_in, group_out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    for tap_h, tap_w in np.ndindex(*layer.kernel):
+        first_h, first_w = tap_h * layer.dilation[0], tap_w * layer.dilation[1]
+        read = padded[:, first_h:, first_w:][:, :: layer.stride[0], :: layer.stride[1]]
+        read = read[:, : layer.out_h, : layer.out_w]
+        for group in range(layer.groups):
+            outputs = slice(group * group_out, (group + 1) * group_out)
+            inputs = slice(group * group_in, (group + 1) * group_in)
+            result[..., outputs] += read[..., inputs] @ weights[outputs, :, tap_h, tap_w].T.astype(np.float64)
+    return result
+
+
+class Half:
+    """A compiled half with random operands; memory that holds no operand is not a number.
+
+    Parameters
+    ----------
+    device
+        The OpenCL device; None for the CPU.
+    """
+
+    def __init__(
+        self, layer: Conv2d, variant: Variant, device: Device | None = None, layouts: ImageLayouts | None = None
+    ) -> None:
+        self.layer, self.device = layer, device
+        self.layouts = layouts or ImageLayouts.alone(layer)
+        self.launches = conv2d.build(layer, "gpu" if device else "cpu", variant, self.layouts)
+        rng = np.random.default_rng(7)
+        out = (layer.batch, layer.out_h, layer.out_w, layer.out_channels)
+        self.input = rng.normal(size=(layer.batch, layer.h, layer.w, layer.in_channels)).astype(np.float32)
+        self.residual = rng.normal(size=out).astype(np.float32)
+        weights = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
+        self.params = {
+            "weights": rng.normal(size=weights).astype(np.float32),
+            "bias": rng.normal(size=layer.out_channels).astype(np.float32),
+        }
+        self.buffers = self._buffers(conv2d.pack(layer, self.params, variant))
+        self.kernels = [(_OpenCL if device else _Cpu)(launch, self.buffers, device) for launch in self.launches]
+
+    def _buffers(self, packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        buffers: dict[str, np.ndarray] = {}
+        for launch in self.launches:
+            for operand in launch.operands:
+                shape = max(operand.shape, buffers.get(operand.name, np.empty(0)).shape, key=lambda s: int(np.prod(s)))
+                buffers[operand.name] = _aligned(shape)
+        for name in packed.keys() & buffers.keys():
+            buffers[name][:] = packed[name]
+        layer = self.layer
+        _write_image(buffers["input"], self.layouts.input, self.input)
+        if "residual" in buffers:
+            _write_image(buffers["residual"], self.layouts.residual, self.residual)
+        assert buffers.keys() - packed.keys() - {"input", "residual", "output"} <= {"scratch_0", "scratch_1"}
+        assert layer.epilogue.count("residual") == ("residual" in buffers)
+        return buffers
+
+    def expected(self) -> np.ndarray:
+        value = convolve(self.layer, self.input, self.params["weights"])
+        for step in self.layer.epilogue:
+            operands = {"bias": self.params["bias"], "residual": self.residual}
+            value = value + operands[step] if step in operands else _ACTIVATIONS[step](value)
+        return value
+
+    def error(self, begin: int, end: int) -> float:
+        """Compute tiles ``[begin, end)`` only; the largest error relative to the largest value of the whole output."""
+        output, expected = self.buffers["output"], self.expected()
+        output[:] = np.nan
+        for kernel in self.kernels:
+            if end > begin:
+                kernel.run(begin, end - begin)
+        image = _image(output, self.layouts.output, expected.shape)
+        tiles = slice(begin * TILE, end * TILE)
+        result, wanted = image[..., tiles].copy(), expected[..., tiles]
+        image[..., tiles] = np.nan
+        assert np.all(np.isnan(output)), "something outside the half was written"
+        fill = result[..., wanted.shape[-1] :]
+        assert np.all(fill == 0), "a channel that fills up a tile is not zero"
+        if end == begin:
+            return 0.0
+        assert np.all(np.isfinite(result))
+        return float(np.abs(result[..., : wanted.shape[-1]] - wanted).max() / np.abs(expected).max())
+
+    def worst_error(self) -> float:
+        """The largest error over the splits that matter, both halves of each."""
+        units = self.layer.units
+        edges = sorted({0, 1, units // 2, units - 1, units})
+        return max(max(self.error(0, edge), self.error(edge, units)) for edge in edges)
+
+
+def _image(buffer: np.ndarray, layout: ImageLayout, shape: tuple[int, ...]) -> np.ndarray:
+    """The interior of an image in memory, padding channels included."""
+    batch, h, w, channels = shape
+    halo_h, halo_w = layout.halo
+    extents = (batch, h + 2 * halo_h, w + 2 * halo_w, layout.pixel(channels))
+    whole = buffer.reshape(-1)[: int(np.prod(extents))].reshape(extents)
+    return whole[:, halo_h : halo_h + h, halo_w : halo_w + w]
+
+
+def _write_image(buffer: np.ndarray, layout: ImageLayout, values: np.ndarray) -> None:
+    """Fill an image; its halo and its padding channels are zero, what lies behind it stays as it is."""
+    batch, h, w, channels = values.shape
+    halo_h, halo_w = layout.halo
+    buffer.reshape(-1)[: batch * (h + 2 * halo_h) * (w + 2 * halo_w) * layout.pixel(channels)] = 0
+    _image(buffer, layout, values.shape)[..., :channels] = values
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape))
+    room = np.full(size + TILE, np.nan, np.float32)
+    start = (-room.ctypes.data // 4) % TILE
+    return room[start : start + size].reshape(shape)
+
+
+class _Cpu:
+    def __init__(self, launch: Launch, buffers: dict[str, np.ndarray], device: None) -> None:
+        self.function = tvm.compile(launch.module, target=tvm.target.Target(_LLVM)).mod["main"]
+        arguments = (buffers[operand.name].reshape(-1)[: int(np.prod(operand.shape))] for operand in launch.operands)
+        self.arguments: list[Any] = [
+            tvm.runtime.from_dlpack(argument.reshape(operand.shape))
+            for argument, operand in zip(arguments, launch.operands, strict=True)
+        ]
+
+    def run(self, begin: int, count: int) -> None:
+        self.function(*self.arguments, begin, count)
+
+
+class _OpenCL:
+    def __init__(self, launch: Launch, buffers: dict[str, np.ndarray], device: Device) -> None:
+        import pyopencl as cl
+
+        self.launch, self.device = launch, device
+        target = {"kind": "opencl", "max_num_threads": device.facts()["max_group_size"]}
+        compiled = tvm.compile(launch.module, target=tvm.target.Target(target, host=_LLVM))
+        source = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
+        self.kernel = cl.Program(device.context, source).build().all_kernels()[0]
+        self.arrays = [buffers[operand.name] for operand in launch.operands]
+        self.memory = [cl.Buffer(device.context, cl.mem_flags.READ_WRITE, array.nbytes) for array in self.arrays]
+
+    def run(self, begin: int, count: int) -> None:
+        import pyopencl as cl
+
+        queue, geometry = self.device.queue, self.launch.dispatch
+        for memory, array in zip(self.memory, self.arrays, strict=True):
+            cl.enqueue_copy(queue, memory, array)
+        self.kernel.set_args(*self.memory, np.int32(begin), np.int32(count))
+        grid = geometry.grid_for(count)
+        sizes = tuple(groups * size for groups, size in zip(grid, geometry.group, strict=True))
+        cl.enqueue_nd_range_kernel(queue, self.kernel, sizes, geometry.group)
+        for memory, array in zip(self.memory, self.arrays, strict=True):
+            cl.enqueue_copy(queue, array, memory)
+        queue.finish()

@@ -1,0 +1,129 @@
+"""Direct and depthwise convolutions against float64: shapes, splits, layouts and the search space, on both targets."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from halves import CPU, GPU, NARROW_CPU, Half
+
+from tvm_coexec.layers import Conv2d, ImageLayout, ImageLayouts, Variant, layer_to_json
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.schedules import conv2d, conv2d_direct
+from tvm_coexec.schedules.pixels import Pixels
+
+TOLERANCE = 3e-6
+
+
+def conv(h: int, w: int, in_channels: int, out_channels: int, kernel: Any, **rest: Any) -> Conv2d:
+    """A convolution of odd sizes in few words; numbers stand for pairs."""
+    return Conv2d(h, w, in_channels, out_channels, kernel, **rest)
+
+
+LAYERS = [
+    conv(5, 5, 3, 40, 3, padding=1, epilogue=("bias",)),
+    conv(11, 13, 2, 33, 7, padding=3, stride=2, batch=2),
+    conv(9, 11, 20, 70, 3, padding=1, stride=2, batch=2, epilogue=("bias", "residual", "relu")),
+    conv(7, 7, 36, 130, 1, epilogue=("bias", "sigmoid")),
+    conv(6, 5, 8, 64, 1, batch=3, epilogue=("residual", "relu6")),
+    conv(8, 6, 16, 48, (1, 7), padding=(0, 3), epilogue=("bias", "hard_swish")),
+    conv(17, 17, 5, 48, (7, 1), padding=(3, 0)),
+    conv(9, 10, 6, 96, 3, padding=2, dilation=2),
+    conv(12, 3, 3, 32, 3, padding=(0, 2), dilation=(1, 2)),
+    conv(9, 9, 24, 72, 3, padding=1, groups=3),
+    conv(6, 6, 64, 128, 3, padding=1, groups=2, epilogue=("silu",)),
+    conv(5, 6, 20, 80, 3, groups=20, padding=(0, 1, 1, 2)),
+    conv(3, 3, 40, 65, 3, padding=1, batch=3),
+    conv(1, 1, 48, 80, 1, epilogue=("bias", "sigmoid")),
+    conv(4, 4, 33, 64, 4),
+]
+DEPTHWISE = [
+    conv(9, 9, 65, 65, 3, padding=1, groups=65, epilogue=("bias", "relu6")),
+    conv(10, 7, 32, 32, 5, padding=2, stride=2, groups=32, batch=2, epilogue=("bias", "residual")),
+    conv(3, 17, 96, 96, (1, 3), padding=(0, 2), dilation=(1, 2), groups=96, epilogue=("sigmoid",)),
+    conv(7, 7, 40, 40, 7, groups=40),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS + DEPTHWISE, ids=str)
+def test_every_split_on_the_cpu(layer: Conv2d) -> None:
+    assert Half(layer, conv2d.default_variant(layer, "cpu", CPU)).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("layer", LAYERS[::2] + DEPTHWISE[1:], ids=str)
+def test_every_split_in_opencl(layer: Conv2d, device: Device) -> None:
+    assert Half(layer, conv2d.default_variant(layer, "gpu", CPU), device).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("layer", [LAYERS[2], LAYERS[9], DEPTHWISE[0]], ids=str)
+def test_work_groups_of_a_gpu(layer: Conv2d, device: Device) -> None:
+    variants = conv2d.variants(layer, "gpu", GPU)
+    for variant in variants[:: max(1, len(variants) // 4)]:
+        assert Half(layer, variant, device).error(0, layer.units) < TOLERANCE, str(variant)
+
+
+@pytest.mark.parametrize("layer", [LAYERS[2], LAYERS[3], conv(7, 7, 8, 40, 3, padding=1), DEPTHWISE[0]], ids=str)
+@pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])
+def test_the_search_space(layer: Conv2d, hardware: Any) -> None:
+    variants = conv2d.variants(layer, "cpu", hardware)
+    assert len(variants) == len(set(variants)) >= 6
+    for variant in variants[::3]:
+        assert Half(layer, variant).error(0, layer.units) < TOLERANCE, str(variant)
+
+
+HALOS = ImageLayouts(ImageLayout((3, 2)), ImageLayout((1, 4)), ImageLayout((2, 0)))
+IN_HALOS = [
+    conv(6, 7, 3, 40, 1, batch=2, epilogue=("residual", "relu")),
+    conv(5, 5, 34, 33, 3, padding=1, epilogue=("residual",)),
+    conv(5, 9, 33, 33, 3, padding=1, stride=2, groups=33, epilogue=("residual", "silu")),
+]
+
+
+@pytest.mark.parametrize("layer", IN_HALOS, ids=str)
+def test_halos_wider_than_the_padding_are_left_alone(layer: Conv2d) -> None:
+    assert Half(layer, conv2d.default_variant(layer, "cpu", CPU), None, HALOS).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("layer", IN_HALOS[:2], ids=str)
+def test_halos_are_left_alone_in_opencl(layer: Conv2d, device: Device) -> None:
+    assert Half(layer, conv2d.default_variant(layer, "gpu", GPU), device, HALOS).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("skip", [0, conv2d_direct.SKIP_LINES, conv2d_direct.SKIP_COLUMNS])
+def test_taps_outside_the_image_may_be_left_out(skip: int) -> None:
+    layer = conv(7, 7, 6, 32, 5, padding=2)
+    params = {"rows": 7, "channels": 32, "k_split": 1, "order": 0, "unroll": 1}
+    half = Half(layer, Variant.make("direct", skip=skip, **params))
+    assert half.error(0, 1) < TOLERANCE
+    half.buffers["input"][:] = np.where(half.buffers["input"] == 0, np.float32(1), half.buffers["input"])
+    assert (half.error(0, 1) < TOLERANCE) == (skip == conv2d_direct.SKIP_COLUMNS), "the halo is read if taps are not"
+
+
+def test_a_halo_narrower_than_the_padding_is_refused() -> None:
+    layer = conv(8, 8, 8, 32, 3, padding=(1, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"halo \(1, 2\) is narrower than the padding"):
+        Pixels(layer, ImageLayouts(ImageLayout((1, 2))), 8, 8)
+
+
+def test_numbers_stand_for_pairs() -> None:
+    layer = conv(8, 9, 4, 8, 3, stride=2, padding=1)
+    assert layer == Conv2d(8, 9, 4, 8, (3, 3), (2, 2), (1, 1, 1, 1))
+    assert (layer.out_h, layer.out_w, layer.units) == (4, 5, 1)
+    assert layer.flops == 2 * 4 * 5 * 8 * 36
+    assert layer_to_json(layer)["padding"] == (1, 1, 1, 1)
+    assert conv(8, 9, 4, 8, (1, 3), padding=(0, 1)).padding == (0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"kernel": 0}, "at least 1"),
+        ({"kernel": 3, "padding": -1}, "paddings at least 0"),
+        ({"kernel": 3, "groups": 3}, "3 groups do not divide"),
+        ({"kernel": 9}, "does not fit"),
+        ({"kernel": (1, 2, 3)}, "neither one number nor 2"),
+        ({"kernel": 1, "epilogue": ("swish",)}, "unknown epilogue step"),
+    ],
+)
+def test_impossible_convolutions_are_refused(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        conv(8, 8, 4, 32, **sizes)
