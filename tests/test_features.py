@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_device import HARDWARE, PROCESSOR, variants
-from tvm_coexec.schedules import family
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
 from tvm_coexec.planning.features import GROUPS, FeatureSet, Halves, Processor, describe
 from tvm_coexec.planning.samples import Sample
+from tvm_coexec.schedules import family
 
 GPU_VARIANT = Variant.make("direct", rows=4, lanes=4, channel_threads=8, row_threads=8, k_split=1, order=0, unroll=1)
 

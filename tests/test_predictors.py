@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 from synthetic_device import HARDWARE, PROCESSOR, latency_us, measure, some_layers, trained, variants
-from tvm_coexec.schedules import family
 
 from tvm_coexec.errors import FileFormatError, MeasurementError
 from tvm_coexec.layers import Linear, RowWise
@@ -21,6 +20,7 @@ from tvm_coexec.planning.evaluation import (
 from tvm_coexec.planning.features import Halves
 from tvm_coexec.planning.predictors import LatencyPredictor, train
 from tvm_coexec.planning.samples import Sample
+from tvm_coexec.schedules import family
 
 LAYER = Linear(197, 768, 3072)
 
@@ -171,6 +171,6 @@ def test_the_base_time_recovers_a_sum_of_costs():
     rng = np.random.default_rng(0)
     described = {name: rng.uniform(1, 100, 300) for name in LAYER_TERMS}
     times_us = 3 + 2 * described["flops"] + 0.5 * described["weight_bytes"]
-    base = BaseTime.fit(described, times_us, LAYER_TERMS)
+    base = BaseTime.fit(described, times_us, np.ones(300), LAYER_TERMS)
     np.testing.assert_allclose(base.predict(described), times_us, rtol=0.02)
     assert all(value >= 0 for _, value in base.coefficients)

@@ -21,6 +21,9 @@ LAYER_TERMS = (
 KERNEL_TERMS = ("groups", "padded_flops", "register_steps")
 FLOPS_TERMS = ("constant", "flops")
 
+_REWEIGHTINGS = 5
+_SMALL_ERROR = 0.05
+
 
 @dataclass(frozen=True)
 class BaseTime:
@@ -29,14 +32,26 @@ class BaseTime:
     coefficients: tuple[tuple[str, float], ...]
 
     @classmethod
-    def fit(cls, described: Mapping[str, np.ndarray], latency_us: np.ndarray, terms: Sequence[str]) -> BaseTime:
-        """Minimise the squared relative error, so that short halves count as much as long ones."""
+    def fit(
+        cls, described: Mapping[str, np.ndarray], latency_us: np.ndarray, weights: np.ndarray, terms: Sequence[str]
+    ) -> BaseTime:
+        """Minimise the relative error, so that short halves count as much as long ones.
+
+        The first fit is one of least squares. In each later one a half weighs the less the further it lay off, down to
+        its absolute error: a machine that was busy while some halves were measured must not bend the others.
+        """
         columns = np.stack([_term(described, term) for term in terms], axis=1)
         scales = columns.max(axis=0, initial=0.0)
         used = scales > 0
         relative = columns[:, used] / scales[used] / latency_us[:, None]
+        solution = np.zeros(used.sum())
+        reweighted = weights
+        for _ in range(_REWEIGHTINGS):
+            roots = np.sqrt(reweighted)
+            solution = _non_negative_least_squares(relative * roots[:, None], roots)
+            reweighted = weights / np.maximum(np.abs(relative @ solution - 1), _SMALL_ERROR)
         coefficients = np.zeros(len(terms))
-        coefficients[used] = _non_negative_least_squares(relative, np.ones(len(latency_us))) / scales[used]
+        coefficients[used] = solution / scales[used]
         return cls(tuple((term, float(value)) for term, value in zip(terms, coefficients, strict=True)))
 
     def predict(self, described: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -14,7 +14,7 @@ from tvm_coexec.layers import Linear, RowWise
 
 from .basetime import FLOPS_TERMS, BaseTime
 from .features import Halves, Processor, describe
-from .predictors import labels_us, train
+from .predictors import labels_us, train, weights
 from .samples import Sample
 
 FULL = "all features"
@@ -137,5 +137,5 @@ def _layer_model(samples: Sequence[Sample], side: str, processor: Processor) -> 
 def _flops_model(samples: Sequence[Sample], side: str, processor: Processor) -> _Predict:
     """Fitted to relative errors, as the other models are: the strongest form of this baseline."""
     described = describe(Halves.of(samples), side, processor)
-    line = BaseTime.fit(described, labels_us(samples), FLOPS_TERMS)
+    line = BaseTime.fit(described, labels_us(samples), weights(samples), FLOPS_TERMS)
     return lambda held_out: line.predict(describe(Halves.of(held_out), side, processor))

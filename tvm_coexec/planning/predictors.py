@@ -33,7 +33,8 @@ _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
 _ROUNDS = 150
 _PARAMETERS: dict[str, Any] = {
-    "objective": "reg:squarederror",
+    "objective": "reg:pseudohubererror",
+    "huber_slope": 0.04,
     "tree_method": "hist",
     "eta": 0.1,
     "max_depth": 5,
@@ -43,12 +44,22 @@ _PARAMETERS: dict[str, Any] = {
     "nthread": 1,
     "seed": 0,
 }
-"""The target is the logarithm of a ratio: its squared error is close to the squared relative error of the time."""
+"""The target is the logarithm of a ratio, so its error is the relative error of the time: squared where it is below
+``huber_slope``, absolute above, because measured times have outliers and all of them are long ones."""
+
+_USUAL_SPREAD = 0.03
+"""Relative spread of a sample's repetitions from which on the sample counts for less."""
 
 
 def labels_us(samples: Sequence[Sample]) -> np.ndarray:
     """What is learned of each sample: the median of its repetitions, which is the time that a user meets."""
     return np.array([sample.median_us for sample in samples])
+
+
+def weights(samples: Sequence[Sample]) -> np.ndarray:
+    """How much each sample counts: one whose repetitions disagree was measured while something else was going on."""
+    spreads = [np.median(np.abs(np.array(sample.latency_us) / sample.median_us - 1)) for sample in samples]
+    return 1 / (1 + (np.array(spreads) / _USUAL_SPREAD) ** 2)
 
 
 @dataclass(frozen=True)
@@ -174,9 +185,10 @@ def train(
     halves, latency_us = Halves.of(samples), labels_us(samples)
     described = describe(halves, side, processor)
     terms = LAYER_TERMS + (KERNEL_TERMS if "dispatch" in groups else ())
-    base = BaseTime.fit(described, latency_us, terms)
+    counts = weights(samples)
+    base = BaseTime.fit(described, latency_us, counts, terms)
     features = FeatureSet.for_halves(halves, groups)
     target = np.log(latency_us / base.predict(described))
-    data = xgboost.DMatrix(features.matrix(described), target, nthread=1)
+    data = xgboost.DMatrix(features.matrix(described), target, weight=counts, nthread=1)
     booster = xgboost.train(_PARAMETERS, data, _ROUNDS)
     return LatencyPredictor(side, processor, features, base, booster)
