@@ -1,0 +1,176 @@
+"""The command line: what it loads, how it fails, and the commands `devices` and `doctor`."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvm_coexec import cli, kernels
+from tvm_coexec.cli import devices, doctor
+from tvm_coexec.cli.options import parse_cores
+from tvm_coexec.errors import DeviceError, ToolchainError
+from tvm_coexec.runtime import loader
+from tvm_coexec.runtime.discovery import find_device, list_devices
+
+HEAVY = ("tvm", "xgboost", "pyopencl", "onnx", "numpy")
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def loaded_by(code: str) -> list[str]:
+    """Which heavy packages are loaded once the code has run."""
+    report = f"\nimport sys; print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
+    result = run_python(code + report)
+    assert result.returncode == 0, result.stderr
+    return result.stderr.split()
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import tvm_coexec") == []
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = f"""
+from tvm_coexec.cli import main
+try: main({[*command.split(), "--help"]})
+except SystemExit as exit: assert exit.code == 0
+"""
+    assert loaded_by(code) == []
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_a_summary_and_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert f"tvm-coexec {command}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["devices", "--wings"]])
+def test_a_wrong_call_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert "usage: tvm-coexec" in capsys.readouterr().err
+
+
+def test_an_error_that_a_user_can_repair_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> int:
+        raise DeviceError("it is\n  broken; mend it")
+
+    monkeypatch.setattr(devices, "run", fail)
+    assert cli.main(["devices"]) == 1
+    assert capsys.readouterr() == ("", "tvm-coexec: error: it is broken; mend it\n")
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(**_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(devices, "run", interrupt)
+    assert cli.main(["devices"]) == 130
+    assert capsys.readouterr().err == "tvm-coexec: interrupted\n"
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(devices, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["devices"])
+
+
+def test_devices_prints_a_table(device_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["devices"]) == 0
+    output = capsys.readouterr().out
+    info = find_device(device_name)
+    assert output.split()[:3] == ["DEVICE", "TYPE", "UNITS"]
+    assert f"{info.name}: sync {info.mechanism}: {info.mechanism_reason}" in output
+    starred = [line for line in output.splitlines() if line.startswith("*")]
+    assert len(starred) == 1
+    assert find_device().name in starred[0]
+
+
+def test_devices_prints_json(device_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["devices", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["default"] == find_device().name
+    assert printed["devices"] == [info.to_json() for info in list_devices()]
+    assert device_name in {info["alias"] for info in printed["devices"]}
+
+
+def test_devices_without_a_device_names_the_remedy(tmp_path: Path) -> None:
+    code = "import sys; from tvm_coexec.cli import main; sys.exit(main(['devices']))"
+    result = run_python(code, OCL_ICD_VENDORS=f"{tmp_path}/")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("tvm-coexec: error: no OpenCL device found")
+    assert result.stderr.count("\n") == 1
+    assert "apt install pocl-opencl-icd" in result.stderr
+
+
+def test_doctor_finds_nothing_wrong(device_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--device", device_name]) == 0
+    output = capsys.readouterr().out
+    assert "FAIL" not in output
+    for check in (
+        "C compiler",
+        "TVM",
+        "OpenCL loader",
+        "OpenCL drivers",
+        "found",
+        "tiny kernel",
+        "flag",
+        "RPC tracker",
+    ):
+        assert f"ok    {check}" in output
+    assert "µs in fine-grained SVM" in output
+    assert output.endswith("everything works\n")
+
+
+def test_doctor_goes_on_after_a_failure_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_compiler() -> str:
+        raise ToolchainError("no C compiler; install one")
+
+    monkeypatch.setattr(kernels, "c_compiler", no_compiler)
+    monkeypatch.setattr(loader, "query_devices", lambda worker_count: ([], ["the driver 'X' fails: out of luck"]))
+    monkeypatch.setattr(doctor, "_tracker", lambda: "answers")
+    assert cli.main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "FAIL  C compiler: no C compiler; install one" in lines
+    assert "FAIL  OpenCL drivers: the driver 'X' fails: out of luck; reinstall or remove that driver" in lines
+    assert any(line.startswith("FAIL  device: no OpenCL device found") for line in lines)
+    assert "ok    RPC tracker: answers" in lines
+    assert lines[-1] == "3 of the checks failed"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0", (0,)), ("0,2", (0, 2)), ("1-3", (1, 2, 3)), (" 0 , 4-5 ", (0, 4, 5))]
+)
+def test_lists_of_cores_are_read(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_cores(text) == expected
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1))
+def test_a_printed_list_of_cores_reads_back(numbers: list[int]) -> None:
+    assert parse_cores(",".join(map(str, numbers))) == tuple(numbers)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "-1", "3-1", "1-2-3", "0.5"])
+def test_a_wrong_list_of_cores_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_cores(text)
