@@ -70,9 +70,8 @@ def run(
         print(f"{loaded.device.label}: {loaded.benchmark(repeats=benchmark)}")
     if timeline:
         for event in loaded.profile():
-            print(
-                f"{event.start_us:10.1f} {event.end_us - event.start_us:9.1f} us  {event.side} {event.kind:12} {event.step}"
-            )
+            took_us = event.end_us - event.start_us
+            print(f"{event.start_us:10.1f} {took_us:9.1f} us  {event.side} {event.kind:12} {event.step}")
     return 0
 
 

@@ -153,7 +153,7 @@ class Prepared:
             raise DeviceError("the CPU threads cannot be started; ask for fewer --cpu-cores")
 
     def _program(self) -> stitch.Program:
-        executor, device = self.executor, self.executor.device
+        executor, device, sync = self.executor, self.executor.device, self.executor.sync
         operations = (stitch.Operation * len(self.lowered.operations))(
             *(
                 stitch.Operation(
@@ -180,7 +180,9 @@ class Prepared:
             call_count=len(calls),
             exchange_count=len(exchanges),
             queue=queue.int_ptr,
-            flags=executor.sync.flags.address if executor.sync else None,
+            flags=sync.flags.address if sync else None,
+            active=sync.active.address if sync else None,
+            linger=sync.linger.int_ptr if sync and not executor.yields else None,
             timeout_ns=int(executor.timeout_s * 1e9),
             cores=cores,
             core_count=len(cores),

@@ -138,6 +138,17 @@ static int opencl_failed(coexec_program* p, int step, int32_t error) {
   return fail(p, COEXEC_OPENCL_FAILED, step);
 }
 
+/* The queue may be awake in a lingering kernel, which makes way as soon as there is something to make way for. */
+static void set_active(const coexec_program* p, int32_t active) {
+  if (p->active) atomic_store_explicit((_Atomic int32_t*)p->active, active, memory_order_release);
+}
+
+static void linger(const coexec_program* p) {
+  static const size_t one[2] = {1, 1};
+  set_active(p, 0);
+  if (p->linger && !cl.enqueue_kernel(p->queue, p->linger, 2, NULL, one, one, 0, NULL, NULL)) cl.flush(p->queue);
+}
+
 static int enqueue(coexec_program* p, const coexec_operation* op) {
   for (int32_t i = op->first; i < op->last; ++i) {
     const coexec_command* c = &p->commands[i];
@@ -146,6 +157,7 @@ static int enqueue(coexec_program* p, const coexec_operation* op) {
     if (error) return opencl_failed(p, op->step, error);
   }
   int32_t error = cl.flush(p->queue);
+  set_active(p, 1);
   return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
 }
 
@@ -250,6 +262,7 @@ int coexec_run(coexec_program* p) {
       break;
     }
   }
+  if (p->command_count) linger(p);
   if (p->pool) coexec_pool_sleep(p->pool);
   if (p->core_count && CPU_COUNT(&before)) sched_setaffinity(0, sizeof before, &before);
   return p->status;

@@ -78,6 +78,8 @@ typedef struct {
   int32_t operation_count, command_count, call_count, exchange_count;
   void* queue;     /* cl_command_queue */
   int32_t* flags;  /* COEXEC_FLAG_WORDS in fine-grained SVM, or NULL where no operation uses them */
+  int32_t* active; /* a word in SVM, the device's own: 1 while a run is under way; or NULL */
+  void* linger;    /* cl_kernel that keeps the queue awake after a run while `active` is 0; or NULL */
   int64_t timeout_ns;
   const int32_t* cores; /* processors that compute the CPU halves; the calling thread runs on the first */
   int32_t core_count;

@@ -93,6 +93,8 @@ class Program(ctypes.Structure):
         *((f"{name}_count", ctypes.c_int32) for name in ("operation", "command", "call", "exchange")),
         ("queue", ctypes.c_void_p),
         ("flags", ctypes.c_void_p),
+        ("active", ctypes.c_void_p),
+        ("linger", ctypes.c_void_p),
         ("timeout_ns", ctypes.c_int64),
         ("cores", ctypes.POINTER(ctypes.c_int32)),
         ("core_count", ctypes.c_int32),

@@ -40,6 +40,12 @@ __kernel void coexec_signal(volatile __global int* flags, int step) { STORE(flag
 
 __kernel void coexec_wait(volatile __global int* flags, int step, ulong limit) { wait_for(flags, step, limit); }
 
+/* Between runs: keeps the queue from falling asleep until the next run becomes active, or for `limit` spins. */
+__kernel void coexec_linger(volatile __global int* active, ulong limit) {
+  for (ulong i = 0; i < limit && !LOAD(active); ++i) {
+  }
+}
+
 /* One launch instead of two where a signal is followed by a wait. */
 __kernel void coexec_signal_wait(volatile __global int* flags, int done, int step, ulong limit) {
   STORE(flags + GPU_DONE, done);

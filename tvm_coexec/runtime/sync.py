@@ -12,12 +12,15 @@ import numpy as np
 
 from tvm_coexec.errors import KernelError
 
-from .memory import SvmMemory
+from .memory import Block, SvmMemory
 from .program import Command
 from .stitch import FLAG_WORDS
 
 if TYPE_CHECKING:
     from .device import Device
+
+LINGER_S = 1e-3
+"""For so long the queue stays awake after a run, in case another follows: waking it costs tens of microseconds."""
 
 _NEVER = 1 << 30
 _CALIBRATION_SPINS = 100_000
@@ -29,6 +32,7 @@ class _Compiled:
 
     program: Any
     spins_per_s: float
+    active: Block
 
 
 _compiled: weakref.WeakKeyDictionary[Device, _Compiled] = weakref.WeakKeyDictionary()
@@ -41,8 +45,11 @@ class SyncKernels:
         self.flags = memory.allocate(FLAG_WORDS, "int32", atomics=True)
         if device not in _compiled:
             program = _build(device)
-            _compiled[device] = _Compiled(program, self._calibrate(device, program))
+            active = memory.allocate(FLAG_WORDS, "int32", atomics=True)
+            _compiled[device] = _Compiled(program, self._calibrate(device, program), active)
         self._program = _compiled[device].program
+        self.active = _compiled[device].active
+        self.linger = self._lingering(_compiled[device].spins_per_s)
         # a little more than the CPU's own bound, so that the CPU reports first
         self._limit = max(int(1.5 * timeout_s * _compiled[device].spins_per_s), 1)
 
@@ -54,6 +61,13 @@ class SyncKernels:
         step, done, limit = np.int32(command.step), np.int32(command.done), np.uint64(self._limit)
         arguments = {"signal": (done,), "wait": (step, limit), "signal_wait": (done, step, limit)}[command.kind]
         kernel.set_args(self.flags.argument, *arguments)
+        return kernel
+
+    def _lingering(self, spins_per_s: float) -> Any:
+        import pyopencl as cl
+
+        kernel = cl.Kernel(self._program, "coexec_linger")
+        kernel.set_args(self.active.argument, np.uint64(LINGER_S * spins_per_s))
         return kernel
 
     def _calibrate(self, device: Device, program: Any) -> float:
