@@ -31,14 +31,14 @@ _CHECKSUM = "tvm_coexec_checksum"
 _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
-_ROUNDS = 150
+_ROUNDS = 100
 _PARAMETERS: dict[str, Any] = {
     "objective": "reg:pseudohubererror",
-    "huber_slope": 0.04,
+    "huber_slope": 0.02,
     "tree_method": "hist",
     "eta": 0.1,
     "max_depth": 5,
-    "min_child_weight": 2,
+    "min_child_weight": 4,
     "subsample": 0.7,
     "base_score": 0.0,
     "nthread": 1,
@@ -47,7 +47,7 @@ _PARAMETERS: dict[str, Any] = {
 """The target is the logarithm of a ratio, so its error is the relative error of the time: squared where it is below
 ``huber_slope``, absolute above, because measured times have outliers and all of them are long ones."""
 
-_USUAL_SPREAD = 0.03
+_USUAL_SPREAD = 0.02
 """Relative spread of a sample's repetitions from which on the sample counts for less."""
 
 
