@@ -65,12 +65,10 @@ class Flags:
         at = {"cpu": 0, "gpu": 0}
         ends = {"cpu": len(self.lowered.operations), "gpu": len(self.lowered.commands)}
         while at != ends:
-            moved = False
+            before = dict(at), dict(self.flag)  # a command that signals and waits moves a flag before it moves on
             for side in self.random.sample(["cpu", "gpu"], 2):
-                if at[side] < ends[side] and getattr(self, side)(at[side]):
-                    at[side] += 1
-                    moved = True
-            assert moved, "both sides wait for each other"
+                at[side] += at[side] < ends[side] and getattr(self, side)(at[side])
+            assert (at, self.flag) != before, "both sides wait for each other"
 
 
 @given(networks(), st.integers(0, 1000))

@@ -16,18 +16,18 @@ from pathlib import Path
 import cloudpickle
 import psutil
 import pytest
-from tvm_coexec.rpc import remote
-from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
-from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
-from tvm_coexec.rpc.server import DeviceServer
-from tvm_coexec.rpc.server import main as server_main
-from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.packaging import single_layer
 from tvm_coexec.planning.samples import Point
+from tvm_coexec.rpc import remote
+from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
+from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
+from tvm_coexec.rpc.server import DeviceServer
+from tvm_coexec.rpc.server import main as server_main
+from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
 from tvm_coexec.target import target_for
 
 KEY = "pretended"

@@ -16,12 +16,15 @@ from typing import Any
 
 from tvm_coexec.errors import CoexecError
 
-COMMANDS = ("devices", "doctor")
+COMMANDS = ("devices", "doctor", "tune", "plan", "build", "run")
 
 _EXAMPLES = """\
 examples:
   tvm-coexec doctor              check that everything works on this machine
   tvm-coexec devices             see the OpenCL devices, and how each would synchronise with the CPU
+  tvm-coexec tune --device pocl --out profile
+  tvm-coexec build model.onnx --profile profile --out model.coexec
+  tvm-coexec run model.coexec --benchmark 100
   tvm-coexec COMMAND --help      see what a command takes
 """
 
