@@ -48,6 +48,15 @@ class Launch:
     dispatch: Dispatch
 
 
+def one_if_channel(channels: int, tile: Any, channel: Any) -> Any:
+    """1 where a tile's place holds one of ``channels``, else 0.
+
+    A factor, since TVM's OpenCL ``select`` takes a scalar condition for the sign bit of every lane.
+    """
+    left = channels - (tile * TILE + channel)
+    return T.Cast("float32", T.max(T.min(left, T.int32(1)), T.int32(0)))
+
+
 def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
     """Declare a kernel's arguments: its buffers, then ``begin`` and ``count``.
 
@@ -151,14 +160,10 @@ class Description:
             kept.append(target)
 
     def _or_zero(self, value: Any, tile: Any, channel: Any) -> Any:
-        """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0.
-
-        A factor does it, since TVM's OpenCL ``select`` takes a scalar condition for the sign bit of every lane.
-        """
+        """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0."""
         if self.channels % TILE == 0 or keeps_zero(self.layer.epilogue):
             return value
-        left = self.channels - (tile * TILE + channel)
-        return value * T.Cast("float32", T.max(T.min(left, T.int32(1)), T.int32(0)))
+        return value * one_if_channel(self.channels, tile, channel)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import ROW_BLOCK, TILE, RowWise, tile_count
 
-from .epilogue import Epilogue, Stage, stages
-from .frame import Operand, declare_arguments
+from .epilogue import Epilogue, Stage, keeps_zero, stages
+from .frame import Operand, declare_arguments, one_if_channel
 
 Term = Callable[[Any, Any, Any], Any]
 """An element of a row, from its indices."""
@@ -36,8 +36,8 @@ class _RowKernel:
         return self.buffers["input"][self.begin * ROW_BLOCK + row, tile, channel]
 
     def is_channel(self, tile: Any, channel: Any) -> Any:
-        """Whether a position holds a channel; None where every position does."""
-        return None if self.layer.n % TILE == 0 else tile * TILE + channel < self.layer.n
+        """1 where a position holds a channel, else 0; None where every position does."""
+        return None if self.layer.n % TILE == 0 else one_if_channel(self.layer.n, tile, channel)
 
     def statistic(self, name: str, term: Term, combine: Callable[[Any, Any], Any], start: float) -> Any:
         """Reduce ``term(row, tile, channel)`` over a row; returns a buffer with one value a row."""
@@ -88,6 +88,9 @@ class _RowKernel:
                 i, t, j = T.axis.spatial(rows, li), T.axis.spatial(tiles, lt), T.axis.spatial(TILE, lj)
                 index[:] = [self.begin * ROW_BLOCK + i, t, j]
                 result = stage([value(i, t, j), *(buffer[i, t, j] for buffer in kept)])
+                inside = self.is_channel(t, j)
+                if last and inside is not None and not keeps_zero(self.layer.epilogue):
+                    result = result * inside
                 T.buffer_store(target, result, [self.begin * ROW_BLOCK + i if last else i, t, j])
             kept.append(target)
 
@@ -104,7 +107,7 @@ def _layer_norm(kernel: _RowKernel) -> Term:
         deviation = kernel.element(i, t, j) - total[i, 0] * n
         inside = kernel.is_channel(t, j)
         square = deviation * deviation
-        return square if inside is None else T.Select(inside, square, T.float32(0))
+        return square if inside is None else square * inside
 
     squares = kernel.statistic("squares", squared, _add, 0.0)
     epsilon = T.float32(kernel.layer.epsilon)
@@ -125,14 +128,14 @@ def _exp_below(kernel: _RowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
     for stage in epilogue.stages:
         values.append(stage(values))
     inside = kernel.is_channel(t, j)
-    return power(values) if inside is None else T.Select(inside, power(values), T.float32(0))
+    return power(values) if inside is None else power(values) * inside
 
 
 def _softmax(kernel: _RowKernel) -> Term:
     def candidate(i: Any, t: Any, j: Any) -> Any:
         inside = kernel.is_channel(t, j)
         x = kernel.element(i, t, j)
-        return x if inside is None else T.Select(inside, x, T.float32(_LOWEST))
+        return x if inside is None else x * inside + T.float32(_LOWEST) * (T.float32(1) - inside)
 
     highest = kernel.statistic("highest", candidate, T.max, _LOWEST)
     total = kernel.statistic("total", lambda i, t, j: _exp_below(kernel, highest, i, t, j), _add, 0.0)

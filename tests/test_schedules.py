@@ -23,6 +23,7 @@ LAYERS = [
     RowWise("softmax", 17, 10),
     RowWise("softmax", 2, 96, ("relu",)),
     RowWise("map", 8, 33, ("bias", "silu", "residual")),
+    RowWise("map", 3, 40, ("sigmoid",)),
 ]
 
 

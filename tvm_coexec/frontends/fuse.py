@@ -22,7 +22,6 @@ _PARTS = {
     "erf": "GELU",
     "mean": "layer normalisation over the last axis",
     "power": "layer normalisation or the tanh form of GELU",
-    "sigmoid": "SiLU or the tanh form of GELU",
     "sqrt": "layer normalisation over the last axis",
     "tanh": "the tanh form of GELU",
 }
