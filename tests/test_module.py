@@ -144,7 +144,7 @@ def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(d
     built, nodes = chain(device, 3, 5, 64)
     module = Module(built, device, timeout_s=0.3)
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    program = module._program(timeline=True)  # whose commands are enqueued one by one, so that one can be exchanged
+    program = module._program(timeline=True)
     commands = program.program.commands
     kept = [commands[i].kernel for i in range(len(program.lowered.commands))]
     for i, command in enumerate(program.lowered.commands):

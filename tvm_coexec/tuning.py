@@ -78,12 +78,13 @@ class Tuner:
         return package.to_bytes()
 
     def overheads(self) -> Overheads:
-        """What synchronisation adds to a layer, from one so small that little else is left."""
-        candidate = self.default_candidate(_OVERHEAD_LAYER)
-        half = _OVERHEAD_LAYER.units // 2
-        (both,) = self.measure_now(candidate, [Point(half, _OVERHEAD_LAYER.units - half, 100)])
-        beyond_us = np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us)
-        return Overheads(split_us=max(float(np.median(beyond_us)), 0.0))
+        """What synchronisation and launches add to a layer, from one so small that little else is left."""
+        candidate, units = self.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
+        half = units // 2
+        both, gpu = self.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
+        split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
+        gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
+        return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
 
     def default_candidate(self, layer: Linear | RowWise) -> Candidate:
         family = schedules.family(layer)

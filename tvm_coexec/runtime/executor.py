@@ -87,8 +87,7 @@ class Executor:
     ) -> Prepared:
         """A program that runs steps, each with its CPU units; ``reads`` are step numbers counted from 1.
 
-        With a ``timeline``, every command of the GPU has an event, and so is enqueued by itself; without, the
-        commands are recorded into a command buffer where the device has them.
+        With a ``timeline``, every command of the GPU has an event.
         """
         return Prepared(self, sequence, reads, timeline)
 
@@ -184,7 +183,6 @@ class Prepared:
             call_count=len(calls),
             exchange_count=len(exchanges),
             queue=queue.int_ptr,
-            platform=device.context.devices[0].platform.int_ptr if self._records() else None,
             flags=sync.flags.address if sync else None,
             active=sync.active.address if sync else None,
             linger=sync.linger.int_ptr if sync and not executor.yields else None,
@@ -195,11 +193,6 @@ class Prepared:
             operation_ns=self.operation_ns.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)),
             events=self.events if self.timeline else None,
         )
-
-    def _records(self) -> bool:
-        """Whether to record the commands: an exchange waits for the queue, so that it needs them one by one."""
-        device = self.executor.device
-        return device.info.command_buffers and device.mechanism == "svm" and not self.timeline
 
     def _call(self, index: int) -> stitch.Call:
         step, work = self.steps[index], self.works[index]

@@ -31,7 +31,6 @@ static struct {
   marker_fn marker;
   event_info_fn event_info;
   release_event_fn release_event;
-  coexec_find_extension find_extension;
 } cl;
 
 enum { CL_MAP_READ_WRITE = 3, CL_EVENT_STATUS = 0x11D3, CL_COMPLETE_STATUS = 0 };
@@ -48,7 +47,6 @@ int coexec_open_opencl(const char* path) {
       {"clEnqueueUnmapMemObject", (void**)&cl.unmap},         {"clEnqueueReadBufferRect", (void**)&cl.read_rect},
       {"clEnqueueWriteBufferRect", (void**)&cl.write_rect},   {"clEnqueueMarkerWithWaitList", (void**)&cl.marker},
       {"clGetEventInfo", (void**)&cl.event_info},             {"clReleaseEvent", (void**)&cl.release_event},
-      {"clGetExtensionFunctionAddressForPlatform", (void**)&cl.find_extension},
   };
   for (size_t i = 0; i < sizeof wanted / sizeof *wanted; ++i) {
     *wanted[i].place = dlsym(library, wanted[i].name);
@@ -151,23 +149,14 @@ static void linger(const coexec_program* p) {
   if (p->linger && !cl.enqueue_kernel(p->queue, p->linger, 2, NULL, one, one, 0, NULL, NULL)) cl.flush(p->queue);
 }
 
-static int32_t enqueue_one_by_one(coexec_program* p, int32_t first, int32_t last) {
-  for (int32_t i = first; i < last; ++i) {
+static int enqueue(coexec_program* p, const coexec_operation* op) {
+  for (int32_t i = op->first; i < op->last; ++i) {
     const coexec_command* c = &p->commands[i];
     void** event = p->events ? &p->events[i] : NULL;
     int32_t error = cl.enqueue_kernel(p->queue, c->kernel, 2, NULL, c->global, c->local, 0, NULL, event);
-    if (error) return error;
+    if (error) return opencl_failed(p, op->step, error);
   }
-  return 0;
-}
-
-static int enqueue(coexec_program* p, const coexec_operation* op) {
-  int32_t error = 0;
-  if (!p->recording)
-    error = enqueue_one_by_one(p, op->first, op->last);
-  else if (op->first == 0) /* the recording holds all commands */
-    error = coexec_recording_enqueue(p->recording);
-  if (!error) error = cl.flush(p->queue);
+  int32_t error = cl.flush(p->queue);
   set_active(p, 1);
   return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
 }
@@ -280,15 +269,12 @@ int coexec_run(coexec_program* p) {
 }
 
 int coexec_start(coexec_program* p) {
-  if (p->platform && p->command_count) p->recording = coexec_record(p, cl.find_extension);
   if (p->core_count < 2) return 0;
   p->pool = coexec_pool_start(p->cores, p->core_count);
   return p->pool ? 0 : -1;
 }
 
 void coexec_stop(coexec_program* p) {
-  if (p->recording) coexec_recording_free(p->recording);
   if (p->pool) coexec_pool_stop(p->pool);
-  p->recording = NULL;
   p->pool = NULL;
 }

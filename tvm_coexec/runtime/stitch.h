@@ -77,7 +77,6 @@ typedef struct {
   const coexec_exchange* exchanges;
   int32_t operation_count, command_count, call_count, exchange_count;
   void* queue;     /* cl_command_queue */
-  void* platform;  /* cl_platform_id, if the commands are to be recorded into a command buffer; or NULL */
   int32_t* flags;  /* COEXEC_FLAG_WORDS in fine-grained SVM, or NULL where no operation uses them */
   int32_t* active; /* a word in SVM, the device's own: 1 while a run is under way; or NULL */
   void* linger;    /* cl_kernel that keeps the queue awake after a run while `active` is 0; or NULL */
@@ -91,23 +90,15 @@ typedef struct {
   int32_t status, status_step, opencl_error, padding;
   char text[COEXEC_TEXT];
   struct coexec_pool* pool;
-  struct coexec_recording* recording;
 } coexec_program;
 
 /* Find OpenCL's functions in the library at `path`; 0, or -1 with no such library or function. */
 int coexec_open_opencl(const char* path);
-/* Start the threads of program->cores beyond the first, and record the commands; 0 or -1. Where the platform cannot
- * record, program->recording stays NULL, and commands are enqueued one by one. */
+/* Start the threads of program->cores beyond the first; 0 or -1. */
 int coexec_start(coexec_program* program);
 /* Run once; returns program->status. Not to be called for one program by two threads at a time. */
 int coexec_run(coexec_program* program);
 void coexec_stop(coexec_program* program);
-
-/* The recorded GPU program, used by the stitch alone. */
-typedef void* (*coexec_find_extension)(void* platform, const char* name);
-struct coexec_recording* coexec_record(const coexec_program* program, coexec_find_extension find);
-int32_t coexec_recording_enqueue(struct coexec_recording* recording);
-void coexec_recording_free(struct coexec_recording* recording);
 
 /* The pool of CPU threads, used by the stitch alone. */
 struct coexec_pool* coexec_pool_start(const int32_t* cores, int32_t core_count);

@@ -10,7 +10,7 @@ import numpy as np
 
 from tvm_coexec.errors import DeviceError, FileFormatError
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("stitch.c", "pool.c", "recording.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("stitch.c", "pool.c"))
 FLAG_WORDS = 128
 OPERATION_KINDS = ("enqueue", "call", "signal", "wait", "exchange", "finish")
 STATUS_OK, STATUS_CPU_WAITED, STATUS_GPU_WAITED, STATUS_KERNEL_FAILED, STATUS_OPENCL_FAILED, STATUS_GPU_HANGS = range(6)
@@ -92,7 +92,6 @@ class Program(ctypes.Structure):
         ("exchanges", ctypes.POINTER(Exchange)),
         *((f"{name}_count", ctypes.c_int32) for name in ("operation", "command", "call", "exchange")),
         ("queue", ctypes.c_void_p),
-        ("platform", ctypes.c_void_p),
         ("flags", ctypes.c_void_p),
         ("active", ctypes.c_void_p),
         ("linger", ctypes.c_void_p),
@@ -106,7 +105,6 @@ class Program(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("status", "status_step", "opencl_error", "padding")),
         ("text", ctypes.c_char * 256),
         ("pool", ctypes.c_void_p),
-        ("recording", ctypes.c_void_p),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,10 +12,14 @@ import numpy as np
 from tvm_coexec.layers import ROW_BLOCK, TILE, layer_from_json
 
 from .executor import Event, Executor, Prepared, operand_sources
+from .program import Operation
 from .reference import evaluate, relative_error
 
 _CHECKED_FLOPS = 50_000_000
 """A check computes about this much in float64: all rows of small layers, some rows of large ones."""
+
+_GPU_CHAIN_US = 2000.0
+"""Length of a chain of kernels whose start and end hardly count."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,8 @@ class StepTimes:
     """Times of one layer, one entry a repetition.
 
     ``cpu_us`` and ``gpu_us`` are the halves' own times, while the other side works on its half; empty where the side
-    has none. ``wall_us`` is from one point at which both sides are done to the next, synchronisation included.
+    has none. ``wall_us`` is from one point at which both sides are done to the next, synchronisation included; where
+    the GPU works alone, an entry is the mean over a chain of kernels.
     """
 
     cpu_us: list[float]
@@ -43,49 +49,62 @@ def time_runs(program: Prepared, *, repeats: int, warmup: int) -> list[float]:
 
 
 def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int) -> StepTimes:
-    """See :meth:`Module.time_step`."""
-    spec = executor.manifest.steps[step]
-    part = replace(spec, units=cpu_units + gpu_units)
-    count = warmup + repeats
-    reads = [()] + [(number,) for number in range(1, count)]
-    program = executor.prepare([(part, cpu_units)] * count, reads, timeline=True)
-    program.run()
-    return _step_times(program, cpu_units, gpu_units, warmup)
+    """See :meth:`Module.time_step`.
 
+    Walls are of programs as they run in earnest; the GPU's own times need an event for each kernel, and so a run of
+    their own.
+    """
+    part = replace(executor.manifest.steps[step], units=cpu_units + gpu_units)
 
-def _step_times(program: Prepared, cpu_units: int, gpu_units: int, warmup: int) -> StepTimes:
-    cpu_us: list[float] = []
-    ends_us: list[float] = []
-    for operation, (start_ns, end_ns) in zip(program.lowered.operations, program.operation_ns, strict=True):
-        if operation.kind == "call":
-            cpu_us.append((end_ns - start_ns) / 1e3)
-            ends_us.append(end_ns / 1e3)
-        elif operation.kind in ("wait", "exchange") and operation.step:
-            ends_us.append(end_ns / 1e3) if not cpu_units else ends_us.__setitem__(operation.step - 1, end_ns / 1e3)
-    gpu_us, gpu_ends_us = _gpu_times(program) if gpu_units else ([], [])
+    def chain(count: int, *, timeline: bool = False) -> Prepared:
+        reads = [()] + [(number,) for number in range(1, count)]
+        return executor.prepare([(part, cpu_units)] * count, reads, timeline=timeline)
+
+    gpu_us: list[float] = []
+    if gpu_units:
+        timed = chain(warmup + repeats, timeline=True)
+        timed.run()
+        gpu_us = _kernel_times_us(timed)[warmup:]
     if not cpu_units:
-        ends_us = gpu_ends_us
-    wall_us = list(np.diff(ends_us))
-    return StepTimes(cpu_us[warmup:], gpu_us[warmup:], [float(wall) for wall in wall_us[warmup - 1 :]])
+        long_enough = math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3))
+        return StepTimes([], gpu_us, _means_us(chain(min(warmup + repeats, max(2, long_enough))), repeats, warmup))
+    program = chain(warmup + repeats)
+    program.run()
+    calls_ns = [times for operation, times in _timed(program) if operation.kind == "call"]
+    ends_us = [end_ns / 1e3 for _, end_ns in calls_ns]
+    for operation, (_, end_ns) in _timed(program):
+        if operation.kind in ("wait", "exchange") and operation.step:
+            ends_us[operation.step - 1] = end_ns / 1e3
+    cpu_us = [(end_ns - start_ns) / 1e3 for start_ns, end_ns in calls_ns]
+    walls_us = np.diff(ends_us, prepend=0.0)
+    return StepTimes(cpu_us[warmup:], gpu_us, [float(wall) for wall in walls_us[warmup:]])
 
 
-def _gpu_times(program: Prepared) -> tuple[list[float], list[float]]:
-    """Each kernel's time since the command before it ended, launch included, and the times at which kernels ended."""
-    durations_us, ends_us = [], []
-    previous_end: int | None = None
-    for command, event in zip(program.lowered.commands, program.take_events(), strict=True):
-        start, end = event.profile.start, event.profile.end
-        if command.kind == "kernel":
-            durations_us.append((end - (start if previous_end is None else previous_end)) / 1e3)
-            ends_us.append(end / 1e3)
-        previous_end = end
-    return durations_us, ends_us
+def _timed(program: Prepared) -> Iterator[tuple[Operation, tuple[int, int]]]:
+    """Each operation of the last run with its start and end in nanoseconds."""
+    for operation, (start_ns, end_ns) in zip(program.lowered.operations, program.operation_ns, strict=True):
+        yield operation, (int(start_ns), int(end_ns))
+
+
+def _means_us(program: Prepared, repeats: int, warmup: int) -> list[float]:
+    """Mean time of a step in each of several runs: where only the GPU works, nobody looks at the steps between."""
+    runs_us = []
+    for _ in range(warmup + repeats):
+        program.run()
+        runs_us.append(max(end_ns for _, (_, end_ns) in _timed(program)) / 1e3 / len(program.steps))
+    return runs_us[warmup:]
+
+
+def _kernel_times_us(program: Prepared) -> list[float]:
+    """The kernels' own times in the last run of a program with a timeline."""
+    events = zip(program.lowered.commands, program.take_events(), strict=True)
+    return [(event.profile.end - event.profile.start) / 1e3 for command, event in events if command.kind == "kernel"]
 
 
 def timeline(program: Prepared) -> list[Event]:
     """Events of both sides of the last run, in order of their start."""
     events = []
-    for operation, (start_ns, end_ns) in zip(program.lowered.operations, program.operation_ns, strict=True):
+    for operation, (start_ns, end_ns) in _timed(program):
         step = program.steps[operation.step - 1].name if operation.step else "inputs"
         events.append(Event("cpu", operation.kind, step, start_ns / 1e3, end_ns / 1e3))
     gpu = list(zip(program.lowered.commands, program.take_events(), strict=True))
