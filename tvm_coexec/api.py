@@ -119,9 +119,9 @@ def _rule(
     """How to plan one node."""
 
     def fixed(node: Node, cpu_units: int) -> LayerPlan:
-        if found is not None:
+        if found is not None and found.knows(node.layer):
             return found.plan_split(node.name, node.layer, cpu_units)
-        return _unpredicted(node, cpu_units, hardware)
+        return _unpredicted(node, cpu_units, hardware, "chosen by the caller; nothing is known of its time")
 
     def predicted(node: Node) -> LayerPlan:
         if found is None:
@@ -129,7 +129,7 @@ def _rule(
                 "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile=, "
                 "or use split='measured'"
             )
-        return found.plan_layer(node.name, node.layer)
+        return plan_node(node, found)
 
     if split == "predicted":
         return predicted
@@ -145,8 +145,16 @@ def _rule(
     return lambda node: fixed(node, _share(split, node))
 
 
-def _unpredicted(node: Node, cpu_units: int, hardware: Hardware) -> LayerPlan:
-    """Default variants and no expectation of time: nothing is known of the device."""
+def plan_node(node: Node, planner: Planner) -> LayerPlan:
+    """Divide a layer by what its profile learned; what the profile knows nothing of stays on the CPU."""
+    if planner.knows(node.layer):
+        return planner.plan_layer(node.name, node.layer)
+    reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
+    return _unpredicted(node, node.layer.units, planner.hardware, reason)
+
+
+def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
+    """Default variants and no expectation of time."""
     family = schedules.family(node.layer)
     cpu, gpu = (family.default_variant(node.layer, side, hardware) for side in ("cpu", "gpu"))
     return LayerPlan(
@@ -158,7 +166,7 @@ def _unpredicted(node: Node, cpu_units: int, hardware: Hardware) -> LayerPlan:
         cpu_us=0.0,
         gpu_us=0.0,
         total_us=0.0,
-        reason="chosen by the caller; no profile, so no time is expected",
+        reason=reason,
     )
 
 

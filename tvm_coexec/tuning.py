@@ -116,8 +116,9 @@ def training_points(layer: Linear | RowWise) -> list[Point]:
     """Each side alone, whole and in part, and both at work at a few splits around an even one and away from it."""
     units, repeats = layer.units, repeats_for(layer)
     rng = np.random.default_rng(layer.flops % 2**32)
-    splits = {units // 2, *(int(rng.integers(1, units)) for _ in range(3))} if units > 1 else set()
-    parts = {units, max(units // 2, 1), int(rng.integers(1, units + 1))}
+    low, high = max(units // 6, 1), units - max(units // 6, 1)  # where plans are found; slivers only measure launches
+    splits = {units // 2, *(int(rng.integers(low, high + 1)) for _ in range(3))} if units > 1 else set()
+    parts = {units, max(units // 2, 1), int(rng.integers(low, units + 1))}
     alone = [(part, 0) for part in sorted(parts)] + [(0, part) for part in sorted(parts)]
     return [Point(c, g, repeats) for c, g in [*alone, *((split, units - split) for split in sorted(splits) if split)]]
 
@@ -147,7 +148,7 @@ def tune(
     out: str | os.PathLike[str],
     *,
     device: str | None = None,
-    families: Iterable[str] = tuple(FAMILIES),
+    families: Iterable[str] = ("linear",),
     minutes: float = 10.0,
     layers: Iterable[Linear | RowWise] = (),
     tracker: str | None = None,
@@ -164,7 +165,7 @@ def tune(
     device
         Any unambiguous part of the name of a local device; not to be given with ``tracker``.
     families
-        Of ``linear`` and ``rowwise``.
+        Of ``linear`` and ``rowwise``. Layers of a family that is not tuned stay on the CPU.
     minutes
         Time for measuring; training comes on top.
     layers

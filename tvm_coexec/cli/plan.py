@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, model: str, profile: Path, out: Path | None) -> int:
+    from tvm_coexec.api import plan_node
     from tvm_coexec.frontends import to_graph
     from tvm_coexec.planning.plan import Plan
     from tvm_coexec.profile import Profile
@@ -29,7 +30,7 @@ def run(*, model: str, profile: Path, out: Path | None) -> int:
 
     with Profile.open(profile) as opened:
         planned, facts = planner(opened), opened.facts
-    layers = tuple(planned.plan_layer(node.name, node.layer) for node in to_graph(model).nodes)
+    layers = tuple(plan_node(node, planned) for node in to_graph(model).nodes)
     plan = Plan(facts["label"], facts["mechanism"], layers)
     print(plan)
     if out is not None:

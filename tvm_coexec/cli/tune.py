@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_option(parser)
     add_core_options(parser)
     parser.add_argument(
-        "--families", default="linear,rowwise", metavar="LIST", help="operator families to tune (default: %(default)s)"
+        "--families",
+        default="linear",
+        metavar="LIST",
+        help="of linear, rowwise (default: %(default)s); layers of others stay on the CPU",
     )
     parser.add_argument(
         "--minutes", type=float, default=10.0, metavar="N", help="time for measuring (default: %(default)g)"

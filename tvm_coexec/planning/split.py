@@ -103,6 +103,14 @@ class Planner:
     overheads: Overheads
     margin: float = SPLIT_MARGIN
 
+    def knows(self, layer: Linear | RowWise) -> bool:
+        """Whether both predictors have learned from kernels of the layer's kind."""
+        return all(
+            variant.implementation in predictor.implementations
+            for side, predictor in (("cpu", self.cpu), ("gpu", self.gpu))
+            for variant in self._variants(layer, side)
+        )
+
     def plan_layer(self, name: str, layer: Linear | RowWise) -> LayerPlan:
         """The split with the least predicted time, or one side alone where splitting does not pay."""
         survey = self._survey(layer)
