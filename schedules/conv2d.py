@@ -14,14 +14,16 @@ import numpy as np
 
 from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
 
-from . import conv2d_direct, depthwise
+from . import conv2d_direct, depthwise, winograd
 from .dispatch import Dispatch
 from .pixels import operand_names as names_with
 
 if TYPE_CHECKING:
     from .frame import Launch
 
-_IMPLEMENTATIONS: dict[str, ModuleType] = {module.IMPLEMENTATION: module for module in (depthwise, conv2d_direct)}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    module.IMPLEMENTATION: module for module in (depthwise, conv2d_direct, winograd)
+}
 
 
 def _implementation(variant: Variant) -> ModuleType:
@@ -30,13 +32,13 @@ def _implementation(variant: Variant) -> ModuleType:
 
 def operand_names(layer: Conv2d, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    return names_with(layer, _implementation(variant).WEIGHTS)
+    return names_with(layer, _implementation(variant).weights_name(variant))
 
 
 def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels of a variant read them."""
     module = _implementation(variant)
-    packed = {module.WEIGHTS: module.pack_weights(layer, params["weights"])}
+    packed = {module.weights_name(variant): module.pack_weights(layer, params["weights"], variant)}
     if "bias" in layer.epilogue:
         packed["bias"] = np.zeros((layer.units, TILE), np.float32)
         packed["bias"].reshape(-1)[: layer.out_channels] = params["bias"]
@@ -50,12 +52,9 @@ def default_variant(layer: Conv2d, side: str, hardware: Hardware) -> Variant:
 
 def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    return [
-        variant
-        for module in _IMPLEMENTATIONS.values()
-        if module.can_compute(layer)
-        for variant in module.variants(layer, side, hardware)
-    ]
+    able = [module for module in _IMPLEMENTATIONS.values() if module.can_compute(layer)]
+    able.sort(key=lambda module: module.cost(layer))
+    return [variant for module in able for variant in module.variants(layer, side, hardware)]
 
 
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:

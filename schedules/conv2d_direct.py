@@ -17,7 +17,7 @@ from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
 
 from . import pixels
 from .pixels import Pixels, describe
-from .search import Space, dense_variants
+from .search import WEIGHT_COST, Space, dense_variants
 
 if TYPE_CHECKING:
     from .frame import Description, Launch
@@ -37,6 +37,12 @@ def can_compute(layer: Conv2d) -> bool:
     return True
 
 
+def cost(layer: Conv2d) -> float:
+    """Estimated time, in multiply-adds."""
+    pixels = layer.batch * layer.out_h * layer.out_w
+    return (pixels + WEIGHT_COST) * layer.kernel[0] * layer.kernel[1] * _span(layer) * layer.units * TILE
+
+
 def _span(layer: Conv2d) -> int:
     """Input channels that a tile of output channels reads."""
     group_out, group_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
@@ -54,7 +60,12 @@ def _first_channel(layer: Conv2d, tile: Any) -> Any:
     return tile * TILE // (layer.out_channels // layer.groups) * (layer.in_channels // layer.groups)
 
 
-def pack_weights(layer: Conv2d, weights: np.ndarray) -> np.ndarray:
+def weights_name(variant: Variant) -> str:
+    """Name of the operand that holds the weights."""
+    return WEIGHTS
+
+
+def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
     """Weights ``[out, in / groups, kernel]`` as the kernels read them."""
     group_out, group_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
     span = _span(layer)

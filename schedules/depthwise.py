@@ -31,7 +31,17 @@ def can_compute(layer: Conv2d) -> bool:
     return layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
 
 
-def pack_weights(layer: Conv2d, weights: np.ndarray) -> np.ndarray:
+def cost(layer: Conv2d) -> float:
+    """Estimated time, in multiply-adds."""
+    return layer.flops / 2
+
+
+def weights_name(variant: Variant) -> str:
+    """Name of the operand that holds the weights."""
+    return WEIGHTS
+
+
+def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
     """Weights ``[channels, 1, kernel]`` as the kernels read them."""
     padded = np.zeros((layer.units * TILE, layer.taps), np.float32)
     padded[: layer.out_channels] = weights.reshape(layer.out_channels, -1)

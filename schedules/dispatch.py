@@ -40,13 +40,21 @@ def rows_of_group(variant: Variant) -> int:
     return params["rows"] * params.get("row_threads", 1) * params.get("run", 1)
 
 
+def grid_of(blocks: int, variant: Variant, padded_rows: int) -> Dispatch:
+    """Launch geometry of an OpenCL kernel that takes ``blocks`` work-groups a unit."""
+    return Dispatch(
+        grid=(blocks, 1) if variant["order"] == 0 else (1, blocks),
+        group=(variant["channel_threads"], variant["row_threads"]),
+        unit_axis=1 - variant["order"],
+        padded_rows=padded_rows,
+    )
+
+
 def gpu_dispatch(variant: Variant, rows: int) -> Dispatch:
     """Launch geometry of :func:`schedule_gpu` for a layer of ``rows`` rows."""
     block = rows_of_group(variant)
     blocks = -(-rows // block)
-    grid = (blocks, 1) if variant["order"] == 0 else (1, blocks)
-    group = (variant["channel_threads"], variant["row_threads"])
-    return Dispatch(grid=grid, group=group, unit_axis=1 - variant["order"], padded_rows=blocks * block)
+    return grid_of(blocks, variant, blocks * block)
 
 
 def cpu_dispatch(variant: Variant, rows: int) -> Dispatch:

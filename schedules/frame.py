@@ -57,6 +57,13 @@ def one_if_channel(channels: int, tile: Any, channel: Any) -> Any:
     return T.Cast("float32", T.max(T.min(left, T.int32(1)), T.int32(0)))
 
 
+def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, channel: Any) -> Any:
+    """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0."""
+    if channels % TILE == 0 or keeps_zero(epilogue):
+        return value
+    return value * one_if_channel(channels, tile, channel)
+
+
 def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
     """Declare a kernel's arguments: its buffers, then ``begin`` and ``count``.
 
@@ -122,7 +129,7 @@ class Description:
             with T.init():
                 T.buffer_store(accumulator, T.float32(0), [i, t, s, j])
             term = self.term(buffers, [i, t, j, s, *reduction], begin)
-            with _where(self.is_needed(i, *reduction)):
+            with where(self.is_needed(i, *reduction)):
                 T.buffer_store(accumulator, accumulator[i, t, s, j] + term, [i, t, s, j])
 
     def _epilogue(
@@ -152,22 +159,16 @@ class Description:
                 index[:] = [i, t, j]
                 value = stage([total(), *(buffer[i, t, j] for buffer in kept)])
                 if last:
-                    value, place = self._or_zero(value, begin + t, j), [self.output_row(i), begin + t, j]
-                    with _where(self.is_stored(i)):
-                        T.buffer_store(target, value, place)
+                    value = zero_behind(self.channels, value, self.layer.epilogue, begin + t, j)
+                    with where(self.is_stored(i)):
+                        T.buffer_store(target, value, [self.output_row(i), begin + t, j])
                 else:
                     T.buffer_store(target, value, [i, t, j])
             kept.append(target)
 
-    def _or_zero(self, value: Any, tile: Any, channel: Any) -> Any:
-        """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0."""
-        if self.channels % TILE == 0 or keeps_zero(self.layer.epilogue):
-            return value
-        return value * one_if_channel(self.channels, tile, channel)
-
 
 @contextmanager
-def _where(condition: Any) -> Iterator[None]:
+def where(condition: Any) -> Iterator[None]:
     """What is built inside happens where ``condition`` holds."""
     if condition is None:
         yield

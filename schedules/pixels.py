@@ -49,10 +49,7 @@ class Pixels:
         return cls(layer, layouts, variant["rows"], rows_of_group(variant))
 
     def __post_init__(self) -> None:
-        top, left, bottom, right = self.layer.padding
-        halo = self.layouts.input.halo
-        if halo[0] < max(top, bottom) or halo[1] < max(left, right):
-            raise ValueError(f"the input's halo {halo} is narrower than the padding {self.layer.padding}")
+        check_halo(self.layer, self.layouts)
 
     @property
     def runs_on(self) -> bool:
@@ -145,6 +142,14 @@ class Pixels:
     def _line_ends(self) -> Iterable[int]:
         last = (self.rows - 1) // self.columns
         return (line * self.columns + self.columns - 1 for line in range(max(0, last - 1), last + 1))
+
+
+def check_halo(layer: Conv2d, layouts: ImageLayouts) -> None:
+    """Refuse an input whose halo does not hold the layer's padding."""
+    top, left, bottom, right = layer.padding
+    halo = layouts.input.halo
+    if halo[0] < max(top, bottom) or halo[1] < max(left, right):
+        raise ValueError(f"the input's halo {halo} is narrower than the padding {layer.padding}")
 
 
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:

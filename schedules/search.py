@@ -10,6 +10,8 @@ from tvm_coexec.layers import TILE, Hardware, Variant
 _MAX_ROWS = 14
 _ENOUGH_ACCUMULATORS = 8
 """Independent multiply-adds in flight that hide their latency on every core met so far."""
+WEIGHT_COST = 4
+"""Multiply-adds that reading a weight costs, where the weights do not stay in a cache."""
 _ENOUGH_WORK = 4000
 """Vector operations after which the launch of a work-group on a CPU device no longer counts."""
 
@@ -56,13 +58,13 @@ def dense_variants(
     """
     if side == "gpu" and hardware.opencl_type == "gpu":
         return _gpu_variants(implementation, hardware, space)
-    tiles = (rank or _register_tiles)(hardware, space)
+    tiles = (rank or register_tiles)(hardware, space)
     if side == "cpu":
         return _cpu_variants(implementation, tiles, space)
     return _cpu_device_variants(implementation, hardware, tiles, space)
 
 
-def _register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
+def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
     """Tiles whose accumulators fit the registers, by estimated cost.
 
     The estimate counts padded rows, weights read again for each block of rows, and latency that stays exposed.

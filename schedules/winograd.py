@@ -1,0 +1,147 @@
+"""Winograd's convolution for 3×3 kernels of stride 1: fewer products, of transformed tiles.
+
+F(4×4, 3×3) needs a quarter of the direct form's products, F(2×2, 3×3) 4/9. Their results differ from exact ones by
+some 1e-5 and 3e-7 of the largest output. Weights are ``[tiles, points², in, 32]``, transformed when they are packed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant
+
+from . import winograd_tiles
+from .dispatch import Dispatch, cpu_dispatch, grid_of, rows_of_group
+from .pixels import operand_names
+from .search import WEIGHT_COST, Space, register_tiles
+from .winograd_tiles import WinogradTiles
+from .winograd_transforms import transform_weights
+
+if TYPE_CHECKING:
+    from .frame import Launch
+
+IMPLEMENTATION = "winograd"
+MULTIPLES = (4, 2)
+"""Values of ``m``, the outputs of a tile's line."""
+_TRANSFORM_COST = 4
+"""Multiply-adds that an element costs on its way through the transforms."""
+_CACHE_BYTES = 1 << 20
+"""A core's own cache, roughly: a block of transformed input should fit."""
+_GPU_GEOMETRIES = ((4, 4, 8, 8), (2, 4, 8, 8), (4, 4, 8, 4), (4, 8, 4, 8), (2, 4, 8, 4), (2, 4, 8, 2), (1, 4, 8, 4))
+"""Work-groups of a GPU: rows, lanes, channel threads, row threads."""
+
+
+def can_compute(layer: Conv2d) -> bool:
+    """Whether the layer is a dense 3×3 convolution whose input has whole tiles."""
+    plain = layer.stride == (1, 1) and layer.dilation == (1, 1) and layer.groups == 1
+    return layer.kernel == (3, 3) and plain and layer.in_channels > MAX_NARROW
+
+
+def weights_name(variant: Variant) -> str:
+    """Name of the operand that holds the weights."""
+    return winograd_tiles.weights_name(variant["m"])
+
+
+def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
+    """Weights ``[out, in, 3, 3]`` as the kernels read them."""
+    factors = transform_weights(weights, variant["m"])
+    padded = np.zeros((layer.units * TILE, *factors.shape[1:]), np.float32)
+    padded[: layer.out_channels] = factors
+    return np.ascontiguousarray(padded.reshape(layer.units, TILE, *factors.shape[1:]).transpose(0, 3, 2, 1))
+
+
+def cost(layer: Conv2d) -> float:
+    """Estimated time, in multiply-adds."""
+    return min(_cost(layer, m) for m in MULTIPLES)
+
+
+def _cost(layer: Conv2d, m: int) -> float:
+    tiles = WinogradTiles(layer, ImageLayouts.alone(layer), m)
+    pairs = layer.in_channels * layer.out_channels
+    transforms = _TRANSFORM_COST * tiles.count * (layer.in_channels + layer.out_channels)
+    return tiles.points**2 * ((tiles.count + WEIGHT_COST) * pairs + transforms)
+
+
+def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
+    """The search space of one side, the most promising first."""
+    search = _cpu_variants if side == "cpu" else _cpu_device_variants
+    if side == "gpu" and hardware.opencl_type == "gpu":
+        search = _gpu_variants
+    return [
+        variant
+        for m in sorted(MULTIPLES, key=lambda m: _cost(layer, m))
+        for variant in search(WinogradTiles(layer, ImageLayouts.alone(layer), m), hardware)
+    ]
+
+
+def _space(tiles: WinogradTiles) -> Space:
+    return Space(rows=tiles.count, padded_rows=lambda rows: -(-tiles.count // rows) * rows, reduction=1)
+
+
+def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
+    lanes = hardware.vector_bytes // 4
+    found = []
+    for rows, channels, _ in register_tiles(hardware, _space(tiles))[:2]:
+        groups = -(-tiles.count // rows)
+        group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
+        cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in (0.3, 0.8)}
+        blocks = sorted({-(-groups // -(-groups // cut)) for cut in cuts})
+        for block_groups in blocks:
+            for order in (0, 1) if block_groups > 1 else (0,):
+                how = {"rows": rows, "channels": channels, "lanes": lanes, "block_groups": block_groups}
+                found.append(Variant.make(IMPLEMENTATION, m=tiles.m, order=order, **how))
+    return found
+
+
+def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
+    lanes = hardware.vector_bytes // 4
+    whole = [rows for rows, channels, _ in register_tiles(hardware, _space(tiles)) if channels == TILE]
+    return [_opencl_variant(tiles, (rows, lanes, 1, 1), order) for rows in whole[:3] for order in (0, 1)]
+
+
+def _gpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
+    fitting = [g for g in _GPU_GEOMETRIES if g[2] * g[3] <= hardware.max_group_size]
+    ranked = sorted(fitting, key=lambda g: -(-tiles.count // (g[0] * g[3])) * g[0] * g[3])
+    return [_opencl_variant(tiles, geometry, order) for geometry in ranked for order in (0, 1)]
+
+
+def _opencl_variant(tiles: WinogradTiles, geometry: tuple[int, int, int, int], order: int) -> Variant:
+    named = zip(("rows", "lanes", "channel_threads", "row_threads"), geometry, strict=True)
+    return Variant.make(IMPLEMENTATION, m=tiles.m, order=order, **dict(named))
+
+
+def _is_joined(variant: Variant) -> bool:
+    """Whether one work-item keeps the products of a group, as on a CPU device."""
+    return variant["channel_threads"] * variant["row_threads"] == 1
+
+
+def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:
+    """Launch geometry of the kernel that multiplies; its rows are tiles of pixels."""
+    tiles = WinogradTiles(layer, layouts, variant["m"])
+    rows = rows_of_group(variant)
+    groups = -(-tiles.count // rows)
+    if side == "cpu":
+        return cpu_dispatch(variant, groups * rows)
+    return grid_of(groups if _is_joined(variant) else groups * tiles.points**2, variant, groups * rows)
+
+
+def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
+    """One kernel on the CPU, two on a CPU device, three on a GPU."""
+    from .frame import Launch, Operand
+    from .winograd_kernels import cpu_kernel
+    from .winograd_opencl import OpenCLKernels
+
+    tiles = WinogradTiles(layer, layouts, variant["m"])
+    weights = weights_name(variant)
+    shapes = {
+        **tiles.shapes(),
+        weights: (layer.units, tiles.points**2, layer.in_channels, TILE),
+        "bias": (layer.units, TILE),
+    }
+    operands = tuple(Operand(name, shapes[name]) for name in operand_names(layer, weights))
+    if side == "cpu":
+        return (Launch(cpu_kernel(tiles, variant, operands), operands, dispatch(layer, side, variant, layouts)),)
+    kernels = OpenCLKernels(tiles, variant, operands)
+    return kernels.joined() if _is_joined(variant) else kernels.separate()

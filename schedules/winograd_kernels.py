@@ -1,0 +1,213 @@
+"""Winograd's convolution as TIR: transform the input, multiply at each point, transform back and store.
+
+A *group* is the tiles that one register block or work-group multiplies. Between the steps, the transformed input lies
+in ``[points², groups, chunks, tiles of a group, lanes]``, a chunk being ``lanes`` input channels, and the products in
+``[…, points², tiles of a group, 32]``. On the CPU both are scratch of the call: a block of tiles is transformed and
+multiplied while it is in the cache. In OpenCL the steps are kernels, and scratch operands lie between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.layers import TILE, Variant
+
+from .epilogue import stages
+from .frame import Buffer, Operand, declare_arguments, where, zero_behind
+from .winograd_tiles import WinogradTiles, weights_name
+from .winograd_transforms import INPUT, OUTPUT, apply
+
+
+@dataclass
+class Steps:
+    """Builds the three steps of a kernel from its buffers.
+
+    Parameters
+    ----------
+    lanes
+        Channels in a vector.
+    rows
+        Tiles that are multiplied at once.
+    """
+
+    tiles: WinogradTiles
+    buffers: dict[str, Buffer]
+    begin: Any
+    lanes: int
+    rows: int
+    native_exp: bool
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.tiles.layer.in_channels // self.lanes)
+
+    def spread(self, tile: Any, chunk: Any, target: Buffer, group: Any, row: Any) -> None:
+        """Transform a chunk of the input of one tile."""
+        points, matrix = self.tiles.points, INPUT[self.tiles.m]
+        lines = _registers((points, points, self.lanes))
+        for j in range(points):
+            for i in range(points):
+                with T.vectorized(0, self.lanes) as lane:
+                    column = [self._input(tile, k, j, chunk * self.lanes + lane) for k in range(points)]
+                    T.buffer_store(lines, apply(matrix, column)[i], [i, j, lane])
+        for i in range(points):
+            for j in range(points):
+                with T.vectorized(0, self.lanes) as lane:
+                    line = [lines[i, k, lane] for k in range(points)]
+                    T.buffer_store(target, apply(matrix, line)[j], [i * points + j, group, chunk, row, lane])
+
+    def _input(self, tile: Any, i: int, j: int, channel: Any) -> Any:
+        pixel, exists = self.tiles.input_pixel(tile, i, j)
+        stride = self.tiles.layouts.input.pixel(self.tiles.layer.in_channels)
+        value = self.buffers["input"][pixel * stride + channel]
+        return value if exists is None else T.if_then_else(exists, value, T.float32(0))
+
+    def multiply(
+        self, spread: Buffer, group: Any, point: Any, unit: Any, first_row: Any, channels: tuple[Any, int]
+    ) -> Buffer:
+        """Products of ``rows`` tiles and ``channels`` (the first, and how many) of a unit; returns their registers."""
+        first_channel, count = channels
+        lanes, weights = self.lanes, self.buffers[weights_name(self.tiles.m)]
+        sums = _registers((self.rows, count // lanes, lanes))
+
+        def for_all(value: Callable[[Any, Any, Any], Any]) -> None:
+            with T.unroll(0, self.rows) as row, T.unroll(0, count // lanes) as vector, T.vectorized(0, lanes) as lane:
+                T.buffer_store(sums, value(row, vector, lane), [row, vector, lane])
+
+        def add(chunk: Any, channel: Any) -> None:
+            def value(row: Any, vector: Any, lane: Any) -> Any:
+                factor = weights[
+                    self.begin + unit, point, chunk * lanes + channel, first_channel + vector * lanes + lane
+                ]
+                return sums[row, vector, lane] + spread[point, group, chunk, first_row + row, channel] * factor
+
+            for_all(value)
+
+        for_all(lambda *_: T.float32(0))
+        whole, rest = divmod(self.tiles.layer.in_channels, lanes)
+        with T.serial(0, whole) as chunk, T.serial(0, lanes) as channel:
+            add(chunk, channel)
+        if rest:
+            with T.serial(0, rest) as channel:
+                add(whole, channel)
+        return sums
+
+    def keep(self, sums: Buffer, target: Buffer, place: Sequence[Any], first_row: Any, first_channel: Any) -> None:
+        """Store the registers of :meth:`multiply` as ``target[*place, row, channel]``."""
+        rows, vectors, lanes = sums.shape
+        with T.unroll(0, rows) as row, T.unroll(0, vectors) as vector, T.vectorized(0, lanes) as lane:
+            channel = first_channel + vector * lanes + lane
+            T.buffer_store(target, sums[row, vector, lane], [*place, first_row + row, channel])
+
+    def gather(self, tile: Any, unit: Any, first_channel: Any, product: Callable[[Any, Any], Any]) -> None:
+        """Transform the products of one tile back, a vector of channels, and store it; ``product(point, channel)``."""
+        m, points, matrix = self.tiles.m, self.tiles.points, OUTPUT[self.tiles.m]
+        lines = _registers((m, points, self.lanes))
+        outputs = _registers((m, m, self.lanes))
+        for j in range(points):
+            for i in range(m):
+                with T.vectorized(0, self.lanes) as lane:
+                    column = [product(k * points + j, first_channel + lane) for k in range(points)]
+                    T.buffer_store(lines, apply(matrix, column)[i], [i, j, lane])
+        for i in range(m):
+            for j in range(m):
+                with T.vectorized(0, self.lanes) as lane:
+                    T.buffer_store(outputs, apply(matrix, [lines[i, k, lane] for k in range(points)])[j], [i, j, lane])
+        for i in range(m):
+            for j in range(m):
+                with where(self.tiles.is_stored(tile, i, j)):
+                    self._store(tile, (i, j), self.begin + unit, first_channel, outputs)
+
+    def _store(self, tile: Any, place: tuple[int, int], unit: Any, first_channel: Any, outputs: Buffer) -> None:
+        layer, layouts, buffers = self.tiles.layer, self.tiles.layouts, self.buffers
+        pixel, residual = (self.tiles.output_pixel(at, tile, *place) for at in (layouts.output, layouts.residual))
+        channel: list[Any] = []
+        chain = stages(
+            layer.epilogue,
+            bias=lambda: buffers["bias"][unit, channel[-1]],
+            residual=lambda: buffers["residual"][residual, unit, channel[-1]],
+            native_exp=self.native_exp,
+        )
+        kept: list[Buffer] = []
+        for number, stage in enumerate(chain):
+            last = number == len(chain) - 1
+            target = buffers["output"] if last else _registers((self.lanes,))
+            with T.vectorized(0, self.lanes) as lane:
+                channel.append(first_channel + lane)
+                value = stage([outputs[(*place, lane)], *(buffer[lane] for buffer in kept)])
+                if last:
+                    value = zero_behind(layer.out_channels, value, layer.epilogue, unit, channel[-1])
+                T.buffer_store(target, value, [pixel, unit, channel[-1]] if last else [lane])
+            kept.append(target)
+
+
+def _registers(shape: tuple[int, ...]) -> Buffer:
+    return T.alloc_buffer(shape, "float32", scope="local")
+
+
+def cpu_kernel(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, ...]) -> tvm.IRModule:
+    """All three steps for a block of groups, then for the next one.
+
+    With ``order`` 0 a group goes through all points and is stored, with 1 a point goes through all groups of the
+    block, while its weights stay in the cache. ``channels`` of a unit are multiplied at once.
+    """
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+        buffers, begin, count = declare_arguments(operands)
+        steps = Steps(tiles, buffers, begin, variant["lanes"], variant["rows"], native_exp=False)
+        _Blocks(steps, variant["block_groups"], variant["channels"], variant["order"]).build(count)
+    return tvm.IRModule({"main": builder.get()})
+
+
+class _Blocks:
+    """The loops of the CPU's kernel around the steps."""
+
+    def __init__(self, steps: Steps, groups: int, channels: int, order: int) -> None:
+        self.steps, self.groups, self.channels, self.order = steps, groups, channels, order
+        squared, rows = steps.tiles.points**2, steps.rows
+        self.spread = T.alloc_buffer((squared, groups, steps.chunks, rows, steps.lanes), "float32")
+        self.products = T.alloc_buffer((groups if order else 1, squared, rows, TILE), "float32")
+
+    def build(self, count: Any) -> None:
+        steps, rows = self.steps, self.steps.rows
+        block = self.groups * rows
+        with T.serial(0, -(-steps.tiles.count // block)) as number:
+            first = number * block
+            left = T.min(steps.tiles.count - first, block)
+            with T.serial(0, left) as tile, T.serial(0, steps.chunks) as chunk:
+                steps.spread(first + tile, chunk, self.spread, tile // rows, tile % rows)
+            with T.serial(0, count) as unit:
+                (self._point_by_point if self.order else self._group_by_group)(unit, first, left)
+
+    def _group_by_group(self, unit: Any, first: Any, left: Any) -> None:
+        rows = self.steps.rows
+        with T.serial(0, T.floordiv(left + rows - 1, rows)) as group:
+            with T.serial(0, self.steps.tiles.points**2) as point:
+                self._multiply(unit, group, point, 0)
+            with T.serial(0, T.min(left - group * rows, rows)) as row:
+                self._gather(unit, first + group * rows + row, 0, row)
+
+    def _point_by_point(self, unit: Any, first: Any, left: Any) -> None:
+        rows = self.steps.rows
+        groups = T.floordiv(left + rows - 1, rows)
+        with T.serial(0, self.steps.tiles.points**2) as point, T.serial(0, groups) as group:
+            self._multiply(unit, group, point, group)
+        with T.serial(0, left) as tile:
+            self._gather(unit, first + tile, tile // rows, tile % rows)
+
+    def _multiply(self, unit: Any, group: Any, point: Any, place: Any) -> None:
+        for first in range(0, TILE, self.channels):
+            sums = self.steps.multiply(self.spread, group, point, unit, 0, (first, self.channels))
+            self.steps.keep(sums, self.products, [place, point], 0, first)
+
+    def _gather(self, unit: Any, tile: Any, place: Any, row: Any) -> None:
+        with T.serial(0, TILE // self.steps.lanes) as vector:
+            channel = vector * self.steps.lanes
+            self.steps.gather(tile, unit, channel, lambda point, lane: self.products[place, point, row, lane])

@@ -1,0 +1,100 @@
+"""The tiles of m×m output pixels that Winograd's convolution computes: where they lie, and what they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts, row_tiles
+
+from .pixels import check_halo, every
+
+
+def weights_name(m: int) -> str:
+    """Name of the operand that holds the weights of F(m×m, 3×3)."""
+    return f"winograd{m}_weights"
+
+
+@dataclass(frozen=True)
+class WinogradTiles:
+    """The tiles of a layer's output, counted line by line through all images."""
+
+    layer: Conv2d
+    layouts: ImageLayouts
+    m: int
+
+    def __post_init__(self) -> None:
+        check_halo(self.layer, self.layouts)
+
+    @property
+    def points(self) -> int:
+        """Factors of a line: a tile reads ``points × points`` pixels."""
+        return self.m + 2
+
+    @property
+    def lines(self) -> int:
+        return -(-self.layer.out_h // self.m)
+
+    @property
+    def columns(self) -> int:
+        return -(-self.layer.out_w // self.m)
+
+    @property
+    def count(self) -> int:
+        return self.layer.batch * self.lines * self.columns
+
+    def _corner(self, tile: Any) -> tuple[Any, Any, Any]:
+        """Image, line and column of a tile's first output pixel."""
+        line, column = tile // self.columns, tile % self.columns
+        if self.layer.batch == 1:
+            return 0, line * self.m, column * self.m
+        return line // self.lines, line % self.lines * self.m, column * self.m
+
+    def input_pixel(self, tile: Any, i: int, j: int) -> tuple[Any, Any]:
+        """A pixel in memory that a tile reads, and whether it exists; None if it does for every tile.
+
+        A tile that is cut off by the image's edge reads pixels behind the halo, which must count as zero: only in
+        exact arithmetic do they leave the other outputs alone.
+        """
+        layer, halo = self.layer, self.layouts.input.halo
+        height, width = layer.h + 2 * halo[0], layer.w + 2 * halo[1]
+        image, line, column = self._corner(tile)
+        line = line + i + halo[0] - layer.padding[0]
+        column = column + j + halo[1] - layer.padding[1]
+        conditions = []
+        if (self.lines - 1) * self.m + i + halo[0] - layer.padding[0] >= height:
+            conditions.append(line < height)
+        if (self.columns - 1) * self.m + j + halo[1] - layer.padding[1] >= width:
+            conditions.append(column < width)
+        return (image * height + line) * width + column, every(conditions)
+
+    def output_pixel(self, layout: ImageLayout, tile: Any, i: int, j: int) -> Any:
+        """The pixel in memory where an output of a tile lies."""
+        (halo_h, halo_w), layer = layout.halo, self.layer
+        image, line, column = self._corner(tile)
+        line = image * (layer.out_h + 2 * halo_h) + line + i + halo_h
+        return line * (layer.out_w + 2 * halo_w) + column + j + halo_w
+
+    def is_stored(self, tile: Any, i: int, j: int) -> Any:
+        """Whether an output of a tile is a pixel of the image; None if it is for every tile."""
+        _image, line, column = self._corner(tile)
+        conditions = []
+        if (self.lines - 1) * self.m + i >= self.layer.out_h:
+            conditions.append(line + i < self.layer.out_h)
+        if (self.columns - 1) * self.m + j >= self.layer.out_w:
+            conditions.append(column + j < self.layer.out_w)
+        return every(conditions)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the images: the input as plain elements, the output as pixels of whole tiles."""
+        layer, layouts = self.layer, self.layouts
+
+        def pixels(layout: ImageLayout, h: int, w: int) -> int:
+            return layer.batch * (h + 2 * layout.halo[0]) * (w + 2 * layout.halo[1])
+
+        tiles = (row_tiles(layer.out_channels), TILE)
+        return {
+            "input": (pixels(layouts.input, layer.h, layer.w) * layouts.input.pixel(layer.in_channels),),
+            "residual": (pixels(layouts.residual, layer.out_h, layer.out_w), *tiles),
+            "output": (pixels(layouts.output, layer.out_h, layer.out_w), *tiles),
+        }
