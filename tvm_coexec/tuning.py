@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,12 @@ _SHARES = {"linear": 5, "rowwise": 1}
 _CANDIDATES = 2
 """Pairs of variants measured of a layer: the default, and one drawn from the search space."""
 
+ROUNDS = 3
+"""Times that all points of a candidate are measured, one after the other."""
+
 _POINT_S = 0.05
 """A point is repeated for about this long, within the bounds below."""
-_REPEATS = (5, 25)
+_REPEATS = (6, 24)
 _LAUNCH_FLOPS_PER_US = 5e4
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
 
@@ -69,8 +72,13 @@ class Tuner:
         self.profile.add_samples(samples_of(candidate, times))
 
     def measure_now(self, candidate: Candidate, points: Sequence[Point]) -> list[PointTimes]:
-        """Measure, whatever the profile holds, and store nothing."""
-        return list(self.session.measure(self.module(candidate), points).points)
+        """Measure, whatever the profile holds, and store nothing.
+
+        Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
+        """
+        a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
+        times = self.session.measure(self.module(candidate), a_round * ROUNDS).points
+        return [_joined(times[place :: len(points)]) for place in range(len(points))]
 
     def module(self, candidate: Candidate) -> bytes:
         """A module file of the candidate alone."""
@@ -99,6 +107,12 @@ class Tuner:
         for _ in range(_CANDIDATES - 1):
             pairs.append(Candidate(layer, *(_draw(space, rng) for space in spaces)))
         return list(dict.fromkeys(pairs))
+
+
+def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
+    """One point's times from all its rounds."""
+    times = {name: sum((getattr(one, name) for one in rounds), ()) for name in ("cpu_us", "gpu_us", "wall_us")}
+    return replace(rounds[0], **times)
 
 
 def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:

@@ -14,7 +14,6 @@ LAYER_TERMS = (
     "weight_bytes",
     "activation_bytes",
     "core_overflow_bytes",
-    "shared_overflow_bytes",
 )
 """What can be said of a half without knowing its kernel."""
 

@@ -1,0 +1,89 @@
+"""The comparison scripts, end to end on layers that take no time: their files, their fields, their errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tvm_coexec
+from tvm_coexec.layers import Linear
+from tvm_coexec.runtime.device import Device
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+ENTRIES = [{"op": "linear", "m": 9, "k": 64, "n": 96}, {"op": "linear", "m": 2, "k": 70, "n": 40, "epilogue": ["bias"]}]
+
+
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def result_of(name: str, out: Path, *arguments: str) -> dict[str, Any]:
+    done = run(name, *arguments, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert (out / "result.md").read_text().startswith("# ")
+    assert (out / "result.png").read_bytes().startswith(b"\x89PNG")
+    result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    assert result["device"] in (out / "result.md").read_text()
+    return result
+
+
+@pytest.fixture(scope="module")
+def profile(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "p"
+    tvm_coexec.tune(path, device=device.info.name, minutes=0.01, layers=[Linear(9, 64, 96), Linear(3, 70, 64)])
+    return path
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> str:
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps(ENTRIES))
+    return str(path)
+
+
+def test_the_grid_search_measures_every_split(profile: Path, layers: str, tmp_path: Path) -> None:
+    result = result_of("compare_grid_search.py", tmp_path / "out", "--profile", str(profile), "--layers", layers)
+    for entry, layer in zip(ENTRIES, result["layers"], strict=True):
+        assert layer["n"] == entry["n"]
+        assert [int(split) for split in layer["grid_us"]] == list(range(layer["units"] + 1))
+        assert layer["best_us"] > 0 and layer["planned_us"] > 0 and layer["cpu_us"] > 0 and layer["gpu_us"] > 0
+        assert 0 <= layer["planned_split"] <= layer["units"] and 0 <= layer["best_split"] <= layer["units"]
+        assert layer["max_rel_error"] < 1e-5
+        assert set(layer["samples_us"]) == {"cpu", "gpu", "best", "planned"}
+    wanted = {"speedup_best", "speedup_planned", "planned_over_best", "max_speedup_planned"}
+    assert wanted <= set(result["summary"])
+    if "pocl" in result["device"] or "intel" in result["device"]:
+        assert "bench device" in result["device"]
+
+
+def test_the_peers_are_measured_on_the_same_layers(profile: Path, layers: str, tmp_path: Path) -> None:
+    result = result_of("compare_peers.py", tmp_path / "out", "--profile", str(profile), "--layers", layers)
+    assert len(result["layers"]) == len(ENTRIES)
+    for layer in result["layers"]:
+        assert all(layer[f"{name}_us"] > 0 for name in ("cpu", "gpu", "planned", "ort1", "ort2"))
+
+
+def test_the_mechanisms_are_compared(device: Device, tmp_path: Path) -> None:
+    result = result_of("compare_sync.py", tmp_path / "out", "--device", device.info.name)
+    assert {chain["mechanism"] for chain in result["chains"]} == {device.mechanism, "event"}
+    for chain in result["chains"]:
+        beyond_us = chain["chain_us"] - chain["halves_us"]
+        assert chain["overhead_us_per_layer"] == pytest.approx(beyond_us / chain["depth"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "nowhere", "--layers", "vit-base"], "no profile at nowhere"),
+        (["--profile", "nowhere", "--layers", "none"], "no layers named 'none'"),
+    ],
+    ids=["profile", "layers"],
+)
+def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run("compare_grid_search.py", *arguments, "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
