@@ -47,13 +47,19 @@ _PARAMETERS: dict[str, Any] = {
 """The target is the logarithm of a ratio, so its error is the relative error of the time: squared where it is below
 ``huber_slope``, absolute above, because measured times have outliers and all of them are long ones."""
 
+_LABEL_QUANTILE = 0.1
+
 _USUAL_SPREAD = 0.02
 """Relative spread of a sample's repetitions from which on the sample counts for less."""
 
 
 def labels_us(samples: Sequence[Sample]) -> np.ndarray:
-    """What is learned of each sample: the median of its repetitions, which is the time that a user meets."""
-    return np.array([sample.median_us for sample in samples])
+    """What is learned of each sample: the lower decile of its repetitions.
+
+    Other work on the machine only ever lengthens a repetition, and may spoil more than half of a point's, so that the
+    median moves with it; the smallest alone would be luck. On a quiet device all three are the same.
+    """
+    return np.array([np.quantile(sample.latency_us, _LABEL_QUANTILE) for sample in samples])
 
 
 def weights(samples: Sequence[Sample]) -> np.ndarray:
