@@ -79,9 +79,8 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
     return packed.reshape(layer.units, -1, TILE)
 
 
-def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    layouts = ImageLayouts.alone(layer)
     space = Space(
         rows=layer.batch * layer.out_h * layer.out_w,
         padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,

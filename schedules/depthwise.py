@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant
 
 from . import pixels
 from .pixels import Pixels, describe
@@ -27,8 +27,8 @@ dispatch = pixels.dispatch
 
 
 def can_compute(layer: Conv2d) -> bool:
-    """Whether the layer has one filter a channel."""
-    return layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
+    """Whether the layer has one filter a channel, and an input of whole tiles."""
+    return layer.groups == layer.in_channels == layer.out_channels and layer.in_channels > MAX_NARROW
 
 
 def cost(layer: Conv2d) -> float:
@@ -48,9 +48,8 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
     return np.ascontiguousarray(padded.reshape(layer.units, TILE, -1).transpose(0, 2, 1))
 
 
-def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    layouts = ImageLayouts.alone(layer)
     space = Space(
         rows=layer.batch * layer.out_h * layer.out_w,
         padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,

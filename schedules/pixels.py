@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts, Variant, row_tiles
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Variant, row_tiles
 
 from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch, rows_of_group
 
@@ -49,7 +49,7 @@ class Pixels:
         return cls(layer, layouts, variant["rows"], rows_of_group(variant))
 
     def __post_init__(self) -> None:
-        check_halo(self.layer, self.layouts)
+        check_layouts(self.layer, self.layouts)
 
     @property
     def runs_on(self) -> bool:
@@ -144,12 +144,16 @@ class Pixels:
         return (line * self.columns + self.columns - 1 for line in range(max(0, last - 1), last + 1))
 
 
-def check_halo(layer: Conv2d, layouts: ImageLayouts) -> None:
-    """Refuse an input whose halo does not hold the layer's padding."""
+def check_layouts(layer: Conv2d, layouts: ImageLayouts) -> None:
+    """Refuse an input whose halo does not hold the padding, and narrow images that kernels cannot read or write."""
     top, left, bottom, right = layer.padding
     halo = layouts.input.halo
     if halo[0] < max(top, bottom) or halo[1] < max(left, right):
         raise ValueError(f"the input's halo {halo} is narrower than the padding {layer.padding}")
+    if layouts.input.narrow and layer.in_channels > MAX_NARROW:
+        raise ValueError(f"an image of {layer.in_channels} channels cannot be narrow; {MAX_NARROW} is the most")
+    if layouts.output.narrow or layouts.residual.narrow:
+        raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
 
 
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:

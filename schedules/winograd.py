@@ -64,7 +64,7 @@ def _cost(layer: Conv2d, m: int) -> float:
     return tiles.points**2 * ((tiles.count + WEIGHT_COST) * pairs + transforms)
 
 
-def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
     """The search space of one side, the most promising first."""
     search = _cpu_variants if side == "cpu" else _cpu_device_variants
     if side == "gpu" and hardware.opencl_type == "gpu":
@@ -72,7 +72,7 @@ def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
     return [
         variant
         for m in sorted(MULTIPLES, key=lambda m: _cost(layer, m))
-        for variant in search(WinogradTiles(layer, ImageLayouts.alone(layer), m), hardware)
+        for variant in search(WinogradTiles(layer, layouts, m), hardware)
     ]
 
 

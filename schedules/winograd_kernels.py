@@ -127,11 +127,11 @@ class Steps:
     def _store(self, tile: Any, place: tuple[int, int], unit: Any, first_channel: Any, outputs: Buffer) -> None:
         layer, layouts, buffers = self.tiles.layer, self.tiles.layouts, self.buffers
         pixel, residual = (self.tiles.output_pixel(at, tile, *place) for at in (layouts.output, layouts.residual))
-        channel: list[Any] = []
+        channel: Any = None
         chain = stages(
             layer.epilogue,
-            bias=lambda: buffers["bias"][unit, channel[-1]],
-            residual=lambda: buffers["residual"][residual, unit, channel[-1]],
+            bias=lambda: buffers["bias"][unit, channel],
+            residual=lambda: buffers["residual"][residual, unit, channel],
             native_exp=self.native_exp,
         )
         kept: list[Buffer] = []
@@ -139,11 +139,11 @@ class Steps:
             last = number == len(chain) - 1
             target = buffers["output"] if last else _registers((self.lanes,))
             with T.vectorized(0, self.lanes) as lane:
-                channel.append(first_channel + lane)
+                channel = first_channel + lane
                 value = stage([outputs[(*place, lane)], *(buffer[lane] for buffer in kept)])
                 if last:
-                    value = zero_behind(layer.out_channels, value, layer.epilogue, unit, channel[-1])
-                T.buffer_store(target, value, [pixel, unit, channel[-1]] if last else [lane])
+                    value = zero_behind(layer.out_channels, value, layer.epilogue, unit, channel)
+                T.buffer_store(target, value, [pixel, unit, channel] if last else [lane])
             kept.append(target)
 
 

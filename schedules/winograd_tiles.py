@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts, row_tiles
 
-from .pixels import check_halo, every
+from .pixels import check_layouts, every
 
 
 def weights_name(m: int) -> str:
@@ -24,7 +24,7 @@ class WinogradTiles:
     m: int
 
     def __post_init__(self) -> None:
-        check_halo(self.layer, self.layouts)
+        check_layouts(self.layer, self.layouts)
 
     @property
     def points(self) -> int:

@@ -35,6 +35,7 @@ LAYERS = [
     conv(3, 3, 40, 65, 3, padding=1, batch=3),
     conv(1, 1, 48, 80, 1, epilogue=("bias", "sigmoid")),
     conv(4, 4, 33, 64, 4),
+    conv(6, 6, 3, 3, 3, padding=1, groups=3),
 ]
 DEPTHWISE = [
     conv(9, 9, 65, 65, 3, padding=1, groups=65, epilogue=("bias", "relu6")),
@@ -103,10 +104,14 @@ def test_taps_outside_the_image_may_be_left_out(skip: int) -> None:
     assert (half.error(0, 1) < TOLERANCE) == (skip == conv2d_direct.SKIP_COLUMNS), "the halo is read if taps are not"
 
 
-def test_a_halo_narrower_than_the_padding_is_refused() -> None:
+def test_layouts_that_no_kernel_reads_are_refused() -> None:
     layer = conv(8, 8, 8, 32, 3, padding=(1, 1, 2, 2))
     with pytest.raises(ValueError, match=r"halo \(1, 2\) is narrower than the padding"):
         Pixels(layer, ImageLayouts(ImageLayout((1, 2))), 8, 8)
+    with pytest.raises(ValueError, match="8 channels cannot be narrow; 4 is the most"):
+        Pixels(layer, ImageLayouts(ImageLayout((2, 2), narrow=True)), 8, 8)
+    with pytest.raises(ValueError, match="neither output nor residual can be narrow"):
+        Pixels(layer, ImageLayouts(ImageLayout((2, 2)), ImageLayout(narrow=True)), 8, 8)
 
 
 def test_numbers_stand_for_pairs() -> None:

@@ -34,7 +34,7 @@ def test_shared_parts_do_not_change_a_transform(matrix: tuple[tuple[float, ...],
 
 
 def first(layer: Conv2d, side: str, m: int, hardware: Hardware = CPU) -> Variant:
-    return next(v for v in winograd.variants(layer, side, hardware) if v["m"] == m)
+    return next(v for v in winograd.variants(layer, side, hardware, ImageLayouts.alone(layer)) if v["m"] == m)
 
 
 @pytest.mark.parametrize("m", [2, 4])
@@ -61,7 +61,7 @@ def test_a_gpu_runs_three_kernels(m: int, device: Device) -> None:
 @pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])
 def test_the_search_space(hardware: Hardware) -> None:
     layer = conv(13, 13, 24, 64, 3, padding=1)
-    variants = winograd.variants(layer, "cpu", hardware)
+    variants = winograd.variants(layer, "cpu", hardware, ImageLayouts.alone(layer))
     assert len(variants) == len(set(variants)) >= 8
     for variant in variants:
         assert Half(layer, variant).error(0, 2) < TOLERANCES[variant["m"]], str(variant)
