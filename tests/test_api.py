@@ -80,7 +80,8 @@ def test_a_tuned_profile_predicts_a_plan_and_the_module_survives_its_file(
 ) -> None:
     profile = tmp_path / "profile"
     layers = [Linear(9, 70, 64), Linear(9, 130, 70, ("bias",))]
-    evaluations = tvm_coexec.tune(profile, device=device.info.name, minutes=0.01, layers=layers)
+    families = ["linear", "rowwise"]
+    evaluations = tvm_coexec.tune(profile, device=device.info.name, minutes=0.01, layers=layers, families=families)
     assert isinstance(evaluations[0], Evaluation) and [one.side for one in evaluations] == ["cpu", "gpu"]
     module = tvm_coexec.build(model, device=device, profile=profile)
     np.testing.assert_allclose(module(images), expected, rtol=1e-4, atol=1e-6)

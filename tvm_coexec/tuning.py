@@ -111,8 +111,11 @@ class Tuner:
 
 def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
     """One point's times from all its rounds."""
-    times = {name: sum((getattr(one, name) for one in rounds), ()) for name in ("cpu_us", "gpu_us", "wall_us")}
-    return replace(rounds[0], **times)
+
+    def joined(name: str) -> tuple[float, ...]:
+        return tuple(time_us for one in rounds for time_us in getattr(one, name))
+
+    return replace(rounds[0], cpu_us=joined("cpu_us"), gpu_us=joined("gpu_us"), wall_us=joined("wall_us"))
 
 
 def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
