@@ -53,7 +53,7 @@ def default_variant(layer: Conv2d, side: str, hardware: Hardware, layouts: Image
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first.
 
-    A variant suits every layout, but not equally: blocks of pixels that run across the lines of an image lose by a halo.
+    A variant suits every layout, not equally: blocks of pixels that run across the lines of an image lose by a halo.
     """
     layouts = layouts or ImageLayouts.alone(layer)
     able = [module for module in _IMPLEMENTATIONS.values() if module.can_compute(layer)]
