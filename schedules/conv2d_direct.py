@@ -87,6 +87,7 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
         reduction=_inner_reduction(layer, layouts),
         unrolls=(1,),
         taps=layer.kernel[0] * layer.kernel[1] * _span(layer),
+        channels=layer.out_channels,
     )
     return [
         Variant.make(IMPLEMENTATION, **dict(variant.params), skip=skip)

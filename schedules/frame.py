@@ -110,18 +110,23 @@ class Description:
     is_needed: Condition = lambda row, *reduction: None
     written_out: tuple[int, ...] = ()
 
-    def prim_func(self, native_exp: bool) -> Any:
-        """The description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores."""
+    def prim_func(self, native_exp: bool, together: int = TILE) -> Any:
+        """The description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores.
+
+        So many channels will be accumulated ``together``; none are where a tile holds no more channels.
+        """
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name("main")
             T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
             buffers, begin, count = declare_arguments(self.operands)
             accumulator = T.sblock_alloc_buffer((self.rows, count, self.partial_sums, TILE), "float32")
-            self._accumulate(accumulator, buffers, begin, count)
+            self._accumulate(accumulator, buffers, begin, count, together)
             self._epilogue(accumulator, buffers, begin, count, native_exp)
         return builder.get()
 
-    def _accumulate(self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any) -> None:
+    def _accumulate(
+        self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any, together: int
+    ) -> None:
         extents = (count, self.rows, self.partial_sums, TILE, *self.reduction)
         with T.grid(*extents) as loops, T.sblock("accumulate"):
             t, i, s, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents[:4], loops[:4], strict=True))
@@ -129,8 +134,14 @@ class Description:
             with T.init():
                 T.buffer_store(accumulator, T.float32(0), [i, t, s, j])
             term = self.term(buffers, [i, t, j, s, *reduction], begin)
-            with where(self.is_needed(i, *reduction)):
+            with where(self._is_channel(begin + t, j, together)), where(self.is_needed(i, *reduction)):
                 T.buffer_store(accumulator, accumulator[i, t, s, j] + term, [i, t, s, j])
+
+    def _is_channel(self, tile: Any, channel: Any, together: int) -> Any:
+        """Whether any of the channels that are accumulated together exists; None where some always do."""
+        if -self.channels % TILE < together:
+            return None
+        return tile * TILE + channel // together * together < self.channels
 
     def _epilogue(
         self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any, native_exp: bool
@@ -199,7 +210,7 @@ def schedule_cpu(description: Description, *, rows: int, channels: int, order: i
     unroll
         Steps of the innermost reduction loop that are written out; divides it.
     """
-    func = description.prim_func(native_exp=False)
+    func = description.prim_func(native_exp=False, together=channels)
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     store = sch.get_sblock("store")
     t, i, j = sch.get_loops(store)
@@ -226,6 +237,7 @@ def schedule_gpu(
     order: int,
     unroll: int,
     run: int = 1,
+    channels: int | None = None,
 ) -> tvm.IRModule:
     """A work-group of ``channel_threads × row_threads`` items computes one tile of a block of rows.
 
@@ -239,14 +251,17 @@ def schedule_gpu(
         As in :func:`schedule_cpu`.
     run
         Blocks of rows that a work-item computes one after the other.
+    channels
+        Channels that it computes at once; all of its own, if not given.
     """
-    func = description.prim_func(native_exp=True)
+    channels = channels or TILE // channel_threads
+    func = description.prim_func(native_exp=True, together=channels)
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     store = sch.get_sblock("store")
     t, i, j = sch.get_loops(store)
     i0, iw, ir, i1 = sch.split(i, [None, row_threads, run, rows])
-    jw, ju, jv = sch.split(j, [channel_threads, None, lanes])
-    sch.reorder(t, i0, iw, jw, ir, i1, ju, jv)
+    jw, jr, ju, jv = sch.split(j, [channel_threads, None, channels // lanes, lanes])
+    sch.reorder(t, i0, iw, jw, ir, jr, i1, ju, jv)
     sch.bind(t, "blockIdx.y" if order == 0 else "blockIdx.x")
     sch.bind(i0, "blockIdx.x" if order == 0 else "blockIdx.y")
     sch.bind(jw, "threadIdx.x")
@@ -255,9 +270,9 @@ def schedule_gpu(
     sch.unroll(ju)
     sch.unroll(i1)
     for block in _inner_blocks(sch, _stage_count(func)):
-        sch.compute_at(block, ir, preserve_unit_loops=True)
+        sch.compute_at(block, jr, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
-        _registers(sch, block, description, skip=5, lanes=lanes, unroll=unroll)
+        _registers(sch, block, description, skip=6, lanes=lanes, unroll=unroll)
     return sch.mod
 
 

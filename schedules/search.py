@@ -32,6 +32,8 @@ class Space:
         Candidates for ``unroll``.
     taps
         Products that are added up for one output element, if blocks of short reductions may share a work-item.
+    channels
+        Output channels, if parts of a tile that hold none are left out.
     """
 
     rows: int
@@ -39,6 +41,7 @@ class Space:
     reduction: int
     unrolls: tuple[int, ...] = (1, 4)
     taps: int | None = None
+    channels: int = TILE
 
 
 RegisterTile = tuple[int, int, int]
@@ -78,12 +81,17 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
                 accumulators = rows * vectors * k_split
                 if space.reduction % k_split or accumulators + vectors > hardware.vector_registers:
                     continue
-                padding = space.padded_rows(rows) / space.rows
+                padding = space.padded_rows(rows) / space.rows * _filled_up(space.channels, channels)
                 exposed = max(1.0, _ENOUGH_ACCUMULATORS / accumulators)
                 reload = 0.3 / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
                 crowded = 0.05 if accumulators + vectors > hardware.vector_registers - 4 else 0.0
                 ranked.append((padding * exposed * (1 + reload + crowded), (rows, channels, k_split)))
     return [tile for _, tile in sorted(ranked)]
+
+
+def _filled_up(channels: int, together: int) -> float:
+    """Channels that are computed where so many are computed together, over those that exist."""
+    return -(-channels // together) * together / channels
 
 
 def _unrolls(space: Space, k_split: int) -> list[int]:
@@ -104,12 +112,19 @@ def _cpu_device_variants(
 ) -> list[Variant]:
     """One work-item to a work-group: a CPU device runs a work-group's items one after the other."""
     lanes = hardware.vector_bytes // 4
-    whole_tiles = [tile for tile in tiles if tile[1] == TILE]
+    if space.channels % TILE == 0:
+        tiles = [tile for tile in tiles if tile[1] == TILE]
     return [
         _gpu_variant(
-            implementation, (rows, lanes, 1, 1), k_split=k_split, order=order, unroll=unroll, **_run(rows, lanes, space)
+            implementation,
+            (rows, lanes, 1, 1),
+            k_split=k_split,
+            order=order,
+            unroll=unroll,
+            **({"channels": channels} if channels < TILE else {}),
+            **_run(rows, lanes, space),
         )
-        for rows, _channels, k_split in whole_tiles[:6]
+        for rows, channels, k_split in tiles[:6]
         for order in ((0, 1) if space.rows > rows else (0,))
         for unroll in _unrolls(space, k_split)
     ]

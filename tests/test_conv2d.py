@@ -137,3 +137,10 @@ def test_numbers_stand_for_pairs() -> None:
 def test_impossible_convolutions_are_refused(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         conv(8, 8, 4, 32, **sizes)
+
+
+@pytest.mark.parametrize("side", ["cpu", "gpu"])
+def test_parts_of_a_tile_without_channels_are_left_out(side: str) -> None:
+    ragged, whole = conv(9, 9, 8, 48, 1), conv(9, 9, 8, 64, 1)
+    assert dict(variants(ragged, side)[0].params)["channels"] == 16
+    assert all(dict(v.params).get("channels", 32) == 32 for v in variants(whole, "gpu"))
