@@ -46,6 +46,7 @@ class SyncKernels:
         if device not in _compiled:
             program = _build(device)
             active = memory.allocate(FLAG_WORDS, "int32", atomics=True)
+            weakref.finalize(device, _end_lingering, device.queue, active)
             _compiled[device] = _Compiled(program, self._calibrate(device, program), active)
         self._program = _compiled[device].program
         self.active = _compiled[device].active
@@ -84,6 +85,13 @@ class SyncKernels:
             elapsed_s.append(time.perf_counter() - start)
             self.flags.array[:] = 0
         return _CALIBRATION_SPINS / min(elapsed_s)
+
+
+def _end_lingering(queue: Any, active: Block) -> None:
+    """Let lingering kernels end before the word that they watch is freed."""
+    active.array[0] = 1
+    queue.finish()
+    time.sleep(2 * LINGER_S)  # for one on the device's other queue
 
 
 def _build(device: Device) -> Any:
