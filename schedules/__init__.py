@@ -1,7 +1,8 @@
 """What a layer computes and how: one file per operator family, CPU and GPU side by side.
 
-A family module gives, for its layer class: ``operand_names``, ``pack``, ``variants``, ``default_variant``,
-``dispatch`` (none of which needs a compiler) and ``build``, which makes the scheduled kernel.
+A family module gives, for its layer class: ``variants``, ``default_variant``, ``operand_names``, ``pack``, ``dispatch``
+(none of which needs a compiler) and ``build``, which makes the scheduled kernels of a half. The two halves of a layer
+may read different packings of its parameters, so an operand's name says how it is packed.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_groups_of_features_can_be_left_out():
     without = FeatureSet.for_halves(halves, ("layer", "contention")).names
     assert set(without) < set(everything)
     assert "flops" in without
-    assert {"groups", "param:rows", "implementation:direct"} <= set(everything) - set(without)
+    assert {"groups", "param:rows", "implementation:linear direct"} <= set(everything) - set(without)
     by_group = [FeatureSet.for_halves(halves, (group,)).names for group in GROUPS]
     assert sum(by_group, ()) == everything
 
@@ -114,7 +114,7 @@ def test_row_wise_operators_have_features_too():
     halves = Halves.grid(layer, [variant], np.array([10]), np.array([15]))
     features = FeatureSet.for_halves(halves)
     values = dict(zip(features.names, features.matrix(describe(halves, "cpu", PROCESSOR))[0], strict=True))
-    assert values["kind:layer_norm"] == values["implementation:rows"] == values["epilogue:residual"] == 1
+    assert values["kind:layer_norm"] == values["implementation:rowwise rows"] == values["epilogue:residual"] == 1
     assert values["kind:linear"] == 0
 
 

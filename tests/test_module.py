@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError, InputError, SyncTimeoutError
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise
 from tvm_coexec.packaging import Choice, package, single_layer
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
@@ -31,10 +31,15 @@ LAYERS = [
     RowWise("softmax", 3, 48),
     RowWise("layer_norm", 4, 80, (), 1e-5),
     RowWise("map", 9, 33, ("bias", "gelu_tanh", "residual")),
+    Conv2d(9, 7, 3, 70, 3, 2, 1, epilogue=("bias", "relu")),
+    Conv2d(7, 7, 20, 130, 3, 1, 1, batch=2, epilogue=("bias", "residual", "relu")),
+    Conv2d(6, 5, 48, 96, 1, epilogue=("bias", "sigmoid")),
+    Conv2d(8, 8, 72, 72, 3, 1, 1, groups=72, epilogue=("bias", "relu6")),
+    Conv2d(8, 8, 24, 72, 3, 1, (2, 1), groups=3),
 ]
 
 
-def one_layer(layer: Linear | RowWise, device: Device) -> Package:
+def one_layer(layer: AnyLayer, device: Device) -> Package:
     target = target_for(device.facts())
     family = schedules.family(layer)
     variants = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
@@ -85,10 +90,10 @@ def mechanism_device(request: pytest.FixtureRequest, device: Device) -> Iterator
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_every_split_of_a_layer_is_exact(layer: Linear | RowWise, mechanism_device: Device) -> None:
+def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mechanism_device: Device) -> None:
     module = Module(one_layer(layer, mechanism_device), mechanism_device)
     for cpu_units in range(layer.units + 1):
-        assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < 1e-5
+        assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < module.error_bound(0)
 
 
 def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: Device) -> None:

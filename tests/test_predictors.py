@@ -158,7 +158,7 @@ def test_a_file_of_another_version_is_refused(tmp_path, monkeypatch, constant, w
 def test_kernels_that_were_never_measured_are_refused():
     layer = RowWise("softmax", 197, 768)
     variant = family(layer).default_variant(layer, "cpu", HARDWARE)
-    with pytest.raises(MeasurementError, match="knows kernels direct, not rows"):
+    with pytest.raises(MeasurementError, match="knows the kernels linear direct, not rowwise rows"):
         trained("cpu").predict(Halves.grid(layer, [variant], np.array([4]), np.array([0])))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import AnyLayer
 
 from .basetime import FLOPS_TERMS, BaseTime
 from .features import Halves, Processor, describe
@@ -101,7 +101,7 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def _shape(layer: Linear | RowWise) -> Linear | RowWise:
+def _shape(layer: AnyLayer) -> AnyLayer:
     return replace(layer, epilogue=())
 
 
@@ -110,10 +110,10 @@ def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
 
     Every shape is held out once, but for one that is the only shape of its operator: no model could predict it.
     """
-    shapes: dict[str, list[Linear | RowWise]] = {}
+    shapes: dict[str, list[AnyLayer]] = {}
     for shape in dict.fromkeys(_shape(sample.layer) for sample in samples):
         shapes.setdefault(shape.op, []).append(shape)
-    fold_of: dict[Linear | RowWise, int] = {}
+    fold_of: dict[AnyLayer, int] = {}
     for of_op in shapes.values():
         random.Random(_SEED).shuffle(of_op)
         fold_of |= {shape: index % _FOLDS if len(of_op) > 1 else _NEVER for index, shape in enumerate(of_op)}
