@@ -96,6 +96,35 @@ def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mechanism_device: Devi
         assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < module.error_bound(0)
 
 
+@pytest.mark.parametrize("implementation", ["winograd", "direct"])
+def test_halves_may_read_weights_of_different_packings(implementation: str, mechanism_device: Device) -> None:
+    layer = Conv2d(9, 8, 33, 96, 3, 1, 1, epilogue=("bias", "relu"))
+    target = target_for(mechanism_device.facts())
+    other = {"winograd": "direct", "direct": "winograd"}[implementation]
+    cpu, gpu = (
+        next(v for v in schedules.conv2d.variants(layer, side, target.hardware) if v.implementation == wanted)
+        for side, wanted in (("cpu", implementation), ("gpu", other))
+    )
+    module = Module(single_layer(layer, cpu, gpu, target, mechanism_device.facts()), mechanism_device)
+    for cpu_units in range(layer.units + 1):
+        assert module.check_step(0, cpu_units, layer.units - cpu_units) < module.error_bound(0)
+        times = module.time_step(0, cpu_units, layer.units - cpu_units, repeats=3)
+        assert len(times.wall_us) == 3
+
+
+def test_the_halo_of_an_image_stays_zero(mechanism_device: Device) -> None:
+    layer = Conv2d(6, 7, 40, 64, 3, 1, (1, 2))
+    module = Module(one_layer(layer, mechanism_device), mechanism_device)
+    assert module.input_shapes == {"x": (1, 6, 7, 40)}
+    x = np.random.default_rng(0).standard_normal((1, 6, 7, 40), np.float32)
+    first = module(x)
+    np.testing.assert_array_equal(module(x), first)
+    memory = module.inputs["x"].base
+    while memory.base is not None and isinstance(memory.base, np.ndarray):
+        memory = memory.base
+    assert np.count_nonzero(memory) == x.size
+
+
 def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: Device) -> None:
     built, nodes = chain(mechanism_device, 5, 11, 96)
     module = Module(built, mechanism_device)
