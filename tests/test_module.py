@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def mechanism_device(request: pytest.FixtureRequest, device: Device) -> Iterator
     yield open_device(device.info.name, mechanism=request.param)
 
 
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], *LAYERS[-5:]], ids=str)
+def test_memory_that_is_not_shared_is_copied(layer: AnyLayer, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = open_device(device.info.name, mechanism="event")
+    monkeypatch.setattr(apart, "info", replace(apart.info, unified_memory=False))
+    module = Module(one_layer(layer, apart), apart)
+    for cpu_units in range(layer.units + 1):
+        assert module.check_step(0, cpu_units, layer.units - cpu_units) < module.error_bound(0)
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mechanism_device: Device) -> None:
     module = Module(one_layer(layer, mechanism_device), mechanism_device)
@@ -119,10 +129,7 @@ def test_the_halo_of_an_image_stays_zero(mechanism_device: Device) -> None:
     x = np.random.default_rng(0).standard_normal((1, 6, 7, 40), np.float32)
     first = module(x)
     np.testing.assert_array_equal(module(x), first)
-    memory = module.inputs["x"].base
-    while memory.base is not None and isinstance(memory.base, np.ndarray):
-        memory = memory.base
-    assert np.count_nonzero(memory) == x.size
+    assert np.count_nonzero(module._executor.blocks["x"].array) == x.size
 
 
 def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: Device) -> None:
