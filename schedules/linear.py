@@ -49,12 +49,12 @@ def dispatch(layer: Linear, side: str, variant: Variant, layouts: ImageLayouts |
     return cpu_dispatch(variant, layer.m) if side == "cpu" else gpu_dispatch(variant, layer.m)
 
 
-def default_variant(layer: Linear, side: str, hardware: Hardware) -> Variant:
+def default_variant(layer: Linear, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
     """A good variant for a layer that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: Linear, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: Linear, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first."""
     space = Space(rows=layer.m, padded_rows=lambda block: -(-layer.m // block) * block, reduction=layer.k)
     return dense_variants(IMPLEMENTATION, side, hardware, space)

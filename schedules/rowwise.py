@@ -49,12 +49,12 @@ def dispatch(layer: RowWise, side: str, variant: Variant, layouts: ImageLayouts 
     return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
 
 
-def default_variant(layer: RowWise, side: str, hardware: Hardware) -> Variant:
+def default_variant(layer: RowWise, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
     """A good variant for an operator that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: RowWise, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: RowWise, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first."""
     lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.vector_bytes // 4
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]
