@@ -13,7 +13,7 @@ from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import AnyLayer
 
 from .basetime import FLOPS_TERMS, BaseTime
-from .features import Halves, Processor, describe
+from .features import Halves, Processor, describe, implementation_feature
 from .predictors import labels_us, train, weights
 from .samples import Sample
 
@@ -65,9 +65,10 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
     measured_us = labels_us(samples)
     predicted_us = {name: np.zeros(len(samples)) for name in models}
     scored = np.zeros(len(samples), bool)
-    for held_out in _folds(samples):
+    for fold in _folds(samples):
+        kept = [sample for sample, hidden in zip(samples, fold, strict=True) if not hidden]
+        held_out = fold & _kernels_among(samples, kept)
         scored |= held_out
-        kept = [sample for sample, hidden in zip(samples, held_out, strict=True) if not hidden]
         hidden = [sample for sample, hidden in zip(samples, held_out, strict=True) if hidden]
         for name, fit in models.items():
             predicted_us[name][held_out] = fit(kept, side, processor)(hidden)
@@ -122,6 +123,12 @@ def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
         raise MeasurementError("held-out errors need two shapes of one kind of layer; tune for longer")
     for index in range(fold.max() + 1):
         yield fold == index
+
+
+def _kernels_among(samples: Sequence[Sample], kept: Sequence[Sample]) -> np.ndarray:
+    """Which samples are of kernels that are among those kept: of others no model could say anything."""
+    known = {implementation_feature(sample.layer, sample.variant) for sample in kept}
+    return np.array([implementation_feature(sample.layer, sample.variant) in known for sample in samples])
 
 
 def _full_model(samples: Sequence[Sample], side: str, processor: Processor) -> _Predict:

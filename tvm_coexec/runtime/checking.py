@@ -22,9 +22,12 @@ _CHECKED_TAPS = 4_000_000
 
 
 def random_params(layer: AnyLayer, seed: int) -> dict[str, np.ndarray]:
-    """Parameters of a layer as a model would give them."""
+    """Parameters of a layer as a model would give them: weights whose sums of products neither grow nor vanish."""
     rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(layer).items()}
+    params = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(layer).items()}
+    if not isinstance(layer, RowWise):
+        params["weights"] /= np.float32(math.sqrt(layer.taps if isinstance(layer, Conv2d) else layer.k))
+    return params
 
 
 def random_constants(step: StepSpec) -> dict[str, np.ndarray]:

@@ -61,6 +61,7 @@ class Executor:
         self.blocks = self._allocate()
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         self._opencl = _build(device, opencl_source) if opencl_source.strip() else None
+        self._launch_once()
 
     def _allocate(self) -> dict[str, Block]:
         """A block for all that a kernel touches, large enough for the padding of every kernel that touches it."""
@@ -70,6 +71,32 @@ class Executor:
             for argument in step.arguments:
                 counts[argument.source] = max(counts.get(argument.source, 0), math.prod(argument.shape))
         return {name: self._memory.allocate(count) for name, count in counts.items()}
+
+    def _launch_once(self) -> None:
+        """Launch every kernel for one unit, while no memory holds anything yet.
+
+        Some drivers compile a kernel when it is first launched, for seconds that no bound on waits allows for.
+        """
+        import pyopencl as cl
+
+        halves = [step.gpu for step in self.manifest.steps if step.gpu is not None]
+        launches = {launch.symbol: launch for half in halves for launch in half.launches}
+        try:
+            for launch in launches.values():
+                sizes = tuple(groups * size for groups, size in zip(launch.grid, launch.group, strict=True))
+                cl.enqueue_nd_range_kernel(self.device.queue, self.layer_kernel(launch, 1), sizes, launch.group)
+            self.device.queue.finish()
+        except cl.Error as error:
+            raise KernelError(
+                f"{self.device.info.name} cannot run the module's OpenCL code ({error}); build it with other variants"
+            ) from None
+
+    def layer_kernel(self, launch: LaunchSpec, units: int) -> Any:
+        """A layer's kernel with its arguments, to compute ``units`` units."""
+        kernel = self.opencl_kernel(launch.symbol)
+        blocks = [self.blocks[argument.source].argument for argument in launch.arguments]
+        kernel.set_args(*blocks, np.int32(0), np.int32(units))
+        return kernel
 
     def view(self, name: str) -> np.ndarray:
         """The CPU's view of a tensor; see :meth:`TensorSpec.view`."""
@@ -223,10 +250,7 @@ class Prepared:
         """The kernel with its arguments; steps that agree in all of them share one."""
         key = (launch, gpu_units)
         if key not in self._kernels:
-            kernel = self.executor.opencl_kernel(launch.symbol)
-            blocks = [self.executor.blocks[argument.source].argument for argument in launch.arguments]
-            kernel.set_args(*blocks, np.int32(0), np.int32(gpu_units))
-            self._kernels[key] = kernel
+            self._kernels[key] = self.executor.layer_kernel(launch, gpu_units)
         return self._kernels[key]
 
     def _exchanges(self) -> Any:
