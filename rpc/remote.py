@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FACTS = "tvm_coexec.facts"
 MEASURE = "tvm_coexec.measure"
-MAX_REL_ERROR = 1e-5
 
 _WORK_PATH = "tvm.rpc.server.workpath"
 
@@ -79,13 +78,13 @@ def register(choice: DeviceChoice) -> None:
 
 
 def _check(module: Module, request: Any) -> float:
-    worst = 0.0
+    worst, bound = 0.0, module.error_bound(request["step"])
     for cpu_units, gpu_units in dict.fromkeys((point["cpu_units"], point["gpu_units"]) for point in request["points"]):
         error = module.check_step(request["step"], cpu_units, gpu_units, seed=request["seed"])
-        if not error <= MAX_REL_ERROR:
+        if not error <= bound:
             raise KernelError(
                 f"the result with {cpu_units} CPU and {gpu_units} GPU units is wrong by {error:.2g}, the bound is"
-                f" {MAX_REL_ERROR:g}; choose other variants"
+                f" {bound:g}; choose other variants"
             )
         worst = max(worst, error)
     return worst

@@ -1,9 +1,8 @@
 """What a layer computes and how: one file per operator family, CPU and GPU side by side.
 
-A family module gives, for its layer class: ``operand_names``, ``pack``, ``variants``, ``default_variant``,
-``dispatch`` (none of which needs a compiler) and ``build``, which makes the scheduled kernel. For convolutions, whose
-implementations pack weights in ways of their own, ``operand_names`` and ``pack`` also take the variant, ``variants``,
-``dispatch`` and ``build`` take the layouts of the images, and ``build`` gives the kernels of a half in their order.
+A family module gives, for its layer class: ``variants``, ``default_variant``, ``operand_names``, ``pack``, ``dispatch``
+(none of which needs a compiler) and ``build``, which makes the scheduled kernels of a half. The two halves of a layer
+may read different packings of its parameters, so an operand's name says how it is packed.
 """
 
 from __future__ import annotations

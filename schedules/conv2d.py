@@ -61,6 +61,18 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
     return [variant for module in able for variant in module.variants(layer, side, hardware, layouts)]
 
 
+def terms(layer: Conv2d, variant: Variant) -> int:
+    """Products that a half adds up for one element of a row that :func:`dispatch` counts, a pixel or a tile of them."""
+    count: int = _implementation(variant).terms(layer, variant)
+    return count
+
+
+def error_bound(variant: Variant) -> float:
+    """Largest error of a result, relative to the largest value of the output."""
+    bound: float = _implementation(variant).error_bound(variant)
+    return bound
+
+
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
     """Launch geometry of a half's main kernel."""
     return _implementation(variant).dispatch(layer, side, variant, layouts or ImageLayouts.alone(layer))

@@ -16,6 +16,7 @@ import numpy as np
 from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
 
 from . import pixels
+from .dispatch import ERROR_BOUND
 from .pixels import Pixels, describe
 from .search import WEIGHT_COST, Space, dense_variants
 
@@ -51,6 +52,16 @@ def _span(layer: Conv2d) -> int:
         last = min(first + TILE, layer.out_channels) - 1
         spans.append((last // group_out - first // group_out + 1) * group_in)
     return max(spans)
+
+
+def error_bound(variant: Variant) -> float:
+    """Largest error of a result, relative to the largest value of the output."""
+    return ERROR_BOUND
+
+
+def terms(layer: Conv2d, variant: Variant) -> int:
+    """Products that are added up for one output element, those with weights of zero included."""
+    return layer.kernel[0] * layer.kernel[1] * _span(layer)
 
 
 def _first_channel(layer: Conv2d, tile: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant
 
 from . import pixels
+from .dispatch import ERROR_BOUND
 from .pixels import Pixels, describe
 from .search import RegisterTile, Space, dense_variants
 
@@ -34,6 +35,16 @@ def can_compute(layer: Conv2d) -> bool:
 def cost(layer: Conv2d) -> float:
     """Estimated time, in multiply-adds."""
     return layer.flops / 2
+
+
+def error_bound(variant: Variant) -> float:
+    """Largest error of a result, relative to the largest value of the output."""
+    return ERROR_BOUND
+
+
+def terms(layer: Conv2d, variant: Variant) -> int:
+    """Products that are added up for one output element."""
+    return layer.taps
 
 
 def weights_name(variant: Variant) -> str:

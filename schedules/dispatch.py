@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tvm_coexec.layers import Variant
 
+ERROR_BOUND = 1e-5
+"""Largest error of sums of products, relative to the largest value of the output."""
+
 
 @dataclass(frozen=True)
 class Dispatch:

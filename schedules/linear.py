@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, Linear, Variant, row_tiles
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Linear, Variant, row_tiles
 
-from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch
+from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, gpu_dispatch
 from .search import Space, dense_variants
 
 if TYPE_CHECKING:
-    from .frame import Description
+    from .frame import Description, Launch
 
 IMPLEMENTATION = "direct"
 
 
-def operand_names(layer: Linear) -> tuple[str, ...]:
-    """Names of a kernel's buffers in the order of its arguments; ``begin`` and ``count`` follow them."""
+def operand_names(layer: Linear, variant: Variant) -> tuple[str, ...]:
+    """Names of the buffers that a half reads and writes."""
     fused = (name for name in ("bias", "residual") if name in layer.epilogue)
     return ("input", "weights", *fused, "output")
 
 
-def pack(layer: Linear, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pack(layer: Linear, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them, from ``weights [k, n]`` and ``bias [n]``."""
     padded = np.zeros((layer.k, layer.units * TILE), np.float32)
     padded[:, : layer.n] = params["weights"]
@@ -39,26 +39,32 @@ def pack(layer: Linear, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     return packed
 
 
-def dispatch(layer: Linear, side: str, variant: Variant) -> Dispatch:
+def error_bound(variant: Variant) -> float:
+    """Largest error of a result, relative to the largest value of the output."""
+    return ERROR_BOUND
+
+
+def dispatch(layer: Linear, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
     """Launch geometry of a half."""
     return cpu_dispatch(variant, layer.m) if side == "cpu" else gpu_dispatch(variant, layer.m)
 
 
-def default_variant(layer: Linear, side: str, hardware: Hardware) -> Variant:
+def default_variant(layer: Linear, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
     """A good variant for a layer that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: Linear, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: Linear, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first."""
     space = Space(rows=layer.m, padded_rows=lambda block: -(-layer.m // block) * block, reduction=layer.k)
     return dense_variants(IMPLEMENTATION, side, hardware, space)
 
 
-def describe(layer: Linear, rows: int, k_split: int) -> Description:
+def describe(layer: Linear, variant: Variant, rows: int) -> Description:
     """The layer as a dense kernel over ``rows`` padded rows."""
     from .frame import Description, Operand
 
+    k_split = variant["k_split"]
     shapes = {
         "input": (rows, row_tiles(layer.k) * TILE),
         "weights": (layer.units, layer.k, TILE),
@@ -74,7 +80,7 @@ def describe(layer: Linear, rows: int, k_split: int) -> Description:
 
     return Description(
         layer=layer,
-        operands=tuple(Operand(name, shapes[name]) for name in operand_names(layer)),
+        operands=tuple(Operand(name, shapes[name]) for name in operand_names(layer, variant)),
         rows=rows,
         channels=layer.n,
         reduction=(layer.k // k_split,),
@@ -83,11 +89,11 @@ def describe(layer: Linear, rows: int, k_split: int) -> Description:
     )
 
 
-def build(layer: Linear, side: str, variant: Variant) -> tuple[Any, tuple[tuple[int, ...], ...]]:
-    """The scheduled kernel, and the shapes of its buffers in the order of :func:`operand_names`."""
-    from .frame import schedule_cpu, schedule_gpu
+def build(layer: Linear, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
+    """The one kernel of a half."""
+    from .frame import launch
 
     params = dict(variant.params)
-    description = describe(layer, dispatch(layer, side, variant).padded_rows, params.pop("k_split"))
-    schedule = schedule_cpu if side == "cpu" else schedule_gpu
-    return schedule(description, **params), tuple(operand.shape for operand in description.operands)
+    del params["k_split"]
+    description = describe(layer, variant, dispatch(layer, side, variant).padded_rows)
+    return (launch(description, side, variant, params),)

@@ -8,67 +8,73 @@ are zero in every activation, and are written as zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import ROW_BLOCK, TILE, Hardware, RowWise, Variant, row_tiles, tile_count
+from tvm_coexec.layers import ROW_BLOCK, TILE, Hardware, ImageLayouts, RowWise, Variant, row_tiles, tile_count
 
-from .dispatch import Dispatch
+from .dispatch import ERROR_BOUND, Dispatch
 
 if TYPE_CHECKING:
-    from .frame import Operand
+    from .frame import Launch, Operand
 
 IMPLEMENTATION = "rows"
 _CONSTANTS = {"layer_norm": ("gamma", "beta")}
 
 
-def operand_names(layer: RowWise) -> tuple[str, ...]:
-    """Names of a kernel's buffers in the order of its arguments; ``begin`` and ``count`` follow them."""
+def operand_names(layer: RowWise, variant: Variant) -> tuple[str, ...]:
+    """Names of the buffers that a half reads and writes."""
     fused = (name for name in ("bias", "residual") if name in layer.epilogue)
     return ("input", *_CONSTANTS.get(layer.kind, ()), *fused, "output")
 
 
-def pack(layer: RowWise, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pack(layer: RowWise, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them, from vectors of ``n`` elements."""
     packed = {}
-    for name in operand_names(layer):
+    for name in operand_names(layer, variant):
         if name not in ("input", "residual", "output"):
             packed[name] = np.zeros((tile_count(layer.n), TILE), np.float32)
             packed[name].reshape(-1)[: layer.n] = params[name]
     return packed
 
 
-def dispatch(layer: RowWise, side: str, variant: Variant) -> Dispatch:
+def error_bound(variant: Variant) -> float:
+    """Largest error of a result, relative to the largest value of the output."""
+    return ERROR_BOUND
+
+
+def dispatch(layer: RowWise, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
     """Launch geometry of a half: one work-group of one work-item a unit."""
     return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
 
 
-def default_variant(layer: RowWise, side: str, hardware: Hardware) -> Variant:
+def default_variant(layer: RowWise, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
     """A good variant for an operator that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: RowWise, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: RowWise, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first."""
     lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.vector_bytes // 4
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]
 
 
-def operands(layer: RowWise) -> tuple[Operand, ...]:
+def operands(layer: RowWise, variant: Variant) -> tuple[Operand, ...]:
     """The kernel's arguments."""
     from .frame import Operand
 
     activation = (layer.units * ROW_BLOCK, row_tiles(layer.n), TILE)
     constant = (tile_count(layer.n), TILE)
     shapes = {"input": activation, "residual": activation, "output": activation}
-    return tuple(Operand(name, shapes.get(name, constant)) for name in operand_names(layer))
+    return tuple(Operand(name, shapes.get(name, constant)) for name in operand_names(layer, variant))
 
 
-def build(layer: RowWise, side: str, variant: Variant) -> tuple[Any, tuple[tuple[int, ...], ...]]:
-    """The scheduled kernel, and the shapes of its buffers in the order of :func:`operand_names`."""
+def build(layer: RowWise, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
+    """The one kernel of a half."""
+    from .frame import Launch
     from .rows import schedule_rows
 
-    arguments = operands(layer)
+    arguments = operands(layer, variant)
     module = schedule_rows(layer, arguments, lanes=variant["lanes"], gpu=side == "gpu")
-    return module, tuple(operand.shape for operand in arguments)
+    return (Launch(module, arguments, dispatch(layer, side, variant)),)

@@ -13,7 +13,7 @@ import numpy as np
 from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant
 
 from . import winograd_tiles
-from .dispatch import Dispatch, cpu_dispatch, grid_of, rows_of_group
+from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, grid_of, rows_of_group
 from .pixels import operand_names
 from .search import WEIGHT_COST, Space, register_tiles
 from .winograd_tiles import WinogradTiles
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "winograd"
 MULTIPLES = (4, 2)
 """Values of ``m``, the outputs of a tile's line."""
+_ERROR_BOUNDS = {4: 1e-4, 2: ERROR_BOUND}
 _TRANSFORM_COST = 4
 """Multiply-adds that an element costs on its way through the transforms."""
 _CACHE_BYTES = 1 << 20
@@ -50,6 +51,16 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
     padded = np.zeros((layer.units * TILE, *factors.shape[1:]), np.float32)
     padded[: layer.out_channels] = factors
     return np.ascontiguousarray(padded.reshape(layer.units, TILE, *factors.shape[1:]).transpose(0, 3, 2, 1))
+
+
+def error_bound(variant: Variant) -> float:
+    """Largest error of a result, relative to the largest value of the output."""
+    return _ERROR_BOUNDS[variant["m"]]
+
+
+def terms(layer: Conv2d, variant: Variant) -> int:
+    """Products that are added up for one channel of a tile of pixels."""
+    return (variant["m"] + 2) ** 2 * layer.in_channels
 
 
 def cost(layer: Conv2d) -> float:

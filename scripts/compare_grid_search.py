@@ -14,7 +14,7 @@ from typing import Any
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
 from tqdm import tqdm
 
-from tvm_coexec.layers import Linear, RowWise, layer_to_json
+from tvm_coexec.layers import AnyLayer, layer_to_json
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.samples import Candidate, Point
 from tvm_coexec.planning.split import Planner
@@ -33,7 +33,7 @@ GRID_REPEATS = 7
 class Compared:
     """One layer's figures: every grid split's median, and the raw samples of what is reported."""
 
-    layer: Linear | RowWise
+    layer: AnyLayer
     plan: LayerPlan
     candidate: Candidate
     grid_us: dict[int, float] = field(default_factory=dict)
@@ -76,7 +76,7 @@ def chunks(points: Sequence[Point]) -> Iterator[list[Point]]:
         yield list(points[start : start + POINTS_A_CALL])
 
 
-def compare(tuner: Tuner, plans: Planner, layer: Linear | RowWise) -> Compared:
+def compare(tuner: Tuner, plans: Planner, layer: AnyLayer) -> Compared:
     """Measure one layer: the whole grid, then what is reported."""
     plan = plans.plan_layer("layer", layer)
     even = plans.plan_split("layer", layer, max(layer.units // 2, 1)) if layer.units > 1 else plan
@@ -173,7 +173,7 @@ def draw(axes: Any, layers: Sequence[Compared]) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
 
 
-def compare_all(profile: str, layers: Sequence[Linear | RowWise], out: str, title: str, **where: Any) -> list[Compared]:
+def compare_all(profile: str, layers: Sequence[AnyLayer], out: str, title: str, **where: Any) -> list[Compared]:
     """Compare layers on the profile's device, and write the report."""
     with Profile.open(profile) as opened:
         facts, plans = opened.facts, planner(opened)

@@ -15,7 +15,7 @@ from reporting import Report, bars, describe, geometric_mean, markdown_table, me
 from tqdm import tqdm
 
 from tvm_coexec.errors import InputError
-from tvm_coexec.layers import Linear, RowWise, layer_to_json
+from tvm_coexec.layers import AnyLayer, Linear, layer_to_json
 from tvm_coexec.planning.samples import Candidate, Point
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
@@ -53,7 +53,7 @@ def compare(tuner: Tuner, plans: Planner, layer: Linear, cores: Sequence[int]) -
     return {**layer_to_json(layer), **medians, "planned_split": plan.cpu_units, "samples_us": samples_us}
 
 
-def linear_only(layers: Sequence[Linear | RowWise]) -> list[Linear]:
+def linear_only(layers: Sequence[AnyLayer]) -> list[Linear]:
     chosen = [layer for layer in layers if isinstance(layer, Linear)]
     if len(chosen) < len(layers):
         raise InputError("peers are compared on linear layers; leave the others out of the file")

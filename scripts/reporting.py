@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import CoexecError
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Conv2d, Linear
 
 
 def median_us(samples: Sequence[float]) -> float:
@@ -24,9 +24,15 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(float(np.mean([math.log(value) for value in values])))
 
 
-def describe(layer: Linear | RowWise) -> str:
+def describe(layer: AnyLayer) -> str:
     """A layer in a table's cell."""
-    sizes = f"{layer.m}×{layer.k}×{layer.n}" if isinstance(layer, Linear) else f"{layer.kind} {layer.m}×{layer.n}"
+    if isinstance(layer, Linear):
+        sizes = f"{layer.m}×{layer.k}×{layer.n}"
+    elif isinstance(layer, Conv2d):
+        sizes = f"{layer.h}×{layer.w}×{layer.in_channels}→{layer.out_channels} {layer.kernel[0]}×{layer.kernel[1]}"
+        sizes += f"/{layer.stride[0]}" * (layer.stride != (1, 1)) + f" in {layer.groups} groups" * (layer.groups > 1)
+    else:
+        sizes = f"{layer.kind} {layer.m}×{layer.n}"
     return " ".join([sizes, *(step for step in layer.epilogue if step != "bias")])
 
 

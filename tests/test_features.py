@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from synthetic_device import HARDWARE, PROCESSOR, variants
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import Linear, RowWise, Variant
+from tvm_coexec.layers import Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.features import GROUPS, FeatureSet, Halves, Processor, describe
 from tvm_coexec.planning.samples import Sample
-from tvm_coexec.schedules import family
+from tvm_coexec.schedules import conv2d, family
 
 GPU_VARIANT = Variant.make("direct", rows=4, lanes=4, channel_threads=8, row_threads=8, k_split=1, order=0, unroll=1)
 
@@ -92,7 +92,7 @@ def test_groups_of_features_can_be_left_out():
     without = FeatureSet.for_halves(halves, ("layer", "contention")).names
     assert set(without) < set(everything)
     assert "flops" in without
-    assert {"groups", "param:rows", "implementation:direct"} <= set(everything) - set(without)
+    assert {"groups", "param:rows", "implementation:linear direct"} <= set(everything) - set(without)
     by_group = [FeatureSet.for_halves(halves, (group,)).names for group in GROUPS]
     assert sum(by_group, ()) == everything
 
@@ -108,13 +108,49 @@ def test_a_variant_changes_kernel_and_dispatch_features_alone():
     assert not changed & set(FeatureSet.for_halves(halves, ("layer", "contention")).names)
 
 
+def test_convolutions_are_described_by_hand_checked_numbers():
+    layer = Conv2d(14, 14, 24, 72, 3, 2, 1, groups=3, epilogue=("bias", "relu"))
+    variant = Variant.make("direct", rows=7, channels=32, k_split=1, order=0, unroll=1, skip=0)
+    described = describe(Halves.grid(layer, [variant], np.array([2]), np.array([1])), "cpu", PROCESSOR)
+    expected = {
+        "rows": 49,
+        "reduction": 72,
+        "kernel_height": 3,
+        "stride": 2,
+        "group_channels": 8,
+        "output_width": 7,
+        "kind:conv2d": 1,
+        "flops": 2 * 49 * 72 * 72 * 2 / 3,
+        "activation_bytes": 4 * (14 * 14 * 24 + 49 * 72) * 2 / 3,
+        "groups": 14,
+        "row_padding": 1,
+        "extra_terms": 2,  # a tile of 32 channels lies in two groups of 24
+        "padded_flops": 2 * 49 * 144 * 64,
+        "accumulators": 7 * 32,
+        "steps_per_item": 144,
+    }
+    assert {name: float(described[name][0]) for name in expected} == pytest.approx(expected)
+
+
+def test_winograd_is_described_by_fewer_products():
+    layer = Conv2d(16, 16, 64, 64, 3, 1, 1)
+    products: dict[int | None, float] = {}
+    for variant in conv2d.variants(layer, "cpu", HARDWARE):
+        half = Halves.grid(layer, [variant], np.array([2]), np.array([0]))
+        padded = describe(half, "cpu", PROCESSOR)["padded_flops"][0] / layer.flops
+        products.setdefault(dict(variant.params).get("m"), padded)
+    assert products[None] == 1
+    assert products[2] == pytest.approx(4 / 9, rel=0.2)
+    assert products[4] == pytest.approx(1 / 4, rel=0.2)
+
+
 def test_row_wise_operators_have_features_too():
     layer = RowWise("layer_norm", 197, 768, ("residual",))
     variant = family(layer).default_variant(layer, "cpu", HARDWARE)
     halves = Halves.grid(layer, [variant], np.array([10]), np.array([15]))
     features = FeatureSet.for_halves(halves)
     values = dict(zip(features.names, features.matrix(describe(halves, "cpu", PROCESSOR))[0], strict=True))
-    assert values["kind:layer_norm"] == values["implementation:rows"] == values["epilogue:residual"] == 1
+    assert values["kind:layer_norm"] == values["implementation:rowwise rows"] == values["epilogue:residual"] == 1
     assert values["kind:linear"] == 0
 
 

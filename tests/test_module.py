@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError, InputError, SyncTimeoutError
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise
 from tvm_coexec.packaging import Choice, package, single_layer
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
@@ -31,10 +32,15 @@ LAYERS = [
     RowWise("softmax", 3, 48),
     RowWise("layer_norm", 4, 80, (), 1e-5),
     RowWise("map", 9, 33, ("bias", "gelu_tanh", "residual")),
+    Conv2d(9, 7, 3, 70, 3, 2, 1, epilogue=("bias", "relu")),
+    Conv2d(7, 7, 20, 130, 3, 1, 1, batch=2, epilogue=("bias", "residual", "relu")),
+    Conv2d(6, 5, 48, 96, 1, epilogue=("bias", "sigmoid")),
+    Conv2d(8, 8, 72, 72, 3, 1, 1, groups=72, epilogue=("bias", "relu6")),
+    Conv2d(8, 8, 24, 72, 3, 1, (2, 1), groups=3),
 ]
 
 
-def one_layer(layer: Linear | RowWise, device: Device) -> Package:
+def one_layer(layer: AnyLayer, device: Device) -> Package:
     target = target_for(device.facts())
     family = schedules.family(layer)
     variants = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
@@ -84,11 +90,46 @@ def mechanism_device(request: pytest.FixtureRequest, device: Device) -> Iterator
     yield open_device(device.info.name, mechanism=request.param)
 
 
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], *LAYERS[-5:]], ids=str)
+def test_memory_that_is_not_shared_is_copied(layer: AnyLayer, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = open_device(device.info.name, mechanism="event")
+    monkeypatch.setattr(apart, "info", replace(apart.info, unified_memory=False))
+    module = Module(one_layer(layer, apart), apart)
+    for cpu_units in range(layer.units + 1):
+        assert module.check_step(0, cpu_units, layer.units - cpu_units) < module.error_bound(0)
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_every_split_of_a_layer_is_exact(layer: Linear | RowWise, mechanism_device: Device) -> None:
+def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mechanism_device: Device) -> None:
     module = Module(one_layer(layer, mechanism_device), mechanism_device)
     for cpu_units in range(layer.units + 1):
-        assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < 1e-5
+        assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < module.error_bound(0)
+
+
+@pytest.mark.parametrize("implementation", ["winograd", "direct"])
+def test_halves_may_read_weights_of_different_packings(implementation: str, mechanism_device: Device) -> None:
+    layer = Conv2d(9, 8, 33, 96, 3, 1, 1, epilogue=("bias", "relu"))
+    target = target_for(mechanism_device.facts())
+    other = {"winograd": "direct", "direct": "winograd"}[implementation]
+    cpu, gpu = (
+        next(v for v in schedules.conv2d.variants(layer, side, target.hardware) if v.implementation == wanted)
+        for side, wanted in (("cpu", implementation), ("gpu", other))
+    )
+    module = Module(single_layer(layer, cpu, gpu, target, mechanism_device.facts()), mechanism_device)
+    for cpu_units in range(layer.units + 1):
+        assert module.check_step(0, cpu_units, layer.units - cpu_units) < module.error_bound(0)
+        times = module.time_step(0, cpu_units, layer.units - cpu_units, repeats=3)
+        assert len(times.wall_us) == 3
+
+
+def test_the_halo_of_an_image_stays_zero(mechanism_device: Device) -> None:
+    layer = Conv2d(6, 7, 40, 64, 3, 1, (1, 2))
+    module = Module(one_layer(layer, mechanism_device), mechanism_device)
+    assert module.input_shapes == {"x": (1, 6, 7, 40)}
+    x = np.random.default_rng(0).standard_normal((1, 6, 7, 40), np.float32)
+    first = module(x)
+    np.testing.assert_array_equal(module(x), first)
+    assert np.count_nonzero(module._executor.blocks["x"].array) == x.size
 
 
 def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: Device) -> None:

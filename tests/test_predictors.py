@@ -94,7 +94,7 @@ def test_a_saved_predictor_predicts_the_same(tmp_path):
     halves = splits_of(LAYER, "gpu")
     np.testing.assert_array_equal(loaded.predict(halves), trained("gpu").predict(halves))
     assert (loaded.side, loaded.processor, loaded.features) == ("gpu", PROCESSOR, trained("gpu").features)
-    assert loaded.implementations == ("direct",)
+    assert loaded.implementations == ("linear direct",)
     loaded.save(tmp_path / "again.ubj")
     assert (tmp_path / "again.ubj").read_bytes() == path.read_bytes()
 
@@ -108,7 +108,7 @@ def test_the_file_is_xgboosts_own(tmp_path):
     assert booster.feature_names == list(trained("cpu").features.names)
     metadata = json.loads(booster.attr("tvm_coexec"))
     assert metadata["versions"]["xgboost"] == xgboost.__version__
-    assert metadata["feature_version"] == 1
+    assert metadata["feature_version"] == predictors.FEATURE_VERSION
 
 
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.9, 1.0])
@@ -150,15 +150,16 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_of_another_version_is_refused(tmp_path, monkeypatch, constant, what):
     path = tmp_path / "cpu.ubj"
     trained("cpu").save(path)
+    kept = getattr(predictors, constant)
     monkeypatch.setattr(predictors, constant, 99)
-    with pytest.raises(FileFormatError, match=f"{what} 1, this release needs 99"):
+    with pytest.raises(FileFormatError, match=f"{what} {kept}, this release needs 99"):
         LatencyPredictor.load(path)
 
 
 def test_kernels_that_were_never_measured_are_refused():
     layer = RowWise("softmax", 197, 768)
     variant = family(layer).default_variant(layer, "cpu", HARDWARE)
-    with pytest.raises(MeasurementError, match="knows kernels direct, not rows"):
+    with pytest.raises(MeasurementError, match="knows the kernels linear direct, not rowwise rows"):
         trained("cpu").predict(Halves.grid(layer, [variant], np.array([4]), np.array([0])))
 
 

@@ -45,11 +45,11 @@ class Case:
     def __init__(self, layer: Linear | RowWise, variant: Variant) -> None:
         self.layer = layer
         family = schedules.family(layer)
-        module, shapes = family.build(layer, "cpu", variant)
-        self.function = tvm.compile(module, target="llvm").mod["main"]
+        (launch,) = family.build(layer, "cpu", variant)
+        self.function = tvm.compile(launch.module, target="llvm").mod["main"]
         rng = np.random.default_rng(7)
         k = layer.k if isinstance(layer, Linear) else layer.n
-        names = family.operand_names(layer)
+        names = family.operand_names(layer, variant)
         self.operands: dict[str, np.ndarray] = {"input": rng.normal(size=(layer.m, k))}
         if "residual" in names:
             self.operands["residual"] = rng.normal(size=(layer.m, layer.n))
@@ -58,10 +58,11 @@ class Case:
         for name in ("bias", "gamma", "beta"):
             if name in names:
                 self.operands[name] = rng.normal(size=layer.n)
-        packed = family.pack(layer, self.operands)
+        packed = family.pack(layer, self.operands, variant)
         self.buffers = []
-        for name, shape in zip(names, shapes, strict=True):
-            buffer = aligned(np.zeros(shape, np.float32))
+        assert names == tuple(operand.name for operand in launch.operands)
+        for name, operand in zip(names, launch.operands, strict=True):
+            buffer = aligned(np.zeros(operand.shape, np.float32))
             if name in packed:
                 buffer[:] = packed[name]
             elif name in self.operands:
@@ -140,7 +141,7 @@ def test_the_opencl_kernel_takes_its_buffers_in_order() -> None:
 
     layer = Linear(13, 64, 96, ("bias", "residual"))
     target = Target((("kind", "llvm"),), HARDWARE)
-    kernel = compile_half(layer, "gpu", schedules.linear.default_variant(layer, "gpu", HARDWARE), target)
+    (kernel,) = compile_half(layer, "gpu", schedules.linear.default_variant(layer, "gpu", HARDWARE), target)
     places = [
         kernel.code.decode().index(f"p{place}_{role}_ptr")
         for place, role in enumerate(("input", "weights", "bias", "residual", "output"))

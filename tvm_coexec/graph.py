@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ModelError
-from .layers import Linear, RowWise
+from .layers import Linear, RowWise, parameter_shapes
 
 
 @dataclass
@@ -153,14 +153,7 @@ def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_params(node: Node) -> None:
-    layer = node.layer
-    expected: dict[str, tuple[int, ...]] = {}
-    if isinstance(layer, Linear):
-        expected["weights"] = (layer.k, layer.n)
-    elif layer.kind == "layer_norm":
-        expected |= {"gamma": (layer.n,), "beta": (layer.n,)}
-    if "bias" in layer.epilogue:
-        expected["bias"] = (layer.n,)
+    expected = parameter_shapes(node.layer)
     if set(node.params) != set(expected):
         raise ModelError(f"node {node.name!r} must have the parameters {sorted(expected)}, not {sorted(node.params)}")
     for name, shape in expected.items():

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,31 @@ import platformdirs
 
 from . import schedules
 from .errors import KernelError, ToolchainError
-from .layers import Linear, RowWise, Variant, layer_to_json
+from .layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from .runtime.stitch import SOURCES as STITCH_SOURCES
+from .schedules.dispatch import Dispatch
 from .target import Target
 
-_SHAPES_MARK = b"\n//shapes "
 _CFLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-shared", "-fvisibility=default")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled half: ``code`` is an object file or OpenCL source, ``shapes`` are those of its buffers."""
+    """One compiled kernel of a half.
+
+    Parameters
+    ----------
+    code
+        An object file or OpenCL source.
+    operands
+        Name and shape of each buffer, in the order of the arguments.
+    """
 
     symbol: str
     side: str
     code: bytes
-    shapes: tuple[tuple[int, ...], ...]
+    operands: tuple[tuple[str, tuple[int, ...]], ...]
+    dispatch: Dispatch
 
 
 def cache_folder() -> Path:
@@ -43,23 +52,44 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_path("tvm-coexec"))
 
 
-def compile_half(layer: Linear | RowWise, side: str, variant: Variant, target: Target) -> Kernel:
-    """Compile one half, or take it from the cache.
+def compile_half(
+    layer: AnyLayer, side: str, variant: Variant, target: Target, layouts: ImageLayouts | None = None
+) -> tuple[Kernel, ...]:
+    """Compile the kernels of one half in the order in which they run, or take them from the cache.
 
     Raises
     ------
     KernelError
         The variant does not compile for this layer and target.
     """
-    identity = json.dumps([layer_to_json(layer), side, variant.to_json(), target.key, _generator_key()])
-    symbol = f"{layer.op}_{side}_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    kept = cache_folder() / symbol[-2:] / symbol
+    described = [layer_to_json(layer), side, variant.to_json(), repr(layouts), target.key, _generator_key()]
+    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+    kept = cache_folder() / digest[-2:] / digest
     if kept.exists():
-        code, _, shapes = kept.read_bytes().rpartition(_SHAPES_MARK)
-        return Kernel(symbol, side, code, tuple(tuple(shape) for shape in json.loads(shapes)))
-    kernel = _generate(layer, side, variant, target, symbol)
-    _write_whole(kept, kernel.code + _SHAPES_MARK + json.dumps(kernel.shapes).encode())
-    return kernel
+        return _from_bytes(kept.read_bytes(), side)
+    kernels = _generate(layer, side, variant, target, layouts, f"{layer.op}_{side}_{digest}")
+    _write_whole(kept, _to_bytes(kernels))
+    return kernels
+
+
+def _to_bytes(kernels: Sequence[Kernel]) -> bytes:
+    """A line that describes the kernels, then the code of each."""
+    heads = [
+        {"symbol": k.symbol, "bytes": len(k.code), "operands": k.operands, "dispatch": asdict(k.dispatch)}
+        for k in kernels
+    ]
+    return b"\n".join([json.dumps(heads).encode(), b"".join(kernel.code for kernel in kernels)])
+
+
+def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
+    line, _, rest = content.partition(b"\n")
+    kernels = []
+    for head in json.loads(line):
+        code, rest = rest[: head["bytes"]], rest[head["bytes"] :]
+        operands = tuple((name, tuple(shape)) for name, shape in head["operands"])
+        dispatch = Dispatch(**head["dispatch"] | {key: tuple(head["dispatch"][key]) for key in ("grid", "group")})
+        kernels.append(Kernel(head["symbol"], side, code, operands, dispatch))
+    return tuple(kernels)
 
 
 @cache
@@ -78,18 +108,24 @@ def _write_whole(path: Path, content: bytes) -> None:
     Path(partial.name).replace(path)
 
 
-def _generate(layer: Linear | RowWise, side: str, variant: Variant, target: Target, symbol: str) -> Kernel:
+def _generate(
+    layer: AnyLayer, side: str, variant: Variant, target: Target, layouts: ImageLayouts | None, name: str
+) -> tuple[Kernel, ...]:
     import tvm
 
+    kernels = []
     try:
-        module, shapes = schedules.family(layer).build(layer, side, variant)
-        named = tvm.IRModule({symbol: module["main"].with_attr("global_symbol", symbol)})
-        roles = schedules.family(layer).operand_names(layer)
-        code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
+        for number, launch in enumerate(schedules.family(layer).build(layer, side, variant, layouts)):
+            symbol = f"{name}_{number}"
+            named = tvm.IRModule({symbol: launch.module["main"].with_attr("global_symbol", symbol)})
+            operands = tuple((operand.name, tuple(operand.shape)) for operand in launch.operands)
+            roles = [role for role, _ in operands]
+            code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
+            kernels.append(Kernel(symbol, side, code, operands, launch.dispatch))
     except tvm.error.TVMError as error:
         first = next(line for line in str(error).splitlines() if line.strip())
         raise KernelError(f"variant {variant} of {layer} does not compile: {first}") from error
-    return Kernel(symbol, side, code, shapes)
+    return tuple(kernels)
 
 
 def _object_code(module: Any, target: Target) -> bytes:

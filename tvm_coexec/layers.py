@@ -23,6 +23,10 @@ ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu6", "hard_swish", "sigm
 EPILOGUE_STEPS = ("bias", "residual", *ACTIVATIONS)
 
 
+SCRATCH = "scratch_"
+"""How the names of operands begin that only pass something on from one kernel of a half to its next."""
+
+
 def tile_count(channels: int) -> int:
     """Tiles that hold ``channels`` output channels."""
     return -(-channels // TILE)
@@ -256,7 +260,9 @@ class ImageLayouts:
         return cls(ImageLayout((max(top, bottom), max(left, right)), layer.in_channels <= MAX_NARROW))
 
 
-_LAYERS: dict[str, type[Linear] | type[RowWise]] = {cls.op: cls for cls in (Linear, RowWise)}
+AnyLayer = Linear | RowWise | Conv2d
+
+_LAYERS: dict[str, type[Linear] | type[RowWise] | type[Conv2d]] = {cls.op: cls for cls in (Linear, RowWise, Conv2d)}
 
 
 def layer_to_json(layer: Layer) -> dict[str, Any]:
@@ -266,7 +272,7 @@ def layer_to_json(layer: Layer) -> dict[str, Any]:
     return {"op": layer.op, **fields}
 
 
-def layer_from_json(fields: Mapping[str, Any]) -> Linear | RowWise:
+def layer_from_json(fields: Mapping[str, Any]) -> AnyLayer:
     """Inverse of :func:`layer_to_json`; ``epilogue`` may be left out."""
     rest = {key: value for key, value in fields.items() if key != "op"}
     cls = _LAYERS.get(fields.get("op", ""))
@@ -278,6 +284,20 @@ def layer_from_json(fields: Mapping[str, Any]) -> Linear | RowWise:
         return cls(**rest)
     except TypeError as error:
         raise ValueError(f"cannot read layer {dict(fields)}: {error}") from None
+
+
+def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's constants, as a model gives them: packed by nobody yet."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if isinstance(layer, Linear):
+        shapes["weights"] = (layer.k, layer.n)
+    elif isinstance(layer, Conv2d):
+        shapes["weights"] = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
+    elif layer.kind == "layer_norm":
+        shapes |= {"gamma": (layer.n,), "beta": (layer.n,)}
+    if "bias" in layer.epilogue:
+        shapes["bias"] = (layer.out_channels if isinstance(layer, Conv2d) else layer.n,)
+    return shapes
 
 
 @dataclass(frozen=True)

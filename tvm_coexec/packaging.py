@@ -11,8 +11,8 @@ import numpy as np
 from . import schedules
 from .graph import Graph, Node
 from .kernels import Kernel, compile_half, link
-from .layers import Linear, RowWise, Variant, layer_to_json
-from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, Manifest, StepSpec, TensorSpec
+from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, RowWise, Variant, layer_to_json
+from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .target import Target
 
@@ -47,16 +47,15 @@ def package(
     constants: dict[str, np.ndarray] = {}
     steps = []
     for index, node in enumerate(progress(graph.nodes)):
+        halves = _Halves(node.name, node.layer, {"input": node.input, "residual": node.residual, "output": node.output})
         choice = choices[index]
-        packed = schedules.family(node.layer).pack(node.layer, node.params)
-        constants.update({f"{node.name}.{role}": array for role, array in packed.items()})
-        halves: dict[str, HalfSpec | None] = {}
         for side, variant in (("cpu", choice.cpu), ("gpu", choice.gpu)):
-            halves[side] = None
             if variant is not None:
-                kernels.append(compile_half(node.layer, side, variant, target))
-                halves[side] = _half(node, side, variant, kernels[-1])
-        steps.append(_step(node, choice, halves))
+                halves.add(side, variant, target)
+                packed = schedules.family(node.layer).pack(node.layer, node.params, variant)
+                constants.update({halves.constant(role): array for role, array in packed.items()})
+        kernels += halves.kernels
+        steps.append(halves.step(choice.cpu_units))
     manifest = Manifest(
         device=dict(device),
         tensors=tuple(TensorSpec(t.name, tuple(t.shape), t.channel_axes) for t in graph.tensors.values()),
@@ -66,58 +65,96 @@ def package(
         steps=tuple(steps),
         plan=dict(plan),
     )
-    return Package(manifest, link(k for k in kernels if k.side == "cpu"), _opencl(kernels), constants)
+    return _package(manifest, kernels, constants)
 
 
-def _opencl(kernels: Sequence[Kernel]) -> str:
+def _package(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[str, np.ndarray]) -> Package:
     sources = {kernel.symbol: kernel.code.decode() for kernel in kernels if kernel.side == "gpu"}
-    return "\n".join(sources.values())
+    return Package(manifest, link(k for k in kernels if k.side == "cpu"), "\n".join(sources.values()), constants)
 
 
-def _half(node: Node, side: str, variant: Variant, kernel: Kernel) -> HalfSpec:
-    family = schedules.family(node.layer)
-    sources = {"input": node.input, "residual": node.residual, "output": node.output}
-    arguments = tuple(
-        ArgumentSpec(role, sources.get(role) or f"{node.name}.{role}", shape)
-        for role, shape in zip(family.operand_names(node.layer), kernel.shapes, strict=True)
-    )
-    launch = family.dispatch(node.layer, side, variant)
-    return HalfSpec(kernel.symbol, arguments, variant.to_json(), launch.grid, launch.group, launch.unit_axis)
+class _Halves:
+    """The halves of a layer as they are compiled; ``tensors`` maps the roles of activations to their names."""
 
+    def __init__(
+        self,
+        name: str,
+        layer: AnyLayer,
+        tensors: Mapping[str, str | None],
+        layouts: ImageLayouts | None = None,
+    ) -> None:
+        self.name, self.layer, self.layouts = name, layer, layouts
+        self.tensors = {role: tensor for role, tensor in tensors.items() if tensor is not None}
+        self.kernels: list[Kernel] = []
+        self._specs: dict[str, HalfSpec] = {}
 
-def _step(node: Node, choice: Choice, halves: Mapping[str, HalfSpec | None]) -> StepSpec:
-    inputs = tuple(name for name in (node.input, node.residual) if name is not None)
-    return StepSpec(
-        name=node.name,
-        layer=layer_to_json(node.layer),
-        units=node.layer.units,
-        axis="channels" if isinstance(node.layer, Linear) else "rows",
-        cpu_units=choice.cpu_units,
-        inputs=inputs,
-        output=node.output,
-        cpu=halves["cpu"],
-        gpu=halves["gpu"],
-    )
+    def constant(self, role: str) -> str:
+        return f"{self.name}.{role}"
+
+    def add(self, side: str, variant: Variant, target: Target) -> None:
+        """Compile a half."""
+        kernels = compile_half(self.layer, side, variant, target, self.layouts)
+        self.kernels += kernels
+        launches = tuple(self._launch(kernel) for kernel in kernels)
+        self._specs[side] = HalfSpec(variant.to_json(), launches)
+
+    def _launch(self, kernel: Kernel) -> LaunchSpec:
+        arguments = tuple(ArgumentSpec(role, self._source(role, kernel.side), shape) for role, shape in kernel.operands)
+        dispatch = kernel.dispatch
+        return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
+
+    def _source(self, role: str, side: str) -> str:
+        """Scratch is a half's own, constants are read by both."""
+        if role.startswith(SCRATCH):
+            return f"{self.name}.{side}.{role}"
+        return self.tensors.get(role) or self.constant(role)
+
+    def step(self, cpu_units: int, seed: int | None = None) -> StepSpec:
+        return StepSpec(
+            name=self.name,
+            layer=layer_to_json(self.layer),
+            units=self.layer.units,
+            axis="rows" if isinstance(self.layer, RowWise) else "channels",
+            cpu_units=cpu_units,
+            inputs=tuple(self.tensors[role] for role in ("input", "residual") if role in self.tensors),
+            output=self.tensors["output"],
+            cpu=self._specs.get("cpu"),
+            gpu=self._specs.get("gpu"),
+            seed=seed,
+        )
 
 
 def single_layer(
-    layer: Linear | RowWise, cpu: Variant, gpu: Variant, target: Target, device: Mapping[str, Any], seed: int = 1
+    layer: AnyLayer, cpu: Variant, gpu: Variant, target: Target, device: Mapping[str, Any], seed: int = 1
 ) -> Package:
-    """A module of one layer with random constants, for measuring; both halves are in it."""
-    names = ["x", *(["r"] if "residual" in layer.epilogue else [])]
-    columns = {"x": layer.k if isinstance(layer, Linear) else layer.n, "r": layer.n, "y": layer.n}
-    kernels = [compile_half(layer, side, variant, target) for side, variant in (("cpu", cpu), ("gpu", gpu))]
-    node = Node("layer", layer, "x", "r" if "r" in names else None, "y", {})
-    halves = {
-        kernel.side: _half(node, kernel.side, variant, kernel)
-        for kernel, variant in zip(kernels, (cpu, gpu), strict=True)
-    }
-    step = _step(node, Choice(layer.units, cpu, gpu), halves)
-    constants = tuple(
-        ConstantSpec(argument.source, argument.shape, seed)
-        for argument in halves["cpu"].arguments
-        if argument.source.startswith("layer.")
-    )
-    tensors = tuple(TensorSpec(name, (layer.m, columns[name])) for name in [*names, "y"])
-    manifest = Manifest(dict(device), tensors, constants, tuple(names), ("y",), (step,), {})
-    return Package(manifest, link(kernels[:1]), kernels[1].code.decode(), {})
+    """A module of one layer with random parameters, for measuring; both halves are in it."""
+    tensors = _own_tensors(layer)
+    layouts = ImageLayouts.alone(layer) if isinstance(layer, Conv2d) else None
+    halves = _Halves("layer", layer, {role: tensor.name for role, tensor in tensors.items()}, layouts)
+    halves.add("cpu", cpu, target)
+    halves.add("gpu", gpu, target)
+    step = halves.step(layer.units, seed)
+    manifest = Manifest(dict(device), tuple(tensors.values()), (), step.inputs, (step.output,), (step,), {})
+    return _package(manifest, halves.kernels, {})
+
+
+def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:
+    """The activations of a network that consists of one layer, by their roles."""
+    if isinstance(layer, Conv2d):
+        layouts = ImageLayouts.alone(layer)
+        out = (layer.batch, layer.out_h, layer.out_w, layer.out_channels)
+        tensors = {
+            "input": TensorSpec("x", (layer.batch, layer.h, layer.w, layer.in_channels), layout=layouts.input),
+            "residual": TensorSpec("r", out, layout=layouts.residual),
+            "output": TensorSpec("y", out, layout=layouts.output),
+        }
+    else:
+        channels = layer.k if isinstance(layer, Linear) else layer.n
+        tensors = {
+            "input": TensorSpec("x", (layer.m, channels)),
+            "residual": TensorSpec("r", (layer.m, layer.n)),
+            "output": TensorSpec("y", (layer.m, layer.n)),
+        }
+    if "residual" not in layer.epilogue:
+        del tensors["residual"]
+    return tensors

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FileFormatError
-from .layers import Linear, RowWise, Variant, layer_from_json, layer_to_json
+from .layers import AnyLayer, Variant, layer_from_json, layer_to_json
 from .planning.samples import Candidate, Point, Sample
 
 VERSION = 1
@@ -208,7 +208,7 @@ def _fault(database: sqlite3.Connection) -> str | None:
     return f"it has no table {', '.join(sorted(missing))}" if missing else None
 
 
-def _layer_text(layer: Linear | RowWise) -> str:
+def _layer_text(layer: AnyLayer) -> str:
     return json.dumps(layer_to_json(layer))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import schedules
 from .errors import InputError, KernelError
-from .layers import Linear, RowWise, Variant
+from .layers import AnyLayer, Linear, Variant
 from .packaging import single_layer
 from .planning.evaluation import Evaluation, evaluate
 from .planning.features import Processor
@@ -25,17 +25,18 @@ from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .rpc.client import RefusedError, SessionLostError
 from .target import Target, target_for
-from .workloads import linear_training_layers, rowwise_training_layers
+from .workloads import conv2d_training_layers, linear_training_layers, rowwise_training_layers
 
 if TYPE_CHECKING:
     from .rpc.client import Session
     from .runtime.device import Device
 
-FAMILIES: dict[str, Callable[[], Iterator[Linear | RowWise]]] = {
+FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "linear": linear_training_layers,
     "rowwise": rowwise_training_layers,
+    "conv2d": conv2d_training_layers,
 }
-_SHARES = {"linear": 5, "rowwise": 1}
+_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
 
 _CANDIDATES = 2
@@ -94,15 +95,15 @@ class Tuner:
         gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
         return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
 
-    def default_candidate(self, layer: Linear | RowWise) -> Candidate:
+    def default_candidate(self, layer: AnyLayer) -> Candidate:
         family = schedules.family(layer)
         return Candidate(layer, *(family.default_variant(layer, side, self.target.hardware) for side in ("cpu", "gpu")))
 
-    def candidates(self, layer: Linear | RowWise) -> list[Candidate]:
+    def candidates(self, layer: AnyLayer) -> list[Candidate]:
         """The default variants, and others drawn with a preference for the promising; the same for every run."""
         family = schedules.family(layer)
         spaces = [family.variants(layer, side, self.target.hardware) for side in ("cpu", "gpu")]
-        rng = np.random.default_rng(abs(hash((layer.m, layer.n, layer.flops))) % 2**32)
+        rng = np.random.default_rng(abs(hash((layer.flops, layer.weight_bytes, layer.activation_bytes))) % 2**32)
         pairs = [Candidate(layer, *(space[0] for space in spaces))]
         for _ in range(_CANDIDATES - 1):
             pairs.append(Candidate(layer, *(_draw(space, rng) for space in spaces)))
@@ -122,14 +123,14 @@ def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
     return space[min(int(rng.exponential(len(space) / 4)), len(space) - 1)]
 
 
-def repeats_for(layer: Linear | RowWise) -> int:
+def repeats_for(layer: AnyLayer) -> int:
     """Repetitions of a point: many of a short layer, few of a long one."""
     expected_us = 5 + layer.flops / _LAUNCH_FLOPS_PER_US
     low, high = _REPEATS
     return int(min(high, max(low, _POINT_S * 1e6 / expected_us)))
 
 
-def training_points(layer: Linear | RowWise) -> list[Point]:
+def training_points(layer: AnyLayer) -> list[Point]:
     """Each side alone, whole and in part, and both at work at a few splits around an even one and away from it."""
     units, repeats = layer.units, repeats_for(layer)
     rng = np.random.default_rng(layer.flops % 2**32)
@@ -167,7 +168,7 @@ def tune(
     device: str | None = None,
     families: Iterable[str] = ("linear",),
     minutes: float = 10.0,
-    layers: Iterable[Linear | RowWise] = (),
+    layers: Iterable[AnyLayer] = (),
     tracker: str | None = None,
     key: str | None = None,
     cpu_cores: Sequence[int] | None = None,
@@ -182,7 +183,7 @@ def tune(
     device
         Any unambiguous part of the name of a local device; not to be given with ``tracker``.
     families
-        Of ``linear`` and ``rowwise``. Layers of a family that is not tuned stay on the CPU.
+        Of ``linear``, ``rowwise`` and ``conv2d``. Layers of a family that is not tuned stay on the CPU.
     minutes
         Time for measuring; training comes on top.
     layers
@@ -228,7 +229,7 @@ def _check_families(families: Iterable[str]) -> list[str]:
     return chosen
 
 
-def _stream(families: Sequence[str], first: Iterable[Linear | RowWise]) -> Iterator[Linear | RowWise]:
+def _stream(families: Sequence[str], first: Iterable[AnyLayer]) -> Iterator[AnyLayer]:
     """The layers asked for, then rounds of every family's own; a round has one of each before it has more of any."""
     yield from first
     streams = {name: FAMILIES[name]() for name in families}
@@ -239,7 +240,7 @@ def _stream(families: Sequence[str], first: Iterable[Linear | RowWise]) -> Itera
                     yield next(stream)
 
 
-def _measure_for(tuner: Tuner, layers: Iterator[Linear | RowWise], seconds: float, at_least: int) -> None:
+def _measure_for(tuner: Tuner, layers: Iterator[AnyLayer], seconds: float, at_least: int) -> None:
     """Measure until the time is over, but not before the first ``at_least`` layers are done."""
     from tqdm import tqdm
 
@@ -278,7 +279,7 @@ def fit(profile: Profile) -> list[Evaluation]:
 
 
 def measure_splits(
-    layers: Iterable[Linear | RowWise], device: Device, profile: str | os.PathLike[str] | None = None
+    layers: Iterable[AnyLayer], device: Device, profile: str | os.PathLike[str] | None = None
 ) -> tuple[list[Sample], Overheads]:
     """Measure some splits of each layer, closer and closer to the best; returns all samples and the overheads.
 
@@ -302,7 +303,7 @@ def measure_splits(
         return list(store.samples()), tuner.overheads()
 
 
-def _search_split(tuner: Tuner, layer: Linear | RowWise) -> None:
+def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
     """Measure an even grid of splits, then the neighbourhood of the best, until it is known unit by unit."""
     candidate = tuner.default_candidate(layer)
     low, high = 0, layer.units

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .errors import FileFormatError, InputError
-from .layers import Linear, RowWise, layer_from_json
+from .layers import TILE, AnyLayer, Conv2d, Linear, RowWise, layer_from_json
 
 VIT_TOKENS = 197
 _TEST_SEED, _TRAINING_SEED = 2025, 1
@@ -19,6 +20,9 @@ _TEST_COUNT = 40
 _M_RANGE, _KN_RANGE, _N_ROWWISE_RANGE = (1, 512), (64, 4096), (32, 4096)
 _EXAMPLE = {"op": "linear", "m": 1, "k": 64, "n": 64}
 _EPILOGUES = (("bias",), ("bias", "relu"), ("bias", "gelu"), ("bias", "residual"), ())
+_BIAS_RELU, _SHORTCUT = ("bias", "relu"), ("bias", "residual", "relu")
+_CONV_EPILOGUES = (("bias",), _BIAS_RELU, _BIAS_RELU, _SHORTCUT, ("bias", "relu6"), ())
+_MAX_TRAINING_FLOPS = 1e9
 
 
 def vit_base() -> list[Linear]:
@@ -60,6 +64,95 @@ def rowwise_training_layers() -> Iterator[RowWise]:
         yield RowWise(kind, m, n, epilogue, 1e-5 if kind == "layer_norm" else 0.0)
 
 
+def resnet18() -> list[Conv2d]:
+    """The distinct convolutions of ResNet-18 at 224 pixels (He et al., 2016, table 1), batch norm folded."""
+    layers = [Conv2d(224, 224, 3, 64, (7, 7), (2, 2), (3,) * 4, epilogue=_BIAS_RELU)]
+    size, channels = 56, 64
+    for width in (64, 128, 256, 512):
+        if width != channels:
+            layers.append(_square(size, channels, width, 3, 2, _BIAS_RELU))
+            layers.append(_square(size, channels, width, 1, 2, ("bias",)))
+            size, channels = size // 2, width
+        layers += [_square(size, width, width, 3, 1, epilogue) for epilogue in (_BIAS_RELU, _SHORTCUT)]
+    return layers
+
+
+def resnet50() -> list[Conv2d]:
+    """The distinct convolutions of ResNet-50 at 224 pixels, strides in the 3×3 layers, batch norm folded."""
+    layers = [Conv2d(224, 224, 3, 64, (7, 7), (2, 2), (3,) * 4, epilogue=_BIAS_RELU)]
+    size, channels = 56, 64
+    for width in (64, 128, 256, 512):
+        stride, out = 1 if width == 64 else 2, 4 * width
+        layers += [
+            _square(size, channels, width, 1, 1, _BIAS_RELU),
+            _square(size, width, width, 3, stride, _BIAS_RELU),
+            _square(size, channels, out, 1, stride, ("bias",)),
+        ]
+        size, channels = size // stride, out
+        layers += [
+            _square(size, width, out, 1, 1, _SHORTCUT),
+            _square(size, out, width, 1, 1, _BIAS_RELU),
+            _square(size, width, width, 3, 1, _BIAS_RELU),
+        ]
+    return list(dict.fromkeys(layers))
+
+
+def vgg16() -> list[Conv2d]:
+    """The distinct convolutions of VGG-16 at 224 pixels (Simonyan and Zisserman, 2015, table 1)."""
+    layers, size, channels = [], 224, 3
+    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers.append(_square(size, channels, width, 3, 1, _BIAS_RELU))
+            channels = width
+        size //= 2
+    return list(dict.fromkeys(layers))
+
+
+def _square(
+    size: int, in_channels: int, out_channels: int, kernel: int, stride: int, epilogue: tuple[str, ...]
+) -> Conv2d:
+    """A square convolution that keeps the image's size, but for its stride."""
+    around = (kernel // 2,) * 4
+    return Conv2d(size, size, in_channels, out_channels, (kernel,) * 2, (stride,) * 2, around, epilogue=epilogue)
+
+
+def conv2d_training_layers() -> Iterator[Conv2d]:
+    """Convolutions without end, like those of image networks but of no size that a comparison measures."""
+    held_out = {_shape(layer) for layer in (*resnet18(), *resnet50(), *vgg16())}
+    rng = np.random.default_rng(_TRAINING_SEED)
+    while True:
+        layer = _random_conv2d(rng)
+        if _shape(layer) not in held_out and layer.flops <= _MAX_TRAINING_FLOPS:
+            yield layer
+
+
+def _shape(layer: Conv2d) -> Conv2d:
+    return replace(layer, epilogue=())
+
+
+def _random_conv2d(rng: np.random.Generator) -> Conv2d:
+    """A pointwise, dense, first or depthwise layer; the smaller the image, the more channels, as in networks."""
+    kind = rng.choice(("pointwise", "dense", "first", "depthwise"), p=(0.35, 0.4, 0.07, 0.18))
+    epilogue = _CONV_EPILOGUES[rng.integers(len(_CONV_EPILOGUES))]
+    size = _log_uniform(rng, 5, 128)
+    inputs, outputs = _channels(rng, size), _channels(rng, size)
+    if kind == "first":
+        kernel, stride = (3, 2) if rng.random() < 0.5 else (int(rng.choice((3, 5, 7))), int(rng.integers(1, 3)))
+        return _square(_log_uniform(rng, 96, 256), 3, _log_uniform(rng, 16, 96), kernel, stride, epilogue)
+    stride = 2 if rng.random() < 0.25 else 1
+    if kind == "pointwise":
+        return _square(size, inputs, outputs, 1, stride, epilogue)
+    kernel = 5 if rng.random() < 0.15 else 3
+    layer = _square(size, inputs, outputs, kernel, stride, epilogue)
+    return replace(layer, in_channels=outputs, groups=outputs) if kind == "depthwise" else layer
+
+
+def _channels(rng: np.random.Generator, size: int) -> int:
+    """Half of them multiples of a tile."""
+    channels = _log_uniform(rng, 16, min(2048, max(64, 14000 // size)))
+    return channels if rng.random() < 0.5 else max(TILE, round(channels / TILE) * TILE)
+
+
 def _random_linear(rng: np.random.Generator, epilogue: tuple[str, ...]) -> Linear:
     m, k, n = (_log_uniform(rng, *bounds) for bounds in (_M_RANGE, _KN_RANGE, _KN_RANGE))
     if rng.random() < 0.5:
@@ -71,10 +164,16 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
     return min(high, max(low, round(math.exp(rng.uniform(math.log(low), math.log(high))))))
 
 
-NAMED: dict[str, Callable[[], list[Linear]]] = {"linear": linear_test_layers, "vit-base": vit_base}
+NAMED: dict[str, Callable[[], Sequence[AnyLayer]]] = {
+    "linear": linear_test_layers,
+    "vit-base": vit_base,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vgg16": vgg16,
+}
 
 
-def layers_named(name: str | os.PathLike[str]) -> list[Linear | RowWise]:
+def layers_named(name: str | os.PathLike[str]) -> list[AnyLayer]:
     """Layers of a named set, or of a JSON file with a list such as ``[{"op": "linear", "m": 1, "k": 64, "n": 64}]``.
 
     Raises

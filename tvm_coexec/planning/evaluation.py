@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import AnyLayer
 
 from .basetime import FLOPS_TERMS, BaseTime
-from .features import Halves, Processor, describe
+from .features import Halves, Processor, describe, implementation_feature
 from .predictors import labels_us, train, weights
 from .samples import Sample
 
@@ -65,9 +65,10 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
     measured_us = labels_us(samples)
     predicted_us = {name: np.zeros(len(samples)) for name in models}
     scored = np.zeros(len(samples), bool)
-    for held_out in _folds(samples):
+    for fold in _folds(samples):
+        kept = [sample for sample, hidden in zip(samples, fold, strict=True) if not hidden]
+        held_out = fold & _kernels_among(samples, kept)
         scored |= held_out
-        kept = [sample for sample, hidden in zip(samples, held_out, strict=True) if not hidden]
         hidden = [sample for sample, hidden in zip(samples, held_out, strict=True) if hidden]
         for name, fit in models.items():
             predicted_us[name][held_out] = fit(kept, side, processor)(hidden)
@@ -101,7 +102,7 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def _shape(layer: Linear | RowWise) -> Linear | RowWise:
+def _shape(layer: AnyLayer) -> AnyLayer:
     return replace(layer, epilogue=())
 
 
@@ -110,10 +111,10 @@ def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
 
     Every shape is held out once, but for one that is the only shape of its operator: no model could predict it.
     """
-    shapes: dict[str, list[Linear | RowWise]] = {}
+    shapes: dict[str, list[AnyLayer]] = {}
     for shape in dict.fromkeys(_shape(sample.layer) for sample in samples):
         shapes.setdefault(shape.op, []).append(shape)
-    fold_of: dict[Linear | RowWise, int] = {}
+    fold_of: dict[AnyLayer, int] = {}
     for of_op in shapes.values():
         random.Random(_SEED).shuffle(of_op)
         fold_of |= {shape: index % _FOLDS if len(of_op) > 1 else _NEVER for index, shape in enumerate(of_op)}
@@ -122,6 +123,12 @@ def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
         raise MeasurementError("held-out errors need two shapes of one kind of layer; tune for longer")
     for index in range(fold.max() + 1):
         yield fold == index
+
+
+def _kernels_among(samples: Sequence[Sample], kept: Sequence[Sample]) -> np.ndarray:
+    """Which samples are of kernels that are among those kept: of others no model could say anything."""
+    known = {implementation_feature(sample.layer, sample.variant) for sample in kept}
+    return np.array([implementation_feature(sample.layer, sample.variant) in known for sample in samples])
 
 
 def _full_model(samples: Sequence[Sample], side: str, processor: Processor) -> _Predict:

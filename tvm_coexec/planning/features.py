@@ -5,18 +5,18 @@ Halves are kept as columns, because planning asks for every split of a layer at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import EPILOGUE_STEPS, ROW_BLOCK, TILE, Linear, RowWise, Variant
+from tvm_coexec.layers import EPILOGUE_STEPS, ROW_BLOCK, TILE, AnyLayer, Conv2d, Linear, RowWise, Variant
 
-FEATURE_VERSION = 1
+FEATURE_VERSION = 2
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
 
 GROUPS = ("layer", "kernel", "dispatch", "contention")
@@ -33,7 +33,13 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "weight_bytes",
         "activation_bytes",
         "flops_per_byte",
-        *(f"kind:{kind}" for kind in ("linear", *RowWise.KINDS)),
+        "kernel_height",
+        "kernel_width",
+        "stride",
+        "dilation",
+        "group_channels",
+        "output_width",
+        *(f"kind:{kind}" for kind in ("linear", "conv2d", *RowWise.KINDS)),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -44,6 +50,7 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "waves",
         "last_wave_fill",
         "row_padding",
+        "extra_terms",
         "channel_padding",
         "padded_flops",
         "flops_per_group",
@@ -56,7 +63,7 @@ class Work(Protocol):
     """A half to be described; a sample is one."""
 
     @property
-    def layer(self) -> Linear | RowWise: ...
+    def layer(self) -> AnyLayer: ...
     @property
     def variant(self) -> Variant: ...
     @property
@@ -89,7 +96,7 @@ class Halves:
     ``other_units`` counts the units that the other side works on meanwhile; 0 where the half runs alone.
     """
 
-    kernels: Sequence[tuple[Linear | RowWise, Variant]]
+    kernels: Sequence[tuple[AnyLayer, Variant]]
     kernel: np.ndarray
     units: np.ndarray
     other_units: np.ndarray
@@ -100,7 +107,7 @@ class Halves:
     @classmethod
     def of(cls, works: Sequence[Work]) -> Halves:
         """Gather halves that were described one by one."""
-        places: dict[tuple[Linear | RowWise, Variant], int] = {}
+        places: dict[tuple[AnyLayer, Variant], int] = {}
         kernel = [places.setdefault((work.layer, work.variant), len(places)) for work in works]
         return cls(
             kernels=tuple(places),
@@ -110,9 +117,7 @@ class Halves:
         )
 
     @classmethod
-    def grid(
-        cls, layer: Linear | RowWise, variants: Sequence[Variant], units: np.ndarray, other_units: np.ndarray
-    ) -> Halves:
+    def grid(cls, layer: AnyLayer, variants: Sequence[Variant], units: np.ndarray, other_units: np.ndarray) -> Halves:
         """Every variant at every pair of ``units`` and ``other_units``; variants change slowest."""
         return cls(
             kernels=tuple((layer, variant) for variant in variants),
@@ -130,7 +135,7 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
     groups = known["groups_per_unit"] * units
     waves = np.ceil(groups / processor.workers)
     flops = known["flops_per_unit"] * units
-    padded_flops = flops * rows_ratio * known["channel_padding"]
+    padded_flops = flops * rows_ratio * known["channel_padding"] * known["extra_terms"]
     weight_bytes = known["weight_bytes_per_unit"] * units
     activation_bytes = known["shared_bytes"] + known["activation_bytes_per_unit"] * units
     bytes_per_unit = known["weight_bytes_per_unit"] + known["activation_bytes_per_unit"]
@@ -170,54 +175,101 @@ def _gather(halves: Halves, side: str) -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=256)
-def _layer_facts(layer: Linear | RowWise) -> Mapping[str, float]:
-    if isinstance(layer, Linear):
-        kind, rows, reduction, channels = "linear", layer.m, layer.k, layer.n
-        shared_bytes = 4 * layer.m * layer.k
-        channel_padding = layer.units * TILE / layer.n
-    else:
-        kind, rows, reduction, channels = layer.kind, layer.m, 1, layer.n
-        shared_bytes, channel_padding = 0, 1.0
+def _layer_facts(layer: AnyLayer) -> Mapping[str, float]:
+    facts = _FACTS[type(layer)](layer)
     return {
-        "rows": rows,
-        "reduction": reduction,
-        "channels": channels,
-        "channel_padding": channel_padding,
+        **facts,
         "flops_per_unit": layer.flops / layer.units,
         "weight_bytes_per_unit": layer.weight_bytes / layer.units,
-        "shared_bytes": shared_bytes,
-        "activation_bytes_per_unit": (layer.activation_bytes - shared_bytes) / layer.units,
-        f"kind:{kind}": 1.0,
+        "activation_bytes_per_unit": (layer.activation_bytes - facts["shared_bytes"]) / layer.units,
         **{f"epilogue:{step}": 1.0 for step in layer.epilogue},
     }
 
 
-@lru_cache(maxsize=8192)
-def _kernel_facts(layer: Linear | RowWise, side: str, variant: Variant) -> Mapping[str, float]:
-    launch = schedules.family(layer).dispatch(layer, side, variant)
+def _linear_facts(layer: Linear) -> dict[str, float]:
     return {
-        **_layer_facts(layer),
-        **_register_tile(layer, variant, launch.padded_rows / (launch.groups(1) * launch.group_size)),
-        f"{IMPLEMENTATION_PREFIX}{variant.implementation}": 1.0,
+        "rows": layer.m,
+        "reduction": layer.k,
+        "channels": layer.n,
+        "channel_padding": layer.units * TILE / layer.n,
+        "shared_bytes": 4 * layer.m * layer.k,
+        "kind:linear": 1.0,
+    }
+
+
+def _rowwise_facts(layer: RowWise) -> dict[str, float]:
+    return {
+        "rows": layer.m,
+        "reduction": 1,
+        "channels": layer.n,
+        "channel_padding": 1.0,
+        "shared_bytes": 0,
+        f"kind:{layer.kind}": 1.0,
+    }
+
+
+def _conv2d_facts(layer: Conv2d) -> dict[str, float]:
+    """With groups a half reads the input of its own channels alone."""
+    return {
+        "rows": layer.batch * layer.out_h * layer.out_w,
+        "reduction": layer.taps,
+        "channels": layer.out_channels,
+        "channel_padding": layer.units * TILE / layer.out_channels,
+        "shared_bytes": 4 * layer.batch * layer.h * layer.w * layer.in_channels if layer.groups == 1 else 0,
+        "kernel_height": layer.kernel[0],
+        "kernel_width": layer.kernel[1],
+        "stride": max(layer.stride),
+        "dilation": max(layer.dilation),
+        "group_channels": layer.in_channels // layer.groups,
+        "output_width": layer.out_w,
+        "kind:conv2d": 1.0,
+    }
+
+
+_FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
+    Linear: _linear_facts,
+    RowWise: _rowwise_facts,
+    Conv2d: _conv2d_facts,
+}
+
+
+@lru_cache(maxsize=8192)
+def _kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, float]:
+    launch = schedules.family(layer).dispatch(layer, side, variant)
+    facts = _layer_facts(layer)
+    terms = _terms(layer, variant)
+    return {
+        **facts,
+        **_register_tile(layer, variant, terms * TILE * launch.padded_rows / (launch.groups(1) * launch.group_size)),
+        implementation_feature(layer, variant): 1.0,
         **{f"{PARAMETER_PREFIX}{name}": float(value) for name, value in variant.params},
         "group_size": launch.group_size,
         "groups_per_unit": launch.groups(1),
         "padded_rows": launch.padded_rows,
+        "extra_terms": terms / facts["reduction"],
     }
 
 
-def _register_tile(layer: Linear | RowWise, variant: Variant, rows_per_item: float) -> dict[str, float]:
+def implementation_feature(layer: AnyLayer, variant: Variant) -> str:
+    """The name of the feature that says which kernels a half is made of."""
+    return f"{IMPLEMENTATION_PREFIX}{layer.op} {variant.implementation}"
+
+
+def _terms(layer: AnyLayer, variant: Variant) -> float:
+    """Products that a half's main kernel adds up for an element."""
+    if isinstance(layer, Conv2d):
+        return schedules.conv2d.terms(layer, variant)
+    return _layer_facts(layer)["reduction"]
+
+
+def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) -> dict[str, float]:
     """How many sums a work-item keeps in flight, and how many steps it takes one after the other for a unit."""
     if isinstance(layer, RowWise):
         return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
     params = dict(variant.params)
-    passes = TILE / params.get("channels", TILE)
-    partial_sums = params.get("k_split", 1)
-    reduction = _layer_facts(layer)["reduction"]
-    return {
-        "accumulators": rows_per_item * TILE / passes * partial_sums,
-        "steps_per_item": reduction / partial_sums * passes,
-    }
+    channels = params.get("channels", TILE // params.get("channel_threads", 1))
+    accumulators = params["rows"] * channels * params.get("k_split", 1)
+    return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
 
 
 @dataclass(frozen=True)
@@ -229,7 +281,7 @@ class FeatureSet:
     @classmethod
     def for_halves(cls, halves: Halves, groups: Sequence[str] = GROUPS) -> FeatureSet:
         """The features of some groups; those of the kernels are named after the kernels met in ``halves``."""
-        kernel_names = {f"{IMPLEMENTATION_PREFIX}{variant.implementation}" for _, variant in halves.kernels}
+        kernel_names = {implementation_feature(layer, variant) for layer, variant in halves.kernels}
         kernel_names |= {f"{PARAMETER_PREFIX}{name}" for _, variant in halves.kernels for name, _ in variant.params}
         names = _FIXED_NAMES | {"kernel": (*_FIXED_NAMES["kernel"], *sorted(kernel_names))}
         return cls(tuple(name for group in GROUPS if group in groups for name in names[group]))

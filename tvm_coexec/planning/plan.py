@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import Linear, RowWise, Variant, layer_from_json, layer_to_json
+from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
 VERSION = 1
@@ -31,7 +31,7 @@ class LayerPlan:
     """
 
     name: str
-    layer: Linear | RowWise
+    layer: AnyLayer
     cpu_units: int
     cpu: Variant | None
     gpu: Variant | None

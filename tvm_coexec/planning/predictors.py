@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, MeasurementError
+from tvm_coexec.layers import AnyLayer, Variant
 
 from .basetime import KERNEL_TERMS, LAYER_TERMS, BaseTime
-from .features import FEATURE_VERSION, GROUPS, IMPLEMENTATION_PREFIX, FeatureSet, Halves, Processor, describe
+from .features import (
+    FEATURE_VERSION,
+    GROUPS,
+    IMPLEMENTATION_PREFIX,
+    FeatureSet,
+    Halves,
+    Processor,
+    describe,
+    implementation_feature,
+)
 from .samples import Sample
 
 if TYPE_CHECKING:
@@ -80,17 +90,21 @@ class LatencyPredictor:
 
     @property
     def implementations(self) -> tuple[str, ...]:
-        """Implementations that the training samples held; of others nothing is known."""
+        """Families and implementations that the training samples held; of others nothing is known."""
         names = (name for name in self.features.names if name.startswith(IMPLEMENTATION_PREFIX))
         return tuple(name.removeprefix(IMPLEMENTATION_PREFIX) for name in names)
 
+    def knows(self, layer: AnyLayer, variant: Variant) -> bool:
+        """Whether the training samples held kernels like this one, or the predictor looks at no kernels."""
+        return not self.implementations or implementation_feature(layer, variant) in self.features.names
+
     def predict(self, halves: Halves) -> np.ndarray:
         """Time in microseconds of each half."""
-        known = self.implementations
-        for _, variant in halves.kernels:
-            if known and variant.implementation not in known:
+        for layer, variant in halves.kernels:
+            if not self.knows(layer, variant):
+                asked = implementation_feature(layer, variant).removeprefix(IMPLEMENTATION_PREFIX)
                 raise MeasurementError(
-                    f"the {self.side} predictor knows kernels {', '.join(known)}, not {variant.implementation}; "
+                    f"the {self.side} predictor knows the kernels {', '.join(self.implementations)}, not {asked}; "
                     "tune this family of layers too"
                 )
         described = describe(halves, self.side, self.processor)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tvm_coexec.layers import Linear, RowWise, Variant
+from tvm_coexec.layers import AnyLayer, Variant
 
 Side = Literal["cpu", "gpu"]
 
@@ -32,7 +32,7 @@ class Sample:
         How the other side computed; None where this side was measured alone.
     """
 
-    layer: Linear | RowWise
+    layer: AnyLayer
     side: Side
     variant: Variant
     units: int
@@ -50,7 +50,7 @@ class Sample:
 class Candidate:
     """A layer and the variants that would compute its halves: what one module for measuring holds."""
 
-    layer: Linear | RowWise
+    layer: AnyLayer
     cpu: Variant
     gpu: Variant
 

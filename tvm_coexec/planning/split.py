@@ -9,7 +9,7 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError, MeasurementError
-from tvm_coexec.layers import Hardware, Linear, RowWise, Variant
+from tvm_coexec.layers import AnyLayer, Hardware, Variant
 
 from .features import Halves
 from .plan import LayerPlan
@@ -64,7 +64,7 @@ class _Split:
     gpu: _Half | None
     total_us: float
 
-    def to_plan(self, name: str, layer: Linear | RowWise, reason: str) -> LayerPlan:
+    def to_plan(self, name: str, layer: AnyLayer, reason: str) -> LayerPlan:
         return LayerPlan(
             name=name,
             layer=layer,
@@ -106,15 +106,11 @@ class Planner:
     overheads: Overheads
     margin: float = SPLIT_MARGIN
 
-    def knows(self, layer: Linear | RowWise) -> bool:
-        """Whether both predictors have learned from kernels of the layer's kind."""
-        return all(
-            variant.implementation in predictor.implementations
-            for side, predictor in (("cpu", self.cpu), ("gpu", self.gpu))
-            for variant in self._variants(layer, side)
-        )
+    def knows(self, layer: AnyLayer) -> bool:
+        """Whether both predictors have learned from kernels that could compute the layer."""
+        return all(self._known_variants(layer, side) for side in ("cpu", "gpu"))
 
-    def plan_layer(self, name: str, layer: Linear | RowWise) -> LayerPlan:
+    def plan_layer(self, name: str, layer: AnyLayer) -> LayerPlan:
         """The split with the least predicted time, or one side alone where splitting does not pay."""
         survey = self._survey(layer)
         alone = _better_alone(layer, survey, self.overheads)
@@ -123,7 +119,7 @@ class Planner:
         split = self._search(layer, survey)
         return _decide(name, layer, split, alone, self.overheads, self.margin)
 
-    def plan_split(self, name: str, layer: Linear | RowWise, cpu_units: int) -> LayerPlan:
+    def plan_split(self, name: str, layer: AnyLayer, cpu_units: int) -> LayerPlan:
         """The best variants for a split that somebody else chose."""
         if not 0 <= cpu_units <= layer.units:
             raise InputError(
@@ -138,11 +134,21 @@ class Planner:
             split = self._best(layer, variants, np.array([cpu_units]))
         return split.to_plan(name, layer, "chosen by the caller")
 
-    def _variants(self, layer: Linear | RowWise, side: str) -> list[Variant]:
-        found: list[Variant] = schedules.family(layer).variants(layer, side, self.hardware)
+    def _known_variants(self, layer: AnyLayer, side: str) -> list[Variant]:
+        predictor = self.cpu if side == "cpu" else self.gpu
+        variants: list[Variant] = schedules.family(layer).variants(layer, side, self.hardware)
+        return [variant for variant in variants if predictor.knows(layer, variant)]
+
+    def _variants(self, layer: AnyLayer, side: str) -> list[Variant]:
+        """The candidates of a side: of a kernel that was never measured nothing can be said."""
+        found = self._known_variants(layer, side)
+        if not found:
+            raise MeasurementError(
+                f"the {side} predictor has learned of no kernel for {layer.op} layers; tune this family too"
+            )
         return found
 
-    def _survey(self, layer: Linear | RowWise) -> _Survey:
+    def _survey(self, layer: AnyLayer) -> _Survey:
         halves, shortlists, even_us = {}, {}, {}
         half = layer.units / 2
         for side, predictor in (("cpu", self.cpu), ("gpu", self.gpu)):
@@ -156,7 +162,7 @@ class Planner:
         balance = round(layer.units * even_us["gpu"] / (even_us["cpu"] + even_us["gpu"]))
         return _Survey(halves["cpu"], halves["gpu"], shortlists, balance)
 
-    def _search(self, layer: Linear | RowWise, survey: _Survey) -> _Split:
+    def _search(self, layer: AnyLayer, survey: _Survey) -> _Split:
         """Try some splits, then ever more of those beside the best, until its neighbours have been tried.
 
         Moving units over shortens one half and lengthens the other, so the longer half falls and then rises.
@@ -172,7 +178,7 @@ class Planner:
                 return best
             candidates = _spread(low, high, _GRID)
 
-    def _best(self, layer: Linear | RowWise, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> _Split:
+    def _best(self, layer: AnyLayer, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> _Split:
         """The best of some splits, each side with its best variant."""
         gpu_units = layer.units - cpu_units
         sides = (("cpu", self.cpu, cpu_units, gpu_units), ("gpu", self.gpu, gpu_units, cpu_units))
@@ -190,7 +196,7 @@ class Planner:
         return _Split(int(cpu_units[place]), halves["cpu"], halves["gpu"], total_us)
 
 
-def plan_measured(name: str, layer: Linear | RowWise, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
+def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
     """The best of the splits that were measured of exactly this layer; nothing is predicted, so no margin is asked."""
     halves = _measured_halves(layer, samples)
     splits = []
@@ -209,7 +215,7 @@ def plan_measured(name: str, layer: Linear | RowWise, samples: Iterable[Sample],
     return best.to_plan(name, layer, f"the best of {len(splits)} measured splits")
 
 
-def _measured_halves(layer: Linear | RowWise, samples: Iterable[Sample]) -> dict[tuple[str, int, int], _Half]:
+def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], _Half]:
     """The best variant for each ``(side, units, other units)``, by the median of all its repetitions."""
     repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
     for sample in samples:
@@ -224,13 +230,13 @@ def _measured_halves(layer: Linear | RowWise, samples: Iterable[Sample]) -> dict
     return best
 
 
-def _alone(side: str, layer: Linear | RowWise, half: _Half, overheads: Overheads) -> _Split:
+def _alone(side: str, layer: AnyLayer, half: _Half, overheads: Overheads) -> _Split:
     if side == "cpu":
         return _Split(layer.units, half, None, half.us)
     return _Split(0, None, half, half.us + overheads.gpu_alone_us)
 
 
-def _better_alone(layer: Linear | RowWise, survey: _Survey, overheads: Overheads) -> _Split:
+def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> _Split:
     halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
     return min((_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
 
@@ -244,9 +250,7 @@ def _side(split: _Split) -> str:
     return "cpu" if split.gpu is None else "gpu"
 
 
-def _decide(
-    name: str, layer: Linear | RowWise, split: _Split, alone: _Split, overheads: Overheads, margin: float
-) -> LayerPlan:
+def _decide(name: str, layer: AnyLayer, split: _Split, alone: _Split, overheads: Overheads, margin: float) -> LayerPlan:
     doubt_us = DOUBT * overheads.split_us
     gain = 1 - (split.total_us + doubt_us) / alone.total_us
     side = _side(alone)

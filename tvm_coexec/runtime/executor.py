@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvm_coexec.errors import DeviceError, FileFormatError, InputError, KernelError, SyncTimeoutError
-from tvm_coexec.layers import ROW_BLOCK, TILE, row_tiles
+from tvm_coexec.layers import ROW_BLOCK, TILE
 
 from . import stitch
-from .manifest import HalfSpec, Manifest, StepSpec, TensorSpec
+from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for
-from .program import Command, Lowered, Work, lower
+from .program import Call, Command, Lowered, Work, lower
 from .sync import SyncKernels
 
 if TYPE_CHECKING:
@@ -60,23 +61,46 @@ class Executor:
         self.blocks = self._allocate()
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         self._opencl = _build(device, opencl_source) if opencl_source.strip() else None
+        self._launch_once()
 
     def _allocate(self) -> dict[str, Block]:
-        """A block for every tensor and constant, large enough for the padding of every kernel that touches it."""
-        counts = {name: tensor.rows * row_tiles(tensor.channels) * TILE for name, tensor in self._tensors.items()}
-        counts.update({constant.name: int(np.prod(constant.shape)) for constant in self.manifest.constants})
+        """A block for all that a kernel touches, large enough for the padding of every kernel that touches it."""
+        counts = {name: tensor.memory_rows * tensor.row_elements for name, tensor in self._tensors.items()}
+        counts.update({constant.name: math.prod(constant.shape) for constant in self.manifest.constants})
         for step in self.manifest.steps:
-            for half in (step.cpu, step.gpu):
-                for argument in half.arguments if half else ():
-                    counts[argument.source] = max(counts[argument.source], int(np.prod(argument.shape)))
+            for argument in step.arguments:
+                counts[argument.source] = max(counts.get(argument.source, 0), math.prod(argument.shape))
         return {name: self._memory.allocate(count) for name, count in counts.items()}
 
+    def _launch_once(self) -> None:
+        """Launch every kernel for one unit, while no memory holds anything yet.
+
+        Some drivers compile a kernel when it is first launched, for seconds that no bound on waits allows for.
+        """
+        import pyopencl as cl
+
+        halves = [step.gpu for step in self.manifest.steps if step.gpu is not None]
+        launches = {launch.symbol: launch for half in halves for launch in half.launches}
+        try:
+            for launch in launches.values():
+                sizes = tuple(groups * size for groups, size in zip(launch.grid, launch.group, strict=True))
+                cl.enqueue_nd_range_kernel(self.device.queue, self.layer_kernel(launch, 1), sizes, launch.group)
+            self.device.queue.finish()
+        except cl.Error as error:
+            raise KernelError(
+                f"{self.device.info.name} cannot run the module's OpenCL code ({error}); build it with other variants"
+            ) from None
+
+    def layer_kernel(self, launch: LaunchSpec, units: int) -> Any:
+        """A layer's kernel with its arguments, to compute ``units`` units."""
+        kernel = self.opencl_kernel(launch.symbol)
+        blocks = [self.blocks[argument.source].argument for argument in launch.arguments]
+        kernel.set_args(*blocks, np.int32(0), np.int32(units))
+        return kernel
+
     def view(self, name: str) -> np.ndarray:
-        """The CPU's view of a tensor, ``[rows, channels]``; padding left out."""
-        tensor = self._tensors[name]
-        stride = row_tiles(tensor.channels) * TILE
-        rows = self.blocks[name].array[: tensor.rows * stride].reshape(tensor.rows, stride)
-        return rows[:, : tensor.channels]
+        """The CPU's view of a tensor; see :meth:`TensorSpec.view`."""
+        return self._tensors[name].view(self.blocks[name].array)
 
     def publish(self, names: Sequence[str]) -> None:
         for name in names:
@@ -90,6 +114,10 @@ class Executor:
         With a ``timeline``, every command of the GPU has an event.
         """
         return Prepared(self, sequence, reads, timeline)
+
+    def prepare_part(self, step: StepSpec, cpu_units: int, gpu_units: int) -> Prepared:
+        """A program of one step of which the sides may leave units out."""
+        return self.prepare([(replace(step, units=cpu_units + gpu_units), cpu_units)], [()])
 
     def network_reads(self) -> list[tuple[int, ...]]:
         """For each step of the module the steps whose outputs it reads."""
@@ -107,9 +135,8 @@ class Executor:
                 f"the module's OpenCL code has no kernel {symbol!r} ({error}); build it again"
             ) from None
 
-    def tensor_argument(self, role_source: tuple[str, tuple[int, ...]]) -> stitch.Tensor:
-        source, shape = role_source
-        return stitch.Tensor.of(self.blocks[source].address, shape)
+    def tensor_argument(self, argument: ArgumentSpec) -> stitch.Tensor:
+        return stitch.Tensor.of(self.blocks[argument.source].address, argument.shape)
 
     def spec(self, name: str) -> TensorSpec:
         return self._tensors[name]
@@ -144,12 +171,15 @@ class Prepared:
         for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
             check_split(step, cpu_units)
             is_output = step.output in manifest.outputs or number == len(sequence)
-            works.append(Work(cpu_units, step.units - cpu_units, read, is_output))
+            gpu_units = step.units - cpu_units
+            cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
+            gpu_launches = len(_half(step, "gpu").launches) if gpu_units else 0
+            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches))
         self.works = works
         mechanism = executor.device.mechanism
         self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs))
         self._keep: list[Any] = []
-        self._kernels: dict[tuple[str, int, int], Any] = {}
+        self._kernels: dict[tuple[LaunchSpec, int], Any] = {}
         self.timeline = timeline
         self.program = self._program()
         if executor.library.start(self.program):
@@ -166,7 +196,7 @@ class Prepared:
             )
         )
         commands = (stitch.Command * len(self.lowered.commands))(*map(self._command, self.lowered.commands))
-        calls = (stitch.Call * len(self.works))(*(self._call(index) for index in range(len(self.works))))
+        calls = (stitch.Call * len(self.lowered.calls))(*map(self._call, self.lowered.calls))
         exchanges = self._exchanges()
         cores = stitch.numbers(device.cpu_cores)
         self.operation_ns = stitch.nanoseconds(len(operations))
@@ -194,15 +224,13 @@ class Prepared:
             events=self.events if self.timeline else None,
         )
 
-    def _call(self, index: int) -> stitch.Call:
-        step, work = self.steps[index], self.works[index]
-        if not work.cpu_units:
-            return stitch.Call()
-        half = _half(step, "cpu")
-        tensors = [self.executor.tensor_argument((argument.source, argument.shape)) for argument in half.arguments]
-        call = stitch.Call.of(self.executor.library.kernel(half.symbol), tensors, work.gpu_units, work.cpu_units)
-        self._keep += [tensors, call]
-        return call
+    def _call(self, call: Call) -> stitch.Call:
+        step, work = self.steps[call.step - 1], self.works[call.step - 1]
+        launch = _half(step, "cpu").launches[call.launch]
+        tensors = [self.executor.tensor_argument(argument) for argument in launch.arguments]
+        made = stitch.Call.of(self.executor.library.kernel(launch.symbol), tensors, work.gpu_units, work.cpu_units)
+        self._keep += [tensors, made]
+        return made
 
     def _command(self, command: Command) -> stitch.Command:
         if command.kind != "kernel":
@@ -211,21 +239,18 @@ class Prepared:
             self._keep.append(kernel)
             return stitch.Command(kernel.int_ptr, (1, 1), (1, 1))
         step, work = self.steps[command.step - 1], self.works[command.step - 1]
-        half = _half(step, "gpu")
-        kernel = self._layer_kernel(half, work.gpu_units)
-        grid = list(half.grid)
-        grid[half.unit_axis] *= work.gpu_units
-        sizes = tuple(groups * size for groups, size in zip(grid, half.group, strict=True))
-        return stitch.Command(kernel.int_ptr, sizes, half.group)
+        launch = _half(step, "gpu").launches[command.launch]
+        kernel = self._layer_kernel(launch, work.gpu_units)
+        grid = list(launch.grid)
+        grid[launch.unit_axis] *= work.gpu_units
+        sizes = tuple(groups * size for groups, size in zip(grid, launch.group, strict=True))
+        return stitch.Command(kernel.int_ptr, sizes, launch.group)
 
-    def _layer_kernel(self, half: HalfSpec, gpu_units: int) -> Any:
+    def _layer_kernel(self, launch: LaunchSpec, gpu_units: int) -> Any:
         """The kernel with its arguments; steps that agree in all of them share one."""
-        key = (half.symbol + "/" + "/".join(argument.source for argument in half.arguments), 0, gpu_units)
+        key = (launch, gpu_units)
         if key not in self._kernels:
-            kernel = self.executor.opencl_kernel(half.symbol)
-            blocks = [self.executor.blocks[argument.source].argument for argument in half.arguments]
-            kernel.set_args(*blocks, np.int32(0), np.int32(gpu_units))
-            self._kernels[key] = kernel
+            self._kernels[key] = self.executor.layer_kernel(launch, gpu_units)
         return self._kernels[key]
 
     def _exchanges(self) -> Any:
@@ -241,15 +266,15 @@ class Prepared:
 
     def _exchange(self, name: str, axis: str, gpu_units: int) -> stitch.Exchange:
         block, tensor = self.executor.blocks[name], self.executor.spec(name)
-        row_bytes = row_tiles(tensor.channels) * TILE * 4
+        rows, row_bytes = tensor.memory_rows, tensor.row_elements * 4
         if axis == "channels":
             edge = min(gpu_units * TILE * 4, row_bytes)
-            gpu = ((0, 0, 0), (edge, tensor.rows if edge else 0, 1))
-            cpu = ((edge, 0, 0), (row_bytes - edge, tensor.rows, 1))
+            gpu = ((0, 0, 0), (edge, rows if edge else 0, 1))
+            cpu = ((edge, 0, 0), (row_bytes - edge, rows, 1))
         else:
-            edge = min(gpu_units * ROW_BLOCK, tensor.rows)
+            edge = min(gpu_units * ROW_BLOCK, rows)
             gpu = ((0, 0, 0), (row_bytes if edge else 0, edge, 1))
-            cpu = ((0, edge, 0), (row_bytes if edge < tensor.rows else 0, tensor.rows - edge, 1))
+            cpu = ((0, edge, 0), (row_bytes if edge < rows else 0, rows - edge, 1))
         return stitch.Exchange(
             buffer=block.buffer.int_ptr,
             host=block.address,
@@ -320,10 +345,3 @@ def _half(step: StepSpec, side: str) -> HalfSpec:
     if half is None:
         raise KernelError(f"layer {step.name!r} was built without a {side.upper()} half; build it with another split")
     return half
-
-
-def operand_sources(step: StepSpec) -> Mapping[str, str]:
-    """Which tensor or constant fills each role of a step's kernels."""
-    half = step.cpu or step.gpu
-    assert half is not None
-    return {argument.role: argument.source for argument in half.arguments}

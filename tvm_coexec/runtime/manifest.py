@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, row_tiles
 
 FORMAT = "tvm-coexec module"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An activation as the model's user sees it; kernels see it as rows of whole tiles.
+    """An activation as the model's user sees it; kernels see it as rows of whole tiles, or as an image.
 
-    The last ``channel_axes`` dimensions together are the channels.
+    The last ``channel_axes`` dimensions together are the channels. With a ``layout`` the tensor is an image of shape
+    ``[batch, h, w, channels]``, whose rows are its pixels.
     """
 
     name: str
     shape: tuple[int, ...]
     channel_axes: int = 1
+    layout: ImageLayout | None = None
 
     @property
     def rows(self) -> int:
@@ -33,19 +38,44 @@ class TensorSpec:
     def channels(self) -> int:
         return math.prod(self.shape[len(self.shape) - self.channel_axes :])
 
+    @property
+    def row_elements(self) -> int:
+        """Elements from one row to the next in memory."""
+        return self.layout.pixel(self.channels) if self.layout else row_tiles(self.channels) * TILE
+
+    @property
+    def memory_rows(self) -> int:
+        """Rows in memory, those of an image's halo included."""
+        return math.prod(self._extents)
+
+    @property
+    def _extents(self) -> tuple[int, ...]:
+        if self.layout is None:
+            return (self.rows,)
+        batch, h, w, _ = self.shape
+        halo_h, halo_w = self.layout.halo
+        return (batch, h + 2 * halo_h, w + 2 * halo_w)
+
+    def view(self, memory: np.ndarray) -> np.ndarray:
+        """The elements of the tensor in its memory, without padding or halo: ``[rows, channels]``, or the image."""
+        whole = memory[: self.memory_rows * self.row_elements].reshape(*self._extents, self.row_elements)
+        if self.layout is not None:
+            (_, h, w, _), (halo_h, halo_w) = self.shape, self.layout.halo
+            whole = whole[:, halo_h : halo_h + h, halo_w : halo_w + w]
+        return whole[..., : self.channels]
+
 
 @dataclass(frozen=True)
 class ConstantSpec:
-    """A packed constant. One with a ``seed`` is not stored: measuring fills it with random numbers."""
+    """A packed constant."""
 
     name: str
     shape: tuple[int, ...]
-    seed: int | None = None
 
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """A kernel's buffer: its role, the tensor or constant that fills it, and the shape that the kernel expects."""
+    """A kernel's buffer: its role, what fills it (a tensor, a constant, or scratch), and the shape that it expects."""
 
     role: str
     source: str
@@ -53,20 +83,30 @@ class ArgumentSpec:
 
 
 @dataclass(frozen=True)
-class HalfSpec:
-    """A compiled half: the kernel's symbol and arguments, and the launch geometry of one unit (OpenCL alone)."""
+class LaunchSpec:
+    """One kernel of a half: its symbol and arguments, and the launch geometry of one unit (OpenCL alone)."""
 
     symbol: str
     arguments: tuple[ArgumentSpec, ...]
-    variant: dict[str, Any]
     grid: tuple[int, int] = (1, 1)
     group: tuple[int, int] = (1, 1)
     unit_axis: int = 0
 
 
 @dataclass(frozen=True)
+class HalfSpec:
+    """A compiled half: its kernels run one after the other."""
+
+    variant: dict[str, Any]
+    launches: tuple[LaunchSpec, ...]
+
+
+@dataclass(frozen=True)
 class StepSpec:
-    """One layer: ``axis`` says whether its units are tiles of ``channels`` or blocks of ``rows``."""
+    """One layer: ``axis`` says whether its units are tiles of ``channels`` or blocks of ``rows``.
+
+    The parameters of a step with a ``seed`` are not stored: in a module for measuring they are random numbers.
+    """
 
     name: str
     layer: dict[str, Any]
@@ -77,6 +117,19 @@ class StepSpec:
     output: str
     cpu: HalfSpec | None
     gpu: HalfSpec | None
+    seed: int | None = None
+
+    def makes(self, argument: ArgumentSpec) -> bool:
+        """Whether what fills an argument is in no file: scratch, or a constant that follows from the seed."""
+        is_own = argument.source.startswith(f"{self.name}.")
+        return is_own and (self.seed is not None or argument.role.startswith(SCRATCH))
+
+    @property
+    def arguments(self) -> Iterator[ArgumentSpec]:
+        """Those of all kernels of both halves."""
+        for half in (self.cpu, self.gpu):
+            for launch in half.launches if half else ():
+                yield from launch.arguments
 
 
 @dataclass(frozen=True)
@@ -115,7 +168,7 @@ class Manifest:
         used = [*self.inputs, *self.outputs]
         for step in self.steps:
             used += [*step.inputs, step.output]
-            used += [argument.source for half in (step.cpu, step.gpu) if half for argument in half.arguments]
+            used += [argument.source for argument in step.arguments if not step.makes(argument)]
         for name in used:
             if name not in known:
                 raise FileFormatError(f"the module's manifest names {name!r}, which it does not hold; build it again")
@@ -126,6 +179,8 @@ _NESTED = {
     "constants": ConstantSpec,
     "steps": StepSpec,
     "arguments": ArgumentSpec,
+    "launches": LaunchSpec,
+    "layout": ImageLayout,
     "cpu": HalfSpec,
     "gpu": HalfSpec,
 }

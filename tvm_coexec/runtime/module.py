@@ -13,7 +13,7 @@ import numpy as np
 
 from tvm_coexec.errors import FileFormatError, InputError
 
-from . import timing
+from . import checking, timing
 from .device import Device, open_device
 from .executor import TIMEOUT_S, Event, Executor, Prepared, check_split
 from .modulefile import Package
@@ -58,13 +58,13 @@ class Module:
         self._prepared: dict[bool, Prepared] = {}
 
     def _load_constants(self) -> None:
-        for constant in self._package.manifest.constants:
-            block = self._executor.blocks[constant.name].array
-            if constant.seed is None:
-                block[: int(np.prod(constant.shape))] = self._package.constants[constant.name].reshape(-1)
-            else:
-                block[:] = np.random.default_rng(constant.seed).standard_normal(len(block), np.float32)
-        self._executor.publish([constant.name for constant in self._package.manifest.constants])
+        constants = dict(self._package.constants)
+        for step in self._package.manifest.steps:
+            if step.seed is not None:
+                constants |= checking.random_constants(step)
+        for name, array in constants.items():
+            self._executor.blocks[name].array[: array.size] = array.reshape(-1)
+        self._executor.publish(list(constants))
 
     @property
     def plan(self) -> Plan:
@@ -100,12 +100,12 @@ class Module:
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
-        """Views ``[rows, channels]`` of the inputs in shared memory, to be written before :meth:`run`."""
+        """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the inputs, to be written before :meth:`run`."""
         return {name: self._executor.view(name) for name in self._package.manifest.inputs}
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
-        """Views ``[rows, channels]`` of the outputs in shared memory, valid after :meth:`run`."""
+        """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the outputs, valid after :meth:`run`."""
         return {name: self._executor.view(name) for name in self._package.manifest.outputs}
 
     def run(self) -> None:
@@ -195,8 +195,15 @@ class Module:
         return timing.time_step(self._executor, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup)
 
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
-        """Run one layer on random input, its output poisoned before; the largest relative error against float64."""
-        return timing.check_step(self._executor, step, cpu_units, gpu_units, seed=seed)
+        """Run one layer on random input, its output poisoned before; the largest relative error against float64.
+
+        The layer's parameters must be random numbers too, as they are in a module for measuring.
+        """
+        return checking.check_step(self._executor, step, cpu_units, gpu_units, seed=seed)
+
+    def error_bound(self, step: int) -> float:
+        """What :meth:`check_step` may give for a layer if all is right; some kernels are less exact than others."""
+        return checking.error_bound(self._package.manifest.steps[step])
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write the module to a file that :func:`load` reads."""

@@ -69,8 +69,6 @@ class Package:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
         constants = {}
         for constant in manifest.constants:
-            if constant.seed is not None:
-                continue
             try:
                 array = np.load(io.BytesIO(archive.read(_CONSTANTS.format(constant.name))), allow_pickle=False)
             except ValueError as error:

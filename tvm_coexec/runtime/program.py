@@ -16,12 +16,17 @@ few enough that the CPU's first half starts at once."""
 
 @dataclass(frozen=True)
 class Work:
-    """One step as far as its order matters: who computes it, and the steps whose results it reads (or overwrites)."""
+    """One step as far as its order matters: who computes it, and the steps whose results it reads (or overwrites).
+
+    A half may be several kernels, one after the other: ``cpu_launches`` and ``gpu_launches`` count them.
+    """
 
     cpu_units: int
     gpu_units: int
     reads: tuple[int, ...] = ()
     is_output: bool = False
+    cpu_launches: int = 1
+    gpu_launches: int = 1
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,24 @@ class Operation:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the GPU program: a layer's kernel, or a flag kernel.
+    """A command of the GPU program: one of a layer's kernels, or a flag kernel.
 
     ``kind`` is ``kernel``, ``signal``, ``wait`` or ``signal_wait``; ``done`` is the step that a signal reports,
-    ``step`` the one that a wait is for.
+    ``step`` the one that a wait is for, ``launch`` the kernel's number in its half.
     """
 
     kind: str
     step: int
     done: int = 0
+    launch: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the CPU program: one of a layer's kernels, ``launch`` being its number in its half."""
+
+    step: int
+    launch: int = 0
 
 
 @dataclass
@@ -53,6 +67,13 @@ class Lowered:
 
     operations: list[Operation] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+
+    def call(self, number: int, step: Work) -> None:
+        """Let the CPU compute its half of a step."""
+        first = len(self.calls)
+        self.calls += [Call(number, launch) for launch in range(step.cpu_launches)]
+        self.operations.append(Operation("call", number, first, len(self.calls)))
 
     @property
     def sync_count(self) -> int:
@@ -103,7 +124,7 @@ def _lower_flags(steps: Sequence[Work]) -> Lowered:
         if step.cpu_units:
             if number in cpu_waits:
                 lowered.operations.append(Operation("wait", cpu_waits[number]))
-            lowered.operations.append(Operation("call", number, number - 1))
+            lowered.call(number, step)
             if number in cpu_signals:
                 lowered.operations.append(Operation("signal", number))
     if last_gpu and last_gpu not in cpu_waits.values():
@@ -121,11 +142,15 @@ def _gpu_program(steps: Sequence[Work], waits: dict[int, int], signals: set[int]
                     commands[-1] = Command("signal_wait", waits[number], commands[-1].done)
                 else:
                     commands.append(Command("wait", waits[number]))
-            commands.append(Command("kernel", number))
+            commands += _kernels(number, step)
             if number in signals:
                 commands.append(Command("signal", number, number))
         ends.append(len(commands))
     return ends
+
+
+def _kernels(number: int, step: Work) -> list[Command]:
+    return [Command("kernel", number, launch=launch) for launch in range(step.gpu_launches)]
 
 
 def _lower_events(steps: Sequence[Work], inputs: int) -> Lowered:
@@ -144,11 +169,11 @@ def _lower_events(steps: Sequence[Work], inputs: int) -> Lowered:
         lowered.operations += [Operation("exchange", 0, len(steps) + index) for index in range(inputs)]
     for number, step in enumerate(steps, 1):
         if step.gpu_units:
-            lowered.commands.append(Command("kernel", number))
-            count = len(lowered.commands)
-            lowered.operations.append(Operation("enqueue", number, count - 1, count))
+            first = len(lowered.commands)
+            lowered.commands += _kernels(number, step)
+            lowered.operations.append(Operation("enqueue", number, first, len(lowered.commands)))
         if step.cpu_units:
-            lowered.operations.append(Operation("call", number, number - 1))
+            lowered.call(number, step)
         if number in crossing or (step.is_output and step.gpu_units):
             lowered.operations.append(Operation("exchange", number, number - 1))
     return lowered

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Conv2d, Linear
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -51,7 +51,26 @@ _ACTIVATIONS = {
 }
 
 
-def _body(layer: Linear | RowWise, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+def _convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Some pixels of the output: the input that each reads, times the weights, group by group."""
+    top, left, bottom, right = layer.padding
+    padded = np.pad(x.astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
+    image, line, column = np.unravel_index(pixels, (layer.batch, layer.out_h, layer.out_w))
+    tap_h, tap_w = np.indices(layer.kernel).reshape(2, -1)
+    lines = line[:, None] * layer.stride[0] + tap_h * layer.dilation[0]
+    columns = column[:, None] * layer.stride[1] + tap_w * layer.dilation[1]
+    read = padded[image[:, None], lines, columns].reshape(len(pixels), len(tap_h), layer.groups, -1)
+    packed = weights.astype(np.float64).reshape(layer.groups, -1, read.shape[-1], len(tap_h))
+    by_group = read.transpose(2, 0, 1, 3).reshape(layer.groups, len(pixels), -1)
+    result = by_group @ packed.transpose(0, 3, 2, 1).reshape(layer.groups, by_group.shape[2], -1)
+    return result.transpose(1, 0, 2).reshape(len(pixels), layer.out_channels)
+
+
+def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None) -> np.ndarray:
+    if isinstance(layer, Conv2d):
+        if pixels is None:
+            pixels = np.arange(layer.batch * layer.out_h * layer.out_w)
+        return _convolve(layer, operands["input"], operands["weights"], pixels)
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):
         return x @ operands["weights"].astype(np.float64)
@@ -65,15 +84,19 @@ def _body(layer: Linear | RowWise, operands: Mapping[str, np.ndarray]) -> np.nda
     return x
 
 
-def evaluate(layer: Linear | RowWise, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+def evaluate(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
     """Rows of the layer's output in float64.
 
     Parameters
     ----------
     operands
         ``input [rows, k]``, ``weights [k, n]``, vectors ``[n]``, ``residual [rows, n]``: unpacked, any number of rows.
+        For a convolution ``input [batch, h, w, channels]``, ``weights [out, in / groups, kernel]`` and, of the pixels
+        computed alone, ``residual [pixels, out]``.
+    pixels
+        Numbers of the pixels of a convolution's output to compute; by default all.
     """
-    value = _body(layer, operands)
+    value = _body(layer, operands, pixels)
     for step in layer.epilogue:
         value = _ACTIVATIONS[step](value) if step in _ACTIVATIONS else value + operands[step]
     return value

@@ -194,11 +194,14 @@ static int exchange(coexec_program* p, const coexec_operation* op) {
 }
 
 static int call(coexec_program* p, const coexec_operation* op) {
-  const coexec_call* c = &p->calls[op->first];
-  int error = p->pool ? coexec_pool_call(p->pool, c) : coexec_call_range(c, c->begin, c->count);
-  if (!error) return COEXEC_OK;
-  memcpy(p->text, kernel_error, sizeof p->text);
-  return fail(p, COEXEC_KERNEL_FAILED, op->step);
+  for (int32_t i = op->first; i < op->last; ++i) {
+    const coexec_call* c = &p->calls[i];
+    if (p->pool ? coexec_pool_call(p->pool, c) : coexec_call_range(c, c->begin, c->count)) {
+      memcpy(p->text, kernel_error, sizeof p->text);
+      return fail(p, COEXEC_KERNEL_FAILED, op->step);
+    }
+  }
+  return COEXEC_OK;
 }
 
 static int operate(coexec_program* p, const coexec_operation* op) {

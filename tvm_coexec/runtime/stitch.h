@@ -28,7 +28,7 @@ enum { COEXEC_GPU_DONE = 0, COEXEC_CPU_DONE = 32, COEXEC_ABORT = 64, COEXEC_GPU_
 
 typedef enum {
   COEXEC_ENQUEUE = 0,  /* commands [first, last) of the GPU program */
-  COEXEC_CALL = 1,     /* call `first` */
+  COEXEC_CALL = 1,     /* calls [first, last), one after the other */
   COEXEC_SIGNAL = 2,   /* tell the GPU that step `step` of the CPU is done */
   COEXEC_WAIT = 3,     /* until the GPU has done step `step` */
   COEXEC_EXCHANGE = 4, /* exchange `first`: wait for the queue and make memory consistent on both sides */

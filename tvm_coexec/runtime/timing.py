@@ -1,4 +1,4 @@
-"""Times and checks programs: whole runs, one layer as it runs inside a network, and the timeline of both sides."""
+"""Times programs: whole runs, one layer as it runs inside a network, and the timeline of both sides."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tvm_coexec.layers import ROW_BLOCK, TILE, layer_from_json
-
-from .executor import Event, Executor, Prepared, operand_sources
+from .executor import Event, Executor, Prepared
 from .program import Operation
-from .reference import evaluate, relative_error
-
-_CHECKED_FLOPS = 50_000_000
-"""A check computes about this much in float64: all rows of small layers, some rows of large ones."""
 
 _GPU_CHAIN_US = 2000.0
-"""Length of a chain of kernels whose start and end hardly count."""
+"""Length of a chain of layers whose start and end hardly count."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +22,7 @@ class StepTimes:
 
     ``cpu_us`` and ``gpu_us`` are the halves' own times, while the other side works on its half; empty where the side
     has none. ``wall_us`` is from one point at which both sides are done to the next, synchronisation included; where
-    the GPU works alone, an entry is the mean over a chain of kernels.
+    the GPU works alone, an entry is the mean over a chain of layers.
     """
 
     cpu_us: list[float]
@@ -64,7 +58,7 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
     if gpu_units:
         timed = chain(warmup + repeats, timeline=True)
         timed.run()
-        gpu_us = _kernel_times_us(timed)[warmup:]
+        gpu_us = _half_times_us(timed)[warmup:]
     if not cpu_units:
         long_enough = math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3))
         return StepTimes([], gpu_us, _means_us(chain(min(warmup + repeats, max(2, long_enough))), repeats, warmup))
@@ -95,10 +89,14 @@ def _means_us(program: Prepared, repeats: int, warmup: int) -> list[float]:
     return runs_us[warmup:]
 
 
-def _kernel_times_us(program: Prepared) -> list[float]:
-    """The kernels' own times in the last run of a program with a timeline."""
-    events = zip(program.lowered.commands, program.take_events(), strict=True)
-    return [(event.profile.end - event.profile.start) / 1e3 for command, event in events if command.kind == "kernel"]
+def _half_times_us(program: Prepared) -> list[float]:
+    """The GPU halves' own times, from first start to last end, in the last run of a program with a timeline."""
+    spans_ns: dict[int, tuple[int, int]] = {}
+    for command, event in zip(program.lowered.commands, program.take_events(), strict=True):
+        if command.kind == "kernel":
+            start_ns, _ = spans_ns.get(command.step, (event.profile.start, 0))
+            spans_ns[command.step] = (start_ns, event.profile.end)
+    return [(end_ns - start_ns) / 1e3 for start_ns, end_ns in spans_ns.values()]
 
 
 def timeline(program: Prepared) -> list[Event]:
@@ -121,53 +119,3 @@ def _clock_offset_ns(program: Prepared, first_queued_ns: int) -> int:
     """The device's clock at the start of the run: its first command was queued when the first enqueue began."""
     kinds = [operation.kind for operation in program.lowered.operations]
     return int(first_queued_ns - program.operation_ns[kinds.index("enqueue")][0])
-
-
-def check_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
-    """See :meth:`Module.check_step`. Units that neither side computes are not looked at."""
-    spec = executor.manifest.steps[step]
-    layer = layer_from_json(spec.layer)
-    rng = np.random.default_rng(seed)
-    for name in spec.inputs:
-        view = executor.view(name)
-        view[:] = rng.standard_normal(view.shape, np.float32)
-    output = executor.view(spec.output)
-    output[:] = np.nan
-    executor.publish([*spec.inputs, spec.output])
-    part = replace(spec, units=cpu_units + gpu_units)
-    executor.prepare([(part, cpu_units)], [()]).run()
-    computed_rows, computed_channels = layer.m, layer.n
-    if spec.axis == "channels":
-        computed_channels = min(layer.n, part.units * TILE)
-    else:
-        computed_rows = min(layer.m, part.units * ROW_BLOCK)
-    rows = _some_rows(computed_rows, layer.flops, rng)
-    expected = evaluate(layer, _operands(executor, step, rows))
-    return relative_error(output[rows, :computed_channels], expected[:, :computed_channels])
-
-
-def _some_rows(rows: int, flops: int, rng: np.random.Generator) -> np.ndarray:
-    wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / flops)))
-    if wanted >= rows:
-        return np.arange(rows)
-    return np.unique(np.concatenate([[0, rows - 1], rng.choice(rows, wanted, replace=False)]))
-
-
-def _operands(executor: Executor, step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """The step's operands, unpacked, activations for some rows only."""
-    spec = executor.manifest.steps[step]
-    layer = layer_from_json(spec.layer)
-    shapes = {constant.name: constant.shape for constant in executor.manifest.constants}
-    operands = {}
-    for role, source in operand_sources(spec).items():
-        if role == "output":
-            continue
-        if source not in shapes:
-            operands[role] = executor.view(source)[rows]
-            continue
-        packed = executor.blocks[source].array[: int(np.prod(shapes[source]))].reshape(shapes[source])
-        if role == "weights":
-            operands[role] = packed.transpose(1, 0, 2).reshape(packed.shape[1], -1)[:, : layer.n]
-        else:
-            operands[role] = packed.reshape(-1)[: layer.n]
-    return operands

@@ -1,0 +1,49 @@
+"""What a module file says of its tensors, and that it reads back as it was written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import ImageLayout, Linear, layer_to_json
+from tvm_coexec.runtime.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
+
+IMAGE = TensorSpec("x", (2, 3, 5, 40), layout=ImageLayout((1, 2)))
+NARROW = TensorSpec("n", (1, 4, 4, 3), layout=ImageLayout((1, 1), narrow=True))
+ROWS = TensorSpec("y", (3, 40))
+
+
+def step(seed: int | None, source: str) -> StepSpec:
+    launches = (
+        LaunchSpec("first", (ArgumentSpec("input", "y", (3, 64)), ArgumentSpec("scratch_0", "a.gpu.scratch_0", (7,)))),
+        LaunchSpec("second", (ArgumentSpec("weights", source, (2, 3)),), (4, 1), (8, 2), 1),
+    )
+    layer = layer_to_json(Linear(3, 40, 40))
+    return StepSpec("a", layer, 2, "channels", 1, ("y",), "y", None, HalfSpec({"m": 4}, launches), seed)
+
+
+def manifest(*steps: StepSpec) -> Manifest:
+    return Manifest({"name": "d"}, (IMAGE, NARROW, ROWS), (), ("y",), ("y",), steps, {})
+
+
+@pytest.mark.parametrize(("tensor", "elements"), [(IMAGE, 2 * 5 * 9 * 64), (NARROW, 6 * 6 * 3), (ROWS, 3 * 64)])
+def test_a_view_covers_the_elements_and_leaves_halo_and_padding_alone(tensor: TensorSpec, elements: int) -> None:
+    assert tensor.memory_rows * tensor.row_elements == elements
+    memory = np.zeros(elements + 5, np.float32)
+    view = tensor.view(memory)
+    assert view.shape == tensor.shape
+    view[:] = 1
+    assert memory.sum() == np.prod(tensor.shape)
+    assert not memory[:elements].reshape(-1, tensor.row_elements)[:, tensor.channels :].any()
+
+
+def test_a_manifest_reads_back_as_it_was_written() -> None:
+    written = manifest(step(1, "a.weights"))
+    assert Manifest.from_json(json.loads(json.dumps(written.to_json()))) == written
+
+
+def test_what_no_file_holds_must_follow_from_a_seed() -> None:
+    fields = manifest(step(None, "a.weights")).to_json()
+    with pytest.raises(FileFormatError, match=r"names 'a.weights', which it does not hold"):
+        Manifest.from_json(json.loads(json.dumps(fields)))
