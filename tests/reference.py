@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.image_layers import Concat, Pool, Product
+from tvm_coexec.image_layers import Concat, LocalNorm, Pool, Product
 from tvm_coexec.layers import Conv2d, Linear
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -62,6 +62,8 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
         value = _convolve(node.layer, value, params["weights"])
     elif isinstance(node.layer, Pool):
         value = _pool(node.layer, value)
+    elif isinstance(node.layer, LocalNorm):
+        value = _normalise_locally(node.layer, value)
     elif isinstance(node.layer, Concat):
         value = np.concatenate([value, *(values[name] for name in node.others)], axis=1)
     elif isinstance(node.layer, Product):
@@ -117,3 +119,10 @@ def _pool(layer: Pool, rows: np.ndarray) -> np.ndarray:
         )
         result = np.sum([pixels for _, _, pixels in _taps(layer, image, 0.0)], axis=0) / count
     return result.reshape(-1, layer.channels)
+
+
+def _normalise_locally(layer: LocalNorm, rows: np.ndarray) -> np.ndarray:
+    before, after = (layer.size - 1) // 2, layer.size // 2
+    squares = np.pad(rows**2, ((0, 0), (before, after)))
+    total = np.sum([squares[:, offset : offset + layer.channels] for offset in range(layer.size)], axis=0)
+    return rows / (layer.bias + layer.alpha / layer.size * total) ** layer.beta

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ModelError
-from .image_layers import Concat, Pool, Product
+from .image_layers import Concat, LocalNorm, Pool, Product
 from .layers import Conv2d, Linear, RowWise
 
-GraphLayer = Linear | RowWise | Conv2d | Pool | Concat | Product
+GraphLayer = Linear | RowWise | Conv2d | Pool | LocalNorm | Concat | Product
 """Any layer that a node may hold."""
 
 Image = tuple[int, int, int, int]
@@ -196,19 +196,20 @@ def _sizes(node: Node) -> list[tuple[int, ...]]:
         else:
             factor = layer.batch if layer.per_image else pixels
             inputs, output = [(pixels, layer.channels), (factor, layer.channels)], (pixels, layer.channels)
+    elif isinstance(layer, LocalNorm):
+        inputs, output = (
+            [(layer.batch, layer.h, layer.w, layer.channels)],
+            (layer.batch, layer.h, layer.w, layer.channels),
+        )
+    elif isinstance(layer, Pool):
+        inputs = [(layer.batch, layer.h, layer.w, layer.channels)]
+        output = (layer.batch, layer.out_h, layer.out_w, layer.channels)
     else:
-        in_channels, out_channels = _channels(layer)
-        inputs = [(layer.batch, layer.h, layer.w, in_channels)]
-        output = (layer.batch, layer.out_h, layer.out_w, out_channels)
+        inputs = [(layer.batch, layer.h, layer.w, layer.in_channels)]
+        output = (layer.batch, layer.out_h, layer.out_w, layer.out_channels)
     if len(inputs) != 1 + len(node.others):
         raise ModelError(f"node {node.name!r} reads {1 + len(node.others)} tensors, but its layer takes {len(inputs)}")
     return [*inputs, *([] if node.residual is None else [output]), output]
-
-
-def _channels(layer: Conv2d | Pool) -> tuple[int, int]:
-    if isinstance(layer, Pool):
-        return layer.channels, layer.channels
-    return layer.in_channels, layer.out_channels
 
 
 def _check_params(node: Node) -> None:

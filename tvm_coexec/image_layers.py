@@ -1,4 +1,4 @@
-"""Layers that only images have, beside convolutions: pooling, concatenation and products of activations.
+"""Layers that only images have, beside convolutions: pooling, concatenation, products and normalisation.
 
 All of them work on ``[batch, h, w, channels]``, and a unit is a tile of 32 output channels, as it is for convolutions:
 a side that owns a tile of a convolution goes on with the same tile.
@@ -17,7 +17,7 @@ def window_count(size: int, kernel: int, stride: int, dilation: int, padding: in
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _check_sizes(layer: Pool | Concat | Product, *sizes: int) -> None:
+def _check_sizes(layer: Pool | Concat | Product | LocalNorm, *sizes: int) -> None:
     if min(sizes) < 1:
         raise ValueError(f"sizes of an image must be at least 1, got {layer}")
 
@@ -160,3 +160,42 @@ class Product:
         pixels = self.h * self.w
         factor = 1 if self.per_image else pixels
         return 4 * self.batch * self.channels * (2 * pixels + factor + (pixels if "residual" in self.epilogue else 0))
+
+
+@dataclass(frozen=True)
+class LocalNorm:
+    """Each channel over a power of the mean square of its ``size`` neighbours: ONNX's local response normalisation.
+
+    The divisor is ``(bias + alpha · sum of squares / size) ** beta``; beyond the last channel, squares are 0.
+    """
+
+    h: int
+    w: int
+    channels: int
+    size: int
+    alpha: float
+    beta: float
+    bias: float
+    batch: int = 1
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "local_norm"
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, self.h, self.w, self.channels, self.batch, self.size)
+        check_epilogue(self.epilogue)
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.channels)
+
+    @property
+    def flops(self) -> int:
+        return self.batch * self.h * self.w * self.channels * (2 * self.size + 2)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
+
+    @property
+    def activation_bytes(self) -> int:
+        return 4 * self.batch * self.h * self.w * self.channels * (3 if "residual" in self.epilogue else 2)

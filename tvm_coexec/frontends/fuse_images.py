@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError
-from ..image_layers import Concat, Pool, Product
+from ..image_layers import Concat, LocalNorm, Pool, Product
 from ..layers import Conv2d
 from .trace import Operation
 from .values import NO_PADDING, Value, claim_image
@@ -138,6 +138,14 @@ def _is_nonnegative(value: Value) -> bool:
     return producer is not None and producer.epilogue[-1:] != [] and producer.epilogue[-1] in _NONNEGATIVE
 
 
+def _add_local_norm(fuser: Fuser, operation: Operation) -> None:
+    value = fuser.materialised(operation.inputs[0], operation.source)
+    batch, h, w, channels = value.read_as_image(operation.source)
+    layer = LocalNorm(h, w, channels, batch=batch, **operation.attributes)
+    draft = fuser.new_draft(layer, value.tensor, value.shape, channels, operation.source)
+    _set_image(fuser, operation, draft, (batch, h, w, channels))
+
+
 def _add_concat(fuser: Fuser, operation: Operation) -> None:
     source, axis = operation.source, operation.attributes["axis"]
     values = [fuser.materialised(name, source) for name in operation.inputs]
@@ -193,6 +201,7 @@ def add_product(fuser: Fuser, operation: Operation) -> None:
 HANDLERS: dict[str, Callable[[Fuser, Operation], None]] = {
     "concat": _add_concat,
     "conv2d": _add_conv2d,
+    "local_norm": _add_local_norm,
     "max": _add_pool,
     "mean": _add_pool,
     "pad": _add_pad,

@@ -38,6 +38,7 @@ OPERATORS = (
     "GlobalMaxPool",
     "HardSwish",
     "Identity",
+    "LRN",
     "LayerNormalization",
     "MatMul",
     "MaxPool",

@@ -50,6 +50,13 @@ def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.nd
         return relax_images.clip(low, high, source), inputs[:1], {}
     if node.op_type == "Pad":
         return "pad", inputs[:1], _padding(values, inputs, numbers, source)
+    if node.op_type == "LRN":
+        defaults = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
+        return (
+            "local_norm",
+            inputs,
+            {name: values.get(name, default) for name, default in defaults.items()} | {"size": values["size"]},
+        )
     if node.op_type == "Sum" and len(inputs) == 2:
         return "add", inputs, {}
     return None

@@ -16,6 +16,7 @@ from .trace import Operation, Source, Trace, claim_name
 OPERATIONS = {
     "relax.add": "add",
     "relax.astype": "reshape",
+    "relax.broadcast_to": "broadcast",
     "relax.divide": "divide",
     "relax.erf": "erf",
     "relax.expand_dims": "reshape",
@@ -200,13 +201,15 @@ class _Tracer:
         shape, dtype = _static_type(result_type, str(source))
         name = self.naming.values[variable]
         constants = [self.trace.constants[operand] for operand in inputs if operand in self.trace.constants]
-        if len(constants) == len(inputs) and (op in ("reshape", "concat") or op in _FOLDS):
+        if len(constants) == len(inputs) and (op in ("broadcast", "concat", "reshape") or op in _FOLDS):
             self.traced[variable] = name
             self.trace.constants[name] = _fold(call, op, constants, shape).astype(dtype)
             return
         if len(constants) == len(inputs):
             raise ModelError(f"{source} is applied to constants alone; replace it by its result")
         _check_float32(dtype, str(source))
+        if op == "broadcast":
+            raise ModelError(f"{source} repeats an activation; only constants can be broadcast to a shape")
         if op == "clip":
             op = relax_images.clip(*relax_images.clip_bounds(call, source), source)
         if _operator_name(call) == "relax.permute_dims":
@@ -219,7 +222,7 @@ class _Tracer:
 
     def _operands(self, op: str, call: relax.Call) -> list[relax.Expr]:
         """The tensors that a call reads; other arguments, such as shapes, are left out."""
-        if op in ("reshape", "clip"):
+        if op in ("broadcast", "clip", "reshape"):
             return list(call.args[:1])
         if op == "concat":
             listed = call.args[0]
@@ -286,6 +289,8 @@ def _transpose_or_reshape(axes: list[int], shape: tuple[int, ...]) -> str:
 def _fold(call: relax.Call, op: str, constants: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     if op == "concat":
         return np.concatenate(constants, axis=relax_images.concat_axis(call))
+    if op == "broadcast":
+        return np.broadcast_to(constants[0], shape)
     if op != "reshape":
         return np.asarray(_FOLDS[op](*constants))
     if _operator_name(call) == "relax.permute_dims":

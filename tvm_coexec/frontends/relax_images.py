@@ -53,7 +53,7 @@ def batch_norm(parameters: list[np.ndarray], epsilon: float) -> tuple[np.ndarray
 
 
 def clip_bounds(call: relax.Call, source: Source) -> tuple[float, float]:
-    bounds = [bound.value if isinstance(bound, relax.PrimValue) else bound for bound in call.args[1:]]
+    bounds = call.args[1:]
     if not all(isinstance(bound, tirx.IntImm | tirx.FloatImm) for bound in bounds):
         raise ModelError(f"{source} has bounds that are no constants; supported are 0 … 6 and 0 … infinity")
     return float(bounds[0].value), float(bounds[1].value)

@@ -38,7 +38,8 @@ class Operation:
         ``axes`` of ``mean``, ``max``, ``softmax``, ``layer_norm`` and ``transpose``; ``keep_axes`` of ``mean`` and
         ``max``; ``epsilon`` of ``layer_norm``; ``axis`` of ``concat``; ``padding`` (top, left, bottom, right)
         of ``pad``; ``padding``, ``stride`` and ``dilation`` of ``conv2d`` and ``pool``; ``groups`` of ``conv2d``;
-        ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``.
+        ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta``
+        and ``bias`` of ``local_norm``.
     """
 
     op: str
@@ -52,7 +53,9 @@ class Operation:
         """Whether the operation takes its first input as ``[batch, channels, height, width]``."""
         if self.op in ("max", "mean"):
             return self.attributes["axes"] == (2, 3)
-        return self.op in ("conv2d", "pad", "pool") or (self.op == "concat" and self.attributes["axis"] == 1)
+        return self.op in ("conv2d", "local_norm", "pad", "pool") or (
+            self.op == "concat" and self.attributes["axis"] == 1
+        )
 
 
 @dataclass
