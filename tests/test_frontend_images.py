@@ -231,8 +231,8 @@ def test_the_smaller_factor_is_the_second() -> None:
     ("build", "message"),
     [
         (lambda b: b.add("Conv", "x", "w"), r"^Conv \(node 'n0'\) must convolve an activation with constant weights"),
-        (lambda b: b.add("Clip", "x", b.const(-1), b.const(1)), r"^Clip \(node 'n0'\) limits to -1 … 1; supported are 0"),
-        (lambda b: b.add("Clip", "x", "one"), r"^Clip \(node 'n0'\) has the operand .one., which is no constant"),
+        (lambda b: b.add("Clip", "x", b.const(-1), b.const(1)), r"^Clip \(node 'n0'\) limits to -1 … 1; supported"),
+        (lambda b: b.add("Clip", "x", "one"), r"^Clip \(node 'n0'\) has the operand 'one', which is no constant"),
         (lambda b: pad(b, "x", 1, 1, 1, 1), r"^output \(value 'v0'\) reads a padded image"),
         (
             lambda b: b.add("MaxPool", pad(b, "x", 1, 1, 1, 1), kernel_shape=[2, 2]),
@@ -275,7 +275,7 @@ def test_the_smaller_factor_is_the_second() -> None:
             lambda b: b.add("BatchNormalization", "x", *(b.weights(4) for _ in range(4)), training_mode=1),
             r"^BatchNormalization \(node 'n0'\) may be in training mode",
         ),
-        (lambda b: b.add("BatchNormalization", "x", *["v"] * 4), r"^BatchNormalization \(node 'n0'\) must have constant"),
+        (lambda b: b.add("BatchNormalization", "x", *["v"] * 4), r"^BatchNormalization \(node .* must have constant"),
     ],
 )  # fmt: skip
 def test_what_no_layer_takes(build: Build, message: str) -> None:

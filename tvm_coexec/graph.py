@@ -114,6 +114,8 @@ class Graph:
         """
         for name, tensor in self.tensors.items():
             _check_tensor(name, tensor)
+            if tensor.channels_first and name not in (*self.inputs, *self.outputs):
+                raise ModelError(f"tensor {name!r} has its channels first; only inputs and outputs can")
         for kind, names in (("input", self.inputs), ("output", self.outputs)):
             _check_unique(names, f"{kind} tensor")
             for name in names:

@@ -9,12 +9,29 @@ from typing import Any
 import numpy as np
 
 from . import schedules
+from .errors import ModelError
 from .graph import Graph, Node
 from .kernels import Kernel, compile_half, link
 from .layers import Linear, RowWise, Variant, layer_to_json
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .target import Target
+
+
+def computable(node: Node) -> Linear | RowWise:
+    """The node's layer, which modules must be able to hold.
+
+    Raises
+    ------
+    ModelError
+        They are not, naming the node.
+    """
+    if not isinstance(node.layer, Linear | RowWise):
+        raise ModelError(
+            f"node {node.name!r} is a {node.layer.op} layer, for which modules have no kernels; "
+            "supported are linear and row-wise layers"
+        )
+    return node.layer
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ def package(
         for side, variant in (("cpu", choice.cpu), ("gpu", choice.gpu)):
             halves[side] = None
             if variant is not None:
-                kernels.append(compile_half(node.layer, side, variant, target))
+                kernels.append(compile_half(computable(node), side, variant, target))
                 halves[side] = _half(node, side, variant, kernels[-1])
         steps.append(_step(node, choice, halves))
     manifest = Manifest(

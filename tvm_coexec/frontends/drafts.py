@@ -138,7 +138,9 @@ class Draft:
             self.params["bias"] = shift
 
     def finish(self, name: str) -> Node:
-        layer = replace(self.layer, epilogue=tuple(self.epilogue)) if self.takes_steps else self.layer
+        layer = self.layer
+        if not isinstance(layer, Concat):
+            layer = replace(layer, epilogue=tuple(self.epilogue))
         params = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in self.params.items()}
         residual = None if self.residual is None else self.residual.name
         others = tuple(tensor.name for tensor in self.others)

@@ -120,12 +120,12 @@ class Fuser:
                 f"{operation.source} has weights of shape {list(weights.shape)}; supported is one matrix [k, n]"
             )
         value = self.value(activation, operation.source)
-        weights = weights.reshape(weights.shape[-2:])
+        k, n = (int(size) for size in weights.shape[-2:])
+        weights = weights.reshape(k, n)
         if value.is_flat_image:
             fuse_images.add_covering_convolution(self, operation, value, weights)
             return
         self._check_last_axis(value, operation.source)
-        k, n = weights.shape
         layer = Linear(value.tensor.rows, k, n)
         draft = self.new_draft(layer, value.tensor, self._shape(operation), n, operation.source)
         draft.params["weights"] = weights
