@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import Linear
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Pool, Product
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -17,6 +17,9 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     "silu": lambda x: x * (1 + np.tanh(x / 2)) / 2,
+    "relu6": lambda x: np.minimum(np.maximum(x, 0.0), 6.0),
+    "hard_swish": lambda x: x * np.minimum(np.maximum(x + 3, 0.0), 6.0) / 6,
+    "sigmoid": lambda x: (1 + np.tanh(x / 2)) / 2,
 }
 
 
@@ -26,10 +29,27 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
     for name in graph.inputs:
         tensor = graph.tensors[name]
         assert inputs[name].shape == tensor.shape, f"input {name!r} has shape {inputs[name].shape}, not {tensor.shape}"
-        values[name] = inputs[name].astype(np.float64).reshape(tensor.rows, tensor.channels)
+        values[name] = _from_user(tensor, inputs[name].astype(np.float64))
     for node in graph.nodes:
         values[node.output] = _evaluate_node(node, values)
-    return {name: values[name].reshape(graph.tensors[name].shape) for name in graph.outputs}
+    return {name: _to_user(graph.tensors[name], values[name]) for name in graph.outputs}
+
+
+def _from_user(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+    """Rows of channels."""
+    if tensor.channels_first:
+        assert tensor.image is not None
+        batch, h, w, channels = tensor.image
+        array = array.reshape(batch, channels, h * w).transpose(0, 2, 1)
+    return array.reshape(tensor.rows, tensor.channels)
+
+
+def _to_user(tensor: Tensor, rows: np.ndarray) -> np.ndarray:
+    if tensor.channels_first:
+        assert tensor.image is not None
+        batch, h, w, channels = tensor.image
+        rows = rows.reshape(batch, h * w, channels).transpose(0, 2, 1)
+    return rows.reshape(tensor.shape)
 
 
 def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -37,6 +57,18 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
     value = values[node.input]
     if isinstance(node.layer, Linear):
         value = value @ params["weights"]
+    elif isinstance(node.layer, Conv2d):
+        value = _convolve(node.layer, value, params["weights"])
+    elif isinstance(node.layer, Pool):
+        value = _pool(node.layer, value)
+    elif isinstance(node.layer, LocalNorm):
+        value = _normalise_locally(node.layer, value)
+    elif isinstance(node.layer, Concat):
+        value = np.concatenate([value, *(values[name] for name in node.others)], axis=1)
+    elif isinstance(node.layer, Product):
+        factor = values[node.others[0]]
+        pixels = node.layer.h * node.layer.w
+        value = value * (np.repeat(factor, pixels, axis=0) if node.layer.per_image else factor)
     elif node.layer.kind == "layer_norm":
         scale = np.sqrt(value.var(axis=1, keepdims=True) + node.layer.epsilon)
         value = (value - value.mean(axis=1, keepdims=True)) / scale * params["gamma"] + params["beta"]
@@ -52,3 +84,44 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
         else:
             value = _ACTIVATIONS[step](value)
     return value
+
+
+def _taps(layer: Conv2d | Pool, image: np.ndarray, fill: float) -> Iterator[tuple[int, int, np.ndarray]]:
+    """For each place of a kernel: the pixels that it meets, as ``[batch, out_h, out_w, channels]``."""
+    top, left, bottom, right = layer.padding
+    padded = np.pad(image, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    for y in range(layer.kernel[0]):
+        for x in range(layer.kernel[1]):
+            first_y, first_x = y * layer.dilation[0], x * layer.dilation[1]
+            rows = slice(first_y, first_y + (layer.out_h - 1) * layer.stride[0] + 1, layer.stride[0])
+            columns = slice(first_x, first_x + (layer.out_w - 1) * layer.stride[1] + 1, layer.stride[1])
+            yield y, x, padded[:, rows, columns]
+
+
+def _convolve(layer: Conv2d, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    image = rows.reshape(layer.batch, layer.h, layer.w, layer.in_channels)
+    result = np.zeros((layer.batch, layer.out_h, layer.out_w, layer.groups, layer.out_channels // layer.groups))
+    grouped = weights.reshape(layer.groups, -1, *weights.shape[1:])
+    for y, x, pixels in _taps(layer, image, 0.0):
+        split = pixels.reshape(*pixels.shape[:3], layer.groups, -1)
+        result += np.einsum("bhwgi,goi->bhwgo", split, grouped[..., y, x], optimize=True)
+    return result.reshape(-1, layer.out_channels)
+
+
+def _pool(layer: Pool, rows: np.ndarray) -> np.ndarray:
+    image = rows.reshape(layer.batch, layer.h, layer.w, layer.channels)
+    if layer.kind == "max":
+        result = np.max([pixels for _, _, pixels in _taps(layer, image, -np.inf)], axis=0)
+    else:
+        count = np.sum(
+            [pixels for _, _, pixels in _taps(layer, np.ones_like(image), float(layer.count_padding))], axis=0
+        )
+        result = np.sum([pixels for _, _, pixels in _taps(layer, image, 0.0)], axis=0) / count
+    return result.reshape(-1, layer.channels)
+
+
+def _normalise_locally(layer: LocalNorm, rows: np.ndarray) -> np.ndarray:
+    before, after = (layer.size - 1) // 2, layer.size // 2
+    squares = np.pad(rows**2, ((0, 0), (before, after)))
+    total = np.sum([squares[:, offset : offset + layer.channels] for offset in range(layer.size)], axis=0)
+    return rows / (layer.bias + layer.alpha / layer.size * total) ** layer.beta

@@ -78,9 +78,9 @@ def test_dropout_is_nothing_in_inference():
     ("build", "shapes", "message"),
     [
         (
-            lambda bb, x: relax.op.nn.conv2d(x, const(4, 3, 3, 3)),
+            lambda bb, x: relax.op.nn.conv2d_transpose(x, const(3, 4, 3, 3)),
             [(1, 3, 8, 8)],
-            r"relax.nn.conv2d \(variable '\w+'\) is not supported; supported are the Relax operators add, .*matmul",
+            r"relax.nn.conv2d_transpose \(variable '\w+'\) is not supported; supported are the Relax .*, matmul",
         ),
         (
             lambda bb, x, w: relax.op.matmul(x, w),
@@ -90,8 +90,24 @@ def test_dropout_is_nothing_in_inference():
         (lambda bb, x: relax.op.matmul(const(7, 4), x), [(4, 5)], r"relax.matmul .* in this order"),
         (lambda bb, x: relax.op.matmul(x, const(2, 5, 6)), [(2, 4, 5)], r"weights of shape \[2, 5, 6\]"),
         (lambda bb, x: relax.op.astype(x, "float16"), [(4, 5)], r"relax.astype .* is float16; only float32"),
-        (lambda bb, x: relax.op.permute_dims(x), [(4, 5)], r"transposes an activation of shape \[4, 5\]"),
-        (lambda bb, x: relax.op.nn.softmax(x, axis=0), [(4, 5)], r"works on axes \[0\]; only the last"),
+        (lambda bb, x: relax.op.permute_dims(x), [(2, 4, 5)], r"transposes an activation of shape \[2, 4, 5\]"),
+        (lambda bb, x: relax.op.broadcast_to(x, (3, 4, 5)), [(4, 5)], "repeats an activation"),
+        (
+            lambda bb, x: relax.op.nn.conv2d(x, const(3, 3, 4, 8), data_layout="NHWC", kernel_layout="HWIO"),
+            [(1, 8, 8, 4)],
+            "has the layouts NHWC, HWIO, NHWC; supported is NCHW",
+        ),
+        (
+            lambda bb, x: bb.emit(relax.op.nn.batch_norm(x, *(const(4) for _ in range(4)), axis=1))[0],
+            [(1, 4, 8, 8)],
+            "is in training mode",
+        ),
+        (lambda bb, x: relax.op.nn.adaptive_avg_pool2d(x, (2, 2)), [(1, 4, 8, 8)], r"pools to \[2, 2\] pixels"),
+        (
+            lambda bb, x: relax.op.nn.softmax(x, axis=0),
+            [(4, 5)],
+            r"works on axes \[0\] of \[4, 5\]; supported is the axis",
+        ),
         (
             lambda bb, x, g: relax.op.nn.layer_norm(x, g, g, axes=-1),
             [(4, 5), (5,)],
@@ -141,3 +157,29 @@ def test_module_without_main():
     renamed = tvm.IRModule({"forward": mod["main"].with_attr("global_symbol", "forward")})
     with pytest.raises(ModelError, match=r"no function 'main', only \['forward'\]"):
         to_graph(renamed)
+
+
+def test_a_network_for_images():
+    def build(bb, x):
+        padded = bb.emit(relax.op.nn.pad(x, [0, 0, 0, 0, 1, 1, 1, 1]))
+        hidden = bb.emit(relax.op.nn.conv2d(padded, const(8, 3, 3, 3), strides=2))
+        statistics = [const(8), const(8), const(8), relax.const(np.linspace(0.5, 1.5, 8).astype("float32"))]
+        hidden = bb.emit(relax.op.nn.batch_norm(hidden, *statistics, axis=1, training=False))[0]
+        hidden = bb.emit(relax.op.clip(hidden, 0, 6))
+        pair = bb.emit(relax.Tuple([hidden, bb.emit(relax.op.nn.relu6(hidden))]))
+        joined = bb.emit(relax.op.concat(pair, axis=1))
+        pooled = bb.emit(relax.op.nn.adaptive_avg_pool2d(joined, (1, 1)))
+        return relax.op.matmul(bb.emit(relax.op.reshape(pooled, (2, 16))), const(16, 5))
+
+    mod = module(build, (2, 3, 9, 9))
+    graph = to_graph(mod)
+    assert layers(graph) == [
+        ("conv2d", ("bias", "relu6")),
+        ("conv2d", ("relu6",)),
+        ("concat", ()),
+        ("average", ()),
+        ("linear", ()),
+    ]
+    x = RANDOM.standard_normal((2, 3, 9, 9)).astype("float32")
+    (result,) = evaluate(graph, {"x0": x}).values()
+    np.testing.assert_allclose(result, run_relax(mod, x), rtol=1e-4, atol=1e-5)

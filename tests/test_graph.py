@@ -8,7 +8,7 @@ import pytest
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import Concat, Conv2d, Linear, Pool, RowWise
 
 
 def array(*shape: int) -> np.ndarray:
@@ -100,4 +100,57 @@ def test_weights_must_be_contiguous():
     graph = example()
     graph.nodes[0].params["weights"] = array(5, 10)[:, ::2]
     with pytest.raises(ModelError, match="'weights' of node 'fc' must be a contiguous"):
+        graph.validate()
+
+
+def images() -> Graph:
+    """``x → conv (+ bias) → concatenated with itself → pooled``; the user sees channels first."""
+    conv = Conv2d(4, 5, 3, 8, (3, 3), padding=(1, 1, 1, 1), epilogue=("bias",))
+    tensors = [
+        Tensor("x", (1, 3, 4, 5), 1, (1, 4, 5, 3), True),
+        Tensor("h", (1, 4, 5, 8), 1, (1, 4, 5, 8)),
+        Tensor("c", (1, 4, 5, 16), 1, (1, 4, 5, 16)),
+        Tensor("y", (1, 16), 1, (1, 1, 1, 16)),
+    ]
+    nodes = [
+        Node("conv", conv, "x", None, "h", {"weights": array(8, 3, 3, 3), "bias": array(8)}),
+        Node("join", Concat(4, 5, (8, 8)), "h", None, "c", {}, ("h",)),
+        Node("pool", Pool("average", 4, 5, 16, (4, 5)), "c", None, "y"),
+    ]
+    return Graph({tensor.name: tensor for tensor in tensors}, ["x"], ["y"], nodes)
+
+
+def test_images_are_rows_of_pixels():
+    graph = images()
+    graph.validate()
+    assert [(tensor.rows, tensor.channels) for tensor in graph.tensors.values()] == [
+        (20, 3),
+        (20, 8),
+        (20, 16),
+        (1, 16),
+    ]
+    assert [node.name for node in graph.consumers("h")] == ["join"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": Tensor("x", (1, 3, 4, 5), 1, (1, 5, 4, 3), True)}, r"'conv' needs 'x' to be the image \(1, 4, 5, 3\)"),
+        ({"x": Tensor("x", (1, 3, 4, 5), 1, (1, 4, 4, 3), True)}, "cannot be the image"),
+        ({"x": Tensor("x", (1, 3, 4, 5), channels_first=True)}, "channels first but is no image"),
+        ({"h": Tensor("h", (1, 8, 4, 5), 1, (1, 4, 5, 8), True)}, "only inputs and outputs can"),
+        ({"c": Tensor("c", (1, 4, 5, 8), 1, (1, 4, 5, 8))}, "'join' needs 'c' to be 20 rows of 16 channels"),
+    ],
+)
+def test_invalid_images(change, message):
+    graph = images()
+    graph.tensors |= change
+    with pytest.raises(ModelError, match=message):
+        graph.validate()
+
+
+def test_a_concatenation_reads_as_many_tensors_as_its_layer_says():
+    graph = images()
+    graph.nodes[1].others = ()
+    with pytest.raises(ModelError, match="'join' reads 1 tensors, but its layer takes 2"):
         graph.validate()

@@ -89,7 +89,7 @@ def changed(place, value):
         (["layers", 0, "cpu"], {"rows": 4}, "damaged"),
         (["layers", 0, "cpu_us"], -1.0, "'cpu_us' is -1.0"),
         (["layers", 0, "cpu_us"], float("nan"), "'cpu_us' is nan"),
-        (["layers", 0, "layer", "op"], "pool", "unknown layer op 'pool'"),
+        (["layers", 0, "layer", "op"], "sponge", "unknown layer op 'sponge'"),
         (["layers", 0, "layer", "m"], 0, "must be at least 1"),
     ],
 )

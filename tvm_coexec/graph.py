@@ -11,37 +11,54 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ModelError
-from .layers import Linear, RowWise, parameter_shapes
+from .layers import AnyLayer, Conv2d, LocalNorm, Pool, parameter_shapes
+
+Image = tuple[int, int, int, int]
+"""Sizes of an image as kernels see it: batch, height, width, channels."""
 
 
 @dataclass
 class Tensor:
     """A float32 activation, or one of the model's inputs or outputs.
 
+    Layers see rows of channels. An image is ``batch · height · width`` such rows, one for each pixel.
+
     Attributes
     ----------
     name
         Unique in its graph.
     shape
-        As the model's user sees it.
+        Of an input or output: as the model's user sees it. Of any other image: the same as ``image``.
     channel_axes
         Trailing axes that together form the channels. It is 1 unless a model flattens one of its inputs, or
         unflattens or squeezes one of its outputs: ``[8, 1, 28, 28]`` read as 8 rows of 784 has 3, ``[8]`` read as
-        8 rows of 1 has 0.
+        8 rows of 1 has 0. It means nothing if ``channels_first``.
+    image
+        Batch, height, width and channels, if any layer reads or writes the tensor as an image.
+    channels_first
+        The elements of ``shape`` are in the order batch, channels, height, width (``shape`` itself may have other axes,
+        such as those of a flattened image). Only inputs and outputs can be so: they are reordered on their way in
+        and out, and every other tensor has its channels last.
     """
 
     name: str
     shape: tuple[int, ...]
     channel_axes: int = 1
+    image: Image | None = None
+    channels_first: bool = False
 
     @property
     def rows(self) -> int:
         """Rows of the two-dimensional view that layers work on."""
+        if self.image is not None:
+            return math.prod(self.image[:3])
         return math.prod(self.shape[: len(self.shape) - self.channel_axes])
 
     @property
     def channels(self) -> int:
         """Columns of the two-dimensional view that layers work on."""
+        if self.image is not None:
+            return self.image[3]
         return math.prod(self.shape[len(self.shape) - self.channel_axes :])
 
 
@@ -49,22 +66,25 @@ class Tensor:
 class Node:
     """One layer, the tensors that it reads and writes, and its constant operands.
 
-    ``params`` are float32 and contiguous: ``weights`` ``[k, n]`` of a linear layer, ``gamma`` and ``beta``
-    ``[n]`` of ``layer_norm``, and ``bias`` ``[n]`` of any layer whose epilogue has the step ``bias``.
-    ``residual`` names the tensor that the epilogue's step ``residual`` adds.
+    ``params`` are float32 and contiguous: ``weights`` ``[k, n]`` of a linear layer and
+    ``[out, in / groups, height, width]`` of a convolution, ``gamma`` and ``beta`` ``[n]`` of ``layer_norm``, and
+    ``bias`` ``[n]`` of any layer whose epilogue has the step ``bias``. ``residual`` names the tensor that the
+    epilogue's step ``residual`` adds, ``others`` those that a concatenation puts behind ``input``, or the second factor
+    of a product.
     """
 
     name: str
-    layer: Linear | RowWise
+    layer: AnyLayer
     input: str
     residual: str | None
     output: str
     params: dict[str, np.ndarray] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of the tensors that the node reads."""
-        return (self.input,) if self.residual is None else (self.input, self.residual)
+        return (self.input, *self.others, *(() if self.residual is None else (self.residual,)))
 
 
 @dataclass
@@ -90,6 +110,8 @@ class Graph:
         """
         for name, tensor in self.tensors.items():
             _check_tensor(name, tensor)
+            if tensor.channels_first and name not in (*self.inputs, *self.outputs):
+                raise ModelError(f"tensor {name!r} has its channels first; only inputs and outputs can")
         for kind, names in (("input", self.inputs), ("output", self.outputs)):
             _check_unique(names, f"{kind} tensor")
             for name in names:
@@ -120,6 +142,12 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"tensor {name!r} has shape {tensor.shape} with {tensor.channel_axes} channel axes; "
             "it must have at least so many axes, and none of size 0"
         )
+    if tensor.image is not None and math.prod(tensor.image) != math.prod(tensor.shape):
+        raise ModelError(
+            f"tensor {name!r} of shape {tensor.shape} cannot be the image {tensor.image}; sizes must agree"
+        )
+    if tensor.channels_first and tensor.image is None:
+        raise ModelError(f"tensor {name!r} has its channels first but is no image; only images can")
 
 
 def _check_node(node: Node, tensors: dict[str, Tensor], available: set[str]) -> None:
@@ -139,17 +167,21 @@ def _check_node(node: Node, tensors: dict[str, Tensor], available: set[str]) -> 
 
 def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
     layer = node.layer
-    in_channels = layer.k if isinstance(layer, Linear) else layer.n
-    expected = [(node.input, in_channels), (node.output, layer.n)]
-    if node.residual is not None:
-        expected.append((node.residual, layer.n))
-    for name, channels in expected:
+    if len(layer.input_sizes) != 1 + len(node.others):
+        given = 1 + len(node.others)
+        raise ModelError(f"node {node.name!r} reads {given} tensors, but its layer takes {len(layer.input_sizes)}")
+    residual = () if node.residual is None else (layer.output_size,)
+    sizes = (*layer.input_sizes, *residual, layer.output_size)
+    for name, size in zip((*node.reads, node.output), sizes, strict=True):
         tensor = tensors[name]
-        if (tensor.rows, tensor.channels) != (layer.m, channels):
+        rows, channels = math.prod(size[:-1]), size[-1]
+        if (tensor.rows, tensor.channels) != (rows, channels):
             raise ModelError(
-                f"node {node.name!r} needs {name!r} to be {layer.m} rows of {channels} channels, "
+                f"node {node.name!r} needs {name!r} to be {rows} rows of {channels} channels, "
                 f"but it is {tensor.rows} rows of {tensor.channels}"
             )
+        if isinstance(layer, Conv2d | Pool | LocalNorm) and tensor.image != size:
+            raise ModelError(f"node {node.name!r} needs {name!r} to be the image {size}, but it is {tensor.image}")
 
 
 def _check_params(node: Node) -> None:

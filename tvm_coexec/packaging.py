@@ -9,12 +9,29 @@ from typing import Any
 import numpy as np
 
 from . import schedules
+from .errors import ModelError
 from .graph import Graph, Node
 from .kernels import Kernel, compile_half, link
 from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, RowWise, Variant, layer_to_json
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .target import Target
+
+
+def computable(node: Node) -> Linear | RowWise:
+    """The node's layer, which modules must be able to hold.
+
+    Raises
+    ------
+    ModelError
+        They are not, naming the node.
+    """
+    if not isinstance(node.layer, Linear | RowWise):
+        raise ModelError(
+            f"node {node.name!r} is a {node.layer.op} layer, for which modules have no kernels; "
+            "supported are linear and row-wise layers"
+        )
+    return node.layer
 
 
 @dataclass(frozen=True)
@@ -114,7 +131,7 @@ class _Halves:
             name=self.name,
             layer=layer_to_json(self.layer),
             units=self.layer.units,
-            axis="rows" if isinstance(self.layer, RowWise) else "channels",
+            axis=self.layer.axis,
             cpu_units=cpu_units,
             inputs=tuple(self.tensors[role] for role in ("input", "residual") if role in self.tensors),
             output=self.tensors["output"],
@@ -140,21 +157,12 @@ def single_layer(
 
 def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:
     """The activations of a network that consists of one layer, by their roles."""
-    if isinstance(layer, Conv2d):
-        layouts = ImageLayouts.alone(layer)
-        out = (layer.batch, layer.out_h, layer.out_w, layer.out_channels)
-        tensors = {
-            "input": TensorSpec("x", (layer.batch, layer.h, layer.w, layer.in_channels), layout=layouts.input),
-            "residual": TensorSpec("r", out, layout=layouts.residual),
-            "output": TensorSpec("y", out, layout=layouts.output),
-        }
-    else:
-        channels = layer.k if isinstance(layer, Linear) else layer.n
-        tensors = {
-            "input": TensorSpec("x", (layer.m, channels)),
-            "residual": TensorSpec("r", (layer.m, layer.n)),
-            "output": TensorSpec("y", (layer.m, layer.n)),
-        }
+    layouts = ImageLayouts.alone(layer) if isinstance(layer, Conv2d) else None
+    tensors = {
+        "input": TensorSpec("x", layer.input_sizes[0], layout=layouts.input if layouts else None),
+        "residual": TensorSpec("r", layer.output_size, layout=layouts.residual if layouts else None),
+        "output": TensorSpec("y", layer.output_size, layout=layouts.output if layouts else None),
+    }
     if "residual" not in layer.epilogue:
         del tensors["residual"]
     return tensors

@@ -7,23 +7,38 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..graph import Graph, Node, Tensor
-from ..layers import Linear, RowWise
+from ..graph import AnyLayer, Graph, Image, Node, Tensor
+from ..layers import Concat, Conv2d, Linear
 from .trace import Source, claim_name
 
 
 @dataclass(eq=False)
 class DraftTensor:
-    """A tensor of the coming graph; ``producer`` is None for the model's inputs."""
+    """A tensor of the coming graph; ``producer`` is None for the model's inputs.
+
+    ``image`` is set as soon as a layer reads or writes the tensor as an image.
+    """
 
     name: str
     shape: tuple[int, ...]
     channels: int
     producer: Draft | None = None
+    image: Image | None = None
+    channels_first: bool = False
 
     @property
     def rows(self) -> int:
         return math.prod(self.shape) // self.channels
+
+    def finish(self, seen_by_user: bool) -> Tensor:
+        if self.channels_first:
+            return Tensor(self.name, self.shape, 1, self.image, True)
+        if self.image is not None and not seen_by_user:
+            return Tensor(self.name, self.image, 1, self.image)
+        axes = trailing_axes(self.shape, self.channels)
+        if axes is None:
+            raise ValueError(f"tensor {self.name!r} of shape {self.shape} cannot have {self.channels} channels")
+        return Tensor(self.name, self.shape, axes, self.image)
 
 
 @dataclass(frozen=True)
@@ -49,43 +64,62 @@ class Affine:
 
 @dataclass(eq=False)
 class Draft:
-    """A node that may still grow; ``kind`` is ``linear`` or a kind of :class:`RowWise`."""
+    """A node that may still grow: ``layer`` is without its epilogue until the draft is finished."""
 
     name: str
-    kind: str
+    layer: AnyLayer
     input: DraftTensor
     output: DraftTensor
     params: dict[str, np.ndarray] = field(default_factory=dict)
     epilogue: list[str] = field(default_factory=list)
     residual: DraftTensor | None = None
-    epsilon: float = 0.0
+    others: tuple[DraftTensor, ...] = ()
 
     def __post_init__(self) -> None:
         self.output.producer = self
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the layer can have an epilogue."""
+        return not isinstance(self.layer, Concat)
 
     def append(self, step: str) -> None:
         self.epilogue.append(step)
 
     def absorb(self, affine: Affine) -> bool:
         """Take an affine function of the result into the parameters; False if they cannot express it."""
-        if affine.scale is not None and (self.kind not in ("linear", "layer_norm") or set(self.epilogue) - {"bias"}):
+        if not self.takes_steps or (affine.scale is not None and not self._takes_scale()):
             return False
         if affine.shift is not None and not self._takes_shift():
             return False
         if affine.scale is not None:
             for name, array in self.params.items():
-                self.params[name] = array * affine.scale
+                axes = (-1, 1, 1, 1) if array.ndim == 4 else (-1,)
+                self.params[name] = array * affine.scale.reshape(axes)
         if affine.shift is not None:
             self._shift(affine.shift)
         return True
 
     def absorb_before(self, affine: Affine) -> None:
-        """Let a fresh linear draft read a tensor of which its input is an affine function."""
-        weights = self.params["weights"]
+        """Let a fresh linear layer or convolution read a tensor of which its input is an affine function.
+
+        A convolution that takes a shift must have no padding: what is beyond the edge is not shifted.
+        """
+        weights = self.params["weights"].astype(np.float64)
+        groups = self.layer.groups if isinstance(self.layer, Conv2d) else 1
+        # [groups, out / groups, in / groups, taps], whatever the layer
+        taps = weights.T[..., None] if weights.ndim == 2 else weights.reshape(*weights.shape[:2], -1)
+        taps = taps.reshape(groups, -1, *taps.shape[1:])
         if affine.shift is not None:
-            self._shift(affine.shift @ weights.astype(np.float64))
+            self._shift(np.einsum("goit,gi->go", taps, affine.shift.reshape(groups, -1)).reshape(-1))
         if affine.scale is not None:
-            self.params["weights"] = weights * affine.scale[:, None]
+            taps = taps * affine.scale.reshape(groups, 1, -1, 1)
+            scaled = taps.reshape(-1, *taps.shape[2:])
+            self.params["weights"] = scaled[..., 0].T if weights.ndim == 2 else scaled.reshape(weights.shape)
+
+    def _takes_scale(self) -> bool:
+        scalable = isinstance(self.layer, Linear | Conv2d) or getattr(self.layer, "kind", None) == "layer_norm"
+        return scalable and not set(self.epilogue) - {"bias"}
 
     def _takes_shift(self) -> bool:
         """Whether the epilogue has no bias yet, or only additions after the bias."""
@@ -96,22 +130,25 @@ class Draft:
     def _shift(self, shift: np.ndarray) -> None:
         if "bias" in self.epilogue:
             self.params["bias"] = self.params["bias"] + shift
-        elif self.kind == "layer_norm" and not self.epilogue:
+        elif "beta" in self.params and not self.epilogue:
             self.params["beta"] = self.params["beta"] + shift
         else:
             self.append("bias")
             self.params["bias"] = shift
 
     def finish(self, name: str) -> Node:
-        rows, channels, epilogue = self.output.rows, self.output.channels, tuple(self.epilogue)
-        layer: Linear | RowWise
-        if self.kind == "linear":
-            layer = Linear(rows, self.input.channels, channels, epilogue)
-        else:
-            layer = RowWise(self.kind, rows, channels, epilogue, self.epsilon)
+        layer = self.layer
+        if not isinstance(layer, Concat):
+            layer = replace(layer, epilogue=tuple(self.epilogue))
         params = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in self.params.items()}
         residual = None if self.residual is None else self.residual.name
-        return Node(name, layer, self.input.name, residual, self.output.name, params)
+        others = tuple(tensor.name for tensor in self.others)
+        return Node(name, layer, self.input.name, residual, self.output.name, params, others)
+
+
+def identity_weights(channels: int) -> np.ndarray:
+    """Weights of the depthwise convolution of one tap that changes nothing."""
+    return np.ones((channels, 1, 1, 1))
 
 
 def trailing_axes(shape: tuple[int, ...], channels: int) -> int | None:
@@ -130,12 +167,8 @@ def finish_graph(inputs: list[DraftTensor], outputs: list[DraftTensor], drafts: 
         tensor.name = claim_name(tensor.name, taken)
     taken = set()
     nodes = [draft.finish(claim_name(draft.name, taken)) for draft in drafts]
-    tensors = {}
-    for tensor in all_tensors:
-        axes = trailing_axes(tensor.shape, tensor.channels)
-        if axes is None:
-            raise ValueError(f"tensor {tensor.name!r} of shape {tensor.shape} cannot have {tensor.channels} channels")
-        tensors[tensor.name] = Tensor(tensor.name, tensor.shape, axes)
+    seen_by_user = {*inputs, *outputs}
+    tensors = {tensor.name: tensor.finish(tensor in seen_by_user) for tensor in all_tensors}
     graph = Graph(tensors, [tensor.name for tensor in inputs], [tensor.name for tensor in outputs], nodes)
     graph.validate()
     return graph

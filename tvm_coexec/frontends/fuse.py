@@ -8,33 +8,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from ..errors import ModelError
-from ..graph import Graph
-from ..layers import ACTIVATIONS
-from .drafts import Affine, Draft, DraftTensor, finish_graph, trailing_axes
+from ..graph import AnyLayer, Graph
+from ..layers import ACTIVATIONS, Conv2d, Linear, RowWise
+from . import fuse_images
+from .drafts import Affine, Draft, DraftTensor, finish_graph, identity_weights
+from .inputs import input_tensor
 from .trace import Operation, Source, Trace
+from .values import NO_PADDING, Value, claim_image
 
 _PARTS = {
     "erf": "GELU",
-    "mean": "layer normalisation over the last axis",
+    "max": "pooling of whole images over axes 2 and 3",
+    "mean": "layer normalisation over the last axis, or pooling of whole images over axes 2 and 3",
     "power": "layer normalisation or the tanh form of GELU",
     "sqrt": "layer normalisation over the last axis",
     "tanh": "the tanh form of GELU",
 }
 """Operations that no kernel knows, and what they may be a part of."""
 
-
-@dataclass(frozen=True)
-class _Value:
-    """A traced value: a tensor, the shape in which it is seen, and what is still to be applied to it."""
-
-    tensor: DraftTensor
-    shape: tuple[int, ...]
-    pending: Affine | None = None
+VIEWS = ("reshape", "transpose")
+"""Operations that change only how a tensor is seen."""
 
 
 def fuse(trace: Trace) -> Graph:
@@ -45,57 +43,69 @@ def fuse(trace: Trace) -> Graph:
     ModelError
         For an operation that fits into no layer, naming it.
     """
-    fuser = _Fuser(trace)
+    fuser = Fuser(trace)
     for operation in trace.operations:
         fuser.add(operation)
     return fuser.graph()
 
 
-class _Fuser:
+class Fuser:
+    """Takes in one operation after another; what forms images stands in :mod:`.fuse_images`."""
+
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.drafts: list[Draft] = []
-        self.roots = _reshape_roots(trace)
+        self.roots = _view_roots(trace)
         self.reads = _count_reads(trace, self.roots)
-        self.inputs = [DraftTensor(name, trace.shapes[name], self._input_channels(name)) for name in trace.inputs]
-        self.values = {tensor.name: _Value(tensor, tensor.shape) for tensor in self.inputs}
+        self.inputs = [input_tensor(trace, name) for name in trace.inputs]
+        self.values = {
+            tensor.name: Value(tensor, tensor.shape, tensor.image[0] if tensor.image else tensor.rows)
+            for tensor in self.inputs
+        }
 
     def add(self, operation: Operation) -> None:
-        if operation.op == "reshape":
-            self._add_reshape(operation)
-        elif operation.op == "matmul":
+        op, source = operation.op, operation.source
+        if op == "reshape":
+            self._view(operation, self.values[operation.inputs[0]].reshaped(self._shape(operation), source))
+        elif op == "transpose":
+            self._view(
+                operation, self.value(operation.inputs[0], source).transposed(operation.attributes["axes"], source)
+            )
+        elif op == "matmul":
             self._add_linear(operation)
-        elif operation.op in ("layer_norm", "softmax"):
+        elif op in ("layer_norm", "softmax"):
             self._add_row_wise(operation)
-        elif operation.op in ACTIVATIONS:
-            self._add_step(operation, operation.op, self._open_draft(operation.inputs[0], operation.source))
-        elif operation.op in _PARTS:
-            raise ModelError(f"{operation.source} is supported only as a part of {_PARTS[operation.op]}")
+        elif op == "concat" or (op in fuse_images.HANDLERS and operation.is_on_images):
+            fuse_images.HANDLERS[op](self, operation)
+        elif op in ACTIVATIONS:
+            draft, value = self.open_draft(operation.inputs[0], source)
+            draft.append(op)
+            self.set(operation, draft, value)
+        elif op in _PARTS:
+            raise ModelError(f"{source} is supported only as a part of {_PARTS[op]}")
         elif any(name in self.trace.constants for name in operation.inputs):
             self._add_affine(operation)
+        elif op == "multiply":
+            fuse_images.add_product(self, operation)
         else:
             self._add_residual(operation)
+
+    def _shape(self, operation: Operation) -> tuple[int, ...]:
+        return self.trace.shapes[operation.output]
+
+    def _view(self, operation: Operation, value: Value) -> None:
+        self.values[operation.output] = value
 
     def graph(self) -> Graph:
         outputs = []
         for name, value_name in self.trace.outputs:
             source = Source("output", name, "value")
-            tensor = self._tensor(value_name, source)
-            if tensor in self.inputs or tensor in outputs:
-                tensor = self._new_draft("map", tensor, tensor.shape, replace(source, name=f"copy_{name}")).output
-            tensor.name, tensor.shape = name, self.values[value_name].shape
-            outputs.append(tensor)
+            value = self.materialised(value_name, source)
+            if value.tensor in self.inputs or value.tensor in outputs:
+                value = replace(value, tensor=self._map(value, replace(source, name=f"copy_{name}")).output)
+            value.name_output(name, source)
+            outputs.append(value.tensor)
         return finish_graph(self.inputs, outputs, self.drafts)
-
-    def _add_reshape(self, operation: Operation) -> None:
-        value = self.values[operation.inputs[0]]
-        shape = self.trace.shapes[operation.output]
-        if trailing_axes(shape, value.tensor.channels) is None:
-            raise ModelError(
-                f"{operation.source} reshapes {list(value.shape)} to {list(shape)}, which breaks its rows of "
-                f"{value.tensor.channels} channels; supported are reshapes that keep rows whole or flatten an input"
-            )
-        self.values[operation.output] = replace(value, shape=shape)
 
     def _add_linear(self, operation: Operation) -> None:
         activation, constant = operation.inputs
@@ -109,30 +119,37 @@ class _Fuser:
             raise ModelError(
                 f"{operation.source} has weights of shape {list(weights.shape)}; supported is one matrix [k, n]"
             )
-        value = self.values[activation]
+        value = self.value(activation, operation.source)
+        k, n = (int(size) for size in weights.shape[-2:])
+        weights = weights.reshape(k, n)
+        if value.is_flat_image:
+            fuse_images.add_covering_convolution(self, operation, value, weights)
+            return
         self._check_last_axis(value, operation.source)
-        weights = weights.reshape(weights.shape[-2:])
-        draft = self._new_draft("linear", value.tensor, self.trace.shapes[operation.output], operation.source)
+        layer = Linear(value.tensor.rows, k, n)
+        draft = self.new_draft(layer, value.tensor, self._shape(operation), n, operation.source)
         draft.params["weights"] = weights
         if value.pending is not None:
             draft.absorb_before(value.pending)
-        self._set(operation, draft)
+        self.set(operation, draft)
 
     def _add_row_wise(self, operation: Operation) -> None:
         source = operation.source
-        tensor = self._tensor(operation.inputs[0], source)
-        value = self.values[operation.inputs[0]]
-        self._check_last_axis(value, source)
-        if operation.attributes["axes"] != (len(value.shape) - 1,):
+        value = self.materialised(operation.inputs[0], source)
+        axes = operation.attributes["axes"]
+        if len(axes) != 1 or not value.has_channels_at(axes[0]):
             raise ModelError(
-                f"{source} works on axes {list(operation.attributes['axes'])}; only the last axis is supported"
+                f"{source} works on axes {list(axes)} of {list(value.shape)}; supported is the axis of the "
+                "channels, which is the last one unless the model is one for images"
             )
-        draft = self._new_draft(operation.op, tensor, value.shape, source)
+        tensor = value.tensor
+        epsilon = operation.attributes.get("epsilon", 0.0)
+        layer = RowWise(operation.op, tensor.rows, tensor.channels, (), epsilon)
+        draft = self.new_draft(layer, tensor, value.shape, tensor.channels, source)
         if operation.op == "layer_norm":
             scale, shift = self._scale_and_shift(operation, tensor.channels)
             draft.params |= {"gamma": scale, "beta": shift}
-            draft.epsilon = operation.attributes["epsilon"]
-        self._set(operation, draft)
+        self.set(operation, draft, value)
 
     def _scale_and_shift(self, operation: Operation, channels: int) -> list[np.ndarray]:
         """Gamma and beta of a layer normalisation; ones and zeros where it was spelled out."""
@@ -147,134 +164,154 @@ class _Fuser:
         """A sum, difference, product or quotient of an activation and a constant."""
         first_is_constant = operation.inputs[0] in self.trace.constants
         name, constant = operation.inputs[::-1] if first_is_constant else operation.inputs
-        value = self.values[name]
-        vector = self._per_channel(constant, value, operation)
-        affine = _affine(operation, vector, first_is_constant)
-        shape = self.trace.shapes[operation.output]
-        draft = self._producer_to_extend(name)
+        value = self.value(name, operation.source)
+        affine = _affine(operation, self._per_channel(constant, value, operation), first_is_constant)
+        draft = self.producer_to_extend(name)
         if draft is not None and draft.absorb(affine):
-            self._set(operation, draft)
+            self.set(operation, draft, value)
         else:
-            self.values[operation.output] = _Value(value.tensor, shape, affine.after(value.pending))
+            pending = affine.after(value.pending)
+            self.values[operation.output] = replace(value, shape=self._shape(operation), pending=pending)
 
     def _add_residual(self, operation: Operation) -> None:
         """A sum of two activations: a step of the node that makes one of them, the later one if both can take it."""
         source = operation.source
         if operation.op != "add":
-            raise ModelError(f"{source} combines two activations; supported are sums of two, and constants as operands")
-        shapes = [self.values[name].shape for name in operation.inputs]
-        if shapes[0] != shapes[1]:
             raise ModelError(
-                f"{source} adds activations of shapes {list(shapes[0])} and {list(shapes[1])}; they must be equal"
+                f"{source} combines two activations; supported are sums and products of two, and constants as operands"
             )
-        tensors = [self._tensor(name, source) for name in operation.inputs]
-        if tensors[0].channels != tensors[1].channels:
-            raise ModelError(
-                f"{source} adds rows of {tensors[0].channels} channels to rows of {tensors[1].channels}; "
-                "reshape its operands in the same way"
-            )
-        drafts = [self._producer_to_extend(name) for name in operation.inputs]
+        values = self.equal_operands(operation, "adds")
+        drafts = [self.producer_to_extend(name) for name in operation.inputs]
         candidates = [draft for draft in drafts if draft is not None and draft.residual is None]
-        if candidates:
-            draft = max(candidates, key=self.drafts.index)
-        else:
-            draft = self._new_draft("map", tensors[0], shapes[0], source)
-        draft.residual = tensors[1] if draft.output is tensors[0] or not candidates else tensors[0]
+        draft = max(candidates, key=self.drafts.index) if candidates else self._map(values[0], source)
+        draft.residual = values[1 if draft.output is values[0].tensor or not candidates else 0].tensor
         # nothing but this sum reads what the draft makes, so it may run after the other summand
         self.drafts.remove(draft)
         self.drafts.append(draft)
-        self._add_step(operation, "residual", draft)
+        draft.append("residual")
+        self.set(operation, draft, values[0])
 
-    def _add_step(self, operation: Operation, step: str, draft: Draft) -> None:
-        draft.append(step)
-        self._set(operation, draft)
+    def equal_operands(self, operation: Operation, verb: str) -> list[Value]:
+        """Two activations of one shape, seen in the same way."""
+        source = operation.source
+        shapes = [self.value(name, source).shape for name in operation.inputs]
+        if shapes[0] != shapes[1]:
+            raise ModelError(
+                f"{source} {verb} activations of shapes {list(shapes[0])} and {list(shapes[1])}; they must be equal"
+            )
+        values = [self.materialised(name, source) for name in operation.inputs]
+        first, second = values
+        if (first.tensor.channels, first.batch) != (second.tensor.channels, second.batch):
+            raise ModelError(
+                f"{source} {verb} rows of {first.tensor.channels} channels to rows of {second.tensor.channels}, or in "
+                "another order; reshape and transpose its operands in the same way"
+            )
+        image = first.tensor.image or second.tensor.image
+        if image is not None:
+            for value in values:
+                claim_image(value.tensor, image, source)
+        return values
 
-    def _set(self, operation: Operation, draft: Draft) -> None:
-        """Let the operation's result be what the draft makes."""
-        draft.output.name, draft.output.shape = operation.output, self.trace.shapes[operation.output]
-        self.values[operation.output] = _Value(draft.output, draft.output.shape)
+    def set(self, operation: Operation, draft: Draft, seen_as: Value | None = None) -> None:
+        """Let the operation's result be what the draft makes, its channels last or where they are in ``seen_as``."""
+        draft.output.name, draft.output.shape = operation.output, self._shape(operation)
+        batch = draft.output.rows if seen_as is None else seen_as.batch
+        self.values[operation.output] = Value(draft.output, draft.output.shape, batch)
 
-    def _new_draft(self, kind: str, tensor: DraftTensor, shape: tuple[int, ...], source: Source) -> Draft:
-        channels = shape[-1] if kind == "linear" else tensor.channels
-        draft = Draft(source.name, kind, tensor, DraftTensor(source.name, shape, channels))
+    def new_draft(
+        self, layer: AnyLayer, tensor: DraftTensor, shape: tuple[int, ...], channels: int, source: Source
+    ) -> Draft:
+        draft = Draft(source.name, layer, tensor, DraftTensor(source.name, shape, channels))
         self.drafts.append(draft)
         return draft
 
-    def _producer_to_extend(self, name: str) -> Draft | None:
+    def _map(self, value: Value, source: Source) -> Draft:
+        """A layer that changes nothing yet: for images a depthwise convolution of one tap."""
+        tensor = value.tensor
+        layer: RowWise | Conv2d = RowWise("map", tensor.rows, tensor.channels)
+        if tensor.image is not None:
+            batch, h, w, channels = tensor.image
+            layer = Conv2d(h, w, channels, channels, (1, 1), groups=channels, batch=batch)
+        draft = self.new_draft(layer, tensor, value.shape, tensor.channels, source)
+        draft.output.image = tensor.image
+        if tensor.image is not None:
+            draft.params["weights"] = identity_weights(tensor.channels)
+        return draft
+
+    def producer_to_extend(self, name: str) -> Draft | None:
         """The draft that makes a value, if nothing but the operation that asks reads the value."""
         value = self.values[name]
-        only_reader = self.reads[self.roots.get(name, name)] == 1
-        return value.tensor.producer if only_reader and value.pending is None else None
+        producer = value.tensor.producer
+        if not self.is_only_reader(name) or value.pending is not None:
+            return None
+        return producer if producer is not None and producer.takes_steps else None
 
-    def _open_draft(self, name: str, source: Source) -> Draft:
+    def is_only_reader(self, name: str) -> bool:
+        """Whether nothing but the operation that asks reads a value, in whatever view."""
+        return self.reads[self.roots.get(name, name)] == 1
+
+    def open_draft(self, name: str, source: Source) -> tuple[Draft, Value]:
         """A draft whose result is the value and that can take one more step: its producer, or a new map."""
-        tensor = self._tensor(name, source)
-        return self._producer_to_extend(name) or self._new_draft("map", tensor, self.values[name].shape, source)
+        value = self.materialised(name, source)
+        draft = self.producer_to_extend(name) or self._map(value, source)
+        return draft, value
 
-    def _tensor(self, name: str, source: Source) -> DraftTensor:
-        """The tensor that holds a value, what was pending applied by a map."""
+    def value(self, name: str, source: Source) -> Value:
+        """A value that is read as it is, so that it must be an activation without padding."""
         if name in self.trace.constants:
             raise ModelError(f"{source} is applied to a constant; replace it by its result")
         value = self.values[name]
+        if value.padding != NO_PADDING:
+            raise ModelError(f"{source} reads a padded image; padding is supported before convolutions and pooling")
+        return value
+
+    def materialised(self, name: str, source: Source) -> Value:
+        """A value with nothing pending: what was is applied by a map."""
+        value = self.value(name, source)
         if value.pending is None:
-            return value.tensor
-        if value.pending.scale is not None:
+            return value
+        if value.pending.scale is not None and value.tensor.image is None:
             raise ModelError(
                 f"{value.pending.source} multiplies by a constant, which neither the layer before it nor {source} "
-                "can take into its weights; supported next to linear layers and layer normalisation"
+                "can take into its weights; supported next to linear layers and layer normalisation, and on images"
             )
-        draft = self._new_draft("map", value.tensor, value.shape, value.pending.source)
+        draft = self._map(value, value.pending.source)
         draft.output.name = name
         draft.absorb(value.pending)
-        self.values[name] = _Value(draft.output, value.shape)
-        return draft.output
+        self.values[name] = replace(value, tensor=draft.output, pending=None)
+        return self.values[name]
 
-    def _per_channel(self, constant: str, value: _Value, operation: Operation) -> np.ndarray:
+    def _per_channel(self, constant: str, value: Value, operation: Operation) -> np.ndarray:
         """A constant operand as one float64 number a channel."""
         array = self.trace.constants[constant]
-        axes = trailing_axes(value.shape, value.tensor.channels) or 0
-        lead = array.shape[: max(array.ndim - axes, 0)]
-        if math.prod(lead) != 1 or math.prod(self.trace.shapes[operation.output]) != math.prod(value.shape):
+        vector = value.per_channel(array)
+        if vector is None or math.prod(self._shape(operation)) != math.prod(value.shape):
             raise ModelError(
                 f"{operation.source} has a constant operand of shape {list(array.shape)} beside an activation of shape "
                 f"{list(value.shape)}; supported are scalars and one number for each channel"
             )
-        vector = array.reshape(array.shape[len(lead) :]).astype(np.float64)
-        return np.broadcast_to(vector, value.shape[len(value.shape) - axes :]).reshape(-1)
+        return vector
 
-    def _check_last_axis(self, value: _Value, source: Source) -> None:
-        if value.shape[-1:] != (value.tensor.channels,):
+    def _check_last_axis(self, value: Value, source: Source) -> None:
+        if not value.has_channels_at(len(value.shape) - 1):
             raise ModelError(
                 f"{source} reads shape {list(value.shape)} from a tensor that others read as rows of "
                 f"{value.tensor.channels} channels; let all read rows of one length"
             )
 
-    def _input_channels(self, name: str) -> int:
-        """Channels of an input: those that its readers see, so that a model may begin by flattening it."""
-        shape = self.trace.shapes[name]
-        seen = {
-            self.trace.shapes[read][-1]
-            for operation in self.trace.operations
-            if operation.op != "reshape"
-            for read in operation.inputs
-            if self.roots.get(read, read) == name and self.trace.shapes[read]
-        }
-        channels = seen.pop() if len(seen) == 1 else shape[-1]
-        return channels if trailing_axes(shape, channels) else shape[-1]
 
-
-def _reshape_roots(trace: Trace) -> dict[str, str]:
-    """The value that each reshaped value is, seen in another shape."""
+def _view_roots(trace: Trace) -> dict[str, str]:
+    """The value that each reshaped or transposed value is, seen in another way."""
     roots: dict[str, str] = {}
     for operation in trace.operations:
-        if operation.op == "reshape":
+        if operation.op in VIEWS:
             roots[operation.output] = roots.get(operation.inputs[0], operation.inputs[0])
     return roots
 
 
 def _count_reads(trace: Trace, roots: dict[str, str]) -> Counter[str]:
-    """How often each value is read, in whatever shape, being a model output included."""
-    reads = [name for operation in trace.operations if operation.op != "reshape" for name in operation.inputs]
+    """How often each value is read, in whatever view, being a model output included."""
+    reads = [name for operation in trace.operations if operation.op not in VIEWS for name in operation.inputs]
     reads += [value for _, value in trace.outputs]
     return Counter(roots.get(name, name) for name in reads)
 

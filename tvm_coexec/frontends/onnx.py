@@ -15,23 +15,35 @@ from tvm import IRModule, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from ..errors import ModelError
-from .relax import Naming, bindings, returned, trace_function
+from .onnx_nodes import attributes, constants, known_operation, resolve_automatic_padding
+from .relax import Known, Naming, bindings, returned, trace_function
 from .trace import Source, Trace
 
 OPERATORS = (
     "Add",
+    "AveragePool",
+    "BatchNormalization",
     "Cast",
+    "Clip",
+    "Concat",
     "Constant",
+    "Conv",
     "Div",
     "Dropout",
     "Erf",
     "Flatten",
     "Gelu",
     "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "HardSwish",
     "Identity",
+    "LRN",
     "LayerNormalization",
     "MatMul",
+    "MaxPool",
     "Mul",
+    "Pad",
     "Pow",
     "ReduceMean",
     "Relu",
@@ -41,13 +53,14 @@ OPERATORS = (
     "Sqrt",
     "Squeeze",
     "Sub",
+    "Sum",
     "Tanh",
     "Transpose",
     "Unsqueeze",
 )
 """Operators that can be part of a layer, if their operands allow it."""
 
-_SHAPE_OPERATORS = ("Concat", "ConstantOfShape", "Gather", "Shape", "Slice")
+_SHAPE_OPERATORS = ("ConstantOfShape", "Gather", "Shape", "Slice")
 """Operators that may compute shapes from constants."""
 
 _OLDEST_OPSET = 7
@@ -70,6 +83,7 @@ def trace_onnx(model: onnx.ModelProto | Path) -> Trace:
     _check_inputs(proto.graph)
     _check_operators(proto.graph)
     _check_consistency(model)
+    resolve_automatic_padding(proto)
     outputs = [output.name for output in proto.graph.output]
     function = _import(proto)["main"]
     return trace_function(function, _naming(function, proto.graph, outputs))
@@ -141,13 +155,21 @@ def _check_operators(graph: onnx.GraphProto) -> None:
 
 
 def _check_statistics(graph: onnx.GraphProto) -> None:
-    """Refuse what TVM's importer would silently get wrong: statistics as outputs, and dropout that drops."""
+    """Refuse what TVM's importer would silently get wrong: further outputs, and what only training does."""
     read = {name for node in graph.node for name in node.input if name} | {output.name for output in graph.output}
     for node in graph.node:
+        source, values = _source(node), attributes(node)
         if node.op_type == "LayerNormalization" and read & set(node.output[1:]):
-            raise ModelError(f"{_source(node)} has its mean or deviation read; only its first output is supported")
-        if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
-            raise ModelError(f"{_source(node)} may be in training mode; export the model for inference")
+            raise ModelError(f"{source} has its mean or deviation read; only its first output is supported")
+        if node.op_type in ("BatchNormalization", "MaxPool") and read & set(node.output[1:]):
+            raise ModelError(f"{source} has its output {node.output[1]!r} read; only its first output is supported")
+        training = values.get("training_mode", 0) or (
+            node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
+        )
+        if training:
+            raise ModelError(f"{source} may be in training mode; export the model for inference")
+        if node.op_type == "BatchNormalization" and not values.get("spatial", 1):
+            raise ModelError(f"{source} has statistics for every pixel; supported is spatial=1")
 
 
 def _check_consistency(model: onnx.ModelProto | Path) -> None:
@@ -189,7 +211,21 @@ def _naming(function: relax.Function, graph: onnx.GraphProto, outputs: list[str]
     for index, binding in reversed(list(enumerate(bindings(function)))):
         source = sources.setdefault(binding.var, source)
         values.setdefault(binding.var, f"{source.name}/{index}")
-    return Naming(values, sources, [(name, by_name[name]) for name in outputs])
+    return Naming(values, sources, [(name, by_name[name]) for name in outputs], _known(function, graph, by_name))
+
+
+def _known(function: relax.Function, graph: onnx.GraphProto, by_name: dict[str, relax.Expr]) -> dict[relax.Var, Known]:
+    """What is read from nodes instead of from Relax; operations on constants alone are the importer's."""
+    numbers = constants(graph)
+    by_name = by_name | {parameter.name: parameter for parameter in function.params}
+    known = {}
+    for node in graph.node:
+        variable = by_name.get(node.output[0])
+        operation = known_operation(node, _source(node), numbers) if isinstance(variable, relax.Var) else None
+        if operation is not None and all(name in by_name for name in operation[1]):
+            op, inputs, values = operation
+            known[variable] = Known(op, tuple(by_name[name] for name in inputs), values)
+    return known
 
 
 def _values(graph: onnx.GraphProto) -> Iterator[str]:

@@ -35,11 +35,12 @@ _FORMS = (
     _Form("gelu_tanh", "tanh", _TANH_ARGUMENT, _HALF_OF_X_TIMES_1_PLUS_F),
     _Form("gelu_tanh", "sigmoid", {powers: 2 * factor for powers, factor in _TANH_ARGUMENT.items()}, _X_TIMES_F),
     _Form("silu", "sigmoid", {(1, 0): 1.0}, _X_TIMES_F),
+    _Form("hard_swish", "relu6", {(1, 0): 1.0, (0, 0): 3.0}, {(1, 1): 1 / 6}),
 )
 
 
 def collapse_patterns(trace: Trace) -> Trace:
-    """Replace every spelled-out GELU, SiLU and layer normalisation by one operation.
+    """Replace every spelled-out GELU, SiLU, hard swish and layer normalisation by one operation.
 
     What is left of a pattern is dropped, unless something else reads it.
     """
@@ -65,7 +66,7 @@ class _Finder:
     readers: dict[str, list[Operation]]
 
     def activation(self, function: Operation) -> Operation | None:
-        """The activation that is built around ``function``, an erf, tanh or sigmoid."""
+        """The activation that is built around ``function``, an erf, tanh, sigmoid or relu6."""
         forms = [form for form in _FORMS if form.function == function.op]
         for form in forms:
             for x in self._ancestors(function.inputs[0]):

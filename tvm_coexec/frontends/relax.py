@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from tvm import IRModule, ir, relax, tirx
 
 from ..errors import ModelError
+from . import relax_images
 from .trace import Operation, Source, Trace, claim_name
 
 OPERATIONS = {
     "relax.add": "add",
     "relax.astype": "reshape",
+    "relax.broadcast_to": "broadcast",
     "relax.divide": "divide",
     "relax.erf": "erf",
     "relax.expand_dims": "reshape",
@@ -37,6 +39,7 @@ OPERATIONS = {
     "relax.squeeze": "reshape",
     "relax.subtract": "subtract",
     "relax.tanh": "tanh",
+    **relax_images.OPERATIONS,
 }
 """Relax's operators that can be part of a layer, and the operations that they become."""
 
@@ -51,6 +54,15 @@ _FOLDS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+@dataclass(frozen=True)
+class Known:
+    """An operation that a front end reads from its own model, because Relax takes it apart beyond recognition."""
+
+    op: str
+    inputs: tuple[relax.Expr, ...]
+    attributes: dict[str, Any]
+
+
 @dataclass
 class Naming:
     """What the user calls the parts of ``main``: its values, the operators that make them, and its outputs."""
@@ -58,6 +70,7 @@ class Naming:
     values: dict[relax.Var, str]
     sources: dict[relax.Var, Source]
     outputs: list[tuple[str, relax.Expr]]
+    known: dict[relax.Var, Known] = field(default_factory=dict)
 
 
 def trace_relax(module: IRModule) -> Trace:
@@ -89,7 +102,7 @@ def trace_function(function: relax.Function, naming: Naming) -> Trace:
     tracer = _Tracer(naming)
     for parameter in function.params:
         tracer.add_input(parameter)
-    for binding in bindings(function):
+    for binding in _needed(function, naming):
         tracer.add_binding(binding)
     for name, value in naming.outputs:
         tracer.add_output(name, value)
@@ -111,6 +124,19 @@ def returned(function: relax.Function) -> list[relax.Expr]:
     return list(result.fields) if isinstance(result, relax.Tuple) else [result]
 
 
+def _needed(function: relax.Function, naming: Naming) -> list[relax.Binding]:
+    """The bindings that the outputs depend on, in execution order; those behind known operations are not."""
+    needed = {variable for _, value in naming.outputs for variable in relax.analysis.free_vars(value)}
+    kept = []
+    for binding in reversed(bindings(function)):
+        if binding.var in needed:
+            kept.append(binding)
+            known = naming.known.get(binding.var)
+            for value in [binding.value] if known is None else known.inputs:
+                needed.update(relax.analysis.free_vars(value))
+    return kept[::-1]
+
+
 class _Tracer:
     """Collects the trace, and remembers which traced value or constant each variable stands for."""
 
@@ -118,6 +144,7 @@ class _Tracer:
         self.trace = Trace([], [], {}, {}, [])
         self.naming = naming
         self.traced: dict[relax.Var, str] = {}
+        self.tuples: dict[relax.Var, list[relax.Expr]] = {}
 
     def add_input(self, parameter: relax.Var) -> None:
         name = self.naming.values[parameter]
@@ -140,15 +167,19 @@ class _Tracer:
     def add_binding(self, binding: relax.Binding) -> None:
         variable, value = binding.var, binding.value
         source = self.naming.sources[variable]
-        if isinstance(value, relax.Var | ir.GenericConst):
+        if variable in self.naming.known:
+            self._add_known(variable, self.naming.known[variable], source)
+        elif isinstance(value, relax.Var | ir.GenericConst):
             self.traced[variable] = self._operand(value, str(source))
         elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.traced:
-            # dropout is the one operator traced that makes a tuple; its mask, item 1, means nothing in inference
+            # dropout and batch norm make tuples; all but item 0 means nothing in inference
             if value.index == 0:
                 self.traced[variable] = self.traced[value.tuple_value]
+        elif isinstance(value, relax.Tuple):
+            self.tuples[variable] = list(value.fields)
         elif isinstance(value, relax.Call) and _operator_name(value) in OPERATIONS:
             self._add_call(variable, value, source)
-        elif not isinstance(value, relax.Tuple | relax.ShapeExpr):
+        elif not isinstance(value, relax.ShapeExpr):
             raise ModelError(
                 f"{source} is not supported; supported are the Relax operators "
                 f"{', '.join(name.removeprefix('relax.') for name in OPERATIONS)}"
@@ -165,23 +196,65 @@ class _Tracer:
 
     def _add_call(self, variable: relax.Var, call: relax.Call, source: Source) -> None:
         op = OPERATIONS[_operator_name(call)]
-        operands = call.args[:1] if op == "reshape" else call.args
-        inputs = tuple(self._operand(operand, str(source)) for operand in operands)
+        inputs = tuple(self._operand(operand, str(source)) for operand in self._operands(op, call))
         result_type = variable.ty.fields[0] if isinstance(variable.ty, relax.TupleType) else variable.ty
         shape, dtype = _static_type(result_type, str(source))
         name = self.naming.values[variable]
-        self.traced[variable] = name
         constants = [self.trace.constants[operand] for operand in inputs if operand in self.trace.constants]
-        if len(constants) == len(inputs) and (op == "reshape" or op in _FOLDS):
+        if len(constants) == len(inputs) and (op in ("broadcast", "concat", "reshape") or op in _FOLDS):
+            self.traced[variable] = name
             self.trace.constants[name] = _fold(call, op, constants, shape).astype(dtype)
             return
         if len(constants) == len(inputs):
             raise ModelError(f"{source} is applied to constants alone; replace it by its result")
         _check_float32(dtype, str(source))
-        self.trace.shapes[name] = shape
+        if op == "broadcast":
+            raise ModelError(f"{source} repeats an activation; only constants can be broadcast to a shape")
+        if op == "clip":
+            op = relax_images.clip(*relax_images.clip_bounds(call, source), source)
         if _operator_name(call) == "relax.permute_dims":
-            _check_order_kept(_axes(call, len(shape)), self.trace.shapes[inputs[0]], source)
-        self.trace.operations.append(Operation(op, inputs, name, source, _attributes(op, call, len(shape), source)))
+            op = _transpose_or_reshape(_axes(call, len(shape)), self.trace.shapes[inputs[0]])
+        attributes = _attributes(op, call, len(shape), source)
+        if op == "batch_norm":
+            self._add_batch_norm(variable, inputs, attributes["epsilon"], source)
+            return
+        self._add(variable, Operation(op, inputs, name, source, attributes), shape)
+
+    def _operands(self, op: str, call: relax.Call) -> list[relax.Expr]:
+        """The tensors that a call reads; other arguments, such as shapes, are left out."""
+        if op in ("broadcast", "clip", "reshape"):
+            return list(call.args[:1])
+        if op == "concat":
+            listed = call.args[0]
+            return self.tuples[listed] if listed in self.tuples else list(listed.fields)
+        return list(call.args)
+
+    def _add_known(self, variable: relax.Var, known: Known, source: Source) -> None:
+        shape, dtype = _static_type(variable.ty, str(source))
+        _check_float32(dtype, str(source))
+        inputs = tuple(self._operand(operand, str(source)) for operand in known.inputs)
+        operation = Operation(known.op, inputs, self.naming.values[variable], source, known.attributes)
+        self._add(variable, operation, shape)
+
+    def _add_batch_norm(self, variable: relax.Var, inputs: tuple[str, ...], epsilon: float, source: Source) -> None:
+        """A batch normalisation becomes a product and a sum with constants."""
+        parameters = [self.trace.constants.get(name) for name in inputs[1:]]
+        if any(array is None for array in parameters):
+            raise ModelError(f"{source} must have constant scale, shift, mean and variance; make them constants")
+        scale, shift = relax_images.batch_norm([array for array in parameters if array is not None], epsilon)
+        name, shape = self.naming.values[variable], self.trace.shapes[inputs[0]]
+        rank_fits = (-1, *[1] * (len(shape) - 2))
+        scaled = f"{name}/scaled"
+        for suffix, array in (("scale", scale), ("shift", shift)):
+            self.trace.constants[f"{name}/{suffix}"] = array.reshape(rank_fits)
+        self.trace.shapes[scaled] = shape
+        self.trace.operations.append(Operation("multiply", (inputs[0], f"{name}/scale"), scaled, source))
+        self._add(variable, Operation("add", (scaled, f"{name}/shift"), name, source), shape)
+
+    def _add(self, variable: relax.Var, operation: Operation, shape: tuple[int, ...]) -> None:
+        self.traced[variable] = operation.output
+        self.trace.shapes[operation.output] = shape
+        self.trace.operations.append(operation)
 
 
 def _operator_name(value: relax.Expr) -> str:
@@ -207,13 +280,17 @@ def _check_float32(dtype: str, owner: str) -> None:
         raise ModelError(f"{owner} is {dtype}; only float32 is supported, so convert the model to float32")
 
 
-def _check_order_kept(axes: list[int], shape: tuple[int, ...], source: Source) -> None:
+def _transpose_or_reshape(axes: list[int], shape: tuple[int, ...]) -> str:
+    """What a permutation of axes is: if it keeps the order of the elements, a reshape."""
     moved = [axis for axis in axes if shape[axis] > 1]
-    if moved != sorted(moved):
-        raise ModelError(f"{source} transposes an activation of shape {list(shape)}; only constants can be transposed")
+    return "reshape" if moved == sorted(moved) else "transpose"
 
 
 def _fold(call: relax.Call, op: str, constants: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    if op == "concat":
+        return np.concatenate(constants, axis=relax_images.concat_axis(call))
+    if op == "broadcast":
+        return np.broadcast_to(constants[0], shape)
     if op != "reshape":
         return np.asarray(_FOLDS[op](*constants))
     if _operator_name(call) == "relax.permute_dims":
@@ -229,10 +306,13 @@ def _axes(call: relax.Call, rank: int) -> list[int]:
 
 
 def _attributes(op: str, call: relax.Call, rank: int, source: Source) -> dict[str, Any]:
-    if op not in ("mean", "softmax", "layer_norm"):
-        return {}
+    if op == "transpose":
+        return {"axes": tuple(_axes(call, rank))}
+    if op not in ("mean", "max", "softmax", "layer_norm"):
+        return relax_images.attributes(op, call, source)
+    rank = len(call.args[0].ty.shape)
     attributes: dict[str, Any] = {"axes": tuple(sorted(_axes(call, rank)))}
-    if op == "mean":
+    if op in ("mean", "max"):
         attributes["keep_axes"] = bool(call.attrs.keepdims)
     if op == "layer_norm":
         if not (call.attrs.center and call.attrs.scale):

@@ -29,13 +29,17 @@ class Operation:
     ----------
     op
         Relax's name without its prefix, such as ``matmul`` or ``gelu``. All operators that keep the elements
-        and their order are ``reshape``.
+        and their order are ``reshape``, those that make maxima or averages of windows are ``pool``.
     inputs
         Names of values or constants.
     output
         Name of the one value that it makes.
     attributes
-        ``axes`` of ``mean``, ``softmax`` and ``layer_norm``; ``keep_axes`` of ``mean``; ``epsilon`` of ``layer_norm``.
+        ``axes`` of ``mean``, ``max``, ``softmax``, ``layer_norm`` and ``transpose``; ``keep_axes`` of ``mean`` and
+        ``max``; ``epsilon`` of ``layer_norm``; ``axis`` of ``concat``; ``padding`` (top, left, bottom, right)
+        of ``pad``; ``padding``, ``stride`` and ``dilation`` of ``conv2d`` and ``pool``; ``groups`` of ``conv2d``;
+        ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta``
+        and ``bias`` of ``local_norm``.
     """
 
     op: str
@@ -43,6 +47,15 @@ class Operation:
     output: str
     source: Source
     attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_on_images(self) -> bool:
+        """Whether the operation takes its first input as ``[batch, channels, height, width]``."""
+        if self.op in ("max", "mean"):
+            return self.attributes["axes"] == (2, 3)
+        return self.op in ("conv2d", "local_norm", "pad", "pool") or (
+            self.op == "concat" and self.attributes["axis"] == 1
+        )
 
 
 @dataclass

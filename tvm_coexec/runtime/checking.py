@@ -8,7 +8,17 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
-from tvm_coexec.layers import ROW_BLOCK, TILE, AnyLayer, Conv2d, RowWise, Variant, layer_from_json, parameter_shapes
+from tvm_coexec.layers import (
+    ROW_BLOCK,
+    TILE,
+    AnyLayer,
+    Conv2d,
+    Linear,
+    RowWise,
+    Variant,
+    layer_from_json,
+    parameter_shapes,
+)
 
 from .executor import Executor
 from .manifest import StepSpec
@@ -25,7 +35,7 @@ def random_params(layer: AnyLayer, seed: int) -> dict[str, np.ndarray]:
     """Parameters of a layer as a model would give them: weights whose sums of products neither grow nor vanish."""
     rng = np.random.default_rng(seed)
     params = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(layer).items()}
-    if not isinstance(layer, RowWise):
+    if isinstance(layer, Linear | Conv2d):
         params["weights"] /= np.float32(math.sqrt(layer.taps if isinstance(layer, Conv2d) else layer.k))
     return params
 

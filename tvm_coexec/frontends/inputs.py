@@ -1,0 +1,59 @@
+"""How the model's inputs are seen: as rows of channels or as images, which only their readers tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ..layers import ACTIVATIONS
+from .drafts import DraftTensor, trailing_axes
+from .trace import Operation, Trace
+
+_ELEMENTWISE = (*ACTIVATIONS, "add", "divide", "multiply", "subtract", "erf", "tanh", "power", "pad")
+
+
+def input_tensor(trace: Trace, name: str) -> DraftTensor:
+    """The tensor of an input: an image if a reader takes it as one."""
+    shape = trace.shapes[name]
+    seen = next(_image_shapes(trace, name), None)
+    if seen is None:
+        return DraftTensor(name, shape, _channels(trace, name))
+    batch, channels, h, w = seen
+    return DraftTensor(name, shape, channels, image=(batch, h, w, channels), channels_first=h * w > 1)
+
+
+def _image_shapes(trace: Trace, name: str) -> Iterator[tuple[int, ...]]:
+    """The shapes ``[batch, channels, height, width]`` in which the value, or what follows from it, is read."""
+    size = math.prod(trace.shapes[name])
+    followed = {name}
+    for operation in trace.operations:
+        read = [value for value in operation.inputs if value in followed]
+        if not read:
+            continue
+        is_image = operation.is_on_images or _is_scaled_as_image(trace, operation)
+        if is_image and math.prod(trace.shapes[read[0]]) == size:
+            yield trace.shapes[read[0]]
+        if operation.op == "reshape" or operation.op in _ELEMENTWISE:
+            followed.add(operation.output)
+
+
+def _is_scaled_as_image(trace: Trace, operation: Operation) -> bool:
+    """Whether a constant of the operation has the shape ``[channels, 1, 1]``, beside a value of four axes."""
+    shapes = [trace.constants[name].shape for name in operation.inputs if name in trace.constants]
+    is_arithmetic = operation.op in ("add", "divide", "multiply", "subtract")
+    vectors = [shape for shape in shapes if shape[-2:] == (1, 1) and math.prod(shape) > 1]
+    return is_arithmetic and len(vectors) == 1 and len(trace.shapes[operation.output]) == 4
+
+
+def _channels(trace: Trace, name: str) -> int:
+    """Channels of rows: those that the readers see, so that a model may begin by flattening its input."""
+    shape = trace.shapes[name]
+    views = {name}
+    seen = set()
+    for operation in trace.operations:
+        if operation.op == "reshape" and operation.inputs[0] in views:
+            views.add(operation.output)
+        elif operation.op != "reshape":
+            seen |= {trace.shapes[read][-1] for read in operation.inputs if read in views and trace.shapes[read]}
+    channels = seen.pop() if len(seen) == 1 else shape[-1]
+    return channels if trailing_axes(shape, channels) else shape[-1]

@@ -1,0 +1,53 @@
+"""The vocabulary that every stage shares: a layer, how its work is divided, and a variant of a kernel.
+
+A layer's work is divided in *units*. For a dense layer a unit is a tile of 32 output channels; for a
+row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU ``[g, units)``.
+"""
+
+from .base import (
+    ACTIVATIONS,
+    EPILOGUE_STEPS,
+    ROW_BLOCK,
+    SCRATCH,
+    TILE,
+    Layer,
+    Size,
+    check_epilogue,
+    row_tiles,
+    tile_count,
+)
+from .dense import Conv2d, Linear
+from .images import Concat, LocalNorm, Pool, Product
+from .layout import MAX_NARROW, ImageLayout, ImageLayouts
+from .registry import AnyLayer, layer_from_json, layer_to_json, parameter_shapes
+from .rowwise import RowWise
+from .variants import Hardware, Variant
+
+__all__ = [
+    "ACTIVATIONS",
+    "EPILOGUE_STEPS",
+    "MAX_NARROW",
+    "ROW_BLOCK",
+    "SCRATCH",
+    "TILE",
+    "AnyLayer",
+    "Concat",
+    "Conv2d",
+    "Hardware",
+    "ImageLayout",
+    "ImageLayouts",
+    "Layer",
+    "Linear",
+    "LocalNorm",
+    "Pool",
+    "Product",
+    "RowWise",
+    "Size",
+    "Variant",
+    "check_epilogue",
+    "layer_from_json",
+    "layer_to_json",
+    "parameter_shapes",
+    "row_tiles",
+    "tile_count",
+]

@@ -1,0 +1,92 @@
+"""What all layers share: how their work is divided, and the steps that may follow their result."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+TILE = 32
+"""Output channels in a tile: 128 bytes of float32, so that two processors never write one cache line."""
+
+ROW_BLOCK = 8
+"""Rows in a unit of a row-wise operator."""
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu6", "hard_swish", "sigmoid")
+"""Activations that an epilogue may hold; ``gelu`` is the erf form."""
+
+EPILOGUE_STEPS = ("bias", "residual", *ACTIVATIONS)
+
+
+SCRATCH = "scratch_"
+"""How the names of operands begin that only pass something on from one kernel of a half to its next."""
+
+
+def tile_count(channels: int) -> int:
+    """Tiles that hold ``channels`` output channels."""
+    return -(-channels // TILE)
+
+
+def row_tiles(channels: int) -> int:
+    """Tiles from one row of an activation to the next, in memory.
+
+    Rows whose distance is a multiple of 2 KiB fall into few cache sets, so such rows get one tile of padding.
+    """
+    tiles = tile_count(channels)
+    return tiles + 1 if tiles % 16 == 0 else tiles
+
+
+Size = tuple[int, ...]
+"""Of a tensor as a layer sees it: rows and channels, or of an image batch, height, width and channels."""
+
+
+class Layer(Protocol):
+    """What planning and measuring need to know of any layer."""
+
+    op: ClassVar[str]
+    axis: ClassVar[str]
+    """Whether units are tiles of ``channels`` or blocks of ``rows``."""
+
+    @property
+    def epilogue(self) -> tuple[str, ...]:
+        """Steps applied to the result, in order."""
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        """Of the tensor ``input``, then of each of ``others``; a residual is as large as the output."""
+
+    @property
+    def output_size(self) -> Size:
+        """Of the result."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the result."""
+
+    @property
+    def channel_local(self) -> bool:
+        """Whether a tile of output channels needs no more of its activations than the same tile of channels."""
+
+    @property
+    def units(self) -> int:
+        """Parts that a split counts in."""
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the whole layer, epilogue left out."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of constant operands that one run reads."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of activations that one run reads and writes."""
+
+
+def check_epilogue(epilogue: tuple[str, ...]) -> None:
+    """Refuse steps that no kernel knows, and a second operand of the same name."""
+    for step in epilogue:
+        if step not in EPILOGUE_STEPS:
+            raise ValueError(f"unknown epilogue step {step!r}; known: {', '.join(EPILOGUE_STEPS)}")
+    for operand in ("bias", "residual"):
+        if epilogue.count(operand) > 1:
+            raise ValueError(f"epilogue {epilogue} names {operand!r} twice; a kernel takes one")

@@ -1,0 +1,145 @@
+"""Dense layers, which are worth splitting: linear layers and convolutions. A unit is a tile of 32 output channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .base import Size, check_epilogue, tile_count
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``[m, k] × [k, n]`` followed by the steps of ``epilogue``, in order."""
+
+    m: int
+    k: int
+    n: int
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "linear"
+    axis: ClassVar[str] = "channels"
+    channel_local: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if min(self.m, self.k, self.n) < 1:
+            raise ValueError(f"linear sizes must be at least 1, got m={self.m}, k={self.k}, n={self.n}")
+        check_epilogue(self.epilogue)
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return ((self.m, self.k),)
+
+    @property
+    def output_size(self) -> Size:
+        return (self.m, self.n)
+
+    @property
+    def out_channels(self) -> int:
+        return self.n
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.n)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.m * self.k * self.n
+
+    @property
+    def weight_bytes(self) -> int:
+        return 4 * self.k * self.n
+
+    @property
+    def activation_bytes(self) -> int:
+        return 4 * self.m * (self.k + self.n * (2 if "residual" in self.epilogue else 1))
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """A convolution of ``[batch, h, w, in_channels]``, followed by the steps of ``epilogue``, in order.
+
+    ``kernel``, ``stride``, ``dilation`` and ``padding`` may be given as one number or as a pair (height, width), the
+    padding also as (top, left, bottom, right); they are kept as pairs, the padding as four numbers.
+    """
+
+    h: int
+    w: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    batch: int = 1
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "conv2d"
+    axis: ClassVar[str] = "channels"
+
+    def __post_init__(self) -> None:
+        for name, length in (("kernel", 2), ("stride", 2), ("dilation", 2), ("padding", 4)):
+            object.__setattr__(self, name, _extents(name, getattr(self, name), length))
+        sizes = (self.h, self.w, self.in_channels, self.out_channels, self.groups, self.batch)
+        if min(*sizes, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
+            raise ValueError(f"convolution sizes must be at least 1 and paddings at least 0, got {self}")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(
+                f"{self.groups} groups do not divide {self.in_channels} input and {self.out_channels} output channels"
+            )
+        if min(self.out_h, self.out_w) < 1:
+            raise ValueError(f"a {self.kernel} kernel does not fit into {self.h}×{self.w} pixels with {self.padding}")
+        check_epilogue(self.epilogue)
+
+    def _out(self, size: int, axis: int) -> int:
+        padded = size + self.padding[axis] + self.padding[axis + 2]
+        return (padded - self.dilation[axis] * (self.kernel[axis] - 1) - 1) // self.stride[axis] + 1
+
+    @property
+    def out_h(self) -> int:
+        return self._out(self.h, 0)
+
+    @property
+    def out_w(self) -> int:
+        return self._out(self.w, 1)
+
+    @property
+    def taps(self) -> int:
+        """Products that are added up for one output element."""
+        return self.kernel[0] * self.kernel[1] * (self.in_channels // self.groups)
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return ((self.batch, self.h, self.w, self.in_channels),)
+
+    @property
+    def output_size(self) -> Size:
+        return (self.batch, self.out_h, self.out_w, self.out_channels)
+
+    @property
+    def channel_local(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.out_channels)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.batch * self.out_h * self.out_w * self.out_channels * self.taps
+
+    @property
+    def weight_bytes(self) -> int:
+        return 4 * self.out_channels * self.taps
+
+    @property
+    def activation_bytes(self) -> int:
+        outputs = self.out_h * self.out_w * self.out_channels * (2 if "residual" in self.epilogue else 1)
+        return 4 * self.batch * (self.h * self.w * self.in_channels + outputs)
+
+
+def _extents(name: str, value: Any, length: int) -> tuple[int, ...]:
+    """One number, a pair or, for a length of four, four numbers as ``length`` numbers."""
+    numbers = (value, value) if isinstance(value, int) else tuple(value)
+    if len(numbers) not in (2, length):
+        raise ValueError(f"{name} {value} of a convolution is neither one number nor {length}")
+    return numbers * (length // len(numbers))

@@ -1,0 +1,253 @@
+"""Layers that only images have, beside convolutions: pooling, concatenation, products and normalisation.
+
+All of them work on ``[batch, h, w, channels]``, and a unit is a tile of 32 output channels, as it is for convolutions:
+a side that owns a tile of a convolution goes on with the same tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Size, check_epilogue, tile_count
+
+
+def window_count(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
+    """Windows that fit along one axis of ``size`` pixels and ``padding`` more."""
+    return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _check_sizes(layer: Pool | Concat | Product | LocalNorm, *sizes: int) -> None:
+    if min(sizes) < 1:
+        raise ValueError(f"sizes of an image must be at least 1, got {layer}")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The maximum or average of each window of each channel, followed by the steps of ``epilogue``.
+
+    ``kind`` is ``max`` or ``average``. ``padding`` is (top, left, bottom, right); it is never a maximum,
+    and counts in an average's divisor only if ``count_padding``. Global pooling has a window as large as the image.
+    """
+
+    kind: str
+    h: int
+    w: int
+    channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    count_padding: bool = False
+    batch: int = 1
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "pool"
+    axis: ClassVar[str] = "channels"
+    channel_local: ClassVar[bool] = True
+
+    KINDS: ClassVar[tuple[str, ...]] = ("average", "max")
+
+    def __post_init__(self) -> None:
+        if self.kind not in self.KINDS:
+            raise ValueError(f"unknown pooling {self.kind!r}; known: {', '.join(self.KINDS)}")
+        _check_sizes(self, self.h, self.w, self.channels, self.batch, *self.kernel, *self.stride, *self.dilation)
+        reach = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(self.dilation, self.kernel, strict=True)]
+        if min(self.padding) < 0 or any(
+            padding >= extent for padding, extent in zip(self.padding, reach * 2, strict=True)
+        ):
+            raise ValueError(f"padding of a pooling must be at least 0 and less than its window, got {self}")
+        if min(self.out_h, self.out_w) < 1:
+            raise ValueError(f"a {self.kernel} window does not fit into {self.h}×{self.w} pixels with {self.padding}")
+        check_epilogue(self.epilogue)
+
+    def _out(self, size: int, axis: int) -> int:
+        padding = self.padding[axis] + self.padding[axis + 2]
+        return window_count(size, self.kernel[axis], self.stride[axis], self.dilation[axis], padding)
+
+    @property
+    def out_h(self) -> int:
+        return self._out(self.h, 0)
+
+    @property
+    def out_w(self) -> int:
+        return self._out(self.w, 1)
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return ((self.batch, self.h, self.w, self.channels),)
+
+    @property
+    def output_size(self) -> Size:
+        return (self.batch, self.out_h, self.out_w, self.channels)
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.channels)
+
+    @property
+    def flops(self) -> int:
+        return self.batch * self.out_h * self.out_w * self.channels * self.kernel[0] * self.kernel[1]
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
+
+    @property
+    def activation_bytes(self) -> int:
+        outputs = self.out_h * self.out_w * (2 if "residual" in self.epilogue else 1)
+        return 4 * self.batch * self.channels * (self.h * self.w + outputs)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Images side by side along their channels; ``channels`` has the number of each. It takes no epilogue."""
+
+    h: int
+    w: int
+    channels: tuple[int, ...]
+    batch: int = 1
+    op: ClassVar[str] = "concat"
+    axis: ClassVar[str] = "channels"
+    channel_local: ClassVar[bool] = False
+    epilogue: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        _check_sizes(self, self.h, self.w, self.batch, *self.channels)
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return tuple((self.batch, self.h, self.w, channels) for channels in self.channels)
+
+    @property
+    def output_size(self) -> Size:
+        return (self.batch, self.h, self.w, self.out_channels)
+
+    @property
+    def out_channels(self) -> int:
+        return sum(self.channels)
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.out_channels)
+
+    @property
+    def flops(self) -> int:
+        return 0
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
+
+    @property
+    def activation_bytes(self) -> int:
+        return 8 * self.batch * self.h * self.w * self.out_channels
+
+
+@dataclass(frozen=True)
+class Product:
+    """Element by element the product of two images, followed by the steps of ``epilogue``.
+
+    If ``per_image``, the second factor has one pixel for each image of the batch, as in squeeze and excitation.
+    """
+
+    h: int
+    w: int
+    channels: int
+    per_image: bool = False
+    batch: int = 1
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "product"
+    axis: ClassVar[str] = "channels"
+    channel_local: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, self.h, self.w, self.channels, self.batch)
+        check_epilogue(self.epilogue)
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return (self.output_size, (self.batch, 1, 1, self.channels) if self.per_image else self.output_size)
+
+    @property
+    def output_size(self) -> Size:
+        return (self.batch, self.h, self.w, self.channels)
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.channels)
+
+    @property
+    def flops(self) -> int:
+        return self.batch * self.h * self.w * self.channels
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
+
+    @property
+    def activation_bytes(self) -> int:
+        pixels = self.h * self.w
+        factor = 1 if self.per_image else pixels
+        return 4 * self.batch * self.channels * (2 * pixels + factor + (pixels if "residual" in self.epilogue else 0))
+
+
+@dataclass(frozen=True)
+class LocalNorm:
+    """Each channel over a power of the mean square of its ``size`` neighbours: ONNX's local response normalisation.
+
+    The divisor is ``(bias + alpha · sum of squares / size) ** beta``; beyond the last channel, squares are 0.
+    """
+
+    h: int
+    w: int
+    channels: int
+    size: int
+    alpha: float
+    beta: float
+    bias: float
+    batch: int = 1
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "local_norm"
+    axis: ClassVar[str] = "channels"
+    channel_local: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_sizes(self, self.h, self.w, self.channels, self.batch, self.size)
+        check_epilogue(self.epilogue)
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return (self.output_size,)
+
+    @property
+    def output_size(self) -> Size:
+        return (self.batch, self.h, self.w, self.channels)
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.channels)
+
+    @property
+    def flops(self) -> int:
+        return self.batch * self.h * self.w * self.channels * (2 * self.size + 2)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
+
+    @property
+    def activation_bytes(self) -> int:
+        return 4 * self.batch * self.h * self.w * self.channels * (3 if "residual" in self.epilogue else 2)

@@ -1,0 +1,42 @@
+"""How images lie in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .base import TILE, row_tiles
+from .dense import Conv2d
+
+MAX_NARROW = 4
+"""Channels up to which an image that no kernel writes, a network's input, is kept without padding channels."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How an image lies in memory: ``[batch, h + 2·halo, w + 2·halo, pixel]``.
+
+    The halo, of so many pixels above and below, left and right, holds zeros: a convolution reads it as its padding,
+    and no kernel writes it. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels alone.
+    """
+
+    halo: tuple[int, int] = (0, 0)
+    narrow: bool = False
+
+    def pixel(self, channels: int) -> int:
+        """Elements from one pixel to the next."""
+        return channels if self.narrow else row_tiles(channels) * TILE
+
+
+@dataclass(frozen=True)
+class ImageLayouts:
+    """The layouts of the images that a convolution reads and writes."""
+
+    input: ImageLayout = ImageLayout()
+    output: ImageLayout = ImageLayout()
+    residual: ImageLayout = ImageLayout()
+
+    @classmethod
+    def alone(cls, layer: Conv2d) -> ImageLayouts:
+        """Those of a network that consists of this layer."""
+        top, left, bottom, right = layer.padding
+        return cls(ImageLayout((max(top, bottom), max(left, right)), layer.in_channels <= MAX_NARROW))

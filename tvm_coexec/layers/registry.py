@@ -1,0 +1,53 @@
+"""Every layer by its name: to and from plain values, and the constants that a layer has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from .base import Layer
+from .dense import Conv2d, Linear
+from .images import Concat, LocalNorm, Pool, Product
+from .rowwise import RowWise
+
+AnyLayer = Linear | RowWise | Conv2d | Pool | LocalNorm | Concat | Product
+
+_LAYERS: dict[str, Any] = {cls.op: cls for cls in (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product)}
+
+
+def layer_to_json(layer: Layer) -> dict[str, Any]:
+    """Describe a layer by plain values, ``op`` first."""
+    fields = dataclasses.asdict(layer)  # type: ignore[call-overload]
+    return {
+        "op": layer.op,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
+    }
+
+
+def layer_from_json(fields: Mapping[str, Any]) -> AnyLayer:
+    """Inverse of :func:`layer_to_json`; ``epilogue`` may be left out."""
+    rest = {key: value for key, value in fields.items() if key != "op"}
+    cls = _LAYERS.get(fields.get("op", ""))
+    if cls is None:
+        raise ValueError(f"unknown layer op {fields.get('op')!r}; known: {', '.join(_LAYERS)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in rest.items()}
+    try:
+        layer: AnyLayer = cls(**values)
+    except TypeError as error:
+        raise ValueError(f"cannot read layer {dict(fields)}: {error}") from None
+    return layer
+
+
+def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
+    """Shapes of a layer's constants, as a model gives them: packed by nobody yet."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if isinstance(layer, Linear):
+        shapes["weights"] = (layer.k, layer.n)
+    elif isinstance(layer, Conv2d):
+        shapes["weights"] = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
+    elif isinstance(layer, RowWise) and layer.kind == "layer_norm":
+        shapes |= {"gamma": (layer.n,), "beta": (layer.n,)}
+    if "bias" in layer.epilogue:
+        shapes["bias"] = (layer.out_channels,)
+    return shapes

@@ -1,0 +1,53 @@
+"""A variant of a kernel, and the hardware that decides which variants are candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What decides which kernels suit a device.
+
+    Parameters
+    ----------
+    vector_bytes, vector_registers
+        Width and number of the CPU's vector registers.
+    opencl_type
+        ``gpu``, or ``cpu`` where a CPU device plays the GPU and one work-item fills a core.
+    max_group_size
+        Largest work-group of the OpenCL device.
+    """
+
+    vector_bytes: int = 16
+    vector_registers: int = 32
+    opencl_type: str = "gpu"
+    max_group_size: int = 256
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a half: an implementation and its integer parameters, sorted by name."""
+
+    implementation: str
+    params: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def make(cls, implementation: str, **params: int) -> Variant:
+        return cls(implementation, tuple(sorted(params.items())))
+
+    def __getitem__(self, name: str) -> int:
+        return dict(self.params)[name]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"implementation": self.implementation, **dict(self.params)}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Variant:
+        rest = {key: int(value) for key, value in fields.items() if key != "implementation"}
+        return cls.make(fields["implementation"], **rest)
+
+    def __str__(self) -> str:
+        return " ".join([self.implementation, *(f"{name}={value}" for name, value in self.params)])
