@@ -119,7 +119,7 @@ def test_numbers_stand_for_pairs() -> None:
     assert layer == Conv2d(8, 9, 4, 8, (3, 3), (2, 2), (1, 1, 1, 1))
     assert (layer.out_h, layer.out_w, layer.units) == (4, 5, 1)
     assert layer.flops == 2 * 4 * 5 * 8 * 36
-    assert layer_to_json(layer)["padding"] == (1, 1, 1, 1)
+    assert layer_to_json(layer)["padding"] == [1, 1, 1, 1]
     assert conv(8, 9, 4, 8, (1, 3), padding=(0, 1)).padding == (0, 1, 0, 1)
 
 
