@@ -11,7 +11,7 @@ from .errors import FileFormatError, InputError
 from .frontends import to_graph
 from .graph import Graph, Node
 from .layers import Hardware
-from .packaging import Choice, computable, package
+from .packaging import Choice, package
 from .planning.plan import LayerPlan, Plan
 from .planning.split import Planner, plan_measured
 from .profile import Profile
@@ -119,8 +119,8 @@ def _rule(
     """How to plan one node."""
 
     def fixed(node: Node, cpu_units: int) -> LayerPlan:
-        if found is not None and found.knows(computable(node)):
-            return found.plan_split(node.name, computable(node), cpu_units)
+        if found is not None and found.knows(node.layer):
+            return found.plan_split(node.name, node.layer, cpu_units)
         return _unpredicted(node, cpu_units, hardware, "chosen by the caller; nothing is known of its time")
 
     def predicted(node: Node) -> LayerPlan:
@@ -134,8 +134,8 @@ def _rule(
     if split == "predicted":
         return predicted
     if split == "measured":
-        measured = measure_splits([computable(node) for node in graph.nodes], device, profile)
-        return lambda node: plan_measured(node.name, computable(node), *measured)
+        measured = measure_splits([node.layer for node in graph.nodes], device, profile)
+        return lambda node: plan_measured(node.name, node.layer, *measured)
     if isinstance(split, Mapping):
         units = _units_by_name(graph, split)
         rest = predicted if found is not None else lambda node: fixed(node, node.layer.units // 2)
@@ -147,19 +147,19 @@ def _rule(
 
 def plan_node(node: Node, planner: Planner) -> LayerPlan:
     """Divide a layer by what its profile learned; what the profile knows nothing of stays on the CPU."""
-    if planner.knows(computable(node)):
-        return planner.plan_layer(node.name, computable(node))
+    if planner.knows(node.layer):
+        return planner.plan_layer(node.name, node.layer)
     reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
     return _unpredicted(node, node.layer.units, planner.hardware, reason)
 
 
 def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
     """Default variants and no expectation of time."""
-    family = schedules.family(computable(node))
+    family = schedules.family(node.layer)
     cpu, gpu = (family.default_variant(node.layer, side, hardware) for side in ("cpu", "gpu"))
     return LayerPlan(
         name=node.name,
-        layer=computable(node),
+        layer=node.layer,
         cpu_units=cpu_units,
         cpu=cpu if cpu_units else None,
         gpu=gpu if cpu_units < node.layer.units else None,

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from . import schedules
-from .errors import ModelError
-from .graph import Graph, Node
+from .graph import Graph, Node, Tensor
 from .kernels import Kernel, compile_half, link
+from .layouts import image_layouts, node_layouts
 from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, RowWise, Variant, layer_to_json
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
+from .slots import assign_slots
 from .target import Target
-
-
-def computable(node: Node) -> Linear | RowWise:
-    """The node's layer, which modules must be able to hold.
-
-    Raises
-    ------
-    ModelError
-        They are not, naming the node.
-    """
-    if not isinstance(node.layer, Linear | RowWise):
-        raise ModelError(
-            f"node {node.name!r} is a {node.layer.op} layer, for which modules have no kernels; "
-            "supported are linear and row-wise layers"
-        )
-    return node.layer
 
 
 @dataclass(frozen=True)
@@ -63,9 +48,9 @@ def package(
     kernels: list[Kernel] = []
     constants: dict[str, np.ndarray] = {}
     steps = []
-    for index, node in enumerate(progress(graph.nodes)):
-        halves = _Halves(node.name, node.layer, {"input": node.input, "residual": node.residual, "output": node.output})
-        choice = choices[index]
+    layouts = image_layouts(graph)
+    for node, choice in zip(progress(graph.nodes), choices, strict=True):
+        halves = _Halves(node.name, node.layer, _roles(node), node_layouts(node, layouts))
         for side, variant in (("cpu", choice.cpu), ("gpu", choice.gpu)):
             if variant is not None:
                 halves.add(side, variant, target)
@@ -73,16 +58,30 @@ def package(
                 constants.update({halves.constant(role): array for role, array in packed.items()})
         kernels += halves.kernels
         steps.append(halves.step(choice.cpu_units))
+    tensors = tuple(_tensor_spec(tensor, layouts.get(tensor.name)) for tensor in graph.tensors.values())
     manifest = Manifest(
         device=dict(device),
-        tensors=tuple(TensorSpec(t.name, tuple(t.shape), t.channel_axes) for t in graph.tensors.values()),
+        tensors=tensors,
         constants=tuple(ConstantSpec(name, array.shape) for name, array in constants.items()),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
         plan=dict(plan),
     )
-    return _package(manifest, kernels, constants)
+    slotted = assign_slots(tensors, steps, manifest.element_counts(), {*graph.inputs, *graph.outputs})
+    return _package(replace(manifest, tensors=slotted), kernels, constants)
+
+
+def _roles(node: Node) -> dict[str, str | None]:
+    """The tensors of a node by their roles."""
+    others = {f"input{place}": name for place, name in enumerate(node.others, 1)}
+    return {"input": node.input, **others, "residual": node.residual, "output": node.output}
+
+
+def _tensor_spec(tensor: Tensor, layout: ImageLayout | None) -> TensorSpec:
+    return TensorSpec(
+        tensor.name, tuple(tensor.shape), tensor.channel_axes, layout, tensor.image, tensor.channels_first
+    )
 
 
 def _package(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[str, np.ndarray]) -> Package:
@@ -121,9 +120,9 @@ class _Halves:
         return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
 
     def _source(self, role: str, side: str) -> str:
-        """Scratch is a half's own, constants are read by both."""
+        """Scratch is a side's own, constants are read by both."""
         if role.startswith(SCRATCH):
-            return f"{self.name}.{side}.{role}"
+            return f"{side}.{role}"
         return self.tensors.get(role) or self.constant(role)
 
     def step(self, cpu_units: int, seed: int | None = None) -> StepSpec:

@@ -64,13 +64,13 @@ class Executor:
         self._launch_once()
 
     def _allocate(self) -> dict[str, Block]:
-        """A block for all that a kernel touches, large enough for the padding of every kernel that touches it."""
-        counts = {name: tensor.memory_rows * tensor.row_elements for name, tensor in self._tensors.items()}
-        counts.update({constant.name: math.prod(constant.shape) for constant in self.manifest.constants})
-        for step in self.manifest.steps:
-            for argument in step.arguments:
-                counts[argument.source] = max(counts.get(argument.source, 0), math.prod(argument.shape))
-        return {name: self._memory.allocate(count) for name, count in counts.items()}
+        """A block for all that a kernel touches; tensors of one slot have the same."""
+        counts, shared = self.manifest.element_counts(), self.manifest.shared()
+        sizes: dict[str, int] = {}
+        for name, count in counts.items():
+            sizes[shared[name]] = max(sizes.get(shared[name], 0), count)
+        blocks = {memory: self._memory.allocate(count) for memory, count in sizes.items()}
+        return {name: blocks[memory] for name, memory in shared.items()}
 
     def _launch_once(self) -> None:
         """Launch every kernel for one unit, while no memory holds anything yet.
@@ -102,6 +102,14 @@ class Executor:
         """The CPU's view of a tensor; see :meth:`TensorSpec.view`."""
         return self._tensors[name].view(self.blocks[name].array)
 
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Fill a tensor with elements in its user's order."""
+        self._tensors[name].write(self.blocks[name].array, array)
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of a tensor in its user's order."""
+        return self._tensors[name].read(self.blocks[name].array)
+
     def publish(self, names: Sequence[str]) -> None:
         for name in names:
             self.blocks[name].publish(self.device.queue)
@@ -120,9 +128,19 @@ class Executor:
         return self.prepare([(replace(step, units=cpu_units + gpu_units), cpu_units)], [()])
 
     def network_reads(self) -> list[tuple[int, ...]]:
-        """For each step of the module the steps whose outputs it reads."""
-        writer = {step.output: number for number, step in enumerate(self.manifest.steps, 1)}
-        return [tuple(writer[name] for name in step.inputs if name in writer) for step in self.manifest.steps]
+        """For each step of the module the steps whose outputs it reads, and those that used the memory it writes."""
+        shared = self.manifest.shared()
+        writer: dict[str, int] = {}
+        users: dict[str, set[int]] = {}
+        reads = []
+        for number, step in enumerate(self.manifest.steps, 1):
+            before = users.get(shared[step.output], set())
+            reads.append(tuple(sorted({writer[name] for name in step.inputs if name in writer} | before)))
+            writer[step.output] = number
+            for name in step.inputs:
+                users.setdefault(shared[name], set()).add(number)
+            users[shared[step.output]] = {number}
+        return reads
 
     def opencl_kernel(self, symbol: str) -> Any:
         """A kernel object of its own, since arguments belong to the object."""

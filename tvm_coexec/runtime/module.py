@@ -126,12 +126,9 @@ class Module:
         """
         manifest = self._package.manifest
         for name, array in self._bind(arrays, named).items():
-            self._executor.view(name)[:] = array.reshape(self._executor.view(name).shape)
+            self._executor.write(name, array)
         self.run()
-        results = {
-            name: np.ascontiguousarray(self._executor.view(name)).reshape(self._executor.spec(name).shape)
-            for name in manifest.outputs
-        }
+        results = {name: self._executor.read(name) for name in manifest.outputs}
         return results[manifest.outputs[0]] if len(results) == 1 else results
 
     def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
