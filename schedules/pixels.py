@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Variant, row_tiles
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant, row_tiles
 
 from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch, rows_of_group
 
@@ -38,18 +38,19 @@ class Pixels:
         Rows of which the frame has a whole number: a block, or the blocks of a work-group.
     """
 
-    layer: Conv2d
+    layer: Conv2d | Pool
     layouts: ImageLayouts
     block: int
     group: int
 
     @classmethod
-    def of(cls, layer: Conv2d, layouts: ImageLayouts, variant: Variant) -> Pixels:
+    def of(cls, layer: Conv2d | Pool, layouts: ImageLayouts, variant: Variant) -> Pixels:
         """The rows that a variant computes."""
         return cls(layer, layouts, variant["rows"], rows_of_group(variant))
 
     def __post_init__(self) -> None:
-        check_layouts(self.layer, self.layouts)
+        if isinstance(self.layer, Conv2d):
+            check_layouts(self.layer, self.layouts)
 
     @property
     def runs_on(self) -> bool:
@@ -171,6 +172,7 @@ def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
 def operand_shapes(pixels: Pixels, weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of a kernel's buffers: the input as plain elements, the output as pixels of whole tiles."""
     layer, layouts = pixels.layer, pixels.layouts
+    assert isinstance(layer, Conv2d)
     tiles = (row_tiles(layer.out_channels), TILE)
     return {
         "input": (pixels.input_pixels * layouts.input.pixel(layer.in_channels),),
