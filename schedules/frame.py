@@ -68,12 +68,12 @@ def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, c
 def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
     """Declare a kernel's arguments: its buffers, then ``begin`` and ``count``.
 
-    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place.
+    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place, in two digits.
     """
     handles = [T.arg(operand.name, T.handle()) for operand in operands]
     begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
     buffers = {
-        operand.name: IRBuilder.name(f"p{place}_{operand.name}", T.match_buffer(handle, operand.shape, "float32"))
+        operand.name: IRBuilder.name(f"p{place:02d}_{operand.name}", T.match_buffer(handle, operand.shape, "float32"))
         for place, (operand, handle) in enumerate(zip(operands, handles, strict=True))
     }
     return buffers, begin, count

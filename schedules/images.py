@@ -41,7 +41,7 @@ def pack(layer: ImageLayer, params: Mapping[str, np.ndarray], variant: Variant) 
     return {"bias": bias}
 
 
-def terms(layer: ImageLayer, variant: Variant) -> int:
+def terms(layer: ImageLayer) -> int:
     """Values that are reduced to one element of the output."""
     if isinstance(layer, Pool):
         return layer.kernel[0] * layer.kernel[1]
@@ -75,7 +75,7 @@ def variants(
         padded_rows=lambda block: Pixels(pixels, layouts, block, block).rows,
         reduction=1,
         unrolls=(1,),
-        taps=terms(layer, Variant(IMPLEMENTATION)),
+        taps=terms(layer),
     )
     found = dense_variants(IMPLEMENTATION, side, hardware, space, partial(_register_tiles, pixels))
     return list(dict.fromkeys(_with_whole_runs(variant, common_run(layer, layouts)) for variant in found))
