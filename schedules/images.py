@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .frame import Launch
 
 IMPLEMENTATION = "images"
+_MAP_ROWS = 4
+"""Pixels in a block where each reads itself alone: more of them only meet in the same sets of the cache."""
 
 
 def operand_names(layer: ImageLayer, variant: Variant) -> tuple[str, ...]:
@@ -64,9 +66,7 @@ def default_variant(layer: ImageLayer, side: str, hardware: Hardware, layouts: I
     return variants(layer, side, hardware, layouts)[0]
 
 
-def variants(
-    layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None
-) -> list[Variant]:
+def variants(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first."""
     layouts = layouts or ImageLayouts.alone(layer)
     pixels = window(layer)
@@ -97,8 +97,9 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
     where a block lies: it is done once where blocks divide the image's lines.
     """
     vectors = TILE * 4 // hardware.vector_bytes
+    most = hardware.vector_registers // (2 * vectors) if space.taps != 1 else _MAP_ROWS
     ranked = []
-    for rows in range(1, min(space.rows, max(1, hardware.vector_registers // (2 * vectors))) + 1):
+    for rows in range(1, min(space.rows, max(1, most)) + 1):
         padding = space.padded_rows(rows) / space.rows
         reads = (rows - 1) * pixels.stride[1] + pixels.kernel[1]
         finding = 0.3 * (1 / rows if pixels.out_w % rows == 0 or rows % pixels.out_w == 0 else 1)
@@ -117,5 +118,3 @@ def build(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts 
     del params["k_split"]
     names = operand_names(layer, variant)
     return (launch(describe(layer, Pixels.of(window(layer), layouts, variant), names), side, variant, params),)
-
-

@@ -52,9 +52,7 @@ def _to_user(tensor: Tensor, rows: np.ndarray) -> np.ndarray:
     return rows.reshape(tensor.shape)
 
 
-def evaluate_layer(
-    layer: AnyLayer, params: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def evaluate_layer(layer: AnyLayer, params: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> np.ndarray:
     """The output image of a layer alone, from its images by their roles."""
     values = {role: image.reshape(-1, image.shape[-1]).astype(np.float64) for role, image in images.items()}
     others = tuple(role for role in images if role not in ("input", "residual"))
