@@ -22,7 +22,7 @@ _MAX_WRITTEN_OUT = 64
 """Pixels of a block times columns of a window, up to which a window's line is written out."""
 
 
-def describe(layer: ImageLayer, pixels: Pixels, names: Sequence[str]) -> Description:
+def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str]) -> Description:
     """The layer as a dense kernel over the rows of ``pixels``, with operands of these names."""
     layouts = pixels.layouts
     shapes = _shapes(layer, pixels)
@@ -38,7 +38,7 @@ def describe(layer: ImageLayer, pixels: Pixels, names: Sequence[str]) -> Descrip
     )
 
 
-def _shapes(layer: ImageLayer, pixels: Pixels) -> dict[str, tuple[int, ...]]:
+def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...]]:
     """Shapes of the operands: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
     layouts = pixels.layouts
     tiles = (row_tiles(layer.out_channels), TILE)
@@ -70,7 +70,7 @@ def _trailing_halo(layout: ImageLayout) -> int:
     return int(_factor_pixel(layout, 0))
 
 
-def _reduction(layer: ImageLayer, pixels: Pixels) -> dict[str, Any]:
+def _reduction(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, Any]:
     """Fields of the description that say how an element is computed."""
     if isinstance(layer, Pool):
         return _pool(layer, pixels)
@@ -83,7 +83,7 @@ def _only(_old: Any, new: Any) -> Any:
     return new
 
 
-def _pool(layer: Pool, pixels: Pixels) -> dict[str, Any]:
+def _pool(layer: Pool, pixels: Pixels[Pool]) -> dict[str, Any]:
     pixel = pixels.layouts.input.pixel(layer.channels)
     is_max = layer.kind == "max"
     taps = layer.kernel[0] * layer.kernel[1]
@@ -110,7 +110,7 @@ def _add(x: Any, y: Any) -> Any:
     return x + y
 
 
-def _is_inside(layer: Pool, pixels: Pixels, row: Any, taps: tuple[Any, Any]) -> Any:
+def _is_inside(layer: Pool, pixels: Pixels[Pool], row: Any, taps: tuple[Any, Any]) -> Any:
     """Whether a tap is inside the image; None where all are, or where zeros of the halo may be added."""
     _image, *place = pixels.place(row)
     conditions = []
@@ -126,7 +126,7 @@ def _is_inside(layer: Pool, pixels: Pixels, row: Any, taps: tuple[Any, Any]) -> 
     return every(conditions)
 
 
-def _average_factor(layer: Pool, pixels: Pixels, row: Any) -> Any:
+def _average_factor(layer: Pool, pixels: Pixels[Pool], row: Any) -> Any:
     """One over the taps that count."""
     if layer.count_padding or not any(layer.padding):
         return T.float32(1 / (layer.kernel[0] * layer.kernel[1]))
@@ -144,7 +144,7 @@ def _average_factor(layer: Pool, pixels: Pixels, row: Any) -> Any:
     return T.float32(1) / T.Cast("float32", counts[0] * counts[1])
 
 
-def _concat(layer: Concat, pixels: Pixels) -> dict[str, Any]:
+def _concat(layer: Concat, pixels: Pixels[Pool]) -> dict[str, Any]:
     layouts = pixels.layouts
     run, starts = common_run(layer, layouts), first_channels(layer)
 
@@ -169,7 +169,7 @@ def _concat(layer: Concat, pixels: Pixels) -> dict[str, Any]:
     return {"reduction": (1,), "term": term, "combine": _only}
 
 
-def _product(layer: Product, pixels: Pixels) -> dict[str, Any]:
+def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
     layouts = pixels.layouts
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
@@ -189,7 +189,7 @@ def _product(layer: Product, pixels: Pixels) -> dict[str, Any]:
     return {"reduction": (1,), "term": term, "combine": _only}
 
 
-def _local_norm(layer: LocalNorm, pixels: Pixels) -> dict[str, Any]:
+def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
     layout = pixels.layouts.input
     tiles = row_tiles(layer.channels)
     elements = pixels.output_pixels(layout) * tiles * TILE
@@ -214,7 +214,7 @@ def _local_norm(layer: LocalNorm, pixels: Pixels) -> dict[str, Any]:
         source = (pixels.output_pixel(layout, row) * tiles + begin + t) * TILE + channel
         return buffers["input"][source] * _power(T.max(divisor, T.float32(_SMALLEST)), -layer.beta)
 
-    return {"reduction": (layer.size,), "term": term, "finish": finish, "written_out": (0,) * (layer.size <= 16)}
+    return {"reduction": (layer.size,), "term": term, "finish": finish}
 
 
 def _zero_or_one(value: Any) -> Any:

@@ -7,6 +7,7 @@ A unit is a tile of 32 output channels, and the rows of the frame are the output
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "images"
 _MAP_ROWS = 4
-"""Pixels in a block where each reads itself alone: more of them only meet in the same sets of the cache."""
+"""Pixels in a block where each reads its own place alone: more of them only meet in the same sets of the cache."""
 
 
 def operand_names(layer: ImageLayer, variant: Variant) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
     where a block lies: it is done once where blocks divide the image's lines.
     """
     vectors = TILE * 4 // hardware.vector_bytes
-    most = hardware.vector_registers // (2 * vectors) if space.taps != 1 else _MAP_ROWS
+    most = hardware.vector_registers // (2 * vectors) if math.prod(pixels.kernel) > 1 else _MAP_ROWS
     ranked = []
     for rows in range(1, min(space.rows, max(1, most)) + 1):
         padding = space.padded_rows(rows) / space.rows

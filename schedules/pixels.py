@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant, row_tiles
 
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from .frame import Description
 
 
+Windowed = TypeVar("Windowed", bound=Conv2d | Pool)
+
+
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Generic[Windowed]):
     """The rows of a layer's frame.
 
     Parameters
@@ -38,13 +41,13 @@ class Pixels:
         Rows of which the frame has a whole number: a block, or the blocks of a work-group.
     """
 
-    layer: Conv2d | Pool
+    layer: Windowed
     layouts: ImageLayouts
     block: int
     group: int
 
     @classmethod
-    def of(cls, layer: Conv2d | Pool, layouts: ImageLayouts, variant: Variant) -> Pixels:
+    def of(cls, layer: Windowed, layouts: ImageLayouts, variant: Variant) -> Pixels[Windowed]:
         """The rows that a variant computes."""
         return cls(layer, layouts, variant["rows"], rows_of_group(variant))
 
@@ -169,10 +172,9 @@ def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
     return ("input", weights, *fused, "output")
 
 
-def operand_shapes(pixels: Pixels, weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of a kernel's buffers: the input as plain elements, the output as pixels of whole tiles."""
     layer, layouts = pixels.layer, pixels.layouts
-    assert isinstance(layer, Conv2d)
     tiles = (row_tiles(layer.out_channels), TILE)
     return {
         "input": (pixels.input_pixels * layouts.input.pixel(layer.in_channels),),
@@ -183,7 +185,7 @@ def operand_shapes(pixels: Pixels, weights: str, weights_shape: tuple[int, ...])
     }
 
 
-def describe(pixels: Pixels, weights: str, weights_shape: tuple[int, ...], **reduction: Any) -> Description:
+def describe(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...], **reduction: Any) -> Description:
     """A dense kernel over the rows of ``pixels``; ``reduction`` holds the description's other fields."""
     from .frame import Description, Operand
 
