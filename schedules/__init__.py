@@ -11,9 +11,17 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import conv2d, linear, rowwise
+from . import conv2d, images, linear, rowwise
 
-_FAMILIES = {"conv2d": conv2d, "linear": linear, "rowwise": rowwise}
+_FAMILIES = {
+    "concat": images,
+    "conv2d": conv2d,
+    "linear": linear,
+    "local_norm": images,
+    "pool": images,
+    "product": images,
+    "rowwise": rowwise,
+}
 
 
 def family(layer: Layer) -> ModuleType:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Pool, Product
+from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -50,6 +50,15 @@ def _to_user(tensor: Tensor, rows: np.ndarray) -> np.ndarray:
         batch, h, w, channels = tensor.image
         rows = rows.reshape(batch, h * w, channels).transpose(0, 2, 1)
     return rows.reshape(tensor.shape)
+
+
+def evaluate_layer(layer: AnyLayer, params: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The output image of a layer alone, from its images by their roles."""
+    values = {role: image.reshape(-1, image.shape[-1]).astype(np.float64) for role, image in images.items()}
+    others = tuple(role for role in images if role not in ("input", "residual"))
+    residual = "residual" if "residual" in layer.epilogue else None
+    node = Node("node", layer, "input", residual, "output", dict(params), others)
+    return _evaluate_node(node, values).reshape(layer.output_size)
 
 
 def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError, InputError, SyncTimeoutError
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
 from tvm_coexec.packaging import Choice, package, single_layer
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
@@ -37,6 +37,11 @@ LAYERS = [
     Conv2d(6, 5, 48, 96, 1, epilogue=("bias", "sigmoid")),
     Conv2d(8, 8, 72, 72, 3, 1, 1, groups=72, epilogue=("bias", "relu6")),
     Conv2d(8, 8, 24, 72, 3, 1, (2, 1), groups=3),
+    Pool("max", 9, 7, 70, (3, 3), (2, 2), (1, 1, 1, 1), batch=2, epilogue=("bias", "residual")),
+    Concat(5, 4, (48, 16, 40)),
+    Concat(2, 2, (32,) * 20),
+    Product(5, 4, 70, per_image=True, batch=2, epilogue=("residual", "relu")),
+    LocalNorm(5, 4, 70, 5, 0.5, 0.75, 1.0),
 ]
 
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .graph import Graph, Node, Tensor
-from .layers import MAX_NARROW, AnyLayer, Concat, Conv2d, ImageLayout, ImageLayouts, Linear, RowWise
+from .graph import Graph, Image, Node, Tensor
+from .layers import (
+    MAX_NARROW,
+    AnyLayer,
+    Concat,
+    Conv2d,
+    ImageLayout,
+    ImageLayouts,
+    LocalNorm,
+    Pool,
+    Product,
+    RowWise,
+)
 
 
 def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
@@ -21,18 +32,19 @@ def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
 
 def node_layouts(node: Node, layouts: Mapping[str, ImageLayout]) -> ImageLayouts | None:
     """The layouts of the images that a node reads and writes; None where its layer sees rows."""
-    if isinstance(node.layer, Linear | RowWise):
+    if _sees_rows(node.layer):
         return None
     rows = ImageLayout()
     return ImageLayouts(
         input=layouts.get(node.input, rows),
         output=layouts.get(node.output, rows),
         residual=layouts.get(node.residual or "", rows),
+        others=tuple(layouts.get(name, rows) for name in node.others),
     )
 
 
 def _sees_rows(layer: AnyLayer) -> bool:
-    return isinstance(layer, Linear | RowWise)
+    return not isinstance(layer, Conv2d | Pool | LocalNorm | Concat | Product)
 
 
 def _padding(node: Node, name: str) -> tuple[int, int]:
@@ -54,8 +66,13 @@ def _is_narrow(name: str, tensor: Tensor, readers: list[Node], graph: Graph) -> 
     return name in graph.inputs and name not in graph.outputs and tensor.channels <= MAX_NARROW and only_convolved
 
 
-def with_copies(graph: Graph) -> Graph:
-    """Let convolutions read copies, as nodes of their own, of images whose halo another layer could not skip."""
+def fit_images(graph: Graph) -> Graph:
+    """Let every layer meet images that it can read.
+
+    Element-wise maps of images become poolings of single pixels, which know of halos. Where a layer that sees rows
+    touches an image that a convolution wants with a halo, the convolution reads a copy, made by a node of its own.
+    """
+    graph = replace(graph, nodes=[_over_image(node, graph.tensors[node.input].image) for node in graph.nodes])
     tensors = dict(graph.tensors)
     nodes: list[Node] = []
     copies: dict[str, str] = {}
@@ -70,6 +87,14 @@ def with_copies(graph: Graph) -> Graph:
             node = replace(node, input=copies[node.input])
         nodes.append(node)
     return Graph(tensors, graph.inputs, graph.outputs, nodes) if copies else graph
+
+
+def _over_image(node: Node, image: Image | None) -> Node:
+    layer = node.layer
+    if image is None or not isinstance(layer, RowWise) or layer.kind != "map":
+        return node
+    batch, h, w, channels = image
+    return replace(node, layer=Pool("average", h, w, channels, (1, 1), batch=batch, epilogue=layer.epilogue))
 
 
 def _is_seen_as_rows(graph: Graph, name: str) -> bool:

@@ -11,8 +11,8 @@ import numpy as np
 from . import schedules
 from .graph import Graph, Node, Tensor
 from .kernels import Kernel, compile_half, link
+from .layers import SCRATCH, AnyLayer, ImageLayouts, Linear, RowWise, Variant, layer_to_json
 from .layouts import image_layouts, node_layouts
-from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, RowWise, Variant, layer_to_json
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .slots import assign_slots
@@ -90,7 +90,10 @@ def _package(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[s
 
 
 class _Halves:
-    """The halves of a layer as they are compiled; ``tensors`` maps the roles of activations to their names."""
+    """The halves of a layer as they are compiled.
+
+    ``tensors`` maps the roles of activations to their names, those of inputs in order and the residual's behind them.
+    """
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class _Halves:
             units=self.layer.units,
             axis=self.layer.axis,
             cpu_units=cpu_units,
-            inputs=tuple(self.tensors[role] for role in ("input", "residual") if role in self.tensors),
+            inputs=tuple(tensor for role, tensor in self.tensors.items() if role != "output"),
             output=self.tensors["output"],
             cpu=self._specs.get("cpu"),
             gpu=self._specs.get("gpu"),
@@ -145,7 +148,7 @@ def single_layer(
 ) -> Package:
     """A module of one layer with random parameters, for measuring; both halves are in it."""
     tensors = _own_tensors(layer)
-    layouts = ImageLayouts.alone(layer) if isinstance(layer, Conv2d) else None
+    layouts = _own_layouts(layer)
     halves = _Halves("layer", layer, {role: tensor.name for role, tensor in tensors.items()}, layouts)
     halves.add("cpu", cpu, target)
     halves.add("gpu", gpu, target)
@@ -154,14 +157,19 @@ def single_layer(
     return _package(manifest, halves.kernels, {})
 
 
+def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
+    """Those of a network that consists of one layer; None where its activations are no images."""
+    return None if isinstance(layer, Linear | RowWise) else ImageLayouts.alone(layer)
+
+
 def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:
     """The activations of a network that consists of one layer, by their roles."""
-    layouts = ImageLayouts.alone(layer) if isinstance(layer, Conv2d) else None
-    tensors = {
-        "input": TensorSpec("x", layer.input_sizes[0], layout=layouts.input if layouts else None),
-        "residual": TensorSpec("r", layer.output_size, layout=layouts.residual if layouts else None),
-        "output": TensorSpec("y", layer.output_size, layout=layouts.output if layouts else None),
-    }
-    if "residual" not in layer.epilogue:
-        del tensors["residual"]
-    return tensors
+    layouts = _own_layouts(layer)
+    tensors = {}
+    for place, size in enumerate(layer.input_sizes):
+        number = str(place) if place else ""
+        layout = layouts.inputs[place] if layouts else None
+        tensors[f"input{number}"] = TensorSpec.of_size(f"x{number}", size, layout)
+    if "residual" in layer.epilogue:
+        tensors["residual"] = TensorSpec.of_size("r", layer.output_size, layouts.residual if layouts else None)
+    return tensors | {"output": TensorSpec.of_size("y", layer.output_size, layouts.output if layouts else None)}

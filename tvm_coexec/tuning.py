@@ -25,7 +25,12 @@ from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .rpc.client import RefusedError, SessionLostError
 from .target import Target, target_for
-from .workloads import conv2d_training_layers, linear_training_layers, rowwise_training_layers
+from .workloads import (
+    conv2d_training_layers,
+    images_training_layers,
+    linear_training_layers,
+    rowwise_training_layers,
+)
 
 if TYPE_CHECKING:
     from .rpc.client import Session
@@ -35,8 +40,9 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "linear": linear_training_layers,
     "rowwise": rowwise_training_layers,
     "conv2d": conv2d_training_layers,
+    "images": images_training_layers,
 }
-_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5}
+_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
 
 _CANDIDATES = 2
@@ -49,6 +55,7 @@ _POINT_S = 0.05
 """A point is repeated for about this long, within the bounds below."""
 _REPEATS = (6, 24)
 _LAUNCH_FLOPS_PER_US = 5e4
+_BYTES_PER_US = 2e4
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
 
 
@@ -125,7 +132,7 @@ def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
 
 def repeats_for(layer: AnyLayer) -> int:
     """Repetitions of a point: many of a short layer, few of a long one."""
-    expected_us = 5 + layer.flops / _LAUNCH_FLOPS_PER_US
+    expected_us = 5 + max(layer.flops / _LAUNCH_FLOPS_PER_US, layer.activation_bytes / _BYTES_PER_US)
     low, high = _REPEATS
     return int(min(high, max(low, _POINT_S * 1e6 / expected_us)))
 
@@ -183,7 +190,7 @@ def tune(
     device
         Any unambiguous part of the name of a local device; not to be given with ``tracker``.
     families
-        Of ``linear``, ``rowwise`` and ``conv2d``. Layers of a family that is not tuned stay on the CPU.
+        Of ``linear``, ``rowwise``, ``conv2d`` and ``images``. Layers of a family that is not tuned stay on the CPU.
     minutes
         Time for measuring; training comes on top.
     layers

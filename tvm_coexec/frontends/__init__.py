@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..graph import Graph
+from ..layouts import fit_images
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +33,7 @@ def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Grap
     from .fuse import fuse
     from .patterns import collapse_patterns
 
-    return fuse(collapse_patterns(_trace(model)))
+    return fit_images(fuse(collapse_patterns(_trace(model))))
 
 
 def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Trace:

@@ -14,14 +14,29 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import EPILOGUE_STEPS, ROW_BLOCK, TILE, AnyLayer, Conv2d, Linear, RowWise, Variant
+from tvm_coexec.layers import (
+    EPILOGUE_STEPS,
+    ROW_BLOCK,
+    TILE,
+    AnyLayer,
+    Concat,
+    Conv2d,
+    Linear,
+    LocalNorm,
+    Pool,
+    Product,
+    RowWise,
+    Variant,
+)
 
-FEATURE_VERSION = 2
+FEATURE_VERSION = 3
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
 
 GROUPS = ("layer", "kernel", "dispatch", "contention")
 IMPLEMENTATION_PREFIX = "implementation:"
 PARAMETER_PREFIX = "param:"
+
+_IMAGE_KINDS = ("concat", "local_norm", "product", *(f"{kind}_pool" for kind in Pool.KINDS))
 
 _FIXED_NAMES: dict[str, tuple[str, ...]] = {
     "layer": (
@@ -39,7 +54,8 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "dilation",
         "group_channels",
         "output_width",
-        *(f"kind:{kind}" for kind in ("linear", "conv2d", *RowWise.KINDS)),
+        "inputs",
+        *(f"kind:{kind}" for kind in ("linear", "conv2d", *RowWise.KINDS, *_IMAGE_KINDS)),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -157,7 +173,7 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
         "other_units": other_units,
         "other_share": other_units / (units + other_units),
         "combined_bytes": combined_bytes,
-        "combined_bytes_per_flop": combined_bytes / flops,
+        "combined_bytes_per_flop": combined_bytes / np.maximum(flops, 1.0),
         "register_steps": groups * known["group_size"] * known["steps_per_item"],
         "core_overflow_bytes": np.maximum(0.0, weight_bytes + activation_bytes - processor.core_cache_bytes),
         "shared_overflow_bytes": np.clip(
@@ -226,10 +242,34 @@ def _conv2d_facts(layer: Conv2d) -> dict[str, float]:
     }
 
 
+def _image_facts(layer: Pool | Concat | Product | LocalNorm) -> dict[str, float]:
+    """A half reads and writes its own channels alone, but for a few neighbours of a local normalisation."""
+    batch, out_h, out_w, channels = layer.output_size
+    facts = {
+        "rows": batch * out_h * out_w,
+        "reduction": schedules.images.terms(layer),
+        "channels": channels,
+        "channel_padding": layer.units * TILE / channels,
+        "shared_bytes": 0,
+        "output_width": out_w,
+        "inputs": len(layer.input_sizes),
+        f"kind:{f'{layer.kind}_pool' if isinstance(layer, Pool) else layer.op}": 1.0,
+    }
+    if isinstance(layer, Pool):
+        facts |= {
+            "kernel_height": layer.kernel[0],
+            "kernel_width": layer.kernel[1],
+            "stride": max(layer.stride),
+            "dilation": max(layer.dilation),
+        }
+    return facts
+
+
 _FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
     Linear: _linear_facts,
     RowWise: _rowwise_facts,
     Conv2d: _conv2d_facts,
+    **dict.fromkeys((Pool, Concat, Product, LocalNorm), _image_facts),
 }
 
 

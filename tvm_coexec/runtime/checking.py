@@ -14,6 +14,7 @@ from tvm_coexec.layers import (
     AnyLayer,
     Conv2d,
     Linear,
+    Pool,
     RowWise,
     Variant,
     layer_from_json,
@@ -28,7 +29,7 @@ _CHECKED_FLOPS = 50_000_000
 """A check computes about this much in float64: all rows of small layers, some rows of large ones."""
 
 _CHECKED_TAPS = 4_000_000
-"""Elements of a convolution's input, each pixel's neighbourhood counted anew, that a check gathers at most."""
+"""Elements of input images, each pixel's neighbourhood counted anew, that a check gathers at most."""
 
 
 def random_params(layer: AnyLayer, seed: int) -> dict[str, np.ndarray]:
@@ -80,12 +81,19 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
         computed_channels = min(computed_channels, (cpu_units + gpu_units) * TILE)
     rows = _some_rows(layer, computed_rows, rng)
     operands = random_params(layer, step.seed)
-    is_image = isinstance(layer, Conv2d)
-    operands["input"] = executor.view(step.inputs[0]) if is_image else executor.view(step.inputs[0])[rows]
+    is_image = _is_image(layer)
+    for place, name in enumerate(step.inputs[: len(layer.input_sizes)]):
+        role = f"input{place}" if place else "input"
+        operands[role] = executor.view(name) if is_image else executor.view(name)[rows]
     if "residual" in layer.epilogue:
-        operands["residual"] = _rows_of(executor, step.inputs[1])[rows]
+        operands["residual"] = _rows_of(executor, step.inputs[-1])[rows]
     expected = evaluate(layer, operands, rows if is_image else None)
     return relative_error(output[rows, :computed_channels], expected[:, :computed_channels])
+
+
+def _is_image(layer: AnyLayer) -> bool:
+    """Whether the layer's output is an image, whose pixels are checked."""
+    return not isinstance(layer, Linear | RowWise)
 
 
 def _rows_of(executor: Executor, name: str) -> np.ndarray:
@@ -94,9 +102,11 @@ def _rows_of(executor: Executor, name: str) -> np.ndarray:
 
 
 def _some_rows(layer: AnyLayer, rows: int, rng: np.random.Generator) -> np.ndarray:
-    wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / layer.flops)))
-    if isinstance(layer, Conv2d):
-        wanted = min(wanted, math.ceil(_CHECKED_TAPS / (math.prod(layer.kernel) * layer.in_channels)))
+    wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / max(layer.flops, 1))))
+    if isinstance(layer, Conv2d | Pool):
+        wanted = min(wanted, math.ceil(_CHECKED_TAPS / (math.prod(layer.kernel) * layer.input_sizes[0][-1])))
+    elif _is_image(layer):
+        wanted = min(wanted, math.ceil(_CHECKED_TAPS / layer.out_channels))
     if wanted >= rows:
         return np.arange(rows)
     return np.unique(np.concatenate([[0, rows - 1], rng.choice(rows, wanted, replace=False)]))
