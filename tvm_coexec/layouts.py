@@ -84,8 +84,9 @@ def fit_images(graph: Graph) -> Graph:
                 tensors[copied] = Tensor(copied, image, 1, image)
                 batch, h, w, channels = image
                 nodes.append(Node(copied, Concat(h, w, (channels,), batch), node.input, None, copied))
-            node = replace(node, input=copies[node.input])
-        nodes.append(node)
+            nodes.append(replace(node, input=copies[node.input]))
+        else:
+            nodes.append(node)
     return Graph(tensors, graph.inputs, graph.outputs, nodes) if copies else graph
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import schedules
 from .graph import Graph, Node, Tensor
 from .kernels import Kernel, compile_half, link
-from .layers import SCRATCH, AnyLayer, ImageLayouts, Linear, RowWise, Variant, layer_to_json
+from .layers import SCRATCH, AnyLayer, ImageLayout, ImageLayouts, Linear, RowWise, Variant, layer_to_json
 from .layouts import image_layouts, node_layouts
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
