@@ -17,7 +17,7 @@ from tvm_coexec.layers import ROW_BLOCK, TILE
 from . import stitch
 from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for
-from .program import Call, Command, Lowered, Work, lower
+from .program import Call, Command, Lowered, Read, Work, lower, network_reads
 from .sync import SyncKernels
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ class Executor:
             self.blocks[name].publish(self.device.queue)
 
     def prepare(
-        self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[int, ...]], *, timeline: bool = False
+        self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[Read, ...]], *, timeline: bool = False
     ) -> Prepared:
-        """A program that runs steps, each with its CPU units; ``reads`` are step numbers counted from 1.
+        """A program that runs steps, each with its CPU units.
 
         With a ``timeline``, every command of the GPU has an event.
         """
@@ -119,10 +119,9 @@ class Executor:
         """A program of one step of which the sides may leave units out."""
         return self.prepare([(replace(step, units=cpu_units + gpu_units), cpu_units)], [()])
 
-    def network_reads(self) -> list[tuple[int, ...]]:
+    def network_reads(self) -> list[tuple[Read, ...]]:
         """For each step of the module the steps whose outputs it reads."""
-        writer = {step.output: number for number, step in enumerate(self.manifest.steps, 1)}
-        return [tuple(writer[name] for name in step.inputs if name in writer) for step in self.manifest.steps]
+        return network_reads(self.manifest.steps)
 
     def opencl_kernel(self, symbol: str) -> Any:
         """A kernel object of its own, since arguments belong to the object."""
@@ -161,7 +160,7 @@ class Prepared:
         self,
         executor: Executor,
         sequence: Sequence[tuple[StepSpec, int]],
-        reads: Sequence[tuple[int, ...]],
+        reads: Sequence[tuple[Read, ...]],
         timeline: bool,
     ) -> None:
         self.executor = executor
