@@ -17,6 +17,7 @@ from . import schedules
 from .errors import InputError, KernelError
 from .layers import AnyLayer, Linear, Variant
 from .packaging import single_layer
+from .planning.estimates import fit_estimates
 from .planning.evaluation import Evaluation, evaluate
 from .planning.features import Processor
 from .planning.predictors import LatencyPredictor, train
@@ -322,4 +323,6 @@ def planner(profile: Profile) -> Planner:
     if not isinstance(profile.planning, dict) or not profile.predictor_path("cpu").exists():
         raise InputError(f"{profile.path} is not tuned to the end; go on with `tvm-coexec tune --out {profile.path}`")
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
-    return Planner(cpu, gpu, target_for(profile.facts).hardware, Overheads(**profile.planning["overheads"]))
+    overheads = Overheads(**profile.planning["overheads"])
+    estimates = fit_estimates(list(profile.samples()))
+    return Planner(cpu, gpu, target_for(profile.facts).hardware, overheads, estimates=estimates)
