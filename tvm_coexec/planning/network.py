@@ -20,7 +20,7 @@ from .split import DOUBT, Division, Overheads, Planner
 _NEIGHBOURS = (0, -1, 1, -2, 2, -4, 4, -8, 8, -16, 16)
 """Places beside the balanced split, among a layer's splits, that are tried: uneven ones let a side catch up."""
 
-_UNIT_NAMES = {"channels": "tiles", "rows": "row blocks"}
+_UNIT_NAMES = {"channels": "tile", "rows": "row block"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def assemble(graph: Graph, layers: Sequence[LayerPlan], overheads: Overheads, de
 
 def _plan_together(nodes: Sequence[Node], planner: Planner) -> tuple[LayerPlan, ...]:
     overheads, reads = planner.overheads, reads_of(nodes)
-    careful = Costs(overheads.split_us * (1 + DOUBT), overheads.gpu_alone_us, 1 / (1 - planner.margin))
+    careful = Costs(overheads.split_us, overheads.gpu_alone_us, 1 / (1 - planner.margin), DOUBT * overheads.split_us)
     menus = {layer: _Menu(layer, planner) for layer in dict.fromkeys(node.layer for node in nodes)}
     chosen = search(
         reads,
@@ -171,8 +171,9 @@ class _Menu:
         if len(self.divisions) == 1:
             return f"{side} alone: the gpu has no kernels for {self.layer.op} layers"
         split_us = self._balanced.total_us
-        if inputs.reads and not inputs.waits and split_us < division.total_us:
-            return f"{side} alone: {inputs.names} is there; the best split takes {split_us:.1f} us"
+        if split_us < division.total_us:
+            where = f" where {inputs.names} is" if inputs.reads and not inputs.waits else ""
+            return f"{side} alone{where}: a split ({split_us:.1f} us) would hold up the layers around it"
         return (
             f"{side} alone: the best split takes {split_us:.1f} us, {overheads.split_us:.1f} us of it synchronisation"
         )
@@ -208,12 +209,16 @@ def _synchronisations(layers: Sequence[LayerPlan], reads: Sequence[Sequence[Read
 
 
 def _why(side: str, reader: LayerPlan, writer: LayerPlan, local: bool) -> str:
-    units = _UNIT_NAMES.get(writer.layer.axis, "units")
     other, count = ("GPU", writer.gpu_units) if side == "cpu" else ("CPU", writer.cpu_units)
     if local:
-        crossing = abs(reader.gpu_units - writer.gpu_units)
-        return f"its half reads {crossing} {units} of {writer.name!r} that the {other} computes"
+        crossing = _counted(abs(reader.gpu_units - writer.gpu_units), writer.layer)
+        return f"its half reads {crossing} of {writer.name!r} that the {other} computes"
     if count == writer.layer.units:
         return f"reads {writer.name!r}, which the {other} computes"
     end = "first" if side == "cpu" else "last"
-    return f"reads all {writer.layer.axis} of {writer.name!r}, whose {end} {count} {units} the {other} computes"
+    crossing = _counted(count, writer.layer)
+    return f"reads all {writer.layer.axis} of {writer.name!r}, whose {end} {crossing} the {other} computes"
+
+
+def _counted(count: int, layer: AnyLayer) -> str:
+    return f"{count} {_UNIT_NAMES.get(layer.axis, 'unit')}{'' if count == 1 else 's'}"

@@ -38,13 +38,15 @@ class Costs:
         From the end of what a side waits for to the start of its next half.
     launch_us
         Of a GPU half that does not wait.
-    split_factor
-        By which the halves of a split step count as longer, so that a doubtful gain is not taken.
+    split_factor, doubt_us
+        By which the halves of a split step count as longer, so that a doubtful gain is not taken: each half by a
+        factor, and by a time where the split takes a synchronisation.
     """
 
     wait_us: float
     launch_us: float = 0.0
     split_factor: float = 1.0
+    doubt_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,12 +80,21 @@ class State:
         return max(self.cpu_us, self.gpu_us) + (costs.wait_us if self.cpu_us else 0.0)
 
     @property
-    def division(self) -> tuple[tuple[int, int, bool, bool], ...]:
+    def division(self) -> tuple[object, ...]:
         """How the tensors are divided that are still to be read, and who knows of them."""
-        return tuple(
-            (step, written.option.gpu_units, self.cpu_known >= step, self.gpu_known >= step)
-            for step, written in self.live.items()
+        return (
+            self.cpu_known >= self.last_gpu,
+            *(
+                (written.option.gpu_units, self.cpu_known >= step, self.gpu_known >= step)
+                for step, written in self.live.items()
+            ),
         )
+
+    @property
+    def times_us(self) -> tuple[float, ...]:
+        """All that must be no later for a state to be no worse than another of the same division."""
+        ends = (end for written in self.live.values() for end in (written.cpu_us, written.gpu_us))
+        return (self.cpu_us, self.gpu_us, *ends)
 
 
 def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, kept: Iterable[int] = ()) -> State:
@@ -96,7 +107,6 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
         )
         for side in ("cpu", "gpu")
     }
-    factor = costs.split_factor if option.cpu_units and option.gpu_units else 1.0
     cpu_us, gpu_us = state.cpu_us, state.gpu_us
     cpu_known, gpu_known = max(state.cpu_known, awaited["cpu"]), max(state.gpu_known, awaited["gpu"])
     if cpu_known > state.cpu_known:
@@ -105,8 +115,13 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
         gpu_us = max(gpu_us, live[gpu_known].cpu_us) + costs.wait_us
     elif option.gpu_units and (reads or not option.cpu_units):
         gpu_us += costs.launch_us
-    cpu_us += factor * option.cpu_us
-    gpu_us += factor * option.gpu_us
+    if option.cpu_units and option.gpu_units:
+        doubt_us = costs.doubt_us if any(awaited.values()) or not reads else 0.0
+        cpu_us += costs.split_factor * option.cpu_us + doubt_us
+        gpu_us += costs.split_factor * option.gpu_us + doubt_us
+    else:
+        cpu_us += option.cpu_us
+        gpu_us += option.gpu_us
     written = {step: live[step] if step < number else Written(option, cpu_us, gpu_us) for step in kept}
     last_gpu = number if option.gpu_units else state.last_gpu
     return State(cpu_us, gpu_us, cpu_known, gpu_known, last_gpu, written, (*state.options, option))
@@ -156,14 +171,17 @@ def _best(states: list[State], width: int) -> list[State]:
 
     Where branches run side by side a good plan may look unbalanced for a while: the sum is what it will come to.
     """
-    distinct: dict[tuple[tuple[int, int, bool, bool], ...], list[State]] = {}
+    distinct: dict[tuple[object, ...], list[State]] = {}
     for state in sorted(states, key=lambda state: (max(state.cpu_us, state.gpu_us), state.cpu_us + state.gpu_us)):
         alike = distinct.setdefault(state.division, [])
-        is_worse = any(one.cpu_us <= state.cpu_us and one.gpu_us <= state.gpu_us for one in alike)
-        if len(alike) < _TRADES and not is_worse:
+        if len(alike) < _TRADES and not any(_is_no_later(one, state) for one in alike):
             alike.append(state)
     found = [state for alike in distinct.values() for state in alike]
     found.sort(key=lambda state: max(state.cpu_us, state.gpu_us))
     chosen, rest = found[: width // 2], found[width // 2 :]
     rest.sort(key=lambda state: state.cpu_us + state.gpu_us)
     return chosen + rest[: width - len(chosen)]
+
+
+def _is_no_later(state: State, than: State) -> bool:
+    return all(own <= other for own, other in zip(state.times_us, than.times_us, strict=True))
