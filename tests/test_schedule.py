@@ -4,8 +4,6 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tvm_coexec.planning.schedule import Costs, Option, search, simulate
 from tvm_coexec.runtime.program import Read, Work, lower
@@ -87,8 +85,7 @@ def test_what_is_written_is_told_to_the_choice():
     assert seen == [{}, {1: option(3, 1)}, {1: option(3, 1)}, {3: option(3, 1)}]
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6))
+@pytest.mark.parametrize("seed", [8, 3049, *range(100, 120)])
 def test_no_choice_on_a_small_network_is_much_better_than_the_one_found(seed):
     rng = random.Random(seed)
     reads, menus = [], []

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from tvm_coexec.runtime.program import Read, needs_other
 
-BEAM_WIDTH = 32
+BEAM_WIDTH = 48
 """Partial plans that the search carries from one step to the next."""
 
-_TRADES = 3
+_TRADES = 8
 """Partial plans kept of those that leave the same tensors divided in the same way."""
 
 
