@@ -12,8 +12,9 @@ from .frontends import to_graph
 from .graph import Graph, Node
 from .layers import Hardware
 from .packaging import Choice, package
+from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan
-from .planning.split import Planner, plan_measured
+from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .runtime.device import Device, open_device
 from .runtime.executor import TIMEOUT_S
@@ -92,8 +93,18 @@ def plan_graph(
     """Divide every layer of a graph; see :func:`build`."""
     hardware = target_for(device.facts()).hardware
     found = _planner(profile, device)
+    if split == "predicted" and found is not None:
+        return plan_predicted(graph, found, device.label, device.mechanism)
     rule = _rule(graph, device, hardware, found, split, profile)
-    return Plan(device.label, device.mechanism, tuple(rule(node) for node in graph.nodes))
+    layers = [rule(node) for node in graph.nodes]
+    return assemble(graph, layers, found.overheads if found else Overheads(0.0), device.label, device.mechanism)
+
+
+def plan_predicted(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
+    """Divide all layers together by what a profile learned; the plan names the device and its mechanism."""
+    for node in graph.nodes:
+        node.layer
+    return plan_network(graph, planner, device, mechanism)
 
 
 def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner | None:

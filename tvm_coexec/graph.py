@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ModelError
-from .layers import AnyLayer, Conv2d, LocalNorm, Pool, parameter_shapes
+from .layers import AnyLayer, Conv2d, LocalNorm, Pool, parameter_shapes, reads_locally
 
 Image = tuple[int, int, int, int]
 """Sizes of an image as kernels see it: batch, height, width, channels."""
@@ -85,6 +85,15 @@ class Node:
     def reads(self) -> tuple[str, ...]:
         """Names of the tensors that the node reads."""
         return (self.input, *self.others, *(() if self.residual is None else (self.residual,)))
+
+    @property
+    def local_reads(self) -> tuple[str, ...]:
+        """Those of which a unit of the layer needs the same unit alone, if they are divided as the layer is."""
+        others = (self.input, *self.others)
+        local = others if reads_locally(self.layer, "input") else ()
+        if self.residual is not None and (local or self.residual not in others):
+            local = (*local, self.residual)
+        return tuple(dict.fromkeys(local))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,17 @@ import numpy as np
 from . import schedules
 from .graph import Graph, Node, Tensor
 from .kernels import Kernel, compile_half, link
-from .layers import SCRATCH, AnyLayer, ImageLayout, ImageLayouts, Linear, RowWise, Variant, layer_to_json
+from .layers import (
+    SCRATCH,
+    AnyLayer,
+    ImageLayout,
+    ImageLayouts,
+    Linear,
+    RowWise,
+    Variant,
+    layer_to_json,
+    reads_locally,
+)
 from .layouts import image_layouts, node_layouts
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
@@ -140,7 +150,14 @@ class _Halves:
             cpu=self._specs.get("cpu"),
             gpu=self._specs.get("gpu"),
             seed=seed,
+            local_inputs=tuple(self._local_inputs()),
         )
+
+    def _local_inputs(self) -> Iterator[str]:
+        """Tensors that are read locally in every role that they have."""
+        roles = [role for role in self.tensors if role != "output"]
+        whole = {self.tensors[role] for role in roles if not reads_locally(self.layer, role)}
+        yield from dict.fromkeys(self.tensors[role] for role in roles if self.tensors[role] not in whole)
 
 
 def single_layer(

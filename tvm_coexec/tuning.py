@@ -17,6 +17,8 @@ from . import schedules
 from .errors import InputError, KernelError
 from .layers import AnyLayer, Linear, Variant
 from .packaging import single_layer
+from .planning.basetime import BaseTime
+from .planning.estimates import fit_estimates
 from .planning.evaluation import Evaluation, evaluate
 from .planning.features import Processor
 from .planning.predictors import LatencyPredictor, train
@@ -281,7 +283,13 @@ def fit(profile: Profile) -> list[Evaluation]:
         own = [sample for sample in samples if sample.side == side]
         evaluations.append(evaluate(own, side, processor))
         train(own, side, processor).save(profile.predictor_path(side))
-    profile.describe(report={evaluation.side: evaluation.to_json() for evaluation in evaluations})
+    profile.describe(
+        report={evaluation.side: evaluation.to_json() for evaluation in evaluations},
+        planning={
+            **(profile.planning or {}),
+            "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()},
+        },
+    )
     return evaluations
 
 
@@ -326,7 +334,9 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
 
 def planner(profile: Profile) -> Planner:
     """The planner of a tuned profile."""
-    if not isinstance(profile.planning, dict) or not profile.predictor_path("cpu").exists():
+    if not isinstance(profile.planning, dict) or "estimates_us" not in profile.planning:
         raise InputError(f"{profile.path} is not tuned to the end; go on with `tvm-coexec tune --out {profile.path}`")
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
-    return Planner(cpu, gpu, target_for(profile.facts).hardware, Overheads(**profile.planning["overheads"]))
+    overheads = Overheads(**profile.planning["overheads"])
+    estimates = {side: BaseTime(tuple(terms.items())) for side, terms in profile.planning["estimates_us"].items()}
+    return Planner(cpu, gpu, target_for(profile.facts).hardware, overheads, estimates=estimates)

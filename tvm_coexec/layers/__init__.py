@@ -19,7 +19,7 @@ from .base import (
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
-from .registry import AnyLayer, layer_from_json, layer_to_json, parameter_shapes
+from .registry import AnyLayer, layer_from_json, layer_to_json, parameter_shapes, reads_locally
 from .rowwise import RowWise
 from .variants import Hardware, Variant
 
@@ -48,6 +48,7 @@ __all__ = [
     "layer_from_json",
     "layer_to_json",
     "parameter_shapes",
+    "reads_locally",
     "row_tiles",
     "tile_count",
 ]

@@ -39,6 +39,14 @@ def layer_from_json(fields: Mapping[str, Any]) -> AnyLayer:
     return layer
 
 
+def reads_locally(layer: Layer, role: str) -> bool:
+    """Whether a unit needs only the same unit of the activation with a role, wherever that is divided as the layer is.
+
+    An epilogue adds a residual element by element, and rows of a row-wise operator do not depend on each other.
+    """
+    return role == "residual" or layer.channel_local or isinstance(layer, RowWise)
+
+
 def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's constants, as a model gives them: packed by nobody yet."""
     shapes: dict[str, tuple[int, ...]] = {}

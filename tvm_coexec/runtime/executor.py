@@ -16,7 +16,7 @@ from tvm_coexec.layers import ROW_BLOCK, TILE
 from . import stitch
 from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for
-from .program import Call, Command, Lowered, Work, lower
+from .program import Call, Command, Lowered, Read, Work, lower, network_reads
 from .sync import SyncKernels
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ class Executor:
             self.blocks[name].publish(self.device.queue)
 
     def prepare(
-        self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[int, ...]], *, timeline: bool = False
+        self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[Read, ...]], *, timeline: bool = False
     ) -> Prepared:
-        """A program that runs steps, each with its CPU units; ``reads`` are step numbers counted from 1.
+        """A program that runs steps, each with its CPU units.
 
         With a ``timeline``, every command of the GPU has an event.
         """
@@ -126,20 +126,9 @@ class Executor:
         """A program of one step of which the sides may leave units out."""
         return self.prepare([(replace(step, units=cpu_units + gpu_units), cpu_units)], [()])
 
-    def network_reads(self) -> list[tuple[int, ...]]:
-        """For each step of the module the steps whose outputs it reads, and those that used the memory it writes."""
-        shared = self.manifest.shared()
-        writer: dict[str, int] = {}
-        users: dict[str, set[int]] = {}
-        reads = []
-        for number, step in enumerate(self.manifest.steps, 1):
-            before = users.get(shared[step.output], set())
-            reads.append(tuple(sorted({writer[name] for name in step.inputs if name in writer} | before)))
-            writer[step.output] = number
-            for name in step.inputs:
-                users.setdefault(shared[name], set()).add(number)
-            users[shared[step.output]] = {number}
-        return reads
+    def network_reads(self) -> list[tuple[Read, ...]]:
+        """For each step of the module the steps that it has to wait for."""
+        return network_reads(self.manifest.steps, self.manifest.shared())
 
     def opencl_kernel(self, symbol: str) -> Any:
         """A kernel object of its own, since arguments belong to the object."""
@@ -178,7 +167,7 @@ class Prepared:
         self,
         executor: Executor,
         sequence: Sequence[tuple[StepSpec, int]],
-        reads: Sequence[tuple[int, ...]],
+        reads: Sequence[tuple[Read, ...]],
         timeline: bool,
     ) -> None:
         self.executor = executor
