@@ -4,6 +4,7 @@ A layer's work is divided in *units*. For a dense layer a unit is a tile of 32 o
 row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU ``[g, units)``.
 """
 
+from .attention import Attention, Place
 from .base import (
     ACTIVATIONS,
     EPILOGUE_STEPS,
@@ -15,6 +16,7 @@ from .base import (
     check_epilogue,
     row_tiles,
     tile_count,
+    unit_channels,
 )
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
@@ -31,6 +33,7 @@ __all__ = [
     "SCRATCH",
     "TILE",
     "AnyLayer",
+    "Attention",
     "Concat",
     "Conv2d",
     "Hardware",
@@ -39,6 +42,7 @@ __all__ = [
     "Layer",
     "Linear",
     "LocalNorm",
+    "Place",
     "Pool",
     "Product",
     "RowWise",
@@ -50,4 +54,5 @@ __all__ = [
     "parameter_shapes",
     "row_tiles",
     "tile_count",
+    "unit_channels",
 ]
