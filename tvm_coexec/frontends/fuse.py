@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ModelError
 from ..graph import AnyLayer, Graph
 from ..layers import ACTIVATIONS, Conv2d, Linear, RowWise
-from . import fuse_images
+from . import fuse_images, fuse_rows
 from .drafts import Affine, Draft, DraftTensor, finish_graph, identity_weights
 from .inputs import input_tensor
 from .trace import Operation, Source, Trace
@@ -75,6 +75,12 @@ class Fuser:
             self._add_linear(operation)
         elif op in ("layer_norm", "softmax"):
             self._add_row_wise(operation)
+        elif op == "attention":
+            fuse_rows.add_attention(self, operation)
+        elif op == "slice":
+            fuse_rows.add_slice(self, operation)
+        elif op == "concat" and any(name in self.trace.constants for name in operation.inputs):
+            fuse_rows.add_constant_rows(self, operation)
         elif op == "concat" or (op in fuse_images.HANDLERS and operation.is_on_images):
             fuse_images.HANDLERS[op](self, operation)
         elif op in ACTIVATIONS:
@@ -84,7 +90,11 @@ class Fuser:
         elif op in _PARTS:
             raise ModelError(f"{source} is supported only as a part of {_PARTS[op]}")
         elif any(name in self.trace.constants for name in operation.inputs):
-            self._add_affine(operation)
+            summand = fuse_rows.row_summand(self, operation)
+            if summand is None:
+                self._add_affine(operation)
+            else:
+                fuse_rows.add_summand(self, operation, *summand)
         elif op == "multiply":
             fuse_images.add_product(self, operation)
         else:
