@@ -11,9 +11,9 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import attention, conv2d, linear, rowwise
+from . import attention, conv2d, linear, place, rowwise
 
-_FAMILIES = {"attention": attention, "conv2d": conv2d, "linear": linear, "rowwise": rowwise}
+_FAMILIES = {"attention": attention, "conv2d": conv2d, "linear": linear, "place": place, "rowwise": rowwise}
 
 
 def family(layer: Layer) -> ModuleType:

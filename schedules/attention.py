@@ -55,7 +55,9 @@ def dispatch(layer: Attention, side: str, variant: Variant, layouts: ImageLayout
     if side == "cpu":
         return Dispatch(grid=(layer.batch * count, 1), group=(1, 1), unit_axis=1, padded_rows=padded_rows)
     threads = variant["row_threads"]
-    return Dispatch(grid=(-(-layer.batch * count // threads), 1), group=(threads, 1), unit_axis=1, padded_rows=padded_rows)
+    return Dispatch(
+        grid=(-(-layer.batch * count // threads), 1), group=(threads, 1), unit_axis=1, padded_rows=padded_rows
+    )
 
 
 def default_variant(layer: Attention, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:

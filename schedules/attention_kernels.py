@@ -59,23 +59,22 @@ class Steps:
         layer, place = self.layer, packed.place
         filled = self.key_vectors * self.lanes
         first = [offset + head * layer.head_dim for offset in layer.offsets]
-        with T.serial(0, filled) as key:
-            with T.If(key < layer.keys):
-                with T.Then():
-                    row = item * layer.keys + key
-                    at = (*place, T.floordiv(key, self.width))
-                    with T.serial(0, layer.head_dim) as d:
-                        value = self.buffers["input1"][row, first[1] + d]
-                        T.buffer_store(packed.keys, value, [*at, d, T.floormod(key, self.width)])
-                    with T.serial(0, self.value_vectors * self.lanes) as d:
-                        value = self._or_zero(d, lambda d=d: self.buffers["input2"][row, first[2] + d])
-                        T.buffer_store(packed.values, value, [*place, key, d])
-                    T.buffer_store(packed.summands, self._summand(item, key), [*place, key])
-                with T.Else():
-                    at = (*place, T.floordiv(key, self.width))
-                    with T.serial(0, layer.head_dim) as d:
-                        T.buffer_store(packed.keys, T.float32(0), [*at, d, T.floormod(key, self.width)])
-                    T.buffer_store(packed.summands, T.float32(-math.inf), [*place, key])
+        with T.serial(0, filled) as key, T.If(key < layer.keys):
+            with T.Then():
+                row = item * layer.keys + key
+                at = (*place, T.floordiv(key, self.width))
+                with T.serial(0, layer.head_dim) as d:
+                    value = self.buffers["input1"][row, first[1] + d]
+                    T.buffer_store(packed.keys, value, [*at, d, T.floormod(key, self.width)])
+                with T.serial(0, self.value_vectors * self.lanes) as d:
+                    value = self._or_zero(d, lambda d=d: self.buffers["input2"][row, first[2] + d])
+                    T.buffer_store(packed.values, value, [*place, key, d])
+                T.buffer_store(packed.summands, self._summand(item, key), [*place, key])
+            with T.Else():
+                at = (*place, T.floordiv(key, self.width))
+                with T.serial(0, layer.head_dim) as d:
+                    T.buffer_store(packed.keys, T.float32(0), [*at, d, T.floormod(key, self.width)])
+                T.buffer_store(packed.summands, T.float32(-math.inf), [*place, key])
 
     def _or_zero(self, d: Any, value: Callable[[], Any]) -> Any:
         if self.layer.head_dim % self.lanes == 0:
@@ -181,9 +180,7 @@ class Steps:
         pairs = [combine(wide[lane], wide[lane + size // 2]) for lane in range(size // 2)]
         return pairs[0] if len(pairs) == 1 else combine(*pairs)
 
-    def _times_values(
-        self, scores: Buffer, packed: Packed, totals: Buffer, item: Any, head: Any, block: Any
-    ) -> None:
+    def _times_values(self, scores: Buffer, packed: Packed, totals: Buffer, item: Any, head: Any, block: Any) -> None:
         whole, rest = divmod(self.value_vectors, self.width // self.lanes)
         for number, vectors in enumerate([self.width // self.lanes] * whole + [rest] * (rest > 0)):
             start = number * self.width

@@ -15,9 +15,7 @@ HEADS = 4
 def fused_attention(b: OnnxBuilder, x: str, batch: int, rows: int, width: int, *, split: bool = False) -> str:
     """Queries, keys and values from one linear layer."""
     head_dim = width // HEADS
-    qkv = b.add(
-        "Reshape", linear(b, x, width, 3 * width), b.const([batch, rows, 3, HEADS, head_dim], "int64")
-    )
+    qkv = b.add("Reshape", linear(b, x, width, 3 * width), b.const([batch, rows, 3, HEADS, head_dim], "int64"))
     turned = b.add("Transpose", qkv, perm=[2, 0, 3, 1, 4])
     if split:
         first = b.add("Split", turned, outputs=3, axis=0, num_outputs=3)

@@ -12,7 +12,7 @@ from . import schedules
 from .errors import ModelError
 from .graph import Graph, Node
 from .kernels import Kernel, compile_half, link
-from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, RowWise, Variant, layer_to_json
+from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, RowWise, Variant, layer_to_json, unit_channels
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .target import Target
@@ -133,11 +133,12 @@ class _Halves:
             units=self.layer.units,
             axis=self.layer.axis,
             cpu_units=cpu_units,
-            inputs=tuple(self.tensors[role] for role in ("input", "residual") if role in self.tensors),
+            inputs=tuple(dict.fromkeys(tensor for role, tensor in self.tensors.items() if role != "output")),
             output=self.tensors["output"],
             cpu=self._specs.get("cpu"),
             gpu=self._specs.get("gpu"),
             seed=seed,
+            unit_channels=unit_channels(self.layer),
         )
 
 
@@ -165,4 +166,6 @@ def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:
     }
     if "residual" not in layer.epilogue:
         del tensors["residual"]
-    return tensors
+    others = {f"input{i}": TensorSpec(f"x{i}", size) for i, size in enumerate(layer.input_sizes[1:], 1)}
+    first = tensors.pop("input")
+    return {"input": first, **others, **tensors}

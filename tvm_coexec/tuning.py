@@ -25,7 +25,12 @@ from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .rpc.client import RefusedError, SessionLostError
 from .target import Target, target_for
-from .workloads import conv2d_training_layers, linear_training_layers, rowwise_training_layers
+from .workloads import (
+    attention_training_layers,
+    conv2d_training_layers,
+    linear_training_layers,
+    rowwise_training_layers,
+)
 
 if TYPE_CHECKING:
     from .rpc.client import Session
@@ -35,8 +40,9 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "linear": linear_training_layers,
     "rowwise": rowwise_training_layers,
     "conv2d": conv2d_training_layers,
+    "attention": attention_training_layers,
 }
-_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5}
+_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "attention": 1}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
 
 _CANDIDATES = 2
@@ -183,7 +189,7 @@ def tune(
     device
         Any unambiguous part of the name of a local device; not to be given with ``tracker``.
     families
-        Of ``linear``, ``rowwise`` and ``conv2d``. Layers of a family that is not tuned stay on the CPU.
+        Of ``linear``, ``rowwise``, ``conv2d`` and ``attention``. Layers of a family that is not tuned stay on the CPU.
     minutes
         Time for measuring; training comes on top.
     layers

@@ -150,8 +150,15 @@ def _check_operators(graph: onnx.GraphProto) -> None:
         if node.domain not in ("", "ai.onnx") or node.op_type not in (*OPERATORS, *_SHAPE_OPERATORS):
             raise ModelError(f"{source} is not supported; supported are the ONNX operators {', '.join(OPERATORS)}")
         is_constant = all(name in constants for name in node.input if name)
-        if node.op_type in _SHAPE_OPERATORS and node.op_type != "Shape" and not is_constant and not cut_range(node, numbers):
-            raise ModelError(f"{source} is not supported on activations, only where it computes a shape or a constant, or cuts one axis at constant places")
+        if (
+            node.op_type in _SHAPE_OPERATORS
+            and node.op_type != "Shape"
+            and not is_constant
+            and not cut_range(node, numbers)
+        ):
+            raise ModelError(
+                f"{source} is not supported on activations, only where it computes a shape or a constant, or cuts one axis at constant places"
+            )
         if is_constant or node.op_type == "Shape":
             constants.update(node.output)
     _check_statistics(graph)

@@ -14,7 +14,19 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import EPILOGUE_STEPS, ROW_BLOCK, TILE, AnyLayer, Conv2d, Linear, RowWise, Variant
+from tvm_coexec.layers import (
+    EPILOGUE_STEPS,
+    ROW_BLOCK,
+    TILE,
+    AnyLayer,
+    Attention,
+    Conv2d,
+    Linear,
+    Place,
+    RowWise,
+    Variant,
+    unit_channels,
+)
 
 FEATURE_VERSION = 2
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
@@ -39,7 +51,7 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "dilation",
         "group_channels",
         "output_width",
-        *(f"kind:{kind}" for kind in ("linear", "conv2d", *RowWise.KINDS)),
+        *(f"kind:{kind}" for kind in ("linear", "conv2d", "attention", "place", *RowWise.KINDS)),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -226,10 +238,36 @@ def _conv2d_facts(layer: Conv2d) -> dict[str, float]:
     }
 
 
+def _attention_facts(layer: Attention) -> dict[str, float]:
+    """A head reads its own columns alone."""
+    return {
+        "rows": layer.batch * layer.queries,
+        "reduction": 2 * layer.keys,
+        "channels": layer.out_channels,
+        "channel_padding": layer.units * layer.unit_heads / layer.heads,
+        "shared_bytes": 0,
+        "group_channels": layer.head_dim,
+        "kind:attention": 1.0,
+    }
+
+
+def _place_facts(layer: Place) -> dict[str, float]:
+    return {
+        "rows": layer.batch * layer.out_rows,
+        "reduction": 1,
+        "channels": layer.channels,
+        "channel_padding": layer.units * TILE / layer.channels,
+        "shared_bytes": 0,
+        "kind:place": 1.0,
+    }
+
+
 _FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
     Linear: _linear_facts,
     RowWise: _rowwise_facts,
     Conv2d: _conv2d_facts,
+    Attention: _attention_facts,
+    Place: _place_facts,
 }
 
 
@@ -240,7 +278,9 @@ def _kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, 
     terms = _terms(layer, variant)
     return {
         **facts,
-        **_register_tile(layer, variant, terms * TILE * launch.padded_rows / (launch.groups(1) * launch.group_size)),
+        **_register_tile(
+            layer, variant, terms * unit_channels(layer) * launch.padded_rows / (launch.groups(1) * launch.group_size)
+        ),
         implementation_feature(layer, variant): 1.0,
         **{f"{PARAMETER_PREFIX}{name}": float(value) for name, value in variant.params},
         "group_size": launch.group_size,
@@ -266,6 +306,8 @@ def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) 
     """How many sums a work-item keeps in flight, and how many steps it takes one after the other for a unit."""
     if isinstance(layer, RowWise):
         return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
+    if isinstance(layer, Place):
+        return {"accumulators": 0.0, "steps_per_item": TILE}
     params = dict(variant.params)
     channels = params.get("channels", TILE // params.get("channel_threads", 1))
     accumulators = params["rows"] * channels * params.get("k_split", 1)

@@ -10,10 +10,11 @@ from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import (
     ROW_BLOCK,
-    TILE,
     AnyLayer,
+    Attention,
     Conv2d,
     Linear,
+    Place,
     RowWise,
     Variant,
     layer_from_json,
@@ -77,15 +78,28 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     if isinstance(layer, RowWise):
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * ROW_BLOCK)
     else:
-        computed_channels = min(computed_channels, (cpu_units + gpu_units) * TILE)
-    rows = _some_rows(layer, computed_rows, rng)
+        computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = random_params(layer, step.seed)
+    if isinstance(layer, Attention | Place):
+        return _error_of_all_rows(executor, step, layer, operands, computed_channels)
+    rows = _some_rows(layer, computed_rows, rng)
     is_image = isinstance(layer, Conv2d)
     operands["input"] = executor.view(step.inputs[0]) if is_image else executor.view(step.inputs[0])[rows]
     if "residual" in layer.epilogue:
         operands["residual"] = _rows_of(executor, step.inputs[1])[rows]
     expected = evaluate(layer, operands, rows if is_image else None)
     return relative_error(output[rows, :computed_channels], expected[:, :computed_channels])
+
+
+def _error_of_all_rows(
+    executor: Executor, step: StepSpec, layer: AnyLayer, operands: dict[str, np.ndarray], channels: int
+) -> float:
+    """The largest relative error of a layer that mixes rows, of which the first ``channels`` were computed."""
+    roles = ["input", *(f"input{number}" for number in range(1, len(layer.input_sizes)))]
+    roles += ["residual"] if "residual" in layer.epilogue else []
+    operands |= {role: _rows_of(executor, name) for role, name in zip(roles, step.inputs, strict=True)}
+    expected = evaluate(layer, operands)
+    return relative_error(_rows_of(executor, step.output)[:, :channels], expected[:, :channels])
 
 
 def _rows_of(executor: Executor, name: str) -> np.ndarray:

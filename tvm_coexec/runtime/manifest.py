@@ -103,7 +103,7 @@ class HalfSpec:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One layer: ``axis`` says whether its units are tiles of ``channels`` or blocks of ``rows``.
+    """One layer: ``axis`` says whether its units are ``unit_channels`` channels or blocks of ``rows``.
 
     The parameters of a step with a ``seed`` are not stored: in a module for measuring they are random numbers.
     """
@@ -118,6 +118,7 @@ class StepSpec:
     cpu: HalfSpec | None
     gpu: HalfSpec | None
     seed: int | None = None
+    unit_channels: int = TILE
 
     def makes(self, argument: ArgumentSpec) -> bool:
         """Whether what fills an argument is in no file: scratch, or a constant that follows from the seed."""

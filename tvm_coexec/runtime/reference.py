@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Attention, Conv2d, Linear, Place, RowWise
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -66,11 +66,40 @@ def _convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray, pixels: np.ndar
     return result.transpose(1, 0, 2).reshape(len(pixels), layer.out_channels)
 
 
+def _attend(layer: Attention, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+    shape = (layer.batch, -1, layer.heads, layer.head_dim)
+    q, k, v = (
+        operands[name][:, offset : offset + layer.out_channels].astype(np.float64).reshape(shape).transpose(0, 2, 1, 3)
+        for name, offset in zip(("input", "input1", "input2"), layer.offsets, strict=True)
+    )
+    scores = q @ k.transpose(0, 1, 3, 2) * layer.scale
+    mask = operands.get("mask", operands.get("input3"))
+    if mask is not None:
+        scores = scores + mask.astype(np.float64)[:, None, None]
+    power = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result = (power / power.sum(axis=-1, keepdims=True)) @ v
+    return result.transpose(0, 2, 1, 3).reshape(-1, layer.out_channels)
+
+
+def _place(layer: Place, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+    rows = operands["input"].astype(np.float64).reshape(layer.batch, layer.in_rows, layer.channels)
+    result = np.zeros((layer.batch, layer.out_rows, layer.channels))
+    first, last = max(layer.shift, 0), min(layer.in_rows + layer.shift, layer.out_rows)
+    result[:, first:last] = rows[:, first - layer.shift : last - layer.shift]
+    if layer.has_summand:
+        result = result + operands["summand"].astype(np.float64)
+    return result.reshape(-1, layer.channels)
+
+
 def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None) -> np.ndarray:
     if isinstance(layer, Conv2d):
         if pixels is None:
             pixels = np.arange(layer.batch * layer.out_h * layer.out_w)
         return _convolve(layer, operands["input"], operands["weights"], pixels)
+    if isinstance(layer, Attention):
+        return _attend(layer, operands)
+    if isinstance(layer, Place):
+        return _place(layer, operands)
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):
         return x @ operands["weights"].astype(np.float64)
