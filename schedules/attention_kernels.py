@@ -67,7 +67,7 @@ class Steps:
                     value = self.buffers["input1"][row, first[1] + d]
                     T.buffer_store(packed.keys, value, [*at, d, T.floormod(key, self.width)])
                 with T.serial(0, self.value_vectors * self.lanes) as d:
-                    value = self._or_zero(d, lambda d=d: self.buffers["input2"][row, first[2] + d])
+                    value = self._or_zero(d, self.buffers["input2"][row, first[2] + d])
                     T.buffer_store(packed.values, value, [*place, key, d])
                 T.buffer_store(packed.summands, self._summand(item, key), [*place, key])
             with T.Else():
@@ -76,10 +76,10 @@ class Steps:
                     T.buffer_store(packed.keys, T.float32(0), [*at, d, T.floormod(key, self.width)])
                 T.buffer_store(packed.summands, T.float32(-math.inf), [*place, key])
 
-    def _or_zero(self, d: Any, value: Callable[[], Any]) -> Any:
+    def _or_zero(self, d: Any, value: Any) -> Any:
         if self.layer.head_dim % self.lanes == 0:
-            return value()
-        return T.if_then_else(d < self.layer.head_dim, value(), T.float32(0))
+            return value
+        return T.if_then_else(d < self.layer.head_dim, value, T.float32(0))
 
     def _summand(self, item: Any, key: Any) -> Any:
         name = {"constant": "mask", "input": "input3"}.get(self.layer.mask)

@@ -82,7 +82,7 @@ class _Finder:
         while (operation := self.producers.get(name)) is not None:
             scaled = scaling(operation, self.trace)
             if operation.op == "matmul":
-                return _Scores(*operation.inputs, factor, mask)
+                return _Scores(operation.inputs[0], operation.inputs[1], factor, mask)
             if scaled is not None:
                 name, factor = scaled[0], factor * scaled[1]
             elif operation.op == "add" and mask is None and factor == 1:

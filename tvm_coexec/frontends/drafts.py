@@ -138,7 +138,7 @@ class Draft:
 
     def finish(self, name: str) -> Node:
         layer = self.layer
-        if self.takes_steps:
+        if not isinstance(layer, Concat | Attention):
             layer = replace(layer, epilogue=tuple(self.epilogue))
         params = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in self.params.items()}
         residual = None if self.residual is None else self.residual.name

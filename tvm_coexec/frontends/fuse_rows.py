@@ -28,10 +28,10 @@ def add_attention(fuser: Fuser, operation: Operation) -> None:
                 f"{source} reads shape {list(value.shape)} as {count} rows, but others read it in another way; let "
                 "all read rows of one length"
             )
-    channels = tuple(value.tensor.channels for value in values)
+    q, k, v = (value.tensor.channels for value in values)
     constant = fuser.trace.constants.get(mask) if mask else None
     kind = "none" if mask is None else "input" if constant is None else "constant"
-    layer = Attention(channels=channels, mask=kind, **attributes)
+    layer = Attention(channels=(q, k, v), mask=kind, **attributes)
     shape = fuser.trace.shapes[operation.output]
     draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
     draft.others = tuple(value.tensor for value in values[1:])

@@ -33,10 +33,10 @@ class Attention:
     channels: tuple[int, int, int]
     offsets: tuple[int, int, int] = (0, 0, 0)
     mask: str = "none"
-    epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "attention"
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = False
+    epilogue: ClassVar[tuple[str, ...]] = ()
 
     MASKS: ClassVar[tuple[str, ...]] = ("none", "constant", "input")
 
@@ -50,10 +50,8 @@ class Attention:
         for channels, offset in zip(self.channels, self.offsets, strict=True):
             if not 0 <= offset <= channels - self.out_channels:
                 raise ValueError(
-                    f"{self.heads} heads of {self.head_dim} from column {offset} on do not lie within {channels} channels"
+                    f"{self.heads} heads of {self.head_dim} from {offset} on do not lie within {channels} channels"
                 )
-        if self.epilogue:
-            raise ValueError(f"attention takes no epilogue, got {self.epilogue}")
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:

@@ -96,10 +96,8 @@ def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarra
         if pixels is None:
             pixels = np.arange(layer.batch * layer.out_h * layer.out_w)
         return _convolve(layer, operands["input"], operands["weights"], pixels)
-    if isinstance(layer, Attention):
-        return _attend(layer, operands)
-    if isinstance(layer, Place):
-        return _place(layer, operands)
+    if isinstance(layer, Attention | Place):
+        return _attend(layer, operands) if isinstance(layer, Attention) else _place(layer, operands)
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):
         return x @ operands["weights"].astype(np.float64)
