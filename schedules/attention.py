@@ -1,7 +1,7 @@
 """Attention: scores of every query and key, their softmax, and its products with the values, a head at a time.
 
-Operands: ``input``, ``input1`` and ``input2`` (queries, keys and values; ``[rows, row stride]``), ``input3`` or ``mask``
-``[batch, keys]`` (rows of whole tiles), ``output [rows, row stride]``. In OpenCL a first kernel packs a head's keys and
+Operands: ``input``, ``input1`` and ``input2`` (queries, keys and values; ``[rows, row stride]``), ``input3`` or
+``mask`` ``[batch, keys]`` (rows of whole tiles), ``output [rows, row stride]``. In OpenCL a first kernel packs a head's keys and
 values as :mod:`.attention_kernels` reads them, and a second one computes; on the CPU one kernel does both.
 """
 

@@ -107,7 +107,7 @@ def test_a_mask_that_is_a_constant() -> None:
 
 def test_a_mask_of_queries_and_keys_is_refused() -> None:
     b = OnnxBuilder(x=(2, 6, 32), mask=(1, 1, 6, 6))
-    with pytest.raises(ModelError, match="transposes an activation|MatMul"):
+    with pytest.raises(ModelError, match=r"transposes an activation|MatMul"):
         to_graph(b.model(separate(b, "after", "mask")))
 
 
@@ -129,5 +129,5 @@ def test_constants_of_each_item_are_refused() -> None:
 def test_slices_of_channels_are_refused() -> None:
     b = OnnxBuilder(x=(2, 5, 8))
     bounds = (b.const([number], "int64") for number in (0, 4, 2))
-    with pytest.raises(ModelError, match="cuts axis 2.*supported are slices of rows"):
+    with pytest.raises(ModelError, match=r"cuts axis 2.*supported are slices of rows"):
         to_graph(b.model(b.add("Slice", "x", *bounds)))

@@ -43,9 +43,12 @@ class _Finder:
         """The attention around a softmax; None if it is something else."""
         scores = self._scores(softmax)
         product = self._only_reader(self._same(softmax.output))
-        if scores is None or product is None or product.op != "matmul":
-            return None
-        if self._back(product.inputs[0]) != softmax.output:
+        if (
+            scores is None
+            or product is None
+            or product.op != "matmul"
+            or self._back(product.inputs[0]) != softmax.output
+        ):
             return None
         q, k, v = (self._heads(name) for name in (scores.left, scores.right, product.inputs[1]))
         if q is None or k is None or v is None:
@@ -60,8 +63,8 @@ class _Finder:
         mask = () if scores.mask is None else (scores.mask,)
         if mask and not self._is_mask(mask[0], batch, queries, keys):
             return None
-        result = self._rows(product, (batch, heads, queries, head_dim))
-        if result is None or v.factor != 1:
+        result = self._rows(product, q.shape) if v.factor == 1 else None
+        if result is None:
             return None
         attributes = {
             "batch": batch,
@@ -129,9 +132,9 @@ class _Finder:
             return None
         return view.offset if view.has_strides((rows * channels, head_dim, channels, 1)) else None
 
-    def _rows(self, product: Operation, shape: tuple[int, int, int, int]) -> Operation | None:
+    def _rows(self, product: Operation, shape: tuple[int, ...]) -> Operation | None:
         """The operation after which the heads of each row stand side by side again."""
-        batch, heads, queries, head_dim = shape
+        _batch, heads, queries, head_dim = shape
         channels = heads * head_dim
         view: View | None = View("", shape, (queries * channels, head_dim, channels, 1))
         view = view.reshaped(self.trace.shapes[product.output]) if view else None

@@ -157,7 +157,8 @@ def _check_operators(graph: onnx.GraphProto) -> None:
             and not cut_range(node, numbers)
         ):
             raise ModelError(
-                f"{source} is not supported on activations, only where it computes a shape or a constant, or cuts one axis at constant places"
+                f"{source} is not supported on activations, only where it computes a shape or a constant, "
+                "or cuts one axis at constant places"
             )
         if is_constant or node.op_type == "Shape":
             constants.update(node.output)
