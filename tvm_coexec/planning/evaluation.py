@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import Attention, AnyLayer, Concat
+from tvm_coexec.layers import AnyLayer, Attention, Concat
 
 from .basetime import FLOPS_TERMS, BaseTime
 from .features import Halves, Processor, describe, implementation_feature
