@@ -65,6 +65,8 @@ class Fuser:
 
     def add(self, operation: Operation) -> None:
         op, source = operation.op, operation.source
+        if fuse_rows.add(self, operation):
+            return
         if op == "reshape":
             self._view(operation, self.values[operation.inputs[0]].reshaped(self._shape(operation), source))
         elif op == "transpose":
@@ -75,12 +77,6 @@ class Fuser:
             self._add_linear(operation)
         elif op in ("layer_norm", "softmax"):
             self._add_row_wise(operation)
-        elif op == "attention":
-            fuse_rows.add_attention(self, operation)
-        elif op == "slice":
-            fuse_rows.add_slice(self, operation)
-        elif op == "concat" and any(name in self.trace.constants for name in operation.inputs):
-            fuse_rows.add_constant_rows(self, operation)
         elif op == "concat" or (op in fuse_images.HANDLERS and operation.is_on_images):
             fuse_images.HANDLERS[op](self, operation)
         elif op in ACTIVATIONS:
@@ -90,11 +86,7 @@ class Fuser:
         elif op in _PARTS:
             raise ModelError(f"{source} is supported only as a part of {_PARTS[op]}")
         elif any(name in self.trace.constants for name in operation.inputs):
-            summand = fuse_rows.row_summand(self, operation)
-            if summand is None:
-                self._add_affine(operation)
-            else:
-                fuse_rows.add_summand(self, operation, *summand)
+            self._add_affine(operation)
         elif op == "multiply":
             fuse_images.add_product(self, operation)
         else:

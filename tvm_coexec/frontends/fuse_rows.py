@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from .fuse import Fuser
 
 
+def add(fuser: Fuser, operation: Operation) -> bool:
+    """Form the layer of an operation, if it is one of this module's."""
+    has_constant = any(name in fuser.trace.constants for name in operation.inputs)
+    if operation.op == "attention":
+        add_attention(fuser, operation)
+    elif operation.op == "slice":
+        add_slice(fuser, operation)
+    elif operation.op == "concat" and has_constant:
+        add_constant_rows(fuser, operation)
+    elif (summand := row_summand(fuser, operation)) is not None:
+        add_summand(fuser, operation, *summand)
+    else:
+        return False
+    return True
+
+
 def add_attention(fuser: Fuser, operation: Operation) -> None:
     """One layer, its operands the tensors whose columns are queries, keys and values."""
     source, attributes = operation.source, dict(operation.attributes)
