@@ -11,13 +11,15 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import conv2d, images, linear, rowwise
+from . import attention, conv2d, images, linear, place, rowwise
 
 _FAMILIES = {
+    "attention": attention,
     "concat": images,
     "conv2d": conv2d,
     "linear": linear,
     "local_norm": images,
+    "place": place,
     "pool": images,
     "product": images,
     "rowwise": rowwise,

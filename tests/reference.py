@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product
+from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Linear, LocalNorm, Place, Pool, Product, RowWise
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -78,12 +78,12 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
         factor = values[node.others[0]]
         pixels = node.layer.h * node.layer.w
         value = value * (np.repeat(factor, pixels, axis=0) if node.layer.per_image else factor)
-    elif node.layer.kind == "layer_norm":
-        scale = np.sqrt(value.var(axis=1, keepdims=True) + node.layer.epsilon)
-        value = (value - value.mean(axis=1, keepdims=True)) / scale * params["gamma"] + params["beta"]
-    elif node.layer.kind == "softmax":
-        power = np.exp(value - value.max(axis=1, keepdims=True))
-        value = power / power.sum(axis=1, keepdims=True)
+    elif isinstance(node.layer, Attention):
+        value = _attend(node.layer, value, *(values[name] for name in node.others), **params)
+    elif isinstance(node.layer, Place):
+        value = _place(node.layer, value, params.get("summand", np.zeros(1)))
+    else:
+        value = _row_wise(node.layer, value, params)
     for step in node.layer.epilogue:
         if step == "bias":
             value = value + params["bias"]
@@ -92,6 +92,16 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
             value = value + values[node.residual]
         else:
             value = _ACTIVATIONS[step](value)
+    return value
+
+
+def _row_wise(layer: RowWise, value: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    if layer.kind == "layer_norm":
+        scale = np.sqrt(value.var(axis=1, keepdims=True) + layer.epsilon)
+        return (value - value.mean(axis=1, keepdims=True)) / scale * params["gamma"] + params["beta"]
+    if layer.kind == "softmax":
+        power = np.exp(value - value.max(axis=1, keepdims=True))
+        return power / power.sum(axis=1, keepdims=True)
     return value
 
 
@@ -134,3 +144,28 @@ def _normalise_locally(layer: LocalNorm, rows: np.ndarray) -> np.ndarray:
     squares = np.pad(rows**2, ((0, 0), (before, after)))
     total = np.sum([squares[:, offset : offset + layer.channels] for offset in range(layer.size)], axis=0)
     return rows / (layer.bias + layer.alpha / layer.size * total) ** layer.beta
+
+
+def _attend(
+    layer: Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None
+) -> np.ndarray:
+    heads = []
+    for head in range(layer.heads):
+        first = [offset + head * layer.head_dim for offset in layer.offsets]
+        columns = [
+            rows[:, start : start + layer.head_dim].reshape(layer.batch, -1, layer.head_dim)
+            for rows, start in zip((q, k, v), first, strict=True)
+        ]
+        scores = np.einsum("bqd,bkd->bqk", columns[0], columns[1]) * layer.scale
+        scores = scores if mask is None else scores + mask[:, None]
+        powers = np.exp(scores - scores.max(axis=2, keepdims=True))
+        heads.append(powers @ columns[2] / powers.sum(axis=2, keepdims=True))
+    return np.concatenate(heads, axis=2).reshape(-1, layer.out_channels)
+
+
+def _place(layer: Place, rows: np.ndarray, summand: np.ndarray) -> np.ndarray:
+    result = np.zeros((layer.batch, layer.out_rows, layer.channels))
+    for row in range(layer.out_rows):
+        if 0 <= row - layer.shift < layer.in_rows:
+            result[:, row] = rows.reshape(layer.batch, -1, layer.channels)[:, row - layer.shift]
+    return (result + summand).reshape(-1, layer.channels)

@@ -39,7 +39,7 @@ def test_operator_of_another_domain():
 def test_operator_that_may_only_compute_shapes():
     b = OnnxBuilder(x=(4, 5))
     with pytest.raises(ModelError, match=r"^Slice \(node 'n0'\) is not supported on activations"):
-        to_graph(b.model(b.add("Slice", "x", b.const([0], "int64"), b.const([2], "int64"))))
+        to_graph(b.model(b.add("Slice", "x", b.const([0, 0], "int64"), b.const([2, 2], "int64"))))
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def shapes(layers: list[Conv2d]) -> set[Conv2d]:
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_set_has_no_layer_twice(name: str) -> None:
     layers = layers_named(name)
-    assert len(layers) == len(set(layers)) > 5
+    assert len(layers) == len(set(layers)) > 1
 
 
 def test_the_networks_have_the_sizes_of_their_papers() -> None:

@@ -94,17 +94,10 @@ def plan_graph(
     hardware = target_for(device.facts()).hardware
     found = _planner(profile, device)
     if split == "predicted" and found is not None:
-        return plan_predicted(graph, found, device.label, device.mechanism)
+        return plan_network(graph, found, device.label, device.mechanism)
     rule = _rule(graph, device, hardware, found, split, profile)
     layers = [rule(node) for node in graph.nodes]
     return assemble(graph, layers, found.overheads if found else Overheads(0.0), device.label, device.mechanism)
-
-
-def plan_predicted(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
-    """Divide all layers together by what a profile learned; the plan names the device and its mechanism."""
-    for node in graph.nodes:
-        node.layer
-    return plan_network(graph, planner, device, mechanism)
 
 
 def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner | None:

@@ -11,11 +11,10 @@ from .layers import (
     AnyLayer,
     Concat,
     Conv2d,
+    ImageLayer,
     ImageLayout,
     ImageLayouts,
-    LocalNorm,
     Pool,
-    Product,
     RowWise,
 )
 
@@ -44,7 +43,7 @@ def node_layouts(node: Node, layouts: Mapping[str, ImageLayout]) -> ImageLayouts
 
 
 def _sees_rows(layer: AnyLayer) -> bool:
-    return not isinstance(layer, Conv2d | Pool | LocalNorm | Concat | Product)
+    return not isinstance(layer, ImageLayer)
 
 
 def _padding(node: Node, name: str) -> tuple[int, int]:

@@ -14,13 +14,13 @@ from .kernels import Kernel, compile_half, link
 from .layers import (
     SCRATCH,
     AnyLayer,
+    ImageLayer,
     ImageLayout,
     ImageLayouts,
-    Linear,
-    RowWise,
     Variant,
     layer_to_json,
     reads_locally,
+    unit_channels,
 )
 from .layouts import image_layouts, node_layouts
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
@@ -145,12 +145,13 @@ class _Halves:
             units=self.layer.units,
             axis=self.layer.axis,
             cpu_units=cpu_units,
-            inputs=tuple(tensor for role, tensor in self.tensors.items() if role != "output"),
+            inputs=tuple(dict.fromkeys(tensor for role, tensor in self.tensors.items() if role != "output")),
             output=self.tensors["output"],
             cpu=self._specs.get("cpu"),
             gpu=self._specs.get("gpu"),
             seed=seed,
             local_inputs=tuple(self._local_inputs()),
+            unit_channels=unit_channels(self.layer),
         )
 
     def _local_inputs(self) -> Iterator[str]:
@@ -176,7 +177,7 @@ def single_layer(
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
     """Those of a network that consists of one layer; None where its activations are no images."""
-    return None if isinstance(layer, Linear | RowWise) else ImageLayouts.alone(layer)
+    return ImageLayouts.alone(layer) if isinstance(layer, ImageLayer) else None
 
 
 def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:

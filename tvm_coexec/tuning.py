@@ -28,6 +28,7 @@ from .profile import Profile
 from .rpc.client import RefusedError, SessionLostError
 from .target import Target, target_for
 from .workloads import (
+    attention_training_layers,
     conv2d_training_layers,
     images_training_layers,
     linear_training_layers,
@@ -43,8 +44,9 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "rowwise": rowwise_training_layers,
     "conv2d": conv2d_training_layers,
     "images": images_training_layers,
+    "attention": attention_training_layers,
 }
-_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2}
+_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
 
 _CANDIDATES = 2
@@ -192,7 +194,8 @@ def tune(
     device
         Any unambiguous part of the name of a local device; not to be given with ``tracker``.
     families
-        Of ``linear``, ``rowwise``, ``conv2d`` and ``images``. Layers of a family that is not tuned stay on the CPU.
+        Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
+        placed by an estimate.
     minutes
         Time for measuring; training comes on top.
     layers

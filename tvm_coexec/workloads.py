@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from .errors import FileFormatError, InputError
-from .layers import TILE, AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise, layer_from_json
+from .layers import (
+    TILE,
+    AnyLayer,
+    Attention,
+    Concat,
+    Conv2d,
+    Linear,
+    LocalNorm,
+    Pool,
+    Product,
+    RowWise,
+    layer_from_json,
+)
 
 VIT_TOKENS = 197
 _TEST_SEED, _TRAINING_SEED = 2025, 1
@@ -63,6 +75,27 @@ def rowwise_training_layers() -> Iterator[RowWise]:
         kind, epilogue = kinds[rng.integers(len(kinds))]
         m, n = _log_uniform(rng, *_M_RANGE), _log_uniform(rng, *_N_ROWWISE_RANGE)
         yield RowWise(kind, m, n, epilogue, 1e-5 if kind == "layer_norm" else 0.0)
+
+
+def attention_test_layers() -> list[Attention]:
+    """Attention of ViT-Base/16 at 224 pixels, and of a text encoder of 12 heads of 32 channels and 128 tokens."""
+    return [_self_attention(1, 12, VIT_TOKENS, 64), _self_attention(1, 12, 128, 32)]
+
+
+def attention_training_layers() -> Iterator[Attention]:
+    """Attention without end, of other sizes than those that comparisons measure."""
+    held_out = attention_test_layers()
+    rng = np.random.default_rng(_TRAINING_SEED)
+    while True:
+        heads, head_dim = int(rng.integers(2, 17)), int(rng.choice((32, 64, 96, 128)))
+        layer = _self_attention(int(rng.choice((1, 1, 1, 2))), heads, _log_uniform(rng, 16, 512), head_dim)
+        if layer not in held_out and layer.flops <= _MAX_TRAINING_FLOPS:
+            yield layer
+
+
+def _self_attention(batch: int, heads: int, tokens: int, head_dim: int) -> Attention:
+    width = heads * head_dim
+    return Attention(batch, heads, tokens, tokens, head_dim, head_dim**-0.5, (3 * width,) * 3, (0, width, 2 * width))
 
 
 def resnet18() -> list[Conv2d]:
@@ -205,6 +238,7 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
 NAMED: dict[str, Callable[[], Sequence[AnyLayer]]] = {
     "linear": linear_test_layers,
     "vit-base": vit_base,
+    "attention": attention_test_layers,
     "resnet18": resnet18,
     "resnet50": resnet50,
     "vgg16": vgg16,

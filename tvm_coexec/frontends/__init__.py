@@ -30,10 +30,11 @@ def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Grap
     ModelError
         If the model holds what cannot be built: the message names the operator, its node, and what is supported.
     """
+    from .attention import collapse_attention
     from .fuse import fuse
     from .patterns import collapse_patterns
 
-    return fit_images(fuse(collapse_patterns(_trace(model))))
+    return fit_images(fuse(collapse_attention(collapse_patterns(_trace(model)))))
 
 
 def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Trace:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..graph import AnyLayer, Graph, Image, Node, Tensor
-from ..layers import Concat, Conv2d, Linear
+from ..layers import Attention, Concat, Conv2d, Linear
 from .trace import Source, claim_name
 
 
@@ -81,7 +81,7 @@ class Draft:
     @property
     def takes_steps(self) -> bool:
         """Whether the layer can have an epilogue."""
-        return not isinstance(self.layer, Concat)
+        return not isinstance(self.layer, Concat | Attention)
 
     def append(self, step: str) -> None:
         self.epilogue.append(step)
@@ -138,7 +138,7 @@ class Draft:
 
     def finish(self, name: str) -> Node:
         layer = self.layer
-        if not isinstance(layer, Concat):
+        if not isinstance(layer, Concat | Attention):
             layer = replace(layer, epilogue=tuple(self.epilogue))
         params = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in self.params.items()}
         residual = None if self.residual is None else self.residual.name

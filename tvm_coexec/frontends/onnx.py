@@ -15,7 +15,7 @@ from tvm import IRModule, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from ..errors import ModelError
-from .onnx_nodes import attributes, constants, known_operation, resolve_automatic_padding
+from .onnx_nodes import attributes, cut_range, known_operation, resolve_automatic_padding, small_constants
 from .relax import Known, Naming, bindings, returned, trace_function
 from .trace import Source, Trace
 
@@ -31,6 +31,7 @@ OPERATORS = (
     "Div",
     "Dropout",
     "Erf",
+    "Expand",
     "Flatten",
     "Gelu",
     "Gemm",
@@ -50,6 +51,7 @@ OPERATORS = (
     "Reshape",
     "Sigmoid",
     "Softmax",
+    "Split",
     "Sqrt",
     "Squeeze",
     "Sub",
@@ -142,13 +144,22 @@ def _check_input(value: ValueInfoProto) -> None:
 
 def _check_operators(graph: onnx.GraphProto) -> None:
     constants = {tensor.name for tensor in graph.initializer}
+    numbers = small_constants(graph)
     for node in graph.node:
         source = _source(node)
         if node.domain not in ("", "ai.onnx") or node.op_type not in (*OPERATORS, *_SHAPE_OPERATORS):
             raise ModelError(f"{source} is not supported; supported are the ONNX operators {', '.join(OPERATORS)}")
         is_constant = all(name in constants for name in node.input if name)
-        if node.op_type in _SHAPE_OPERATORS and node.op_type != "Shape" and not is_constant:
-            raise ModelError(f"{source} is not supported on activations, only where it computes a shape or a constant")
+        if (
+            node.op_type in _SHAPE_OPERATORS
+            and node.op_type != "Shape"
+            and not is_constant
+            and not cut_range(node, numbers)
+        ):
+            raise ModelError(
+                f"{source} is not supported on activations, only where it computes a shape or a constant, "
+                "or cuts one axis at constant places"
+            )
         if is_constant or node.op_type == "Shape":
             constants.update(node.output)
     _check_statistics(graph)
@@ -216,7 +227,7 @@ def _naming(function: relax.Function, graph: onnx.GraphProto, outputs: list[str]
 
 def _known(function: relax.Function, graph: onnx.GraphProto, by_name: dict[str, relax.Expr]) -> dict[relax.Var, Known]:
     """What is read from nodes instead of from Relax; operations on constants alone are the importer's."""
-    numbers = constants(graph)
+    numbers = small_constants(graph)
     by_name = by_name | {parameter.name: parameter for parameter in function.params}
     known = {}
     for node in graph.node:

@@ -4,6 +4,7 @@ A layer's work is divided in *units*. For a dense layer a unit is a tile of 32 o
 row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU ``[g, units)``.
 """
 
+from .attention import Attention, Place
 from .base import (
     ACTIVATIONS,
     EPILOGUE_STEPS,
@@ -15,11 +16,12 @@ from .base import (
     check_epilogue,
     row_tiles,
     tile_count,
+    unit_channels,
 )
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
-from .registry import AnyLayer, layer_from_json, layer_to_json, parameter_shapes, reads_locally
+from .registry import AnyLayer, ImageLayer, layer_from_json, layer_to_json, parameter_shapes, reads_locally
 from .rowwise import RowWise
 from .variants import Hardware, Variant
 
@@ -31,14 +33,17 @@ __all__ = [
     "SCRATCH",
     "TILE",
     "AnyLayer",
+    "Attention",
     "Concat",
     "Conv2d",
     "Hardware",
+    "ImageLayer",
     "ImageLayout",
     "ImageLayouts",
     "Layer",
     "Linear",
     "LocalNorm",
+    "Place",
     "Pool",
     "Product",
     "RowWise",
@@ -51,4 +56,5 @@ __all__ = [
     "reads_locally",
     "row_tiles",
     "tile_count",
+    "unit_channels",
 ]

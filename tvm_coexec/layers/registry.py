@@ -6,14 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from .attention import Attention, Place
 from .base import Layer
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .rowwise import RowWise
 
-AnyLayer = Linear | RowWise | Conv2d | Pool | LocalNorm | Concat | Product
+ImageLayer = Conv2d | Pool | LocalNorm | Concat | Product
+"""Layers that know of halos; all others see the pixels of an image as rows."""
 
-_LAYERS: dict[str, Any] = {cls.op: cls for cls in (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product)}
+AnyLayer = Linear | RowWise | ImageLayer | Attention | Place
+
+_CLASSES = (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product, Attention, Place)
+_LAYERS: dict[str, Any] = {cls.op: cls for cls in _CLASSES}
 
 
 def layer_to_json(layer: Layer) -> dict[str, Any]:
@@ -56,6 +61,10 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
         shapes["weights"] = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
     elif isinstance(layer, RowWise) and layer.kind == "layer_norm":
         shapes |= {"gamma": (layer.n,), "beta": (layer.n,)}
+    elif isinstance(layer, Attention) and layer.mask == "constant":
+        shapes["mask"] = (layer.batch, layer.keys)
+    elif isinstance(layer, Place) and layer.has_summand:
+        shapes["summand"] = (layer.out_rows, layer.channels)
     if "bias" in layer.epilogue:
         shapes["bias"] = (layer.out_channels,)
     return shapes

@@ -19,14 +19,17 @@ from tvm_coexec.layers import (
     ROW_BLOCK,
     TILE,
     AnyLayer,
+    Attention,
     Concat,
     Conv2d,
     Linear,
     LocalNorm,
+    Place,
     Pool,
     Product,
     RowWise,
     Variant,
+    unit_channels,
 )
 
 FEATURE_VERSION = 3
@@ -55,7 +58,7 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "group_channels",
         "output_width",
         "inputs",
-        *(f"kind:{kind}" for kind in ("linear", "conv2d", *RowWise.KINDS, *_IMAGE_KINDS)),
+        *(f"kind:{kind}" for kind in ("linear", "conv2d", "attention", "place", *RowWise.KINDS, *_IMAGE_KINDS)),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -265,11 +268,37 @@ def _image_facts(layer: Pool | Concat | Product | LocalNorm) -> dict[str, float]
     return facts
 
 
+def _attention_facts(layer: Attention) -> dict[str, float]:
+    """A head reads its own columns alone."""
+    return {
+        "rows": layer.batch * layer.queries,
+        "reduction": 2 * layer.keys,
+        "channels": layer.out_channels,
+        "channel_padding": layer.units * layer.unit_heads / layer.heads,
+        "shared_bytes": 0,
+        "group_channels": layer.head_dim,
+        "kind:attention": 1.0,
+    }
+
+
+def _place_facts(layer: Place) -> dict[str, float]:
+    return {
+        "rows": layer.batch * layer.out_rows,
+        "reduction": 1,
+        "channels": layer.channels,
+        "channel_padding": layer.units * TILE / layer.channels,
+        "shared_bytes": 0,
+        "kind:place": 1.0,
+    }
+
+
 _FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
     Linear: _linear_facts,
     RowWise: _rowwise_facts,
     Conv2d: _conv2d_facts,
     **dict.fromkeys((Pool, Concat, Product, LocalNorm), _image_facts),
+    Attention: _attention_facts,
+    Place: _place_facts,
 }
 
 
@@ -280,7 +309,9 @@ def _kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, 
     terms = _terms(layer, variant)
     return {
         **facts,
-        **_register_tile(layer, variant, terms * TILE * launch.padded_rows / (launch.groups(1) * launch.group_size)),
+        **_register_tile(
+            layer, variant, terms * unit_channels(layer) * launch.padded_rows / (launch.groups(1) * launch.group_size)
+        ),
         implementation_feature(layer, variant): 1.0,
         **{f"{PARAMETER_PREFIX}{name}": float(value) for name, value in variant.params},
         "group_size": launch.group_size,
@@ -306,6 +337,8 @@ def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) 
     """How many sums a work-item keeps in flight, and how many steps it takes one after the other for a unit."""
     if isinstance(layer, RowWise):
         return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
+    if isinstance(layer, Place):
+        return {"accumulators": 0.0, "steps_per_item": TILE}
     params = dict(variant.params)
     channels = params.get("channels", TILE // params.get("channel_threads", 1))
     accumulators = params["rows"] * channels * params.get("k_split", 1)

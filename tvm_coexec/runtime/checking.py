@@ -10,10 +10,12 @@ from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import (
     ROW_BLOCK,
-    TILE,
     AnyLayer,
+    Attention,
     Conv2d,
+    ImageLayer,
     Linear,
+    Place,
     Pool,
     RowWise,
     Variant,
@@ -78,10 +80,12 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     if isinstance(layer, RowWise):
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * ROW_BLOCK)
     else:
-        computed_channels = min(computed_channels, (cpu_units + gpu_units) * TILE)
-    rows = _some_rows(layer, computed_rows, rng)
+        computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = random_params(layer, step.seed)
-    is_image = _is_image(layer)
+    if isinstance(layer, Attention | Place):
+        return _error_of_all_rows(executor, step, layer, operands, computed_channels)
+    rows = _some_rows(layer, computed_rows, rng)
+    is_image = isinstance(layer, ImageLayer)
     for place, name in enumerate(step.inputs[: len(layer.input_sizes)]):
         role = f"input{place}" if place else "input"
         operands[role] = executor.view(name) if is_image else executor.view(name)[rows]
@@ -91,9 +95,15 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     return relative_error(output[rows, :computed_channels], expected[:, :computed_channels])
 
 
-def _is_image(layer: AnyLayer) -> bool:
-    """Whether the layer's output is an image, whose pixels are checked."""
-    return not isinstance(layer, Linear | RowWise)
+def _error_of_all_rows(
+    executor: Executor, step: StepSpec, layer: AnyLayer, operands: dict[str, np.ndarray], channels: int
+) -> float:
+    """The largest relative error of a layer that mixes rows, of which the first ``channels`` were computed."""
+    roles = ["input", *(f"input{number}" for number in range(1, len(layer.input_sizes)))]
+    roles += ["residual"] if "residual" in layer.epilogue else []
+    operands |= {role: _rows_of(executor, name) for role, name in zip(roles, step.inputs, strict=True)}
+    expected = evaluate(layer, operands)
+    return relative_error(_rows_of(executor, step.output)[:, :channels], expected[:, :channels])
 
 
 def _rows_of(executor: Executor, name: str) -> np.ndarray:
@@ -105,7 +115,7 @@ def _some_rows(layer: AnyLayer, rows: int, rng: np.random.Generator) -> np.ndarr
     wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / max(layer.flops, 1))))
     if isinstance(layer, Conv2d | Pool):
         wanted = min(wanted, math.ceil(_CHECKED_TAPS / (math.prod(layer.kernel) * layer.input_sizes[0][-1])))
-    elif _is_image(layer):
+    elif isinstance(layer, ImageLayer):
         wanted = min(wanted, math.ceil(_CHECKED_TAPS / layer.out_channels))
     if wanted >= rows:
         return np.arange(rows)

@@ -264,17 +264,17 @@ class Prepared:
         if self.executor.sync is not None:
             return (stitch.Exchange * 0)()
         outputs = [
-            self._exchange(step.output, step.axis, work.gpu_units)
+            self._exchange(step.output, step.axis, work.gpu_units, step.unit_channels)
             for step, work in zip(self.steps, self.works, strict=True)
         ]
         inputs = [self._exchange(name, "rows", 0) for name in self.executor.manifest.inputs]
         return (stitch.Exchange * (len(outputs) + len(inputs)))(*outputs, *inputs)
 
-    def _exchange(self, name: str, axis: str, gpu_units: int) -> stitch.Exchange:
+    def _exchange(self, name: str, axis: str, gpu_units: int, unit_channels: int = TILE) -> stitch.Exchange:
         block, tensor = self.executor.blocks[name], self.executor.spec(name)
         rows, row_bytes = tensor.memory_rows, tensor.row_elements * 4
         if axis == "channels":
-            edge = min(gpu_units * TILE * 4, row_bytes)
+            edge = min(gpu_units * unit_channels * 4, row_bytes)
             gpu = ((0, 0, 0), (edge, rows if edge else 0, 1))
             cpu = ((edge, 0, 0), (row_bytes - edge, rows, 1))
         else:

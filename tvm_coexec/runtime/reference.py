@@ -7,7 +7,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
+from tvm_coexec.layers import (
+    AnyLayer,
+    Attention,
+    Concat,
+    Conv2d,
+    ImageLayer,
+    Linear,
+    LocalNorm,
+    Place,
+    Pool,
+    Product,
+)
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -66,6 +77,31 @@ def _convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray, pixels: np.ndar
     return result.transpose(1, 0, 2).reshape(len(pixels), layer.out_channels)
 
 
+def _attend(layer: Attention, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+    shape = (layer.batch, -1, layer.heads, layer.head_dim)
+    q, k, v = (
+        operands[name][:, offset : offset + layer.out_channels].astype(np.float64).reshape(shape).transpose(0, 2, 1, 3)
+        for name, offset in zip(("input", "input1", "input2"), layer.offsets, strict=True)
+    )
+    scores = q @ k.transpose(0, 1, 3, 2) * layer.scale
+    mask = operands.get("mask", operands.get("input3"))
+    if mask is not None:
+        scores = scores + mask.astype(np.float64)[:, None, None]
+    power = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result = (power / power.sum(axis=-1, keepdims=True)) @ v
+    return result.transpose(0, 2, 1, 3).reshape(-1, layer.out_channels)
+
+
+def _place(layer: Place, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+    rows = operands["input"].astype(np.float64).reshape(layer.batch, layer.in_rows, layer.channels)
+    result = np.zeros((layer.batch, layer.out_rows, layer.channels))
+    first, last = max(layer.shift, 0), min(layer.in_rows + layer.shift, layer.out_rows)
+    result[:, first:last] = rows[:, first - layer.shift : last - layer.shift]
+    if layer.has_summand:
+        result = result + operands["summand"].astype(np.float64)
+    return result.reshape(-1, layer.channels)
+
+
 def _pool(layer: Pool, x: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Some pixels of the output, a place of the window at a time."""
     image, line, column = np.unravel_index(pixels, (layer.batch, layer.out_h, layer.out_w))
@@ -114,9 +150,11 @@ def _image_body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.
 
 
 def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None) -> np.ndarray:
-    if not isinstance(layer, Linear | RowWise):
+    if isinstance(layer, ImageLayer):
         every = np.arange(math.prod(layer.output_size[:-1]))
         return _image_body(layer, operands, every if pixels is None else pixels)
+    if isinstance(layer, Attention | Place):
+        return _attend(layer, operands) if isinstance(layer, Attention) else _place(layer, operands)
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):
         return x @ operands["weights"].astype(np.float64)
