@@ -1,6 +1,7 @@
 """The lowering of steps to two programs: however the sides advance, data is there when it is read."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,8 +17,10 @@ def networks(draw: st.DrawFn) -> list[Work]:
         units = draw(st.integers(1, 3))
         cpu_units = draw(st.integers(0, units))
         reads = draw(st.sets(st.integers(1, number), max_size=2)) if number else set()
-        works.append(Work(cpu_units, units - cpu_units, tuple(sorted(reads)), draw(st.booleans())))
-    return [*works[:-1], Work(works[-1].cpu_units, works[-1].gpu_units, works[-1].reads, True)]
+        launches, steps = draw(st.integers(1, 3)), draw(st.booleans())
+        reads_sorted, is_output = tuple(sorted(reads)), draw(st.booleans())
+        works.append(Work(cpu_units, units - cpu_units, reads_sorted, is_output, 1, launches, steps))
+    return [*works[:-1], replace(works[-1], is_output=True)]
 
 
 class Flags:
@@ -28,6 +31,7 @@ class Flags:
         self.done: dict[str, set[int]] = {"cpu": set(), "gpu": set()}
         self.flag = {"cpu": 0, "gpu": 0}
         self.enqueued = 0
+        self.launched: list[tuple[int, int]] = []
 
     def compute(self, side: str, step: int) -> None:
         for read in self.works[step - 1].reads:
@@ -54,10 +58,15 @@ class Flags:
         if index >= self.enqueued:
             return False
         command = self.lowered.commands[index]
+        if command.awaited > self.flag["cpu"]:
+            return False
         if command.kind == "kernel":
-            self.compute("gpu", command.step)
-        if command.kind.startswith("signal"):
-            assert command.done > self.flag["gpu"] or command.done == self.flag["gpu"]
+            self.launched.append((command.step, command.launch))
+            if command.launch == self.works[command.step - 1].gpu_launches - 1:
+                self.compute("gpu", command.step)
+        if command.done:
+            assert command.done >= self.flag["gpu"]
+            assert command.done in self.done["gpu"], "a step is reported before its last kernel has ended"
             self.flag["gpu"] = command.done
         return not command.kind.endswith("wait") or self.flag["cpu"] >= command.step
 
@@ -77,6 +86,12 @@ def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int)
     run.run()
     assert run.done["cpu"] == {number for number, work in enumerate(works, 1) if work.cpu_units}
     assert run.done["gpu"] == {number for number, work in enumerate(works, 1) if work.gpu_units}
+    assert run.launched == [
+        (number, launch)
+        for number, work in enumerate(works, 1)
+        if work.gpu_units
+        for launch in range(work.gpu_launches)
+    ]
 
 
 @given(networks())
@@ -109,6 +124,14 @@ def test_a_signal_and_the_wait_after_it_are_one_launch() -> None:
     chain = [Work(1, 1), Work(1, 1, (1,), True)]
     kinds = [command.kind for command in lower(chain, "svm").commands]
     assert kinds == ["kernel", "signal_wait", "kernel", "signal"]
+
+
+def test_kernels_that_step_themselves_need_no_flag_kernels() -> None:
+    chain = [Work(1, 1, gpu_steps=True), Work(1, 1, (1,), True, gpu_launches=3, gpu_steps=True)]
+    lowered = lower(chain, "svm")
+    assert [command.kind for command in lowered.commands] == ["kernel"] * 4
+    assert [(command.awaited, command.done) for command in lowered.commands] == [(0, 1), (1, 0), (0, 0), (0, 2)]
+    assert lowered.sync_count == lower([replace(step, gpu_steps=False) for step in chain], "svm").sync_count
 
 
 def test_the_last_gpu_step_is_awaited_even_if_nothing_reads_it() -> None:
