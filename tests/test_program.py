@@ -33,11 +33,14 @@ class Flags:
         self.enqueued = 0
         self.launched: list[tuple[int, int]] = []
 
-    def compute(self, side: str, step: int) -> None:
+    def check_reads(self, side: str, step: int) -> None:
         for read in self.works[step - 1].reads:
             work = self.works[read - 1]
             assert not work.cpu_units or read in self.done["cpu"], f"{side} reads step {read} before the CPU wrote it"
             assert not work.gpu_units or read in self.done["gpu"], f"{side} reads step {read} before the GPU wrote it"
+
+    def compute(self, side: str, step: int) -> None:
+        self.check_reads(side, step)
         self.done[side].add(step)
 
     def cpu(self, index: int) -> bool:
@@ -62,6 +65,7 @@ class Flags:
             return False
         if command.kind == "kernel":
             self.launched.append((command.step, command.launch))
+            self.check_reads("gpu", command.step)
             if command.launch == self.works[command.step - 1].gpu_launches - 1:
                 self.compute("gpu", command.step)
         if command.done:
