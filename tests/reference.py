@@ -75,15 +75,20 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
     elif isinstance(node.layer, Concat):
         value = np.concatenate([value, *(values[name] for name in node.others)], axis=1)
     elif isinstance(node.layer, Product):
-        factor = values[node.others[0]]
-        pixels = node.layer.h * node.layer.w
-        value = value * (np.repeat(factor, pixels, axis=0) if node.layer.per_image else factor)
+        value = _multiply(node.layer, value, values[node.others[0]])
     elif isinstance(node.layer, Attention):
         value = _attend(node.layer, value, *(values[name] for name in node.others), **params)
     elif isinstance(node.layer, Place):
         value = _place(node.layer, value, params.get("summand", np.zeros(1)))
     else:
         value = _row_wise(node.layer, value, params)
+    return _finish(node, value, params, values)
+
+
+def _finish(
+    node: Node, value: np.ndarray, params: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """The steps of a node's epilogue."""
     for step in node.layer.epilogue:
         if step == "bias":
             value = value + params["bias"]
@@ -93,6 +98,10 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
         else:
             value = _ACTIVATIONS[step](value)
     return value
+
+
+def _multiply(layer: Product, value: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    return value * (np.repeat(factor, layer.h * layer.w, axis=0) if layer.per_image else factor)
 
 
 def _row_wise(layer: RowWise, value: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:

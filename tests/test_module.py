@@ -206,6 +206,37 @@ def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(d
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 
+def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(device: Device) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, nodes = chain(device, 3, 5, 64)
+    module = Module(built, device, timeout_s=0.3)
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    program = module._program(timeline=False)
+    assert {command.kind for command in program.lowered.commands} == {"kernel"}
+    commands = program.program.commands
+    kept = [commands[i].kernel for i in range(len(program.lowered.commands))]
+    for i, command in enumerate(program.lowered.commands):
+        commands[i].kernel = program._command(replace(command, done=0)).kernel
+    with pytest.raises(SyncTimeoutError, match=r"layer 'layer0': the CPU waited 0.3 s for the GPU half"):
+        module(x)
+    for i, kernel in enumerate(kept):
+        commands[i].kernel = kernel
+    assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
+def test_layers_that_cannot_step_themselves_have_flag_kernels(device: Device) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, nodes = chain(device, 4, 5, 64)
+    module = Module(built, device)
+    launches = [launch.symbol for step in built.manifest.steps for launch in step.gpu.launches]
+    module._executor.stepping -= {launches[1]}
+    assert {"kernel", "signal"} <= {command.kind for command in module._program(timeline=False).lowered.commands}
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
 def test_a_cpu_that_never_signals_is_reported_as_the_gpus_wait(device: Device) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")

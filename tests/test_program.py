@@ -1,7 +1,7 @@
 """The lowering of steps to two programs: however the sides advance, data is there when it is read."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -22,8 +22,9 @@ def networks(draw: st.DrawFn) -> list[Work]:
             Read(read, works[read - 1].cpu_units + works[read - 1].gpu_units == units and draw(st.booleans()))
             for read in sorted(reads)
         )
-        works.append(Work(cpu_units, units - cpu_units, reads_of_step, draw(st.booleans())))
-    return [*works[:-1], Work(works[-1].cpu_units, works[-1].gpu_units, works[-1].reads, True)]
+        launches, steps, is_output = draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())
+        works.append(Work(cpu_units, units - cpu_units, reads_of_step, is_output, 1, launches, steps))
+    return [*works[:-1], replace(works[-1], is_output=True)]
 
 
 def units_of(work: Work, side: str) -> set[int]:
@@ -38,8 +39,9 @@ class Flags:
         self.done: dict[str, set[int]] = {"cpu": set(), "gpu": set()}
         self.flag = {"cpu": 0, "gpu": 0}
         self.enqueued = 0
+        self.launched: list[tuple[int, int]] = []
 
-    def compute(self, side: str, step: int) -> None:
+    def check_reads(self, side: str, step: int) -> None:
         for read in self.works[step - 1].reads:
             work = self.works[read.step - 1]
             for writer in ("cpu", "gpu"):
@@ -47,6 +49,9 @@ class Flags:
                 if read.local:
                     read_units &= units_of(self.works[step - 1], side)
                 assert not read_units or read.step in self.done[writer], f"{side} reads {read} before {writer} wrote it"
+
+    def compute(self, side: str, step: int) -> None:
+        self.check_reads(side, step)
         self.done[side].add(step)
 
     def cpu(self, index: int) -> bool:
@@ -67,10 +72,16 @@ class Flags:
         if index >= self.enqueued:
             return False
         command = self.lowered.commands[index]
+        if command.awaited > self.flag["cpu"]:
+            return False
         if command.kind == "kernel":
-            self.compute("gpu", command.step)
-        if command.kind.startswith("signal"):
-            assert command.done > self.flag["gpu"] or command.done == self.flag["gpu"]
+            self.launched.append((command.step, command.launch))
+            self.check_reads("gpu", command.step)
+            if command.launch == self.works[command.step - 1].gpu_launches - 1:
+                self.compute("gpu", command.step)
+        if command.done:
+            assert command.done >= self.flag["gpu"]
+            assert command.done in self.done["gpu"], "a step is reported before its last kernel has ended"
             self.flag["gpu"] = command.done
         return not command.kind.endswith("wait") or self.flag["cpu"] >= command.step
 
@@ -90,6 +101,12 @@ def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int)
     run.run()
     assert run.done["cpu"] == {number for number, work in enumerate(works, 1) if work.cpu_units}
     assert run.done["gpu"] == {number for number, work in enumerate(works, 1) if work.gpu_units}
+    assert run.launched == [
+        (number, launch)
+        for number, work in enumerate(works, 1)
+        if work.gpu_units
+        for launch in range(work.gpu_launches)
+    ]
 
 
 @given(networks())
@@ -167,6 +184,14 @@ def test_a_signal_and_the_wait_after_it_are_one_launch() -> None:
     chain = [Work(1, 1), Work(1, 1, (Read(1),), True)]
     kinds = [command.kind for command in lower(chain, "svm").commands]
     assert kinds == ["kernel", "signal_wait", "kernel", "signal"]
+
+
+def test_kernels_that_step_themselves_need_no_flag_kernels() -> None:
+    chain = [Work(1, 1, gpu_steps=True), Work(1, 1, (Read(1),), True, gpu_launches=3, gpu_steps=True)]
+    lowered = lower(chain, "svm")
+    assert [command.kind for command in lowered.commands] == ["kernel"] * 4
+    assert [(command.awaited, command.done) for command in lowered.commands] == [(0, 1), (1, 0), (0, 0), (0, 2)]
+    assert lowered.sync_count == lower([replace(step, gpu_steps=False) for step in chain], "svm").sync_count
 
 
 def test_the_last_gpu_step_is_awaited_even_if_nothing_reads_it() -> None:

@@ -17,7 +17,8 @@ from . import stitch
 from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for
 from .program import Call, Command, Lowered, Read, Work, lower, network_reads
-from .sync import SyncKernels
+from .steps import SteppedSource, add_steps
+from .sync import SyncKernels, build_newest
 
 if TYPE_CHECKING:
     from .device import Device
@@ -59,8 +60,16 @@ class Executor:
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self.blocks = self._allocate()
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
-        self._opencl = _build(device, opencl_source) if opencl_source.strip() else None
+        launches = self._launches() if self.sync else []
+        stepped = add_steps(opencl_source, launches)
+        self.stepping = stepped.symbols
+        self._opencl = _build(device, stepped) if opencl_source.strip() else None
         self._launch_once()
+
+    def _launches(self) -> list[LaunchSpec]:
+        """The GPU's kernels, each once."""
+        halves = [step.gpu for step in self.manifest.steps if step.gpu is not None]
+        return list({launch.symbol: launch for half in halves for launch in half.launches}.values())
 
     def _allocate(self) -> dict[str, Block]:
         """A block for all that a kernel touches; tensors of one slot have the same."""
@@ -78,10 +87,8 @@ class Executor:
         """
         import pyopencl as cl
 
-        halves = [step.gpu for step in self.manifest.steps if step.gpu is not None]
-        launches = {launch.symbol: launch for half in halves for launch in half.launches}
         try:
-            for launch in launches.values():
+            for launch in self._launches():
                 sizes = tuple(groups * size for groups, size in zip(launch.grid, launch.group, strict=True))
                 cl.enqueue_nd_range_kernel(self.device.queue, self.layer_kernel(launch, 1), sizes, launch.group)
             self.device.queue.finish()
@@ -90,11 +97,16 @@ class Executor:
                 f"{self.device.info.name} cannot run the module's OpenCL code ({error}); build it with other variants"
             ) from None
 
-    def layer_kernel(self, launch: LaunchSpec, units: int) -> Any:
-        """A layer's kernel with its arguments, to compute ``units`` units."""
-        kernel = self.opencl_kernel(launch.symbol)
-        blocks = [self.blocks[argument.source].argument for argument in launch.arguments]
-        kernel.set_args(*blocks, np.int32(0), np.int32(units))
+    def layer_kernel(self, launch: LaunchSpec, units: int, awaited: int = 0, done: int = 0) -> Any:
+        """A layer's kernel with its arguments, to compute ``units`` units; it may await and report steps."""
+        arguments = [self.blocks[argument.source].argument for argument in launch.arguments]
+        arguments += [np.int32(0), np.int32(units)]
+        if launch.symbol in self.stepping and self.sync:
+            arguments += self.sync.step_arguments(awaited, done)
+            kernel = self.opencl_kernel(f"{launch.symbol}_step")
+        else:
+            kernel = self.opencl_kernel(f"{launch.symbol}_kernel")
+        kernel.set_args(*arguments)
         return kernel
 
     def view(self, name: str) -> np.ndarray:
@@ -130,15 +142,15 @@ class Executor:
         """For each step of the module the steps that it has to wait for."""
         return network_reads(self.manifest.steps, self.manifest.shared())
 
-    def opencl_kernel(self, symbol: str) -> Any:
+    def opencl_kernel(self, name: str) -> Any:
         """A kernel object of its own, since arguments belong to the object."""
         import pyopencl as cl
 
         try:
-            return cl.Kernel(self._opencl, f"{symbol}_kernel")
+            return cl.Kernel(self._opencl, name)
         except (cl.Error, TypeError) as error:
             raise FileFormatError(
-                f"the module's OpenCL code has no kernel {symbol!r} ({error}); build it again"
+                f"the module's OpenCL code has no kernel {name!r} ({error}); build it again"
             ) from None
 
     def tensor_argument(self, argument: ArgumentSpec) -> stitch.Tensor:
@@ -148,11 +160,13 @@ class Executor:
         return self._tensors[name]
 
 
-def _build(device: Device, source: str) -> Any:
+def _build(device: Device, source: SteppedSource) -> Any:
     import pyopencl as cl
 
     try:
-        return cl.Program(device.context, source).build(cache_dir=False)
+        if source.symbols:
+            return build_newest(device, source.text)
+        return cl.Program(device.context, source.text).build(cache_dir=False)
     except cl.Error as error:
         first = str(error).strip().splitlines()
         raise KernelError(
@@ -180,16 +194,21 @@ class Prepared:
             gpu_units = step.units - cpu_units
             cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
             gpu_launches = len(_half(step, "gpu").launches) if gpu_units else 0
-            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches))
+            gpu_steps = bool(gpu_units) and not timeline and self._steps_itself(step)
+            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches, gpu_steps))
         self.works = works
         mechanism = executor.device.mechanism
         self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs))
         self._keep: list[Any] = []
-        self._kernels: dict[tuple[LaunchSpec, int], Any] = {}
+        self._kernels: dict[tuple[LaunchSpec, int, int, int], Any] = {}
         self.timeline = timeline
         self.program = self._program()
         if executor.library.start(self.program):
             raise DeviceError("the CPU threads cannot be started; ask for fewer --cpu-cores")
+
+    def _steps_itself(self, step: StepSpec) -> bool:
+        """Whether all kernels of the GPU half can await and report steps."""
+        return all(launch.symbol in self.executor.stepping for launch in _half(step, "gpu").launches)
 
     def _program(self) -> stitch.Program:
         executor, device, sync = self.executor, self.executor.device, self.executor.sync
@@ -246,17 +265,17 @@ class Prepared:
             return stitch.Command(kernel.int_ptr, (1, 1), (1, 1))
         step, work = self.steps[command.step - 1], self.works[command.step - 1]
         launch = _half(step, "gpu").launches[command.launch]
-        kernel = self._layer_kernel(launch, work.gpu_units)
+        kernel = self._layer_kernel(launch, work.gpu_units, command)
         grid = list(launch.grid)
         grid[launch.unit_axis] *= work.gpu_units
         sizes = tuple(groups * size for groups, size in zip(grid, launch.group, strict=True))
         return stitch.Command(kernel.int_ptr, sizes, launch.group)
 
-    def _layer_kernel(self, launch: LaunchSpec, gpu_units: int) -> Any:
-        """The kernel with its arguments; steps that agree in all of them share one."""
-        key = (launch, gpu_units)
+    def _layer_kernel(self, launch: LaunchSpec, gpu_units: int, command: Command) -> Any:
+        """The kernel with its arguments; commands that agree in all of them share one."""
+        key = (launch, gpu_units, command.awaited, command.done)
         if key not in self._kernels:
-            self._kernels[key] = self.executor.layer_kernel(launch, gpu_units)
+            self._kernels[key] = self.executor.layer_kernel(launch, gpu_units, command.awaited, command.done)
         return self._kernels[key]
 
     def _exchanges(self) -> Any:

@@ -52,7 +52,8 @@ class Read:
 class Work:
     """One step as far as its order matters: who computes it, and the steps whose results it reads (or overwrites).
 
-    A half may be several kernels, one after the other: ``cpu_launches`` and ``gpu_launches`` count them.
+    A half may be several kernels, one after the other: ``cpu_launches`` and ``gpu_launches`` count them. With
+    ``gpu_steps`` the GPU's kernels can await and report steps themselves.
     """
 
     cpu_units: int
@@ -61,6 +62,7 @@ class Work:
     is_output: bool = False
     cpu_launches: int = 1
     gpu_launches: int = 1
+    gpu_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,15 @@ class Command:
     """A command of the GPU program: one of a layer's kernels, or a flag kernel.
 
     ``kind`` is ``kernel``, ``signal``, ``wait`` or ``signal_wait``; ``done`` is the step that a signal reports,
-    ``step`` the one that a wait is for, ``launch`` the kernel's number in its half.
+    ``step`` the one that a wait is for, ``launch`` the kernel's number in its half. A kernel may itself await a step of
+    the CPU before it starts, ``awaited``, and report ``done`` at its end; 0 is none.
     """
 
     kind: str
     step: int
     done: int = 0
     launch: int = 0
+    awaited: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Lowered:
     def sync_count(self) -> int:
         """Points at which one side may wait for the other."""
         cpu = sum(operation.kind in ("wait", "exchange") for operation in self.operations)
-        return cpu + sum(command.kind in ("wait", "signal_wait") for command in self.commands)
+        return cpu + sum(command.kind in ("wait", "signal_wait") or command.awaited > 0 for command in self.commands)
 
 
 def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0) -> Lowered:
@@ -211,7 +215,9 @@ def _gpu_program(steps: Sequence[Work], waits: dict[int, int], signals: set[int]
     """Append the GPU's commands; returns, for each step, the number of commands up to its end."""
     ends = []
     for number, step in enumerate(steps, 1):
-        if step.gpu_units:
+        if step.gpu_units and step.gpu_steps:
+            commands += _kernels(number, step, waits.get(number, 0), number if number in signals else 0)
+        elif step.gpu_units:
             if number in waits:
                 if commands and commands[-1].kind == "signal":
                     commands[-1] = Command("signal_wait", waits[number], commands[-1].done)
@@ -224,8 +230,13 @@ def _gpu_program(steps: Sequence[Work], waits: dict[int, int], signals: set[int]
     return ends
 
 
-def _kernels(number: int, step: Work) -> list[Command]:
-    return [Command("kernel", number, launch=launch) for launch in range(step.gpu_launches)]
+def _kernels(number: int, step: Work, awaited: int = 0, done: int = 0) -> list[Command]:
+    """The first kernel awaits, the last one reports."""
+    last = step.gpu_launches - 1
+    return [
+        Command("kernel", number, done if launch == last else 0, launch, awaited if launch == 0 else 0)
+        for launch in range(step.gpu_launches)
+    ]
 
 
 def _lower_events(steps: Sequence[Work], inputs: int) -> Lowered:
