@@ -6,6 +6,7 @@ line each, and answers with their times.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ import onnx
 from peers import PeerError, prepare
 
 MODEL, INPUTS = "model.onnx", "inputs.npz"
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def save_network(folder: Path, model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> None:
@@ -50,7 +52,11 @@ class PeerProcess:
         except PeerError:
             self.close()
             raise
-        self._process.send_signal(signal.SIGSTOP)
+        self._stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def output(self) -> np.ndarray:
@@ -65,8 +71,13 @@ class PeerProcess:
             print(repeats, file=self._process.stdin, flush=True)
             times: list[float] = self._answer()
         finally:
-            self._process.send_signal(signal.SIGSTOP)
+            self._stop()
         return times
+
+    def _stop(self) -> None:
+        """Stop the process, and wait until it has stopped."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -85,6 +96,7 @@ class PeerProcess:
 
 def main() -> None:
     engine, folder, threads, *cores = sys.argv[1:]
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # what is stopped would outlive who stopped it
     os.sched_setaffinity(0, map(int, cores))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # engines that print do not disturb the answers

@@ -1,7 +1,7 @@
 """Other inference engines that a user would pick, each ready to run a whole ONNX network in float32.
 
-Every engine keeps its inputs and outputs in memory of its own, so that a run copies nothing. Threads inherit the cores of
-the process: see ``peer_process.py``.
+Every engine keeps its inputs and outputs in memory of its own, so that a run copies nothing. Threads inherit the
+cores of the process: see ``peer_process.py``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def onnxruntime(path: Path, inputs: Inputs, threads: int) -> Prepared:
     for value in session.get_outputs():
         values.append(ort.OrtValue.ortvalue_from_shape_and_type(list(value.shape), np.float32))
         binding.bind_ortvalue_output(value.name, values[-1])
-    return Prepared(lambda: session.run_with_iobinding(binding), lambda: values[0].numpy())
+    return Prepared(lambda: session.run_with_iobinding(binding), values[0].numpy)
 
 
 def openvino(path: Path, inputs: Inputs, threads: int) -> Prepared:
