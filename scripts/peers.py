@@ -79,7 +79,7 @@ def ncnn(path: Path, inputs: Inputs, threads: int) -> Prepared:
     engine.set_omp_num_threads(threads)
     param = _ncnn_param(path, inputs)
     if net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin"))):
-        raise PeerError("ncnn cannot read what pnnx made of the network")
+        raise PeerError("refused: ncnn has no layers for what pnnx made of the network")
     # an image without its batch axis; token numbers are 32 bits wide in ncnn
     arrays = [np.ascontiguousarray(a[0] if a.dtype == np.float32 and a.ndim > 2 else a) for a in inputs.values()]
     mats = [engine.Mat(array.astype(np.int32).reshape(-1) if array.dtype == np.int64 else array) for array in arrays]
