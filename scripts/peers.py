@@ -118,18 +118,18 @@ def _pnnx_type(array: np.ndarray) -> str:
 
 
 def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
-    """LiteRT with XNNPACK, if a file of the same name and the suffix ``.tflite`` is there."""
+    """LiteRT with XNNPACK, where a TFLite file of the same name lies beside the ONNX file."""
     from ai_edge_litert.interpreter import Interpreter
-    from onnx_to_tflite import convert
 
     converted = path.with_suffix(".tflite")
     if not converted.exists():
-        converted.write_bytes(convert(path))
+        raise PeerError(
+            f"not converted: LiteRT reads no ONNX files, and there is no {converted.name} beside the network"
+        )
     interpreter = Interpreter(model_path=str(converted), num_threads=threads)
     interpreter.allocate_tensors()
     for detail in interpreter.get_input_details():
-        array = inputs[detail["name"]]
-        interpreter.set_tensor(detail["index"], array.astype(detail["dtype"]))
+        interpreter.set_tensor(detail["index"], inputs[detail["name"]])
     (output, *_) = interpreter.get_output_details()
     return Prepared(interpreter.invoke, lambda: interpreter.get_tensor(output["index"]))
 
