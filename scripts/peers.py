@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tvm_coexec.errors import CoexecError
+from tvm_coexec.errors import CoexecError, ModelError
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -118,20 +118,26 @@ def _pnnx_type(array: np.ndarray) -> str:
 
 
 def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
-    """LiteRT with XNNPACK, where a TFLite file of the same name lies beside the ONNX file."""
+    """LiteRT with XNNPACK, on convolutional networks: transformers are not converted."""
     from ai_edge_litert.interpreter import Interpreter
+    from onnx_to_tflite import UnsupportedError, convert
 
     converted = path.with_suffix(".tflite")
     if not converted.exists():
-        raise PeerError(
-            f"not converted: LiteRT reads no ONNX files, and there is no {converted.name} beside the network"
-        )
+        try:
+            converted.write_bytes(convert(path))
+        except (UnsupportedError, ModelError) as error:
+            raise PeerError(f"not converted: {error}") from error
     interpreter = Interpreter(model_path=str(converted), num_threads=threads)
     interpreter.allocate_tensors()
     for detail in interpreter.get_input_details():
-        interpreter.set_tensor(detail["index"], inputs[detail["name"]])
+        interpreter.set_tensor(detail["index"], _channels_last(inputs[detail["name"]], detail["shape"]))
     (output, *_) = interpreter.get_output_details()
     return Prepared(interpreter.invoke, lambda: interpreter.get_tensor(output["index"]))
+
+
+def _channels_last(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return array if array.shape == tuple(shape) else array.transpose(0, 2, 3, 1)
 
 
 PEERS: dict[str, Callable[[Path, Inputs, int], Prepared]] = {
