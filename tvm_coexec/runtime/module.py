@@ -163,6 +163,11 @@ class Module:
         """Points of one run at which one processor may wait for the other."""
         return self._program(timeline=False).lowered.sync_count
 
+    @property
+    def peak_bytes(self) -> int:
+        """Shared memory that the network holds: weights and activations."""
+        return sum(block.array.nbytes for block in self._executor.blocks.values())
+
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""
         program = self._program(timeline=False)
