@@ -11,9 +11,9 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import conv2d, linear, rowwise
+from . import conv2d, linear, opaque, rowwise
 
-_FAMILIES = {"conv2d": conv2d, "linear": linear, "rowwise": rowwise}
+_FAMILIES = {"conv2d": conv2d, "linear": linear, "opaque": opaque, "rowwise": rowwise}
 
 
 def family(layer: Layer) -> ModuleType:

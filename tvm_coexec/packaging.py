@@ -116,7 +116,7 @@ class _Halves:
         self._specs[side] = HalfSpec(variant.to_json(), launches)
 
     def _launch(self, kernel: Kernel) -> LaunchSpec:
-        arguments = tuple(ArgumentSpec(role, self._source(role, kernel.side), shape) for role, shape in kernel.operands)
+        arguments = tuple(ArgumentSpec(role, self._source(role, kernel.side), shape, dtype) for role, shape, dtype in kernel.operands)
         dispatch = kernel.dispatch
         return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
 

@@ -19,7 +19,8 @@ from .base import (
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
-from .registry import AnyLayer, layer_from_json, layer_to_json, parameter_shapes
+from .opaque import Opaque, Operand, constant_name
+from .registry import AnyLayer, layer_from_json, layer_to_json, parameter_dtype, parameter_shapes
 from .rowwise import RowWise
 from .variants import Hardware, Variant
 
@@ -39,14 +40,18 @@ __all__ = [
     "Layer",
     "Linear",
     "LocalNorm",
+    "Opaque",
+    "Operand",
     "Pool",
     "Product",
     "RowWise",
     "Size",
     "Variant",
     "check_epilogue",
+    "constant_name",
     "layer_from_json",
     "layer_to_json",
+    "parameter_dtype",
     "parameter_shapes",
     "row_tiles",
     "tile_count",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import TILE, row_tiles
+from .base import TILE, Layer, row_tiles
 from .dense import Conv2d
 
 MAX_NARROW = 4
@@ -29,14 +29,25 @@ class ImageLayout:
 
 @dataclass(frozen=True)
 class ImageLayouts:
-    """The layouts of the images that a convolution reads and writes."""
+    """The layouts of the images that a layer reads and writes; ``others`` has those of its second and further inputs.
+
+    Where a tensor is no image, its rows are the lines of one image without halo, a pixel wide.
+    """
 
     input: ImageLayout = ImageLayout()
     output: ImageLayout = ImageLayout()
     residual: ImageLayout = ImageLayout()
+    others: tuple[ImageLayout, ...] = ()
 
     @classmethod
-    def alone(cls, layer: Conv2d) -> ImageLayouts:
+    def alone(cls, layer: Layer) -> ImageLayouts:
         """Those of a network that consists of this layer."""
+        if not isinstance(layer, Conv2d):
+            return cls(others=(ImageLayout(),) * (len(layer.input_sizes) - 1))
         top, left, bottom, right = layer.padding
         return cls(ImageLayout((max(top, bottom), max(left, right)), layer.in_channels <= MAX_NARROW))
+
+    @property
+    def inputs(self) -> tuple[ImageLayout, ...]:
+        """Of all inputs but the residual, in order."""
+        return (self.input, *self.others)

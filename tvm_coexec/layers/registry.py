@@ -9,11 +9,12 @@ from typing import Any
 from .base import Layer
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
+from .opaque import Opaque, constant_name
 from .rowwise import RowWise
 
-AnyLayer = Linear | RowWise | Conv2d | Pool | LocalNorm | Concat | Product
+AnyLayer = Linear | RowWise | Conv2d | Pool | LocalNorm | Concat | Product | Opaque
 
-_LAYERS: dict[str, Any] = {cls.op: cls for cls in (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product)}
+_LAYERS: dict[str, Any] = {cls.op: cls for cls in (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product, Opaque)}
 
 
 def layer_to_json(layer: Layer) -> dict[str, Any]:
@@ -48,6 +49,15 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
         shapes["weights"] = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
     elif isinstance(layer, RowWise) and layer.kind == "layer_norm":
         shapes |= {"gamma": (layer.n,), "beta": (layer.n,)}
+    elif isinstance(layer, Opaque):
+        shapes |= {constant_name(index): shape for index, (shape, _) in enumerate(layer.constants)}
     if "bias" in layer.epilogue:
         shapes["bias"] = (layer.out_channels,)
     return shapes
+
+
+def parameter_dtype(layer: AnyLayer, name: str) -> str:
+    """Type of one of a layer's constants."""
+    if isinstance(layer, Opaque):
+        return {constant_name(index): dtype for index, (_, dtype) in enumerate(layer.constants)}[name]
+    return "float32"

@@ -15,7 +15,7 @@ from tvm_coexec.errors import DeviceError, FileFormatError, InputError, KernelEr
 from tvm_coexec.layers import ROW_BLOCK, TILE
 
 from . import stitch
-from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
+from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec, words
 from .memory import Block, SvmMemory, memory_for
 from .program import Call, Command, Lowered, Work, lower
 from .sync import SyncKernels
@@ -65,11 +65,11 @@ class Executor:
 
     def _allocate(self) -> dict[str, Block]:
         """A block for all that a kernel touches, large enough for the padding of every kernel that touches it."""
-        counts = {name: tensor.memory_rows * tensor.row_elements for name, tensor in self._tensors.items()}
-        counts.update({constant.name: math.prod(constant.shape) for constant in self.manifest.constants})
+        counts = {name: tensor.memory_words for name, tensor in self._tensors.items()}
+        counts.update({constant.name: words(math.prod(constant.shape), constant.dtype) for constant in self.manifest.constants})
         for step in self.manifest.steps:
             for argument in step.arguments:
-                counts[argument.source] = max(counts.get(argument.source, 0), math.prod(argument.shape))
+                counts[argument.source] = max(counts.get(argument.source, 0), argument.memory_words)
         return {name: self._memory.allocate(count) for name, count in counts.items()}
 
     def _launch_once(self) -> None:
@@ -136,7 +136,7 @@ class Executor:
             ) from None
 
     def tensor_argument(self, argument: ArgumentSpec) -> stitch.Tensor:
-        return stitch.Tensor.of(self.blocks[argument.source].address, argument.shape)
+        return stitch.Tensor.of(self.blocks[argument.source].address, argument.shape, argument.dtype)
 
     def spec(self, name: str) -> TensorSpec:
         return self._tensors[name]
@@ -266,7 +266,7 @@ class Prepared:
 
     def _exchange(self, name: str, axis: str, gpu_units: int) -> stitch.Exchange:
         block, tensor = self.executor.blocks[name], self.executor.spec(name)
-        rows, row_bytes = tensor.memory_rows, tensor.row_elements * 4
+        rows, row_bytes = tensor.memory_rows, tensor.row_bytes
         if axis == "channels":
             edge = min(gpu_units * TILE * 4, row_bytes)
             gpu = ((0, 0, 0), (edge, rows if edge else 0, 1))

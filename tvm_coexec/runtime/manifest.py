@@ -17,6 +17,11 @@ FORMAT = "tvm-coexec module"
 VERSION = 2
 
 
+def words(count: int, dtype: str) -> int:
+    """Words of four bytes, in which memory is counted, that hold ``count`` elements."""
+    return -(-count * np.dtype(dtype).itemsize // 4)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """An activation as the model's user sees it; kernels see it as rows of whole tiles, or as an image.
@@ -29,6 +34,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     channel_axes: int = 1
     layout: ImageLayout | None = None
+    dtype: str = "float32"
 
     @property
     def rows(self) -> int:
@@ -49,6 +55,16 @@ class TensorSpec:
         return math.prod(self._extents)
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next in memory."""
+        return self.row_elements * np.dtype(self.dtype).itemsize
+
+    @property
+    def memory_words(self) -> int:
+        """Words of four bytes that hold the tensor."""
+        return words(self.memory_rows * self.row_elements, self.dtype)
+
+    @property
     def _extents(self) -> tuple[int, ...]:
         if self.layout is None:
             return (self.rows,)
@@ -58,7 +74,8 @@ class TensorSpec:
 
     def view(self, memory: np.ndarray) -> np.ndarray:
         """The elements of the tensor in its memory, without padding or halo: ``[rows, channels]``, or the image."""
-        whole = memory[: self.memory_rows * self.row_elements].reshape(*self._extents, self.row_elements)
+        elements = memory[: self.memory_words].view(self.dtype)
+        whole = elements[: self.memory_rows * self.row_elements].reshape(*self._extents, self.row_elements)
         if self.layout is not None:
             (_, h, w, _), (halo_h, halo_w) = self.shape, self.layout.halo
             whole = whole[:, halo_h : halo_h + h, halo_w : halo_w + w]
@@ -71,15 +88,22 @@ class ConstantSpec:
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """A kernel's buffer: its role, what fills it (a tensor, a constant, or scratch), and the shape that it expects."""
+    """A kernel's buffer: its role, what fills it (a tensor, a constant, or scratch), and the shape and type it expects."""
 
     role: str
     source: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def memory_words(self) -> int:
+        """Words of four bytes that hold what fills the buffer."""
+        return words(math.prod(self.shape), self.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""Operators that no family of kernels knows: what Relax makes of them runs whole, on the CPU alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .base import Size
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor as the operator sees it, and how it lies in the network.
+
+    Attributes
+    ----------
+    shape, dtype
+        As the operator sees them.
+    size
+        Rows and channels in the network, or batch, height, width and channels of an image.
+    channels_first
+        The elements of ``shape`` are in the order batch, channels, pixels, while channels come last in the network.
+    batch
+        Product of the axes before the channels, if ``channels_first``.
+    """
+
+    shape: tuple[int, ...]
+    size: Size
+    dtype: str = "float32"
+    channels_first: bool = False
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "size"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if math.prod(self.shape) != math.prod(self.size) or min(self.size, default=0) < 1:
+            raise ValueError(f"a tensor of shape {self.shape} cannot lie as {self.size} in the network")
+        if self.channels_first and self.rows % self.batch:
+            raise ValueError(f"{self.rows} rows cannot be those of {self.batch} equal images")
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.size[:-1])
+
+    @property
+    def is_reordered(self) -> bool:
+        """Whether the operator sees the elements in another order than the network."""
+        return self.channels_first and self.rows > self.batch and self.size[-1] > 1
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """One Relax operator, or a few of them in a row, on tensors of any type.
+
+    Attributes
+    ----------
+    operator
+        What users and errors call it.
+    program
+        The text of a Relax module whose function ``main`` takes the ``inputs``, then the ``constants``.
+    inputs, output
+        The activations.
+    constants
+        Shape and type of each constant operand.
+    """
+
+    operator: str
+    program: str
+    inputs: tuple[Operand, ...]
+    output: Operand
+    constants: tuple[tuple[tuple[int, ...], str], ...] = ()
+    op: ClassVar[str] = "opaque"
+    axis: ClassVar[str] = "rows"
+    channel_local: ClassVar[bool] = False
+    epilogue: ClassVar[tuple[str, ...]] = ()
+    units: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(map(_operand, self.inputs)))
+        object.__setattr__(self, "output", _operand(self.output))
+        constants = tuple((tuple(shape), dtype) for shape, dtype in self.constants)
+        object.__setattr__(self, "constants", constants)
+        if not self.inputs:
+            raise ValueError(f"{self.operator} reads no activation; what it computes is a constant")
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return tuple(operand.size for operand in self.inputs)
+
+    @property
+    def output_size(self) -> Size:
+        return self.output.size
+
+    @property
+    def out_channels(self) -> int:
+        return self.output.size[-1]
+
+    @property
+    def flops(self) -> int:
+        """One for each element of the result: what the operator does with it is not known."""
+        return math.prod(self.output.shape)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 8 * sum(math.prod(shape) for shape, _ in self.constants)
+
+    @property
+    def activation_bytes(self) -> int:
+        return 4 * sum(math.prod(operand.shape) for operand in (*self.inputs, self.output))
+
+
+def constant_name(index: int) -> str:
+    """Name of a constant operand among a node's parameters and a kernel's operands."""
+    return f"constant{index}"
+
+
+def _operand(value: Operand | Mapping[str, Any]) -> Operand:
+    return value if isinstance(value, Operand) else Operand(**value)
