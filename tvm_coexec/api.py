@@ -10,7 +10,7 @@ from . import schedules
 from .errors import FileFormatError, InputError
 from .frontends import to_graph
 from .graph import Graph, Node
-from .layers import Hardware
+from .layers import Hardware, Opaque
 from .packaging import Choice, computable, package
 from .planning.plan import LayerPlan, Plan
 from .planning.split import Planner, plan_measured
@@ -134,8 +134,13 @@ def _rule(
     if split == "predicted":
         return predicted
     if split == "measured":
-        measured = measure_splits([computable(node) for node in graph.nodes], device, profile)
-        return lambda node: plan_measured(node.name, computable(node), *measured)
+        divisible = [computable(node) for node in graph.nodes if not isinstance(node.layer, Opaque)]
+        measured = measure_splits(divisible, device, profile)
+        return lambda node: (
+            fixed(node, node.layer.units)
+            if isinstance(node.layer, Opaque)
+            else plan_measured(node.name, computable(node), *measured)
+        )
     if isinstance(split, Mapping):
         units = _units_by_name(graph, split)
         rest = predicted if found is not None else lambda node: fixed(node, node.layer.units // 2)
@@ -156,13 +161,16 @@ def plan_node(node: Node, planner: Planner) -> LayerPlan:
 def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
     """Default variants and no expectation of time."""
     family = schedules.family(computable(node))
-    cpu, gpu = (family.default_variant(node.layer, side, hardware) for side in ("cpu", "gpu"))
+    if not family.variants(node.layer, "gpu", hardware):
+        cpu_units, reason = node.layer.units, f"cpu alone: {node.layer.op} layers have no kernels for the GPU"
+    cpu = family.default_variant(node.layer, "cpu", hardware)
+    gpu = family.default_variant(node.layer, "gpu", hardware) if cpu_units < node.layer.units else None
     return LayerPlan(
         name=node.name,
         layer=computable(node),
         cpu_units=cpu_units,
         cpu=cpu if cpu_units else None,
-        gpu=gpu if cpu_units < node.layer.units else None,
+        gpu=gpu,
         cpu_us=0.0,
         gpu_us=0.0,
         total_us=0.0,

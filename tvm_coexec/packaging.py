@@ -12,13 +12,13 @@ from . import schedules
 from .errors import ModelError
 from .graph import Graph, Node
 from .kernels import Kernel, compile_half, link
-from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, RowWise, Variant, layer_to_json
+from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, Opaque, RowWise, Variant, layer_to_json
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .target import Target
 
 
-def computable(node: Node) -> Linear | RowWise:
+def computable(node: Node) -> Linear | RowWise | Opaque:
     """The node's layer, which modules must be able to hold.
 
     Raises
@@ -26,10 +26,10 @@ def computable(node: Node) -> Linear | RowWise:
     ModelError
         They are not, naming the node.
     """
-    if not isinstance(node.layer, Linear | RowWise):
+    if not isinstance(node.layer, Linear | RowWise | Opaque):
         raise ModelError(
             f"node {node.name!r} is a {node.layer.op} layer, for which modules have no kernels; "
-            "supported are linear and row-wise layers"
+            "supported are linear, row-wise and opaque layers"
         )
     return node.layer
 
@@ -64,7 +64,9 @@ def package(
     constants: dict[str, np.ndarray] = {}
     steps = []
     for index, node in enumerate(progress(graph.nodes)):
-        halves = _Halves(node.name, node.layer, {"input": node.input, "residual": node.residual, "output": node.output})
+        others = {f"input{number}": name for number, name in enumerate(node.others, 1)}
+        roles = {"input": node.input, **others, "residual": node.residual, "output": node.output}
+        halves = _Halves(node.name, node.layer, roles)
         choice = choices[index]
         for side, variant in (("cpu", choice.cpu), ("gpu", choice.gpu)):
             if variant is not None:
@@ -75,8 +77,8 @@ def package(
         steps.append(halves.step(choice.cpu_units))
     manifest = Manifest(
         device=dict(device),
-        tensors=tuple(TensorSpec(t.name, tuple(t.shape), t.channel_axes) for t in graph.tensors.values()),
-        constants=tuple(ConstantSpec(name, array.shape) for name, array in constants.items()),
+        tensors=tuple(TensorSpec(t.name, tuple(t.shape), t.channel_axes, dtype=t.dtype) for t in graph.tensors.values()),
+        constants=tuple(ConstantSpec(name, array.shape, str(array.dtype)) for name, array in constants.items()),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
@@ -133,7 +135,7 @@ class _Halves:
             units=self.layer.units,
             axis=self.layer.axis,
             cpu_units=cpu_units,
-            inputs=tuple(self.tensors[role] for role in ("input", "residual") if role in self.tensors),
+            inputs=tuple(name for role, name in self.tensors.items() if role != "output"),
             output=self.tensors["output"],
             cpu=self._specs.get("cpu"),
             gpu=self._specs.get("gpu"),

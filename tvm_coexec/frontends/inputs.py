@@ -14,10 +14,10 @@ _ELEMENTWISE = (*ACTIVATIONS, "add", "divide", "multiply", "subtract", "erf", "t
 
 def input_tensor(trace: Trace, name: str) -> DraftTensor:
     """The tensor of an input: an image if a reader takes it as one."""
-    shape = trace.shapes[name]
-    seen = next(_image_shapes(trace, name), None)
+    shape, dtype = trace.shapes[name], trace.dtypes.get(name, "float32")
+    seen = next(_image_shapes(trace, name), None) if dtype == "float32" else None
     if seen is None:
-        return DraftTensor(name, shape, _channels(trace, name))
+        return DraftTensor(name, shape, _channels(trace, name), dtype=dtype)
     batch, channels, h, w = seen
     return DraftTensor(name, shape, channels, image=(batch, h, w, channels), channels_first=h * w > 1)
 
@@ -55,5 +55,6 @@ def _channels(trace: Trace, name: str) -> int:
             views.add(operation.output)
         elif operation.op != "reshape":
             seen |= {trace.shapes[read][-1] for read in operation.inputs if read in views and trace.shapes[read]}
-    channels = seen.pop() if len(seen) == 1 else shape[-1]
-    return channels if trailing_axes(shape, channels) else shape[-1]
+    last = shape[-1] if shape else 1
+    channels = seen.pop() if len(seen) == 1 else last
+    return channels if trailing_axes(shape, channels) else last

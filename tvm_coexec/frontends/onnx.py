@@ -19,49 +19,13 @@ from .onnx_nodes import attributes, constants, known_operation, resolve_automati
 from .relax import Known, Naming, bindings, returned, trace_function
 from .trace import Source, Trace
 
-OPERATORS = (
-    "Add",
-    "AveragePool",
-    "BatchNormalization",
-    "Cast",
-    "Clip",
-    "Concat",
-    "Constant",
-    "Conv",
-    "Div",
-    "Dropout",
-    "Erf",
-    "Flatten",
-    "Gelu",
-    "Gemm",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "HardSwish",
-    "Identity",
-    "LRN",
-    "LayerNormalization",
-    "MatMul",
-    "MaxPool",
-    "Mul",
-    "Pad",
-    "Pow",
-    "ReduceMean",
-    "Relu",
-    "Reshape",
-    "Sigmoid",
-    "Softmax",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Sum",
-    "Tanh",
-    "Transpose",
-    "Unsqueeze",
-)
-"""Operators that can be part of a layer, if their operands allow it."""
+_DTYPES = {
+    TensorProto.DataType.Value(name): name.lower()
+    for name in ("FLOAT", "DOUBLE", "FLOAT16", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32")
+}
+"""Types of inputs that numpy knows too."""
 
-_SHAPE_OPERATORS = ("ConstantOfShape", "Gather", "Shape", "Slice")
-"""Operators that may compute shapes from constants."""
+_CONTROL_FLOW = ("If", "Loop", "Scan")
 
 _OLDEST_OPSET = 7
 
@@ -85,8 +49,8 @@ def trace_onnx(model: onnx.ModelProto | Path) -> Trace:
     _check_consistency(model)
     resolve_automatic_padding(proto)
     outputs = [output.name for output in proto.graph.output]
-    function = _import(proto)["main"]
-    return trace_function(function, _naming(function, proto.graph, outputs))
+    module = _import(proto)
+    return trace_function(module, _naming(module["main"], proto.graph, outputs))
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -118,9 +82,9 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
 
 def _check_input(value: ValueInfoProto) -> None:
     name, tensor = value.name, value.type.tensor_type
-    if tensor.elem_type != TensorProto.FLOAT:
+    if tensor.elem_type not in _DTYPES:
         found = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise ModelError(f"input {name!r} is {found}; only float32 is supported, so convert the model to float32")
+        raise ModelError(f"input {name!r} is {found}; supported are {', '.join(_DTYPES.values())}")
     if not tensor.HasField("shape"):
         raise ModelError(f"input {name!r} has no shape; give every input a fixed shape")
     for axis, dimension in enumerate(tensor.shape.dim):
@@ -141,16 +105,9 @@ def _check_input(value: ValueInfoProto) -> None:
 
 
 def _check_operators(graph: onnx.GraphProto) -> None:
-    constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
-        source = _source(node)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in (*OPERATORS, *_SHAPE_OPERATORS):
-            raise ModelError(f"{source} is not supported; supported are the ONNX operators {', '.join(OPERATORS)}")
-        is_constant = all(name in constants for name in node.input if name)
-        if node.op_type in _SHAPE_OPERATORS and node.op_type != "Shape" and not is_constant:
-            raise ModelError(f"{source} is not supported on activations, only where it computes a shape or a constant")
-        if is_constant or node.op_type == "Shape":
-            constants.update(node.output)
+        if node.op_type in _CONTROL_FLOW:
+            raise ModelError(f"{_source(node)} is control flow, which no module can hold; export the model without it")
     _check_statistics(graph)
 
 
@@ -191,9 +148,11 @@ def _import(model: onnx.ModelProto) -> IRModule:
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
             warnings.simplefilter("ignore")
             return from_onnx(model, sanitize_input_names=False)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # TVM's converters raise whatever they stumble over
+        named = [str(_source(node)) for node in model.graph.node if node.op_type in f"{printed.getvalue()} {error}"]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ModelError(
-            f"TVM cannot import the model, so simplify what it names: {printed.getvalue().strip()}: {error}"
+            f"TVM cannot import {', '.join(named) or 'the model'} ({reason}); replace it in the model"
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,15 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.operator} ({self.kind} {self.name!r})"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The text of a Relax module whose ``main`` takes the values ``inputs``, then ``constants``."""
+
+    text: str
+    inputs: tuple[str, ...]
+    constants: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Operation:
         of ``pad``; ``padding``, ``stride`` and ``dilation`` of ``conv2d`` and ``pool``; ``groups`` of ``conv2d``;
         ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta``
         and ``bias`` of ``local_norm``.
+    whole
+        Makes the program that Relax has for the operation, if it has one.
     """
 
     op: str
@@ -47,6 +58,7 @@ class Operation:
     output: str
     source: Source
     attributes: dict[str, Any] = field(default_factory=dict)
+    whole: Callable[[], Whole] | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_on_images(self) -> bool:
@@ -62,7 +74,8 @@ class Operation:
 class Trace:
     """Operations in execution order.
 
-    ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value.
+    ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value, ``dtypes`` those
+    that are not float32.
     """
 
     inputs: list[str]
@@ -70,6 +83,7 @@ class Trace:
     shapes: dict[str, tuple[int, ...]]
     constants: dict[str, np.ndarray]
     operations: list[Operation]
+    dtypes: dict[str, str] = field(default_factory=dict)
 
     def scalar(self, name: str) -> float | None:
         """The number that a constant of one element holds; None for all else."""
