@@ -122,7 +122,7 @@ def _generate(
             roles = [role for role, _, _ in operands]
             code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
             kernels.append(Kernel(symbol, side, code, operands, launch.dispatch))
-    except tvm.error.TVMError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         first = next(line for line in str(error).splitlines() if line.strip())
         raise KernelError(f"variant {variant} of {layer} does not compile: {first}") from error
     return tuple(kernels)
