@@ -77,7 +77,9 @@ def package(
         steps.append(halves.step(choice.cpu_units))
     manifest = Manifest(
         device=dict(device),
-        tensors=tuple(TensorSpec(t.name, tuple(t.shape), t.channel_axes, dtype=t.dtype) for t in graph.tensors.values()),
+        tensors=tuple(
+            TensorSpec(t.name, tuple(t.shape), t.channel_axes, dtype=t.dtype) for t in graph.tensors.values()
+        ),
         constants=tuple(ConstantSpec(name, array.shape, str(array.dtype)) for name, array in constants.items()),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
@@ -118,7 +120,9 @@ class _Halves:
         self._specs[side] = HalfSpec(variant.to_json(), launches)
 
     def _launch(self, kernel: Kernel) -> LaunchSpec:
-        arguments = tuple(ArgumentSpec(role, self._source(role, kernel.side), shape, dtype) for role, shape, dtype in kernel.operands)
+        arguments = tuple(
+            ArgumentSpec(role, self._source(role, kernel.side), shape, dtype) for role, shape, dtype in kernel.operands
+        )
         dispatch = kernel.dispatch
         return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
 

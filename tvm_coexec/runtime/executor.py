@@ -66,7 +66,9 @@ class Executor:
     def _allocate(self) -> dict[str, Block]:
         """A block for all that a kernel touches, large enough for the padding of every kernel that touches it."""
         counts = {name: tensor.memory_words for name, tensor in self._tensors.items()}
-        counts.update({constant.name: words(math.prod(constant.shape), constant.dtype) for constant in self.manifest.constants})
+        counts.update(
+            {constant.name: words(math.prod(constant.shape), constant.dtype) for constant in self.manifest.constants}
+        )
         for step in self.manifest.steps:
             for argument in step.arguments:
                 counts[argument.source] = max(counts.get(argument.source, 0), argument.memory_words)

@@ -93,7 +93,7 @@ class ConstantSpec:
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """A kernel's buffer: its role, what fills it (a tensor, a constant, or scratch), and the shape and type it expects."""
+    """A kernel's buffer: its role, what fills it (a tensor, a constant, scratch), and the shape and type it expects."""
 
     role: str
     source: str
