@@ -1,4 +1,4 @@
-"""The kernels of an opaque layer: copies out of the network's layouts, what Relax makes of the operator, a copy back."""
+"""The kernels of an opaque layer: copies out of the network's layouts, Relax's own loops, a copy back."""
 
 from __future__ import annotations
 

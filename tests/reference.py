@@ -33,7 +33,8 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
             tensor, inputs[name].astype(np.float64 if tensor.dtype == "float32" else tensor.dtype)
         )
     for node in graph.nodes:
-        values[node.output] = _evaluate_node(node, values)
+        opaque = isinstance(node.layer, Opaque)
+        values[node.output] = _compute_program(node, values) if opaque else _evaluate_node(node, values)
     return {name: _to_user(graph.tensors[name], values[name]) for name in graph.outputs}
 
 
@@ -55,8 +56,6 @@ def _to_user(tensor: Tensor, rows: np.ndarray) -> np.ndarray:
 
 
 def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    if isinstance(node.layer, Opaque):
-        return _compute_program(node.layer, node, values)
     params = {name: array.astype(np.float64) for name, array in node.params.items()}
     value = values[node.input]
     if isinstance(node.layer, Linear):
@@ -131,8 +130,10 @@ def _normalise_locally(layer: LocalNorm, rows: np.ndarray) -> np.ndarray:
     return rows / (layer.bias + layer.alpha / layer.size * total) ** layer.beta
 
 
-def _compute_program(layer: Opaque, node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
+def _compute_program(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
     """What TVM makes of an opaque layer's program, in the program's own types."""
+    layer = node.layer
+    assert isinstance(layer, Opaque)
     import tvm
     from tvm import relax
 

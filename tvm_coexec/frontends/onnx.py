@@ -106,6 +106,8 @@ def _check_input(value: ValueInfoProto) -> None:
 
 def _check_operators(graph: onnx.GraphProto) -> None:
     for node in graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise ModelError(f"{_source(node)} is no operator of ONNX; replace it by some that are")
         if node.op_type in _CONTROL_FLOW:
             raise ModelError(f"{_source(node)} is control flow, which no module can hold; export the model without it")
     _check_statistics(graph)
@@ -180,7 +182,10 @@ def _known(function: relax.Function, graph: onnx.GraphProto, by_name: dict[str, 
     known = {}
     for node in graph.node:
         variable = by_name.get(node.output[0])
-        operation = known_operation(node, _source(node), numbers) if isinstance(variable, relax.Var) else None
+        try:
+            operation = known_operation(node, _source(node), numbers) if isinstance(variable, relax.Var) else None
+        except ModelError:
+            continue  # no layer of its own computes it, so Relax's form is read
         if operation is not None and all(name in by_name for name in operation[1]):
             op, inputs, values = operation
             known[variable] = Known(op, tuple(by_name[name] for name in inputs), values)

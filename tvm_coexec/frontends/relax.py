@@ -184,6 +184,8 @@ class _Tracer:
             raise refusal
         if isinstance(value, relax.Call) and isinstance(variable.ty, relax.TupleType):
             return  # whoever reads an item of the tuple computes it
+        if isinstance(variable.ty, relax.ShapeType):
+            return  # shapes are written into what reads them
         made_by = value.tuple_value if isinstance(value, relax.TupleGetItem) else variable
         source = self.naming.sources.get(made_by, self.naming.sources[variable])
         shape, dtype = _static_type(variable.ty, str(source))
@@ -254,6 +256,8 @@ class _Tracer:
         if len(constants) == len(inputs):
             raise ModelError(f"{source} is applied to constants alone; replace it by its result")
         _check_float32(dtype, str(source))
+        if _operator_name(call) == "relax.astype":
+            _check_float32(self.trace.dtypes.get(inputs[0], "float32"), f"what {source} converts")
         if op == "broadcast":
             raise ModelError(f"{source} repeats an activation; only constants can be broadcast to a shape")
         if op == "clip":
@@ -325,7 +329,7 @@ def _static_type(tensor_type: ir.Type, owner: str) -> tuple[tuple[int, ...], str
 
 def _check_float32(dtype: str, owner: str) -> None:
     if dtype != "float32":
-        raise ModelError(f"{owner} is {dtype}; only float32 is supported, so convert the model to float32")
+        raise ModelError(f"{owner} is {dtype}; layers with kernels of their own take float32 alone")
 
 
 def _transpose_or_reshape(axes: list[int], shape: tuple[int, ...]) -> str:

@@ -74,8 +74,8 @@ class Operation:
 class Trace:
     """Operations in execution order.
 
-    ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value, ``dtypes`` those
-    that are not float32.
+    ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value,
+    ``dtypes`` those that are not float32.
     """
 
     inputs: list[str]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import IRModule, ir, relax
+from tvm import IRModule, ir, relax, tirx
 
 from .trace import Whole
 
@@ -60,6 +60,8 @@ class _Cut:
     def _collect(self, value: Any, order: list[relax.Var]) -> None:
         """List the variables that ``value`` depends on and that no value is known for, in execution order."""
         for operand in _operands(value):
+            if _shape(operand) is not None:
+                continue
             if isinstance(operand, relax.Var) and operand not in self.values and operand not in order:
                 self._collect(self.bound[operand], order)
                 order.append(operand)
@@ -68,6 +70,8 @@ class _Cut:
 
     def _declare(self, value: Any) -> None:
         """Make parameters of the values and constants that ``value`` reads."""
+        if _is_operator(value, "relax.shape_to_tensor"):
+            self.made[value] = self._constant(np.array(_shape(value.args[0]), "int64"))
         for operand in [value, *_operands(value)]:
             if isinstance(operand, relax.Var) and operand in self.values and operand not in self.made:
                 name = self.values[operand]
@@ -81,7 +85,7 @@ class _Cut:
                 self._declare(operand)
 
     def _constant(self, array: np.ndarray) -> relax.Expr:
-        if array.ndim == 0:
+        if array.ndim == 0 and np.isfinite(array):  # TVM's parser does not read the infinite numbers that it prints
             return relax.const(array, str(array.dtype))
         self.arrays.append(array)
         parameter = relax.Var(f"c{len(self.arrays) - 1}", relax.TensorType(array.shape, str(array.dtype)))
@@ -89,7 +93,9 @@ class _Cut:
         return parameter
 
     def _rebuilt(self, value: Any) -> Any:
-        if isinstance(value, relax.Var | ir.GenericConst):
+        if _shape(value) is not None:
+            return relax.ShapeExpr(_shape(value))
+        if isinstance(value, relax.Var | ir.GenericConst) or value in self.made:
             return self.made[value]
         if isinstance(value, relax.Tuple):
             return relax.Tuple([self._rebuilt(field) for field in value.fields])
@@ -111,6 +117,18 @@ def _operands(value: Any) -> Sequence[Any]:
     if isinstance(value, relax.Tuple):
         return list(value.fields)
     return [value.tuple_value] if isinstance(value, relax.TupleGetItem) else []
+
+
+def _is_operator(value: Any, name: str) -> bool:
+    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == name
+
+
+def _shape(value: Any) -> list[int] | None:
+    """The numbers of what is a shape, all of them known."""
+    of = getattr(value, "ty", None)
+    if not isinstance(of, relax.ShapeType) or of.values is None:
+        return None
+    return [int(size) for size in of.values if isinstance(size, tirx.IntImm)]
 
 
 def written(types: Sequence[relax.TensorType], compute: Callable[..., relax.Expr]) -> str:
