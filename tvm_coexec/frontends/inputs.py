@@ -31,8 +31,9 @@ def _image_shapes(trace: Trace, name: str) -> Iterator[tuple[int, ...]]:
         if not read:
             continue
         is_image = operation.is_on_images or _is_scaled_as_image(trace, operation)
-        if is_image and math.prod(trace.shapes[read[0]]) == size:
-            yield trace.shapes[read[0]]
+        seen = trace.shapes[read[0]]
+        if is_image and len(seen) == 4 and math.prod(seen) == size:
+            yield seen
         if operation.op == "reshape" or operation.op in _ELEMENTWISE:
             followed.add(operation.output)
 

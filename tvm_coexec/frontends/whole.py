@@ -101,14 +101,18 @@ class _Cut:
             return relax.Tuple([self._rebuilt(field) for field in value.fields])
         if isinstance(value, relax.TupleGetItem):
             return relax.TupleGetItem(self._rebuilt(value.tuple_value), value.index)
-        if isinstance(value, ir.GlobalVar):
-            if value not in self.functions:
-                self.functions[value] = self.builder.add_func(self.module[value], value.name_hint)
-            return self.functions[value]
+        return self._rebuilt_call(value)
+
+    def _rebuilt_call(self, value: Any) -> Any:
         if isinstance(value, relax.Call):
             arguments = [self._rebuilt(argument) for argument in value.args]
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
-        return value
+        return self._function(value) if isinstance(value, ir.GlobalVar) else value
+
+    def _function(self, name: ir.GlobalVar) -> ir.GlobalVar:
+        if name not in self.functions:
+            self.functions[name] = self.builder.add_func(self.module[name], name.name_hint)
+        return self.functions[name]
 
 
 def _operands(value: Any) -> Sequence[Any]:
