@@ -145,7 +145,10 @@ def _fill(value: np.ndarray, name: str) -> _Step:
         T.func_name("main")
         T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
         buffers, _, _ = declare_arguments([operand])
-        T.buffer_store(buffers[name], tirx.const(value.item(), operand.dtype), [0] * value.ndim)
+        with T.grid(1, 1) as loops, T.sblock("fill"):
+            for loop in loops:
+                T.axis.spatial(1, loop)
+            T.buffer_store(buffers[name], tirx.const(value.item(), operand.dtype), [0] * value.ndim)
     return _Step(builder.get(), (operand,))
 
 

@@ -149,7 +149,7 @@ def _with_constants(case: Case) -> onnx.ModelProto:
     model.CopyFrom(case.model)
     arrays = case.inputs
     floats = [name for name, array in arrays.items() if array.dtype == np.float32 and array.ndim]
-    kept = floats if model.graph.node[0].op_type in _ELEMENTWISE else floats[:1] or list(arrays)[:1]
+    kept = list(arrays) if model.graph.node[0].op_type in _ELEMENTWISE else floats[:1] or list(arrays)[:1]
     for name, array in arrays.items():
         if name not in kept:
             model.graph.initializer.append(numpy_helper.from_array(array, name))

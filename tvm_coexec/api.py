@@ -23,6 +23,7 @@ from .tuning import measure_splits, planner
 
 if TYPE_CHECKING:
     import onnx
+    from torch.export import ExportedProgram  # type: ignore[import-not-found, unused-ignore]
     from tvm import IRModule
 
 Split = str | float | Mapping[str, int | float]
@@ -30,7 +31,7 @@ _RULES = ("predicted", "measured", "cpu", "gpu")
 
 
 def build(
-    model: str | os.PathLike[str] | onnx.ModelProto | IRModule,
+    model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram,
     *,
     device: Device | str | None = None,
     profile: str | os.PathLike[str] | None = None,
@@ -45,7 +46,7 @@ def build(
     Parameters
     ----------
     model
-        Path of an ONNX file, an ONNX model, or a Relax module.
+        Path of an ONNX or TFLite file, an ONNX model, a program of ``torch.export``, or a Relax module.
     device
         An open device, or any unambiguous part of a device's name.
     profile

@@ -15,13 +15,26 @@ from tvm import IRModule, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from ..errors import ModelError
-from .onnx_nodes import attributes, constants, known_operation, resolve_automatic_padding
+from .onnx_nodes import attributes, check_resizing, constants, known_operation, resolve_automatic_padding
 from .relax import Known, Naming, bindings, returned, trace_function
 from .trace import Source, Trace
 
 _DTYPES = {
     TensorProto.DataType.Value(name): name.lower()
-    for name in ("FLOAT", "DOUBLE", "FLOAT16", "BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32")
+    for name in (
+        "FLOAT",
+        "DOUBLE",
+        "FLOAT16",
+        "BOOL",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+    )
 }
 """Types of inputs that numpy knows too."""
 
@@ -47,6 +60,7 @@ def trace_onnx(model: onnx.ModelProto | Path) -> Trace:
     _check_inputs(proto.graph)
     _check_operators(proto.graph)
     _check_consistency(model)
+    check_resizing(proto, _source)
     resolve_automatic_padding(proto)
     outputs = [output.name for output in proto.graph.output]
     module = _import(proto)
@@ -127,6 +141,8 @@ def _check_statistics(graph: onnx.GraphProto) -> None:
         )
         if training:
             raise ModelError(f"{source} may be in training mode; export the model for inference")
+        if node.op_type == "ConvTranspose" and "output_shape" in values:
+            raise ModelError(f"{source} has an output_shape; give it pads instead")
         if node.op_type == "BatchNormalization" and not values.get("spatial", 1):
             raise ModelError(f"{source} has statistics for every pixel; supported is spatial=1")
 
