@@ -25,7 +25,6 @@ OPERATORS = [
     "Add",
     "AveragePool",
     "BatchNormalization",
-    "Cast",
     "Clip",
     "Concat",
     "Conv",

@@ -1,9 +1,14 @@
 """ONNX's own test cases of the operators that networks are made of: what is built computes what it should."""
 
+from itertools import islice
+
 import pytest
 from onnx_nodes import OPERATORS, cases, of_operators, run, table
 
 from tvm_coexec.runtime.device import Device
+
+FEW = 4
+"""Cases of an operator that the tests run; ``scripts/onnx_nodes.py`` runs them all."""
 
 PASSING = ("Cos", "Relu", "Clip", "Softmax", "Transpose", "Gather", "ReduceMean", "Split", "Slice", "Where", "Reshape")
 """Operators of whose cases most must pass; the others' number may be what it is."""
@@ -11,7 +16,7 @@ PASSING = ("Cos", "Relu", "Clip", "Softmax", "Transpose", "Gather", "ReduceMean"
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_what_is_built_is_right(operator: str, device: Device) -> None:
-    outcomes = [(case, run(case, device)) for case in of_operators([operator])]
+    outcomes = [(case, run(case, device)) for case in islice(of_operators([operator]), FEW)]
     assert [case.name for case, outcome in outcomes if outcome.verdict == "wrong"] == []
     passed = sum(outcome.verdict == "passed" for _, outcome in outcomes)
     assert 2 * passed > len(outcomes) or operator not in PASSING, table(outcomes)

@@ -116,7 +116,7 @@ def test_what_neither_a_layer_nor_relax_computes_is_named() -> None:
         to_graph(b.model(b.add("NonZero", "x")))
     b = OnnxBuilder(x=(4, 5))
     sorted_values = b.add("TopK", "x", b.const([2], "int64"), outputs=2)
-    with pytest.raises(ModelError, match=r"^TopK \(node 'n0'\).* nor can Relax compute TopK .* no loops for relax.topk"):
+    with pytest.raises(ModelError, match=r"^TopK \(node 'n0'\).* nor can Relax .* no loops for relax.topk"):
         to_graph(b.model(sorted_values))
 
 

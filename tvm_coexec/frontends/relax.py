@@ -221,6 +221,8 @@ class _Tracer:
             # dropout and batch norm make tuples; all but item 0 means nothing in inference
             if value.index == 0:
                 self.traced[variable] = self.traced[value.tuple_value]
+        elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.tuples:
+            self._add_item(variable, self.tuples[value.tuple_value][value.index], source)
         elif isinstance(value, relax.TupleGetItem):
             raise ModelError(f"{source} takes an item of a tuple that no layer makes")
         elif isinstance(value, relax.Tuple):
@@ -232,6 +234,11 @@ class _Tracer:
                 f"{source} is not supported; supported are the Relax operators "
                 f"{', '.join(name.removeprefix('relax.') for name in OPERATIONS)}"
             )
+
+    def _add_item(self, variable: relax.Var, field: relax.Expr, source: Source) -> None:
+        """An item of a tuple that the model puts together; what no operator makes in inference is left out."""
+        if isinstance(field, ir.GenericConst) or field in self.traced:
+            self.traced[variable] = self._operand(field, str(source))
 
     def _operand(self, value: relax.Expr, reader: str) -> str:
         if isinstance(value, ir.GenericConst):
