@@ -11,9 +11,20 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import conv2d, linear, opaque, rowwise
+from . import attention, conv2d, images, linear, opaque, place, rowwise
 
-_FAMILIES = {"conv2d": conv2d, "linear": linear, "opaque": opaque, "rowwise": rowwise}
+_FAMILIES = {
+    "attention": attention,
+    "concat": images,
+    "conv2d": conv2d,
+    "linear": linear,
+    "local_norm": images,
+    "opaque": opaque,
+    "place": place,
+    "pool": images,
+    "product": images,
+    "rowwise": rowwise,
+}
 
 
 def family(layer: Layer) -> ModuleType:

@@ -136,7 +136,7 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
     return (launch(description, side, variant, params),)
 
 
-def _describe(pixels: Pixels, k_split: int, skip: int) -> Description:
+def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
     """The layer as a dense kernel over the rows of ``pixels``."""
     from tvm.script.ir_builder import tirx as T
 

@@ -97,7 +97,7 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
     return (launch(_describe(Pixels.of(layer, layouts, variant)), side, variant, params),)
 
 
-def _describe(pixels: Pixels) -> Description:
+def _describe(pixels: Pixels[Conv2d]) -> Description:
     layer = pixels.layer
     kernel_h, kernel_w = layer.kernel
     pixel = pixels.layouts.input.pixel(layer.in_channels)

@@ -8,6 +8,7 @@ in memory a row of the output lies, and which rows exist only to fill up a block
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,12 +69,14 @@ def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, c
 def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
     """Declare a kernel's arguments: its buffers, then ``begin`` and ``count``.
 
-    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place.
+    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place, in two digits.
     """
     handles = [T.arg(operand.name, T.handle()) for operand in operands]
     begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
     buffers = {
-        operand.name: IRBuilder.name(f"p{place}_{operand.name}", T.match_buffer(handle, operand.shape, operand.dtype))
+        operand.name: IRBuilder.name(
+            f"p{place:02d}_{operand.name}", T.match_buffer(handle, operand.shape, operand.dtype)
+        )
         for place, (operand, handle) in enumerate(zip(operands, handles, strict=True))
     }
     return buffers, begin, count
@@ -93,9 +96,14 @@ class Description:
     output_row, residual_row, is_stored
         Where in memory a row of the output and of the residual lies, and whether it exists.
     is_needed
-        Whether a term can differ from zero; the others are left out.
+        Whether a term can change the result; the others are left out.
     written_out
         Axes of the reduction that are unrolled, so that ``is_needed`` is decided when the kernel is built.
+    start, combine
+        What an accumulator holds at first, and how a term joins it.
+    finish
+        What becomes of a finished accumulator before the epilogue: from the operands' buffers, the indices ``[row,
+        tile, channel]`` counted from the range's first tile, that tile, and the accumulator to the result.
     """
 
     layer: Layer
@@ -110,6 +118,9 @@ class Description:
     is_stored: Condition = lambda row: None
     is_needed: Condition = lambda row, *reduction: None
     written_out: tuple[int, ...] = ()
+    start: float = 0.0
+    combine: Callable[[Any, Any], Any] = operator.add
+    finish: Callable[[dict[str, Buffer], list[Any], Any, Any], Any] | None = None
 
     def prim_func(self, native_exp: bool, together: int = TILE) -> Any:
         """The description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores.
@@ -133,10 +144,10 @@ class Description:
             t, i, s, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents[:4], loops[:4], strict=True))
             reduction = [T.axis.reduce(extent, loop) for extent, loop in zip(extents[4:], loops[4:], strict=True)]
             with T.init():
-                T.buffer_store(accumulator, T.float32(0), [i, t, s, j])
+                T.buffer_store(accumulator, T.float32(self.start), [i, t, s, j])
             term = self.term(buffers, [i, t, j, s, *reduction], begin)
             with where(self._is_channel(begin + t, j, together)), where(self.is_needed(i, *reduction)):
-                T.buffer_store(accumulator, accumulator[i, t, s, j] + term, [i, t, s, j])
+                T.buffer_store(accumulator, self.combine(accumulator[i, t, s, j], term), [i, t, s, j])
 
     def _is_channel(self, tile: Any, channel: Any, together: int) -> Any:
         """Whether any of the channels that are accumulated together exists; None where some always do."""
@@ -153,8 +164,8 @@ class Description:
             i, t, j = index
             value = accumulator[i, t, 0, j]
             for s in range(1, self.partial_sums):
-                value = value + accumulator[i, t, s, j]
-            return value
+                value = self.combine(value, accumulator[i, t, s, j])
+            return value if self.finish is None else self.finish(buffers, index, begin, value)
 
         chain = stages(
             self.layer.epilogue,

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Variant, row_tiles
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant, row_tiles
 
 from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch, rows_of_group
 
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from .frame import Description
 
 
+Windowed = TypeVar("Windowed", bound=Conv2d | Pool)
+
+
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Generic[Windowed]):
     """The rows of a layer's frame.
 
     Parameters
@@ -38,18 +41,19 @@ class Pixels:
         Rows of which the frame has a whole number: a block, or the blocks of a work-group.
     """
 
-    layer: Conv2d
+    layer: Windowed
     layouts: ImageLayouts
     block: int
     group: int
 
     @classmethod
-    def of(cls, layer: Conv2d, layouts: ImageLayouts, variant: Variant) -> Pixels:
+    def of(cls, layer: Windowed, layouts: ImageLayouts, variant: Variant) -> Pixels[Windowed]:
         """The rows that a variant computes."""
         return cls(layer, layouts, variant["rows"], rows_of_group(variant))
 
     def __post_init__(self) -> None:
-        check_layouts(self.layer, self.layouts)
+        if isinstance(self.layer, Conv2d):
+            check_layouts(self.layer, self.layouts)
 
     @property
     def runs_on(self) -> bool:
@@ -168,7 +172,7 @@ def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
     return ("input", weights, *fused, "output")
 
 
-def operand_shapes(pixels: Pixels, weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of a kernel's buffers: the input as plain elements, the output as pixels of whole tiles."""
     layer, layouts = pixels.layer, pixels.layouts
     tiles = (row_tiles(layer.out_channels), TILE)
@@ -181,7 +185,7 @@ def operand_shapes(pixels: Pixels, weights: str, weights_shape: tuple[int, ...])
     }
 
 
-def describe(pixels: Pixels, weights: str, weights_shape: tuple[int, ...], **reduction: Any) -> Description:
+def describe(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...], **reduction: Any) -> Description:
     """A dense kernel over the rows of ``pixels``; ``reduction`` holds the description's other fields."""
     from .frame import Description, Operand
 

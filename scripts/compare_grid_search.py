@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from networks import NETWORKS, network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
 from tqdm import tqdm
 
-from tvm_coexec.layers import AnyLayer, layer_to_json
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.layers import AnyLayer, Conv2d, layer_to_json
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.samples import Candidate, Point
 from tvm_coexec.planning.split import Planner
@@ -68,6 +70,13 @@ class Compared:
             "cpu_variant": str(self.candidate.cpu),
             "gpu_variant": str(self.candidate.gpu),
         }
+
+
+def layers_of(name: str) -> list[AnyLayer]:
+    """A named set or a file, or the distinct convolutions of a network."""
+    if name in NAMED or name not in NETWORKS:
+        return layers_named(name)
+    return list(dict.fromkeys(node.layer for node in to_graph(network(name)).nodes if isinstance(node.layer, Conv2d)))
 
 
 def chunks(points: Sequence[Point]) -> Iterator[list[Point]]:
@@ -196,7 +205,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", required=True, metavar="DIR", help="a profile made by `tvm-coexec tune`")
     parser.add_argument(
-        "--layers", required=True, metavar="SET", help=f"{', '.join(NAMED)}, or a JSON file with a list of layers"
+        "--layers",
+        required=True,
+        metavar="SET",
+        help=f"{', '.join(dict.fromkeys((*NAMED, *NETWORKS)))}, or a JSON file with a list of layers",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
     parser.add_argument("--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback")
@@ -204,7 +216,7 @@ def main() -> None:
     options = parser.parse_args()
     where = {"tracker": options.tracker, "key": options.key}
     title = f"Planned split against the grid search: {options.layers}"
-    compare_all(options.profile, layers_named(options.layers), options.out, title, **where)
+    compare_all(options.profile, layers_of(options.layers), options.out, title, **where)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from peers import linear_model, onnxruntime_peer
+from linear_peers import linear_model, onnxruntime_peer
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
 from tqdm import tqdm
 

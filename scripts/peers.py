@@ -1,106 +1,169 @@
-"""Other inference engines that a user would pick, timed on the same layers."""
+"""Other inference engines that a user would pick, each ready to run a whole ONNX network in float32.
+
+Every engine keeps its inputs and outputs in memory of its own, so that a run copies nothing. Threads inherit the
+cores of the process: see ``peer_process.py``.
+"""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Sequence
+import importlib.util
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 
-from tvm_coexec.layers import Linear
+from tvm_coexec.errors import CoexecError, ModelError
 
-COPIES = 4
-"""Times that a layer stands in the model that is timed, each on inputs of its own: they share what a call costs."""
-
-_ACTIVATION_NODES = {
-    "relu": lambda x, y: [helper.make_node("Relu", [x], [y])],
-    "gelu": lambda x, y: [helper.make_node("Gelu", [x], [y])],
-    "gelu_tanh": lambda x, y: [helper.make_node("Gelu", [x], [y], approximate="tanh")],
-    "silu": lambda x, y: [
-        helper.make_node("Sigmoid", [x], [f"{y}.sigmoid"]),
-        helper.make_node("Mul", [x, f"{y}.sigmoid"], [y]),
-    ],
-}
+Inputs = Mapping[str, np.ndarray]
 
 
-@dataclass
-class Peer:
-    """An engine ready to run; ``run`` computes the layer ``copies`` times."""
-
-    name: str
-    threads: int
-    run: Callable[[], None]
-    cores: tuple[int, ...]
-    copies: int = COPIES
-
-    def time_us(self, repeats: int) -> list[float]:
-        """Microseconds a layer, with the process on the peer's own cores."""
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, self.cores)
-        try:
-            self.run()
-            return [self._once_us() for _ in range(repeats)]
-        finally:
-            os.sched_setaffinity(0, before)
-
-    def _once_us(self) -> float:
-        start = time.perf_counter_ns()
-        self.run()
-        return (time.perf_counter_ns() - start) / 1e3 / self.copies
+class PeerError(CoexecError):
+    """An engine is not installed, or cannot take a network."""
 
 
-def linear_model(layer: Linear, copies: int = 1, seed: int = 0) -> onnx.ModelProto:
-    """``copies`` of a layer with the same random weights, each with an input, and a residual, of its own."""
-    rng = np.random.default_rng(seed)
-    weights = rng.standard_normal((layer.k, layer.n), np.float32) / np.float32(np.sqrt(layer.k))
-    constants = {"weights": weights, "bias": rng.standard_normal(layer.n, np.float32)}
-    nodes, inputs, outputs = [], [], []
-    for copy in range(copies):
-        inputs.append(helper.make_tensor_value_info(f"x{copy}", TensorProto.FLOAT, [layer.m, layer.k]))
-        nodes.append(helper.make_node("MatMul", [f"x{copy}", "weights"], [f"product{copy}"]))
-        value = f"product{copy}"
-        for place, step in enumerate(layer.epilogue):
-            result = f"value{copy}.{place}"
-            if step == "bias":
-                nodes.append(helper.make_node("Add", [value, "bias"], [result]))
-            elif step == "residual":
-                inputs.append(helper.make_tensor_value_info(f"r{copy}", TensorProto.FLOAT, [layer.m, layer.n]))
-                nodes.append(helper.make_node("Add", [value, f"r{copy}"], [result]))
-            else:
-                nodes += _ACTIVATION_NODES[step](value, result)
-            value = result
-        nodes.append(helper.make_node("Identity", [value], [f"y{copy}"]))
-        outputs.append(helper.make_tensor_value_info(f"y{copy}", TensorProto.FLOAT, [layer.m, layer.n]))
-    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "layer", inputs, outputs, initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+@dataclass(frozen=True)
+class Prepared:
+    """A network in an engine: ``run`` computes it once, ``output`` is its first output after that."""
+
+    run: Callable[[], object]
+    output: Callable[[], np.ndarray]
 
 
-def onnxruntime_peer(model: onnx.ModelProto, threads: int, cores: Sequence[int], copies: int = COPIES) -> Peer:
-    """ONNX Runtime with inputs and outputs bound to memory that is used again and again.
+def onnxruntime(path: Path, inputs: Inputs, threads: int) -> Prepared:
+    """ONNX Runtime, with inputs and outputs bound to memory that is used again and again."""
+    import onnxruntime as ort
 
-    Its threads inherit the cores of the thread that makes the session, so that two threads have exactly two cores.
-    """
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    finally:
-        os.sched_setaffinity(0, before)
-    rng = np.random.default_rng(1)
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
-    for value in session.get_inputs():
-        array = rng.standard_normal(tuple(value.shape), np.float32)
-        binding.bind_ortvalue_input(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    for name, array in inputs.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+    values = []
     for value in session.get_outputs():
-        room = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(value.shape), np.float32)
-        binding.bind_ortvalue_output(value.name, room)
-    return Peer("onnxruntime", threads, lambda: session.run_with_iobinding(binding), tuple(cores), copies)
+        values.append(ort.OrtValue.ortvalue_from_shape_and_type(list(value.shape), np.float32))
+        binding.bind_ortvalue_output(value.name, values[-1])
+    return Prepared(lambda: session.run_with_iobinding(binding), values[0].numpy)
+
+
+def openvino(path: Path, inputs: Inputs, threads: int) -> Prepared:
+    """OpenVINO, held to float32: left alone it computes in bfloat16 where the CPU can."""
+    import openvino as ov
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    request = ov.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    for name, array in inputs.items():
+        request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+    return Prepared(request.infer, lambda: np.array(request.get_output_tensor(0).data))
+
+
+def ncnn(path: Path, inputs: Inputs, threads: int) -> Prepared:
+    """ncnn, its network converted by pnnx, with packed layouts and Winograd, without half precision."""
+    import ncnn as engine
+
+    net = engine.Net()
+    net.opt.num_threads = threads
+    net.opt.use_vulkan_compute = False
+    for narrow in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed"):
+        setattr(net.opt, f"use_{narrow}", False)
+    net.opt.use_packing_layout = net.opt.use_winograd_convolution = net.opt.use_sgemm_convolution = True
+    engine.set_omp_num_threads(threads)
+    param = _ncnn_param(path, inputs)
+    if net.load_param(str(param)) or net.load_model(str(param.with_suffix(".bin"))):
+        raise PeerError("refused: ncnn has no layers for what pnnx made of the network")
+    # an image without its batch axis; token numbers are 32 bits wide in ncnn
+    arrays = [np.ascontiguousarray(a[0] if a.dtype == np.float32 and a.ndim > 2 else a) for a in inputs.values()]
+    mats = [engine.Mat(array.astype(np.int32).reshape(-1) if array.dtype == np.int64 else array) for array in arrays]
+    result: list[engine.Mat] = []
+
+    def run() -> None:
+        extractor = net.create_extractor()
+        for place, mat in enumerate(mats):
+            extractor.input(f"in{place}", mat)
+        status, found = extractor.extract("out0")
+        if status:
+            raise PeerError("ncnn fails to run the network")
+        result[:] = [found]
+
+    return Prepared(run, lambda: np.array(result[0]))
+
+
+def _ncnn_param(path: Path, inputs: Inputs) -> Path:
+    """The network as ncnn reads it, converted unless that is done."""
+    param = path.with_suffix(".ncnn.param")
+    if not param.exists():
+        package = importlib.util.find_spec("pnnx")  # not imported: its Python side needs torch, its converter does not
+        if package is None or package.origin is None:
+            raise PeerError("not converted: pnnx is not installed")
+        shapes = ",".join(f"[{','.join(map(str, a.shape))}]{_pnnx_type(a)}" for a in inputs.values())
+        converter = Path(package.origin).with_name("pnnx")
+        command = [str(converter), path.name, f"inputshape={shapes}", "fp16=0"]
+        done = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
+        if done.returncode or not param.exists():
+            raise PeerError(f"not converted: pnnx ends with status {done.returncode}")
+    return param
+
+
+def _pnnx_type(array: np.ndarray) -> str:
+    return "i64" if array.dtype == np.int64 else "f32"
+
+
+def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
+    """LiteRT with XNNPACK, on convolutional networks: transformers are not converted."""
+    from ai_edge_litert.interpreter import Interpreter
+    from onnx_to_tflite import UnsupportedError, convert
+
+    converted = path.with_suffix(".tflite")
+    if not converted.exists():
+        try:
+            converted.write_bytes(convert(path))
+        except (UnsupportedError, ModelError) as error:
+            raise PeerError(f"not converted: {error}") from error
+    interpreter = Interpreter(model_path=str(converted), num_threads=threads)
+    interpreter.allocate_tensors()
+    for detail in interpreter.get_input_details():
+        interpreter.set_tensor(detail["index"], _channels_last(inputs[detail["name"]], detail["shape"]))
+    (output, *_) = interpreter.get_output_details()
+    return Prepared(interpreter.invoke, lambda: interpreter.get_tensor(output["index"]))
+
+
+def _channels_last(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return array if array.shape == tuple(shape) else array.transpose(0, 2, 3, 1)
+
+
+PEERS: dict[str, Callable[[Path, Inputs, int], Prepared]] = {
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "litert": litert,
+    "ncnn": ncnn,
+}
+"""Engines by name: from the path of an ONNX file, its inputs and a number of threads to a network that is ready."""
+
+
+def prepare(name: str, path: Path, inputs: Inputs, threads: int) -> Prepared:
+    """Make a network ready in an engine, and run it once.
+
+    Raises
+    ------
+    PeerError
+        The engine is not installed, or refuses the network; the message says which.
+    """
+    try:
+        prepared = PEERS[name](path, inputs, threads)
+        prepared.run()
+    except ModuleNotFoundError as error:
+        raise PeerError(f"not installed: there is no package {error.name}") from error
+    except PeerError:
+        raise
+    except Exception as error:  # engines raise what they like, and a comparison goes on without one of them
+        raise PeerError(f"refused: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+    return prepared

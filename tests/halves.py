@@ -1,4 +1,4 @@
-"""Runs one half of a convolution, on the CPU or on an OpenCL device, in buffers that show every wrong access."""
+"""Runs one half of a layer of images, on the CPU or on an OpenCL device, in buffers that show every wrong access."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import tvm
+from reference import evaluate_layer
 from tvm.target.codegen import llvm_get_system_cpu
 
-from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant, parameter_shapes
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.schedules import conv2d
+from tvm_coexec.schedules import family
 from tvm_coexec.schedules.frame import Launch
+from tvm_coexec.schedules.image_geometry import ImageLayer
 
 CPU = Hardware(64, 32, "cpu", 4096)
 NARROW_CPU = Hardware(16, 32, "cpu", 4096)
@@ -54,21 +56,21 @@ class Half:
     """
 
     def __init__(
-        self, layer: Conv2d, variant: Variant, device: Device | None = None, layouts: ImageLayouts | None = None
+        self,
+        layer: Conv2d | ImageLayer,
+        variant: Variant,
+        device: Device | None = None,
+        layouts: ImageLayouts | None = None,
     ) -> None:
         self.layer, self.device = layer, device
         self.layouts = layouts or ImageLayouts.alone(layer)
-        self.launches = conv2d.build(layer, "gpu" if device else "cpu", variant, self.layouts)
+        self.launches = family(layer).build(layer, "gpu" if device else "cpu", variant, self.layouts)
         rng = np.random.default_rng(7)
-        out = (layer.batch, layer.out_h, layer.out_w, layer.out_channels)
-        self.input = rng.normal(size=(layer.batch, layer.h, layer.w, layer.in_channels)).astype(np.float32)
-        self.residual = rng.normal(size=out).astype(np.float32)
-        weights = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
-        self.params = {
-            "weights": rng.normal(size=weights).astype(np.float32),
-            "bias": rng.normal(size=layer.out_channels).astype(np.float32),
-        }
-        self.buffers = self._buffers(conv2d.pack(layer, self.params, variant))
+        names = ("input", *(f"input{place}" for place in range(1, len(layer.input_sizes))), "residual")
+        sizes = (*layer.input_sizes, layer.output_size)
+        self.images = {name: _random(rng, size) for name, size in zip(names, sizes, strict=True)}
+        self.params = {name: _random(rng, shape) for name, shape in parameter_shapes(layer).items()}
+        self.buffers = self._buffers(family(layer).pack(layer, self.params, variant))
         self.kernels = [(_OpenCL if device else _Cpu)(launch, self.buffers, device) for launch in self.launches]
 
     def _buffers(self, packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -79,18 +81,22 @@ class Half:
                 buffers[operand.name] = _aligned(shape)
         for name in packed.keys() & buffers.keys():
             buffers[name][:] = packed[name]
-        layer = self.layer
-        _write_image(buffers["input"], self.layouts.input, self.input)
-        if "residual" in buffers:
-            _write_image(buffers["residual"], self.layouts.residual, self.residual)
-        assert buffers.keys() - packed.keys() - {"input", "residual", "output"} <= {"scratch_0", "scratch_1"}
-        assert layer.epilogue.count("residual") == ("residual" in buffers)
+        for (name, image), layout in zip(
+            self.images.items(), (*self.layouts.inputs, self.layouts.residual), strict=True
+        ):
+            if name in buffers:
+                _write_image(buffers[name], layout, image)
+        assert buffers.keys() - packed.keys() - self.images.keys() - {"output"} <= {"scratch_0", "scratch_1"}
+        assert self.images.keys() - buffers.keys() <= {"residual"}
+        assert self.layer.epilogue.count("residual") == ("residual" in buffers)
         return buffers
 
     def expected(self) -> np.ndarray:
-        value = convolve(self.layer, self.input, self.params["weights"])
+        if not isinstance(self.layer, Conv2d):
+            return evaluate_layer(self.layer, self.params, self.images)
+        value = convolve(self.layer, self.images["input"], self.params["weights"])
         for step in self.layer.epilogue:
-            operands = {"bias": self.params["bias"], "residual": self.residual}
+            operands = {"bias": self.params.get("bias"), "residual": self.images["residual"]}
             value = value + operands[step] if step in operands else _ACTIVATIONS[step](value)
         return value
 
@@ -142,6 +148,10 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     room = np.full(size + TILE, np.nan, np.float32)
     start = (-room.ctypes.data // 4) % TILE
     return room[start : start + size].reshape(shape)
+
+
+def _random(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
+    return rng.normal(size=size).astype(np.float32)
 
 
 class _Cpu:

@@ -8,7 +8,20 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Opaque, Operand, Pool, Product
+from tvm_coexec.layers import (
+    AnyLayer,
+    Attention,
+    Concat,
+    Conv2d,
+    Linear,
+    LocalNorm,
+    Opaque,
+    Operand,
+    Place,
+    Pool,
+    Product,
+    RowWise,
+)
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -55,6 +68,15 @@ def _to_user(tensor: Tensor, rows: np.ndarray) -> np.ndarray:
     return rows.reshape(tensor.shape)
 
 
+def evaluate_layer(layer: AnyLayer, params: Mapping[str, np.ndarray], images: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The output image of a layer alone, from its images by their roles."""
+    values = {role: image.reshape(-1, image.shape[-1]).astype(np.float64) for role, image in images.items()}
+    others = tuple(role for role in images if role not in ("input", "residual"))
+    residual = "residual" if "residual" in layer.epilogue else None
+    node = Node("node", layer, "input", residual, "output", dict(params), others)
+    return _evaluate_node(node, values).reshape(layer.output_size)
+
+
 def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
     params = {name: array.astype(np.float64) for name, array in node.params.items()}
     value = values[node.input]
@@ -69,15 +91,20 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
     elif isinstance(node.layer, Concat):
         value = np.concatenate([value, *(values[name] for name in node.others)], axis=1)
     elif isinstance(node.layer, Product):
-        factor = values[node.others[0]]
-        pixels = node.layer.h * node.layer.w
-        value = value * (np.repeat(factor, pixels, axis=0) if node.layer.per_image else factor)
-    elif node.layer.kind == "layer_norm":
-        scale = np.sqrt(value.var(axis=1, keepdims=True) + node.layer.epsilon)
-        value = (value - value.mean(axis=1, keepdims=True)) / scale * params["gamma"] + params["beta"]
-    elif node.layer.kind == "softmax":
-        power = np.exp(value - value.max(axis=1, keepdims=True))
-        value = power / power.sum(axis=1, keepdims=True)
+        value = _multiply(node.layer, value, values[node.others[0]])
+    elif isinstance(node.layer, Attention):
+        value = _attend(node.layer, value, *(values[name] for name in node.others), **params)
+    elif isinstance(node.layer, Place):
+        value = _place(node.layer, value, params.get("summand", np.zeros(1)))
+    else:
+        value = _row_wise(node.layer, value, params)
+    return _finish(node, value, params, values)
+
+
+def _finish(
+    node: Node, value: np.ndarray, params: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """The steps of a node's epilogue."""
     for step in node.layer.epilogue:
         if step == "bias":
             value = value + params["bias"]
@@ -86,6 +113,20 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
             value = value + values[node.residual]
         else:
             value = _ACTIVATIONS[step](value)
+    return value
+
+
+def _multiply(layer: Product, value: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    return value * (np.repeat(factor, layer.h * layer.w, axis=0) if layer.per_image else factor)
+
+
+def _row_wise(layer: RowWise, value: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    if layer.kind == "layer_norm":
+        scale = np.sqrt(value.var(axis=1, keepdims=True) + layer.epsilon)
+        return (value - value.mean(axis=1, keepdims=True)) / scale * params["gamma"] + params["beta"]
+    if layer.kind == "softmax":
+        power = np.exp(value - value.max(axis=1, keepdims=True))
+        return power / power.sum(axis=1, keepdims=True)
     return value
 
 
@@ -153,3 +194,28 @@ def _as_seen(operand: Operand, rows: np.ndarray) -> np.ndarray:
     if operand.channels_first:
         rows = rows.reshape(operand.batch, -1, operand.size[-1]).transpose(0, 2, 1)
     return np.ascontiguousarray(rows.astype(operand.dtype).reshape(operand.shape))
+
+
+def _attend(
+    layer: Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None = None
+) -> np.ndarray:
+    heads = []
+    for head in range(layer.heads):
+        first = [offset + head * layer.head_dim for offset in layer.offsets]
+        columns = [
+            rows[:, start : start + layer.head_dim].reshape(layer.batch, -1, layer.head_dim)
+            for rows, start in zip((q, k, v), first, strict=True)
+        ]
+        scores = np.einsum("bqd,bkd->bqk", columns[0], columns[1]) * layer.scale
+        scores = scores if mask is None else scores + mask[:, None]
+        powers = np.exp(scores - scores.max(axis=2, keepdims=True))
+        heads.append(powers @ columns[2] / powers.sum(axis=2, keepdims=True))
+    return np.concatenate(heads, axis=2).reshape(-1, layer.out_channels)
+
+
+def _place(layer: Place, rows: np.ndarray, summand: np.ndarray) -> np.ndarray:
+    result = np.zeros((layer.batch, layer.out_rows, layer.channels))
+    for row in range(layer.out_rows):
+        if 0 <= row - layer.shift < layer.in_rows:
+            result[:, row] = rows.reshape(layer.batch, -1, layer.channels)[:, row - layer.shift]
+    return (result + summand).reshape(-1, layer.channels)

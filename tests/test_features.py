@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from synthetic_device import HARDWARE, PROCESSOR, variants
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import Conv2d, Linear, RowWise, Variant
+from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise, Variant
 from tvm_coexec.planning.features import GROUPS, FeatureSet, Halves, Processor, describe
 from tvm_coexec.planning.samples import Sample
 from tvm_coexec.schedules import conv2d, family
@@ -142,6 +142,36 @@ def test_winograd_is_described_by_fewer_products():
     assert products[None] == 1
     assert products[2] == pytest.approx(4 / 9, rel=0.2)
     assert products[4] == pytest.approx(1 / 4, rel=0.2)
+
+
+def test_pooling_is_described_by_hand_checked_numbers():
+    layer = Pool("max", 14, 14, 72, (3, 2), (2, 2), (1, 0, 1, 0), epilogue=("residual",))
+    variant = Variant.make("images", rows=7, channels=32, k_split=1, order=0, unroll=1)
+    described = describe(Halves.grid(layer, [variant], np.array([2]), np.array([1])), "cpu", PROCESSOR)
+    expected = {
+        "rows": 49,
+        "reduction": 6,
+        "kernel_height": 3,
+        "kernel_width": 2,
+        "stride": 2,
+        "kind:max_pool": 1,
+        "inputs": 1,
+        "activation_bytes": 4 * 72 * (14 * 14 + 2 * 49) * 2 / 3,
+        "groups": 14,
+        "accumulators": 7 * 32,
+    }
+    assert {name: float(described[name][0]) for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("layer", [Concat(4, 5, (16, 48)), Product(4, 4, 70), LocalNorm(4, 4, 70, 5, 1.0, 0.75, 1.0)])
+@pytest.mark.parametrize("side", ["cpu", "gpu"])
+def test_layers_of_images_have_finite_features(layer, side):
+    halves = Halves.grid(layer, family(layer).variants(layer, side, HARDWARE), np.array([1]), np.array([1]))
+    features = FeatureSet.for_halves(halves)
+    matrix = features.matrix(describe(halves, side, PROCESSOR))
+    assert np.isfinite(matrix).all()
+    assert (matrix[:, features.names.index(f"kind:{layer.op}")] == 1).all()
+    assert (matrix[:, features.names.index("inputs")] == len(layer.input_sizes)).all()
 
 
 def test_row_wise_operators_have_features_too():

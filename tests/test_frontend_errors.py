@@ -34,7 +34,7 @@ def test_operator_of_another_domain():
 def test_slice_of_an_activation():
     b = OnnxBuilder(x=(4, 5))
     model = b.model(b.add("Slice", "x", b.const([0], "int64"), b.const([2], "int64")))
-    assert layers(check_against_onnxruntime(model)) == [("opaque", ())]
+    assert layers(check_against_onnxruntime(model)) == [("place", ())]
 
 
 @pytest.mark.parametrize(

@@ -154,3 +154,11 @@ def test_a_concatenation_reads_as_many_tensors_as_its_layer_says():
     graph.nodes[1].others = ()
     with pytest.raises(ModelError, match="'join' reads 1 tensors, but its layer takes 2"):
         graph.validate()
+
+
+def test_what_is_read_unit_by_unit_follows_from_the_layer_and_the_roles():
+    pool = Pool("max", 4, 4, 64, (2, 2), epilogue=("residual",))
+    assert Node("pool", pool, "x", "r", "y").local_reads == ("x", "r")
+    dense = Linear(4, 64, 64, ("residual",))
+    assert Node("fc", dense, "x", "r", "y").local_reads == ("r",)
+    assert Node("fc", dense, "x", "x", "y").local_reads == ()

@@ -9,8 +9,8 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import ImageLayout, Linear, layer_to_json
 from tvm_coexec.runtime.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 
-IMAGE = TensorSpec("x", (2, 3, 5, 40), layout=ImageLayout((1, 2)))
-NARROW = TensorSpec("n", (1, 4, 4, 3), layout=ImageLayout((1, 1), narrow=True))
+IMAGE = TensorSpec.of_size("x", (2, 3, 5, 40), ImageLayout((1, 2)))
+NARROW = TensorSpec.of_size("n", (1, 4, 4, 3), ImageLayout((1, 1), narrow=True))
 ROWS = TensorSpec("y", (3, 40))
 
 

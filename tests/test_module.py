@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError, InputError, SyncTimeoutError
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
 from tvm_coexec.packaging import Choice, package, single_layer
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
@@ -37,6 +37,11 @@ LAYERS = [
     Conv2d(6, 5, 48, 96, 1, epilogue=("bias", "sigmoid")),
     Conv2d(8, 8, 72, 72, 3, 1, 1, groups=72, epilogue=("bias", "relu6")),
     Conv2d(8, 8, 24, 72, 3, 1, (2, 1), groups=3),
+    Pool("max", 9, 7, 70, (3, 3), (2, 2), (1, 1, 1, 1), batch=2, epilogue=("bias", "residual")),
+    Concat(5, 4, (48, 16, 40)),
+    Concat(2, 2, (32,) * 20),
+    Product(5, 4, 70, per_image=True, batch=2, epilogue=("residual", "relu")),
+    LocalNorm(5, 4, 70, 5, 0.5, 0.75, 1.0),
 ]
 
 
@@ -198,6 +203,37 @@ def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(d
     module.inputs["t0"][:] = x
     program.run()
     assert relative_error(module.outputs["t3"], expected(nodes, x)) < 1e-5
+    assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
+def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(device: Device) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, nodes = chain(device, 3, 5, 64)
+    module = Module(built, device, timeout_s=0.3)
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    program = module._program(timeline=False)
+    assert {command.kind for command in program.lowered.commands} == {"kernel"}
+    commands = program.program.commands
+    kept = [commands[i].kernel for i in range(len(program.lowered.commands))]
+    for i, command in enumerate(program.lowered.commands):
+        commands[i].kernel = program._command(replace(command, done=0)).kernel
+    with pytest.raises(SyncTimeoutError, match=r"layer 'layer0': the CPU waited 0.3 s for the GPU half"):
+        module(x)
+    for i, kernel in enumerate(kept):
+        commands[i].kernel = kernel
+    assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
+def test_layers_that_cannot_step_themselves_have_flag_kernels(device: Device) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, nodes = chain(device, 4, 5, 64)
+    module = Module(built, device)
+    launches = [launch.symbol for step in built.manifest.steps for launch in step.gpu.launches]
+    module._executor.stepping -= {launches[1]}
+    assert {"kernel", "signal"} <= {command.kind for command in module._program(timeline=False).lowered.commands}
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 

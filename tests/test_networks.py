@@ -1,17 +1,18 @@
 """Whole networks for images become the layers of their publications, and compute what ONNX Runtime computes."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from networks import NETWORKS, vgg16
+from networks import NETWORKS, network, vgg16
 from onnx import numpy_helper
-from onnx_builder import check_against_onnxruntime, layers
+from onnx_builder import check_against_onnxruntime, layers, random_inputs, run_onnx
 
-from tvm_coexec.frontends import to_graph
-from tvm_coexec.layers import Concat, Conv2d, Pool
+from tvm_coexec.errors import InputError
+from tvm_coexec.layers import Conv2d
 
 LAYERS: dict[str, dict[str, int]] = {
     "resnet18": {"conv2d": 20, "pool": 2, "linear": 1},
@@ -24,7 +25,7 @@ LAYERS: dict[str, dict[str, int]] = {
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", LAYERS)
 def test_small_networks_equal_onnxruntime(name: str) -> None:
     graph = check_against_onnxruntime(
         NETWORKS[name](size=75 if name == "inception_v3" else 32, width=1 / 16, classes=10)
@@ -49,12 +50,48 @@ def test_a_classifier_that_reads_pixels_is_a_covering_convolution() -> None:
     assert covering.layer.epilogue == ("bias", "relu")
 
 
-def test_published_sizes() -> None:
-    graph = to_graph(NETWORKS["mobilenet_v2"]())
-    multiplications = sum(node.layer.flops for node in graph.nodes if not isinstance(node.layer, Pool | Concat)) / 2
-    assert multiplications == pytest.approx(300e6, rel=0.01)
-    weights = sum(node.layer.weight_bytes for node in graph.nodes) / 4
-    assert weights == pytest.approx(3.47e6, rel=0.01)
+@pytest.mark.parametrize(
+    ("name", "multiplications", "parameters"),
+    [
+        ("resnet18", 1.81e9, 11.69e6),
+        ("resnet50", 4.09e9, 25.56e6),
+        ("inception_v3", 5.71e9, 23.83e6),
+        ("mobilenet_v2", 0.30e9, 3.50e6),
+        ("squeezenet", 0.349e9, 1.235e6),
+        ("minilm", 1.43e9, 22.4e6),
+        ("vit_b16", 17.56e9, 86.57e6),
+        ("vgg16", 15.47e9, 138.36e6),
+    ],
+)
+def test_published_sizes(name: str, multiplications: float, parameters: float) -> None:
+    model = network(name)
+    values = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    shapes = {value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    found = 0
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            found += math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            found += math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+    assert found == pytest.approx(multiplications, rel=0.01)
+    assert sum(math.prod(tensor.dims) for tensor in model.graph.initializer) == pytest.approx(parameters, rel=0.015)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_activations_stay_near_one_and_weights_the_same(name: str) -> None:
+    small = {"width": 1 / 12} if name == "minilm" else {"width": 1 / 12, "size": 75 if name == "inception_v3" else 64}
+    model = NETWORKS[name](**small)
+    onnx.checker.check_model(model, full_check=True)
+    assert NETWORKS[name](**small) == model
+    words = {"input": np.arange(128, dtype=np.int64)[None]}
+    (result,) = run_onnx(model, words if name == "minilm" else random_inputs(model)).values()
+    assert np.isfinite(result).all() and 0.1 < result.std() < 30
+
+
+def test_networks_that_there_are_not() -> None:
+    with pytest.raises(InputError, match=r"no network named 'lenet'.*resnet18"):
+        network("lenet")
 
 
 def randomised(path: Path) -> onnx.ModelProto:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
-from tvm_coexec.planning.plan import LayerPlan, Plan
+from tvm_coexec.planning.plan import LayerPlan, Plan, Sync
 
 VARIANT = Variant.make("direct", rows=4, unroll=1)
 PLAN = Plan(
@@ -16,6 +17,8 @@ PLAN = Plan(
         LayerPlan("fc1", Linear(8, 64, 128, ("bias",)), 1, VARIANT, VARIANT, 10.0, 12.0, 15.5, "split: because"),
         LayerPlan("norm", RowWise("layer_norm", 8, 64, epsilon=1e-5), 1, VARIANT, None, 3.0, 0.0, 3.0, "cpu alone"),
     ),
+    total_us=17.5,
+    syncs=(Sync("norm", "cpu", "fc1", "reads it all"), Sync(None, "cpu", "fc1", "the end")),
 )
 
 sizes = st.integers(1, 5000)
@@ -40,7 +43,15 @@ def layer_plans(draw):
     return LayerPlan(draw(st.text()), layer, cpu_units, cpu, gpu, *(draw(times_us) for _ in range(3)), draw(st.text()))
 
 
-@given(st.builds(Plan, st.text(), st.text(), st.lists(layer_plans(), max_size=3).map(tuple)))
+@st.composite
+def plans(draw):
+    layers = tuple(draw(st.lists(layer_plans(), min_size=1, max_size=3)))
+    names = st.sampled_from([layer.name for layer in layers])
+    syncs = st.builds(Sync, names | st.none(), st.sampled_from(["cpu", "gpu"]), names, st.text())
+    return Plan(draw(st.text()), draw(st.text()), layers, draw(times_us), tuple(draw(st.lists(syncs, max_size=3))))
+
+
+@given(plans())
 def test_a_plan_survives_json(plan):
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
@@ -58,7 +69,13 @@ def test_the_table_names_layers_splits_times_and_reasons():
     assert table[0] == "device pocl: cpu, synchronised by svm"
     assert table[2].split() == ["fc1", "1", "3", "10.0", "12.0", "15.5", "split:", "because"]
     assert table[3].split() == ["norm", "1", "0", "3.0", "0.0", "3.0", "cpu", "alone"]
-    assert table[4] == "2 layers, expected 18.5 us"
+    assert table[4:6] == ["2 layers, expected 17.5 us", "2 synchronisations"]
+    assert table[7].split() == ["norm", "CPU", "fc1", "reads", "it", "all"]
+    assert table[8].split() == ["the", "end", "CPU", "fc1", "the", "end"]
+
+
+def test_the_table_says_so_where_nobody_waits():
+    assert str(dataclasses.replace(PLAN, syncs=())).splitlines()[-1] == "no synchronisations"
 
 
 def changed(place, value):
@@ -74,9 +91,15 @@ def changed(place, value):
     "place, value, message",
     [
         (["format"], "a recipe", "no tvm-coexec plan"),
-        (["version"], 2, "version 2, this release reads 1"),
+        (["version"], 1, "version 1, this release reads 2"),
         (["colour"], "red", "a plan has the unknown field 'colour'"),
         (["device"], None, "'device' is None"),
+        (["total_us"], -1, "'total_us' is -1"),
+        (["syncs"], None, "'syncs' is None"),
+        (["syncs", 0], "fc1", "a synchronisation is not an object"),
+        (["syncs", 0, "side"], "dsp", "side 'dsp' of a synchronisation"),
+        (["syncs", 0, "awaits"], "fc9", "names the layer 'fc9'"),
+        (["syncs", 1, "layer"], 3, "'layer' is 3"),
         (["layers"], {}, "'layers' is {}"),
         (["layers", 0], 7, "a layer is not an object"),
         (["layers", 0, "hue"], 1, "a layer has the unknown field 'hue'"),

@@ -1,23 +1,34 @@
 """The lowering of steps to two programs: however the sides advance, data is there when it is read."""
 
 import random
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvm_coexec.runtime.program import Lowered, Work, lower
+from tvm_coexec.runtime.program import Lowered, Read, Work, lower, network_reads
 
 
 @st.composite
 def networks(draw: st.DrawFn) -> list[Work]:
-    works = []
+    """Steps that read any others, each unit of a step either the same unit or all; steps of equal units are common."""
+    works: list[Work] = []
     for number in range(draw(st.integers(1, 8))):
-        units = draw(st.integers(1, 3))
+        units = draw(st.sampled_from([1, 4, 4, 4]))
         cpu_units = draw(st.integers(0, units))
         reads = draw(st.sets(st.integers(1, number), max_size=2)) if number else set()
-        works.append(Work(cpu_units, units - cpu_units, tuple(sorted(reads)), draw(st.booleans())))
-    return [*works[:-1], Work(works[-1].cpu_units, works[-1].gpu_units, works[-1].reads, True)]
+        reads_of_step = tuple(
+            Read(read, works[read - 1].cpu_units + works[read - 1].gpu_units == units and draw(st.booleans()))
+            for read in sorted(reads)
+        )
+        launches, steps, is_output = draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())
+        works.append(Work(cpu_units, units - cpu_units, reads_of_step, is_output, 1, launches, steps))
+    return [*works[:-1], replace(works[-1], is_output=True)]
+
+
+def units_of(work: Work, side: str) -> set[int]:
+    return set(range(work.gpu_units)) if side == "gpu" else set(range(work.gpu_units, work.gpu_units + work.cpu_units))
 
 
 class Flags:
@@ -28,12 +39,19 @@ class Flags:
         self.done: dict[str, set[int]] = {"cpu": set(), "gpu": set()}
         self.flag = {"cpu": 0, "gpu": 0}
         self.enqueued = 0
+        self.launched: list[tuple[int, int]] = []
+
+    def check_reads(self, side: str, step: int) -> None:
+        for read in self.works[step - 1].reads:
+            work = self.works[read.step - 1]
+            for writer in ("cpu", "gpu"):
+                read_units = units_of(work, writer)
+                if read.local:
+                    read_units &= units_of(self.works[step - 1], side)
+                assert not read_units or read.step in self.done[writer], f"{side} reads {read} before {writer} wrote it"
 
     def compute(self, side: str, step: int) -> None:
-        for read in self.works[step - 1].reads:
-            work = self.works[read - 1]
-            assert not work.cpu_units or read in self.done["cpu"], f"{side} reads step {read} before the CPU wrote it"
-            assert not work.gpu_units or read in self.done["gpu"], f"{side} reads step {read} before the GPU wrote it"
+        self.check_reads(side, step)
         self.done[side].add(step)
 
     def cpu(self, index: int) -> bool:
@@ -54,10 +72,16 @@ class Flags:
         if index >= self.enqueued:
             return False
         command = self.lowered.commands[index]
+        if command.awaited > self.flag["cpu"]:
+            return False
         if command.kind == "kernel":
-            self.compute("gpu", command.step)
-        if command.kind.startswith("signal"):
-            assert command.done > self.flag["gpu"] or command.done == self.flag["gpu"]
+            self.launched.append((command.step, command.launch))
+            self.check_reads("gpu", command.step)
+            if command.launch == self.works[command.step - 1].gpu_launches - 1:
+                self.compute("gpu", command.step)
+        if command.done:
+            assert command.done >= self.flag["gpu"]
+            assert command.done in self.done["gpu"], "a step is reported before its last kernel has ended"
             self.flag["gpu"] = command.done
         return not command.kind.endswith("wait") or self.flag["cpu"] >= command.step
 
@@ -77,6 +101,12 @@ def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int)
     run.run()
     assert run.done["cpu"] == {number for number, work in enumerate(works, 1) if work.cpu_units}
     assert run.done["gpu"] == {number for number, work in enumerate(works, 1) if work.gpu_units}
+    assert run.launched == [
+        (number, launch)
+        for number, work in enumerate(works, 1)
+        if work.gpu_units
+        for launch in range(work.gpu_launches)
+    ]
 
 
 @given(networks())
@@ -91,24 +121,77 @@ def test_events_exchange_every_tensor_that_crosses(works: list[Work]) -> None:
     operations = lower(works, "event", inputs=1).operations
     for step, work in enumerate(works, 1):
         for read in work.reads:
-            written = works[read - 1]
-            if (work.cpu_units and written.gpu_units) or (work.gpu_units and written.cpu_units):
-                exchange = next(i for i, o in enumerate(operations) if o.kind == "exchange" and o.first == read - 1)
+            written = works[read.step - 1]
+            crosses = any(
+                units_of(work, side) & units_of(written, other) if read.local else units_of(written, other)
+                for side, other in (("cpu", "gpu"), ("gpu", "cpu"))
+                if units_of(work, side)
+            )
+            if crosses:
+                exchange = next(
+                    i for i, o in enumerate(operations) if o.kind == "exchange" and o.first == read.step - 1
+                )
                 uses = [i for i, o in enumerate(operations) if o.step == step and o.kind in ("call", "enqueue")]
                 assert exchange < min(uses)
 
 
+@pytest.mark.parametrize("mechanism", ["svm", "event"])
+def test_a_chain_on_its_sides_own_channels_synchronises_only_at_its_end(mechanism: str) -> None:
+    chain = [Work(2, 3), *(Work(2, 3, (Read(number, local=True),)) for number in range(1, 5))]
+    last = Work(2, 3, (Read(5, local=True),), True)
+    kinds = [command.kind for command in lower([*chain, last], mechanism).commands]
+    assert kinds == ["kernel"] * 6 + (["signal"] if mechanism == "svm" else [])
+    assert lower([*chain, last], mechanism).sync_count == 1
+
+
+@pytest.mark.parametrize(("gpu_units", "commands", "waits"), [(3, 0, 1), (4, 1, 1), (2, 0, 2)])
+def test_a_side_whose_units_grow_waits_for_those_of_the_other(gpu_units: int, commands: int, waits: int) -> None:
+    steps = [Work(2, 3), Work(5 - gpu_units, gpu_units, (Read(1, local=True),), True)]
+    lowered = lower(steps, "svm")
+    assert sum(command.kind.endswith("wait") for command in lowered.commands) == commands
+    assert sum(operation.kind == "wait" for operation in lowered.operations) == waits
+
+
+@dataclass(frozen=True)
+class Named:
+    output: str
+    inputs: tuple[str, ...]
+    local_inputs: tuple[str, ...] = ()
+    units: int = 4
+    axis: str = "channels"
+
+
+def test_a_read_is_local_only_between_steps_that_are_divided_alike() -> None:
+    steps = [
+        Named("a", ("x",), ("x",)),
+        Named("b", ("a",)),
+        Named("c", ("b", "a"), ("a",)),
+        Named("d", ("c",), ("c",), units=3),
+        Named("e", ("c",), ("c",), axis="rows"),
+    ]
+    expected = [(), (Read(1),), (Read(2), Read(1, local=True)), (Read(3),), (Read(3),)]
+    assert network_reads(steps) == expected
+
+
 def test_one_side_alone_synchronises_nothing() -> None:
-    chain = [Work(4, 0), Work(4, 0, (1,)), Work(4, 0, (2,), True)]
+    chain = [Work(4, 0), Work(4, 0, (Read(1),)), Work(4, 0, (Read(2),), True)]
     lowered = lower(chain, "svm")
     assert [operation.kind for operation in lowered.operations] == ["call", "call", "call"]
     assert lowered.sync_count == 0
 
 
 def test_a_signal_and_the_wait_after_it_are_one_launch() -> None:
-    chain = [Work(1, 1), Work(1, 1, (1,), True)]
+    chain = [Work(1, 1), Work(1, 1, (Read(1),), True)]
     kinds = [command.kind for command in lower(chain, "svm").commands]
     assert kinds == ["kernel", "signal_wait", "kernel", "signal"]
+
+
+def test_kernels_that_step_themselves_need_no_flag_kernels() -> None:
+    chain = [Work(1, 1, gpu_steps=True), Work(1, 1, (Read(1),), True, gpu_launches=3, gpu_steps=True)]
+    lowered = lower(chain, "svm")
+    assert [command.kind for command in lowered.commands] == ["kernel"] * 4
+    assert [(command.awaited, command.done) for command in lowered.commands] == [(0, 1), (1, 0), (0, 0), (0, 2)]
+    assert lowered.sync_count == lower([replace(step, gpu_steps=False) for step in chain], "svm").sync_count
 
 
 def test_the_last_gpu_step_is_awaited_even_if_nothing_reads_it() -> None:
@@ -117,7 +200,7 @@ def test_the_last_gpu_step_is_awaited_even_if_nothing_reads_it() -> None:
 
 @pytest.mark.parametrize("mechanism", ["svm", "event"])
 def test_every_command_is_enqueued_once(mechanism: str) -> None:
-    chain = [Work(1, 1)] + [Work(1, 1, (number,)) for number in range(1, 9)]
+    chain = [Work(1, 1)] + [Work(1, 1, (Read(number),)) for number in range(1, 9)]
     lowered = lower(chain, mechanism)
     ranges = [(operation.first, operation.last) for operation in lowered.operations if operation.kind == "enqueue"]
     assert [first for first, _ in ranges] == [0, *(last for _, last in ranges[:-1])]

@@ -143,7 +143,7 @@ def test_the_opencl_kernel_takes_its_buffers_in_order() -> None:
     target = Target((("kind", "llvm"),), HARDWARE)
     (kernel,) = compile_half(layer, "gpu", schedules.linear.default_variant(layer, "gpu", HARDWARE), target)
     places = [
-        kernel.code.decode().index(f"p{place}_{role}_ptr")
+        kernel.code.decode().index(f"p{place:02d}_{role}_ptr")
         for place, role in enumerate(("input", "weights", "bias", "residual", "output"))
     ]
     assert places == sorted(places)

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
+from onnx_builder import OnnxBuilder, linear
+from peers import PEERS
 
 import tvm_coexec
 from tvm_coexec.layers import Linear
@@ -73,6 +76,48 @@ def test_the_mechanisms_are_compared(device: Device, tmp_path: Path) -> None:
     for chain in result["chains"]:
         beyond_us = chain["chain_us"] - chain["halves_us"]
         assert chain["overhead_us_per_layer"] == pytest.approx(beyond_us / chain["depth"])
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> Path:
+    builder = OnnxBuilder(x=(9, 64))
+    hidden = builder.add("Relu", linear(builder, "x", 64, 96))
+    path = tmp_path / "mlp.onnx"
+    onnx.save(builder.model(linear(builder, hidden, 96, 40)), path)
+    return path
+
+
+def test_networks_are_compared_with_every_engine(profile: Path, mlp: Path, tmp_path: Path) -> None:
+    arguments = ("--profile", str(profile), "--models", str(mlp), "--rounds", "2")
+    result = result_of("compare_networks.py", tmp_path / "out", *arguments)
+    (model,) = result["models"]
+    assert model["name"] == "mlp"
+    assert model["cpu_us"] > 0 and model["gpu_us"] > 0 and model["coexec_us"] > 0 and model["predicted_us"] > 0
+    assert set(model["peers"]) | set(model["not_measured"]) == set(PEERS)
+    assert all(set(by_threads) == {"1", "2"} for by_threads in model["peers"].values())
+    assert "onnxruntime" in model["peers"]
+    assert model["max_rel_error"] < 1e-5 and model["same_top1"]
+    assert all(error < 1e-5 for error in model["peer_errors"].values())
+    assert model["syncs"] >= 0 and model["peak_bytes"] > 4 * (64 * 96 + 96 * 40)
+    assert set(model["samples_us"]) == set(model["spread_us"]) >= {"cpu", "gpu", "coexec", "onnxruntime 2"}
+    text = (tmp_path / "out" / "result.md").read_text()
+    assert all(f"mlp, {engine}: {why}" in text for engine, why in model["not_measured"].items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "resnet18,lenet"], "no network named 'lenet'"),
+        (["--models", "nowhere.onnx"], "there is no ONNX file nowhere.onnx"),
+        (["--models", "resnet18", "--rounds", "0"], "--rounds must be at least 1"),
+        (["--models", "resnet18"], "no profile at nowhere"),
+    ],
+    ids=["name", "path", "rounds", "profile"],
+)
+def test_networks_that_cannot_be_compared(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run("compare_networks.py", "--profile", "nowhere", *arguments, "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ def test_pixels_behind_the_halo_do_not_count() -> None:
     half = Half(layer, first(layer, "cpu", 4))
     pixels = half.buffers["input"].reshape(2, 7, 7, 32)
     pixels[0, 1:-1, 1:-1] *= 1e-6
-    half.input[0] *= 1e-6
-    half.input[1] *= 0
+    half.images["input"][0] *= 1e-6
+    half.images["input"][1] *= 0
     expected = half.expected()[0]
     half.kernels[0].run(0, 1)
     result = half.buffers["output"].reshape(2, 5, 5, 32)[0]

@@ -10,10 +10,11 @@ from . import schedules
 from .errors import FileFormatError, InputError
 from .frontends import to_graph
 from .graph import Graph, Node
-from .layers import Hardware, Opaque
-from .packaging import Choice, computable, package
+from .layers import AnyLayer, Hardware
+from .packaging import Choice, package
+from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan
-from .planning.split import Planner, plan_measured
+from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .runtime.device import Device, open_device
 from .runtime.executor import TIMEOUT_S
@@ -93,8 +94,11 @@ def plan_graph(
     """Divide every layer of a graph; see :func:`build`."""
     hardware = target_for(device.facts()).hardware
     found = _planner(profile, device)
+    if split == "predicted" and found is not None:
+        return plan_network(graph, found, device.label, device.mechanism)
     rule = _rule(graph, device, hardware, found, split, profile)
-    return Plan(device.label, device.mechanism, tuple(rule(node) for node in graph.nodes))
+    layers = [rule(node) for node in graph.nodes]
+    return assemble(graph, layers, found.overheads if found else Overheads(0.0), device.label, device.mechanism)
 
 
 def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner | None:
@@ -120,8 +124,8 @@ def _rule(
     """How to plan one node."""
 
     def fixed(node: Node, cpu_units: int) -> LayerPlan:
-        if found is not None and found.knows(computable(node)):
-            return found.plan_split(node.name, computable(node), cpu_units)
+        if found is not None and found.knows(node.layer):
+            return found.plan_split(node.name, node.layer, cpu_units)
         return _unpredicted(node, cpu_units, hardware, "chosen by the caller; nothing is known of its time")
 
     def predicted(node: Node) -> LayerPlan:
@@ -135,12 +139,12 @@ def _rule(
     if split == "predicted":
         return predicted
     if split == "measured":
-        divisible = [computable(node) for node in graph.nodes if not isinstance(node.layer, Opaque)]
+        divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
         measured = measure_splits(divisible, device, profile)
         return lambda node: (
-            fixed(node, node.layer.units)
-            if isinstance(node.layer, Opaque)
-            else plan_measured(node.name, computable(node), *measured)
+            plan_measured(node.name, node.layer, *measured)
+            if _has_gpu_kernels(node.layer, hardware)
+            else fixed(node, node.layer.units)
         )
     if isinstance(split, Mapping):
         units = _units_by_name(graph, split)
@@ -151,24 +155,28 @@ def _rule(
     return lambda node: fixed(node, _share(split, node))
 
 
+def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
+    return bool(schedules.family(layer).variants(layer, "gpu", hardware))
+
+
 def plan_node(node: Node, planner: Planner) -> LayerPlan:
     """Divide a layer by what its profile learned; what the profile knows nothing of stays on the CPU."""
-    if planner.knows(computable(node)):
-        return planner.plan_layer(node.name, computable(node))
+    if planner.knows(node.layer):
+        return planner.plan_layer(node.name, node.layer)
     reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
     return _unpredicted(node, node.layer.units, planner.hardware, reason)
 
 
 def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
     """Default variants and no expectation of time."""
-    family = schedules.family(computable(node))
-    if not family.variants(node.layer, "gpu", hardware):
-        cpu_units, reason = node.layer.units, f"cpu alone: {node.layer.op} layers have no kernels for the GPU"
+    family = schedules.family(node.layer)
+    if not _has_gpu_kernels(node.layer, hardware):
+        cpu_units, reason = node.layer.units, f"cpu alone: the gpu has no kernels for {node.layer.op} layers"
     cpu = family.default_variant(node.layer, "cpu", hardware)
     gpu = family.default_variant(node.layer, "gpu", hardware) if cpu_units < node.layer.units else None
     return LayerPlan(
         name=node.name,
-        layer=computable(node),
+        layer=node.layer,
         cpu_units=cpu_units,
         cpu=cpu if cpu_units else None,
         gpu=gpu,

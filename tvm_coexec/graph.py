@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ModelError
-from .layers import AnyLayer, Conv2d, LocalNorm, Opaque, Pool, parameter_dtype, parameter_shapes
+from .layers import AnyLayer, Conv2d, LocalNorm, Opaque, Pool, parameter_dtype, parameter_shapes, reads_locally
 
 Image = tuple[int, int, int, int]
 """Sizes of an image as kernels see it: batch, height, width, channels."""
@@ -88,6 +88,15 @@ class Node:
     def reads(self) -> tuple[str, ...]:
         """Names of the tensors that the node reads."""
         return (self.input, *self.others, *(() if self.residual is None else (self.residual,)))
+
+    @property
+    def local_reads(self) -> tuple[str, ...]:
+        """Those of which a unit of the layer needs the same unit alone, if they are divided as the layer is."""
+        others = (self.input, *self.others)
+        local = others if reads_locally(self.layer, "input") else ()
+        if self.residual is not None and (local or self.residual not in others):
+            local = (*local, self.residual)
+        return tuple(dict.fromkeys(local))
 
 
 @dataclass
@@ -188,7 +197,8 @@ def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
         expected = dtypes.get(name, "float32")
         if tensor.dtype != expected:
             raise ModelError(f"node {node.name!r} needs {name!r} to be {expected}, but it is {tensor.dtype}")
-        if isinstance(layer, Conv2d | Pool | LocalNorm) and tensor.image != size:
+        sees_image = isinstance(layer, Conv2d | Pool | LocalNorm) or (isinstance(layer, Opaque) and tensor.image)
+        if sees_image and tensor.image != size:
             raise ModelError(f"node {node.name!r} needs {name!r} to be the image {size}, but it is {tensor.image}")
 
 

@@ -148,7 +148,7 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
     arguments = declarations[0].split(",") if len(declarations) == 1 else []
     names = [argument.replace("*", " ").split()[-1] for argument in arguments]
-    expected = [f"p{place}_{role}_ptr" for place, role in enumerate(roles)] + ["begin", "count"]
+    expected = [f"p{place:02d}_{role}_ptr" for place, role in enumerate(roles)] + ["begin", "count"]
     if names != expected:
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
     return source.encode()

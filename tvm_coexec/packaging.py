@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from . import schedules
-from .errors import ModelError
-from .graph import Graph, Node
+from .graph import Graph, Node, Tensor
 from .kernels import Kernel, compile_half, link
-from .layers import SCRATCH, AnyLayer, Conv2d, ImageLayouts, Linear, Opaque, RowWise, Variant, layer_to_json
+from .layers import (
+    SCRATCH,
+    AnyLayer,
+    ImageLayer,
+    ImageLayout,
+    ImageLayouts,
+    Variant,
+    layer_to_json,
+    reads_locally,
+    unit_channels,
+)
+from .layouts import image_layouts, node_layouts
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
+from .slots import assign_slots
 from .target import Target
-
-
-def computable(node: Node) -> Linear | RowWise | Opaque:
-    """The node's layer, which modules must be able to hold.
-
-    Raises
-    ------
-    ModelError
-        They are not, naming the node.
-    """
-    if not isinstance(node.layer, Linear | RowWise | Opaque):
-        raise ModelError(
-            f"node {node.name!r} is a {node.layer.op} layer, for which modules have no kernels; "
-            "supported are linear, row-wise and opaque layers"
-        )
-    return node.layer
 
 
 @dataclass(frozen=True)
@@ -63,11 +58,9 @@ def package(
     kernels: list[Kernel] = []
     constants: dict[str, np.ndarray] = {}
     steps = []
-    for index, node in enumerate(progress(graph.nodes)):
-        others = {f"input{number}": name for number, name in enumerate(node.others, 1)}
-        roles = {"input": node.input, **others, "residual": node.residual, "output": node.output}
-        halves = _Halves(node.name, node.layer, roles)
-        choice = choices[index]
+    layouts = image_layouts(graph)
+    for node, choice in zip(progress(graph.nodes), choices, strict=True):
+        halves = _Halves(node.name, node.layer, _roles(node), node_layouts(node, layouts))
         for side, variant in (("cpu", choice.cpu), ("gpu", choice.gpu)):
             if variant is not None:
                 halves.add(side, variant, target)
@@ -75,18 +68,36 @@ def package(
                 constants.update({halves.constant(role): array for role, array in packed.items()})
         kernels += halves.kernels
         steps.append(halves.step(choice.cpu_units))
+    tensors = tuple(_tensor_spec(tensor, layouts.get(tensor.name)) for tensor in graph.tensors.values())
     manifest = Manifest(
         device=dict(device),
-        tensors=tuple(
-            TensorSpec(t.name, tuple(t.shape), t.channel_axes, dtype=t.dtype) for t in graph.tensors.values()
-        ),
+        tensors=tensors,
         constants=tuple(ConstantSpec(name, array.shape, str(array.dtype)) for name, array in constants.items()),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
         plan=dict(plan),
     )
-    return _package(manifest, kernels, constants)
+    slotted = assign_slots(tensors, steps, manifest.word_counts(), {*graph.inputs, *graph.outputs})
+    return _package(replace(manifest, tensors=slotted), kernels, constants)
+
+
+def _roles(node: Node) -> dict[str, str | None]:
+    """The tensors of a node by their roles."""
+    others = {f"input{place}": name for place, name in enumerate(node.others, 1)}
+    return {"input": node.input, **others, "residual": node.residual, "output": node.output}
+
+
+def _tensor_spec(tensor: Tensor, layout: ImageLayout | None) -> TensorSpec:
+    return TensorSpec(
+        tensor.name,
+        tuple(tensor.shape),
+        tensor.channel_axes,
+        layout,
+        tensor.image,
+        tensor.channels_first,
+        tensor.dtype,
+    )
 
 
 def _package(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[str, np.ndarray]) -> Package:
@@ -95,7 +106,10 @@ def _package(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[s
 
 
 class _Halves:
-    """The halves of a layer as they are compiled; ``tensors`` maps the roles of activations to their names."""
+    """The halves of a layer as they are compiled.
+
+    ``tensors`` maps the roles of activations to their names, those of inputs in order and the residual's behind them.
+    """
 
     def __init__(
         self,
@@ -127,9 +141,9 @@ class _Halves:
         return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
 
     def _source(self, role: str, side: str) -> str:
-        """Scratch is a half's own, constants are read by both."""
+        """Scratch is a side's own, constants are read by both."""
         if role.startswith(SCRATCH):
-            return f"{self.name}.{side}.{role}"
+            return f"{side}.{role}"
         return self.tensors.get(role) or self.constant(role)
 
     def step(self, cpu_units: int, seed: int | None = None) -> StepSpec:
@@ -139,12 +153,20 @@ class _Halves:
             units=self.layer.units,
             axis=self.layer.axis,
             cpu_units=cpu_units,
-            inputs=tuple(name for role, name in self.tensors.items() if role != "output"),
+            inputs=tuple(dict.fromkeys(tensor for role, tensor in self.tensors.items() if role != "output")),
             output=self.tensors["output"],
             cpu=self._specs.get("cpu"),
             gpu=self._specs.get("gpu"),
             seed=seed,
+            local_inputs=tuple(self._local_inputs()),
+            unit_channels=unit_channels(self.layer),
         )
+
+    def _local_inputs(self) -> Iterator[str]:
+        """Tensors that are read locally in every role that they have."""
+        roles = [role for role in self.tensors if role != "output"]
+        whole = {self.tensors[role] for role in roles if not reads_locally(self.layer, role)}
+        yield from dict.fromkeys(self.tensors[role] for role in roles if self.tensors[role] not in whole)
 
 
 def single_layer(
@@ -152,7 +174,7 @@ def single_layer(
 ) -> Package:
     """A module of one layer with random parameters, for measuring; both halves are in it."""
     tensors = _own_tensors(layer)
-    layouts = ImageLayouts.alone(layer) if isinstance(layer, Conv2d) else None
+    layouts = _own_layouts(layer)
     halves = _Halves("layer", layer, {role: tensor.name for role, tensor in tensors.items()}, layouts)
     halves.add("cpu", cpu, target)
     halves.add("gpu", gpu, target)
@@ -161,14 +183,19 @@ def single_layer(
     return _package(manifest, halves.kernels, {})
 
 
+def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
+    """Those of a network that consists of one layer; None where its activations are no images."""
+    return ImageLayouts.alone(layer) if isinstance(layer, ImageLayer) else None
+
+
 def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:
     """The activations of a network that consists of one layer, by their roles."""
-    layouts = ImageLayouts.alone(layer) if isinstance(layer, Conv2d) else None
-    tensors = {
-        "input": TensorSpec("x", layer.input_sizes[0], layout=layouts.input if layouts else None),
-        "residual": TensorSpec("r", layer.output_size, layout=layouts.residual if layouts else None),
-        "output": TensorSpec("y", layer.output_size, layout=layouts.output if layouts else None),
-    }
-    if "residual" not in layer.epilogue:
-        del tensors["residual"]
-    return tensors
+    layouts = _own_layouts(layer)
+    tensors = {}
+    for place, size in enumerate(layer.input_sizes):
+        number = str(place) if place else ""
+        layout = layouts.inputs[place] if layouts else None
+        tensors[f"input{number}"] = TensorSpec.of_size(f"x{number}", size, layout)
+    if "residual" in layer.epilogue:
+        tensors["residual"] = TensorSpec.of_size("r", layer.output_size, layouts.residual if layouts else None)
+    return tensors | {"output": TensorSpec.of_size("y", layer.output_size, layouts.output if layouts else None)}

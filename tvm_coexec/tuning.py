@@ -17,6 +17,8 @@ from . import schedules
 from .errors import InputError, KernelError
 from .layers import AnyLayer, Linear, Variant
 from .packaging import single_layer
+from .planning.basetime import BaseTime
+from .planning.estimates import fit_estimates
 from .planning.evaluation import Evaluation, evaluate
 from .planning.features import Processor
 from .planning.predictors import LatencyPredictor, train
@@ -25,7 +27,13 @@ from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .rpc.client import RefusedError, SessionLostError
 from .target import Target, target_for
-from .workloads import conv2d_training_layers, linear_training_layers, rowwise_training_layers
+from .workloads import (
+    attention_training_layers,
+    conv2d_training_layers,
+    images_training_layers,
+    linear_training_layers,
+    rowwise_training_layers,
+)
 
 if TYPE_CHECKING:
     from .rpc.client import Session
@@ -35,8 +43,10 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "linear": linear_training_layers,
     "rowwise": rowwise_training_layers,
     "conv2d": conv2d_training_layers,
+    "images": images_training_layers,
+    "attention": attention_training_layers,
 }
-_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5}
+_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
 
 _CANDIDATES = 2
@@ -49,6 +59,7 @@ _POINT_S = 0.05
 """A point is repeated for about this long, within the bounds below."""
 _REPEATS = (6, 24)
 _LAUNCH_FLOPS_PER_US = 5e4
+_BYTES_PER_US = 2e4
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
 
 
@@ -125,7 +136,7 @@ def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
 
 def repeats_for(layer: AnyLayer) -> int:
     """Repetitions of a point: many of a short layer, few of a long one."""
-    expected_us = 5 + layer.flops / _LAUNCH_FLOPS_PER_US
+    expected_us = 5 + max(layer.flops / _LAUNCH_FLOPS_PER_US, layer.activation_bytes / _BYTES_PER_US)
     low, high = _REPEATS
     return int(min(high, max(low, _POINT_S * 1e6 / expected_us)))
 
@@ -183,7 +194,8 @@ def tune(
     device
         Any unambiguous part of the name of a local device; not to be given with ``tracker``.
     families
-        Of ``linear``, ``rowwise`` and ``conv2d``. Layers of a family that is not tuned stay on the CPU.
+        Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
+        placed by an estimate.
     minutes
         Time for measuring; training comes on top.
     layers
@@ -274,7 +286,13 @@ def fit(profile: Profile) -> list[Evaluation]:
         own = [sample for sample in samples if sample.side == side]
         evaluations.append(evaluate(own, side, processor))
         train(own, side, processor).save(profile.predictor_path(side))
-    profile.describe(report={evaluation.side: evaluation.to_json() for evaluation in evaluations})
+    profile.describe(
+        report={evaluation.side: evaluation.to_json() for evaluation in evaluations},
+        planning={
+            **(profile.planning or {}),
+            "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()},
+        },
+    )
     return evaluations
 
 
@@ -319,7 +337,9 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
 
 def planner(profile: Profile) -> Planner:
     """The planner of a tuned profile."""
-    if not isinstance(profile.planning, dict) or not profile.predictor_path("cpu").exists():
+    if not isinstance(profile.planning, dict) or "estimates_us" not in profile.planning:
         raise InputError(f"{profile.path} is not tuned to the end; go on with `tvm-coexec tune --out {profile.path}`")
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
-    return Planner(cpu, gpu, target_for(profile.facts).hardware, Overheads(**profile.planning["overheads"]))
+    overheads = Overheads(**profile.planning["overheads"])
+    estimates = {side: BaseTime(tuple(terms.items())) for side, terms in profile.planning["estimates_us"].items()}
+    return Planner(cpu, gpu, target_for(profile.facts).hardware, overheads, estimates=estimates)

@@ -12,7 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from .errors import FileFormatError, InputError
-from .layers import TILE, AnyLayer, Conv2d, Linear, RowWise, layer_from_json
+from .layers import (
+    TILE,
+    AnyLayer,
+    Attention,
+    Concat,
+    Conv2d,
+    Linear,
+    LocalNorm,
+    Pool,
+    Product,
+    RowWise,
+    layer_from_json,
+)
 
 VIT_TOKENS = 197
 _TEST_SEED, _TRAINING_SEED = 2025, 1
@@ -23,6 +35,7 @@ _EPILOGUES = (("bias",), ("bias", "relu"), ("bias", "gelu"), ("bias", "residual"
 _BIAS_RELU, _SHORTCUT = ("bias", "relu"), ("bias", "residual", "relu")
 _CONV_EPILOGUES = (("bias",), _BIAS_RELU, _BIAS_RELU, _SHORTCUT, ("bias", "relu6"), ())
 _MAX_TRAINING_FLOPS = 1e9
+_MAP_EPILOGUES = (("residual", "relu"), ("residual",), ("relu",), ("silu",), ("hard_swish",), ("sigmoid",), ("bias",))
 
 
 def vit_base() -> list[Linear]:
@@ -62,6 +75,27 @@ def rowwise_training_layers() -> Iterator[RowWise]:
         kind, epilogue = kinds[rng.integers(len(kinds))]
         m, n = _log_uniform(rng, *_M_RANGE), _log_uniform(rng, *_N_ROWWISE_RANGE)
         yield RowWise(kind, m, n, epilogue, 1e-5 if kind == "layer_norm" else 0.0)
+
+
+def attention_test_layers() -> list[Attention]:
+    """Attention of ViT-Base/16 at 224 pixels, and of a text encoder of 12 heads of 32 channels and 128 tokens."""
+    return [_self_attention(1, 12, VIT_TOKENS, 64), _self_attention(1, 12, 128, 32)]
+
+
+def attention_training_layers() -> Iterator[Attention]:
+    """Attention without end, of other sizes than those that comparisons measure."""
+    held_out = attention_test_layers()
+    rng = np.random.default_rng(_TRAINING_SEED)
+    while True:
+        heads, head_dim = int(rng.integers(2, 17)), int(rng.choice((32, 64, 96, 128)))
+        layer = _self_attention(int(rng.choice((1, 1, 1, 2))), heads, _log_uniform(rng, 16, 512), head_dim)
+        if layer not in held_out and layer.flops <= _MAX_TRAINING_FLOPS:
+            yield layer
+
+
+def _self_attention(batch: int, heads: int, tokens: int, head_dim: int) -> Attention:
+    width = heads * head_dim
+    return Attention(batch, heads, tokens, tokens, head_dim, head_dim**-0.5, (3 * width,) * 3, (0, width, 2 * width))
 
 
 def resnet18() -> list[Conv2d]:
@@ -147,6 +181,43 @@ def _random_conv2d(rng: np.random.Generator) -> Conv2d:
     return replace(layer, in_channels=outputs, groups=outputs) if kind == "depthwise" else layer
 
 
+ImageLayer = Pool | Concat | Product | LocalNorm
+
+
+def images_training_layers() -> Iterator[ImageLayer]:
+    """Pooling, element-wise maps, concatenation, products and local normalisation without end, as in image networks."""
+    rng = np.random.default_rng(_TRAINING_SEED)
+    kinds = ("pool", "global", "map", "concat", "product", "local_norm")
+    while True:
+        size = _log_uniform(rng, 5, 128)
+        channels = _channels(rng, size)
+        kind = rng.choice(kinds, p=(0.25, 0.15, 0.25, 0.2, 0.1, 0.05))
+        if kind == "pool":
+            yield _random_pool(rng, size, channels)
+        elif kind == "global":
+            size = min(size, 28)
+            yield Pool("average", size, size, channels, (size, size))
+        elif kind == "map":
+            epilogue = _MAP_EPILOGUES[rng.integers(len(_MAP_EPILOGUES))]
+            yield Pool("max", size, size, channels, (1, 1), epilogue=epilogue)
+        elif kind == "concat":
+            yield Concat(size, size, tuple(_channels(rng, size) for _ in range(rng.integers(1, 5))))
+        elif kind == "product":
+            yield Product(size, size, channels, per_image=bool(rng.random() < 0.8))
+        else:
+            yield LocalNorm(size, size, channels, 5, 1e-4, 0.75, 1.0)
+
+
+def _random_pool(rng: np.random.Generator, size: int, channels: int) -> Pool:
+    """A pooling between two stages of a network, or one beside the convolutions of an inception block."""
+    kind = "max" if rng.random() < 0.6 else "average"
+    if rng.random() < 0.4:
+        return Pool(kind, size, size, channels, (3, 3), (1, 1), (1,) * 4, count_padding=bool(rng.random() < 0.5))
+    kernel = int(rng.choice((2, 3)))
+    padding = (1,) * 4 if kernel == 3 and rng.random() < 0.5 else (0,) * 4
+    return Pool(kind, size, size, channels, (kernel, kernel), (2, 2), padding)
+
+
 def _channels(rng: np.random.Generator, size: int) -> int:
     """Half of them multiples of a tile."""
     channels = _log_uniform(rng, 16, min(2048, max(64, 14000 // size)))
@@ -167,6 +238,7 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
 NAMED: dict[str, Callable[[], Sequence[AnyLayer]]] = {
     "linear": linear_test_layers,
     "vit-base": vit_base,
+    "attention": attention_test_layers,
     "resnet18": resnet18,
     "resnet50": resnet50,
     "vgg16": vgg16,

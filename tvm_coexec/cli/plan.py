@@ -22,16 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, model: str, profile: Path, out: Path | None) -> int:
-    from tvm_coexec.api import plan_node
     from tvm_coexec.frontends import to_graph
-    from tvm_coexec.planning.plan import Plan
+    from tvm_coexec.planning.network import plan_network
     from tvm_coexec.profile import Profile
     from tvm_coexec.tuning import planner
 
     with Profile.open(profile) as opened:
         planned, facts = planner(opened), opened.facts
-    layers = tuple(plan_node(node, planned) for node in to_graph(model).nodes)
-    plan = Plan(facts["label"], facts["mechanism"], layers)
+    plan = plan_network(to_graph(model), planned, facts["label"], facts["mechanism"])
     print(plan)
     if out is not None:
         plan.write(out)

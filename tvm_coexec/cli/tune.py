@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--families",
         default="linear",
         metavar="LIST",
-        help="of linear, rowwise, conv2d (default: %(default)s); layers of others stay on the CPU",
+        help="of linear, rowwise, conv2d, images (default: %(default)s); layers of others stay on the CPU",
     )
     parser.add_argument(
         "--minutes", type=float, default=10.0, metavar="N", help="time for measuring (default: %(default)g)"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ModelError
 from ..graph import Graph
+from ..layouts import fit_images
 
 if TYPE_CHECKING:
     import onnx
@@ -31,10 +32,11 @@ def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | Export
     ModelError
         If the model holds what cannot be built: the message names the operator, its node, and what is supported.
     """
+    from .attention import collapse_attention
     from .fuse import fuse
     from .patterns import collapse_patterns
 
-    return fuse(collapse_patterns(_trace(model)))
+    return fit_images(fuse(collapse_attention(collapse_patterns(_trace(model)))))
 
 
 def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram) -> Trace:

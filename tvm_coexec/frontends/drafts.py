@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..graph import AnyLayer, Graph, Image, Node, Tensor
-from ..layers import Concat, Conv2d, Linear, Opaque, parameter_dtype
+from ..layers import Attention, Concat, Conv2d, Linear, Opaque, parameter_dtype
 from .trace import Source, claim_name
 
 
@@ -82,7 +82,7 @@ class Draft:
     @property
     def takes_steps(self) -> bool:
         """Whether the layer can have an epilogue."""
-        return not isinstance(self.layer, Concat | Opaque)
+        return not isinstance(self.layer, Concat | Attention | Opaque)
 
     def append(self, step: str) -> None:
         self.epilogue.append(step)
@@ -139,8 +139,12 @@ class Draft:
 
     def finish(self, name: str) -> Node:
         layer = self.layer
-        if not isinstance(layer, Concat | Opaque):
+        if not isinstance(layer, Concat | Attention | Opaque):
             layer = replace(layer, epilogue=tuple(self.epilogue))
+        if isinstance(layer, Opaque):
+            # later readers may have made images of tensors that were rows when the layer was formed
+            sizes = [tensor.image or (tensor.rows, tensor.channels) for tensor in (self.input, *self.others)]
+            layer = layer.lying_as(sizes, self.output.image or (self.output.rows, self.output.channels))
         params = {
             key: np.ascontiguousarray(array, parameter_dtype(layer, key)).reshape(array.shape)
             for key, array in self.params.items()

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ModelError
 from ..graph import AnyLayer, Graph
 from ..layers import ACTIVATIONS, Conv2d, Linear, RowWise
-from . import fuse_images
+from . import fuse_images, fuse_rows
 from .drafts import Affine, Draft, DraftTensor, finish_graph, identity_weights
 from .inputs import input_tensor
 from .opaque import add_opaque, concrete, copied
@@ -90,6 +90,8 @@ class Fuser:
 
     def _form(self, operation: Operation) -> None:
         op, source = operation.op, operation.source
+        if fuse_rows.add(self, operation):
+            return
         if op == "reshape":
             self._view(operation, self.values[operation.inputs[0]].reshaped(self._shape(operation), source))
         elif op == "transpose":

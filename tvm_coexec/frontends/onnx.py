@@ -15,7 +15,7 @@ from tvm import IRModule, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from ..errors import ModelError
-from .onnx_nodes import attributes, check_resizing, constants, known_operation, resolve_automatic_padding
+from .onnx_nodes import attributes, check_resizing, known_operation, resolve_automatic_padding, small_constants
 from .relax import Known, Naming, bindings, returned, trace_function
 from .trace import Source, Trace
 
@@ -193,7 +193,7 @@ def _naming(function: relax.Function, graph: onnx.GraphProto, outputs: list[str]
 
 def _known(function: relax.Function, graph: onnx.GraphProto, by_name: dict[str, relax.Expr]) -> dict[relax.Var, Known]:
     """What is read from nodes instead of from Relax; operations on constants alone are the importer's."""
-    numbers = constants(graph)
+    numbers = small_constants(graph)
     by_name = by_name | {parameter.name: parameter for parameter in function.params}
     known = {}
     for node in graph.node:

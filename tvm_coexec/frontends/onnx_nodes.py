@@ -26,7 +26,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
-def constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+def small_constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     """Small constants of a graph, such as bounds and paddings, by name."""
     tensors = {tensor.name: tensor for tensor in graph.initializer if math.prod(tensor.dims) <= 16}
     for node in graph.node:
@@ -57,8 +57,27 @@ def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.nd
             inputs,
             {name: values.get(name, default) for name, default in defaults.items()} | {"size": values["size"]},
         )
+    cut = cut_range(node, numbers)
+    if cut is not None:
+        return "slice", inputs[:1], cut
     if node.op_type == "Sum" and len(inputs) == 2:
         return "add", inputs, {}
+    return None
+
+
+def cut_range(node: NodeProto, numbers: Mapping[str, np.ndarray]) -> dict[str, int] | None:
+    """What a Gather of one place, or a Slice of one axis without steps, cuts out: ``axis`` and ``begin``, as written.
+
+    None for other nodes.
+    """
+    operands = [numbers.get(name) for name in node.input[1:]]
+    if not operands or any(array is None or array.size != 1 for array in operands):
+        return None
+    values = [int(array.reshape(())) for array in operands if array is not None]
+    if node.op_type == "Gather":
+        return {"axis": attributes(node).get("axis", 0), "begin": values[0]}
+    if node.op_type == "Slice" and len(values) >= 2 and values[3:] in ([], [1]):
+        return {"axis": values[2] if len(values) > 2 else 0, "begin": values[0]}
     return None
 
 
@@ -114,7 +133,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
 def check_resizing(model: onnx.ModelProto, source_of: Callable[[NodeProto], Source]) -> None:
     """Refuse what TVM's importer would silently get wrong: smoothing, and scales that give no whole pixels."""
     nodes = [node for node in model.graph.node if node.op_type == "Resize"]
-    shapes, numbers = _shapes(model) if nodes else {}, constants(model.graph)
+    shapes, numbers = _shapes(model) if nodes else {}, small_constants(model.graph)
     for node in nodes:
         if attributes(node).get("antialias", 0):
             raise ModelError(f"{source_of(node)} smooths what it shrinks (antialias), which TVM cannot; leave it out")

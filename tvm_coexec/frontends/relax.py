@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -149,6 +150,7 @@ class _Tracer:
         self.naming = naming
         self.traced: dict[relax.Var, str] = {}
         self.tuples: dict[relax.Var, list[relax.Expr]] = {}
+        self.splits: dict[relax.Var, relax.Call] = {}
 
     def add_input(self, parameter: relax.Var) -> None:
         name = self.naming.values[parameter]
@@ -217,6 +219,10 @@ class _Tracer:
             self._add_known(variable, self.naming.known[variable], source)
         elif isinstance(value, relax.Var | ir.GenericConst):
             self.traced[variable] = self._operand(value, str(source))
+        elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.splits:
+            self._add_part(variable, value, source)
+        elif isinstance(value, relax.Call) and _operator_name(value) == "relax.split":
+            self.splits[variable] = value
         elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.traced:
             # dropout and batch norm make tuples; all but item 0 means nothing in inference
             if value.index == 0:
@@ -290,8 +296,21 @@ class _Tracer:
         shape, dtype = _static_type(variable.ty, str(source))
         _check_float32(dtype, str(source))
         inputs = tuple(self._operand(operand, str(source)) for operand in known.inputs)
-        operation = Operation(known.op, inputs, self.naming.values[variable], source, known.attributes)
-        self._add(variable, operation, shape)
+        attributes = known.attributes
+        if known.op == "slice":
+            attributes = _cut(self.trace.shapes[inputs[0]], shape, **attributes)
+        self._add(variable, Operation(known.op, inputs, self.naming.values[variable], source, attributes), shape)
+
+    def _add_part(self, variable: relax.Var, item: relax.TupleGetItem, source: Source) -> None:
+        """One of the parts that an activation is split into."""
+        call = self.splits[item.tuple_value]
+        shape, dtype = _static_type(variable.ty, str(source))
+        _check_float32(dtype, str(source))
+        operand = self._operand(call.args[0], str(source))
+        axis = int(call.attrs.axis) % len(shape)
+        before = [_static_type(part, str(source))[0][axis] for part in call.ty.fields[: item.index]]
+        attributes = {"axis": axis, "begin": sum(before), "count": shape[axis]}
+        self._add(variable, Operation("slice", (operand,), self.naming.values[variable], source, attributes), shape)
 
     def _add_batch_norm(self, variable: relax.Var, inputs: tuple[str, ...], epsilon: float, source: Source) -> None:
         """A batch normalisation becomes a product and a sum with constants."""
@@ -314,6 +333,13 @@ class _Tracer:
         self.traced[variable] = operation.output
         self.trace.shapes[operation.output] = shape
         self.trace.operations.append(operation)
+
+
+def _cut(shape: tuple[int, ...], result: tuple[int, ...], axis: int, begin: int) -> dict[str, int]:
+    """The range of an axis that is left, counted from its start."""
+    axis %= len(shape)
+    begin = min(max(begin + shape[axis] if begin < 0 else begin, 0), shape[axis])
+    return {"axis": axis, "begin": begin, "count": math.prod(result) * shape[axis] // math.prod(shape)}
 
 
 def _operator_name(value: relax.Expr) -> str:

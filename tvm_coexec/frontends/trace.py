@@ -48,7 +48,9 @@ class Operation:
         ``max``; ``epsilon`` of ``layer_norm``; ``axis`` of ``concat``; ``padding`` (top, left, bottom, right)
         of ``pad``; ``padding``, ``stride`` and ``dilation`` of ``conv2d`` and ``pool``; ``groups`` of ``conv2d``;
         ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta``
-        and ``bias`` of ``local_norm``.
+        and ``bias`` of ``local_norm``; ``axis``, ``begin`` and ``count`` of ``slice``, which may
+        drop an axis of which it leaves one element; sizes, ``scale`` and ``offsets`` of ``attention`` as its
+        layer has them.
     whole
         Makes the program that Relax has for the operation, if it has one.
     """

@@ -4,6 +4,7 @@ A layer's work is divided in *units*. For a dense layer a unit is a tile of 32 o
 row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU ``[g, units)``.
 """
 
+from .attention import Attention, Place
 from .base import (
     ACTIVATIONS,
     EPILOGUE_STEPS,
@@ -15,12 +16,21 @@ from .base import (
     check_epilogue,
     row_tiles,
     tile_count,
+    unit_channels,
 )
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
 from .opaque import Opaque, Operand, constant_name
-from .registry import AnyLayer, layer_from_json, layer_to_json, parameter_dtype, parameter_shapes
+from .registry import (
+    AnyLayer,
+    ImageLayer,
+    layer_from_json,
+    layer_to_json,
+    parameter_dtype,
+    parameter_shapes,
+    reads_locally,
+)
 from .rowwise import RowWise
 from .variants import Hardware, Variant
 
@@ -32,9 +42,11 @@ __all__ = [
     "SCRATCH",
     "TILE",
     "AnyLayer",
+    "Attention",
     "Concat",
     "Conv2d",
     "Hardware",
+    "ImageLayer",
     "ImageLayout",
     "ImageLayouts",
     "Layer",
@@ -42,6 +54,7 @@ __all__ = [
     "LocalNorm",
     "Opaque",
     "Operand",
+    "Place",
     "Pool",
     "Product",
     "RowWise",
@@ -53,6 +66,8 @@ __all__ = [
     "layer_to_json",
     "parameter_dtype",
     "parameter_shapes",
+    "reads_locally",
     "row_tiles",
     "tile_count",
+    "unit_channels",
 ]

@@ -82,6 +82,11 @@ class Layer(Protocol):
         """Bytes of activations that one run reads and writes."""
 
 
+def unit_channels(layer: Layer) -> int:
+    """Output channels of a unit, where units are parts of the channels: a tile, unless the layer says otherwise."""
+    return int(getattr(layer, "unit_channels", TILE))
+
+
 def check_epilogue(epilogue: tuple[str, ...]) -> None:
     """Refuse steps that no kernel knows, and a second operand of the same name."""
     for step in epilogue:

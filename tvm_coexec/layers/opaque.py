@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .base import Size
@@ -84,6 +84,11 @@ class Opaque:
         object.__setattr__(self, "constants", constants)
         if not self.inputs:
             raise ValueError(f"{self.operator} reads no activation; what it computes is a constant")
+
+    def lying_as(self, input_sizes: Sequence[Size], output_size: Size) -> Opaque:
+        """The same layer on tensors that lie in the network in another way."""
+        inputs = [replace(operand, size=size) for operand, size in zip(self.inputs, input_sizes, strict=True)]
+        return replace(self, inputs=tuple(inputs), output=replace(self.output, size=output_size))
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:

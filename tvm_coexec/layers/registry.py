@@ -6,15 +6,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from .attention import Attention, Place
 from .base import Layer
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .opaque import Opaque, constant_name
 from .rowwise import RowWise
 
-AnyLayer = Linear | RowWise | Conv2d | Pool | LocalNorm | Concat | Product | Opaque
+ImageLayer = Conv2d | Pool | LocalNorm | Concat | Product
+"""Layers that know of halos; of the others Opaque does too, and all but it see the pixels of an image as rows."""
 
-_LAYERS: dict[str, Any] = {cls.op: cls for cls in (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product, Opaque)}
+AnyLayer = Linear | RowWise | ImageLayer | Attention | Place | Opaque
+
+_CLASSES = (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product, Attention, Place, Opaque)
+_LAYERS: dict[str, Any] = {cls.op: cls for cls in _CLASSES}
 
 
 def layer_to_json(layer: Layer) -> dict[str, Any]:
@@ -40,6 +45,14 @@ def layer_from_json(fields: Mapping[str, Any]) -> AnyLayer:
     return layer
 
 
+def reads_locally(layer: Layer, role: str) -> bool:
+    """Whether a unit needs only the same unit of the activation with a role, wherever that is divided as the layer is.
+
+    An epilogue adds a residual element by element, and rows of a row-wise operator do not depend on each other.
+    """
+    return role == "residual" or layer.channel_local or isinstance(layer, RowWise)
+
+
 def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
     """Shapes of a layer's constants, as a model gives them: packed by nobody yet."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -51,6 +64,10 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
         shapes |= {"gamma": (layer.n,), "beta": (layer.n,)}
     elif isinstance(layer, Opaque):
         shapes |= {constant_name(index): shape for index, (shape, _) in enumerate(layer.constants)}
+    elif isinstance(layer, Attention) and layer.mask == "constant":
+        shapes["mask"] = (layer.batch, layer.keys)
+    elif isinstance(layer, Place) and layer.has_summand:
+        shapes["summand"] = (layer.out_rows, layer.channels)
     if "bias" in layer.epilogue:
         shapes["bias"] = (layer.out_channels,)
     return shapes

@@ -14,14 +14,32 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import EPILOGUE_STEPS, ROW_BLOCK, TILE, AnyLayer, Conv2d, Linear, RowWise, Variant
+from tvm_coexec.layers import (
+    EPILOGUE_STEPS,
+    ROW_BLOCK,
+    TILE,
+    AnyLayer,
+    Attention,
+    Concat,
+    Conv2d,
+    Linear,
+    LocalNorm,
+    Place,
+    Pool,
+    Product,
+    RowWise,
+    Variant,
+    unit_channels,
+)
 
-FEATURE_VERSION = 2
+FEATURE_VERSION = 3
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
 
 GROUPS = ("layer", "kernel", "dispatch", "contention")
 IMPLEMENTATION_PREFIX = "implementation:"
 PARAMETER_PREFIX = "param:"
+
+_IMAGE_KINDS = ("concat", "local_norm", "product", *(f"{kind}_pool" for kind in Pool.KINDS))
 
 _FIXED_NAMES: dict[str, tuple[str, ...]] = {
     "layer": (
@@ -39,7 +57,8 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "dilation",
         "group_channels",
         "output_width",
-        *(f"kind:{kind}" for kind in ("linear", "conv2d", *RowWise.KINDS)),
+        "inputs",
+        *(f"kind:{kind}" for kind in ("linear", "conv2d", "attention", "place", *RowWise.KINDS, *_IMAGE_KINDS)),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -157,7 +176,7 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
         "other_units": other_units,
         "other_share": other_units / (units + other_units),
         "combined_bytes": combined_bytes,
-        "combined_bytes_per_flop": combined_bytes / flops,
+        "combined_bytes_per_flop": combined_bytes / np.maximum(flops, 1.0),
         "register_steps": groups * known["group_size"] * known["steps_per_item"],
         "core_overflow_bytes": np.maximum(0.0, weight_bytes + activation_bytes - processor.core_cache_bytes),
         "shared_overflow_bytes": np.clip(
@@ -226,10 +245,60 @@ def _conv2d_facts(layer: Conv2d) -> dict[str, float]:
     }
 
 
+def _image_facts(layer: Pool | Concat | Product | LocalNorm) -> dict[str, float]:
+    """A half reads and writes its own channels alone, but for a few neighbours of a local normalisation."""
+    batch, out_h, out_w, channels = layer.output_size
+    facts = {
+        "rows": batch * out_h * out_w,
+        "reduction": schedules.images.terms(layer),
+        "channels": channels,
+        "channel_padding": layer.units * TILE / channels,
+        "shared_bytes": 0,
+        "output_width": out_w,
+        "inputs": len(layer.input_sizes),
+        f"kind:{f'{layer.kind}_pool' if isinstance(layer, Pool) else layer.op}": 1.0,
+    }
+    if isinstance(layer, Pool):
+        facts |= {
+            "kernel_height": layer.kernel[0],
+            "kernel_width": layer.kernel[1],
+            "stride": max(layer.stride),
+            "dilation": max(layer.dilation),
+        }
+    return facts
+
+
+def _attention_facts(layer: Attention) -> dict[str, float]:
+    """A head reads its own columns alone."""
+    return {
+        "rows": layer.batch * layer.queries,
+        "reduction": 2 * layer.keys,
+        "channels": layer.out_channels,
+        "channel_padding": layer.units * layer.unit_heads / layer.heads,
+        "shared_bytes": 0,
+        "group_channels": layer.head_dim,
+        "kind:attention": 1.0,
+    }
+
+
+def _place_facts(layer: Place) -> dict[str, float]:
+    return {
+        "rows": layer.batch * layer.out_rows,
+        "reduction": 1,
+        "channels": layer.channels,
+        "channel_padding": layer.units * TILE / layer.channels,
+        "shared_bytes": 0,
+        "kind:place": 1.0,
+    }
+
+
 _FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
     Linear: _linear_facts,
     RowWise: _rowwise_facts,
     Conv2d: _conv2d_facts,
+    **dict.fromkeys((Pool, Concat, Product, LocalNorm), _image_facts),
+    Attention: _attention_facts,
+    Place: _place_facts,
 }
 
 
@@ -240,7 +309,9 @@ def _kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, 
     terms = _terms(layer, variant)
     return {
         **facts,
-        **_register_tile(layer, variant, terms * TILE * launch.padded_rows / (launch.groups(1) * launch.group_size)),
+        **_register_tile(
+            layer, variant, terms * unit_channels(layer) * launch.padded_rows / (launch.groups(1) * launch.group_size)
+        ),
         implementation_feature(layer, variant): 1.0,
         **{f"{PARAMETER_PREFIX}{name}": float(value) for name, value in variant.params},
         "group_size": launch.group_size,
@@ -266,6 +337,8 @@ def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) 
     """How many sums a work-item keeps in flight, and how many steps it takes one after the other for a unit."""
     if isinstance(layer, RowWise):
         return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
+    if isinstance(layer, Place):
+        return {"accumulators": 0.0, "steps_per_item": TILE}
     params = dict(variant.params)
     channels = params.get("channels", TILE // params.get("channel_threads", 1))
     accumulators = params["rows"] * channels * params.get("k_split", 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,57 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Sync:
+    """A point at which one side waits for the other.
+
+    Parameters
+    ----------
+    layer
+        Before which it waits; None for the end of the network.
+    side
+        Who waits, ``cpu`` or ``gpu``.
+    awaits
+        The layer of which the other side's half is awaited.
+    why
+        In words.
+    """
+
+    layer: str | None
+    side: str
+    awaits: str
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> Sync:
+        """Inverse of :meth:`to_json`; raises ``ValueError`` where the values do not fit."""
+        _check_keys(values, [field.name for field in fields(cls)], "a synchronisation")
+        side = _typed(values, "side", str)
+        if side not in ("cpu", "gpu"):
+            raise ValueError(f"the side {side!r} of a synchronisation is neither cpu nor gpu")
+        layer = None if values["layer"] is None else _typed(values, "layer", str)
+        return cls(layer, side, _typed(values, "awaits", str), _typed(values, "why", str))
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The plans of a network's layers, in their order, for one device and one way to synchronise."""
+    """The plans of a network's layers, in their order, for one device and one way to synchronise.
+
+    Parameters
+    ----------
+    total_us
+        Expected time of the whole network, in which a side may be ahead of the other; 0 where nothing is expected.
+    syncs
+        Every point at which a side waits for the other.
+    """
 
     device: str
     mechanism: str
     layers: tuple[LayerPlan, ...]
-
-    @property
-    def total_us(self) -> float:
-        """Expected time of the layers one after the other."""
-        return sum(layer.total_us for layer in self.layers)
+    total_us: float
+    syncs: tuple[Sync, ...] = ()
 
     def __str__(self) -> str:
         return format_table(self)
@@ -110,6 +150,8 @@ class Plan:
             "device": self.device,
             "mechanism": self.mechanism,
             "layers": [layer.to_json() for layer in self.layers],
+            "total_us": self.total_us,
+            "syncs": [sync.to_json() for sync in self.syncs],
         }
 
     @classmethod
@@ -123,13 +165,24 @@ class Plan:
             )
         try:
             _check_keys(values, ["format", "version", *(field.name for field in fields(cls))], "a plan")
-            return cls(
+            plan = cls(
                 device=_typed(values, "device", str),
                 mechanism=_typed(values, "mechanism", str),
                 layers=tuple(LayerPlan.from_json(layer) for layer in _typed(values, "layers", list)),
+                total_us=_microseconds(values, "total_us"),
+                syncs=tuple(Sync.from_json(sync) for sync in _typed(values, "syncs", list)),
             )
+            plan._check_names()
+            return plan
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise FileFormatError(f"the plan is damaged ({error}); plan again") from None
+
+    def _check_names(self) -> None:
+        names = {layer.name for layer in self.layers}
+        for sync in self.syncs:
+            for name in (sync.layer, sync.awaits):
+                if name is not None and name not in names:
+                    raise ValueError(f"a synchronisation names the layer {name!r}, which the plan does not hold")
 
     def write(self, path: Path) -> None:
         """Write the plan as indented JSON."""
@@ -151,7 +204,7 @@ class Plan:
 
 
 def format_table(plan: Plan) -> str:
-    """The plan for the terminal: a line a layer."""
+    """The plan for the terminal: a line a layer, then a line a synchronisation."""
     names = [layer.name for layer in plan.layers]
     width = max([5, *map(len, names)])
     header = f"{'layer':{width}}  {'CPU':>5} {'GPU':>5} units {'CPU us':>9} {'GPU us':>9} {'total us':>9}  why"
@@ -161,7 +214,22 @@ def format_table(plan: Plan) -> str:
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
         lines.append(f"{layer.name:{width}}  {units} {times}  {layer.reason}")
     lines.append(f"{len(plan.layers)} layers, expected {plan.total_us:.1f} us")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_sync_lines(plan.syncs)])
+
+
+def _sync_lines(syncs: Sequence[Sync]) -> list[str]:
+    """The synchronisations for the terminal: a line each."""
+    if not syncs:
+        return ["no synchronisations"]
+    rows = [("the end" if sync.layer is None else sync.layer, sync.side.upper(), sync.awaits) for sync in syncs]
+    rows = [("before", "waits", "for"), *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    reasons = ["why", *(sync.why for sync in syncs)]
+    table = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=True)), why])
+        for row, why in zip(rows, reasons, strict=True)
+    ]
+    return [f"{len(syncs)} synchronisations", *table]
 
 
 def _variant(values: Mapping[str, Any] | None) -> Variant | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from tvm_coexec import schedules
 from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.layers import AnyLayer, Hardware, Variant
 
+from .basetime import BaseTime
+from .estimates import estimate_us
 from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor
@@ -33,6 +35,10 @@ _WINDOW = 8
 """Splits on either side of the expected balance that the first step of the search tries too, and often ends with."""
 
 
+_MOST_SPLITS = 127
+"""Splits of a layer that a network's plan chooses from; layers of more units are divided more coarsely."""
+
+
 @dataclass(frozen=True)
 class Overheads:
     """What synchronisation adds to a layer.
@@ -50,7 +56,7 @@ class Overheads:
 
 
 @dataclass(frozen=True)
-class _Half:
+class Half:
     """A side's half with its best variant."""
 
     variant: Variant
@@ -58,10 +64,12 @@ class _Half:
 
 
 @dataclass(frozen=True)
-class _Split:
+class Division:
+    """One way to divide a layer, each side with its best variant; the time is that of the layer on its own."""
+
     cpu_units: int
-    cpu: _Half | None
-    gpu: _Half | None
+    cpu: Half | None
+    gpu: Half | None
     total_us: float
 
     def to_plan(self, name: str, layer: AnyLayer, reason: str) -> LayerPlan:
@@ -82,8 +90,8 @@ class _Split:
 class _Survey:
     """Each side alone, each side's best variants at an even split, and the CPU's units that would balance these."""
 
-    cpu_alone: _Half
-    gpu_alone: _Half
+    cpu_alone: Half
+    gpu_alone: Half
     shortlists: dict[str, list[Variant]]
     balance: int
 
@@ -98,6 +106,8 @@ class Planner:
         Decides which variants are candidates.
     margin
         See :data:`SPLIT_MARGIN`.
+    estimates
+        Of each side, for layers that the predictors know nothing of; without them such layers stay on the CPU.
     """
 
     cpu: LatencyPredictor
@@ -105,6 +115,7 @@ class Planner:
     hardware: Hardware
     overheads: Overheads
     margin: float = SPLIT_MARGIN
+    estimates: Mapping[str, BaseTime] = field(default_factory=dict)
 
     def knows(self, layer: AnyLayer) -> bool:
         """Whether both predictors have learned from kernels that could compute the layer."""
@@ -156,13 +167,13 @@ class Planner:
             grid = Halves.grid(layer, variants, np.array([layer.units, half]), np.array([0.0, half]))
             times_us = predictor.predict(grid).reshape(len(variants), 2)
             best = int(times_us[:, 0].argmin())
-            halves[side] = _Half(variants[best], float(times_us[best, 0]))
+            halves[side] = Half(variants[best], float(times_us[best, 0]))
             shortlists[side] = [variants[index] for index in times_us[:, 1].argsort(kind="stable")[:_SHORTLIST]]
             even_us[side] = float(times_us[:, 1].min())
         balance = round(layer.units * even_us["gpu"] / (even_us["cpu"] + even_us["gpu"]))
         return _Survey(halves["cpu"], halves["gpu"], shortlists, balance)
 
-    def _search(self, layer: AnyLayer, survey: _Survey) -> _Split:
+    def _search(self, layer: AnyLayer, survey: _Survey) -> Division:
         """Try some splits, then ever more of those beside the best, until its neighbours have been tried.
 
         Moving units over shortens one half and lengthens the other, so the longer half falls and then rises.
@@ -178,22 +189,52 @@ class Planner:
                 return best
             candidates = _spread(low, high, _GRID)
 
-    def _best(self, layer: AnyLayer, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> _Split:
+    def _best(self, layer: AnyLayer, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> Division:
         """The best of some splits, each side with its best variant."""
+        return min(self._divide(layer, variants, cpu_units), key=lambda division: division.total_us)
+
+    def _divide(self, layer: AnyLayer, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> list[Division]:
+        """Some splits, each side with its best variant."""
         gpu_units = layer.units - cpu_units
+        halves: dict[str, list[Half]] = {}
         sides = (("cpu", self.cpu, cpu_units, gpu_units), ("gpu", self.gpu, gpu_units, cpu_units))
-        times_us = {
-            side: predictor.predict(Halves.grid(layer, variants[side], own, other)).reshape(-1, len(own))
-            for side, predictor, own, other in sides
-        }
-        longer_us = np.maximum(times_us["cpu"].min(axis=0), times_us["gpu"].min(axis=0))
-        place = int(longer_us.argmin())
-        halves = {}
-        for side, at_place_us in ((side, times[:, place]) for side, times in times_us.items()):
-            choice = int(at_place_us.argmin())
-            halves[side] = _Half(variants[side][choice], float(at_place_us[choice]))
-        total_us = float(longer_us[place]) + self.overheads.split_us
-        return _Split(int(cpu_units[place]), halves["cpu"], halves["gpu"], total_us)
+        for side, predictor, own, other in sides:
+            times_us = predictor.predict(Halves.grid(layer, variants[side], own, other)).reshape(-1, len(own))
+            best_us = zip(times_us.argmin(axis=0), times_us.min(axis=0), strict=True)
+            halves[side] = [Half(variants[side][choice], float(us)) for choice, us in best_us]
+        return [
+            Division(int(units), cpu, gpu, max(cpu.us, gpu.us) + self.overheads.split_us)
+            for units, cpu, gpu in zip(cpu_units, halves["cpu"], halves["gpu"], strict=True)
+        ]
+
+    def divisions(self, layer: AnyLayer) -> dict[int, Division]:
+        """Either side alone and every split, or many, by the CPU's units; without any knowledge the CPU alone."""
+        splits = _spread(1, layer.units - 1, _MOST_SPLITS) if layer.units > 1 else np.array([], int)
+        if not self.knows(layer):
+            return self._estimated_divisions(layer, splits)
+        survey = self._survey(layer)
+        found = {0: _alone("gpu", layer, survey.gpu_alone, self.overheads)}
+        if len(splits):
+            found |= {one.cpu_units: one for one in self._divide(layer, survey.shortlists, splits)}
+        return found | {layer.units: _alone("cpu", layer, survey.cpu_alone, self.overheads)}
+
+    def _estimated_divisions(self, layer: AnyLayer, splits: np.ndarray) -> dict[int, Division]:
+        family, units = schedules.family(layer), layer.units
+        cpu = family.default_variant(layer, "cpu", self.hardware)
+        gpu = next(iter(family.variants(layer, "gpu", self.hardware)), None)
+        if "cpu" not in self.estimates or "gpu" not in self.estimates:
+            return {units: _alone("cpu", layer, Half(cpu, 0.0), self.overheads)}
+        whole_us = {side: float(estimate_us(one, layer, np.array([units]))[0]) for side, one in self.estimates.items()}
+        found = {units: _alone("cpu", layer, Half(cpu, whole_us["cpu"]), self.overheads)}
+        if gpu is None:
+            return found
+        found[0] = _alone("gpu", layer, Half(gpu, whole_us["gpu"]), self.overheads)
+        cpu_us = estimate_us(self.estimates["cpu"], layer, splits)
+        gpu_us = estimate_us(self.estimates["gpu"], layer, units - splits)
+        for split, own_us, other_us in zip(splits, cpu_us, gpu_us, strict=True):
+            halves = Half(cpu, float(own_us)), Half(gpu, float(other_us))
+            found[int(split)] = Division(int(split), *halves, float(max(own_us, other_us)) + self.overheads.split_us)
+        return found
 
 
 def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
@@ -205,7 +246,7 @@ def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overhea
             splits.append(_alone(side, layer, half, overheads))
         elif side == "cpu" and units + other_units == layer.units and ("gpu", other_units, units) in halves:
             gpu = halves["gpu", other_units, units]
-            splits.append(_Split(units, half, gpu, max(half.us, gpu.us) + overheads.split_us))
+            splits.append(Division(units, half, gpu, max(half.us, gpu.us) + overheads.split_us))
     if not splits:
         raise MeasurementError(
             f"the profile holds no split of layer {name!r} ({layer}) with both halves measured; "
@@ -215,28 +256,28 @@ def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overhea
     return best.to_plan(name, layer, f"the best of {len(splits)} measured splits")
 
 
-def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], _Half]:
+def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], Half]:
     """The best variant for each ``(side, units, other units)``, by the median of all its repetitions."""
     repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
     for sample in samples:
         if sample.layer == layer:
             key = (sample.side, sample.units, sample.other_units), sample.variant
             repetitions_us.setdefault(key, []).extend(sample.latency_us)
-    best: dict[tuple[str, int, int], _Half] = {}
+    best: dict[tuple[str, int, int], Half] = {}
     for (where, variant), times_us in repetitions_us.items():
-        half = _Half(variant, float(np.median(times_us)))
+        half = Half(variant, float(np.median(times_us)))
         if where not in best or half.us < best[where].us:
             best[where] = half
     return best
 
 
-def _alone(side: str, layer: AnyLayer, half: _Half, overheads: Overheads) -> _Split:
+def _alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> Division:
     if side == "cpu":
-        return _Split(layer.units, half, None, half.us)
-    return _Split(0, None, half, half.us + overheads.gpu_alone_us)
+        return Division(layer.units, half, None, half.us)
+    return Division(0, None, half, half.us + overheads.gpu_alone_us)
 
 
-def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> _Split:
+def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
     halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
     return min((_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
 
@@ -246,11 +287,13 @@ def _spread(low: int, high: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(low, high, min(count, high - low + 1)).round().astype(int))
 
 
-def _side(split: _Split) -> str:
+def _side(split: Division) -> str:
     return "cpu" if split.gpu is None else "gpu"
 
 
-def _decide(name: str, layer: AnyLayer, split: _Split, alone: _Split, overheads: Overheads, margin: float) -> LayerPlan:
+def _decide(
+    name: str, layer: AnyLayer, split: Division, alone: Division, overheads: Overheads, margin: float
+) -> LayerPlan:
     doubt_us = DOUBT * overheads.split_us
     gain = 1 - (split.total_us + doubt_us) / alone.total_us
     side = _side(alone)

@@ -10,10 +10,13 @@ from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import (
     ROW_BLOCK,
-    TILE,
     AnyLayer,
+    Attention,
     Conv2d,
+    ImageLayer,
     Linear,
+    Place,
+    Pool,
     RowWise,
     Variant,
     layer_from_json,
@@ -28,7 +31,7 @@ _CHECKED_FLOPS = 50_000_000
 """A check computes about this much in float64: all rows of small layers, some rows of large ones."""
 
 _CHECKED_TAPS = 4_000_000
-"""Elements of a convolution's input, each pixel's neighbourhood counted anew, that a check gathers at most."""
+"""Elements of input images, each pixel's neighbourhood counted anew, that a check gathers at most."""
 
 
 def random_params(layer: AnyLayer, seed: int) -> dict[str, np.ndarray]:
@@ -77,15 +80,30 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     if isinstance(layer, RowWise):
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * ROW_BLOCK)
     else:
-        computed_channels = min(computed_channels, (cpu_units + gpu_units) * TILE)
-    rows = _some_rows(layer, computed_rows, rng)
+        computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = random_params(layer, step.seed)
-    is_image = isinstance(layer, Conv2d)
-    operands["input"] = executor.view(step.inputs[0]) if is_image else executor.view(step.inputs[0])[rows]
+    if isinstance(layer, Attention | Place):
+        return _error_of_all_rows(executor, step, layer, operands, computed_channels)
+    rows = _some_rows(layer, computed_rows, rng)
+    is_image = isinstance(layer, ImageLayer)
+    for place, name in enumerate(step.inputs[: len(layer.input_sizes)]):
+        role = f"input{place}" if place else "input"
+        operands[role] = executor.view(name) if is_image else executor.view(name)[rows]
     if "residual" in layer.epilogue:
-        operands["residual"] = _rows_of(executor, step.inputs[1])[rows]
+        operands["residual"] = _rows_of(executor, step.inputs[-1])[rows]
     expected = evaluate(layer, operands, rows if is_image else None)
     return relative_error(output[rows, :computed_channels], expected[:, :computed_channels])
+
+
+def _error_of_all_rows(
+    executor: Executor, step: StepSpec, layer: AnyLayer, operands: dict[str, np.ndarray], channels: int
+) -> float:
+    """The largest relative error of a layer that mixes rows, of which the first ``channels`` were computed."""
+    roles = ["input", *(f"input{number}" for number in range(1, len(layer.input_sizes)))]
+    roles += ["residual"] if "residual" in layer.epilogue else []
+    operands |= {role: _rows_of(executor, name) for role, name in zip(roles, step.inputs, strict=True)}
+    expected = evaluate(layer, operands)
+    return relative_error(_rows_of(executor, step.output)[:, :channels], expected[:, :channels])
 
 
 def _rows_of(executor: Executor, name: str) -> np.ndarray:
@@ -94,9 +112,11 @@ def _rows_of(executor: Executor, name: str) -> np.ndarray:
 
 
 def _some_rows(layer: AnyLayer, rows: int, rng: np.random.Generator) -> np.ndarray:
-    wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / layer.flops)))
-    if isinstance(layer, Conv2d):
-        wanted = min(wanted, math.ceil(_CHECKED_TAPS / (math.prod(layer.kernel) * layer.in_channels)))
+    wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / max(layer.flops, 1))))
+    if isinstance(layer, Conv2d | Pool):
+        wanted = min(wanted, math.ceil(_CHECKED_TAPS / (math.prod(layer.kernel) * layer.input_sizes[0][-1])))
+    elif isinstance(layer, ImageLayer):
+        wanted = min(wanted, math.ceil(_CHECKED_TAPS / layer.out_channels))
     if wanted >= rows:
         return np.arange(rows)
     return np.unique(np.concatenate([[0, rows - 1], rng.choice(rows, wanted, replace=False)]))

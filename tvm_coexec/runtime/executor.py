@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from tvm_coexec.errors import DeviceError, FileFormatError, InputError, KernelEr
 from tvm_coexec.layers import ROW_BLOCK, TILE
 
 from . import stitch
-from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec, words
+from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for
-from .program import Call, Command, Lowered, Work, lower
-from .sync import SyncKernels
+from .program import Call, Command, Lowered, Read, Work, lower, network_reads
+from .steps import SteppedSource, add_steps
+from .sync import SyncKernels, build_newest
 
 if TYPE_CHECKING:
     from .device import Device
@@ -60,19 +60,25 @@ class Executor:
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self.blocks = self._allocate()
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
-        self._opencl = _build(device, opencl_source) if opencl_source.strip() else None
+        launches = self._launches() if self.sync else []
+        stepped = add_steps(opencl_source, launches)
+        self.stepping = stepped.symbols
+        self._opencl = _build(device, stepped) if opencl_source.strip() else None
         self._launch_once()
 
+    def _launches(self) -> list[LaunchSpec]:
+        """The GPU's kernels, each once."""
+        halves = [step.gpu for step in self.manifest.steps if step.gpu is not None]
+        return list({launch.symbol: launch for half in halves for launch in half.launches}.values())
+
     def _allocate(self) -> dict[str, Block]:
-        """A block for all that a kernel touches, large enough for the padding of every kernel that touches it."""
-        counts = {name: tensor.memory_words for name, tensor in self._tensors.items()}
-        counts.update(
-            {constant.name: words(math.prod(constant.shape), constant.dtype) for constant in self.manifest.constants}
-        )
-        for step in self.manifest.steps:
-            for argument in step.arguments:
-                counts[argument.source] = max(counts.get(argument.source, 0), argument.memory_words)
-        return {name: self._memory.allocate(count) for name, count in counts.items()}
+        """A block for all that a kernel touches; tensors of one slot have the same."""
+        counts, shared = self.manifest.word_counts(), self.manifest.shared()
+        sizes: dict[str, int] = {}
+        for name, count in counts.items():
+            sizes[shared[name]] = max(sizes.get(shared[name], 0), count)
+        blocks = {memory: self._memory.allocate(count) for memory, count in sizes.items()}
+        return {name: blocks[memory] for name, memory in shared.items()}
 
     def _launch_once(self) -> None:
         """Launch every kernel for one unit, while no memory holds anything yet.
@@ -81,10 +87,8 @@ class Executor:
         """
         import pyopencl as cl
 
-        halves = [step.gpu for step in self.manifest.steps if step.gpu is not None]
-        launches = {launch.symbol: launch for half in halves for launch in half.launches}
         try:
-            for launch in launches.values():
+            for launch in self._launches():
                 sizes = tuple(groups * size for groups, size in zip(launch.grid, launch.group, strict=True))
                 cl.enqueue_nd_range_kernel(self.device.queue, self.layer_kernel(launch, 1), sizes, launch.group)
             self.device.queue.finish()
@@ -93,25 +97,38 @@ class Executor:
                 f"{self.device.info.name} cannot run the module's OpenCL code ({error}); build it with other variants"
             ) from None
 
-    def layer_kernel(self, launch: LaunchSpec, units: int) -> Any:
-        """A layer's kernel with its arguments, to compute ``units`` units."""
-        kernel = self.opencl_kernel(launch.symbol)
-        blocks = [self.blocks[argument.source].argument for argument in launch.arguments]
-        kernel.set_args(*blocks, np.int32(0), np.int32(units))
+    def layer_kernel(self, launch: LaunchSpec, units: int, awaited: int = 0, done: int = 0) -> Any:
+        """A layer's kernel with its arguments, to compute ``units`` units; it may await and report steps."""
+        arguments = [self.blocks[argument.source].argument for argument in launch.arguments]
+        arguments += [np.int32(0), np.int32(units)]
+        if launch.symbol in self.stepping and self.sync:
+            arguments += self.sync.step_arguments(awaited, done)
+            kernel = self.opencl_kernel(f"{launch.symbol}_step")
+        else:
+            kernel = self.opencl_kernel(f"{launch.symbol}_kernel")
+        kernel.set_args(*arguments)
         return kernel
 
     def view(self, name: str) -> np.ndarray:
         """The CPU's view of a tensor; see :meth:`TensorSpec.view`."""
         return self._tensors[name].view(self.blocks[name].array)
 
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Fill a tensor with elements in its user's order."""
+        self._tensors[name].write(self.blocks[name].array, array)
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of a tensor in its user's order."""
+        return self._tensors[name].read(self.blocks[name].array)
+
     def publish(self, names: Sequence[str]) -> None:
         for name in names:
             self.blocks[name].publish(self.device.queue)
 
     def prepare(
-        self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[int, ...]], *, timeline: bool = False
+        self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[Read, ...]], *, timeline: bool = False
     ) -> Prepared:
-        """A program that runs steps, each with its CPU units; ``reads`` are step numbers counted from 1.
+        """A program that runs steps, each with its CPU units.
 
         With a ``timeline``, every command of the GPU has an event.
         """
@@ -121,20 +138,19 @@ class Executor:
         """A program of one step of which the sides may leave units out."""
         return self.prepare([(replace(step, units=cpu_units + gpu_units), cpu_units)], [()])
 
-    def network_reads(self) -> list[tuple[int, ...]]:
-        """For each step of the module the steps whose outputs it reads."""
-        writer = {step.output: number for number, step in enumerate(self.manifest.steps, 1)}
-        return [tuple(writer[name] for name in step.inputs if name in writer) for step in self.manifest.steps]
+    def network_reads(self) -> list[tuple[Read, ...]]:
+        """For each step of the module the steps that it has to wait for."""
+        return network_reads(self.manifest.steps, self.manifest.shared())
 
-    def opencl_kernel(self, symbol: str) -> Any:
+    def opencl_kernel(self, name: str) -> Any:
         """A kernel object of its own, since arguments belong to the object."""
         import pyopencl as cl
 
         try:
-            return cl.Kernel(self._opencl, f"{symbol}_kernel")
+            return cl.Kernel(self._opencl, name)
         except (cl.Error, TypeError) as error:
             raise FileFormatError(
-                f"the module's OpenCL code has no kernel {symbol!r} ({error}); build it again"
+                f"the module's OpenCL code has no kernel {name!r} ({error}); build it again"
             ) from None
 
     def tensor_argument(self, argument: ArgumentSpec) -> stitch.Tensor:
@@ -144,11 +160,13 @@ class Executor:
         return self._tensors[name]
 
 
-def _build(device: Device, source: str) -> Any:
+def _build(device: Device, source: SteppedSource) -> Any:
     import pyopencl as cl
 
     try:
-        return cl.Program(device.context, source).build(cache_dir=False)
+        if source.symbols:
+            return build_newest(device, source.text)
+        return cl.Program(device.context, source.text).build(cache_dir=False)
     except cl.Error as error:
         first = str(error).strip().splitlines()
         raise KernelError(
@@ -163,7 +181,7 @@ class Prepared:
         self,
         executor: Executor,
         sequence: Sequence[tuple[StepSpec, int]],
-        reads: Sequence[tuple[int, ...]],
+        reads: Sequence[tuple[Read, ...]],
         timeline: bool,
     ) -> None:
         self.executor = executor
@@ -176,16 +194,21 @@ class Prepared:
             gpu_units = step.units - cpu_units
             cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
             gpu_launches = len(_half(step, "gpu").launches) if gpu_units else 0
-            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches))
+            gpu_steps = bool(gpu_units) and not timeline and self._steps_itself(step)
+            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches, gpu_steps))
         self.works = works
         mechanism = executor.device.mechanism
         self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs))
         self._keep: list[Any] = []
-        self._kernels: dict[tuple[LaunchSpec, int], Any] = {}
+        self._kernels: dict[tuple[LaunchSpec, int, int, int], Any] = {}
         self.timeline = timeline
         self.program = self._program()
         if executor.library.start(self.program):
             raise DeviceError("the CPU threads cannot be started; ask for fewer --cpu-cores")
+
+    def _steps_itself(self, step: StepSpec) -> bool:
+        """Whether all kernels of the GPU half can await and report steps."""
+        return all(launch.symbol in self.executor.stepping for launch in _half(step, "gpu").launches)
 
     def _program(self) -> stitch.Program:
         executor, device, sync = self.executor, self.executor.device, self.executor.sync
@@ -242,17 +265,17 @@ class Prepared:
             return stitch.Command(kernel.int_ptr, (1, 1), (1, 1))
         step, work = self.steps[command.step - 1], self.works[command.step - 1]
         launch = _half(step, "gpu").launches[command.launch]
-        kernel = self._layer_kernel(launch, work.gpu_units)
+        kernel = self._layer_kernel(launch, work.gpu_units, command)
         grid = list(launch.grid)
         grid[launch.unit_axis] *= work.gpu_units
         sizes = tuple(groups * size for groups, size in zip(grid, launch.group, strict=True))
         return stitch.Command(kernel.int_ptr, sizes, launch.group)
 
-    def _layer_kernel(self, launch: LaunchSpec, gpu_units: int) -> Any:
-        """The kernel with its arguments; steps that agree in all of them share one."""
-        key = (launch, gpu_units)
+    def _layer_kernel(self, launch: LaunchSpec, gpu_units: int, command: Command) -> Any:
+        """The kernel with its arguments; commands that agree in all of them share one."""
+        key = (launch, gpu_units, command.awaited, command.done)
         if key not in self._kernels:
-            self._kernels[key] = self.executor.layer_kernel(launch, gpu_units)
+            self._kernels[key] = self.executor.layer_kernel(launch, gpu_units, command.awaited, command.done)
         return self._kernels[key]
 
     def _exchanges(self) -> Any:
@@ -260,17 +283,17 @@ class Prepared:
         if self.executor.sync is not None:
             return (stitch.Exchange * 0)()
         outputs = [
-            self._exchange(step.output, step.axis, work.gpu_units)
+            self._exchange(step.output, step.axis, work.gpu_units, step.unit_channels)
             for step, work in zip(self.steps, self.works, strict=True)
         ]
         inputs = [self._exchange(name, "rows", 0) for name in self.executor.manifest.inputs]
         return (stitch.Exchange * (len(outputs) + len(inputs)))(*outputs, *inputs)
 
-    def _exchange(self, name: str, axis: str, gpu_units: int) -> stitch.Exchange:
+    def _exchange(self, name: str, axis: str, gpu_units: int, unit_channels: int = TILE) -> stitch.Exchange:
         block, tensor = self.executor.blocks[name], self.executor.spec(name)
         rows, row_bytes = tensor.memory_rows, tensor.row_bytes
         if axis == "channels":
-            edge = min(gpu_units * TILE * 4, row_bytes)
+            edge = min(gpu_units * unit_channels * 4, row_bytes)
             gpu = ((0, 0, 0), (edge, rows if edge else 0, 1))
             cpu = ((edge, 0, 0), (row_bytes - edge, rows, 1))
         else:

@@ -26,23 +26,43 @@ def words(count: int, dtype: str) -> int:
 class TensorSpec:
     """An activation as the model's user sees it; kernels see it as rows of whole tiles, or as an image.
 
-    The last ``channel_axes`` dimensions together are the channels. With a ``layout`` the tensor is an image of shape
-    ``[batch, h, w, channels]``, whose rows are its pixels.
+    The last ``channel_axes`` dimensions together are the channels. With a ``layout`` kernels see the tensor as an
+    ``image`` of batch, height, width and channels, whose rows are its pixels; the user may see it otherwise, its
+    elements with the ``channels_first``. Tensors of the same ``slot`` share memory, whatever their ``dtype``.
     """
 
     name: str
     shape: tuple[int, ...]
     channel_axes: int = 1
     layout: ImageLayout | None = None
+    image: tuple[int, int, int, int] | None = None
+    channels_first: bool = False
     dtype: str = "float32"
+    slot: int | None = None
+
+    @classmethod
+    def of_size(cls, name: str, size: tuple[int, ...], layout: ImageLayout | None = None) -> TensorSpec:
+        """A tensor that its user sees as kernels do."""
+        if len(size) != 4:
+            return cls(name, size)
+        batch, h, w, channels = size
+        return cls(name, size, 1, layout or ImageLayout(), (batch, h, w, channels))
 
     @property
     def rows(self) -> int:
-        return math.prod(self.shape[: len(self.shape) - self.channel_axes])
+        shape = self.image or self.shape
+        return math.prod(shape[:-1] if self.image else shape[: len(shape) - self.channel_axes])
 
     @property
     def channels(self) -> int:
-        return math.prod(self.shape[len(self.shape) - self.channel_axes :])
+        return self.image[-1] if self.image else math.prod(self.shape[len(self.shape) - self.channel_axes :])
+
+    @property
+    def halo_geometry(self) -> tuple[int, ...] | None:
+        """What tells where the halo's zeros are; None without a halo."""
+        if self.layout is None or self.layout.halo == (0, 0):
+            return None
+        return (*self._extents, *self.layout.halo, self.row_bytes)
 
     @property
     def row_elements(self) -> int:
@@ -66,9 +86,9 @@ class TensorSpec:
 
     @property
     def _extents(self) -> tuple[int, ...]:
-        if self.layout is None:
+        if self.layout is None or self.image is None:
             return (self.rows,)
-        batch, h, w, _ = self.shape
+        batch, h, w, _ = self.image
         halo_h, halo_w = self.layout.halo
         return (batch, h + 2 * halo_h, w + 2 * halo_w)
 
@@ -76,10 +96,24 @@ class TensorSpec:
         """The elements of the tensor in its memory, without padding or halo: ``[rows, channels]``, or the image."""
         elements = memory[: self.memory_words].view(self.dtype)
         whole = elements[: self.memory_rows * self.row_elements].reshape(*self._extents, self.row_elements)
-        if self.layout is not None:
-            (_, h, w, _), (halo_h, halo_w) = self.shape, self.layout.halo
+        if self.layout is not None and self.image is not None:
+            (_, h, w, _), (halo_h, halo_w) = self.image, self.layout.halo
             whole = whole[:, halo_h : halo_h + h, halo_w : halo_w + w]
         return whole[..., : self.channels]
+
+    def write(self, memory: np.ndarray, array: np.ndarray) -> None:
+        """Put the user's elements into the tensor's memory."""
+        view = self.view(memory)
+        if self.channels_first:
+            batch, h, w, channels = view.shape
+            array = array.reshape(batch, channels, h, w).transpose(0, 2, 3, 1)
+        view[:] = array.reshape(view.shape)
+
+    def read(self, memory: np.ndarray) -> np.ndarray:
+        """A copy of the tensor as the user sees it."""
+        view = self.view(memory)
+        ordered = view.transpose(0, 3, 1, 2) if self.channels_first else view
+        return np.array(ordered, order="C").reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -127,8 +161,9 @@ class HalfSpec:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One layer: ``axis`` says whether its units are tiles of ``channels`` or blocks of ``rows``.
+    """One layer: ``axis`` says whether its units are ``unit_channels`` channels or blocks of ``rows``.
 
+    Of ``local_inputs`` a unit needs only the same unit, if the step that writes them is divided in the same units.
     The parameters of a step with a ``seed`` are not stored: in a module for measuring they are random numbers.
     """
 
@@ -142,11 +177,13 @@ class StepSpec:
     cpu: HalfSpec | None
     gpu: HalfSpec | None
     seed: int | None = None
+    local_inputs: tuple[str, ...] = ()
+    unit_channels: int = TILE
 
     def makes(self, argument: ArgumentSpec) -> bool:
         """Whether what fills an argument is in no file: scratch, or a constant that follows from the seed."""
         is_own = argument.source.startswith(f"{self.name}.")
-        return is_own and (self.seed is not None or argument.role.startswith(SCRATCH))
+        return argument.role.startswith(SCRATCH) or (is_own and self.seed is not None)
 
     @property
     def arguments(self) -> Iterator[ArgumentSpec]:
@@ -186,6 +223,20 @@ class Manifest:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
         manifest._check_names()
         return manifest
+
+    def word_counts(self) -> dict[str, int]:
+        """Words of all that kernels touch, by name: enough for the padding of every kernel that touches it."""
+        counts = {tensor.name: tensor.memory_words for tensor in self.tensors}
+        counts.update({constant.name: words(math.prod(constant.shape), constant.dtype) for constant in self.constants})
+        for step in self.steps:
+            for argument in step.arguments:
+                counts[argument.source] = max(counts.get(argument.source, 0), argument.memory_words)
+        return counts
+
+    def shared(self) -> dict[str, str]:
+        """For each name that kernels touch the name of its memory: that of its slot, or its own."""
+        slots = {tensor.name: f"slot {tensor.slot}" for tensor in self.tensors if tensor.slot is not None}
+        return {name: slots.get(name, name) for name in self.word_counts()}
 
     def _check_names(self) -> None:
         known = {tensor.name for tensor in self.tensors} | {constant.name for constant in self.constants}

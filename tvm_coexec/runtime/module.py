@@ -127,12 +127,9 @@ class Module:
         """
         manifest = self._package.manifest
         for name, array in self._bind(arrays, named).items():
-            self._executor.view(name)[:] = array.reshape(self._executor.view(name).shape)
+            self._executor.write(name, array)
         self.run()
-        results = {
-            name: np.ascontiguousarray(self._executor.view(name)).reshape(self._executor.spec(name).shape)
-            for name in manifest.outputs
-        }
+        results = {name: self._executor.read(name) for name in manifest.outputs}
         return results[manifest.outputs[0]] if len(results) == 1 else results
 
     def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -166,6 +163,11 @@ class Module:
     def sync_count(self) -> int:
         """Points of one run at which one processor may wait for the other."""
         return self._program(timeline=False).lowered.sync_count
+
+    @property
+    def peak_bytes(self) -> int:
+        """Shared memory that the network holds: weights and activations."""
+        return sum(block.array.nbytes for block in self._executor.blocks.values())
 
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""

@@ -1,32 +1,68 @@
 """Lowers the steps of a module, with a split for each, to the stitch's two programs.
 
 Steps are numbered from 1 as the flags count them. Only true dependencies are synchronised: a side waits for the other
-before it reads what the other wrote, and a side signals only where it is waited for.
+before it reads what the other wrote, and a side signals only where it is waited for. A side that reads only what it
+wrote itself, as a chain of channel-local steps does, waits for nobody.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 LOOKAHEAD = 2
 """Steps whose GPU commands are enqueued before the CPU half of the current one: enough to keep the queue from idling,
 few enough that the CPU's first half starts at once."""
 
 
+class Divided(Protocol):
+    """Something that the GPU computes the first units of, and the CPU the others."""
+
+    @property
+    def cpu_units(self) -> int: ...
+    @property
+    def gpu_units(self) -> int: ...
+
+
+class Step(Protocol):
+    """A step as far as the tensors matter that it reads and writes."""
+
+    @property
+    def axis(self) -> str: ...
+    @property
+    def units(self) -> int: ...
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+    @property
+    def local_inputs(self) -> tuple[str, ...]: ...
+    @property
+    def output(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Read:
+    """The number of a step whose result another reads (or overwrites): ``local`` if each unit reads the same unit."""
+
+    step: int
+    local: bool = False
+
+
 @dataclass(frozen=True)
 class Work:
     """One step as far as its order matters: who computes it, and the steps whose results it reads (or overwrites).
 
-    A half may be several kernels, one after the other: ``cpu_launches`` and ``gpu_launches`` count them.
+    A half may be several kernels, one after the other: ``cpu_launches`` and ``gpu_launches`` count them. With
+    ``gpu_steps`` the GPU's kernels can await and report steps themselves.
     """
 
     cpu_units: int
     gpu_units: int
-    reads: tuple[int, ...] = ()
+    reads: tuple[Read, ...] = ()
     is_output: bool = False
     cpu_launches: int = 1
     gpu_launches: int = 1
+    gpu_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,13 +80,15 @@ class Command:
     """A command of the GPU program: one of a layer's kernels, or a flag kernel.
 
     ``kind`` is ``kernel``, ``signal``, ``wait`` or ``signal_wait``; ``done`` is the step that a signal reports,
-    ``step`` the one that a wait is for, ``launch`` the kernel's number in its half.
+    ``step`` the one that a wait is for, ``launch`` the kernel's number in its half. A kernel may itself await a step of
+    the CPU before it starts, ``awaited``, and report ``done`` at its end; 0 is none.
     """
 
     kind: str
     step: int
     done: int = 0
     launch: int = 0
+    awaited: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +117,7 @@ class Lowered:
     def sync_count(self) -> int:
         """Points at which one side may wait for the other."""
         cpu = sum(operation.kind in ("wait", "exchange") for operation in self.operations)
-        return cpu + sum(command.kind in ("wait", "signal_wait") for command in self.commands)
+        return cpu + sum(command.kind in ("wait", "signal_wait") or command.awaited > 0 for command in self.commands)
 
 
 def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0) -> Lowered:
@@ -90,26 +128,67 @@ def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0) -> Lowered:
     return _lower_flags(steps) if mechanism == "svm" else _lower_events(steps, inputs)
 
 
-def _waits(steps: Sequence[Work], waiting: str) -> dict[int, int]:
+def network_reads(steps: Sequence[Step], memory: Mapping[str, str] | None = None) -> list[tuple[Read, ...]]:
+    """For each step the steps whose outputs it reads, and those that used the memory that it overwrites.
+
+    Parameters
+    ----------
+    memory
+        The name of each tensor's memory, where tensors share some.
+    """
+    writers = {step.output: number for number, step in enumerate(steps, 1)}
+
+    def is_local(reader: Step, name: str) -> bool:
+        writer = steps[writers[name] - 1]
+        return name in reader.local_inputs and (reader.axis, reader.units) == (writer.axis, writer.units)
+
+    overwrites = _overwrites(steps, memory) if memory else [set() for _ in steps]
+    return [
+        (
+            *(Read(writers[name], is_local(step, name)) for name in step.inputs if name in writers),
+            *(Read(number) for number in sorted(users)),
+        )
+        for step, users in zip(steps, overwrites, strict=True)
+    ]
+
+
+def _overwrites(steps: Sequence[Step], memory: Mapping[str, str]) -> list[set[int]]:
+    """For each step those that wrote or read what was in the memory of its output before."""
+    users: dict[str, set[int]] = {}
+    overwrites = []
+    for number, step in enumerate(steps, 1):
+        overwrites.append(users.get(memory[step.output], set()))
+        users[memory[step.output]] = {number}
+        for name in step.inputs:
+            users.setdefault(memory[name], set()).add(number)
+    return overwrites
+
+
+def needs_other(side: str, reader: Divided, writer: Divided, *, local: bool) -> bool:
+    """Whether the half of one side reads what the other side's half wrote."""
+    if side == "cpu":
+        return bool(reader.cpu_units and writer.gpu_units) and (not local or reader.gpu_units < writer.gpu_units)
+    return bool(reader.gpu_units and writer.cpu_units) and (not local or reader.gpu_units > writer.gpu_units)
+
+
+def waits_of(steps: Sequence[Work], waiting: str) -> dict[int, int]:
     """For each step (from 1) before which side ``waiting`` has to wait: the other side's step that it waits for."""
     waits: dict[int, int] = {}
     known = 0
     for number, step in enumerate(steps, 1):
-        if not (step.cpu_units if waiting == "cpu" else step.gpu_units):
-            continue
-        others = [
-            read
-            for read in step.reads
-            if (steps[read - 1].gpu_units if waiting == "cpu" else steps[read - 1].cpu_units)
-        ]
-        needed = max(others, default=0)
+        needed = max(_crossing_reads(steps, step, waiting), default=0)
         if needed > known:
             waits[number] = known = needed
     return waits
 
 
+def _crossing_reads(steps: Sequence[Work], step: Work, side: str) -> list[int]:
+    """The steps of which a side needs what the other wrote."""
+    return [read.step for read in step.reads if needs_other(side, step, steps[read.step - 1], local=read.local)]
+
+
 def _lower_flags(steps: Sequence[Work]) -> Lowered:
-    cpu_waits, gpu_waits = _waits(steps, "cpu"), _waits(steps, "gpu")
+    cpu_waits, gpu_waits = waits_of(steps, "cpu"), waits_of(steps, "gpu")
     last_gpu = max((number for number, step in enumerate(steps, 1) if step.gpu_units), default=0)
     gpu_signals = set(cpu_waits.values()) | ({last_gpu} if last_gpu else set())
     lowered = Lowered()
@@ -136,7 +215,9 @@ def _gpu_program(steps: Sequence[Work], waits: dict[int, int], signals: set[int]
     """Append the GPU's commands; returns, for each step, the number of commands up to its end."""
     ends = []
     for number, step in enumerate(steps, 1):
-        if step.gpu_units:
+        if step.gpu_units and step.gpu_steps:
+            commands += _kernels(number, step, waits.get(number, 0), number if number in signals else 0)
+        elif step.gpu_units:
             if number in waits:
                 if commands and commands[-1].kind == "signal":
                     commands[-1] = Command("signal_wait", waits[number], commands[-1].done)
@@ -149,8 +230,13 @@ def _gpu_program(steps: Sequence[Work], waits: dict[int, int], signals: set[int]
     return ends
 
 
-def _kernels(number: int, step: Work) -> list[Command]:
-    return [Command("kernel", number, launch=launch) for launch in range(step.gpu_launches)]
+def _kernels(number: int, step: Work, awaited: int = 0, done: int = 0) -> list[Command]:
+    """The first kernel awaits, the last one reports."""
+    last = step.gpu_launches - 1
+    return [
+        Command("kernel", number, done if launch == last else 0, launch, awaited if launch == 0 else 0)
+        for launch in range(step.gpu_launches)
+    ]
 
 
 def _lower_events(steps: Sequence[Work], inputs: int) -> Lowered:
@@ -158,12 +244,7 @@ def _lower_events(steps: Sequence[Work], inputs: int) -> Lowered:
 
     Unlike a flag, an exchange makes only its own tensor visible, so every tensor that crosses has one.
     """
-    crossing = {
-        read
-        for step in steps
-        for read in step.reads
-        if (step.cpu_units and steps[read - 1].gpu_units) or (step.gpu_units and steps[read - 1].cpu_units)
-    }
+    crossing = {read for step in steps for side in ("cpu", "gpu") for read in _crossing_reads(steps, step, side)}
     lowered = Lowered()
     if any(step.gpu_units for step in steps):
         lowered.operations += [Operation("exchange", 0, len(steps) + index) for index in range(inputs)]

@@ -7,7 +7,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise
+from tvm_coexec.layers import (
+    AnyLayer,
+    Attention,
+    Concat,
+    Conv2d,
+    ImageLayer,
+    Linear,
+    LocalNorm,
+    Place,
+    Pool,
+    Product,
+    RowWise,
+)
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -66,11 +78,84 @@ def _convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray, pixels: np.ndar
     return result.transpose(1, 0, 2).reshape(len(pixels), layer.out_channels)
 
 
-def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None) -> np.ndarray:
+def _attend(layer: Attention, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+    shape = (layer.batch, -1, layer.heads, layer.head_dim)
+    q, k, v = (
+        operands[name][:, offset : offset + layer.out_channels].astype(np.float64).reshape(shape).transpose(0, 2, 1, 3)
+        for name, offset in zip(("input", "input1", "input2"), layer.offsets, strict=True)
+    )
+    scores = q @ k.transpose(0, 1, 3, 2) * layer.scale
+    mask = operands.get("mask", operands.get("input3"))
+    if mask is not None:
+        scores = scores + mask.astype(np.float64)[:, None, None]
+    power = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result = (power / power.sum(axis=-1, keepdims=True)) @ v
+    return result.transpose(0, 2, 1, 3).reshape(-1, layer.out_channels)
+
+
+def _place(layer: Place, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+    rows = operands["input"].astype(np.float64).reshape(layer.batch, layer.in_rows, layer.channels)
+    result = np.zeros((layer.batch, layer.out_rows, layer.channels))
+    first, last = max(layer.shift, 0), min(layer.in_rows + layer.shift, layer.out_rows)
+    result[:, first:last] = rows[:, first - layer.shift : last - layer.shift]
+    if layer.has_summand:
+        result = result + operands["summand"].astype(np.float64)
+    return result.reshape(-1, layer.channels)
+
+
+def _pool(layer: Pool, x: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Some pixels of the output, a place of the window at a time."""
+    image, line, column = np.unravel_index(pixels, (layer.batch, layer.out_h, layer.out_w))
+    is_max = layer.kind == "max"
+    result = np.full((len(pixels), layer.channels), -np.inf if is_max else 0.0)
+    counts = np.zeros((len(pixels), 1))
+    for tap_h, tap_w in np.ndindex(*layer.kernel):
+        lines = line * layer.stride[0] + tap_h * layer.dilation[0] - layer.padding[0]
+        columns = column * layer.stride[1] + tap_w * layer.dilation[1] - layer.padding[1]
+        inside = (lines >= 0) & (lines < layer.h) & (columns >= 0) & (columns < layer.w)
+        read = x[image[inside], lines[inside], columns[inside]]
+        result[inside] = np.maximum(result[inside], read) if is_max else result[inside] + read
+        counts[inside] += 1
+    if is_max:
+        return result
+    return result / (math.prod(layer.kernel) if layer.count_padding else counts)
+
+
+def _normalise_locally(layer: LocalNorm, x: np.ndarray) -> np.ndarray:
+    before = (layer.size - 1) // 2
+    ends = np.arange(layer.channels) - before + layer.size
+    sums = np.pad(np.cumsum(x**2, axis=-1), ((0, 0), (1, 0)))
+    total = sums[:, np.minimum(ends, layer.channels)] - sums[:, np.maximum(ends - layer.size, 0)]
+    return x / (layer.bias + layer.alpha / layer.size * total) ** layer.beta
+
+
+def _image_body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """Some pixels of a layer's output image."""
     if isinstance(layer, Conv2d):
-        if pixels is None:
-            pixels = np.arange(layer.batch * layer.out_h * layer.out_w)
         return _convolve(layer, operands["input"], operands["weights"], pixels)
+    if isinstance(layer, Pool):
+        return _pool(layer, operands["input"].astype(np.float64), pixels)
+    h, w = layer.output_size[1:3]
+    names = ["input", *(f"input{place}" for place in range(1, len(layer.input_sizes)))]
+    # An image of one pixel has the same for every place.
+    images = [np.broadcast_to(x, (len(x), h, w, x.shape[-1])) for x in (operands[name] for name in names)]
+    where = np.unravel_index(pixels, (len(images[0]), h, w))
+    rows = [image[where].astype(np.float64) for image in images]
+    if isinstance(layer, Concat):
+        return np.concatenate(rows, axis=-1)
+    if isinstance(layer, Product):
+        return rows[0] * rows[1]
+    if isinstance(layer, LocalNorm):
+        return _normalise_locally(layer, rows[0])
+    raise NotImplementedError(f"there is no reference for {layer.op} layers")
+
+
+def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None) -> np.ndarray:
+    if isinstance(layer, ImageLayer):
+        every = np.arange(math.prod(layer.output_size[:-1]))
+        return _image_body(layer, operands, every if pixels is None else pixels)
+    if isinstance(layer, Attention | Place):
+        return _attend(layer, operands) if isinstance(layer, Attention) else _place(layer, operands)
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):
         return x @ operands["weights"].astype(np.float64)
@@ -93,10 +178,10 @@ def evaluate(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.nda
     ----------
     operands
         ``input [rows, k]``, ``weights [k, n]``, vectors ``[n]``, ``residual [rows, n]``: unpacked, any number of rows.
-        For a convolution ``input [batch, h, w, channels]``, ``weights [out, in / groups, kernel]`` and, of the pixels
-        computed alone, ``residual [pixels, out]``.
+        For a layer of images ``input``, ``input1`` … ``[batch, h, w, channels]``, ``weights [out, in / groups,
+        kernel]`` and, of the pixels computed alone, ``residual [pixels, out]``.
     pixels
-        Numbers of the pixels of a convolution's output to compute; by default all.
+        Numbers of the pixels of an output image to compute; by default all.
     """
     value = _body(layer, operands, pixels)
     for step in layer.epilogue:

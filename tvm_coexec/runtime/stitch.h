@@ -21,10 +21,17 @@ typedef struct {
 
 typedef int (*coexec_kernel)(void* self, const coexec_argument* arguments, int32_t count, coexec_argument* result);
 
-enum { COEXEC_MAX_ARGUMENTS = 16, COEXEC_TEXT = 256 };
+enum { COEXEC_MAX_ARGUMENTS = 128, COEXEC_TEXT = 256 };
 
 /* Words of the flag block, each on a cache line pair of its own. */
-enum { COEXEC_GPU_DONE = 0, COEXEC_CPU_DONE = 32, COEXEC_ABORT = 64, COEXEC_GPU_GAVE_UP = 96, COEXEC_FLAG_WORDS = 128 };
+enum {
+  COEXEC_GPU_DONE = 0,
+  COEXEC_CPU_DONE = 32,
+  COEXEC_ABORT = 64,
+  COEXEC_GPU_GAVE_UP = 96,
+  COEXEC_GROUPS_DONE = 128, /* the GPU's own: work-groups of the kernel under way that have ended */
+  COEXEC_FLAG_WORDS = 160
+};
 
 typedef enum {
   COEXEC_ENQUEUE = 0,  /* commands [first, last) of the GPU program */

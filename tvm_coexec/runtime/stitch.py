@@ -11,7 +11,7 @@ import numpy as np
 from tvm_coexec.errors import DeviceError, FileFormatError
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("stitch.c", "pool.c"))
-FLAG_WORDS = 128
+FLAG_WORDS = 160
 OPERATION_KINDS = ("enqueue", "call", "signal", "wait", "exchange", "finish")
 STATUS_OK, STATUS_CPU_WAITED, STATUS_GPU_WAITED, STATUS_KERNEL_FAILED, STATUS_OPENCL_FAILED, STATUS_GPU_HANGS = range(6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 LINGER_S = 1e-3
 """For so long the queue stays awake after a run, in case another follows: waking it costs tens of microseconds."""
+
+FLAGS_SOURCE = Path(__file__).with_name("flags.cl")
+"""What a kernel needs to await and store flags, in OpenCL C."""
 
 _NEVER = 1 << 30
 _CALIBRATION_SPINS = 100_000
@@ -64,6 +68,10 @@ class SyncKernels:
         kernel.set_args(self.flags.argument, *arguments)
         return kernel
 
+    def step_arguments(self, awaited: int, done: int) -> tuple[Any, ...]:
+        """The last arguments of a layer's kernel that awaits and reports steps itself; 0 stands for none."""
+        return self.flags.argument, np.int32(awaited), np.int32(done), np.uint64(self._limit)
+
     def _lingering(self, spins_per_s: float) -> Any:
         import pyopencl as cl
 
@@ -95,14 +103,19 @@ def _end_lingering(queue: Any, active: Block) -> None:
 
 
 def _build(device: Device) -> Any:
+    import pyopencl as cl
+
+    try:
+        return build_newest(device, FLAGS_SOURCE.read_text() + Path(__file__).with_name("sync.cl").read_text())
+    except cl.Error as error:
+        raise KernelError(f"{device.info.name} builds no flag kernel ({error}); use the mechanism 'event'") from None
+
+
+def build_newest(device: Device, source: str) -> Any:
     """Build for the newest OpenCL C of the device that has C11 atomics, else for OpenCL C 1.2."""
     import pyopencl as cl
 
-    source = Path(__file__).with_name("sync.cl").read_text()
-    last: Exception | None = None
-    for standard in ("CL3.0", "CL2.0", "CL1.2"):
-        try:
+    for standard in ("CL3.0", "CL2.0"):
+        with suppress(cl.Error):
             return cl.Program(device.context, source).build([f"-cl-std={standard}"], cache_dir=False)
-        except cl.Error as error:
-            last = error
-    raise KernelError(f"{device.info.name} builds no flag kernel ({last}); use the mechanism 'event'")
+    return cl.Program(device.context, source).build(["-cl-std=CL1.2"], cache_dir=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .executor import Event, Executor, Prepared
-from .program import Operation
+from .program import Operation, Read
 
 _GPU_CHAIN_US = 2000.0
 """Length of a chain of layers whose start and end hardly count."""
@@ -51,7 +51,7 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
     part = replace(executor.manifest.steps[step], units=cpu_units + gpu_units)
 
     def chain(count: int, *, timeline: bool = False) -> Prepared:
-        reads = [()] + [(number,) for number in range(1, count)]
+        reads = [()] + [(Read(number),) for number in range(1, count)]
         return executor.prepare([(part, cpu_units)] * count, reads, timeline=timeline)
 
     gpu_us: list[float] = []

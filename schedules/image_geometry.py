@@ -1,0 +1,50 @@
+"""What the kernels of images read: windows of pixels, and runs of channels that follow each other in one operand."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+
+from tvm_coexec.layers import TILE, Concat, ImageLayouts, LocalNorm, Pool, Product
+
+ImageLayer = Pool | Concat | Product | LocalNorm
+
+
+def window(layer: ImageLayer) -> Pool:
+    """The pooling that reads the same pixels as the layer: one that is none reads a pixel for each that it writes."""
+    if isinstance(layer, Pool):
+        return layer
+    return Pool("max", layer.h, layer.w, layer.out_channels, (1, 1), batch=layer.batch)
+
+
+def input_names(layer: ImageLayer) -> tuple[str, ...]:
+    """Roles of the images that a layer reads, the residual left out."""
+    return ("input", *(f"input{place}" for place in range(1, len(layer.input_sizes))))
+
+
+def first_channels(layer: Concat) -> tuple[int, ...]:
+    """Where each operand begins in the output."""
+    return tuple(accumulate(layer.channels[:-1], initial=0))
+
+
+def fills_up(layer: Concat, layouts: ImageLayouts) -> bool:
+    """Whether the padding channels of the last operand can be read as those of the output."""
+    return first_channels(layer)[-1] % TILE == 0 and not layouts.inputs[-1].narrow
+
+
+def common_run(layer: ImageLayer, layouts: ImageLayouts) -> int:
+    """The largest number of channels that divides a tile and never straddles two operands."""
+    if not isinstance(layer, Concat):
+        return TILE
+    edges = first_channels(layer) if fills_up(layer, layouts) else (*first_channels(layer), layer.out_channels)
+    return math.gcd(TILE, *edges)
+
+
+def check_layouts(layer: ImageLayer, layouts: ImageLayouts) -> None:
+    """Refuse layouts that are not one for each input, and narrow images that kernels cannot read or write."""
+    if len(layouts.inputs) != len(layer.input_sizes):
+        raise ValueError(f"{len(layer.input_sizes)} inputs of a {layer.op} need as many layouts, not {layouts.inputs}")
+    if layouts.output.narrow or layouts.residual.narrow:
+        raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
+    if not isinstance(layer, Concat) and any(layout.narrow for layout in layouts.inputs):
+        raise ValueError(f"a {layer.op} reads whole tiles, so that its inputs cannot be narrow; copy them by a concat")

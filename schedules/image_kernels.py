@@ -1,0 +1,235 @@
+"""The kernels of images as descriptions of the dense frame: how an output's element is reduced, and finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.layers import TILE, Concat, ImageLayout, LocalNorm, Pool, Product, row_tiles
+
+from .frame import Description, Operand
+from .image_geometry import ImageLayer, common_run, fills_up, first_channels, input_names
+from .pixels import Pixels, every
+
+_LOWEST = float(np.finfo(np.float32).min)
+_SMALLEST = 1e-30
+"""Below any divisor of a normalisation that means something; it keeps padding channels from dividing zero by zero."""
+_MAX_WRITTEN_OUT = 64
+"""Pixels of a block times columns of a window, up to which a window's line is written out."""
+
+
+def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str]) -> Description:
+    """The layer as a dense kernel over the rows of ``pixels``, with operands of these names."""
+    layouts = pixels.layouts
+    shapes = _shapes(layer, pixels)
+    return Description(
+        layer=layer,
+        operands=tuple(Operand(name, shapes[name]) for name in names),
+        rows=pixels.rows,
+        channels=layer.out_channels,
+        output_row=lambda row: pixels.output_pixel(layouts.output, row),
+        residual_row=lambda row: pixels.output_pixel(layouts.residual, row),
+        is_stored=pixels.is_stored,
+        **_reduction(layer, pixels),
+    )
+
+
+def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the operands: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
+    layouts = pixels.layouts
+    tiles = (row_tiles(layer.out_channels), TILE)
+    shapes = {
+        "bias": (layer.units, TILE),
+        "residual": (pixels.output_pixels(layouts.residual), *tiles),
+        "output": (pixels.output_pixels(layouts.output), *tiles),
+    }
+    for name, layout, size in zip(input_names(layer), layouts.inputs, layer.input_sizes, strict=True):
+        if isinstance(layer, Pool):
+            count = pixels.input_pixels
+        elif size[1:3] == layer.output_size[1:3]:
+            count = pixels.output_pixels(layout)
+        else:
+            count = _factor_pixel(layout, pixels.place(pixels.rows - 1)[0]) + 1 + _trailing_halo(layout)
+        shapes[name] = (count * layout.pixel(size[-1]),)
+    return shapes
+
+
+def _factor_pixel(layout: ImageLayout, image: Any) -> Any:
+    """Where in memory the only pixel of an image lies."""
+    halo_h, halo_w = layout.halo
+    width = 1 + 2 * halo_w
+    return image * ((1 + 2 * halo_h) * width) + halo_h * width + halo_w
+
+
+def _trailing_halo(layout: ImageLayout) -> int:
+    """Pixels of the halo behind an image's only pixel."""
+    return int(_factor_pixel(layout, 0))
+
+
+def _reduction(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, Any]:
+    """Fields of the description that say how an element is computed."""
+    if isinstance(layer, Pool):
+        return _pool(layer, pixels)
+    if isinstance(layer, Concat):
+        return _concat(layer, pixels)
+    return _local_norm(layer, pixels) if isinstance(layer, LocalNorm) else _product(layer, pixels)
+
+
+def _only(_old: Any, new: Any) -> Any:
+    return new
+
+
+def _pool(layer: Pool, pixels: Pixels[Pool]) -> dict[str, Any]:
+    pixel = pixels.layouts.input.pixel(layer.channels)
+    is_max = layer.kind == "max"
+    taps = layer.kernel[0] * layer.kernel[1]
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, _s, tap_h, tap_w = index
+        return buffers["input"][pixels.input_pixel(row, tap_h, tap_w) * pixel + (begin + t) * TILE + channel]
+
+    def average(buffers: dict[str, Any], index: list[Any], begin: Any, total: Any) -> Any:
+        return total * _average_factor(layer, pixels, index[0])
+
+    return {
+        "reduction": layer.kernel,
+        "term": term,
+        "written_out": (1,) if pixels.block * layer.kernel[1] <= _MAX_WRITTEN_OUT else (),
+        "is_needed": lambda row, tap_h, tap_w: _is_inside(layer, pixels, row, (tap_h, tap_w)),
+        "start": _LOWEST if is_max else 0.0,
+        "combine": (_only if taps == 1 else T.max) if is_max else _add,
+        "finish": None if is_max or taps == 1 else average,
+    }
+
+
+def _add(x: Any, y: Any) -> Any:
+    return x + y
+
+
+def _is_inside(layer: Pool, pixels: Pixels[Pool], row: Any, taps: tuple[Any, Any]) -> Any:
+    """Whether a tap is inside the image; None where all are, or where zeros of the halo may be added."""
+    _image, *place = pixels.place(row)
+    conditions = []
+    for axis, size in enumerate((layer.h, layer.w)):
+        before, after = layer.padding[axis], layer.padding[axis + 2]
+        if layer.kind == "average" and max(before, after) <= pixels.layouts.input.halo[axis]:
+            continue
+        read = place[axis] * layer.stride[axis] + taps[axis] * layer.dilation[axis]
+        if before:
+            conditions.append(read >= before)
+        if after:
+            conditions.append(read < size + before)
+    return every(conditions)
+
+
+def _average_factor(layer: Pool, pixels: Pixels[Pool], row: Any) -> Any:
+    """One over the taps that count."""
+    if layer.count_padding or not any(layer.padding):
+        return T.float32(1 / (layer.kernel[0] * layer.kernel[1]))
+    _image, *place = pixels.place(row)
+    counts = []
+    for axis, size in enumerate((layer.h, layer.w)):
+        if not layer.padding[axis] and not layer.padding[axis + 2]:
+            counts.append(T.int32(layer.kernel[axis]))
+            continue
+        step = layer.dilation[axis]
+        start = place[axis] * layer.stride[axis] - layer.padding[axis]
+        first = (T.max(T.int32(0) - start, T.int32(0)) + (step - 1)) // step
+        behind = T.min((size - 1 - start) // step + 1, T.int32(layer.kernel[axis]))
+        counts.append(behind - first)
+    return T.float32(1) / T.Cast("float32", counts[0] * counts[1])
+
+
+def _concat(layer: Concat, pixels: Pixels[Pool]) -> dict[str, Any]:
+    layouts = pixels.layouts
+    run, starts = common_run(layer, layouts), first_channels(layer)
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, _s, _tap = index
+        place = (begin + t) * TILE + channel
+        first = (begin + t) * TILE + channel // run * run
+        operands = zip(input_names(layer), layouts.inputs, starts, layer.channels, strict=True)
+        values = [
+            buffers[name][pixels.output_pixel(layout, row) * layout.pixel(channels) + place - start]
+            for name, layout, start, channels in operands
+        ]
+        ends = list(starts[1:])
+        if not fills_up(layer, layouts):
+            values.append(T.float32(0))
+            ends.append(layer.out_channels)
+        value = values.pop()
+        for end, mine in zip(reversed(ends), reversed(values), strict=True):
+            value = T.if_then_else(first < end, mine, value)
+        return value
+
+    return {"reduction": (1,), "term": term, "combine": _only}
+
+
+def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
+    layouts = pixels.layouts
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, _s, _tap = index
+        place = (begin + t) * TILE + channel
+        sources = [pixels.output_pixel(layouts.input, row)]
+        if layer.per_image:
+            sources.append(_factor_pixel(layouts.others[0], pixels.place(row)[0]))
+        else:
+            sources.append(pixels.output_pixel(layouts.others[0], row))
+        x, y = (
+            buffers[name][source * layout.pixel(layer.channels) + place]
+            for name, source, layout in zip(input_names(layer), sources, layouts.inputs, strict=True)
+        )
+        return x * y
+
+    return {"reduction": (1,), "term": term, "combine": _only}
+
+
+def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
+    layout = pixels.layouts.input
+    tiles = row_tiles(layer.channels)
+    elements = pixels.output_pixels(layout) * tiles * TILE
+    before = (layer.size - 1) // 2
+    reach = -(-layer.size // (2 * TILE))
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, _s, tap = index
+        tile = pixels.output_pixel(layout, row) * tiles + begin + t
+        source = tile * TILE + (channel + tap - before)
+        # Other pixels may be read beside a pixel's channels, but nothing beside the image.
+        within = T.And(tile >= reach, tile < elements // TILE - reach)
+        clamped = T.max(T.min(source, T.int32(elements - 1)), T.int32(0))
+        value = T.if_then_else(within, buffers["input"][source], buffers["input"][clamped])
+        neighbour = (begin + t) * TILE + channel + (tap - before)
+        exists = _zero_or_one(neighbour + 1) * _zero_or_one(layer.channels - neighbour)
+        return value * value * T.Cast("float32", exists)
+
+    def finish(buffers: dict[str, Any], index: list[Any], begin: Any, total: Any) -> Any:
+        row, t, channel = index
+        divisor = T.float32(layer.bias) + total * T.float32(layer.alpha / layer.size)
+        source = (pixels.output_pixel(layout, row) * tiles + begin + t) * TILE + channel
+        return buffers["input"][source] * _power(T.max(divisor, T.float32(_SMALLEST)), -layer.beta)
+
+    return {"reduction": (layer.size,), "term": term, "finish": finish}
+
+
+def _zero_or_one(value: Any) -> Any:
+    return T.max(T.min(value, T.int32(1)), T.int32(0))
+
+
+def _power(x: Any, exponent: float) -> Any:
+    """``x ** exponent`` of a positive ``x``; by square roots where it is a multiple of a quarter, as it mostly is."""
+    quarters = round(abs(exponent) * 4)
+    if not math.isclose(quarters, abs(exponent) * 4) or quarters > 16:
+        return T.pow(x, T.float32(exponent))
+    factors = [x] * (quarters // 4)
+    if quarters & 2:
+        factors.append(T.sqrt(x))
+    if quarters & 1:
+        factors.append(T.sqrt(T.sqrt(x)))
+    value = math.prod(factors, start=T.float32(1))
+    return T.float32(1) / value if exponent < 0 else value

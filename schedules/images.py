@@ -1,0 +1,121 @@
+"""Pooling, concatenation, products and local normalisation of images, as kernels of the dense frame.
+
+A unit is a tile of 32 output channels, and the rows of the frame are the output's pixels. Operands are ``input``,
+``input1`` and so on, then what the epilogue reads, then ``output``; all but the bias are images of tiles
+(``layers.ImageLayout``). No kernel needs a halo: windows are clipped to the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Variant
+
+from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, gpu_dispatch
+from .image_geometry import ImageLayer, check_layouts, common_run, input_names, window
+from .pixels import Pixels
+from .search import RegisterTile, Space, dense_variants
+
+if TYPE_CHECKING:
+    from .frame import Launch
+
+IMPLEMENTATION = "images"
+_MAP_ROWS = 4
+"""Pixels in a block where each reads its own place alone: more of them only meet in the same sets of the cache."""
+
+
+def operand_names(layer: ImageLayer, variant: Variant) -> tuple[str, ...]:
+    """Names of the buffers that a half reads and writes."""
+    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
+    return (*input_names(layer), *fused, "output")
+
+
+def pack(layer: ImageLayer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
+    """Constants as the kernels read them: at most a bias."""
+    if "bias" not in layer.epilogue:
+        return {}
+    bias = np.zeros((layer.units, TILE), np.float32)
+    bias.reshape(-1)[: layer.out_channels] = params["bias"]
+    return {"bias": bias}
+
+
+def terms(layer: ImageLayer) -> int:
+    """Values that are reduced to one element of the output."""
+    if isinstance(layer, Pool):
+        return layer.kernel[0] * layer.kernel[1]
+    return layer.size if isinstance(layer, LocalNorm) else 1
+
+
+def error_bound(variant: Variant) -> float:
+    """Largest error of a result, relative to the largest value of the output."""
+    return ERROR_BOUND
+
+
+def dispatch(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+    """Launch geometry of a half."""
+    rows = Pixels.of(window(layer), layouts or ImageLayouts.alone(layer), variant).rows
+    return cpu_dispatch(variant, rows) if side == "cpu" else gpu_dispatch(variant, rows)
+
+
+def default_variant(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
+    """A good variant for a layer that was never tuned."""
+    return variants(layer, side, hardware, layouts)[0]
+
+
+def variants(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
+    """The search space of one side, the most promising first."""
+    layouts = layouts or ImageLayouts.alone(layer)
+    pixels = window(layer)
+    space = Space(
+        rows=pixels.batch * pixels.out_h * pixels.out_w,
+        padded_rows=lambda block: Pixels(pixels, layouts, block, block).rows,
+        reduction=1,
+        unrolls=(1,),
+        taps=terms(layer),
+    )
+    found = dense_variants(IMPLEMENTATION, side, hardware, space, partial(_register_tiles, pixels))
+    return list(dict.fromkeys(_with_whole_runs(variant, common_run(layer, layouts)) for variant in found))
+
+
+def _with_whole_runs(variant: Variant, run: int) -> Variant:
+    """The variant with vectors that lie in one operand each."""
+    params = dict(variant.params)
+    if run < TILE:
+        key = "lanes" if "lanes" in params else "channels"
+        params[key] = min(params[key], run)
+    return Variant.make(variant.implementation, **params)
+
+
+def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[RegisterTile]:
+    """Blocks of pixels that leave half of the registers to what they read, by estimated cost.
+
+    The estimate counts padded rows, the input that a line of the window reads for a block, and the work to find
+    where a block lies: it is done once where blocks divide the image's lines.
+    """
+    vectors = TILE * 4 // hardware.vector_bytes
+    most = hardware.vector_registers // (2 * vectors) if math.prod(pixels.kernel) > 1 else _MAP_ROWS
+    ranked = []
+    for rows in range(1, min(space.rows, max(1, most)) + 1):
+        padding = space.padded_rows(rows) / space.rows
+        reads = (rows - 1) * pixels.stride[1] + pixels.kernel[1]
+        finding = 0.3 * (1 / rows if pixels.out_w % rows == 0 or rows % pixels.out_w == 0 else 1)
+        ranked.append((padding * (1 + finding + reads / (rows * pixels.kernel[1])), rows))
+    return [(rows, TILE, 1) for _, rows in sorted(ranked)]
+
+
+def build(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
+    """The one kernel of a half."""
+    from .frame import launch
+    from .image_kernels import describe
+
+    layouts = layouts or ImageLayouts.alone(layer)
+    check_layouts(layer, layouts)
+    params = dict(variant.params)
+    del params["k_split"]
+    names = operand_names(layer, variant)
+    return (launch(describe(layer, Pixels.of(window(layer), layouts, variant), names), side, variant, params),)

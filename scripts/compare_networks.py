@@ -1,0 +1,292 @@
+"""How fast is a whole network on the CPU, on the GPU, on both by the plan, and in the engines that a user would pick?
+
+All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
+cores of both sides; each is a process that is stopped while others are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from networks import NETWORKS, network
+from onnx import TensorProto
+from peer_process import PeerProcess, save_network
+from peers import PEERS, PeerError
+from reporting import Report, bars, markdown_table, median_us, run_main
+from tqdm import tqdm
+
+import tvm_coexec
+from tvm_coexec.errors import FileFormatError, InputError, ModelError
+from tvm_coexec.profile import Profile
+from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.module import Module
+
+SPLITS = {"cpu": "cpu", "gpu": "gpu", "coexec": "predicted"}
+THREADS = (1, 2)
+TURN_US = 250e3
+"""What a contender runs for in a round, if that is 2 to 25 runs."""
+
+Timer = Callable[[int], Sequence[float]]
+
+
+@dataclass
+class Compared:
+    """One network's figures: samples of every contender, and what became of the engines."""
+
+    name: str
+    predicted_us: float
+    syncs: int
+    peak_bytes: int
+    same_top1: bool
+    max_rel_error: float
+    samples_us: dict[str, list[float]] = field(default_factory=dict)
+    peer_errors: dict[str, float] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
+
+    def us(self, contender: str) -> float:
+        return median_us(self.samples_us[contender])
+
+    @property
+    def peers(self) -> dict[str, dict[str, float]]:
+        """Microseconds by engine and number of threads."""
+        figures = {
+            engine: {
+                str(threads): self.us(key)
+                for threads in THREADS
+                if (key := peer_key(engine, threads)) in self.samples_us
+            }
+            for engine in PEERS
+        }
+        return {engine: by_threads for engine, by_threads in figures.items() if by_threads}
+
+    @property
+    def speedup(self) -> float:
+        """Over the faster side alone."""
+        return min(self.us("cpu"), self.us("gpu")) / self.us("coexec")
+
+    def to_json(self) -> dict[str, Any]:
+        spread = {name: list(np.percentile(samples, [10, 90])) for name, samples in self.samples_us.items()}
+        return {
+            "name": self.name,
+            **{f"{side}_us": self.us(side) for side in SPLITS},
+            "predicted_us": self.predicted_us,
+            "speedup": self.speedup,
+            "peers": self.peers,
+            "max_rel_error": self.max_rel_error,
+            "same_top1": self.same_top1,
+            "syncs": self.syncs,
+            "peak_bytes": self.peak_bytes,
+            "peer_errors": self.peer_errors,
+            "not_measured": self.not_measured,
+            "spread_us": spread,
+            "samples_us": self.samples_us,
+        }
+
+
+def peer_key(engine: str, threads: int) -> str:
+    return f"{engine} {threads}"
+
+
+def models_named(names: str) -> dict[str, Callable[[], onnx.ModelProto]]:
+    """How to make each model of a list such as ``resnet18,model.onnx``."""
+    models: dict[str, Callable[[], onnx.ModelProto]] = {}
+    for name in names.split(","):
+        if Path(name).suffix == ".onnx":
+            if not Path(name).is_file():
+                raise InputError(f"there is no ONNX file {name}")
+            models[Path(name).stem] = lambda path=name: _read(path)
+        elif name in NETWORKS:
+            models[name] = lambda name=name: network(name)
+        else:
+            raise InputError(
+                f"no network named {name!r}: give the path of an ONNX file, or one of {', '.join(NETWORKS)}"
+            )
+    return models
+
+
+def _read(path: str) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path)
+    except DecodeError as error:
+        raise FileFormatError(f"{path} is not an ONNX file; it may be damaged") from error
+
+
+def random_inputs(model: onnx.ModelProto, seed: int = 1) -> dict[str, np.ndarray]:
+    """Normal numbers, or numbers of rows of the table that integer inputs choose from."""
+    rng = np.random.default_rng(seed)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    inputs = {}
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        shape = [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        if not all(shape):
+            raise ModelError(f"input {value.name!r} has no fixed shape; export the model with one")
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            inputs[value.name] = rng.standard_normal(shape, np.float32)
+        else:
+            tables = [
+                constants[node.input[0]].dims[0]
+                for node in model.graph.node
+                if node.op_type == "Gather" and node.input[1] == value.name and node.input[0] in constants
+            ]
+            inputs[value.name] = rng.integers(0, min(tables, default=2), shape)
+    return inputs
+
+
+def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest element; engines may leave out axes of length 1."""
+    if result.size != expected.size:
+        return float("inf")
+    difference = np.abs(result.reshape(-1).astype(np.float64) - expected.reshape(-1))
+    return float(difference.max() / np.abs(expected).max())
+
+
+def start_peers(folder: Path, cores: Sequence[int], stack: ExitStack) -> tuple[dict[str, PeerProcess], dict[str, str]]:
+    """Every engine with every number of threads, and why some are not there."""
+    started, missing = {}, {}
+    for engine in PEERS:
+        for threads in THREADS:
+            try:
+                process = PeerProcess(engine, folder, threads, cores[:threads])
+            except PeerError as error:
+                missing[engine] = str(error)
+                break
+            stack.callback(process.close)
+            started[peer_key(engine, threads)] = process
+    return started, missing
+
+
+def measure_in_turn(timers: Mapping[str, Timer], rounds: int, bar: tqdm[Any]) -> dict[str, list[float]]:
+    """Samples of every contender, a few runs each a round."""
+    repeats = {}
+    for name, timer in timers.items():
+        repeats[name] = int(np.clip(TURN_US / median_us(timer(2)), 2, 25))
+    samples_us: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            bar.set_postfix_str(name)
+            samples_us[name] += timer(repeats[name])
+            bar.update()
+    return samples_us
+
+
+def _timer(module: Module) -> Timer:
+    return lambda repeats: module.benchmark(repeats=repeats, warmup=1).latency_us
+
+
+def compare(
+    name: str, model: onnx.ModelProto, device: Device, profile: str, cores: Sequence[int], rounds: int
+) -> Compared:
+    """Measure one network; ``cores`` are the CPU's first, then the other side's."""
+    inputs = random_inputs(model)
+    modules = {
+        side: tvm_coexec.build(model, device=device, profile=profile, split=split) for side, split in SPLITS.items()
+    }
+    with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder, ExitStack() as stack:
+        save_network(Path(folder), model, inputs)
+        peers, missing = start_peers(Path(folder), cores, stack)
+        if "onnxruntime" in missing:
+            raise InputError(f"ONNX Runtime gives the results to compare with, but: {missing['onnxruntime']}")
+        expected = peers[peer_key("onnxruntime", 1)].output
+        results = {side: first_output(module, inputs) for side, module in modules.items()}
+        compared = Compared(
+            name=name,
+            predicted_us=modules["coexec"].plan.total_us,
+            syncs=modules["coexec"].sync_count,
+            peak_bytes=modules["coexec"].peak_bytes,
+            same_top1=all(np.argmax(result) == np.argmax(expected) for result in results.values()),
+            max_rel_error=max(relative_error(result, expected) for result in results.values()),
+            peer_errors={key: relative_error(process.output, expected) for key, process in peers.items()},
+            not_measured=missing,
+        )
+        timers: dict[str, Timer] = {side: _timer(module) for side, module in modules.items()}
+        timers |= {key: process.time_us for key, process in peers.items()}
+        with tqdm(total=rounds * len(timers), desc=name, unit="turn", leave=False) as bar:
+            compared.samples_us = measure_in_turn(timers, rounds, bar)
+    return compared
+
+
+def first_output(module: Module, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    results = module(**inputs)
+    return next(iter(results.values())) if isinstance(results, dict) else results
+
+
+def table(compared: Sequence[Compared]) -> str:
+    """Milliseconds of all contenders, one network a row, and what is known of the runs."""
+    peer_names = list(dict.fromkeys(key for one in compared for key in one.samples_us if key not in SPLITS))
+    header = ["network", "CPU ms", "GPU ms", "co-executed ms", "speedup", "predicted ms"]
+    header += [f"{name.replace(' ', ', ')} threads ms".replace("1 threads", "1 thread") for name in peer_names]
+    rows = []
+    for one in compared:
+        row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×", _ms(one.predicted_us)]
+        row += [_ms(one.us(peer)) if peer in one.samples_us else "none" for peer in peer_names]
+        rows.append(row)
+    facts = [
+        [
+            one.name,
+            f"{one.max_rel_error:.1e}",
+            "same" if one.same_top1 else "different",
+            one.syncs,
+            f"{one.peak_bytes / 2**20:.1f}",
+        ]
+        for one in compared
+    ]
+    text = markdown_table(header, rows) + "\n"
+    text += markdown_table(["network", "relative error", "top-1", "synchronisations", "peak MiB"], facts)
+    missing = [f"- {one.name}, {engine}: {why}\n" for one in compared for engine, why in one.not_measured.items()]
+    return text + ("\nNot measured:\n\n" + "".join(missing) if missing else "")
+
+
+def _ms(us: float) -> str:
+    return f"{us / 1e3:.2f}"
+
+
+def draw(axes: Any, compared: Sequence[Compared]) -> None:
+    """Speeds beside the faster side alone; engines with two threads."""
+    series = {"co-executed": [one.speedup for one in compared]}
+    for engine in PEERS:
+        key = peer_key(engine, 2)
+        if any(key in one.samples_us for one in compared):
+            series[f"{engine}, 2 threads"] = [
+                min(one.us("cpu"), one.us("gpu")) / one.us(key) if key in one.samples_us else 0.0 for one in compared
+            ]
+    bars(axes, [one.name for one in compared], series, "speed, the faster side alone = 1")
+    axes.axhline(1, color="black", linewidth=0.8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", required=True, metavar="DIR", help="a profile made by `tvm-coexec tune`")
+    parser.add_argument("--models", required=True, metavar="LIST", help=f"of {', '.join(NETWORKS)}, and ONNX files")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
+    parser.add_argument("--rounds", type=int, default=7, help="times that every contender has its turn (default: 7)")
+    options = parser.parse_args()
+    models = models_named(options.models)
+    if options.rounds < 1:
+        raise InputError(f"--rounds must be at least 1, got {options.rounds}")
+    with Profile.open(options.profile) as profile:
+        facts = profile.facts
+    cores = [*facts["cpu_cores"][:1], *(facts["gpu_cores"] or facts["cpu_cores"][1:])]
+    if len(cores) < max(THREADS):
+        raise InputError("engines with two threads need two cores; this machine lends one")
+    device = open_device(facts["name"], cpu_cores=facts["cpu_cores"], gpu_cores=facts["gpu_cores"] or None)
+    compared = []
+    for name, make in tqdm(models.items(), desc="comparing", unit="network"):
+        compared.append(compare(name, make(), device, options.profile, cores, options.rounds))
+    result = {"models": [one.to_json() for one in compared]}
+    Report(options.out, "Whole networks", facts).write(result, table(compared), lambda axes: draw(axes, compared))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,77 @@
+"""Attention and placed rows: every split on both processors against float64, in modules of one layer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tvm_coexec import schedules
+from tvm_coexec.layers import Attention, Hardware, Place, layer_from_json, layer_to_json
+from tvm_coexec.packaging import single_layer
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.module import Module
+from tvm_coexec.target import target_for
+
+GPU = Hardware(16, 32, "gpu", 64)
+LAYERS = [
+    Attention(1, 3, 197, 197, 64, 0.125, (576,) * 3, (0, 192, 384)),
+    Attention(2, 5, 7, 9, 24, 0.2, (130, 120, 125), (10, 0, 5), "constant"),
+    Attention(2, 4, 33, 128, 32, 0.17, (128,) * 3, mask="input"),
+    Attention(1, 12, 5, 20, 24, 0.2, (288,) * 3),
+    Attention(1, 3, 4, 3, 8, 1.0, (24,) * 3),
+    Place(2, 6, 7, 70, 1, True, ("bias", "residual", "sigmoid")),
+    Place(2, 9, 1, 64, 0),
+    Place(1, 9, 4, 33, -2, True, ("gelu",)),
+]
+
+
+def module(layer: Any, device: Device, gpu: Hardware | None = None) -> Module:
+    target, family = target_for(device.facts()), schedules.family(layer)
+    cpu_variant = family.default_variant(layer, "cpu", target.hardware)
+    gpu_variant = family.default_variant(layer, "gpu", gpu or target.hardware)
+    return Module(single_layer(layer, cpu_variant, gpu_variant, target, device.facts()), device)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_every_split(layer: Any, device: Device) -> None:
+    built, units = module(layer, device), layer.units
+    for cpu in sorted({0, 1, units - 1, units}):
+        assert built.check_step(0, cpu, units - cpu) < built.error_bound(0)
+    if units > 1:
+        assert built.check_step(0, 0, 1) < built.error_bound(0)
+
+
+@pytest.mark.parametrize("layer", [LAYERS[1], LAYERS[5]], ids=str)
+def test_kernels_for_a_gpu(layer: Any, device: Device) -> None:
+    built = module(layer, device, GPU)
+    assert built.check_step(0, 0, layer.units) < built.error_bound(0)
+
+
+def test_units_are_heads_that_fill_tiles() -> None:
+    units = {24: (4, 96), 32: (1, 32), 48: (2, 96), 64: (1, 64)}
+    for head_dim, (heads, channels) in units.items():
+        layer = Attention(1, 12, 5, 5, head_dim, 1.0, (12 * head_dim,) * 3)
+        assert (layer.unit_heads, layer.unit_channels, layer.units) == (heads, channels, 12 // heads)
+    assert Attention(1, 3, 5, 5, 33, 1.0, (99,) * 3).units == 1
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_layers_become_plain_values_and_back(layer: Any) -> None:
+    assert layer_from_json(layer_to_json(layer)) == layer
+
+
+def test_impossible_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not lie within 64 channels"):
+        Attention(1, 2, 5, 5, 32, 1.0, (64,) * 3, (0, 1, 0))
+    with pytest.raises(ValueError, match="unknown mask"):
+        Attention(1, 2, 5, 5, 32, 1.0, (64,) * 3, mask="causal")
+    with pytest.raises(ValueError, match="no row of"):
+        Place(1, 4, 4, 8, 4)
+
+
+def test_a_wrong_scale_is_found(device: Device) -> None:
+    built = module(LAYERS[0], device)
+    fields = built._package.manifest.steps[0].layer
+    fields["scale"] = 0.13
+    assert built.check_step(0, 1, 2) > built.error_bound(0)
+    assert np.isfinite(built.outputs["y"]).all()

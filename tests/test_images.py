@@ -1,0 +1,148 @@
+"""Kernels of pooling, concatenation, products and local normalisation against float64, on LLVM and in OpenCL."""
+
+import json
+
+import numpy as np
+import pytest
+from halves import CPU, GPU, NARROW_CPU, Half
+
+from tvm_coexec.layers import (
+    Concat,
+    Hardware,
+    ImageLayout,
+    ImageLayouts,
+    LocalNorm,
+    Pool,
+    Product,
+    layer_from_json,
+    layer_to_json,
+)
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.reference import evaluate
+from tvm_coexec.schedules import images
+from tvm_coexec.schedules.image_geometry import ImageLayer
+
+TOLERANCE = 3e-6
+
+POOLS = [
+    Pool("max", 13, 11, 40, (3, 3), (2, 2), (1, 1, 1, 1), batch=2, epilogue=("relu",)),
+    Pool("average", 9, 7, 70, (3, 3), (1, 1), (1, 1, 1, 1), batch=2, epilogue=("bias", "residual")),
+    Pool("average", 8, 8, 33, (3, 2), (2, 1), (0, 1, 2, 0), count_padding=True),
+    Pool("average", 9, 9, 33, (2, 3), (2, 2), (1, 2, 0, 2), (2, 3)),
+    Pool("max", 9, 10, 32, (2, 3), (1, 2), (1, 2, 0, 1), (2, 2)),
+    Pool("max", 6, 6, 65, (2, 2), (2, 2)),
+    Pool("max", 7, 5, 33, (3, 1), padding=(1, 0, 1, 0)),
+    Pool("average", 7, 7, 130, (7, 7), batch=2, epilogue=("sigmoid",)),
+    Pool("max", 1, 1, 20, (1, 1), epilogue=("hard_swish",)),
+]
+MAPS = [
+    Pool("max", 7, 9, 70, (1, 1), batch=2, epilogue=("bias", "residual", "silu")),
+    Pool("average", 5, 8, 32, (1, 1), (2, 2), epilogue=("sigmoid",)),
+    Product(5, 7, 40, batch=2, epilogue=("relu6",)),
+    Product(6, 7, 100, per_image=True, batch=2, epilogue=("residual", "sigmoid")),
+    Product(1, 1, 64, per_image=True),
+]
+CONCATS = [
+    Concat(5, 7, (32, 64, 20), batch=2),
+    Concat(4, 7, (48, 16, 208)),
+    Concat(3, 5, (20, 44, 30), batch=2),
+    Concat(3, 3, (7, 1, 33)),
+    Concat(5, 5, (40,)),
+]
+NORMS = [
+    LocalNorm(5, 7, 70, 5, 0.9, 0.75, 1.0, batch=2, epilogue=("relu",)),
+    LocalNorm(3, 3, 64, 2, 0.5, 0.6, 2.0),
+    LocalNorm(2, 3, 96, 70, 2.0, 1.25, 0.5, epilogue=("residual",)),
+]
+LAYERS: list[ImageLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_every_split_on_the_cpu(layer: ImageLayer) -> None:
+    assert Half(layer, images.default_variant(layer, "cpu", CPU)).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("layer", [*POOLS[:4], *MAPS[2:4], *CONCATS[1:4], NORMS[0]], ids=str)
+def test_every_split_in_opencl(layer: ImageLayer, device: Device) -> None:
+    assert Half(layer, images.default_variant(layer, "gpu", CPU), device).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("layer", [POOLS[1], CONCATS[2], MAPS[3]], ids=str)
+def test_work_groups_of_a_gpu(layer: ImageLayer, device: Device) -> None:
+    found = images.variants(layer, "gpu", GPU)
+    for variant in found[:: max(1, len(found) // 2)]:
+        assert Half(layer, variant, device).error(0, layer.units) < TOLERANCE, str(variant)
+
+
+@pytest.mark.parametrize("layer", [POOLS[0], POOLS[1], CONCATS[1]], ids=str)
+@pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])
+def test_the_search_space(layer: ImageLayer, hardware: Hardware) -> None:
+    found = images.variants(layer, "cpu", hardware)
+    assert len(found) == len(set(found)) >= 4
+    for variant in found[::4]:
+        assert Half(layer, variant).error(0, layer.units) < TOLERANCE, str(variant)
+
+
+@pytest.mark.parametrize("layer", [POOLS[0], POOLS[1], MAPS[0], MAPS[3], CONCATS[2], NORMS[0]], ids=str)
+def test_halos_are_left_alone(layer: ImageLayer) -> None:
+    others = (ImageLayout((1, 3)), ImageLayout((0, 2)))[: len(layer.input_sizes) - 1]
+    halos = ImageLayouts(ImageLayout((2, 1)), ImageLayout((1, 4)), ImageLayout((2, 0)), others)
+    assert Half(layer, images.variants(layer, "cpu", CPU, halos)[0], None, halos).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("halo", [(0, 0), (1, 2)])
+def test_one_operand_is_copied_to_another_layout(halo: tuple[int, int], device: Device) -> None:
+    narrow = ImageLayouts(ImageLayout(halo, narrow=True), ImageLayout((3, 3)))
+    layer = Concat(6, 5, (3,), batch=2)
+    assert Half(layer, images.variants(layer, "cpu", CPU, narrow)[0], None, narrow).worst_error() == 0
+    assert Half(layer, images.variants(layer, "gpu", CPU, narrow)[0], device, narrow).worst_error() == 0
+
+
+def test_a_maximum_below_zero_is_not_the_padding() -> None:
+    layer = Pool("max", 5, 5, 32, (3, 3), (2, 2), (1, 1, 1, 1))
+    layouts = ImageLayouts(ImageLayout((1, 1)))
+    half = Half(layer, images.variants(layer, "cpu", CPU, layouts)[0], None, layouts)
+    for array in (half.images["input"], half.buffers["input"]):
+        np.copyto(array, -np.abs(array) - (array != 0))
+    assert half.expected().max() < -1
+    assert half.error(0, 1) < TOLERANCE
+
+
+def test_many_operands_keep_their_order(device: Device) -> None:
+    layer = Concat(2, 3, tuple(range(1, 13)))
+    assert Half(layer, images.default_variant(layer, "gpu", CPU), device).error(0, layer.units) == 0
+
+
+def test_aligned_operands_are_copied_by_whole_vectors() -> None:
+    aligned, ragged = Concat(4, 4, (64, 32, 20)), Concat(4, 4, (48, 16, 208))
+    assert images.default_variant(aligned, "cpu", CPU)["channels"] == 32
+    assert images.default_variant(ragged, "cpu", CPU)["channels"] == 16
+    assert images.default_variant(ragged, "gpu", CPU)["lanes"] == 16
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_layers_become_plain_values_and_back(layer: ImageLayer) -> None:
+    assert layer_from_json(json.loads(json.dumps(layer_to_json(layer)))) == layer
+
+
+def test_the_product_s_own_reference_agrees_on_some_pixels() -> None:
+    for layer in LAYERS:
+        half = Half(layer, images.default_variant(layer, "cpu", CPU))
+        expected = half.expected().reshape(-1, layer.out_channels)
+        pixels = np.arange(0, len(expected), 3)
+        residual = {"residual": half.images["residual"].reshape(expected.shape)[pixels]}
+        result = evaluate(layer, half.images | half.params | residual, pixels)
+        np.testing.assert_allclose(result, expected[pixels], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layer", "layouts", "message"),
+    [
+        (CONCATS[0], ImageLayouts(), "3 inputs of a concat need as many layouts"),
+        (POOLS[0], ImageLayouts(ImageLayout(narrow=True)), "a pool reads whole tiles"),
+        (POOLS[0], ImageLayouts(output=ImageLayout(narrow=True)), "neither output nor residual can be narrow"),
+    ],
+)
+def test_layouts_that_no_kernel_reads_are_refused(layer: ImageLayer, layouts: ImageLayouts, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        images.build(layer, "cpu", images.default_variant(layer, "cpu", CPU), layouts)

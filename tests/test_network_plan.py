@@ -1,0 +1,102 @@
+"""Plans of whole networks on a device whose times are known."""
+
+import pytest
+from synthetic_device import HARDWARE, OVERHEADS, trained
+
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.planning.basetime import BaseTime
+from tvm_coexec.planning.network import assemble, plan_network, reads_of
+from tvm_coexec.planning.split import Overheads, Planner
+from tvm_coexec.runtime.program import Read, Work, lower
+
+ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4))) for side in ("cpu", "gpu")}
+
+
+def planner(estimates=ESTIMATES, split_us=OVERHEADS.split_us):
+    return Planner(trained("cpu"), trained("gpu"), HARDWARE, Overheads(split_us), estimates=estimates)
+
+
+def network(*layers):
+    """A chain; a layer with a residual adds the first layer's output."""
+    graph = Graph({"x": Tensor("x", layers[0].input_sizes[0])}, ["x"], [], [])
+    for number, layer in enumerate(layers):
+        residual = "t0" if "residual" in layer.epilogue else None
+        source = f"t{number - 1}" if number else "x"
+        graph.tensors[f"t{number}"] = Tensor(f"t{number}", layer.output_size)
+        graph.nodes.append(Node(f"n{number}", layer, source, residual, f"t{number}"))
+    return graph
+
+
+def planned(*layers, **settings):
+    return plan_network(network(*layers), planner(**settings), "device", "svm")
+
+
+def test_a_network_of_one_layer_is_planned_as_the_layer_is():
+    for layer in (Linear(197, 768, 3072), Linear(1, 64, 64), Linear(500, 4000, 30)):
+        plan, alone = planned(layer), planner().plan_layer("n0", layer)
+        assert plan.layers == (alone,)
+        assert plan.total_us == pytest.approx(alone.total_us)
+
+
+def test_a_chain_of_large_layers_is_split_throughout_and_takes_their_sum():
+    plan = planned(*[Linear(197, 768, 768)] * 6)
+    assert all(0.4 < layer.cpu_units / layer.layer.units < 0.6 for layer in plan.layers)
+    assert plan.total_us == pytest.approx(sum(layer.total_us for layer in plan.layers), rel=0.02)
+    assert [(sync.layer, sync.side) for sync in plan.syncs[:2]] == [("n1", "cpu"), ("n1", "gpu")]
+    gpu_units = plan.layers[0].gpu_units
+    assert plan.syncs[0].why == f"reads all channels of 'n0', whose first {gpu_units} tiles the GPU computes"
+    assert plan.syncs[-1].layer is None
+
+
+def test_every_synchronisation_of_the_runtime_is_in_the_plan():
+    layers = [Linear(50, 768, 768), Linear(50, 768, 32), Linear(50, 32, 768, ("residual",)), Linear(50, 768, 768)]
+    graph = network(*layers)
+    plan = plan_network(graph, planner(), "device", "svm")
+    works = [
+        Work(layer.cpu_units, layer.gpu_units, reads)
+        for layer, reads in zip(plan.layers, reads_of(graph.nodes), strict=True)
+    ]
+    assert len(plan.syncs) == lower(works, "svm").sync_count
+
+
+def test_row_wise_layers_that_nobody_measured_follow_each_other():
+    norm, softmax = RowWise("layer_norm", 4096, 256, epsilon=1e-5), RowWise("softmax", 4096, 256)
+    plan = planned(norm, softmax, softmax)
+    assert len({layer.cpu_units for layer in plan.layers}) == 1 and 0 < plan.layers[0].cpu_units < 512
+    assert plan.layers[1].reason == (
+        "split as 'n0' is, which takes no synchronisation; "
+        "the times are estimates, since the profile is not tuned for rowwise layers"
+    )
+    assert [sync.layer for sync in plan.syncs] == [None]
+
+
+def test_without_estimates_layers_that_nobody_measured_stay_on_the_cpu():
+    plan = planned(Linear(50, 768, 768), RowWise("softmax", 50, 768), estimates={})
+    assert (plan.layers[1].gpu, plan.layers[1].cpu_us) == (None, 0.0)
+    assert "not tuned for rowwise layers" in plan.layers[1].reason
+
+
+def test_a_tiny_layer_stays_whole_between_large_ones():
+    plan = planned(Linear(197, 768, 768), Linear(197, 768, 64), Linear(197, 64, 768), split_us=500.0)
+    assert plan.layers[1].cpu_units in (0, 2)
+    assert "alone" in plan.layers[1].reason
+
+
+def test_a_residual_is_read_unit_by_unit_and_an_input_as_a_whole():
+    graph = network(Linear(50, 768, 768), Linear(50, 768, 768), Linear(50, 768, 768, ("residual",)))
+    assert reads_of(graph.nodes) == [(), (Read(1),), (Read(2), Read(1, local=True))]
+    graph.nodes[2].residual = graph.nodes[2].input
+    assert reads_of(graph.nodes)[2] == (Read(2), Read(2))
+
+
+def test_plans_made_elsewhere_are_put_together_alike():
+    graph = network(Linear(50, 768, 768), Linear(50, 768, 768))
+    layers = [
+        planner().plan_split(node.name, node.layer, units) for node, units in zip(graph.nodes, (0, 24), strict=True)
+    ]
+    plan = assemble(graph, layers, OVERHEADS, "device", "svm")
+    assert plan.total_us == pytest.approx(layers[0].gpu_us + layers[1].cpu_us + OVERHEADS.split_us)
+    assert [(sync.layer, sync.awaits, sync.why) for sync in plan.syncs] == [
+        ("n1", "n0", "reads 'n0', which the GPU computes")
+    ]

@@ -1,0 +1,224 @@
+"""The plan of a whole network: splits and variants of all layers together, and every synchronisation with its reason.
+
+A layer's best split depends on those around it: a channel-local layer follows the layer that it reads, a small one
+stays where its input is, and one that follows an uneven layer may let the other side catch up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tvm_coexec.graph import Graph, Node
+from tvm_coexec.layers import AnyLayer
+from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, waits_of
+
+from .plan import LayerPlan, Plan, Sync
+from .schedule import Costs, Option, Written, search, simulate
+from .split import DOUBT, Division, Overheads, Planner
+
+_NEIGHBOURS = (0, -1, 1, -2, 2, -4, 4, -8, 8, -16, 16)
+"""Places beside the balanced split, among a layer's splits, that are tried: uneven ones let a side catch up."""
+
+_UNIT_NAMES = {"channels": "tile", "rows": "row block"}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A node as the runtime will know it."""
+
+    axis: str
+    units: int
+    inputs: tuple[str, ...]
+    local_inputs: tuple[str, ...]
+    output: str
+
+    @classmethod
+    def of(cls, node: Node) -> _Step:
+        return cls(node.layer.axis, node.layer.units, node.reads, node.local_reads, node.output)
+
+
+def reads_of(nodes: Sequence[Node]) -> list[tuple[Read, ...]]:
+    """For each node the nodes, counted from 1, whose outputs it reads."""
+    return network_reads([_Step.of(node) for node in nodes])
+
+
+def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
+    """Divide all layers so that the network as a whole is expected to take the least time.
+
+    Parameters
+    ----------
+    device, mechanism
+        What the plan says of the device and of the way to synchronise.
+    """
+    if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
+        layers: tuple[LayerPlan, ...] = (planner.plan_layer(graph.nodes[0].name, graph.nodes[0].layer),)
+    else:
+        layers = _plan_together(graph.nodes, planner)
+    return assemble(graph, layers, planner.overheads, device, mechanism)
+
+
+def assemble(graph: Graph, layers: Sequence[LayerPlan], overheads: Overheads, device: str, mechanism: str) -> Plan:
+    """The plan of a network from those of its layers: with its time and its synchronisations."""
+    reads = reads_of(graph.nodes)
+    options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us) for one in layers]
+    total_us = simulate(reads, options, Costs(overheads.split_us, overheads.gpu_alone_us))
+    return Plan(device, mechanism, tuple(layers), total_us, tuple(_synchronisations(layers, reads)))
+
+
+def _plan_together(nodes: Sequence[Node], planner: Planner) -> tuple[LayerPlan, ...]:
+    overheads, reads = planner.overheads, reads_of(nodes)
+    careful = Costs(overheads.split_us, overheads.gpu_alone_us, 1 / (1 - planner.margin), DOUBT * overheads.split_us)
+    menus = {layer: _Menu(layer, planner) for layer in dict.fromkeys(node.layer for node in nodes)}
+    chosen = search(
+        reads,
+        lambda number, written: menus[nodes[number - 1].layer].options(reads[number - 1], written),
+        careful,
+    )
+    writers = list(zip(nodes, chosen, strict=True))
+    return tuple(
+        menus[node.layer].plan(node, option, _Inputs(read, writers, option), planner)
+        for node, option, read in zip(nodes, chosen, reads, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Where a planned layer finds what it reads."""
+
+    reads: Sequence[Read]
+    writers: Sequence[tuple[Node, Option]]
+    option: Option
+
+    @property
+    def waits(self) -> bool:
+        """Whether a side needs what the other wrote."""
+        return any(
+            needs_other(side, self.option, self.writers[read.step - 1][1], local=read.local)
+            for read in self.reads
+            for side in ("cpu", "gpu")
+        )
+
+    @property
+    def names(self) -> str:
+        return " and ".join(repr(self.writers[read.step - 1][0].name) for read in self.reads)
+
+
+class _Menu:
+    """A layer's ways to be divided, shared by all nodes of the same layer."""
+
+    def __init__(self, layer: AnyLayer, planner: Planner) -> None:
+        self.layer = layer
+        self.divisions = planner.divisions(layer)
+        self.known = planner.knows(layer)
+        self._options = {units: _option(layer, one) for units, one in self.divisions.items()}
+        self._usual = list(self._pick())
+
+    def _pick(self) -> Iterator[Option]:
+        """Either side alone, the balanced split, and some beside it."""
+        splits = [units for units in sorted(self.divisions) if 0 < units < self.layer.units]
+        for alone in (0, self.layer.units):
+            if alone in self._options:
+                yield self._options[alone]
+        if splits:
+            balanced = splits.index(self._balanced.cpu_units)
+            for place in dict.fromkeys(balanced + offset for offset in _NEIGHBOURS):
+                if 0 <= place < len(splits):
+                    yield self._options[splits[place]]
+
+    @property
+    def _balanced(self) -> Division:
+        split = [one for units, one in self.divisions.items() if 0 < units < self.layer.units]
+        return min(split, key=lambda one: one.total_us)
+
+    def options(self, reads: Sequence[Read], written: Mapping[int, Written]) -> list[Option]:
+        """The usual ones, and the splits of the layers that this one would follow without a synchronisation."""
+        followed = (written[read.step].option.cpu_units for read in reads if read.local)
+        also = [self._options[units] for units in dict.fromkeys(followed) if units in self._options]
+        return [*self._usual, *(option for option in also if option not in self._usual)]
+
+    def plan(self, node: Node, option: Option, inputs: _Inputs, planner: Planner) -> LayerPlan:
+        """The layer's plan, once its split is chosen."""
+        division, overheads = self.divisions[option.cpu_units], planner.overheads
+        is_split = option.cpu_units > 0 and option.gpu_units > 0
+        overhead_us = overheads.gpu_alone_us if option.gpu_units else 0.0
+        if inputs.waits or (is_split and not inputs.reads):
+            overhead_us = overheads.split_us
+        return LayerPlan(
+            name=node.name,
+            layer=self.layer,
+            cpu_units=option.cpu_units,
+            cpu=division.cpu.variant if division.cpu else None,
+            gpu=division.gpu.variant if division.gpu else None,
+            cpu_us=option.cpu_us,
+            gpu_us=option.gpu_us,
+            total_us=max(option.cpu_us, option.gpu_us) + overhead_us,
+            reason=self._reason(division, inputs, is_split, overheads) + self._caveat(planner),
+        )
+
+    def _reason(self, division: Division, inputs: _Inputs, is_split: bool, overheads: Overheads) -> str:
+        if is_split and inputs.reads and not inputs.waits:
+            return f"split as {inputs.names} is, which takes no synchronisation"
+        alone = [self.divisions[units] for units in (0, self.layer.units) if units in self.divisions]
+        best = min(alone, key=lambda one: one.total_us)
+        if is_split:
+            side = "cpu" if best.gpu is None else "gpu"
+            speedup = best.total_us / division.total_us
+            return f"split: {speedup:.2f} times as fast as the {side} alone ({best.total_us:.1f} us)"
+        side = "cpu" if division.gpu is None else "gpu"
+        if self.layer.units == 1:
+            return f"{side} alone: one unit cannot be divided"
+        if len(self.divisions) == 1:
+            return f"{side} alone: the gpu has no kernels for {self.layer.op} layers"
+        split_us = self._balanced.total_us
+        if split_us < division.total_us:
+            where = f" where {inputs.names} is" if inputs.reads and not inputs.waits else ""
+            return f"{side} alone{where}: a split ({split_us:.1f} us) would hold up the layers around it"
+        return (
+            f"{side} alone: the best split takes {split_us:.1f} us, {overheads.split_us:.1f} us of it synchronisation"
+        )
+
+    def _caveat(self, planner: Planner) -> str:
+        if self.known:
+            return ""
+        if not planner.estimates:
+            return f"; the profile is not tuned for {self.layer.op} layers"
+        return f"; the times are estimates, since the profile is not tuned for {self.layer.op} layers"
+
+
+def _option(layer: AnyLayer, division: Division) -> Option:
+    cpu_us, gpu_us = (half.us if half else 0.0 for half in (division.cpu, division.gpu))
+    return Option(division.cpu_units, layer.units - division.cpu_units, cpu_us, gpu_us)
+
+
+def _synchronisations(layers: Sequence[LayerPlan], reads: Sequence[Sequence[Read]]) -> Iterator[Sync]:
+    """In the order of the layers before which a side waits."""
+    works = [Work(one.cpu_units, one.gpu_units, tuple(read)) for one, read in zip(layers, reads, strict=True)]
+    waits = {side: waits_of(works, side) for side in ("cpu", "gpu")}
+    for number, layer in enumerate(layers, 1):
+        for side in ("cpu", "gpu"):
+            awaited = waits[side].get(number)
+            if awaited is not None:
+                local = all(read.local for read in reads[number - 1] if read.step == awaited)
+                why = _why(side, layer, layers[awaited - 1], local)
+                yield Sync(layer.name, side, layers[awaited - 1].name, why)
+    last_gpu = max((number for number, work in enumerate(works, 1) if work.gpu_units), default=0)
+    if last_gpu and last_gpu not in waits["cpu"].values():
+        name = layers[last_gpu - 1].name
+        yield Sync(None, "cpu", name, f"the run ends when the GPU has computed its half of {name!r}")
+
+
+def _why(side: str, reader: LayerPlan, writer: LayerPlan, local: bool) -> str:
+    other, count = ("GPU", writer.gpu_units) if side == "cpu" else ("CPU", writer.cpu_units)
+    if local:
+        crossing = _counted(abs(reader.gpu_units - writer.gpu_units), writer.layer)
+        return f"its half reads {crossing} of {writer.name!r} that the {other} computes"
+    if count == writer.layer.units:
+        return f"reads {writer.name!r}, which the {other} computes"
+    end = "first" if side == "cpu" else "last"
+    crossing = _counted(count, writer.layer)
+    return f"reads all {writer.layer.axis} of {writer.name!r}, whose {end} {crossing} the {other} computes"
+
+
+def _counted(count: int, layer: AnyLayer) -> str:
+    return f"{count} {_UNIT_NAMES.get(layer.axis, 'unit')}{'' if count == 1 else 's'}"
