@@ -67,6 +67,15 @@ def terms(layer: Conv2d, variant: Variant) -> int:
     return count
 
 
+def weight_bytes(layer: Conv2d, variant: Variant) -> int:
+    """Bytes of the weights as the kernels of a variant read them."""
+    return (
+        winograd.weight_bytes(layer, variant)
+        if variant.implementation == winograd.IMPLEMENTATION
+        else layer.weight_bytes
+    )
+
+
 def error_bound(variant: Variant) -> float:
     """Largest error of a result, relative to the largest value of the output."""
     bound: float = _implementation(variant).error_bound(variant)

@@ -63,6 +63,11 @@ def terms(layer: Conv2d, variant: Variant) -> int:
     return (variant["m"] + 2) ** 2 * layer.in_channels
 
 
+def weight_bytes(layer: Conv2d, variant: Variant) -> int:
+    """Bytes of the transformed weights."""
+    return 4 * (variant["m"] + 2) ** 2 * layer.in_channels * layer.out_channels
+
+
 def cost(layer: Conv2d) -> float:
     """Estimated time, in multiply-adds."""
     return min(_cost(layer, m) for m in MULTIPLES)

@@ -28,9 +28,11 @@ from tvm_coexec.errors import FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.usage import MemoryUse
 
 SPLITS = {"cpu": "cpu", "gpu": "gpu", "coexec": "predicted"}
 THREADS = (1, 2)
+MEMORY_COLUMNS = ("peak MiB", "activations MiB", "at least MiB")
 TURN_US = 250e3
 """What a contender runs for in a round, if that is 2 to 25 runs."""
 
@@ -44,7 +46,7 @@ class Compared:
     name: str
     predicted_us: float
     syncs: int
-    peak_bytes: int
+    memory: MemoryUse
     same_top1: bool
     max_rel_error: float
     samples_us: dict[str, list[float]] = field(default_factory=dict)
@@ -68,6 +70,11 @@ class Compared:
         return {engine: by_threads for engine, by_threads in figures.items() if by_threads}
 
     @property
+    def memory_sizes(self) -> tuple[int, int, int]:
+        """Bytes in the order of ``MEMORY_COLUMNS``."""
+        return self.memory.peak_bytes, self.memory.activation_bytes, self.memory.activation_bound_bytes
+
+    @property
     def speedup(self) -> float:
         """Over the faster side alone."""
         return min(self.us("cpu"), self.us("gpu")) / self.us("coexec")
@@ -83,7 +90,9 @@ class Compared:
             "max_rel_error": self.max_rel_error,
             "same_top1": self.same_top1,
             "syncs": self.syncs,
-            "peak_bytes": self.peak_bytes,
+            "peak_bytes": self.memory.peak_bytes,
+            "activation_bytes": self.memory.activation_bytes,
+            "activation_bound_bytes": self.memory.activation_bound_bytes,
             "peer_errors": self.peer_errors,
             "not_measured": self.not_measured,
             "spread_us": spread,
@@ -204,7 +213,7 @@ def compare(
             name=name,
             predicted_us=modules["coexec"].plan.total_us,
             syncs=modules["coexec"].sync_count,
-            peak_bytes=modules["coexec"].peak_bytes,
+            memory=modules["coexec"].memory,
             same_top1=all(np.argmax(result) == np.argmax(expected) for result in results.values()),
             max_rel_error=max(relative_error(result, expected) for result in results.values()),
             peer_errors={key: relative_error(process.output, expected) for key, process in peers.items()},
@@ -238,12 +247,12 @@ def table(compared: Sequence[Compared]) -> str:
             f"{one.max_rel_error:.1e}",
             "same" if one.same_top1 else "different",
             one.syncs,
-            f"{one.peak_bytes / 2**20:.1f}",
+            *(f"{size / 2**20:.1f}" for size in one.memory_sizes),
         ]
         for one in compared
     ]
     text = markdown_table(header, rows) + "\n"
-    text += markdown_table(["network", "relative error", "top-1", "synchronisations", "peak MiB"], facts)
+    text += markdown_table(["network", "relative error", "top-1", "synchronisations", *MEMORY_COLUMNS], facts)
     missing = [f"- {one.name}, {engine}: {why}\n" for one in compared for engine, why in one.not_measured.items()]
     return text + ("\nNot measured:\n\n" + "".join(missing) if missing else "")
 

@@ -142,3 +142,12 @@ def test_a_view_holds_what_was_written(rows: int, channels: int, dtype: str) -> 
     spec.view(memory)[:] = array
     np.testing.assert_array_equal(spec.view(memory), array)
     assert spec.row_bytes * rows <= memory.nbytes
+
+
+def test_a_number_beyond_a_table_reads_its_last_entry(device: Device) -> None:
+    b = OnnxBuilder(ids=(1, 3))
+    b.inputs[0].type.tensor_type.elem_type = TensorProto.INT64
+    table = np.arange(20, dtype=np.float32).reshape(5, 4)
+    module = tvm_coexec.build(b.model(b.add("Gather", b.const(table), "ids", axis=0)), device=device, split="cpu")
+    np.testing.assert_array_equal(module(ids=np.array([[1, 10**6, 5]])), table[[1, 4, 4]][None])
+    assert sum(layer.layer.weight_bytes for layer in module.plan.layers) == 4 * 3 * 4

@@ -24,6 +24,7 @@ from .planning.features import Processor
 from .planning.predictors import LatencyPredictor, train
 from .planning.samples import Candidate, Point, PointTimes, Sample, samples_of
 from .planning.split import Overheads, Planner, plan_measured
+from .planning.streaming import Streaming, streaming_layer
 from .profile import Profile
 from .rpc.client import RefusedError, SessionLostError
 from .target import Target, target_for
@@ -105,6 +106,22 @@ class Tuner:
         split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
         gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
         return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
+
+    def streaming(self) -> Streaming:
+        """How fast either side reads weights from memory."""
+        cache_bytes = max(self.profile.facts.get("cache_bytes", {}).values(), default=0)
+        layer = streaming_layer(cache_bytes)
+        candidate, units = self.default_candidate(layer), layer.units
+        half = units // 2
+        splits = ((half, units - half), (units, 0), (0, units))
+        both, cpu, gpu = self.measure_now(candidate, [Point(own, other, 12) for own, other in splits])
+
+        def rate(share: float, times_us: Sequence[float]) -> float:
+            return share * layer.weight_bytes / float(np.median(times_us))
+
+        alone = {"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)}
+        beside = {"cpu": rate(half / units, both.cpu_us), "gpu": rate(1 - half / units, both.gpu_us)}
+        return Streaming(alone, beside, cache_bytes)
 
     def default_candidate(self, layer: AnyLayer) -> Candidate:
         family = schedules.family(layer)
@@ -224,7 +241,7 @@ def tune(
         opener = Profile.open if path.exists() and any(path.iterdir()) else Profile.create
         with opener(path, facts) as profile:
             tuner = Tuner(session, profile, target_for(facts))
-            profile.describe(planning={"overheads": asdict(tuner.overheads())})
+            profile.describe(planning={"overheads": asdict(tuner.overheads()), "streaming": asdict(tuner.streaming())})
             first = list(dict.fromkeys(layers))
             _measure_for(tuner, _stream(chosen, first), minutes * 60, at_least=len(first) + len(chosen))
             profile.describe(families=sorted({*profile.families, *chosen}))
@@ -337,9 +354,11 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
 
 def planner(profile: Profile) -> Planner:
     """The planner of a tuned profile."""
-    if not isinstance(profile.planning, dict) or "estimates_us" not in profile.planning:
+    if not isinstance(profile.planning, dict) or not {"estimates_us", "streaming"} <= set(profile.planning):
         raise InputError(f"{profile.path} is not tuned to the end; go on with `tvm-coexec tune --out {profile.path}`")
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
     overheads = Overheads(**profile.planning["overheads"])
     estimates = {side: BaseTime(tuple(terms.items())) for side, terms in profile.planning["estimates_us"].items()}
-    return Planner(cpu, gpu, target_for(profile.facts).hardware, overheads, estimates=estimates)
+    streaming = Streaming(**profile.planning["streaming"])
+    hardware = target_for(profile.facts).hardware
+    return Planner(cpu, gpu, hardware, overheads, estimates=estimates, streaming=streaming)

@@ -54,7 +54,7 @@ def run(
         gpu_cores=gpu_cores,
     )
     module.export(out)
-    print(f"{module.plan}\n{module.sync_count} synchronisations a run\nmodule: {out}")
+    print(f"{module.plan}\n{module.sync_count} synchronisations a run\nmemory: {module.memory}\nmodule: {out}")
     return 0
 
 

@@ -109,16 +109,27 @@ class Opaque:
 
     @property
     def weight_bytes(self) -> int:
-        return 8 * sum(math.prod(shape) for shape, _ in self.constants)
+        sizes = [math.prod(shape) * _item_bytes(dtype) for shape, dtype in self.constants]
+        if "R.take(" in self.program:
+            # of a table no more is read than is looked up
+            looked_up = math.prod(self.output.shape) * _item_bytes(self.output.dtype)
+            sizes = [min(size, looked_up) for size in sizes]
+        return sum(sizes)
 
     @property
     def activation_bytes(self) -> int:
-        return 4 * sum(math.prod(operand.shape) for operand in (*self.inputs, self.output))
+        operands = (*self.inputs, self.output)
+        return sum(math.prod(operand.shape) * _item_bytes(operand.dtype) for operand in operands)
 
 
 def constant_name(index: int) -> str:
     """Name of a constant operand among a node's parameters and a kernel's operands."""
     return f"constant{index}"
+
+
+def _item_bytes(dtype: str) -> int:
+    """Bytes of an element; only booleans do not say their bits."""
+    return int("".join(filter(str.isdigit, dtype)) or 8) // 8
 
 
 def _operand(value: Operand | Mapping[str, Any]) -> Operand:

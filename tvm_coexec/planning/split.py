@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError, MeasurementError
+from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, Hardware, Variant
 
 from .basetime import BaseTime
@@ -17,6 +18,7 @@ from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor
 from .samples import Sample
+from .streaming import Streaming
 
 SPLIT_MARGIN = 0.05
 """A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per
@@ -108,6 +110,10 @@ class Planner:
         See :data:`SPLIT_MARGIN`.
     estimates
         Of each side, for layers that the predictors know nothing of; without them such layers stay on the CPU.
+    streaming
+        What reading weights from memory takes.
+    is_streaming
+        Whether layers do so; a layer by itself finds its weights in a cache.
     """
 
     cpu: LatencyPredictor
@@ -116,6 +122,12 @@ class Planner:
     overheads: Overheads
     margin: float = SPLIT_MARGIN
     estimates: Mapping[str, BaseTime] = field(default_factory=dict)
+    streaming: Streaming | None = None
+    is_streaming: bool = False
+
+    def in_network(self, graph: Graph) -> Planner:
+        """This planner for the layers of one network, which read their weights from memory if no cache holds all."""
+        return replace(self, is_streaming=self.streaming is not None and self.streaming.applies(graph))
 
     def knows(self, layer: AnyLayer) -> bool:
         """Whether both predictors have learned from kernels that could compute the layer."""
@@ -162,16 +174,26 @@ class Planner:
     def _survey(self, layer: AnyLayer) -> _Survey:
         halves, shortlists, even_us = {}, {}, {}
         half = layer.units / 2
-        for side, predictor in (("cpu", self.cpu), ("gpu", self.gpu)):
+        for side in ("cpu", "gpu"):
             variants = self._variants(layer, side)
-            grid = Halves.grid(layer, variants, np.array([layer.units, half]), np.array([0.0, half]))
-            times_us = predictor.predict(grid).reshape(len(variants), 2)
+            times_us = self._times_us(side, layer, variants, np.array([layer.units, half]), np.array([0.0, half]))
             best = int(times_us[:, 0].argmin())
             halves[side] = Half(variants[best], float(times_us[best, 0]))
             shortlists[side] = [variants[index] for index in times_us[:, 1].argsort(kind="stable")[:_SHORTLIST]]
             even_us[side] = float(times_us[:, 1].min())
         balance = round(layer.units * even_us["gpu"] / (even_us["cpu"] + even_us["gpu"]))
         return _Survey(halves["cpu"], halves["gpu"], shortlists, balance)
+
+    def _times_us(
+        self, side: str, layer: AnyLayer, variants: list[Variant], own: np.ndarray, other: np.ndarray
+    ) -> np.ndarray:
+        """Times of a side's halves ``[variants, splits]``, from the units of this side and of the other."""
+        predictor = self.cpu if side == "cpu" else self.gpu
+        times_us = predictor.predict(Halves.grid(layer, variants, own, other)).reshape(len(variants), len(own))
+        if self.streaming is None or not self.is_streaming:
+            return times_us
+        rows = zip(variants, times_us, strict=True)
+        return np.stack([self.streaming.lengthen(side, layer, variant, us, own, other) for variant, us in rows])
 
     def _search(self, layer: AnyLayer, survey: _Survey) -> Division:
         """Try some splits, then ever more of those beside the best, until its neighbours have been tried.
@@ -197,9 +219,8 @@ class Planner:
         """Some splits, each side with its best variant."""
         gpu_units = layer.units - cpu_units
         halves: dict[str, list[Half]] = {}
-        sides = (("cpu", self.cpu, cpu_units, gpu_units), ("gpu", self.gpu, gpu_units, cpu_units))
-        for side, predictor, own, other in sides:
-            times_us = predictor.predict(Halves.grid(layer, variants[side], own, other)).reshape(-1, len(own))
+        for side, own, other in (("cpu", cpu_units, gpu_units), ("gpu", gpu_units, cpu_units)):
+            times_us = self._times_us(side, layer, variants[side], own, other)
             best_us = zip(times_us.argmin(axis=0), times_us.min(axis=0), strict=True)
             halves[side] = [Half(variants[side][choice], float(us)) for choice, us in best_us]
         return [

@@ -17,6 +17,7 @@ from . import checking, timing
 from .device import Device, open_device
 from .executor import TIMEOUT_S, Event, Executor, Prepared, check_split
 from .modulefile import Package
+from .usage import MemoryUse, memory_use
 
 if TYPE_CHECKING:
     from tvm_coexec.planning.plan import Plan
@@ -165,9 +166,9 @@ class Module:
         return self._program(timeline=False).lowered.sync_count
 
     @property
-    def peak_bytes(self) -> int:
-        """Shared memory that the network holds: weights and activations."""
-        return sum(block.array.nbytes for block in self._executor.blocks.values())
+    def memory(self) -> MemoryUse:
+        """Memory that the module holds, and the least that its activations need."""
+        return memory_use(self._package.manifest)
 
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""

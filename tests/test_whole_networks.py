@@ -1,0 +1,71 @@
+"""Whole networks, built and run: every way to divide them gives what ONNX Runtime gives."""
+
+import numpy as np
+import onnx
+import pytest
+from networks import NETWORKS
+from onnx_builder import random_inputs, run_onnx
+
+import tvm_coexec
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.module import Module
+
+SMALL = {
+    "resnet18": {"size": 64, "width": 1 / 4, "classes": 10},
+    "resnet50": {"size": 64, "width": 1 / 8, "classes": 10},
+    "vgg16": {"size": 64, "width": 1 / 8, "classes": 10},
+    "inception_v3": {"size": 75, "width": 1 / 4, "classes": 10},
+    "mobilenet_v2": {"size": 64, "width": 1 / 2, "classes": 10},
+    "squeezenet": {"size": 64, "width": 1 / 2, "classes": 10},
+    "vit_b16": {"size": 64, "width": 1 / 4, "classes": 10},
+    "minilm": {"size": 16, "width": 1 / 4, "depth": 2, "words": 100},
+}
+NAN = np.float32("nan")
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def model(request: pytest.FixtureRequest) -> onnx.ModelProto:
+    sizes = SMALL[request.param]
+    made: onnx.ModelProto = NETWORKS[request.param](**sizes)
+    return made
+
+
+def poison(module: Module) -> None:
+    """Make every element a NaN that a run has to write before it is read; the zeros of halos stay."""
+    executor = module._executor
+    halo = {
+        executor.manifest.shared()[tensor.name]
+        for tensor in executor.manifest.tensors
+        if tensor.halo_geometry is not None
+    }
+    for tensor in executor.manifest.tensors:
+        if executor.manifest.shared()[tensor.name] in halo:
+            executor.view(tensor.name)[:] = NAN
+        else:
+            executor.blocks[tensor.name].array[:] = NAN
+        executor.publish([tensor.name])
+
+
+def error(module: Module, inputs: dict[str, np.ndarray], expected: np.ndarray) -> float:
+    poison(module)
+    return float(np.abs(module(**inputs) - expected).max() / np.abs(expected).max())
+
+
+def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> None:
+    inputs = random_inputs(model)
+    (expected,) = run_onnx(model, inputs).values()
+    module = tvm_coexec.build(model, device=device, split=0.5)
+    steps = module._executor.manifest.steps
+    random = np.random.default_rng(3)
+    assert error(module, inputs, expected) < 1e-4
+    for choose in (
+        lambda units: 0,
+        lambda units: units,
+        lambda units: min(1, units),
+        lambda units: max(units - 1, 0),
+        lambda units: int(random.integers(units + 1)),
+    ):
+        module.set_splits({step.name: choose(step.units) for step in steps if step.gpu and step.cpu})
+        assert error(module, inputs, expected) < 1e-4
+    use = module.memory
+    assert use.activation_bound_bytes <= use.activation_bytes < use.peak_bytes

@@ -1,0 +1,62 @@
+"""What a half takes longer in a network than alone: its weights come from memory, not from a cache.
+
+A layer that is measured again and again finds its weights in the last-level cache. In a network whose weights do not
+fit there, every layer's have been replaced by others' when its turn comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_coexec import schedules
+from tvm_coexec.graph import Graph
+from tvm_coexec.layers import AnyLayer, Conv2d, Linear, Variant
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How fast each side reads weights that no cache holds, and the size of the cache that may hold them.
+
+    Parameters
+    ----------
+    alone_bytes_per_us, beside_bytes_per_us
+        By side: while the other side idles, and while it reads as well.
+    """
+
+    alone_bytes_per_us: dict[str, float]
+    beside_bytes_per_us: dict[str, float]
+    cache_bytes: int
+
+    def applies(self, graph: Graph) -> bool:
+        """Whether the weights of a network do not fit into the cache."""
+        return sum(node.layer.weight_bytes for node in graph.nodes) > self.cache_bytes
+
+    def lengthen(
+        self, side: str, layer: AnyLayer, variant: Variant, warm_us: np.ndarray, units: np.ndarray, beside: np.ndarray
+    ) -> np.ndarray:
+        """Times of halves in a network.
+
+        Reading and computing overlap, the better the shorter one of them is: the root of the sum of their squares.
+
+        Parameters
+        ----------
+        warm_us
+            Times with the weights in the cache.
+        units, beside
+            Units of this side and of the other.
+        """
+        rate = np.where(beside > 0, self.beside_bytes_per_us[side], self.alone_bytes_per_us[side])
+        return np.hypot(warm_us, packed_bytes(layer, variant) * units / layer.units / rate)
+
+
+def packed_bytes(layer: AnyLayer, variant: Variant) -> int:
+    """Bytes of a layer's weights as the kernels of a variant read them."""
+    return schedules.conv2d.weight_bytes(layer, variant) if isinstance(layer, Conv2d) else layer.weight_bytes
+
+
+def streaming_layer(cache_bytes: int) -> Linear:
+    """A layer that mostly reads weights, too many for the cache."""
+    k = 4096
+    return Linear(1, k, max(2 * cache_bytes // (4 * k), 1024), ("bias",))

@@ -1,0 +1,75 @@
+"""How much memory a module takes, beside the least that its activations need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .manifest import Manifest
+
+_WORD_BYTES = 4
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of a module's memory, which both processors share.
+
+    Parameters
+    ----------
+    weight_bytes, activation_bytes, scratch_bytes
+        Packed constants; tensors, in the slots that they share; what a half passes from one kernel to its next.
+    activation_bound_bytes
+        The most that tensors that are needed at the same time take, padding and halos included: no plan needs less.
+    """
+
+    weight_bytes: int
+    activation_bytes: int
+    scratch_bytes: int
+    activation_bound_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.weight_bytes + self.activation_bytes + self.scratch_bytes
+
+    def __str__(self) -> str:
+        mib = {
+            "weights": self.weight_bytes,
+            "activations": self.activation_bytes,
+            "at least": self.activation_bound_bytes,
+            "scratch": self.scratch_bytes,
+        }
+        sizes = {name: f"{size / 2**20:.1f}" for name, size in mib.items()}
+        return (
+            f"{self.peak_bytes / 2**20:.1f} MiB: weights {sizes['weights']}, "
+            f"activations {sizes['activations']} (at least {sizes['at least']}), scratch {sizes['scratch']}"
+        )
+
+
+def memory_use(manifest: Manifest) -> MemoryUse:
+    """What a module with this manifest allocates."""
+    counts, shared = manifest.word_counts(), manifest.shared()
+    tensors = {tensor.name for tensor in manifest.tensors}
+    constants = {constant.name for constant in manifest.constants}
+    slots: dict[str, int] = {}
+    for name in tensors:
+        slots[shared[name]] = max(slots.get(shared[name], 0), counts[name])
+    weights = sum(counts[name] for name in constants)
+    activations = sum(slots.values())
+    scratch = sum(counts[name] for name in counts if name not in tensors | constants)
+    sizes = (weights, activations, scratch, _bound(manifest, counts))
+    return MemoryUse(*(_WORD_BYTES * size for size in sizes))
+
+
+def _bound(manifest: Manifest, counts: dict[str, int]) -> int:
+    """Words of the tensors that are needed at once, where these are most."""
+    kept = {*manifest.inputs, *manifest.outputs}
+    last = len(manifest.steps)
+    written = {step.output: number for number, step in enumerate(manifest.steps, 1)}
+    needed = {**written, **{name: number for number, step in enumerate(manifest.steps, 1) for name in step.inputs}}
+    return max(
+        sum(
+            counts[tensor.name]
+            for tensor in manifest.tensors
+            if tensor.name in kept or written[tensor.name] <= number <= needed[tensor.name]
+        )
+        for number in range(1, last + 1)
+    )
