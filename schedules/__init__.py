@@ -11,7 +11,7 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import attention, conv2d, images, linear, place, rowwise
+from . import attention, conv2d, images, linear, opaque, place, rowwise
 
 _FAMILIES = {
     "attention": attention,
@@ -19,6 +19,7 @@ _FAMILIES = {
     "conv2d": conv2d,
     "linear": linear,
     "local_norm": images,
+    "opaque": opaque,
     "place": place,
     "pool": images,
     "product": images,

@@ -38,6 +38,7 @@ class Operand:
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], A
     handles = [T.arg(operand.name, T.handle()) for operand in operands]
     begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
     buffers = {
-        operand.name: IRBuilder.name(f"p{place:02d}_{operand.name}", T.match_buffer(handle, operand.shape, "float32"))
+        operand.name: IRBuilder.name(
+            f"p{place:02d}_{operand.name}", T.match_buffer(handle, operand.shape, operand.dtype)
+        )
         for place, (operand, handle) in enumerate(zip(operands, handles, strict=True))
     }
     return buffers, begin, count

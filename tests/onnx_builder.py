@@ -55,12 +55,15 @@ def linear(builder: OnnxBuilder, x: str, k: int, n: int) -> str:
 
 
 def random_inputs(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Normal numbers; whole ones are 0 and 1."""
     random = np.random.default_rng(1)
-    shapes = {
-        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
-        for value in model.graph.input
-    }
-    return {name: random.standard_normal(shape).astype("float32") for name, shape in shapes.items()}
+    inputs = {}
+    for value in model.graph.input:
+        shape = [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        is_whole = np.issubdtype(dtype, np.integer)
+        inputs[value.name] = (random.integers(0, 2, shape) if is_whole else random.standard_normal(shape)).astype(dtype)
+    return inputs
 
 
 def run_onnx(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,7 +8,20 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Linear, LocalNorm, Place, Pool, Product, RowWise
+from tvm_coexec.layers import (
+    AnyLayer,
+    Attention,
+    Concat,
+    Conv2d,
+    Linear,
+    LocalNorm,
+    Opaque,
+    Operand,
+    Place,
+    Pool,
+    Product,
+    RowWise,
+)
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -29,9 +42,12 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
     for name in graph.inputs:
         tensor = graph.tensors[name]
         assert inputs[name].shape == tensor.shape, f"input {name!r} has shape {inputs[name].shape}, not {tensor.shape}"
-        values[name] = _from_user(tensor, inputs[name].astype(np.float64))
+        values[name] = _from_user(
+            tensor, inputs[name].astype(np.float64 if tensor.dtype == "float32" else tensor.dtype)
+        )
     for node in graph.nodes:
-        values[node.output] = _evaluate_node(node, values)
+        opaque = isinstance(node.layer, Opaque)
+        values[node.output] = _compute_program(node, values) if opaque else _evaluate_node(node, values)
     return {name: _to_user(graph.tensors[name], values[name]) for name in graph.outputs}
 
 
@@ -153,6 +169,31 @@ def _normalise_locally(layer: LocalNorm, rows: np.ndarray) -> np.ndarray:
     squares = np.pad(rows**2, ((0, 0), (before, after)))
     total = np.sum([squares[:, offset : offset + layer.channels] for offset in range(layer.size)], axis=0)
     return rows / (layer.bias + layer.alpha / layer.size * total) ** layer.beta
+
+
+def _compute_program(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What TVM makes of an opaque layer's program, in the program's own types."""
+    layer = node.layer
+    assert isinstance(layer, Opaque)
+    import tvm
+    from tvm import relax
+
+    executable = tvm.compile(tvm.script.from_source(layer.program), target="llvm")
+    read = [values[name] for name in (node.input, *node.others)]
+    seen = [_as_seen(operand, rows) for operand, rows in zip(layer.inputs, read, strict=True)]
+    arrays = [tvm.runtime.tensor(array) for array in (*seen, *node.params.values())]
+    result = relax.VirtualMachine(executable, tvm.cpu())["main"](*arrays).numpy()
+    assert (result.shape, str(result.dtype)) == (layer.output.shape, layer.output.dtype)
+    if layer.output.channels_first:
+        result = result.reshape(layer.output.batch, layer.output.size[-1], -1).transpose(0, 2, 1)
+    rows = result.reshape(layer.output.rows, -1)
+    return rows.astype(np.float64) if layer.output.dtype == "float32" else rows
+
+
+def _as_seen(operand: Operand, rows: np.ndarray) -> np.ndarray:
+    if operand.channels_first:
+        rows = rows.reshape(operand.batch, -1, operand.size[-1]).transpose(0, 2, 1)
+    return np.ascontiguousarray(rows.astype(operand.dtype).reshape(operand.shape))
 
 
 def _attend(

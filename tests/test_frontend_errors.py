@@ -6,40 +6,35 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_builder import OnnxBuilder, linear
+from onnx_builder import OnnxBuilder, check_against_onnxruntime, layers, linear
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 
 
-def test_unsupported_operator():
-    b = OnnxBuilder(x=(1, 3, 8, 8))
-    with pytest.raises(
-        ModelError, match=r"^ConvTranspose \(node 'n0'\) is not supported; supported are the ONNX operators Add,.*Gemm"
-    ):
-        to_graph(b.model(b.add("ConvTranspose", "x", b.weights(3, 4, 3, 3))))
-
-
-def test_unsupported_operator_of_an_unnamed_node():
+def test_operator_that_relax_cannot_import():
     b = OnnxBuilder(x=(4, 5))
-    model = b.model(b.add("Elu", b.add("Relu", "x")))
+    model = b.model(b.add("Relu", b.add("Relu", "x")))
+    model.graph.node[1].op_type = "LpNormalization"
+    with pytest.raises(ModelError, match=r"TVM cannot import LpNormalization \(node 'n1'\)"):
+        to_graph(model)
     model.graph.node[1].name = ""
-    with pytest.raises(ModelError, match=r"^Elu \(output 'v1'\) is not supported"):
+    with pytest.raises(ModelError, match=r"TVM cannot import LpNormalization \(output 'v1'\)"):
         to_graph(model)
 
 
 def test_operator_of_another_domain():
     b = OnnxBuilder(x=(4, 5))
     model = b.model(b.add("Gelu", "x"))
-    model.graph.node[0].domain = "com.microsoft"
-    with pytest.raises(ModelError, match=r"^com.microsoft.Gelu \(node 'n0'\) is not supported"):
+    model.graph.node[0].domain = "com.acme"
+    with pytest.raises(ModelError, match=r"com.acme.Gelu \(node 'n0'\)"):
         to_graph(model)
 
 
-def test_operator_that_may_only_compute_shapes():
+def test_slice_of_an_activation():
     b = OnnxBuilder(x=(4, 5))
-    with pytest.raises(ModelError, match=r"^Slice \(node 'n0'\) is not supported on activations"):
-        to_graph(b.model(b.add("Slice", "x", b.const([0, 0], "int64"), b.const([2, 2], "int64"))))
+    model = b.model(b.add("Slice", "x", b.const([0], "int64"), b.const([2], "int64")))
+    assert layers(check_against_onnxruntime(model)) == [("place", ())]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +57,8 @@ def test_shape_of_an_input(shape, message):
 def test_type_of_an_input(dtype, name):
     b = OnnxBuilder(x=(4, 5))
     b.inputs = [helper.make_tensor_value_info("x", dtype, (4, 5))]
-    with pytest.raises(ModelError, match=f"input 'x' is {name}; only float32"):
-        to_graph(b.model(b.add("Cast", "x", to=TensorProto.FLOAT)))
+    graph = to_graph(b.model(b.add("Cast", "x", to=TensorProto.FLOAT)))
+    assert graph.tensors["x"].dtype == name and layers(graph) == [("opaque", ())]
 
 
 def test_input_without_a_shape_or_of_another_kind():
@@ -73,66 +68,61 @@ def test_input_without_a_shape_or_of_another_kind():
     with pytest.raises(ModelError, match="input 'x' has no shape"):
         to_graph(model)
     model.graph.input[0].type.Clear()
-    with pytest.raises(ModelError, match="input 'x' is undefined; only float32"):
+    with pytest.raises(ModelError, match="input 'x' is undefined; supported are float"):
         to_graph(model)
 
 
 def test_type_in_the_middle():
     b = OnnxBuilder(x=(4, 5))
     half = b.add("Cast", "x", to=TensorProto.FLOAT16)
-    with pytest.raises(ModelError, match=r"^Cast \(node 'n0'\) is float16; only float32"):
-        to_graph(b.model(b.add("Cast", b.add("Relu", half), to=TensorProto.FLOAT)))
+    graph = to_graph(b.model(b.add("Cast", b.add("Relu", half), to=TensorProto.FLOAT)))
+    assert [graph.tensors[node.output].dtype for node in graph.nodes] == ["float16", "float16", "float32"]
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    "build",
     [
-        (lambda b: b.add("MatMul", "x", "y"), r"^MatMul \(node 'n0'\) must multiply an activation by constant weights"),
-        (lambda b: b.add("MatMul", b.weights(3, 4), "x"), r"^MatMul \(node 'n0'\).* in this order"),
-        (lambda b: b.add("MatMul", "x", b.weights(4)), r"^MatMul \(node 'n0'\) has weights of shape \[4\]"),
-        (lambda b: b.add("Gemm", "x", b.weights(4, 3), transA=1), r"^Gemm \(node 'n0'\) reads shape \[4, 4\] from"),
-        (lambda b: b.add("Mul", "x", "row"), r"^Mul \(node 'n0'\) multiplies activations of shapes \[4, 4\] and"),
-        (lambda b: b.add("Sub", "x", "y"), r"^Sub \(node 'n0'\) combines two activations; supported are sums and"),
-        (lambda b: b.add("Div", b.const(1), "x"), r"^Div \(node 'n0'\) divides by an activation or by zero"),
-        (lambda b: b.add("Div", "x", b.const(0)), r"^Div \(node 'n0'\) divides by an activation or by zero"),
-        (lambda b: b.add("Pow", "x", b.const(2)), r"^Pow \(node 'n0'\) is supported only as a part of"),
-        (
-            lambda b: b.add("Relu", b.add("Mul", "x", b.const(2))),
-            r"^Mul \(node 'n0'\) multiplies by a constant, which .* Relu \(node 'n1'\)",
-        ),
-        (lambda b: b.add("Mul", "x", b.const(2)), r"^Mul \(node 'n0'\) multiplies by a constant, which .* output"),
-        (lambda b: b.add("Add", "x", b.weights(4, 1)), r"^Add \(node 'n0'\) has a constant operand of shape \[4, 1\]"),
-        (lambda b: b.add("Add", "x", b.weights(2, 1, 4)), r"^Add \(node 'n0'\) has a constant operand of shape \[2, 1"),
-        (lambda b: b.add("Add", "x", "row"), r"^Add \(node 'n0'\) adds activations of shapes \[4, 4\] and \[1, 4\]"),
-        (lambda b: b.add("Softmax", "x", axis=0), r"^Softmax \(node 'n0'\) works on axes \[0\]"),
-        (lambda b: b.add("LayerNormalization", "x", b.weights(4, 4), axis=0), r"^LayerNormalization \(node 'n0'\)"),
-        (lambda b: b.add("LayerNormalization", "x", "vector"), r"^LayerNormalization \(node 'n0'\) must have a const"),
-        (
-            lambda b: b.add("Reshape", b.add("Relu", "x"), b.const([2, 8], "int64")),
-            r"^Reshape \(node 'n1'\) reshapes \[4, 4\] to \[2, 8\], which breaks its rows of 4 channels",
-        ),
+        lambda b: b.add("MatMul", "x", "y"),
+        lambda b: b.add("MatMul", b.weights(3, 4), "x"),
+        lambda b: b.add("MatMul", "x", b.weights(4)),
+        lambda b: b.add("Gemm", "x", b.weights(4, 3), transA=1),
+        lambda b: b.add("Mul", "x", "row"),
+        lambda b: b.add("Sub", "x", "y"),
+        lambda b: b.add("Div", b.const(1), "x"),
+        lambda b: b.add("Pow", "x", b.const(2)),
+        lambda b: b.add("Relu", b.add("Mul", "x", b.const(2))),
+        lambda b: b.add("Mul", "x", b.const(2)),
+        lambda b: b.add("Add", "x", b.weights(4, 1)),
+        lambda b: b.add("Add", "x", b.weights(2, 1, 4)),
+        lambda b: b.add("Add", "x", "row"),
+        lambda b: b.add("Softmax", "x", axis=0),
+        lambda b: b.add("LayerNormalization", "x", b.weights(4, 4), axis=0),
+        lambda b: b.add("LayerNormalization", "x", "vector"),
+        lambda b: b.add("Reshape", b.add("Relu", "x"), b.const([2, 8], "int64")),
     ],
-)  # fmt: skip
-def test_operands_that_no_layer_takes(build, message):
+)
+def test_operands_that_only_relax_takes(build):
     b = OnnxBuilder(x=(4, 4), y=(4, 4), row=(1, 4), vector=(4,))
     out = build(b)
     b.inputs = [value for value in b.inputs if any(value.name in node.input for node in b.nodes)]
-    with pytest.raises(ModelError, match=message):
-        to_graph(b.model(out))
+    assert "opaque" in dict(layers(check_against_onnxruntime(b.model(out))))
+
+
+def test_division_by_zero():
+    b = OnnxBuilder(x=(4, 4))
+    with pytest.raises(ModelError, match=r"^Div \(node 'n0'\) divides by .* nor can Relax compute Div"):
+        to_graph(b.model(b.add("Div", "x", b.const(0))))
 
 
 def test_input_read_in_rows_of_two_lengths():
     b = OnnxBuilder(x=(4, 2, 3))
     outputs = [linear(b, b.add("Flatten", "x"), 6, 4), linear(b, "x", 3, 4)]
-    with pytest.raises(
-        ModelError, match=r"^Flatten \(node 'n0'\) reshapes \[4, 2, 3\] to \[4, 6\], which breaks its rows of 3"
-    ):
-        to_graph(b.model(*outputs))
+    assert "opaque" in dict(layers(check_against_onnxruntime(b.model(*outputs))))
 
 
 def test_what_only_the_importer_refuses():
     b = OnnxBuilder(x=(4, 5))
-    with pytest.raises(ModelError, match=r"TVM cannot import the model, .* operator LayerNormalization"):
+    with pytest.raises(ModelError, match=r"TVM cannot import LayerNormalization \(node 'n0'\)"):
         to_graph(b.model(b.add("LayerNormalization", "x", b.weights(1, 5))))
 
 
@@ -151,8 +141,8 @@ def test_dropout_in_training_and_its_mask():
 
 def test_softmax_of_old_opsets_over_several_axes():
     b = OnnxBuilder(opset=11, x=(2, 3, 4))
-    with pytest.raises(ModelError, match=r"^Softmax \(node 'n1'\) reshapes \[2, 3, 4\] to \[2, 12\]"):
-        to_graph(b.model(b.add("Softmax", b.add("Relu", "x"), axis=1)))
+    graph = check_against_onnxruntime(b.model(b.add("Softmax", b.add("Relu", "x"), axis=1)))
+    assert "opaque" in dict(layers(graph))
 
 
 def test_oldest_opset():

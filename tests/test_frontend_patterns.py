@@ -6,9 +6,6 @@ import numpy as np
 import pytest
 from onnx_builder import OnnxBuilder, check_against_onnxruntime, layers, linear
 
-from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends import to_graph
-
 
 def erf_of_quotient(b, x):
     return b.add("Erf", b.add("Div", x, b.const(math.sqrt(2))))
@@ -89,17 +86,17 @@ def test_gelu_after_a_residual_sum_finds_its_operand():
 
 
 @pytest.mark.parametrize("factor", [0.5001, 1.0])
-def test_what_only_resembles_gelu_is_refused(factor):
+def test_what_only_resembles_gelu_is_none(factor):
     b = OnnxBuilder(x=(4, 6))
     product = b.add("Mul", "x", b.add("Add", erf_of_quotient(b, "x"), b.const(1)))
-    with pytest.raises(ModelError, match=r"Erf \(node 'n1'\) is supported only as a part of GELU"):
-        to_graph(b.model(b.add("Mul", product, b.const(factor))))
+    graph = check_against_onnxruntime(b.model(b.add("Mul", product, b.const(factor))))
+    assert "opaque" in dict(layers(graph))
 
 
-def test_a_product_with_another_sigmoid_than_silus_is_refused():
+def test_a_product_with_another_sigmoid_than_silus():
     b = OnnxBuilder(x=(4, 6))
-    with pytest.raises(ModelError, match=r"multiplies by a constant"):
-        to_graph(b.model(b.add("Mul", "x", b.add("Sigmoid", b.add("Mul", "x", b.const(1.702))))))
+    model = b.model(b.add("Mul", "x", b.add("Sigmoid", b.add("Mul", "x", b.const(1.702)))))
+    assert "opaque" in dict(layers(check_against_onnxruntime(model)))
 
 
 def spelled_layer_norm(b, x, *, power, two_centres, epsilon_first=False, last_axis=-1):
@@ -127,20 +124,16 @@ def test_layer_norm(power, two_centres, affine):
     assert np.all(graph.nodes[0].params["gamma"] == 1) != affine
 
 
-def test_layer_norm_whose_mean_is_an_output_is_refused():
+def test_layer_norm_whose_mean_is_an_output():
     b = OnnxBuilder(x=(4, 7))
     out = spelled_layer_norm(b, "x", power=True, two_centres=False)
-    with pytest.raises(
-        ModelError, match=r"ReduceMean \(node 'n0'\) is supported only as a part of layer normalisation"
-    ):
-        to_graph(b.model(out, "v0"))
+    assert "opaque" in dict(layers(check_against_onnxruntime(b.model(out, "v0"))))
 
 
-def test_layer_norm_over_another_axis_is_refused():
+def test_layer_norm_over_another_axis():
     b = OnnxBuilder(x=(2, 3, 7))
     out = spelled_layer_norm(b, "x", power=True, two_centres=False, last_axis=1)
-    with pytest.raises(ModelError, match="ReduceMean"):
-        to_graph(b.model(out))
+    assert "opaque" in dict(layers(check_against_onnxruntime(b.model(out))))
 
 
 def test_spelled_out_transformer_block_of_opset_12():

@@ -18,6 +18,7 @@ SMALL = {
     "mobilenet_v2": {"size": 64, "width": 1 / 2, "classes": 10},
     "squeezenet": {"size": 64, "width": 1 / 2, "classes": 10},
     "vit_b16": {"size": 64, "width": 1 / 4, "classes": 10},
+    "minilm": {"size": 16, "width": 1 / 4, "depth": 2, "words": 100},
 }
 NAN = np.float32("nan")
 

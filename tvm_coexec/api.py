@@ -10,7 +10,7 @@ from . import schedules
 from .errors import FileFormatError, InputError
 from .frontends import to_graph
 from .graph import Graph, Node
-from .layers import Hardware
+from .layers import AnyLayer, Hardware
 from .packaging import Choice, package
 from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan
@@ -24,6 +24,7 @@ from .tuning import measure_splits, planner
 
 if TYPE_CHECKING:
     import onnx
+    from torch.export import ExportedProgram  # type: ignore[import-not-found, unused-ignore]
     from tvm import IRModule
 
 Split = str | float | Mapping[str, int | float]
@@ -31,7 +32,7 @@ _RULES = ("predicted", "measured", "cpu", "gpu")
 
 
 def build(
-    model: str | os.PathLike[str] | onnx.ModelProto | IRModule,
+    model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram,
     *,
     device: Device | str | None = None,
     profile: str | os.PathLike[str] | None = None,
@@ -46,7 +47,7 @@ def build(
     Parameters
     ----------
     model
-        Path of an ONNX file, an ONNX model, or a Relax module.
+        Path of an ONNX or TFLite file, an ONNX model, a program of ``torch.export``, or a Relax module.
     device
         An open device, or any unambiguous part of a device's name.
     profile
@@ -139,8 +140,13 @@ def _rule(
     if split == "predicted":
         return predicted
     if split == "measured":
-        measured = measure_splits([node.layer for node in graph.nodes], device, profile)
-        return lambda node: plan_measured(node.name, node.layer, *measured)
+        divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
+        measured = measure_splits(divisible, device, profile)
+        return lambda node: (
+            plan_measured(node.name, node.layer, *measured)
+            if _has_gpu_kernels(node.layer, hardware)
+            else fixed(node, node.layer.units)
+        )
     if isinstance(split, Mapping):
         units = _units_by_name(graph, split)
         rest = predicted if found is not None else lambda node: fixed(node, node.layer.units // 2)
@@ -148,6 +154,10 @@ def _rule(
     if split in ("cpu", "gpu"):
         return lambda node: fixed(node, node.layer.units if split == "cpu" else 0)
     return lambda node: fixed(node, _share(split, node))
+
+
+def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
+    return bool(schedules.family(layer).variants(layer, "gpu", hardware))
 
 
 def plan_node(node: Node, planner: Planner) -> LayerPlan:
@@ -161,13 +171,16 @@ def plan_node(node: Node, planner: Planner) -> LayerPlan:
 def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
     """Default variants and no expectation of time."""
     family = schedules.family(node.layer)
-    cpu, gpu = (family.default_variant(node.layer, side, hardware) for side in ("cpu", "gpu"))
+    if not _has_gpu_kernels(node.layer, hardware):
+        cpu_units, reason = node.layer.units, f"cpu alone: the gpu has no kernels for {node.layer.op} layers"
+    cpu = family.default_variant(node.layer, "cpu", hardware)
+    gpu = family.default_variant(node.layer, "gpu", hardware) if cpu_units < node.layer.units else None
     return LayerPlan(
         name=node.name,
         layer=node.layer,
         cpu_units=cpu_units,
         cpu=cpu if cpu_units else None,
-        gpu=gpu if cpu_units < node.layer.units else None,
+        gpu=gpu,
         cpu_us=0.0,
         gpu_us=0.0,
         total_us=0.0,

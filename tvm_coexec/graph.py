@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ModelError
-from .layers import AnyLayer, Conv2d, LocalNorm, Pool, parameter_shapes, reads_locally
+from .layers import AnyLayer, Conv2d, LocalNorm, Opaque, Pool, parameter_dtype, parameter_shapes, reads_locally
 
 Image = tuple[int, int, int, int]
 """Sizes of an image as kernels see it: batch, height, width, channels."""
@@ -19,7 +19,7 @@ Image = tuple[int, int, int, int]
 
 @dataclass
 class Tensor:
-    """A float32 activation, or one of the model's inputs or outputs.
+    """An activation, or one of the model's inputs or outputs.
 
     Layers see rows of channels. An image is ``batch · height · width`` such rows, one for each pixel.
 
@@ -39,6 +39,8 @@ class Tensor:
         The elements of ``shape`` are in the order batch, channels, height, width (``shape`` itself may have other axes,
         such as those of a flattened image). Only inputs and outputs can be so: they are reordered on their way in
         and out, and every other tensor has its channels last.
+    dtype
+        Of the elements; only opaque layers take others than float32.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Tensor:
     channel_axes: int = 1
     image: Image | None = None
     channels_first: bool = False
+    dtype: str = "float32"
 
     @property
     def rows(self) -> int:
@@ -66,11 +69,11 @@ class Tensor:
 class Node:
     """One layer, the tensors that it reads and writes, and its constant operands.
 
-    ``params`` are float32 and contiguous: ``weights`` ``[k, n]`` of a linear layer and
+    ``params`` are contiguous, and float32 but for those of opaque layers: ``weights`` ``[k, n]`` of a linear layer and
     ``[out, in / groups, height, width]`` of a convolution, ``gamma`` and ``beta`` ``[n]`` of ``layer_norm``, and
     ``bias`` ``[n]`` of any layer whose epilogue has the step ``bias``. ``residual`` names the tensor that the
-    epilogue's step ``residual`` adds, ``others`` those that a concatenation puts behind ``input``, or the second factor
-    of a product.
+    epilogue's step ``residual`` adds, ``others`` those that a concatenation puts behind ``input``, the second factor
+    of a product, or the further operands of an opaque layer.
     """
 
     name: str
@@ -181,6 +184,8 @@ def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
         raise ModelError(f"node {node.name!r} reads {given} tensors, but its layer takes {len(layer.input_sizes)}")
     residual = () if node.residual is None else (layer.output_size,)
     sizes = (*layer.input_sizes, *residual, layer.output_size)
+    operands = (*layer.inputs, layer.output) if isinstance(layer, Opaque) else ()
+    dtypes = {name: operand.dtype for name, operand in zip((*node.reads, node.output), operands, strict=False)}
     for name, size in zip((*node.reads, node.output), sizes, strict=True):
         tensor = tensors[name]
         rows, channels = math.prod(size[:-1]), size[-1]
@@ -189,7 +194,11 @@ def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
                 f"node {node.name!r} needs {name!r} to be {rows} rows of {channels} channels, "
                 f"but it is {tensor.rows} rows of {tensor.channels}"
             )
-        if isinstance(layer, Conv2d | Pool | LocalNorm) and tensor.image != size:
+        expected = dtypes.get(name, "float32")
+        if tensor.dtype != expected:
+            raise ModelError(f"node {node.name!r} needs {name!r} to be {expected}, but it is {tensor.dtype}")
+        sees_image = isinstance(layer, Conv2d | Pool | LocalNorm) or (isinstance(layer, Opaque) and tensor.image)
+        if sees_image and tensor.image != size:
             raise ModelError(f"node {node.name!r} needs {name!r} to be the image {size}, but it is {tensor.image}")
 
 
@@ -199,8 +208,9 @@ def _check_params(node: Node) -> None:
         raise ModelError(f"node {node.name!r} must have the parameters {sorted(expected)}, not {sorted(node.params)}")
     for name, shape in expected.items():
         array = node.params[name]
-        if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+        dtype = parameter_dtype(node.layer, name)
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             raise ModelError(
-                f"parameter {name!r} of node {node.name!r} must be a contiguous float32 array of shape {shape}, "
+                f"parameter {name!r} of node {node.name!r} must be a contiguous {dtype} array of shape {shape}, "
                 f"not {array.dtype} of shape {array.shape}"
             )

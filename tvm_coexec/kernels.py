@@ -37,13 +37,13 @@ class Kernel:
     code
         An object file or OpenCL source.
     operands
-        Name and shape of each buffer, in the order of the arguments.
+        Name, shape and type of each buffer, in the order of the arguments.
     """
 
     symbol: str
     side: str
     code: bytes
-    operands: tuple[tuple[str, tuple[int, ...]], ...]
+    operands: tuple[tuple[str, tuple[int, ...], str], ...]
     dispatch: Dispatch
 
 
@@ -86,7 +86,7 @@ def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
     kernels = []
     for head in json.loads(line):
         code, rest = rest[: head["bytes"]], rest[head["bytes"] :]
-        operands = tuple((name, tuple(shape)) for name, shape in head["operands"])
+        operands = tuple((name, tuple(shape), dtype) for name, shape, dtype in head["operands"])
         dispatch = Dispatch(**head["dispatch"] | {key: tuple(head["dispatch"][key]) for key in ("grid", "group")})
         kernels.append(Kernel(head["symbol"], side, code, operands, dispatch))
     return tuple(kernels)
@@ -118,11 +118,11 @@ def _generate(
         for number, launch in enumerate(schedules.family(layer).build(layer, side, variant, layouts)):
             symbol = f"{name}_{number}"
             named = tvm.IRModule({symbol: launch.module["main"].with_attr("global_symbol", symbol)})
-            operands = tuple((operand.name, tuple(operand.shape)) for operand in launch.operands)
-            roles = [role for role, _ in operands]
+            operands = tuple((operand.name, tuple(operand.shape), operand.dtype) for operand in launch.operands)
+            roles = [role for role, _, _ in operands]
             code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
             kernels.append(Kernel(symbol, side, code, operands, launch.dispatch))
-    except tvm.error.TVMError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         first = next(line for line in str(error).splitlines() if line.strip())
         raise KernelError(f"variant {variant} of {layer} does not compile: {first}") from error
     return tuple(kernels)

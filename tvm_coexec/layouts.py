@@ -14,6 +14,7 @@ from .layers import (
     ImageLayer,
     ImageLayout,
     ImageLayouts,
+    Opaque,
     Pool,
     RowWise,
 )
@@ -43,7 +44,7 @@ def node_layouts(node: Node, layouts: Mapping[str, ImageLayout]) -> ImageLayouts
 
 
 def _sees_rows(layer: AnyLayer) -> bool:
-    return not isinstance(layer, ImageLayer)
+    return not isinstance(layer, ImageLayer | Opaque)
 
 
 def _padding(node: Node, name: str) -> tuple[int, int]:

@@ -72,13 +72,13 @@ def package(
     manifest = Manifest(
         device=dict(device),
         tensors=tensors,
-        constants=tuple(ConstantSpec(name, array.shape) for name, array in constants.items()),
+        constants=tuple(ConstantSpec(name, array.shape, str(array.dtype)) for name, array in constants.items()),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
         plan=dict(plan),
     )
-    slotted = assign_slots(tensors, steps, manifest.element_counts(), {*graph.inputs, *graph.outputs})
+    slotted = assign_slots(tensors, steps, manifest.word_counts(), {*graph.inputs, *graph.outputs})
     return _package(replace(manifest, tensors=slotted), kernels, constants)
 
 
@@ -90,7 +90,13 @@ def _roles(node: Node) -> dict[str, str | None]:
 
 def _tensor_spec(tensor: Tensor, layout: ImageLayout | None) -> TensorSpec:
     return TensorSpec(
-        tensor.name, tuple(tensor.shape), tensor.channel_axes, layout, tensor.image, tensor.channels_first
+        tensor.name,
+        tuple(tensor.shape),
+        tensor.channel_axes,
+        layout,
+        tensor.image,
+        tensor.channels_first,
+        tensor.dtype,
     )
 
 
@@ -128,7 +134,9 @@ class _Halves:
         self._specs[side] = HalfSpec(variant.to_json(), launches)
 
     def _launch(self, kernel: Kernel) -> LaunchSpec:
-        arguments = tuple(ArgumentSpec(role, self._source(role, kernel.side), shape) for role, shape in kernel.operands)
+        arguments = tuple(
+            ArgumentSpec(role, self._source(role, kernel.side), shape, dtype) for role, shape, dtype in kernel.operands
+        )
         dispatch = kernel.dispatch
         return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
 

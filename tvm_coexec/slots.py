@@ -15,12 +15,12 @@ class _Slot:
 
     number: int
     geometry: tuple[int, ...] | None
-    elements: int
+    words: int
     needed_until: int
 
 
 def assign_slots(
-    tensors: Sequence[TensorSpec], steps: Sequence[StepSpec], elements: Mapping[str, int], kept: Collection[str]
+    tensors: Sequence[TensorSpec], steps: Sequence[StepSpec], words: Mapping[str, int], kept: Collection[str]
 ) -> tuple[TensorSpec, ...]:
     """Give every tensor a slot that holds nothing else while the tensor is needed.
 
@@ -28,8 +28,8 @@ def assign_slots(
 
     Parameters
     ----------
-    elements
-        How much memory each tensor needs.
+    words
+        Of four bytes: how much memory each tensor needs.
     kept
         Tensors with a slot of their own: what the user writes and reads between runs.
     """
@@ -40,8 +40,8 @@ def assign_slots(
     for tensor in sorted(tensors, key=lambda tensor: written.get(tensor.name, 0)):
         name = tensor.name
         begin = 0 if name in kept else written[name] - _grace(steps[written[name] - 1])
-        slot = _free_slot(slots, tensor.halo_geometry, elements[name], begin)
-        slot.elements = max(slot.elements, elements[name])
+        slot = _free_slot(slots, tensor.halo_geometry, words[name], begin)
+        slot.words = max(slot.words, words[name])
         slot.needed_until = len(steps) + 1 if name in kept else last_use[name]
         numbers[name] = slot.number
     return tuple(replace(tensor, slot=numbers[tensor.name]) for tensor in tensors)
@@ -56,10 +56,10 @@ def _grace(step: StepSpec) -> int:
     return 1 if layer_from_json(step.layer).channel_local else 0
 
 
-def _free_slot(slots: list[_Slot], geometry: tuple[int, ...] | None, elements: int, begin: int) -> _Slot:
+def _free_slot(slots: list[_Slot], geometry: tuple[int, ...] | None, words: int, begin: int) -> _Slot:
     """The free slot that has to grow least, then the smallest; a new one if none is free."""
     free = [slot for slot in slots if slot.geometry == geometry and slot.needed_until < begin]
     if free:
-        return min(free, key=lambda slot: (max(elements - slot.elements, 0), slot.elements))
+        return min(free, key=lambda slot: (max(words - slot.words, 0), slot.words))
     slots.append(_Slot(len(slots), geometry, 0, 0))
     return slots[-1]

@@ -12,18 +12,20 @@ from ..layouts import fit_images
 
 if TYPE_CHECKING:
     import onnx
+    from torch.export import ExportedProgram  # type: ignore[import-not-found, unused-ignore]
     from tvm import IRModule
 
     from .trace import Trace
 
 
-def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Graph:
+def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram) -> Graph:
     """Read a model and form its layers.
 
     Parameters
     ----------
     model
-        The path of an ONNX file, an ONNX model, or a Relax module whose function ``main`` is the model.
+        The path of an ONNX file or of a TFLite file (``.tflite``), an ONNX model, a program of ``torch.export``, or a
+        Relax module whose function ``main`` is the model.
 
     Raises
     ------
@@ -37,14 +39,23 @@ def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Grap
     return fit_images(fuse(collapse_attention(collapse_patterns(_trace(model)))))
 
 
-def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Trace:
+def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram) -> Trace:
     kind = type(model).__name__
     if kind == "IRModule":
         from .relax import trace_relax
 
         return trace_relax(model)
+    if kind == "ExportedProgram":
+        from .torch import trace_torch
+
+        return trace_torch(model)
     if not isinstance(model, str | os.PathLike) and kind != "ModelProto":
-        raise ModelError(f"cannot build from a {kind}; give the path of an ONNX file, a ModelProto or an IRModule")
+        raise ModelError(
+            f"cannot build from a {kind}; give the path of an ONNX file or a TFLite file, a ModelProto, an "
+            "ExportedProgram or an IRModule"
+        )
+    if isinstance(model, str | os.PathLike) and Path(model).suffix == ".tflite":
+        return _trace_tflite(Path(model))
     try:
         from .onnx import trace_onnx
     except ModuleNotFoundError as error:
@@ -52,3 +63,13 @@ def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule) -> Trace:
             raise
         raise ModelError("reading ONNX models needs the package onnx; install tvm-coexec[onnx]") from error
     return trace_onnx(Path(model) if isinstance(model, str | os.PathLike) else model)
+
+
+def _trace_tflite(path: Path) -> Trace:
+    try:
+        import tflite  # noqa: F401 - what TVM reads such files with
+    except ModuleNotFoundError as error:
+        raise ModelError("reading TFLite models needs the package tflite; install tvm-coexec[tflite]") from error
+    from .tflite import trace_tflite
+
+    return trace_tflite(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..graph import AnyLayer, Graph, Image, Node, Tensor
-from ..layers import Attention, Concat, Conv2d, Linear
+from ..layers import Attention, Concat, Conv2d, Linear, Opaque, parameter_dtype
 from .trace import Source, claim_name
 
 
@@ -25,6 +25,7 @@ class DraftTensor:
     producer: Draft | None = None
     image: Image | None = None
     channels_first: bool = False
+    dtype: str = "float32"
 
     @property
     def rows(self) -> int:
@@ -32,13 +33,13 @@ class DraftTensor:
 
     def finish(self, seen_by_user: bool) -> Tensor:
         if self.channels_first:
-            return Tensor(self.name, self.shape, 1, self.image, True)
+            return Tensor(self.name, self.shape, 1, self.image, True, self.dtype)
         if self.image is not None and not seen_by_user:
-            return Tensor(self.name, self.image, 1, self.image)
+            return Tensor(self.name, self.image, 1, self.image, dtype=self.dtype)
         axes = trailing_axes(self.shape, self.channels)
         if axes is None:
             raise ValueError(f"tensor {self.name!r} of shape {self.shape} cannot have {self.channels} channels")
-        return Tensor(self.name, self.shape, axes, self.image)
+        return Tensor(self.name, self.shape, axes, self.image, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Draft:
     @property
     def takes_steps(self) -> bool:
         """Whether the layer can have an epilogue."""
-        return not isinstance(self.layer, Concat | Attention)
+        return not isinstance(self.layer, Concat | Attention | Opaque)
 
     def append(self, step: str) -> None:
         self.epilogue.append(step)
@@ -138,9 +139,16 @@ class Draft:
 
     def finish(self, name: str) -> Node:
         layer = self.layer
-        if not isinstance(layer, Concat | Attention):
+        if not isinstance(layer, Concat | Attention | Opaque):
             layer = replace(layer, epilogue=tuple(self.epilogue))
-        params = {key: np.ascontiguousarray(array, dtype=np.float32) for key, array in self.params.items()}
+        if isinstance(layer, Opaque):
+            # later readers may have made images of tensors that were rows when the layer was formed
+            sizes = [tensor.image or (tensor.rows, tensor.channels) for tensor in (self.input, *self.others)]
+            layer = layer.lying_as(sizes, self.output.image or (self.output.rows, self.output.channels))
+        params = {
+            key: np.ascontiguousarray(array, parameter_dtype(layer, key)).reshape(array.shape)
+            for key, array in self.params.items()
+        }
         residual = None if self.residual is None else self.residual.name
         others = tuple(tensor.name for tensor in self.others)
         return Node(name, layer, self.input.name, residual, self.output.name, params, others)

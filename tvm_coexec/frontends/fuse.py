@@ -18,6 +18,7 @@ from ..layers import ACTIVATIONS, Conv2d, Linear, RowWise
 from . import fuse_images, fuse_rows
 from .drafts import Affine, Draft, DraftTensor, finish_graph, identity_weights
 from .inputs import input_tensor
+from .opaque import add_opaque, concrete, copied
 from .trace import Operation, Source, Trace
 from .values import NO_PADDING, Value, claim_image
 
@@ -64,6 +65,30 @@ class Fuser:
         }
 
     def add(self, operation: Operation) -> None:
+        """Form a layer, or an opaque one of what fits into no other."""
+        before = list(self.drafts)
+        refusal = self._foreign(operation)
+        if refusal is None:
+            try:
+                self._form(operation)
+            except ModelError as error:
+                refusal = error
+        if refusal is not None:
+            used = {value.tensor for value in self.values.values()}
+            self.drafts = [draft for draft in self.drafts if draft in before or draft.output in used]
+            add_opaque(self, operation, refusal)
+
+    def _foreign(self, operation: Operation) -> ModelError | None:
+        """Why only Relax can know what an operation does, if that is so."""
+        if operation.op == "whole":
+            return ModelError(f"{operation.source} is an operator that no layer knows")
+        for name in () if operation.op in VIEWS else (*operation.inputs, operation.output):
+            dtype = self.trace.dtypes.get(name, "float32")
+            if dtype != "float32":
+                return ModelError(f"{operation.source} works on {dtype}, of which no layer but Relax's own can be")
+        return None
+
+    def _form(self, operation: Operation) -> None:
         op, source = operation.op, operation.source
         if fuse_rows.add(self, operation):
             return
@@ -102,10 +127,19 @@ class Fuser:
         outputs = []
         for name, value_name in self.trace.outputs:
             source = Source("output", name, "value")
-            value = self.materialised(value_name, source)
+            value = concrete(self, value_name, ModelError(f"{source} cannot be computed"))
+            copy = replace(source, name=f"copy_{name}")
             if value.tensor in self.inputs or value.tensor in outputs:
-                value = replace(value, tensor=self._map(value, replace(source, name=f"copy_{name}")).output)
-            value.name_output(name, source)
+                if value.tensor.dtype == "float32":
+                    value = replace(value, tensor=self._map(value, copy).output)
+                else:
+                    value = copied(self, value, name, copy)
+            try:
+                value.name_output(name, source)
+            except ModelError:
+                # its channels are where no output can have them
+                value = copied(self, value, name, copy)
+                value.name_output(name, source)
             outputs.append(value.tensor)
         return finish_graph(self.inputs, outputs, self.drafts)
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from ..errors import ModelError
 from ..layers import Attention, Place
-from .trace import Operation
+from .drafts import DraftTensor
+from .opaque import concrete
+from .trace import Operation, Source
 
 if TYPE_CHECKING:
     from .fuse import Fuser
@@ -44,22 +46,29 @@ def add_attention(fuser: Fuser, operation: Operation) -> None:
                 f"{source} reads shape {list(value.shape)} as {count} rows, but others read it in another way; let "
                 "all read rows of one length"
             )
-    q, k, v = (value.tensor.channels for value in values)
     constant = fuser.trace.constants.get(mask) if mask else None
+    others = [value.tensor for value in values[1:]]
+    if mask is not None and constant is None:
+        others.append(_mask(fuser, mask, (attributes["batch"], attributes["keys"]), source))
+    q, k, v = (value.tensor.channels for value in values)
     kind = "none" if mask is None else "input" if constant is None else "constant"
     layer = Attention(channels=(q, k, v), mask=kind, **attributes)
     shape = fuser.trace.shapes[operation.output]
     draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
-    draft.others = tuple(value.tensor for value in values[1:])
+    draft.others = tuple(others)
     if constant is not None:
         mask_rows = np.broadcast_to(constant.reshape(-1, layer.keys), (layer.batch, layer.keys))
         draft.params["mask"] = np.maximum(mask_rows, np.finfo(np.float32).min)
-    elif mask is not None:
-        seen = fuser.materialised(mask, source)
-        if (seen.tensor.rows, seen.tensor.channels) != (layer.batch, layer.keys):
-            raise ModelError(f"{source} has a mask that others read in another way; let all read rows of keys")
-        draft.others += (seen.tensor,)
     fuser.set(operation, draft)
+
+
+def _mask(fuser: Fuser, name: str, size: tuple[int, int], source: Source) -> DraftTensor:
+    """The tensor of a computed mask: a row of keys for each item."""
+    refusal = ModelError(f"{source} has a mask that others read in another way; let all read rows of keys")
+    tensor = concrete(fuser, name, refusal).tensor
+    if (tensor.rows, tensor.channels) != size:
+        raise refusal
+    return tensor
 
 
 def add_slice(fuser: Fuser, operation: Operation) -> None:

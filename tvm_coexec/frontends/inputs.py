@@ -14,10 +14,10 @@ _ELEMENTWISE = (*ACTIVATIONS, "add", "divide", "multiply", "subtract", "erf", "t
 
 def input_tensor(trace: Trace, name: str) -> DraftTensor:
     """The tensor of an input: an image if a reader takes it as one."""
-    shape = trace.shapes[name]
-    seen = next(_image_shapes(trace, name), None)
+    shape, dtype = trace.shapes[name], trace.dtypes.get(name, "float32")
+    seen = next(_image_shapes(trace, name), None) if dtype == "float32" else None
     if seen is None:
-        return DraftTensor(name, shape, _channels(trace, name))
+        return DraftTensor(name, shape, _channels(trace, name), dtype=dtype)
     batch, channels, h, w = seen
     return DraftTensor(name, shape, channels, image=(batch, h, w, channels), channels_first=h * w > 1)
 
@@ -31,8 +31,9 @@ def _image_shapes(trace: Trace, name: str) -> Iterator[tuple[int, ...]]:
         if not read:
             continue
         is_image = operation.is_on_images or _is_scaled_as_image(trace, operation)
-        if is_image and len(trace.shapes[read[0]]) == 4 and math.prod(trace.shapes[read[0]]) == size:
-            yield trace.shapes[read[0]]
+        seen = trace.shapes[read[0]]
+        if is_image and len(seen) == 4 and math.prod(seen) == size:
+            yield seen
         if operation.op == "reshape" or operation.op in _ELEMENTWISE:
             followed.add(operation.output)
 
@@ -55,5 +56,6 @@ def _channels(trace: Trace, name: str) -> int:
             views.add(operation.output)
         elif operation.op != "reshape":
             seen |= {trace.shapes[read][-1] for read in operation.inputs if read in views and trace.shapes[read]}
-    channels = seen.pop() if len(seen) == 1 else shape[-1]
-    return channels if trailing_axes(shape, channels) else shape[-1]
+    last = shape[-1] if shape else 1
+    channels = seen.pop() if len(seen) == 1 else last
+    return channels if trailing_axes(shape, channels) else last

@@ -15,55 +15,30 @@ from tvm import IRModule, relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from ..errors import ModelError
-from .onnx_nodes import attributes, cut_range, known_operation, resolve_automatic_padding, small_constants
+from .onnx_nodes import attributes, check_resizing, known_operation, resolve_automatic_padding, small_constants
 from .relax import Known, Naming, bindings, returned, trace_function
 from .trace import Source, Trace
 
-OPERATORS = (
-    "Add",
-    "AveragePool",
-    "BatchNormalization",
-    "Cast",
-    "Clip",
-    "Concat",
-    "Constant",
-    "Conv",
-    "Div",
-    "Dropout",
-    "Erf",
-    "Expand",
-    "Flatten",
-    "Gelu",
-    "Gemm",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "HardSwish",
-    "Identity",
-    "LRN",
-    "LayerNormalization",
-    "MatMul",
-    "MaxPool",
-    "Mul",
-    "Pad",
-    "Pow",
-    "ReduceMean",
-    "Relu",
-    "Reshape",
-    "Sigmoid",
-    "Softmax",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Sum",
-    "Tanh",
-    "Transpose",
-    "Unsqueeze",
-)
-"""Operators that can be part of a layer, if their operands allow it."""
+_DTYPES = {
+    TensorProto.DataType.Value(name): name.lower()
+    for name in (
+        "FLOAT",
+        "DOUBLE",
+        "FLOAT16",
+        "BOOL",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+    )
+}
+"""Types of inputs that numpy knows too."""
 
-_SHAPE_OPERATORS = ("ConstantOfShape", "Gather", "Shape", "Slice")
-"""Operators that may compute shapes from constants."""
+_CONTROL_FLOW = ("If", "Loop", "Scan")
 
 _OLDEST_OPSET = 7
 
@@ -85,10 +60,11 @@ def trace_onnx(model: onnx.ModelProto | Path) -> Trace:
     _check_inputs(proto.graph)
     _check_operators(proto.graph)
     _check_consistency(model)
+    check_resizing(proto, _source)
     resolve_automatic_padding(proto)
     outputs = [output.name for output in proto.graph.output]
-    function = _import(proto)["main"]
-    return trace_function(function, _naming(function, proto.graph, outputs))
+    module = _import(proto)
+    return trace_function(module, _naming(module["main"], proto.graph, outputs))
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -120,9 +96,9 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
 
 def _check_input(value: ValueInfoProto) -> None:
     name, tensor = value.name, value.type.tensor_type
-    if tensor.elem_type != TensorProto.FLOAT:
+    if tensor.elem_type not in _DTYPES:
         found = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise ModelError(f"input {name!r} is {found}; only float32 is supported, so convert the model to float32")
+        raise ModelError(f"input {name!r} is {found}; supported are {', '.join(_DTYPES.values())}")
     if not tensor.HasField("shape"):
         raise ModelError(f"input {name!r} has no shape; give every input a fixed shape")
     for axis, dimension in enumerate(tensor.shape.dim):
@@ -143,25 +119,11 @@ def _check_input(value: ValueInfoProto) -> None:
 
 
 def _check_operators(graph: onnx.GraphProto) -> None:
-    constants = {tensor.name for tensor in graph.initializer}
-    numbers = small_constants(graph)
     for node in graph.node:
-        source = _source(node)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in (*OPERATORS, *_SHAPE_OPERATORS):
-            raise ModelError(f"{source} is not supported; supported are the ONNX operators {', '.join(OPERATORS)}")
-        is_constant = all(name in constants for name in node.input if name)
-        if (
-            node.op_type in _SHAPE_OPERATORS
-            and node.op_type != "Shape"
-            and not is_constant
-            and not cut_range(node, numbers)
-        ):
-            raise ModelError(
-                f"{source} is not supported on activations, only where it computes a shape or a constant, "
-                "or cuts one axis at constant places"
-            )
-        if is_constant or node.op_type == "Shape":
-            constants.update(node.output)
+        if node.domain not in ("", "ai.onnx"):
+            raise ModelError(f"{_source(node)} is no operator of ONNX; replace it by some that are")
+        if node.op_type in _CONTROL_FLOW:
+            raise ModelError(f"{_source(node)} is control flow, which no module can hold; export the model without it")
     _check_statistics(graph)
 
 
@@ -179,6 +141,8 @@ def _check_statistics(graph: onnx.GraphProto) -> None:
         )
         if training:
             raise ModelError(f"{source} may be in training mode; export the model for inference")
+        if node.op_type == "ConvTranspose" and "output_shape" in values:
+            raise ModelError(f"{source} has an output_shape; give it pads instead")
         if node.op_type == "BatchNormalization" and not values.get("spatial", 1):
             raise ModelError(f"{source} has statistics for every pixel; supported is spatial=1")
 
@@ -202,9 +166,11 @@ def _import(model: onnx.ModelProto) -> IRModule:
         with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
             warnings.simplefilter("ignore")
             return from_onnx(model, sanitize_input_names=False)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # TVM's converters raise whatever they stumble over
+        named = [str(_source(node)) for node in model.graph.node if node.op_type in f"{printed.getvalue()} {error}"]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ModelError(
-            f"TVM cannot import the model, so simplify what it names: {printed.getvalue().strip()}: {error}"
+            f"TVM cannot import {', '.join(named) or 'the model'} ({reason}); replace it in the model"
         ) from error
 
 
@@ -232,7 +198,10 @@ def _known(function: relax.Function, graph: onnx.GraphProto, by_name: dict[str, 
     known = {}
     for node in graph.node:
         variable = by_name.get(node.output[0])
-        operation = known_operation(node, _source(node), numbers) if isinstance(variable, relax.Var) else None
+        try:
+            operation = known_operation(node, _source(node), numbers) if isinstance(variable, relax.Var) else None
+        except ModelError:
+            continue  # no layer of its own computes it, so Relax's form is read
         if operation is not None and all(name in by_name for name in operation[1]):
             op, inputs, values = operation
             known[variable] = Known(op, tuple(by_name[name] for name in inputs), values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -115,15 +115,32 @@ def resolve_automatic_padding(model: onnx.ModelProto) -> None:
     nodes = [node for node in model.graph.node if attributes(node).get("auto_pad", "NOTSET") != "NOTSET"]
     if not any(node.op_type in _WINDOWED for node in nodes):
         return
+    shapes = _shapes(model)
+    for node in nodes:
+        if node.op_type in _WINDOWED:
+            _resolve(node, shapes)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {
         value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
         for value in (*inferred.value_info, *inferred.input, *inferred.output)
     }
-    shapes |= {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    return shapes | {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+
+
+def check_resizing(model: onnx.ModelProto, source_of: Callable[[NodeProto], Source]) -> None:
+    """Refuse what TVM's importer would silently get wrong: smoothing, and scales that give no whole pixels."""
+    nodes = [node for node in model.graph.node if node.op_type == "Resize"]
+    shapes, numbers = _shapes(model) if nodes else {}, small_constants(model.graph)
     for node in nodes:
-        if node.op_type in _WINDOWED:
-            _resolve(node, shapes)
+        if attributes(node).get("antialias", 0):
+            raise ModelError(f"{source_of(node)} smooths what it shrinks (antialias), which TVM cannot; leave it out")
+        scales = numbers.get(node.input[2], np.ones(0)) if len(node.input) > 2 else np.ones(0)
+        sizes = zip(shapes.get(node.input[0], []), scales.tolist(), strict=False)
+        if any(abs(size * scale - round(size * scale)) > 1e-4 for size, scale in sizes):
+            raise ModelError(f"{source_of(node)} scales to no whole number of pixels; give it sizes instead of scales")
 
 
 def _resolve(node: NodeProto, shapes: Mapping[str, list[int]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from tvm import IRModule, ir, relax, tirx
 
 from ..errors import ModelError
 from . import relax_images
-from .trace import Operation, Source, Trace, claim_name
+from .trace import Operation, Source, Trace, Whole, claim_name
+from .whole import cut_out, evaluate
 
 OPERATIONS = {
     "relax.add": "add",
@@ -95,12 +96,13 @@ def trace_relax(module: IRModule) -> Trace:
         values[binding.var] = claim_name(binding.var.name, taken)
         sources[binding.var] = Source(_operator_name(binding.value), values[binding.var], "variable")
     outputs = [(values.get(value, "output"), value) for value in returned(function)]
-    return trace_function(function, Naming(values, sources, outputs))
+    return trace_function(module, Naming(values, sources, outputs))
 
 
-def trace_function(function: relax.Function, naming: Naming) -> Trace:
-    """List the operations of a Relax function, called by the names in ``naming``."""
-    tracer = _Tracer(naming)
+def trace_function(module: IRModule, naming: Naming) -> Trace:
+    """List the operations of a module's function ``main``, called by the names in ``naming``."""
+    function = module["main"]
+    tracer = _Tracer(module, naming)
     for parameter in function.params:
         tracer.add_input(parameter)
     for binding in _needed(function, naming):
@@ -141,7 +143,9 @@ def _needed(function: relax.Function, naming: Naming) -> list[relax.Binding]:
 class _Tracer:
     """Collects the trace, and remembers which traced value or constant each variable stands for."""
 
-    def __init__(self, naming: Naming) -> None:
+    def __init__(self, module: IRModule, naming: Naming) -> None:
+        self.module = module
+        self.bound = {binding.var: binding.value for binding in bindings(module["main"])}
         self.trace = Trace([], [], {}, {}, [])
         self.naming = naming
         self.traced: dict[relax.Var, str] = {}
@@ -151,7 +155,7 @@ class _Tracer:
     def add_input(self, parameter: relax.Var) -> None:
         name = self.naming.values[parameter]
         shape, dtype = _static_type(parameter.ty, f"input {name!r}")
-        _check_float32(dtype, f"input {name!r}")
+        self._set_type(name, dtype)
         if 0 in shape or not shape:
             raise ModelError(
                 f"input {name!r} has shape {list(shape)}; inputs need at least one dimension, and none of 0"
@@ -167,6 +171,48 @@ class _Tracer:
         self.trace.outputs.append((name, traced))
 
     def add_binding(self, binding: relax.Binding) -> None:
+        """Trace a binding as an operation that layers may know, or else as the whole that Relax has for it."""
+        refusal = None
+        try:
+            self._add_known_or_call(binding)
+        except ModelError as error:
+            refusal = error
+        if refusal is not None:
+            self._add_whole(binding, refusal)
+
+    def _add_whole(self, binding: relax.Binding, refusal: ModelError) -> None:
+        variable, value = binding.var, binding.value
+        if not isinstance(value, relax.Call | relax.TupleGetItem):
+            raise refusal
+        if isinstance(value, relax.Call) and isinstance(variable.ty, relax.TupleType):
+            return  # whoever reads an item of the tuple computes it
+        if isinstance(variable.ty, relax.ShapeType):
+            return  # shapes are written into what reads them
+        made_by = value.tuple_value if isinstance(value, relax.TupleGetItem) else variable
+        source = self.naming.sources.get(made_by, self.naming.sources[variable])
+        shape, dtype = _static_type(variable.ty, str(source))
+        if 0 in shape:
+            raise refusal
+        name = self.naming.values[variable]
+        whole = self._cut_out(variable)
+        if not whole.inputs:
+            self.traced[variable] = name
+            self.trace.constants[name] = evaluate(whole)
+            return
+        self._set_type(name, dtype)
+        self._add(variable, Operation("whole", whole.inputs, name, source, whole=lambda: whole), shape)
+
+    def _cut_out(self, variable: relax.Var) -> Whole:
+        """The program that computes a variable from what was traced before it."""
+        known = dict(self.traced)
+        known.pop(variable, None)
+        return cut_out(self.module, variable, self.bound, known, self.trace.constants)
+
+    def _set_type(self, name: str, dtype: str) -> None:
+        if dtype != "float32":
+            self.trace.dtypes[name] = dtype
+
+    def _add_known_or_call(self, binding: relax.Binding) -> None:
         variable, value = binding.var, binding.value
         source = self.naming.sources[variable]
         if variable in self.naming.known:
@@ -181,6 +227,10 @@ class _Tracer:
             # dropout and batch norm make tuples; all but item 0 means nothing in inference
             if value.index == 0:
                 self.traced[variable] = self.traced[value.tuple_value]
+        elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.tuples:
+            self._add_item(variable, self.tuples[value.tuple_value][value.index], source)
+        elif isinstance(value, relax.TupleGetItem):
+            raise ModelError(f"{source} takes an item of a tuple that no layer makes")
         elif isinstance(value, relax.Tuple):
             self.tuples[variable] = list(value.fields)
         elif isinstance(value, relax.Call) and _operator_name(value) in OPERATIONS:
@@ -190,6 +240,11 @@ class _Tracer:
                 f"{source} is not supported; supported are the Relax operators "
                 f"{', '.join(name.removeprefix('relax.') for name in OPERATIONS)}"
             )
+
+    def _add_item(self, variable: relax.Var, field: relax.Expr, source: Source) -> None:
+        """An item of a tuple that the model puts together; what no operator makes in inference is left out."""
+        if isinstance(field, ir.GenericConst) or field in self.traced:
+            self.traced[variable] = self._operand(field, str(source))
 
     def _operand(self, value: relax.Expr, reader: str) -> str:
         if isinstance(value, ir.GenericConst):
@@ -214,6 +269,8 @@ class _Tracer:
         if len(constants) == len(inputs):
             raise ModelError(f"{source} is applied to constants alone; replace it by its result")
         _check_float32(dtype, str(source))
+        if _operator_name(call) == "relax.astype":
+            _check_float32(self.trace.dtypes.get(inputs[0], "float32"), f"what {source} converts")
         if op == "broadcast":
             raise ModelError(f"{source} repeats an activation; only constants can be broadcast to a shape")
         if op == "clip":
@@ -271,6 +328,8 @@ class _Tracer:
         self._add(variable, Operation("add", (scaled, f"{name}/shift"), name, source), shape)
 
     def _add(self, variable: relax.Var, operation: Operation, shape: tuple[int, ...]) -> None:
+        if operation.whole is None and isinstance(variable.ty, relax.TensorType):
+            operation = replace(operation, whole=lambda: self._cut_out(variable))
         self.traced[variable] = operation.output
         self.trace.shapes[operation.output] = shape
         self.trace.operations.append(operation)
@@ -303,7 +362,7 @@ def _static_type(tensor_type: ir.Type, owner: str) -> tuple[tuple[int, ...], str
 
 def _check_float32(dtype: str, owner: str) -> None:
     if dtype != "float32":
-        raise ModelError(f"{owner} is {dtype}; only float32 is supported, so convert the model to float32")
+        raise ModelError(f"{owner} is {dtype}; layers with kernels of their own take float32 alone")
 
 
 def _transpose_or_reshape(axes: list[int], shape: tuple[int, ...]) -> str:

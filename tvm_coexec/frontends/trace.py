@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,15 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.operator} ({self.kind} {self.name!r})"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The text of a Relax module whose ``main`` takes the values ``inputs``, then ``constants``."""
+
+    text: str
+    inputs: tuple[str, ...]
+    constants: tuple[np.ndarray, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Operation:
         and ``bias`` of ``local_norm``; ``axis``, ``begin`` and ``count`` of ``slice``, which may
         drop an axis of which it leaves one element; sizes, ``scale`` and ``offsets`` of ``attention`` as its
         layer has them.
+    whole
+        Makes the program that Relax has for the operation, if it has one.
     """
 
     op: str
@@ -49,6 +60,7 @@ class Operation:
     output: str
     source: Source
     attributes: dict[str, Any] = field(default_factory=dict)
+    whole: Callable[[], Whole] | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_on_images(self) -> bool:
@@ -64,7 +76,8 @@ class Operation:
 class Trace:
     """Operations in execution order.
 
-    ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value.
+    ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value,
+    ``dtypes`` those that are not float32.
     """
 
     inputs: list[str]
@@ -72,6 +85,7 @@ class Trace:
     shapes: dict[str, tuple[int, ...]]
     constants: dict[str, np.ndarray]
     operations: list[Operation]
+    dtypes: dict[str, str] = field(default_factory=dict)
 
     def scalar(self, name: str) -> float | None:
         """The number that a constant of one element holds; None for all else."""

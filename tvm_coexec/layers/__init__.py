@@ -21,7 +21,16 @@ from .base import (
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
-from .registry import AnyLayer, ImageLayer, layer_from_json, layer_to_json, parameter_shapes, reads_locally
+from .opaque import Opaque, Operand, constant_name
+from .registry import (
+    AnyLayer,
+    ImageLayer,
+    layer_from_json,
+    layer_to_json,
+    parameter_dtype,
+    parameter_shapes,
+    reads_locally,
+)
 from .rowwise import RowWise
 from .variants import Hardware, Variant
 
@@ -43,6 +52,8 @@ __all__ = [
     "Layer",
     "Linear",
     "LocalNorm",
+    "Opaque",
+    "Operand",
     "Place",
     "Pool",
     "Product",
@@ -50,8 +61,10 @@ __all__ = [
     "Size",
     "Variant",
     "check_epilogue",
+    "constant_name",
     "layer_from_json",
     "layer_to_json",
+    "parameter_dtype",
     "parameter_shapes",
     "reads_locally",
     "row_tiles",

@@ -10,14 +10,15 @@ from .attention import Attention, Place
 from .base import Layer
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
+from .opaque import Opaque, constant_name
 from .rowwise import RowWise
 
 ImageLayer = Conv2d | Pool | LocalNorm | Concat | Product
-"""Layers that know of halos; all others see the pixels of an image as rows."""
+"""Layers that know of halos; of the others Opaque does too, and all but it see the pixels of an image as rows."""
 
-AnyLayer = Linear | RowWise | ImageLayer | Attention | Place
+AnyLayer = Linear | RowWise | ImageLayer | Attention | Place | Opaque
 
-_CLASSES = (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product, Attention, Place)
+_CLASSES = (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product, Attention, Place, Opaque)
 _LAYERS: dict[str, Any] = {cls.op: cls for cls in _CLASSES}
 
 
@@ -61,6 +62,8 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
         shapes["weights"] = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
     elif isinstance(layer, RowWise) and layer.kind == "layer_norm":
         shapes |= {"gamma": (layer.n,), "beta": (layer.n,)}
+    elif isinstance(layer, Opaque):
+        shapes |= {constant_name(index): shape for index, (shape, _) in enumerate(layer.constants)}
     elif isinstance(layer, Attention) and layer.mask == "constant":
         shapes["mask"] = (layer.batch, layer.keys)
     elif isinstance(layer, Place) and layer.has_summand:
@@ -68,3 +71,10 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
     if "bias" in layer.epilogue:
         shapes["bias"] = (layer.out_channels,)
     return shapes
+
+
+def parameter_dtype(layer: AnyLayer, name: str) -> str:
+    """Type of one of a layer's constants."""
+    if isinstance(layer, Opaque):
+        return {constant_name(index): dtype for index, (_, dtype) in enumerate(layer.constants)}[name]
+    return "float32"

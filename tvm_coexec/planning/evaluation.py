@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import AnyLayer, Attention, Concat
+from tvm_coexec.layers import AnyLayer, Attention, Concat, Opaque
 
 from .basetime import FLOPS_TERMS, BaseTime
 from .features import Halves, Processor, describe, implementation_feature
@@ -103,7 +103,7 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _shape(layer: AnyLayer) -> AnyLayer:
-    return layer if isinstance(layer, Concat | Attention) else replace(layer, epilogue=())
+    return layer if isinstance(layer, Concat | Attention | Opaque) else replace(layer, epilogue=())
 
 
 def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:

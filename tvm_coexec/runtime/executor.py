@@ -73,7 +73,7 @@ class Executor:
 
     def _allocate(self) -> dict[str, Block]:
         """A block for all that a kernel touches; tensors of one slot have the same."""
-        counts, shared = self.manifest.element_counts(), self.manifest.shared()
+        counts, shared = self.manifest.word_counts(), self.manifest.shared()
         sizes: dict[str, int] = {}
         for name, count in counts.items():
             sizes[shared[name]] = max(sizes.get(shared[name], 0), count)
@@ -154,7 +154,7 @@ class Executor:
             ) from None
 
     def tensor_argument(self, argument: ArgumentSpec) -> stitch.Tensor:
-        return stitch.Tensor.of(self.blocks[argument.source].address, argument.shape)
+        return stitch.Tensor.of(self.blocks[argument.source].address, argument.shape, argument.dtype)
 
     def spec(self, name: str) -> TensorSpec:
         return self._tensors[name]
@@ -291,7 +291,7 @@ class Prepared:
 
     def _exchange(self, name: str, axis: str, gpu_units: int, unit_channels: int = TILE) -> stitch.Exchange:
         block, tensor = self.executor.blocks[name], self.executor.spec(name)
-        rows, row_bytes = tensor.memory_rows, tensor.row_elements * 4
+        rows, row_bytes = tensor.memory_rows, tensor.row_bytes
         if axis == "channels":
             edge = min(gpu_units * unit_channels * 4, row_bytes)
             gpu = ((0, 0, 0), (edge, rows if edge else 0, 1))

@@ -17,13 +17,18 @@ FORMAT = "tvm-coexec module"
 VERSION = 2
 
 
+def words(count: int, dtype: str) -> int:
+    """Words of four bytes, in which memory is counted, that hold ``count`` elements."""
+    return -(-count * np.dtype(dtype).itemsize // 4)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """An activation as the model's user sees it; kernels see it as rows of whole tiles, or as an image.
 
     The last ``channel_axes`` dimensions together are the channels. With a ``layout`` kernels see the tensor as an
     ``image`` of batch, height, width and channels, whose rows are its pixels; the user may see it otherwise, its
-    elements with the ``channels_first``. Tensors of the same ``slot`` share memory.
+    elements with the ``channels_first``. Tensors of the same ``slot`` share memory, whatever their ``dtype``.
     """
 
     name: str
@@ -32,6 +37,7 @@ class TensorSpec:
     layout: ImageLayout | None = None
     image: tuple[int, int, int, int] | None = None
     channels_first: bool = False
+    dtype: str = "float32"
     slot: int | None = None
 
     @classmethod
@@ -56,7 +62,7 @@ class TensorSpec:
         """What tells where the halo's zeros are; None without a halo."""
         if self.layout is None or self.layout.halo == (0, 0):
             return None
-        return (*self._extents, *self.layout.halo, self.row_elements)
+        return (*self._extents, *self.layout.halo, self.row_bytes)
 
     @property
     def row_elements(self) -> int:
@@ -69,6 +75,16 @@ class TensorSpec:
         return math.prod(self._extents)
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next in memory."""
+        return self.row_elements * np.dtype(self.dtype).itemsize
+
+    @property
+    def memory_words(self) -> int:
+        """Words of four bytes that hold the tensor."""
+        return words(self.memory_rows * self.row_elements, self.dtype)
+
+    @property
     def _extents(self) -> tuple[int, ...]:
         if self.layout is None or self.image is None:
             return (self.rows,)
@@ -78,7 +94,8 @@ class TensorSpec:
 
     def view(self, memory: np.ndarray) -> np.ndarray:
         """The elements of the tensor in its memory, without padding or halo: ``[rows, channels]``, or the image."""
-        whole = memory[: self.memory_rows * self.row_elements].reshape(*self._extents, self.row_elements)
+        elements = memory[: self.memory_words].view(self.dtype)
+        whole = elements[: self.memory_rows * self.row_elements].reshape(*self._extents, self.row_elements)
         if self.layout is not None and self.image is not None:
             (_, h, w, _), (halo_h, halo_w) = self.image, self.layout.halo
             whole = whole[:, halo_h : halo_h + h, halo_w : halo_w + w]
@@ -105,15 +122,22 @@ class ConstantSpec:
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """A kernel's buffer: its role, what fills it (a tensor, a constant, or scratch), and the shape that it expects."""
+    """A kernel's buffer: its role, what fills it (a tensor, a constant, scratch), and the shape and type it expects."""
 
     role: str
     source: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def memory_words(self) -> int:
+        """Words of four bytes that hold what fills the buffer."""
+        return words(math.prod(self.shape), self.dtype)
 
 
 @dataclass(frozen=True)
@@ -200,19 +224,19 @@ class Manifest:
         manifest._check_names()
         return manifest
 
-    def element_counts(self) -> dict[str, int]:
-        """Elements of all that kernels touch, by name: enough for the padding of every kernel that touches it."""
-        counts = {tensor.name: tensor.memory_rows * tensor.row_elements for tensor in self.tensors}
-        counts.update({constant.name: math.prod(constant.shape) for constant in self.constants})
+    def word_counts(self) -> dict[str, int]:
+        """Words of all that kernels touch, by name: enough for the padding of every kernel that touches it."""
+        counts = {tensor.name: tensor.memory_words for tensor in self.tensors}
+        counts.update({constant.name: words(math.prod(constant.shape), constant.dtype) for constant in self.constants})
         for step in self.steps:
             for argument in step.arguments:
-                counts[argument.source] = max(counts.get(argument.source, 0), math.prod(argument.shape))
+                counts[argument.source] = max(counts.get(argument.source, 0), argument.memory_words)
         return counts
 
     def shared(self) -> dict[str, str]:
         """For each name that kernels touch the name of its memory: that of its slot, or its own."""
         slots = {tensor.name: f"slot {tensor.slot}" for tensor in self.tensors if tensor.slot is not None}
-        return {name: slots.get(name, name) for name in self.element_counts()}
+        return {name: slots.get(name, name) for name in self.word_counts()}
 
     def _check_names(self) -> None:
         known = {tensor.name for tensor in self.tensors} | {constant.name for constant in self.constants}

@@ -64,7 +64,8 @@ class Module:
             if step.seed is not None:
                 constants |= checking.random_constants(step)
         for name, array in constants.items():
-            self._executor.blocks[name].array[: array.size] = array.reshape(-1)
+            memory = self._executor.blocks[name].array.view(np.uint8)
+            memory[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self._executor.publish(list(constants))
 
     @property
@@ -119,7 +120,7 @@ class Module:
         Parameters
         ----------
         *arrays, **named
-            float32 inputs in the model's order, or by name, of the model's shapes.
+            Inputs in the model's order, or by name, of the model's shapes and types.
 
         Returns
         -------
@@ -145,10 +146,10 @@ class Module:
         if missing:
             raise InputError(f"missing input {', '.join(missing)}")
         for name, array in bound.items():
-            shape = self._executor.spec(name).shape
-            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float32:
+            spec = self._executor.spec(name)
+            if not isinstance(array, np.ndarray) or array.shape != spec.shape or array.dtype != spec.dtype:
                 what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise InputError(f"input {name!r} must be a float32 array of shape {shape}, not {what}")
+                raise InputError(f"input {name!r} must be a {spec.dtype} array of shape {spec.shape}, not {what}")
         return bound
 
     def _program(self, *, timeline: bool) -> Prepared:

@@ -73,10 +73,10 @@ class Package:
                 array = np.load(io.BytesIO(archive.read(_CONSTANTS.format(constant.name))), allow_pickle=False)
             except ValueError as error:
                 raise FileFormatError(f"constant {constant.name!r} of the module is damaged ({error})") from None
-            if array.shape != constant.shape or array.dtype != np.float32:
+            if array.shape != constant.shape or array.dtype != constant.dtype:
                 raise FileFormatError(
                     f"constant {constant.name!r} of the module is {array.dtype} {array.shape}, its manifest says "
-                    f"float32 {constant.shape}; build the module again"
+                    f"{constant.dtype} {constant.shape}; build the module again"
                 )
             constants[constant.name] = array
         return cls(manifest, archive.read(_LIBRARY), archive.read(_OPENCL).decode(), constants)

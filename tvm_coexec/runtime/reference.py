@@ -18,6 +18,7 @@ from tvm_coexec.layers import (
     Place,
     Pool,
     Product,
+    RowWise,
 )
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -158,6 +159,8 @@ def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarra
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):
         return x @ operands["weights"].astype(np.float64)
+    if not isinstance(layer, RowWise):
+        raise NotImplementedError(f"there is no reference for {layer.op} layers")
     if layer.kind == "layer_norm":
         centred = x - x.mean(axis=-1, keepdims=True)
         normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + layer.epsilon)

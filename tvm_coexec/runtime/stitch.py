@@ -16,7 +16,8 @@ OPERATION_KINDS = ("enqueue", "call", "signal", "wait", "exchange", "finish")
 STATUS_OK, STATUS_CPU_WAITED, STATUS_GPU_WAITED, STATUS_KERNEL_FAILED, STATUS_OPENCL_FAILED, STATUS_GPU_HANGS = range(6)
 
 _INTEGER, _TENSOR = 1, 7  # kTVMFFIInt, kTVMFFIDLTensorPtr
-_FLOAT, _CPU = 2, 1  # kDLFloat, kDLCPU
+_CPU = 1  # kDLCPU
+_TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # kDLInt, kDLUInt, kDLFloat, kDLBool, by numpy's kinds
 
 
 class Tensor(ctypes.Structure):
@@ -36,10 +37,11 @@ class Tensor(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, address: int, shape: Sequence[int]) -> Tensor:
-        """A compact float32 tensor at an address."""
+    def of(cls, address: int, shape: Sequence[int], dtype: str = "float32") -> Tensor:
+        """A compact tensor at an address."""
+        kind = np.dtype(dtype)
         extents = (ctypes.c_int64 * len(shape))(*shape)
-        return cls(address, _CPU, 0, len(shape), _FLOAT, 32, 1, extents, None, 0)
+        return cls(address, _CPU, 0, len(shape), _TYPE_CODES[kind.kind], 8 * kind.itemsize, 1, extents, None, 0)
 
 
 class Argument(ctypes.Structure):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .manifest import Manifest
 
-_ELEMENT_BYTES = 4
+_WORD_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class MemoryUse:
 
 def memory_use(manifest: Manifest) -> MemoryUse:
     """What a module with this manifest allocates."""
-    counts, shared = manifest.element_counts(), manifest.shared()
+    counts, shared = manifest.word_counts(), manifest.shared()
     tensors = {tensor.name for tensor in manifest.tensors}
     constants = {constant.name for constant in manifest.constants}
     slots: dict[str, int] = {}
@@ -56,11 +56,11 @@ def memory_use(manifest: Manifest) -> MemoryUse:
     activations = sum(slots.values())
     scratch = sum(counts[name] for name in counts if name not in tensors | constants)
     sizes = (weights, activations, scratch, _bound(manifest, counts))
-    return MemoryUse(*(_ELEMENT_BYTES * size for size in sizes))
+    return MemoryUse(*(_WORD_BYTES * size for size in sizes))
 
 
 def _bound(manifest: Manifest, counts: dict[str, int]) -> int:
-    """Elements of the tensors that are needed at once, where these are most."""
+    """Words of the tensors that are needed at once, where these are most."""
     kept = {*manifest.inputs, *manifest.outputs}
     last = len(manifest.steps)
     written = {step.output: number for number, step in enumerate(manifest.steps, 1)}

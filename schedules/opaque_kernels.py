@@ -1,0 +1,230 @@
+"""The kernels of an opaque layer: copies out of the network's layouts, Relax's own loops, a copy back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import ir, relax, s_tir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.layers import SCRATCH, ImageLayout, ImageLayouts, Opaque, constant_name
+from tvm_coexec.layers import Operand as Seen
+
+from .dispatch import Dispatch
+from .frame import Launch, Operand, declare_arguments
+
+
+class UnsupportedError(ValueError):
+    """Relax makes something else than plain loops of an operator."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One kernel of the legalised program; ``names`` are those of its operands, results last."""
+
+    function: tirx.PrimFunc
+    operands: tuple[Operand, ...]
+
+
+def launches(
+    layer: Opaque, inputs: Mapping[str, Seen], layouts: ImageLayouts, dispatch: Dispatch
+) -> tuple[Launch, ...]:
+    """The kernels of the layer's half in their order; ``inputs`` are its activations by their roles."""
+    made = []
+    names = []
+    for (role, seen), layout in zip(inputs.items(), layouts.inputs, strict=True):
+        names.append(role)
+        if not _is_compact(seen, layout, is_written=False):
+            names[-1] = f"{SCRATCH}{role}"
+            made.append(_copy(role, names[-1], seen, layout, dispatch))
+    names += [constant_name(index) for index in range(len(layer.constants))]
+    is_direct = _is_compact(layer.output, layouts.output, is_written=True)
+    result = "output" if is_direct else f"{SCRATCH}output"
+    steps = program_steps(legalised(layer.program), names, result)
+    made += [Launch(_scheduled(step.function), step.operands, dispatch) for step in steps]
+    if not is_direct:
+        made.append(_copy(result, "output", layer.output, layouts.output, dispatch))
+    return tuple(made)
+
+
+def legalised(program: str) -> ir.IRModule:
+    """The program with its operators replaced by loops.
+
+    Raises
+    ------
+    UnsupportedError
+        Relax cannot do that for all of them.
+    """
+    module = relax.transform.LegalizeOps()(tvm.script.from_source(program))
+    for binding in _bindings(module):
+        value = binding.value
+        if isinstance(value, ir.Call) and value.op.name != "relax.call_tir":
+            raise UnsupportedError(f"Relax has no loops for {value.op.name}")
+        if not isinstance(value, ir.Call | relax.Var | relax.TupleGetItem):
+            raise UnsupportedError(f"it makes a {type(value).__name__}")
+    for function in module.functions.values():
+        if isinstance(function, tirx.PrimFunc):
+            _check_plain(function)
+    return module
+
+
+def _check_plain(function: tirx.PrimFunc) -> None:
+    """Refuse calls of TVM's own run-time library, which modules are not linked with."""
+
+    called = re.search(r"T\.\w*packed\w*\(\"([^\"]+)", function.script())
+    if called:
+        raise UnsupportedError(f"its loops call {called[1]}, a function of TVM's run-time library")
+
+
+def _bindings(module: ir.IRModule) -> list[relax.Binding]:
+    return [binding for block in module["main"].body.blocks for binding in block.bindings]
+
+
+def program_steps(module: ir.IRModule, inputs: Sequence[str], result: str) -> list[_Step]:
+    """The kernels of a legalised program, whose arguments are called ``inputs`` and whose value is ``result``."""
+    main = module["main"]
+    known: dict[relax.Var, list[str]] = {var: [name] for var, name in zip(main.params, inputs, strict=True)}
+    returned = _names_of_result(module)
+    steps: list[_Step] = []
+    for number, binding in enumerate(_bindings(module)):
+        value = binding.value
+        if isinstance(value, relax.Var):
+            known[binding.var] = known[value]
+        elif isinstance(value, relax.TupleGetItem):
+            known[binding.var] = [known[value.tuple_value][value.index]]
+        else:
+            read = []
+            for place, argument in enumerate(_fields(value.args[1])):
+                if isinstance(argument, relax.Var):
+                    read += known[argument]
+                else:
+                    read.append(f"{SCRATCH}{number}_{place}")
+                    steps.append(_fill(argument.value.numpy(), read[-1]))
+            count = len(binding.var.ty.fields) if isinstance(binding.var.ty, relax.TupleType) else 1
+            made = [
+                result if returned == (binding.var, index) else f"{SCRATCH}{number}.{index}" for index in range(count)
+            ]
+            known[binding.var] = made
+            function = module[value.args[0]]
+            steps.append(_Step(function, tuple(map(_operand, [*read, *made], function.params))))
+    return steps
+
+
+def _names_of_result(module: ir.IRModule) -> tuple[relax.Var, int]:
+    """The variable that the program's value comes from, and its place there."""
+    bound = {binding.var: binding.value for binding in _bindings(module)}
+    value, index = module["main"].body.body, 0
+    while isinstance(bound.get(value), relax.Var | relax.TupleGetItem):
+        made = bound[value]
+        value, index = (made.tuple_value, made.index) if isinstance(made, relax.TupleGetItem) else (made, index)
+    if value not in bound:
+        raise UnsupportedError("it gives back what it reads")
+    return value, index
+
+
+def _fields(arguments: Any) -> list[Any]:
+    return list(arguments.fields) if isinstance(arguments, relax.Tuple) else [arguments]
+
+
+def _operand(name: str, parameter: Any) -> Operand:
+    shape = tuple(int(extent) for extent in parameter.shape)
+    return Operand(name, shape, str(parameter.dtype))
+
+
+def _fill(value: np.ndarray, name: str) -> _Step:
+    """Writes a constant of one element."""
+    operand = Operand(name, value.shape, str(value.dtype))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+        buffers, _, _ = declare_arguments([operand])
+        with T.grid(1, 1) as loops, T.sblock("fill"):
+            for loop in loops:
+                T.axis.spatial(1, loop)
+            T.buffer_store(buffers[name], tirx.const(value.item(), operand.dtype), [0] * value.ndim)
+    return _Step(builder.get(), (operand,))
+
+
+def _scheduled(function: tirx.PrimFunc) -> ir.IRModule:
+    """Sums run outside of the innermost loop over elements, so that the compiler makes vectors of it."""
+    if len(function.params) < 2 or str(function.params[-1]) != "count":
+        extra = [tirx.Var("begin", "int32"), tirx.Var("count", "int32")]
+        function = tirx.PrimFunc([*function.params, *extra], function.body, attrs=function.attrs)
+    function = function.with_attrs({"global_symbol": "main", "tirx.noalias": True})
+    sch = s_tir.Schedule(ir.IRModule({"main": function}))
+    for block in _leaf_blocks(sch):
+        kinds = [variable.iter_type for variable in sch.get(block).iter_vars]
+        loops = sch.get_loops(block)
+        if tirx.IterVar.CommReduce not in kinds or len(loops) != len(kinds):
+            continue
+        reduction = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == tirx.IterVar.CommReduce]
+        spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != tirx.IterVar.CommReduce]
+        if spatial and int(sch.get(spatial[-1]).extent) > 1:
+            sch.reorder(*spatial[:-1], *reduction, spatial[-1])
+            sch.decompose_reduction(block, reduction[0])
+    return sch.mod
+
+
+def _leaf_blocks(sch: s_tir.Schedule) -> list[Any]:
+    return [block for block in sch.get_child_blocks(sch.get_sblock("root")) if not sch.get_child_blocks(block)]
+
+
+def _image(seen: Seen) -> tuple[int, int, int, int]:
+    """Batch, height, width and channels, rows being the pixels of images of one line."""
+    if len(seen.size) == 4:
+        batch, h, w, channels = seen.size
+        return batch, h, w, channels
+    batch = seen.batch if seen.channels_first else 1
+    return batch, 1, seen.rows // batch, seen.size[-1]
+
+
+def _memory(seen: Seen, layout: ImageLayout) -> tuple[int, int, int, int]:
+    """Extents of the tensor in the network, halo and padding included."""
+    batch, h, w, channels = _image(seen)
+    return batch, h + 2 * layout.halo[0], w + 2 * layout.halo[1], layout.pixel(channels)
+
+
+def _is_compact(seen: Seen, layout: ImageLayout, *, is_written: bool) -> bool:
+    """Whether the operator can work on the network's memory: same order, and no gaps that it would have to keep."""
+    if seen.is_reordered or math.prod(_memory(seen, layout)[:3]) != seen.rows:
+        return False
+    is_whole = layout.pixel(seen.size[-1]) == seen.size[-1]
+    return is_whole or (seen.rows == 1 and not is_written)
+
+
+def _copy(source: str, target: str, seen: Seen, layout: ImageLayout, dispatch: Dispatch) -> Launch:
+    """Copies between the network's memory and compact scratch; what only fills up tiles is written as zero."""
+    unpacks = target.startswith(SCRATCH)
+    batch, h, w, channels = _image(seen)
+    outside = _memory(seen, layout)
+    compact = (batch, channels, h, w) if seen.is_reordered else (batch, h, w, channels)
+    shapes = (outside, compact) if unpacks else (compact, outside)
+    operands = tuple(Operand(name, shape, seen.dtype) for name, shape in zip((source, target), shapes, strict=True))
+    top, left = layout.halo
+    padding = 0 if unpacks else outside[3] - channels
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+        buffers, _, _ = declare_arguments(operands)
+        extents = compact if unpacks else (batch, h, w, channels)
+        with T.grid(*extents) as loops, T.sblock("copy"):
+            places = [T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True)]
+            b, y, x, c = [places[axis] for axis in (0, 2, 3, 1)] if unpacks and seen.is_reordered else places
+            inside = [b, c, y, x] if seen.is_reordered else [b, y, x, c]
+            around = [b, y + top, x + left, c]
+            read, written = (around, inside) if unpacks else (inside, around)
+            T.buffer_store(buffers[target], buffers[source][tuple(read)], written)
+        if padding:
+            with T.grid(batch, h, w, padding) as loops, T.sblock("zero"):
+                b, y, x, c = (
+                    T.axis.spatial(extent, loop) for extent, loop in zip((batch, h, w, padding), loops, strict=True)
+                )
+                T.buffer_store(buffers[target], tirx.const(0, seen.dtype), [b, y + top, x + left, channels + c])
+    return Launch(ir.IRModule({"main": builder.get()}), operands, dispatch)

@@ -1,0 +1,187 @@
+"""Runs ONNX's own test cases of single operators, and prints what passes, and what is refused and why, as Markdown.
+
+Example: ``python scripts/onnx_nodes.py --device pocl Conv Softmax``
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.backend.test.loader import load_model_tests
+
+import tvm_coexec
+from tvm_coexec.errors import CoexecError
+from tvm_coexec.runtime.device import Device, open_device
+
+OPERATORS = [
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Clip",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Cos",
+    "Div",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "InstanceNormalization",
+    "LRN",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Log",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Min",
+    "Mul",
+    "Neg",
+    "Pad",
+    "Pow",
+    "PRelu",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Resize",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+]
+"""Operators that convolutional networks and transformers are made of."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test case: its model of one node, with the arrays that go in and should come out."""
+
+    name: str
+    model: onnx.ModelProto
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+    @property
+    def operator(self) -> str:
+        return self.model.graph.node[0].op_type
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: ``passed``, ``refused`` or ``wrong``, and why."""
+
+    verdict: str
+    reason: str = ""
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """The cases whose model is one node, of every operator."""
+    found = []
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = load_model_tests(kind="node")
+    for case in loaded:
+        graph = case.model.graph
+        if len(graph.node) == 1 and all(isinstance(array, np.ndarray) for part in case.data_sets[0] for array in part):
+            inputs, outputs = case.data_sets[0]
+            given = {value.name: array for value, array in zip(graph.input, inputs, strict=True)}
+            expected = {value.name: array for value, array in zip(graph.output, outputs, strict=True)}
+            found.append(Case(case.name, case.model, given, expected))
+    return tuple(found)
+
+
+def of_operators(names: Sequence[str]) -> Iterator[Case]:
+    """The cases of some operators."""
+    return (case for case in cases() if case.operator in names)
+
+
+def run(case: Case, device: Device) -> Outcome:
+    """Build and run a case, and compare its outputs to those that come with it."""
+    model = _with_constants(case)
+    given = {value.name: np.ascontiguousarray(case.inputs[value.name]) for value in model.graph.input}
+    try:
+        module = tvm_coexec.build(model, device=device, split="cpu")
+        results = module(**given)
+    except CoexecError as error:
+        return Outcome("refused", str(error))
+    outputs = results if isinstance(results, dict) else {model.graph.output[0].name: results}
+    for name, array in case.outputs.items():
+        result = outputs[name]
+        if result.shape != array.shape or result.dtype != array.dtype:
+            return Outcome("wrong", f"{name} is {result.dtype} {result.shape}, not {array.dtype} {array.shape}")
+        if not np.allclose(result, array, rtol=1e-3, atol=1e-5, equal_nan=True):
+            return Outcome("wrong", f"{name} differs from what it should be")
+    return Outcome("passed")
+
+
+def _with_constants(case: Case) -> onnx.ModelProto:
+    """The model with all its inputs but the first of floats made constants, as they are in networks."""
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    arrays = case.inputs
+    floats = [name for name, array in arrays.items() if array.dtype == np.float32 and array.ndim]
+    kept = list(arrays) if model.graph.node[0].op_type in _ELEMENTWISE else floats[:1] or list(arrays)[:1]
+    for name, array in arrays.items():
+        if name not in kept:
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+    inputs = [value for value in model.graph.input if value.name in kept]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    return model
+
+
+_ELEMENTWISE = ("Add", "Concat", "Div", "MatMul", "Max", "Min", "Mul", "Pow", "Sub", "Sum", "Where")
+
+
+def table(outcomes: Sequence[tuple[Case, Outcome]]) -> str:
+    """A line for each operator: how many cases pass, and the reasons of the others."""
+    lines = ["| operator | cases | passed | refused | wrong | why |", "|---|---|---|---|---|---|"]
+    for operator in sorted({case.operator for case, _ in outcomes}):
+        own = [(case, outcome) for case, outcome in outcomes if case.operator == operator]
+        counts = Counter(outcome.verdict for _, outcome in own)
+        reasons = dict.fromkeys(f"{case.name}: {outcome.reason}" for case, outcome in own if outcome.reason)
+        why = "<br>".join(reason.replace("|", "\\|").replace("\n", " ")[:200] for reason in reasons)
+        numbers = " | ".join(str(counts[verdict]) for verdict in ("passed", "refused", "wrong"))
+        lines.append(f"| {operator} | {len(own)} | {numbers} | {why} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("operators", nargs="*", default=OPERATORS, help="names of ONNX operators")
+    parser.add_argument("--device", help="any unambiguous part of an OpenCL device's name")
+    options = parser.parse_args()
+    device = open_device(options.device)
+    print(table([(case, run(case, device)) for case in of_operators(options.operators)]))
+
+
+if __name__ == "__main__":
+    main()

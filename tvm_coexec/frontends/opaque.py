@@ -1,0 +1,166 @@
+"""Operations that fit into no layer with kernels of its own become opaque layers, if Relax can make loops of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ModelError
+from ..layers import Opaque, Operand, constant_name
+from .drafts import DraftTensor
+from .inputs import input_tensor
+from .trace import Operation, Source, Whole
+from .values import NO_PADDING, Value
+
+if TYPE_CHECKING:
+    from .fuse import Fuser
+
+
+def add_opaque(fuser: Fuser, operation: Operation, refusal: ModelError) -> None:
+    """Compute an operation as Relax does, or raise the refusal that it met.
+
+    Raises
+    ------
+    ModelError
+        Relax has no loops for the operation either.
+    """
+    whole = None if operation.whole is None else operation.whole()
+    if whole is None or not whole.inputs:
+        raise refusal
+    _check_legal(whole, operation.source, refusal)
+    values = [concrete(fuser, name, refusal) for name in whole.inputs]
+    tensor = _output(fuser, operation, values)
+    _append(fuser, whole, values, tensor, operation.source)
+    batch = tensor.image[0] if tensor.image else tensor.rows
+    fuser.values[operation.output] = Value(tensor, fuser.trace.shapes[operation.output], batch)
+
+
+def copied(fuser: Fuser, value: Value, name: str, source: Source) -> Value:
+    """A copy of a value whose elements are in the order in which the model sees them."""
+    from tvm import relax
+
+    from .whole import written
+
+    text = written([_relax_type(value)], lambda x: relax.op.reshape(x, value.shape))
+    channels = value.shape[-1] if value.shape else 1
+    tensor = DraftTensor(name, value.shape, channels, dtype=value.tensor.dtype)
+    _append(fuser, Whole(text, ()), [value], tensor, source)
+    return Value(tensor, value.shape, tensor.rows)
+
+
+def concrete(fuser: Fuser, name: str, refusal: ModelError) -> Value:
+    """A value with nothing pending and no padding; what was is applied by a layer."""
+    value = fuser.values[name]
+    if value.padding != NO_PADDING:
+        value = _padded(fuser, value, refusal)
+    elif value.pending is not None and value.pending.scale is not None and value.tensor.image is None:
+        value = _scaled(fuser, value, refusal)
+    elif value.pending is not None:
+        value = fuser.materialised(name, value.pending.source)
+    fuser.values[name] = value
+    return value
+
+
+def _check_legal(whole: Whole, source: Source, refusal: ModelError) -> None:
+    from ..schedules.opaque_kernels import legalised, program_steps
+
+    names = [str(place) for place in range(len(whole.inputs) + len(whole.constants))]
+    try:
+        program_steps(legalised(whole.text), names, "output")
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ModelError(f"{refusal}; nor can Relax compute {source} for the CPU: {reason}") from error
+
+
+def _output(fuser: Fuser, operation: Operation, values: list[Value]) -> DraftTensor:
+    """An image if its readers take it as one, or if it is made of images; rows of its last axis otherwise."""
+    tensor = input_tensor(fuser.trace, operation.output)
+    shape = tensor.shape
+    comes_from_image = any(not value.channels_last and value.has_channels_at(1) for value in values)
+    if tensor.image is None and len(shape) == 4 and comes_from_image:
+        tensor = DraftTensor(tensor.name, shape, shape[1], image=(shape[0], shape[2], shape[3], shape[1]))
+    tensor.channels_first = False
+    tensor.dtype = fuser.trace.dtypes.get(operation.output, "float32")
+    return tensor
+
+
+def _append(fuser: Fuser, whole: Whole, values: list[Value], tensor: DraftTensor, source: Source) -> None:
+    batch = tensor.image[0] if tensor.image else tensor.rows
+    result = _operand(Value(tensor, tensor.shape, batch))
+    constants = tuple((array.shape, str(array.dtype)) for array in whole.constants)
+    layer = Opaque(source.operator, whole.text, tuple(map(_operand, values)), result, constants)
+    draft = fuser.new_draft(layer, values[0].tensor, tensor.shape, tensor.channels, source)
+    draft.output = tensor
+    tensor.producer = draft
+    draft.others = tuple(value.tensor for value in values[1:])
+    draft.params = {constant_name(index): array for index, array in enumerate(whole.constants)}
+
+
+def _operand(value: Value) -> Operand:
+    tensor = value.tensor
+    size = tensor.image or (tensor.rows, tensor.channels)
+    first = not value.channels_last
+    return Operand(value.shape, size, tensor.dtype, first, value.batch if first else 1)
+
+
+def _relax_type(value: Value) -> Any:
+    from tvm import relax
+
+    return relax.TensorType(value.shape, value.tensor.dtype)
+
+
+def _padded(fuser: Fuser, value: Value, refusal: ModelError) -> Value:
+    from tvm import relax
+
+    from .whole import written
+
+    top, left, bottom, right = value.padding
+    batch, channels, h, w = value.shape
+    inner = (batch, channels, h - top - bottom, w - left - right)
+    if value.pending is not None and value.pending.shift is not None:
+        raise refusal
+    seen = replace(value, shape=inner, padding=NO_PADDING)
+    if seen.pending is not None:
+        seen = _scaled(fuser, seen, refusal)
+    widths = (0, 0, 0, 0, top, bottom, left, right)
+    text = written([_relax_type(seen)], lambda x: relax.op.nn.pad(x, widths))
+    tensor = DraftTensor(f"{value.tensor.name}/padded", value.shape, channels, image=(batch, h, w, channels))
+    _append(fuser, Whole(text, ()), [seen], tensor, Source("Pad", tensor.name, "value"))
+    return Value(tensor, value.shape, batch)
+
+
+def _scaled(fuser: Fuser, value: Value, refusal: ModelError) -> Value:
+    """The value with its pending factor and summand applied, one of each for a channel."""
+    from tvm import relax
+
+    from .whole import written
+
+    pending = value.pending
+    axes = [axis for axis in range(len(value.shape)) if value.has_channels_at(axis)]
+    if pending is None or not axes:
+        raise refusal
+    parameters = [array for array in (pending.scale, pending.shift) if array is not None]
+    spread = [1] * len(value.shape)
+    spread[axes[-1]] = value.tensor.channels
+    whole_constants = tuple(np.asarray(array, np.float32).reshape(spread) for array in parameters)
+
+    def compute(x: Any, *arrays: Any) -> Any:
+        factor = [] if pending.scale is None else [arrays[0]]
+        summand = [] if pending.shift is None else [arrays[-1]]
+        for array in factor:
+            x = relax.op.multiply(x, array)
+        for array in summand:
+            x = relax.op.add(x, array)
+        return x
+
+    types = [_relax_type(value), *(relax.TensorType(array.shape, "float32") for array in whole_constants)]
+    name = f"{value.tensor.name}/scaled"
+    tensor = DraftTensor(name, value.shape, value.tensor.channels, image=value.tensor.image)
+    if math.prod(value.shape[:-1]) != tensor.rows and tensor.image is None:
+        raise refusal
+    seen = replace(value, pending=None)
+    _append(fuser, Whole(written(types, compute), (), whole_constants), [seen], tensor, pending.source)
+    return replace(seen, tensor=tensor)
