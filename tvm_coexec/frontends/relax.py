@@ -297,6 +297,8 @@ class _Tracer:
         _check_float32(dtype, str(source))
         inputs = tuple(self._operand(operand, str(source)) for operand in known.inputs)
         attributes = known.attributes
+        if 0 in shape:
+            raise ModelError(f"{source} makes a tensor without elements; remove it from the model")
         if known.op == "slice":
             attributes = _cut(self.trace.shapes[inputs[0]], shape, **attributes)
         self._add(variable, Operation(known.op, inputs, self.naming.values[variable], source, attributes), shape)
