@@ -1,5 +1,6 @@
 """An open device: who works for it, and where."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -215,6 +216,22 @@ def test_default_cores_divide_the_usable_ones() -> None:
 
 def test_threads_that_do_not_work_are_not_taken_for_workers() -> None:
     assert cores.find_workers(lambda: time.sleep(0.001), 1) == ()
+
+
+def test_a_worker_that_looks_for_more_work_for_a_while_is_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, spinner = 7, 8
+    states = itertools.count()
+    monkeypatch.setattr(cores, "_IDLE_WINDOW_S", 0.0)
+
+    def cpu_times() -> dict[int, int]:
+        rounds, moment = divmod(next(states), 3)  # before, idle, after
+        return {
+            worker: 4_000_000 * rounds + (0, 850_000, 4_000_000)[moment],
+            spinner: 6_000_000 * rounds + (0, 3_000_000, 6_000_000)[moment],
+        }
+
+    monkeypatch.setattr(cores, "_cpu_times", cpu_times)
+    assert cores.find_workers(lambda: None, 1) == (worker,)
 
 
 def test_a_kernel_that_cannot_be_built_is_an_error_with_the_drivers_words(

@@ -16,7 +16,10 @@ _BUSY_NS = 500_000
 """CPU time of a thread that has worked; one that merely woke up has used a few microseconds."""
 
 _IDLE_WINDOW_S = 0.003
-_ROUNDS = 30
+_IDLE_SHARE = 0.5
+"""Of a worker's CPU time under work, what it may use in an idle window: Intel's threads look for more for 0.8 ms."""
+
+_ROUNDS = 60
 _QUIET_ROUNDS = 3
 
 
@@ -89,22 +92,27 @@ def find_workers(run: Callable[[], None], count: int) -> tuple[int, ...]:
     own = {threading.get_native_id(), *(thread.native_id for thread in threading.enumerate())}
     seen: set[int] = set()
     quiet_rounds = 0
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
         before = _cpu_times()
-        time.sleep(_IDLE_WINDOW_S)
+        time.sleep(_IDLE_WINDOW_S * (1 + number // _QUIET_ROUNDS))  # some threads come to rest late
         idle = _cpu_times()
         run()
         after = _cpu_times()
         newcomers = {
             thread
             for thread in after.keys() - own - seen
-            if after[thread] - idle.get(thread, 0) > _BUSY_NS > idle.get(thread, 0) - before.get(thread, 0)
+            if _has_worked(after[thread] - idle.get(thread, 0), idle.get(thread, 0) - before.get(thread, 0))
         }
         seen |= newcomers
         quiet_rounds = 0 if newcomers else quiet_rounds + 1
         if len(seen) >= count and quiet_rounds == _QUIET_ROUNDS:
             break
     return tuple(sorted(seen))
+
+
+def _has_worked(busy_ns: int, idle_ns: int) -> bool:
+    """Whether a thread that used so much CPU time under work, and so much in the window before it, is a worker."""
+    return busy_ns > _BUSY_NS and idle_ns < _IDLE_SHARE * busy_ns
 
 
 def _cpu_times() -> dict[int, int]:
