@@ -1,0 +1,44 @@
+"""Weights that come from memory: when they do, and what it costs."""
+
+import numpy as np
+import pytest
+
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import Linear, Variant
+from tvm_coexec.planning.streaming import Streaming
+
+LAYER = Linear(1, 1024, 1024, ())
+WHOLE = Variant.make("direct", channels=32)
+STREAMING = Streaming({"cpu": 20.0, "gpu": 10.0}, {"cpu": 10.0, "gpu": 5.0}, cache_bytes=4 * LAYER.weight_bytes)
+
+
+def chain(length: int) -> Graph:
+    names = [f"t{number}" for number in range(length + 1)]
+    nodes = [Node(f"n{i}", LAYER, names[i], None, names[i + 1]) for i in range(length)]
+    return Graph({name: Tensor(name, (1, 1024), 1) for name in names}, (names[0],), (names[-1],), nodes)
+
+
+def lengthened(side: str, variant: Variant, warm_us: float, units: int, beside: int) -> float:
+    times = STREAMING.lengthen(side, LAYER, variant, *(np.array([float(x)]) for x in (warm_us, units, beside)))
+    return float(times[0])
+
+
+def test_weights_come_from_memory_once_a_network_has_more_than_its_share_of_the_cache() -> None:
+    assert not STREAMING.applies(chain(1))
+    assert STREAMING.applies(chain(2))
+
+
+def test_a_half_that_only_reads_takes_as_long_as_its_weights() -> None:
+    units = LAYER.units // 2
+    assert lengthened("cpu", WHOLE, 0.0, units, 0) == pytest.approx(LAYER.weight_bytes / 2 / 20.0)
+    assert lengthened("gpu", WHOLE, 0.0, units, units) == pytest.approx(LAYER.weight_bytes / 2 / 5.0)
+
+
+def test_reading_hides_behind_much_computing() -> None:
+    warm_us = 100 * LAYER.weight_bytes / 20.0
+    assert lengthened("cpu", WHOLE, warm_us, LAYER.units, 0) == pytest.approx(warm_us, rel=1e-3)
+
+
+def test_a_kernel_that_reads_half_a_tile_at_a_time_reads_it_twice() -> None:
+    half = Variant.make("direct", channels=16)
+    assert lengthened("cpu", half, 0.0, 8, 0) == pytest.approx(2 * lengthened("cpu", WHOLE, 0.0, 8, 0))
