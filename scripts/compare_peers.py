@@ -20,7 +20,8 @@ from tvm_coexec.planning.samples import Candidate, Point
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.target import target_for
-from tvm_coexec.tuning import Tuner, open_session, planner, repeats_for
+from tvm_coexec.tuner import Tuner, repeats_for
+from tvm_coexec.tuning import open_session, planner
 from tvm_coexec.workloads import NAMED, layers_named
 
 ROUNDS = 9

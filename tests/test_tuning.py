@@ -10,7 +10,8 @@ from tvm_coexec.planning.samples import Candidate, Point, PointTimes
 from tvm_coexec.profile import Profile
 from tvm_coexec.rpc.client import Measurement, RefusedError
 from tvm_coexec.target import target_for
-from tvm_coexec.tuning import Tuner, planner, repeats_for, training_points, tune
+from tvm_coexec.tuner import Tuner, repeats_for, training_points
+from tvm_coexec.tuning import planner, tune
 from tvm_coexec.workloads import linear_test_layers, linear_training_layers, vit_base
 
 FACTS = {

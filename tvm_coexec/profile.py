@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import FileFormatError
-from .planning.samples import Candidate, Point, Sample
+from .planning.samples import Candidate, MeasuredVariants, Point, Sample
 from .samplestore import VERSION, SampleStore, damaged, now
 
 FORMAT = "tvm-coexec profile"
@@ -147,6 +147,10 @@ class Profile:
     def samples(self) -> Iterator[Sample]:
         """Every sample of every run, in the order of measuring."""
         return self._store.samples()
+
+    def measured_variants(self) -> MeasuredVariants:
+        """The variants of each layer and side that were measured."""
+        return self._store.measured_variants()
 
     def has(self, candidate: Candidate, point: Point) -> bool:
         """Whether a point was measured, each side that has work in it with its variant of the candidate."""

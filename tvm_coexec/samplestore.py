@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import FileFormatError
 from .layers import AnyLayer, Variant, layer_from_json, layer_to_json
-from .planning.samples import Candidate, Point, Sample
+from .planning.samples import Candidate, MeasuredVariants, Point, Sample
 
 VERSION = 1
 
@@ -119,6 +119,16 @@ class SampleStore:
                 "SELECT layer, side, variant, units, other_units, latency_us, other_variant FROM samples ORDER BY id"
             ):
                 yield _sample(self._path, row)
+
+    def measured_variants(self) -> MeasuredVariants:
+        """What there are samples of."""
+        with self._reading() as database:
+            rows = database.execute("SELECT DISTINCT side, layer, variant FROM samples").fetchall()
+        found: dict[tuple[str, AnyLayer], set[Variant]] = {}
+        for side, layer, variant in rows:
+            computed, by = _kernel(self._path, layer, variant)
+            found.setdefault((side, computed), set()).add(by)
+        return {key: frozenset(variants) for key, variants in found.items()}
 
     def has(self, candidate: Candidate, point: Point) -> bool:
         """Whether each side that has work at a point was measured there."""
@@ -226,17 +236,19 @@ def _candidate_key(candidate: Candidate) -> tuple[str, str, str]:
     return _layer_text(candidate.layer), _variant_text(candidate.cpu), _variant_text(candidate.gpu)
 
 
-def _sample(path: Path, row: tuple[Any, ...]) -> Sample:
-    layer, side, variant, units, other_units, latency_us, other = row
+def _kernel(path: Path, layer: str, variant: str) -> tuple[AnyLayer, Variant]:
     try:
-        return Sample(
-            layer_from_json(json.loads(layer)),
-            side,
-            Variant.from_json(json.loads(variant)),
-            units,
-            other_units,
-            tuple(float(time_us) for time_us in json.loads(latency_us)),
-            None if other is None else Variant.from_json(json.loads(other)),
-        )
+        return layer_from_json(json.loads(layer)), Variant.from_json(json.loads(variant))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"the sample of layer {layer} cannot be read: {error}") from None
+
+
+def _sample(path: Path, row: tuple[Any, ...]) -> Sample:
+    layer, side, variant, units, other_units, latency_us, other = row
+    computed, by = _kernel(path, layer, variant)
+    try:
+        times_us = tuple(float(time_us) for time_us in json.loads(latency_us))
+    except (ValueError, TypeError) as error:
+        raise damaged(path, f"the times of layer {layer} cannot be read: {error}") from None
+    other_by = None if other is None else _kernel(path, layer, other)[1]
+    return Sample(computed, side, by, units, other_units, times_us, other_by)

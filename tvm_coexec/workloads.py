@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from .layers import (
     Conv2d,
     Linear,
     LocalNorm,
+    Opaque,
     Pool,
     Product,
     RowWise,
@@ -246,7 +248,10 @@ NAMED: dict[str, Callable[[], Sequence[AnyLayer]]] = {
 
 
 def layers_named(name: str | os.PathLike[str]) -> list[AnyLayer]:
-    """Layers of a named set, or of a JSON file with a list such as ``[{"op": "linear", "m": 1, "k": 64, "n": 64}]``.
+    """Layers of a named set, of an ONNX or TFLite model, or of a JSON file with a list of layers.
+
+    An entry of the list is such as ``{"op": "linear", "m": 1, "k": 64, "n": 64}``. Of a model come the layers that can
+    be tuned, each once.
 
     Raises
     ------
@@ -254,12 +259,30 @@ def layers_named(name: str | os.PathLike[str]) -> list[AnyLayer]:
         There is neither such a set nor such a file.
     FileFormatError
         The file holds something else; the entry is named.
+    ModelError
+        The model cannot be read.
     """
     if isinstance(name, str) and name in NAMED:
         return list(NAMED[name]())
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"no layers named {os.fspath(name)!r}: give a JSON file, or one of {', '.join(NAMED)}")
+        raise InputError(
+            f"no layers named {os.fspath(name)!r}: give a JSON file, a model as ONNX or TFLite file, or one of "
+            f"{', '.join(NAMED)}"
+        )
+    return layers_of(path) if path.suffix in (".onnx", ".tflite") else _layers_in(path)
+
+
+def layers_of(model: Any) -> list[AnyLayer]:
+    """The layers of a model that can be tuned, each once; the model is one that ``build`` takes."""
+    from .frontends import to_graph
+
+    layers = dict.fromkeys(node.layer for node in to_graph(model).nodes)
+    return [layer for layer in layers if not isinstance(layer, Opaque)]
+
+
+def _layers_in(path: Path) -> list[AnyLayer]:
+    """The list of layers in a JSON file."""
     try:
         entries = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -15,7 +15,7 @@ from .options import add_core_options, add_device_option
 EXAMPLES = """\
 examples:
   tvm-coexec tune --device pocl --out profile
-  tvm-coexec tune --device pocl --minutes 30 --layers my-layers.json --out profile
+  tvm-coexec tune --device pocl --families conv2d,linear,images --layers my-model.onnx --minutes 20 --out profile
   tvm-coexec tune --tracker 192.168.0.2:9190 --key my-phone --out phone-profile
 
 TVM's RPC has no authentication and no encryption: use a tracker only in a network that you trust.
@@ -30,13 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--families",
         default="linear",
         metavar="LIST",
-        help="of linear, rowwise, conv2d, images (default: %(default)s); layers of others stay on the CPU",
+        help="of linear, rowwise, conv2d, images, attention (default: %(default)s); layers of others are placed by an "
+        "estimate",
     )
     parser.add_argument(
         "--minutes", type=float, default=10.0, metavar="N", help="time for measuring (default: %(default)g)"
     )
     parser.add_argument(
-        "--layers", metavar="SET", help="layers to measure before any others: vit-base, or a JSON file with a list"
+        "--layers",
+        nargs="+",
+        default=[],
+        metavar="SET",
+        help="layers to measure before any others, with more of their variants: those of an ONNX model, of a JSON file "
+        "with a list, or a set such as vit-base; several may be given",
     )
     parser.add_argument(
         "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"
@@ -52,7 +58,7 @@ def run(
     gpu_cores: tuple[int, ...] | None,
     families: str,
     minutes: float,
-    layers: str | None,
+    layers: list[str],
     tracker: str | None,
     key: str | None,
 ) -> int:
@@ -65,7 +71,7 @@ def run(
         device=device,
         families=families.split(","),
         minutes=minutes,
-        layers=layers_named(layers) if layers else (),
+        layers=[layer for name in layers for layer in layers_named(name)],
         tracker=tracker,
         key=key,
         cpu_cores=cpu_cores,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tvm_coexec.layers import AnyLayer, Variant
 
 Side = Literal["cpu", "gpu"]
+
+MeasuredVariants = Mapping[tuple[str, AnyLayer], frozenset[Variant]]
+"""By side and layer, the variants of which there are samples."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from .estimates import estimate_us
 from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor
-from .samples import Sample
+from .samples import MeasuredVariants, Sample
 from .streaming import Streaming
 
 SPLIT_MARGIN = 0.05
@@ -36,6 +36,10 @@ _GRID = 17
 _WINDOW = 8
 """Splits on either side of the expected balance that the first step of the search tries too, and often ends with."""
 
+
+_UNMEASURED = 1.1
+"""By which a variant's time counts as longer on a layer of which others were measured. The best of many predictions is
+the one that errs most in its favour; what was measured is known."""
 
 _MOST_SPLITS = 127
 """Splits of a layer that a network's plan chooses from; layers of more units are divided more coarsely."""
@@ -114,6 +118,8 @@ class Planner:
         What reading weights from memory takes.
     is_streaming
         Whether layers do so; a layer by itself finds its weights in a cache.
+    measured
+        The variants that were measured, of each layer that was.
     """
 
     cpu: LatencyPredictor
@@ -124,6 +130,7 @@ class Planner:
     estimates: Mapping[str, BaseTime] = field(default_factory=dict)
     streaming: Streaming | None = None
     is_streaming: bool = False
+    measured: MeasuredVariants = field(default_factory=dict)
 
     def in_network(self, graph: Graph) -> Planner:
         """This planner for the layers of one network, which read their weights from memory if no cache holds all."""
@@ -190,6 +197,9 @@ class Planner:
         """Times of a side's halves ``[variants, splits]``, from the units of this side and of the other."""
         predictor = self.cpu if side == "cpu" else self.gpu
         times_us = predictor.predict(Halves.grid(layer, variants, own, other)).reshape(len(variants), len(own))
+        measured = self.measured.get((side, layer))
+        if measured:
+            times_us *= np.array([[1.0 if variant in measured else _UNMEASURED] for variant in variants])
         if self.streaming is None or not self.is_streaming:
             return times_us
         rows = zip(variants, times_us, strict=True)

@@ -1,0 +1,150 @@
+"""The tuner: measures candidates on a device through one session, and keeps what was measured in a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import schedules
+from .errors import KernelError
+from .layers import AnyLayer, Linear, Variant
+from .packaging import single_layer
+from .planning.samples import Candidate, Point, PointTimes, samples_of
+from .planning.split import Overheads
+from .planning.streaming import Streaming, streaming_layer
+from .profile import Profile
+from .rpc.client import RefusedError, SessionLostError
+from .target import Target
+
+if TYPE_CHECKING:
+    from .rpc.client import Session
+
+_CANDIDATES = 2
+"""Pairs of variants measured of a layer: the default, and one drawn from the search space."""
+
+ROUNDS = 3
+"""Times that all points of a candidate are measured, one after the other."""
+
+_POINT_S = 0.05
+"""A point is repeated for about this long, within the bounds below."""
+_REPEATS = (6, 24)
+_LAUNCH_FLOPS_PER_US = 5e4
+_BYTES_PER_US = 2e4
+_OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
+
+
+class Tuner:
+    """Measures candidates through one session and stores every sample as it comes."""
+
+    def __init__(self, session: Session, profile: Profile, target: Target) -> None:
+        self.session = session
+        self.profile = profile
+        self.target = target
+
+    def measure(self, candidate: Candidate, points: Sequence[Point]) -> None:
+        """Measure the points that the profile lacks. A candidate that fails is remembered, and skipped from then on."""
+        wanted = [point for point in points if not self.profile.has(candidate, point)]
+        if not wanted or self.profile.failure(candidate) is not None:
+            return
+        try:
+            times = self.measure_now(candidate, wanted)
+        except (KernelError, RefusedError, SessionLostError) as error:
+            self.profile.add_failure(candidate, str(error))
+            return
+        self.profile.add_samples(samples_of(candidate, times))
+
+    def measure_all(self, candidates: Sequence[Candidate], points: Sequence[Point]) -> None:
+        """Measure the same points of several candidates."""
+        for candidate in candidates:
+            self.measure(candidate, points)
+
+    def measure_now(self, candidate: Candidate, points: Sequence[Point]) -> list[PointTimes]:
+        """Measure, whatever the profile holds, and store nothing.
+
+        Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
+        """
+        a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
+        times = self.session.measure(self.module(candidate), a_round * ROUNDS).points
+        return [_joined(times[place :: len(points)]) for place in range(len(points))]
+
+    def module(self, candidate: Candidate) -> bytes:
+        """A module file of the candidate alone."""
+        package = single_layer(candidate.layer, candidate.cpu, candidate.gpu, self.target, self.profile.facts)
+        return package.to_bytes()
+
+    def overheads(self) -> Overheads:
+        """What synchronisation and launches add to a layer, from one so small that little else is left."""
+        candidate, units = self.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
+        half = units // 2
+        both, gpu = self.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
+        split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
+        gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
+        return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
+
+    def streaming(self) -> Streaming:
+        """How fast either side reads weights from memory."""
+        cache_bytes = max(self.profile.facts.get("cache_bytes", {}).values(), default=0)
+        layer = streaming_layer(cache_bytes)
+        candidate, units = self.default_candidate(layer), layer.units
+        half = units // 2
+        splits = ((half, units - half), (units, 0), (0, units))
+        both, cpu, gpu = self.measure_now(candidate, [Point(own, other, 12) for own, other in splits])
+
+        def rate(share: float, times_us: Sequence[float]) -> float:
+            return share * layer.weight_bytes / float(np.median(times_us))
+
+        alone = {"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)}
+        beside = {"cpu": rate(half / units, both.cpu_us), "gpu": rate(1 - half / units, both.gpu_us)}
+        return Streaming(alone, beside, cache_bytes)
+
+    def variants(self, layer: AnyLayer, side: str) -> list[Variant]:
+        """The search space of a side, the most promising first."""
+        found: list[Variant] = schedules.family(layer).variants(layer, side, self.target.hardware)
+        return found
+
+    def default_candidate(self, layer: AnyLayer) -> Candidate:
+        family = schedules.family(layer)
+        return Candidate(layer, *(family.default_variant(layer, side, self.target.hardware) for side in ("cpu", "gpu")))
+
+    def candidates(self, layer: AnyLayer) -> list[Candidate]:
+        """The default variants, and others drawn with a preference for the promising; the same for every run."""
+        spaces = [self.variants(layer, side) for side in ("cpu", "gpu")]
+        rng = np.random.default_rng(abs(hash((layer.flops, layer.weight_bytes, layer.activation_bytes))) % 2**32)
+        pairs = [Candidate(layer, *(space[0] for space in spaces))]
+        for _ in range(_CANDIDATES - 1):
+            pairs.append(Candidate(layer, *(_draw(space, rng) for space in spaces)))
+        return list(dict.fromkeys(pairs))
+
+
+def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
+    """One point's times from all its rounds."""
+
+    def joined(name: str) -> tuple[float, ...]:
+        return tuple(time_us for one in rounds for time_us in getattr(one, name))
+
+    return replace(rounds[0], cpu_us=joined("cpu_us"), gpu_us=joined("gpu_us"), wall_us=joined("wall_us"))
+
+
+def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
+    return space[min(int(rng.exponential(len(space) / 4)), len(space) - 1)]
+
+
+def repeats_for(layer: AnyLayer) -> int:
+    """Repetitions of a point: many of a short layer, few of a long one."""
+    expected_us = 5 + max(layer.flops / _LAUNCH_FLOPS_PER_US, layer.activation_bytes / _BYTES_PER_US)
+    low, high = _REPEATS
+    return int(min(high, max(low, _POINT_S * 1e6 / expected_us)))
+
+
+def training_points(layer: AnyLayer) -> list[Point]:
+    """Each side alone, whole and in part, and both at work at a few splits around an even one and away from it."""
+    units, repeats = layer.units, repeats_for(layer)
+    rng = np.random.default_rng(layer.flops % 2**32)
+    low, high = max(units // 6, 1), units - max(units // 6, 1)  # where plans are found; slivers only measure launches
+    splits = {units // 2, *(int(rng.integers(low, high + 1)) for _ in range(3))} if units > 1 else set()
+    parts = {units, max(units // 2, 1), int(rng.integers(low, units + 1))}
+    alone = [(part, 0) for part in sorted(parts)] + [(0, part) for part in sorted(parts)]
+    return [Point(c, g, repeats) for c, g in [*alone, *((split, units - split) for split in sorted(splits) if split)]]
