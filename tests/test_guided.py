@@ -1,0 +1,70 @@
+"""Guided search: every implementation is tried, then what the predictors expect to be better, and nothing twice."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from test_tuning import FACTS, FakeSession
+
+from tvm_coexec.guided import first_candidates, search_variants
+from tvm_coexec.layers import Conv2d, Variant
+from tvm_coexec.planning.features import Halves
+from tvm_coexec.profile import Profile
+from tvm_coexec.target import target_for
+from tvm_coexec.tuner import Tuner, training_points
+
+LAYER = Conv2d(14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
+
+
+class FakePredictor:
+    """Expects every variant to take 100 us, but for those that it is told of."""
+
+    def __init__(self, expected_us: Mapping[Variant, float]) -> None:
+        self.expected_us = expected_us
+
+    def knows(self, layer: Any, variant: Variant) -> bool:
+        return True
+
+    def predict(self, halves: Halves) -> np.ndarray:
+        times_us = np.array([self.expected_us.get(variant, 100.0) for _, variant in halves.kernels])
+        return times_us[halves.kernel]
+
+
+def tuner(path: Path) -> Tuner:
+    return Tuner(FakeSession(), Profile.create(path, FACTS), target_for(FACTS))  # type: ignore[arg-type]
+
+
+def search(one: Tuner, expected_us: Mapping[Variant, float], seconds: float = 60.0) -> set[Variant]:
+    """The CPU's variants that a search measures of the layer, after its default."""
+    one.measure(one.default_candidate(LAYER), training_points(LAYER))
+    predictors: Any = {"cpu": FakePredictor(expected_us), "gpu": FakePredictor({one.default_candidate(LAYER).gpu: 1.0})}
+    search_variants(one, [LAYER], lambda: predictors, time.monotonic() + seconds)
+    return set(one.profile.measured_variants()["cpu", LAYER]) - {one.default_candidate(LAYER).cpu}
+
+
+def test_every_implementation_is_tried_first(tmp_path: Path) -> None:
+    one = tuner(tmp_path / "p")
+    candidates = first_candidates(one, LAYER)
+    assert len(candidates) == len(set(candidates)) > 1
+    for side, chosen in (("cpu", [c.cpu for c in candidates]), ("gpu", [c.gpu for c in candidates])):
+        able = {variant.implementation for variant in one.variants(LAYER, side)}
+        assert {variant.implementation for variant in chosen} == able
+
+
+def test_what_promises_to_be_faster_is_measured_and_nothing_else(tmp_path: Path) -> None:
+    one = tuner(tmp_path / "p")
+    default, *others = one.variants(LAYER, "cpu")
+    promising = {others[0]: 50.0, others[1]: 54.0, others[2]: 70.0}
+    assert search(one, {default: 60.0, **promising}) == {others[0], others[1]}
+
+
+def test_a_search_ends_where_nothing_is_promising(tmp_path: Path) -> None:
+    one = tuner(tmp_path / "p")
+    assert search(one, {one.default_candidate(LAYER).cpu: 10.0}) == set()
+
+
+def test_a_search_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    one = tuner(tmp_path / "p")
+    assert search(one, {}, seconds=0.0) == set()
