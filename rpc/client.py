@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from tvm_coexec.errors import MeasurementError
 from tvm_coexec.planning.samples import Point, PointTimes
 
 from .lease import TrackerAddress, request_lease
-from .remote import FACTS, MEASURE, last_line
+from .remote import FACTS, MEASURE, RUN, last_line
 
 SESSION_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
@@ -145,12 +145,8 @@ class Session:
         seed
             Of the random operands of the check.
         """
-        content = module if isinstance(module, bytes) else Path(module).read_bytes()
-        self._renew()
-        remote, name = self._remote, "measured.module"
-        self._exchange(lambda: remote.upload(bytearray(content), name))
         request = {
-            "module": name,
+            "module": self._upload(module),
             "step": step,
             "points": [asdict(point) for point in points],
             "check": check,
@@ -158,6 +154,31 @@ class Session:
         }
         response = self._call(MEASURE, request)
         return Measurement(tuple(_point_times(point) for point in response["points"]), response["max_rel_error"])
+
+    def time_runs(
+        self, module: str | os.PathLike[str] | bytes, splits: Sequence[Mapping[str, int]], *, repeats: int
+    ) -> list[list[float]]:
+        """Time whole runs of a module on the device, in microseconds.
+
+        Parameters
+        ----------
+        module
+            A module file, or its content.
+        splits
+            Ways to divide the module: the CPU's units of each layer, by its name. Each gets a list of times.
+        repeats
+            Length of these lists.
+        """
+        request = {"module": self._upload(module), "splits": [dict(one) for one in splits], "repeats": repeats}
+        return [list(times_us) for times_us in self._call(RUN, request)["latency_us"]]
+
+    def _upload(self, module: str | os.PathLike[str] | bytes) -> str:
+        """Send a module file; its name there."""
+        content = module if isinstance(module, bytes) else Path(module).read_bytes()
+        self._renew()
+        remote, name = self._remote, "measured.module"
+        self._exchange(lambda: remote.upload(bytearray(content), name))
+        return name
 
     def _renew(self) -> None:
         if self._remote is None or self._ends - time.monotonic() < self._session_timeout_s / 2:

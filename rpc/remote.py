@@ -1,4 +1,4 @@
-"""What a session can ask of a device: its facts, and the checked times of a module's layers.
+"""What a session can ask of a device: its facts, the checked times of a module's layers, and those of whole runs.
 
 The functions take and give JSON. They are registered before a session's process is forked, and nothing of OpenCL is
 touched until one of them is called in it: OpenCL does not survive a fork.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FACTS = "tvm_coexec.facts"
 MEASURE = "tvm_coexec.measure"
+RUN = "tvm_coexec.run"
 
 _WORK_PATH = "tvm.rpc.server.workpath"
 
@@ -47,17 +48,27 @@ class SessionFunctions:
 
     def measure(self, request: Any) -> dict[str, Any]:
         """Check and time one layer of an uploaded module at each of the request's points."""
-        import tvm_ffi
-
-        from tvm_coexec.runtime.module import load
-
-        path = tvm_ffi.get_global_func(_WORK_PATH)(request["module"])
-        module = load(path, device=self._device())
+        module = self._load(request)
         worst = _check(module, request) if request["check"] else None
         return {
             "points": [_time(module, request["step"], point) for point in request["points"]],
             "max_rel_error": worst,
         }
+
+    def run(self, request: Any) -> dict[str, Any]:
+        """Time whole runs of an uploaded module, divided in each of the request's ways."""
+        module, times_us = self._load(request), []
+        for splits in request["splits"]:
+            module.set_splits(splits)
+            times_us.append(list(module.benchmark(repeats=request["repeats"]).latency_us))
+        return {"latency_us": times_us}
+
+    def _load(self, request: Any) -> Module:
+        import tvm_ffi
+
+        from tvm_coexec.runtime.module import load
+
+        return load(tvm_ffi.get_global_func(_WORK_PATH)(request["module"]), device=self._device())
 
     def _device(self) -> Device:
         if self._opened is None:
@@ -73,7 +84,7 @@ def register(choice: DeviceChoice) -> None:
     import tvm_ffi
 
     functions = SessionFunctions(choice)
-    for name, function in ((FACTS, functions.facts), (MEASURE, functions.measure)):
+    for name, function in ((FACTS, functions.facts), (MEASURE, functions.measure), (RUN, functions.run)):
         tvm_ffi.register_global_func(name, _answering(function), override=True)
 
 

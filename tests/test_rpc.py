@@ -315,6 +315,9 @@ def test_a_layer_is_checked_and_timed_on_the_device_of_this_machine(tmp_path: Pa
         path = tmp_path / "layer.module"
         single_layer(layer, cpu, gpu, target_for(facts), facts).write(path)
         measurement = session.measure(path, [Point(2, 2, repeats=3), Point(0, 4, repeats=5), Point(4, 0, repeats=1)])
+        runs_us = session.time_runs(path, [{"layer": 4}, {"layer": 1}], repeats=3)
+        with pytest.raises(RefusedError, match="no layer 'other'"):
+            session.time_runs(path, [{"other": 4}], repeats=3)
         for content, step, message in ((path.read_bytes()[:100], 0, "is no module"), (path.read_bytes(), 1, "Index")):
             with pytest.raises(RefusedError, match=message):
                 session.measure(content, [Point(2, 2)], step=step)
@@ -324,5 +327,6 @@ def test_a_layer_is_checked_and_timed_on_the_device_of_this_machine(tmp_path: Pa
         (0, 5, 5),
         (1, 0, 1),
     ]
+    assert [len(times_us) for times_us in runs_us] == [3, 3] and all(us > 0 for times_us in runs_us for us in times_us)
     assert all(time_us > 0 for point in measurement.points for time_us in point.wall_us)
     assert measurement.max_rel_error is not None and 0 < measurement.max_rel_error <= 1e-5

@@ -96,7 +96,7 @@ def plan_graph(
     found = _planner(profile, device)
     if split == "predicted" and found is not None:
         return plan_network(graph, found, device.label, device.mechanism)
-    found = found and found.in_network(graph)
+    found = found and found.for_network(graph)
     rule = _rule(graph, device, hardware, found, split, profile)
     layers = [rule(node) for node in graph.nodes]
     return assemble(graph, layers, found.overheads if found else Overheads(0.0), device.label, device.mechanism)

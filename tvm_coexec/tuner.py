@@ -10,11 +10,9 @@ import numpy as np
 
 from . import schedules
 from .errors import KernelError
-from .layers import AnyLayer, Linear, Variant
+from .layers import AnyLayer, Variant
 from .packaging import single_layer
 from .planning.samples import Candidate, Point, PointTimes, samples_of
-from .planning.split import Overheads
-from .planning.streaming import Streaming, streaming_layer
 from .profile import Profile
 from .rpc.client import RefusedError, SessionLostError
 from .target import Target
@@ -33,7 +31,6 @@ _POINT_S = 0.05
 _REPEATS = (6, 24)
 _LAUNCH_FLOPS_PER_US = 5e4
 _BYTES_PER_US = 2e4
-_OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
 
 
 class Tuner:
@@ -61,44 +58,19 @@ class Tuner:
         for candidate in candidates:
             self.measure(candidate, points)
 
-    def measure_now(self, candidate: Candidate, points: Sequence[Point]) -> list[PointTimes]:
-        """Measure, whatever the profile holds, and store nothing.
+    def measure_now(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> list[PointTimes]:
+        """Measure, whatever the profile holds, and store nothing; ``check`` the results before.
 
         Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
         """
         a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
-        times = self.session.measure(self.module(candidate), a_round * ROUNDS).points
-        return [_joined(times[place :: len(points)]) for place in range(len(points))]
+        times = self.session.measure(self.module(candidate), a_round * ROUNDS, check=check).points
+        return [joined(times[place :: len(points)]) for place in range(len(points))]
 
     def module(self, candidate: Candidate) -> bytes:
         """A module file of the candidate alone."""
         package = single_layer(candidate.layer, candidate.cpu, candidate.gpu, self.target, self.profile.facts)
         return package.to_bytes()
-
-    def overheads(self) -> Overheads:
-        """What synchronisation and launches add to a layer, from one so small that little else is left."""
-        candidate, units = self.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
-        half = units // 2
-        both, gpu = self.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
-        split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
-        gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
-        return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
-
-    def streaming(self) -> Streaming:
-        """How fast either side reads weights from memory."""
-        cache_bytes = max(self.profile.facts.get("cache_bytes", {}).values(), default=0)
-        layer = streaming_layer(cache_bytes)
-        candidate, units = self.default_candidate(layer), layer.units
-        half = units // 2
-        splits = ((half, units - half), (units, 0), (0, units))
-        both, cpu, gpu = self.measure_now(candidate, [Point(own, other, 12) for own, other in splits])
-
-        def rate(share: float, times_us: Sequence[float]) -> float:
-            return share * layer.weight_bytes / float(np.median(times_us))
-
-        alone = {"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)}
-        beside = {"cpu": rate(half / units, both.cpu_us), "gpu": rate(1 - half / units, both.gpu_us)}
-        return Streaming(alone, beside, cache_bytes)
 
     def variants(self, layer: AnyLayer, side: str) -> list[Variant]:
         """The search space of a side, the most promising first."""
@@ -119,13 +91,13 @@ class Tuner:
         return list(dict.fromkeys(pairs))
 
 
-def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
+def joined(rounds: Sequence[PointTimes]) -> PointTimes:
     """One point's times from all its rounds."""
 
-    def joined(name: str) -> tuple[float, ...]:
+    def times_us(name: str) -> tuple[float, ...]:
         return tuple(time_us for one in rounds for time_us in getattr(one, name))
 
-    return replace(rounds[0], cpu_us=joined("cpu_us"), gpu_us=joined("gpu_us"), wall_us=joined("wall_us"))
+    return replace(rounds[0], cpu_us=times_us("cpu_us"), gpu_us=times_us("gpu_us"), wall_us=times_us("wall_us"))
 
 
 def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:

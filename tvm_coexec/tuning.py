@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .calibration import measure_overheads, measure_traffic
 from .errors import InputError
 from .guided import first_candidates, search_variants
 from .layers import AnyLayer
@@ -23,7 +24,7 @@ from .planning.features import Processor
 from .planning.predictors import LatencyPredictor, train
 from .planning.samples import Point, Sample
 from .planning.split import Overheads, Planner, plan_measured
-from .planning.streaming import Streaming
+from .planning.traffic import Traffic
 from .profile import Profile
 from .target import target_for
 from .tuner import Tuner, repeats_for, training_points
@@ -125,7 +126,8 @@ def tune(
         opener = Profile.open if path.exists() and any(path.iterdir()) else Profile.create
         with opener(path, facts) as profile:
             tuner = Tuner(session, profile, target_for(facts))
-            profile.describe(planning={"overheads": asdict(tuner.overheads()), "streaming": asdict(tuner.streaming())})
+            added = measure_overheads(tuner)
+            profile.describe(planning={"overheads": asdict(added), "traffic": asdict(measure_traffic(tuner, added))})
             until = time.monotonic() + 60 * minutes
             asked_for = list(dict.fromkeys(layers))
             for layer in tqdm(asked_for, desc="measuring", unit="layer", disable=not asked_for):
@@ -233,7 +235,7 @@ def measure_splits(
         tuner = Tuner(session, store, target_for(facts))
         for layer in tqdm(list(dict.fromkeys(layers)), desc="measuring", unit="layer", leave=False):
             _search_split(tuner, layer)
-        return list(store.samples()), tuner.overheads()
+        return list(store.samples()), measure_overheads(tuner)
 
 
 def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
@@ -252,12 +254,11 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
 
 def planner(profile: Profile) -> Planner:
     """The planner of a tuned profile."""
-    if not isinstance(profile.planning, dict) or not {"estimates_us", "streaming"} <= set(profile.planning):
+    if not isinstance(profile.planning, dict) or not {"estimates_us", "traffic"} <= set(profile.planning):
         raise InputError(f"{profile.path} is not tuned to the end; go on with `tvm-coexec tune --out {profile.path}`")
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
     overheads = Overheads(**profile.planning["overheads"])
     estimates = {side: BaseTime(tuple(terms.items())) for side, terms in profile.planning["estimates_us"].items()}
-    streaming = Streaming(**profile.planning["streaming"])
     hardware = target_for(profile.facts).hardware
     return Planner(
         cpu,
@@ -265,6 +266,6 @@ def planner(profile: Profile) -> Planner:
         hardware,
         overheads,
         estimates=estimates,
-        streaming=streaming,
+        traffic=Traffic.from_json(profile.planning["traffic"]),
         measured=profile.measured_variants(),
     )

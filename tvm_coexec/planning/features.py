@@ -205,6 +205,12 @@ def _layer_facts(layer: AnyLayer) -> Mapping[str, float]:
     }
 
 
+def touched_bytes(layer: AnyLayer, units: np.ndarray) -> np.ndarray:
+    """Bytes of activations that a half of so many units reads and writes."""
+    facts = _layer_facts(layer)
+    return facts["shared_bytes"] + facts["activation_bytes_per_unit"] * units
+
+
 def _linear_facts(layer: Linear) -> dict[str, float]:
     return {
         "rows": layer.m,

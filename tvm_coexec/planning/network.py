@@ -51,7 +51,7 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
     device, mechanism
         What the plan says of the device and of the way to synchronise.
     """
-    planner = planner.in_network(graph)
+    planner = planner.for_network(graph)
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
         layers: tuple[LayerPlan, ...] = (planner.plan_layer(graph.nodes[0].name, graph.nodes[0].layer),)
     else:

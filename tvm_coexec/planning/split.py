@@ -18,7 +18,7 @@ from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor
 from .samples import MeasuredVariants, Sample
-from .streaming import Streaming
+from .traffic import Traffic
 
 SPLIT_MARGIN = 0.05
 """A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per
@@ -114,10 +114,11 @@ class Planner:
         See :data:`SPLIT_MARGIN`.
     estimates
         Of each side, for layers that the predictors know nothing of; without them such layers stay on the CPU.
-    streaming
-        What reading weights from memory takes.
-    is_streaming
-        Whether layers do so; a layer by itself finds its weights in a cache.
+    traffic
+        What halves take longer in a network.
+    in_network, streams_weights
+        Whether layers are in one, and whether its weights come from memory; a layer by itself finds everything in a
+        cache.
     measured
         The variants that were measured, of each layer that was.
     """
@@ -128,13 +129,15 @@ class Planner:
     overheads: Overheads
     margin: float = SPLIT_MARGIN
     estimates: Mapping[str, BaseTime] = field(default_factory=dict)
-    streaming: Streaming | None = None
-    is_streaming: bool = False
+    traffic: Traffic | None = None
+    in_network: bool = False
+    streams_weights: bool = False
     measured: MeasuredVariants = field(default_factory=dict)
 
-    def in_network(self, graph: Graph) -> Planner:
-        """This planner for the layers of one network, which read their weights from memory if no cache holds all."""
-        return replace(self, is_streaming=self.streaming is not None and self.streaming.applies(graph))
+    def for_network(self, graph: Graph) -> Planner:
+        """This planner for the layers of one network; those of a network of a single layer are on their own."""
+        streams_weights = self.traffic is not None and self.traffic.streams_weights(graph)
+        return replace(self, in_network=len(graph.nodes) > 1, streams_weights=streams_weights)
 
     def knows(self, layer: AnyLayer) -> bool:
         """Whether both predictors have learned from kernels that could compute the layer."""
@@ -200,10 +203,16 @@ class Planner:
         measured = self.measured.get((side, layer))
         if measured:
             times_us *= np.array([[1.0 if variant in measured else _UNMEASURED] for variant in variants])
-        if self.streaming is None or not self.is_streaming:
+        if self.traffic is None:
             return times_us
-        rows = zip(variants, times_us, strict=True)
-        return np.stack([self.streaming.lengthen(side, layer, variant, us, own, other) for variant, us in rows])
+        if self.streams_weights:
+            rows = zip(variants, times_us, strict=True)
+            times_us = np.stack(
+                [self.traffic.read_weights(side, layer, variant, us, own, other) for variant, us in rows]
+            )
+        if self.in_network:
+            times_us = times_us + self.traffic.hand_over_us(side, layer, own, other)
+        return times_us
 
     def _search(self, layer: AnyLayer, survey: _Survey) -> Division:
         """Try some splits, then ever more of those beside the best, until its neighbours have been tried.

@@ -1,15 +1,20 @@
-"""Weights that come from memory: when they do, and what it costs."""
+"""Weights that come from memory and activations that are handed over: when, and what it costs."""
+
+import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import Linear, Variant
-from tvm_coexec.planning.streaming import Streaming
+from tvm_coexec.planning.traffic import Rates, Traffic
 
 LAYER = Linear(1, 1024, 1024, ())
 WHOLE = Variant.make("direct", channels=32)
-STREAMING = Streaming({"cpu": 20.0, "gpu": 10.0}, {"cpu": 10.0, "gpu": 5.0}, cache_bytes=4 * LAYER.weight_bytes)
+WEIGHTS = Rates({"cpu": 20.0, "gpu": 10.0}, {"cpu": 10.0, "gpu": 5.0})
+ACTIVATIONS = Rates({"cpu": 40.0, "gpu": 40.0}, {"cpu": 8.0, "gpu": 8.0})
+TRAFFIC = Traffic(WEIGHTS, ACTIVATIONS, cache_bytes=4 * LAYER.weight_bytes)
 
 
 def chain(length: int) -> Graph:
@@ -19,13 +24,13 @@ def chain(length: int) -> Graph:
 
 
 def lengthened(side: str, variant: Variant, warm_us: float, units: int, beside: int) -> float:
-    times = STREAMING.lengthen(side, LAYER, variant, *(np.array([float(x)]) for x in (warm_us, units, beside)))
+    times = TRAFFIC.read_weights(side, LAYER, variant, *(np.array([float(x)]) for x in (warm_us, units, beside)))
     return float(times[0])
 
 
 def test_weights_come_from_memory_once_a_network_has_more_than_its_share_of_the_cache() -> None:
-    assert not STREAMING.applies(chain(1))
-    assert STREAMING.applies(chain(2))
+    assert not TRAFFIC.streams_weights(chain(1))
+    assert TRAFFIC.streams_weights(chain(2))
 
 
 def test_a_half_that_only_reads_takes_as_long_as_its_weights() -> None:
@@ -42,3 +47,14 @@ def test_reading_hides_behind_much_computing() -> None:
 def test_a_kernel_that_reads_half_a_tile_at_a_time_reads_it_twice() -> None:
     half = Variant.make("direct", channels=16)
     assert lengthened("cpu", half, 0.0, 8, 0) == pytest.approx(2 * lengthened("cpu", WHOLE, 0.0, 8, 0))
+
+
+def test_handing_over_takes_as_long_as_the_activations_that_a_half_touches() -> None:
+    layer = Linear(8, 64, 128, ())
+    alone, beside = TRAFFIC.hand_over_us("cpu", layer, np.array([4.0, 2.0]), np.array([0.0, 2.0]))
+    assert alone == pytest.approx(4 * 8 * (64 + 128) / 40.0)
+    assert beside == pytest.approx(4 * 8 * (64 + 64) / 8.0)
+
+
+def test_traffic_survives_json() -> None:
+    assert Traffic.from_json(json.loads(json.dumps(asdict(TRAFFIC)))) == TRAFFIC

@@ -1,0 +1,51 @@
+"""Calibration: overheads and traffic from what a device answers, however noisy its times are."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from test_tuning import FACTS, FakeSession
+
+from tvm_coexec.calibration import measure_overheads, measure_traffic
+from tvm_coexec.planning.split import Overheads
+from tvm_coexec.profile import Profile
+from tvm_coexec.target import target_for
+from tvm_coexec.tuner import Tuner
+
+
+class RunningSession(FakeSession):
+    """Answers with the same time for every run; every layer takes 2 us on the CPU, 3 us on the GPU."""
+
+    def __init__(self, run_us: float) -> None:
+        super().__init__()
+        self.run_us = run_us
+        self.splits: list[Mapping[str, int]] = []
+
+    def time_runs(self, module: bytes, splits: Sequence[Mapping[str, int]], *, repeats: int) -> list[list[float]]:
+        self.splits += splits
+        return [[self.run_us] * repeats for _ in splits]
+
+
+def tuner(session: FakeSession, path: Path) -> Tuner:
+    return Tuner(session, Profile.create(path, FACTS), target_for(FACTS))  # type: ignore[arg-type]
+
+
+def test_overheads_are_what_a_layer_takes_beyond_its_longer_half(tmp_path: Path) -> None:
+    assert measure_overheads(tuner(FakeSession(), tmp_path / "p")) == Overheads(split_us=1.0, gpu_alone_us=1.0)
+
+
+def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path) -> None:
+    slow, slower = RunningSession(1018.0), RunningSession(2018.0)
+    rates = [
+        measure_traffic(tuner(session, tmp_path / str(number)), Overheads(0.0, 0.0)).activations
+        for number, session in enumerate((slow, slower))
+    ]
+    assert rates[0].alone["cpu"] == pytest.approx(2 * rates[1].alone["cpu"])  # nine layers of 2 us, 1000 and 2000 more
+    assert rates[0].beside["cpu"] == rates[0].beside["gpu"] > 0
+    shares = {frozenset(split.values()) == frozenset({0}) for split in slow.splits}
+    assert shares == {True, False}
+
+
+def test_a_network_that_seems_faster_than_its_layers_leaves_rates_finite(tmp_path: Path) -> None:
+    rates = measure_traffic(tuner(RunningSession(1.0), tmp_path / "p"), Overheads(0.0, 0.0)).activations
+    assert all(0 < rate < float("inf") for rate in (*rates.alone.values(), *rates.beside.values()))

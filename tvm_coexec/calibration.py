@@ -1,0 +1,149 @@
+"""Calibration: what a device adds to the times of halves where these are joined to layers, and layers to networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .graph import Graph, Node, Tensor
+from .layers import AnyLayer, Conv2d, Linear, parameter_shapes
+from .packaging import Choice, package
+from .planning.features import touched_bytes
+from .planning.network import reads_of
+from .planning.samples import Point, PointTimes
+from .planning.schedule import Costs, Option, simulate
+from .planning.split import Overheads
+from .planning.traffic import Rates, Traffic, streaming_layer
+from .tuner import Tuner, joined
+
+_OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
+
+_STAGES = ((112, 16, 96, 24), (56, 24, 144, 32), (28, 32, 192, 64))
+"""Of the network that shows what handing activations over takes: height and width, then the channels of a block, those
+that it expands them to, and those of the next. They are MobileNet-v2's, which computes little on large activations."""
+
+_TRIALS = 3
+"""Times that the network and its layers are measured, in turn: what they differ by is small."""
+
+_REPEATS = 30
+_LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.5
+"""Layers as the predictors learn them, by their lower deciles; the run as its user sees it, by its median."""
+
+_LEAST_SHARE = 0.01
+"""Of a run's time, what activations are taken to cost at least: less cannot be told from noise."""
+
+
+def measure_overheads(tuner: Tuner) -> Overheads:
+    """What synchronisation and launches add to a layer, from one so small that little else is left."""
+    candidate, units = tuner.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
+    half = units // 2
+    both, gpu = tuner.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
+    split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
+    gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
+    return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
+
+
+def measure_traffic(tuner: Tuner, overheads: Overheads) -> Traffic:
+    """What weights that come from memory, and activations that come from elsewhere, add to the times of halves."""
+    cache_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0)
+    return Traffic(_weight_rates(tuner, cache_bytes), _activation_rates(tuner, overheads), cache_bytes)
+
+
+def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
+    """How fast either side reads weights from memory."""
+    layer = streaming_layer(cache_bytes)
+    candidate, units = tuner.default_candidate(layer), layer.units
+    half = units // 2
+    splits = ((half, units - half), (units, 0), (0, units))
+    both, cpu, gpu = tuner.measure_now(candidate, [Point(own, other, 12) for own, other in splits])
+
+    def rate(share: float, times_us: Sequence[float]) -> float:
+        return share * layer.weight_bytes / float(np.median(times_us))
+
+    return Rates(
+        alone={"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)},
+        beside={"cpu": rate(half / units, both.cpu_us), "gpu": rate(1 - half / units, both.gpu_us)},
+    )
+
+
+def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
+    """How fast activations are handed over, from what a network takes longer than the sum of its layers."""
+    graph = _handing_over()
+    trials = [_trial(tuner, graph, check=number == 0) for number in range(_TRIALS)]
+    times = {
+        layer: [joined(rounds) for rounds in zip(*(layers[layer] for layers, _ in trials), strict=True)]
+        for layer in trials[0][0]
+    }
+    runs_us = np.quantile(np.concatenate([runs_us for _, runs_us in trials], axis=1), _RUN_QUANTILE, axis=1)
+    rates = []
+    for place, run_us in enumerate(runs_us):
+        options = [_option(times[node.layer][place]) for node in graph.nodes]
+        layers_us = simulate(reads_of(graph.nodes), options, Costs(overheads.split_us, overheads.gpu_alone_us))
+        touched = [
+            float(max(touched_bytes(node.layer, np.array([option.cpu_units, option.gpu_units]))))
+            for node, option in zip(graph.nodes, options, strict=True)
+        ]
+        rates.append(sum(touched) / max(float(run_us) - layers_us, _LEAST_SHARE * float(run_us)))
+    cpu, gpu, both = rates
+    return Rates(alone={"cpu": cpu, "gpu": gpu}, beside={"cpu": both, "gpu": both})
+
+
+def _ways(layer: AnyLayer) -> tuple[tuple[int, int], ...]:
+    """Either side alone, and both."""
+    half = layer.units // 2
+    return (layer.units, 0), (0, layer.units), (half, layer.units - half)
+
+
+def _option(times: PointTimes) -> Option:
+    cpu_us, gpu_us = (float(np.quantile(us, _LAYER_QUANTILE)) if us else 0.0 for us in (times.cpu_us, times.gpu_us))
+    return Option(times.cpu_units, times.gpu_units, cpu_us, gpu_us)
+
+
+def _trial(tuner: Tuner, graph: Graph, *, check: bool) -> tuple[dict[AnyLayer, list[PointTimes]], np.ndarray]:
+    """Times of each layer, and of the network ``[ways, repeats]``, each divided in every way."""
+    layers = {}
+    for layer in dict.fromkeys(node.layer for node in graph.nodes):
+        points = [Point(*way, _REPEATS) for way in _ways(layer)]
+        layers[layer] = tuner.measure_now(tuner.default_candidate(layer), points, check=check)
+    return layers, np.array(_run_times_us(tuner, graph))
+
+
+def _run_times_us(tuner: Tuner, graph: Graph) -> list[list[float]]:
+    """Of the whole network, divided in each of the ways."""
+    candidates = [tuner.default_candidate(node.layer) for node in graph.nodes]
+    choices = [Choice(one.layer.units, one.cpu, one.gpu) for one in candidates]
+    module = package(graph, choices, tuner.target, tuner.profile.facts, {}).to_bytes()
+    ways = [
+        {node.name: _ways(node.layer)[place][0] for node in graph.nodes}
+        for place in range(len(_ways(graph.nodes[0].layer)))
+    ]
+    return tuner.session.time_runs(module, ways, repeats=_REPEATS)
+
+
+def _handing_over() -> Graph:
+    """Blocks that expand, filter and narrow an image, each at half the size of the one before."""
+    layers: list[Conv2d] = []
+    for size, channels, expanded, following in _STAGES:
+        window, half = Conv2d(size, size, expanded, expanded, (3, 3), (2, 2), (1, 1, 1, 1), groups=expanded), size // 2
+        layers += [
+            Conv2d(size, size, channels, expanded, (1, 1), epilogue=("bias", "relu")),
+            replace(window, epilogue=("bias", "relu")),
+            Conv2d(half, half, expanded, following, (1, 1), epilogue=("bias",)),
+        ]
+    tensors, nodes = [_image("x0", layers[0].input_sizes[0])], []
+    rng = np.random.default_rng(0)
+    for number, layer in enumerate(layers, 1):
+        tensors.append(_image(f"x{number}", layer.output_size))
+        params = {
+            name: (rng.standard_normal(shape) / np.sqrt(layer.in_channels)).astype(np.float32)
+            for name, shape in parameter_shapes(layer).items()
+        }
+        nodes.append(Node(f"layer{number}", layer, f"x{number - 1}", None, f"x{number}", params))
+    return Graph({tensor.name: tensor for tensor in tensors}, [tensors[0].name], [tensors[-1].name], nodes)
+
+
+def _image(name: str, size: tuple[int, ...]) -> Tensor:
+    batch, h, w, channels = size
+    return Tensor(name, (batch, h, w, channels), 1, (batch, h, w, channels))

@@ -1,0 +1,100 @@
+"""What a half takes longer in a network than alone: neither its weights nor its activations wait in its own cache.
+
+A layer that is measured again and again finds its weights in a cache and its input where it was a moment ago. In a
+network other layers' weights have passed since, another kernel has written the input, partly on the other processor,
+and the memory of the output was last used for something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tvm_coexec import schedules
+from tvm_coexec.graph import Graph
+from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Linear, Variant
+
+from .features import touched_bytes
+
+_CACHE_SHARE = 0.25
+"""Of the last-level cache, what weights can count on from one run to the next: activations and all other programs on
+the machine pass through it meanwhile."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a microsecond, by side: while the other side idles, and while it works as well."""
+
+    alone: Mapping[str, float]
+    beside: Mapping[str, float]
+
+    def at(self, side: str, beside: np.ndarray) -> np.ndarray:
+        """The rate of each half of a side, from the units that the other side works on."""
+        return np.where(beside > 0, self.beside[side], self.alone[side])
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How much longer halves take in a network.
+
+    Parameters
+    ----------
+    weights
+        At which weights arrive that no cache holds.
+    activations
+        Those that a half reads and writes, by the time that they cost on top of the half's own.
+    cache_bytes
+        Size of the last-level cache.
+    """
+
+    weights: Rates
+    activations: Rates
+    cache_bytes: int
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Traffic:
+        return cls(Rates(**fields["weights"]), Rates(**fields["activations"]), fields["cache_bytes"])
+
+    def streams_weights(self, graph: Graph) -> bool:
+        """Whether the cache does not hold the weights of a network until its next run."""
+        return sum(node.layer.weight_bytes for node in graph.nodes) > _CACHE_SHARE * self.cache_bytes
+
+    def read_weights(
+        self, side: str, layer: AnyLayer, variant: Variant, warm_us: np.ndarray, units: np.ndarray, beside: np.ndarray
+    ) -> np.ndarray:
+        """Times of halves whose weights come from memory.
+
+        Reading and computing overlap, the better the shorter one of them is: the root of the sum of their squares.
+
+        Parameters
+        ----------
+        warm_us
+            Times with the weights in the cache.
+        units, beside
+            Units of this side and of the other.
+        """
+        weights_us = fetched_bytes(layer, variant) * units / layer.units / self.weights.at(side, beside)
+        return np.hypot(warm_us, weights_us)
+
+    def hand_over_us(self, side: str, layer: AnyLayer, units: np.ndarray, beside: np.ndarray) -> np.ndarray:
+        """What halves take longer since their activations come from elsewhere."""
+        return touched_bytes(layer, units) / self.activations.at(side, beside)
+
+
+def fetched_bytes(layer: AnyLayer, variant: Variant) -> float:
+    """Bytes that come from memory where the kernels of a variant read a layer's weights.
+
+    A kernel that computes a part of a tile's channels at a time reads the tile in as many passes, each with gaps, which
+    prefetching fills: with half of the channels, weights arrive at 10 GB/s instead of 27 on an x86 core.
+    """
+    packed = schedules.conv2d.weight_bytes(layer, variant) if isinstance(layer, Conv2d) else layer.weight_bytes
+    return packed * TILE / min(dict(variant.params).get("channels", TILE), TILE)
+
+
+def streaming_layer(cache_bytes: int) -> Linear:
+    """A layer that mostly reads weights, too many for the cache."""
+    k = 4096
+    return Linear(1, k, max(2 * cache_bytes // (4 * k), 1024), ("bias",))
