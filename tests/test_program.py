@@ -170,7 +170,7 @@ def test_a_read_is_local_only_between_steps_that_are_divided_alike() -> None:
         Named("e", ("c",), ("c",), axis="rows"),
     ]
     expected = [(), (Read(1),), (Read(2), Read(1, local=True)), (Read(3),), (Read(3),)]
-    assert network_reads(steps) == expected
+    assert network_reads(steps, {}) == expected
 
 
 def test_one_side_alone_synchronises_nothing() -> None:
