@@ -183,7 +183,7 @@ def test_a_whole_is_there_when_its_parts_are():
         (parts(b=part("b", first=16)), "'b' cannot be part of 'c' from channel 16 on"),
         (parts(b=part("b", (1, 5, 4, 32))), "'b' cannot be part of 'c'"),
         (parts(b=part("b", (1, 4, 5, 64))), "the parts of 'c' have 96 channels, but it has 64"),
-        (parts(c=part("c", (1, 4, 5, 64), 0, "y")), "'y', which others are part of, must be a tensor that no node writes"),
+        (parts(c=part("c", (1, 4, 5, 64), 0, "y")), "'y', which others are part of, must be a tensor that no node"),
         (parts(c=part("c", (1, 4, 5, 64), 0, "z")), "'z', which others are part of"),
         (dataclasses.replace(parts(), outputs=["y", "b"]), "'b' cannot be part of 'c'"),
     ],
