@@ -142,7 +142,6 @@ def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
 
     layer, layouts = pixels.layer, pixels.layouts
     (kernel_h, kernel_w), span = layer.kernel, _span(layer)
-    pixel = layouts.input.pixel(layer.in_channels)
     columns = () if _has_long_lines(layer, layouts) else (kernel_w,)
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
@@ -152,8 +151,8 @@ def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
         if layer.groups > 1:
             first = T.min(first, layer.in_channels - span)
         k = k * k_split + s
-        value = buffers["input"][pixels.input_pixel(row, tap_h, tap_w) * pixel + first + k]
-        return value * buffers[WEIGHTS][begin + t, (tap_h * kernel_w + tap_w) * span + k, channel]
+        source = layouts.input.element(pixels.input_pixel(row, tap_h, tap_w), first + k, layer.in_channels)
+        return buffers["input"][source] * buffers[WEIGHTS][begin + t, (tap_h * kernel_w + tap_w) * span + k, channel]
 
     def is_needed(row: Any, tap_h: Any, *rest: Any) -> Any:
         return pixels.is_inside(row, tap_h, rest[0] if skip == SKIP_COLUMNS else None) if skip else None

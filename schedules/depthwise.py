@@ -100,11 +100,12 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
 def _describe(pixels: Pixels[Conv2d]) -> Description:
     layer = pixels.layer
     kernel_h, kernel_w = layer.kernel
-    pixel = pixels.layouts.input.pixel(layer.in_channels)
+    layout = pixels.layouts.input
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, _s, tap_h, tap_w = index
-        source = pixels.input_pixel(row, tap_h, tap_w) * pixel + (begin + t) * TILE + channel
+        pixel = pixels.input_pixel(row, tap_h, tap_w)
+        source = layout.element(pixel, (begin + t) * TILE + channel, layer.in_channels)
         return buffers["input"][source] * buffers[WEIGHTS][begin + t, tap_h * kernel_w + tap_w, channel]
 
     return describe(

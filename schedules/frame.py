@@ -95,6 +95,8 @@ class Description:
         where few rows are computed.
     output_row, residual_row, is_stored
         Where in memory a row of the output and of the residual lies, and whether it exists.
+    output_tile, residual_tile
+        The place, among the tiles of such a row, of the layer's first one.
     is_needed
         Whether a term can change the result; the others are left out.
     written_out
@@ -115,6 +117,8 @@ class Description:
     partial_sums: int = 1
     output_row: Callable[[Any], Any] = lambda row: row
     residual_row: Callable[[Any], Any] = lambda row: row
+    output_tile: int = 0
+    residual_tile: int = 0
     is_stored: Condition = lambda row: None
     is_needed: Condition = lambda row, *reduction: None
     written_out: tuple[int, ...] = ()
@@ -170,7 +174,9 @@ class Description:
         chain = stages(
             self.layer.epilogue,
             bias=lambda: buffers["bias"][begin + index[1], index[2]],
-            residual=lambda: buffers["residual"][self.residual_row(index[0]), begin + index[1], index[2]],
+            residual=lambda: buffers["residual"][
+                self.residual_row(index[0]), self.residual_tile + begin + index[1], index[2]
+            ],
             native_exp=native_exp,
         )
         kept: list[Buffer] = []
@@ -184,7 +190,7 @@ class Description:
                 if last:
                     value = zero_behind(self.channels, value, self.layer.epilogue, begin + t, j)
                     with where(self.is_stored(i)):
-                        T.buffer_store(target, value, [self.output_row(i), begin + t, j])
+                        T.buffer_store(target, value, [self.output_row(i), self.output_tile + begin + t, j])
                 else:
                     T.buffer_store(target, value, [i, t, j])
             kept.append(target)

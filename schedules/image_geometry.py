@@ -41,10 +41,12 @@ def common_run(layer: ImageLayer, layouts: ImageLayouts) -> int:
 
 
 def check_layouts(layer: ImageLayer, layouts: ImageLayouts) -> None:
-    """Refuse layouts that are not one for each input, and narrow images that kernels cannot read or write."""
+    """Refuse layouts that are not one for each input, and images that kernels cannot read or write."""
     if len(layouts.inputs) != len(layer.input_sizes):
         raise ValueError(f"{len(layer.input_sizes)} inputs of a {layer.op} need as many layouts, not {layouts.inputs}")
     if layouts.output.narrow or layouts.residual.narrow:
         raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
     if not isinstance(layer, Concat) and any(layout.narrow for layout in layouts.inputs):
         raise ValueError(f"a {layer.op} reads whole tiles, so that its inputs cannot be narrow; copy them by a concat")
+    if isinstance(layer, LocalNorm) and layouts.input.is_part:
+        raise ValueError("a local_norm reads beside its channels, so that its input cannot be part of another image")

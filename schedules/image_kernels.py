@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Concat, ImageLayout, LocalNorm, Pool, Product, row_tiles
+from tvm_coexec.layers import TILE, Concat, ImageLayout, LocalNorm, Pool, Product
 
 from .frame import Description, Operand
 from .image_geometry import ImageLayer, common_run, fills_up, first_channels, input_names
@@ -33,6 +33,8 @@ def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str]) -> D
         channels=layer.out_channels,
         output_row=lambda row: pixels.output_pixel(layouts.output, row),
         residual_row=lambda row: pixels.output_pixel(layouts.residual, row),
+        output_tile=layouts.output.first_tile,
+        residual_tile=layouts.residual.first_tile,
         is_stored=pixels.is_stored,
         **_reduction(layer, pixels),
     )
@@ -41,11 +43,10 @@ def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str]) -> D
 def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...]]:
     """Shapes of the operands: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
     layouts = pixels.layouts
-    tiles = (row_tiles(layer.out_channels), TILE)
     shapes = {
         "bias": (layer.units, TILE),
-        "residual": (pixels.output_pixels(layouts.residual), *tiles),
-        "output": (pixels.output_pixels(layouts.output), *tiles),
+        "residual": pixels.output_shape(layouts.residual),
+        "output": pixels.output_shape(layouts.output),
     }
     for name, layout, size in zip(input_names(layer), layouts.inputs, layer.input_sizes, strict=True):
         if isinstance(layer, Pool):
@@ -84,13 +85,14 @@ def _only(_old: Any, new: Any) -> Any:
 
 
 def _pool(layer: Pool, pixels: Pixels[Pool]) -> dict[str, Any]:
-    pixel = pixels.layouts.input.pixel(layer.channels)
+    layout = pixels.layouts.input
     is_max = layer.kind == "max"
     taps = layer.kernel[0] * layer.kernel[1]
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, _s, tap_h, tap_w = index
-        return buffers["input"][pixels.input_pixel(row, tap_h, tap_w) * pixel + (begin + t) * TILE + channel]
+        pixel = pixels.input_pixel(row, tap_h, tap_w)
+        return buffers["input"][layout.element(pixel, (begin + t) * TILE + channel, layer.channels)]
 
     def average(buffers: dict[str, Any], index: list[Any], begin: Any, total: Any) -> Any:
         return total * _average_factor(layer, pixels, index[0])
@@ -154,7 +156,7 @@ def _concat(layer: Concat, pixels: Pixels[Pool]) -> dict[str, Any]:
         first = (begin + t) * TILE + channel // run * run
         operands = zip(input_names(layer), layouts.inputs, starts, layer.channels, strict=True)
         values = [
-            buffers[name][pixels.output_pixel(layout, row) * layout.pixel(channels) + place - start]
+            buffers[name][layout.element(pixels.output_pixel(layout, row), place - start, channels)]
             for name, layout, start, channels in operands
         ]
         ends = list(starts[1:])
@@ -181,7 +183,7 @@ def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
         else:
             sources.append(pixels.output_pixel(layouts.others[0], row))
         x, y = (
-            buffers[name][source * layout.pixel(layer.channels) + place]
+            buffers[name][layout.element(source, place, layer.channels)]
             for name, source, layout in zip(input_names(layer), sources, layouts.inputs, strict=True)
         )
         return x * y
@@ -191,7 +193,7 @@ def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
 
 def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
     layout = pixels.layouts.input
-    tiles = row_tiles(layer.channels)
+    tiles = layout.tiles(layer.channels)
     elements = pixels.output_pixels(layout) * tiles * TILE
     before = (layer.size - 1) // 2
     reach = -(-layer.size // (2 * TILE))

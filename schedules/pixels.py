@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant, row_tiles
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant
 
 from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch, rows_of_group
 
@@ -143,6 +143,10 @@ class Pixels(Generic[Windowed]):
         image = (layer.out_h + 2 * layout.halo[0]) * (layer.out_w + 2 * layout.halo[1])
         return max(layer.batch * image, *(self.output_pixel(layout, row) + 1 for row in self._line_ends()))
 
+    def output_shape(self, layout: ImageLayout) -> tuple[int, int, int]:
+        """The output or the residual as a buffer of whole tiles."""
+        return self.output_pixels(layout), layout.tiles(self.layer.out_channels), TILE
+
     def _line_ends(self) -> Iterable[int]:
         last = (self.rows - 1) // self.columns
         return (line * self.columns + self.columns - 1 for line in range(max(0, last - 1), last + 1))
@@ -175,13 +179,12 @@ def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
 def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Shapes of a kernel's buffers: the input as plain elements, the output as pixels of whole tiles."""
     layer, layouts = pixels.layer, pixels.layouts
-    tiles = (row_tiles(layer.out_channels), TILE)
     return {
         "input": (pixels.input_pixels * layouts.input.pixel(layer.in_channels),),
         weights: weights_shape,
         "bias": (layer.units, TILE),
-        "residual": (pixels.output_pixels(layouts.residual), *tiles),
-        "output": (pixels.output_pixels(layouts.output), *tiles),
+        "residual": pixels.output_shape(layouts.residual),
+        "output": pixels.output_shape(layouts.output),
     }
 
 
@@ -198,6 +201,8 @@ def describe(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...
         channels=layer.out_channels,
         output_row=lambda row: pixels.output_pixel(layouts.output, row),
         residual_row=lambda row: pixels.output_pixel(layouts.residual, row),
+        output_tile=layouts.output.first_tile,
+        residual_tile=layouts.residual.first_tile,
         is_stored=pixels.is_stored,
         **reduction,
     )

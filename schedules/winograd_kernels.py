@@ -64,8 +64,8 @@ class Steps:
 
     def _input(self, tile: Any, i: int, j: int, channel: Any) -> Any:
         pixel, exists = self.tiles.input_pixel(tile, i, j)
-        stride = self.tiles.layouts.input.pixel(self.tiles.layer.in_channels)
-        value = self.buffers["input"][pixel * stride + channel]
+        source = self.tiles.layouts.input.element(pixel, channel, self.tiles.layer.in_channels)
+        value = self.buffers["input"][source]
         return value if exists is None else T.if_then_else(exists, value, T.float32(0))
 
     def multiply(
@@ -131,7 +131,7 @@ class Steps:
         chain = stages(
             layer.epilogue,
             bias=lambda: buffers["bias"][unit, channel],
-            residual=lambda: buffers["residual"][residual, unit, channel],
+            residual=lambda: buffers["residual"][residual, layouts.residual.first_tile + unit, channel],
             native_exp=self.native_exp,
         )
         kept: list[Buffer] = []
@@ -143,7 +143,8 @@ class Steps:
                 value = stage([outputs[(*place, lane)], *(buffer[lane] for buffer in kept)])
                 if last:
                     value = zero_behind(layer.out_channels, value, layer.epilogue, unit, channel)
-                T.buffer_store(target, value, [pixel, unit, channel] if last else [lane])
+                place_in_memory = [pixel, layouts.output.first_tile + unit, channel]
+                T.buffer_store(target, value, place_in_memory if last else [lane])
             kept.append(target)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts, row_tiles
+from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts
 
 from .pixels import check_layouts, every
 
@@ -92,9 +92,11 @@ class WinogradTiles:
         def pixels(layout: ImageLayout, h: int, w: int) -> int:
             return layer.batch * (h + 2 * layout.halo[0]) * (w + 2 * layout.halo[1])
 
-        tiles = (row_tiles(layer.out_channels), TILE)
+        def tiles(layout: ImageLayout) -> tuple[int, int, int]:
+            return pixels(layout, layer.out_h, layer.out_w), layout.tiles(layer.out_channels), TILE
+
         return {
             "input": (pixels(layouts.input, layer.h, layer.w) * layouts.input.pixel(layer.in_channels),),
-            "residual": (pixels(layouts.residual, layer.out_h, layer.out_w), *tiles),
-            "output": (pixels(layouts.output, layer.out_h, layer.out_w), *tiles),
+            "residual": tiles(layouts.residual),
+            "output": tiles(layouts.output),
         }

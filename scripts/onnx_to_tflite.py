@@ -80,6 +80,8 @@ class _Conversion:
         self.not_negative: set[str] = set()
         for node in graph.nodes:
             self._convert(node)
+            for whole in graph.wholes(node.output):
+                self._join(whole, graph.parts(whole))
 
     def _shape(self, name: str) -> Sequence[int]:
         tensor = self.graph.tensors[name]
@@ -113,6 +115,15 @@ class _Conversion:
         self.numbers[node.output] = output
         if fused or (isinstance(layer, Concat | Pool) and self.not_negative.issuperset((node.input, *node.others))):
             self.not_negative.add(node.output)
+
+    def _join(self, whole: str, parts: Sequence[str]) -> None:
+        """Concatenate the parts of an image once there are all."""
+        if self.numbers.keys() >= set(parts):
+            self.numbers[whole] = self.writer.tensor(whole, self._shape(whole))
+            inputs = [self.numbers[name] for name in parts]
+            self.writer.add("CONCATENATION", inputs, self.numbers[whole], "Concatenation", axis=3)
+            if self.not_negative.issuperset(parts):
+                self.not_negative.add(whole)
 
     def _bias(self, node: Node, channels: int) -> int:
         return self.writer.constant(node.params.get("bias", np.zeros(channels, np.float32)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import tvm
 from reference import evaluate_layer
 from tvm.target.codegen import llvm_get_system_cpu
 
-from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant, parameter_shapes
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant, parameter_shapes, tile_count
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
 from tvm_coexec.schedules.frame import Launch
@@ -127,12 +128,14 @@ class Half:
 
 
 def _image(buffer: np.ndarray, layout: ImageLayout, shape: tuple[int, ...]) -> np.ndarray:
-    """The interior of an image in memory, padding channels included."""
+    """The interior of an image in memory, padding channels included, those of other parts of its whole left out."""
     batch, h, w, channels = shape
     halo_h, halo_w = layout.halo
     extents = (batch, h + 2 * halo_h, w + 2 * halo_w, layout.pixel(channels))
     whole = buffer.reshape(-1)[: int(np.prod(extents))].reshape(extents)
-    return whole[:, halo_h : halo_h + h, halo_w : halo_w + w]
+    first = layout.first_tile * TILE
+    end = first + tile_count(channels) * TILE if layout.is_part else None
+    return whole[:, halo_h : halo_h + h, halo_w : halo_w + w, first:end]
 
 
 def _write_image(buffer: np.ndarray, layout: ImageLayout, values: np.ndarray) -> None:
@@ -140,6 +143,10 @@ def _write_image(buffer: np.ndarray, layout: ImageLayout, values: np.ndarray) ->
     batch, h, w, channels = values.shape
     halo_h, halo_w = layout.halo
     buffer.reshape(-1)[: batch * (h + 2 * halo_h) * (w + 2 * halo_w) * layout.pixel(channels)] = 0
+    if layout.is_part:
+        whole = replace(layout, first_tile=0)
+        _image(buffer, whole, (batch, h, w, layout.pixel(channels)))[:] = np.nan
+        _image(buffer, layout, values.shape)[:] = 0
     _image(buffer, layout, values.shape)[..., :channels] = values
 
 

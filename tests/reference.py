@@ -48,7 +48,18 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
     for node in graph.nodes:
         opaque = isinstance(node.layer, Opaque)
         values[node.output] = _compute_program(node, values) if opaque else _evaluate_node(node, values)
+        _fill_wholes(graph, node.output, values)
     return {name: _to_user(graph.tensors[name], values[name]) for name in graph.outputs}
+
+
+def _fill_wholes(graph: Graph, name: str, values: dict[str, np.ndarray]) -> None:
+    """Put a tensor where it lies in those that it is part of."""
+    part = graph.tensors[name]
+    if part.whole is not None:
+        whole = graph.tensors[part.whole]
+        rows = values.setdefault(part.whole, np.full((whole.rows, whole.channels), np.nan))
+        rows[:, part.first_channel : part.first_channel + part.channels] = values[name]
+        _fill_wholes(graph, part.whole, values)
 
 
 def _from_user(tensor: Tensor, array: np.ndarray) -> np.ndarray:

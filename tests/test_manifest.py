@@ -12,6 +12,7 @@ from tvm_coexec.runtime.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Mani
 IMAGE = TensorSpec.of_size("x", (2, 3, 5, 40), ImageLayout((1, 2)))
 NARROW = TensorSpec.of_size("n", (1, 4, 4, 3), ImageLayout((1, 1), narrow=True))
 ROWS = TensorSpec("y", (3, 40))
+PART = TensorSpec.of_size("p", (2, 3, 5, 8), ImageLayout((1, 2), False, 2, 1))
 
 
 def step(seed: int | None, source: str) -> StepSpec:
@@ -24,7 +25,7 @@ def step(seed: int | None, source: str) -> StepSpec:
 
 
 def manifest(*steps: StepSpec) -> Manifest:
-    return Manifest({"name": "d"}, (IMAGE, NARROW, ROWS), (), ("y",), ("y",), steps, {})
+    return Manifest({"name": "d"}, (IMAGE, NARROW, ROWS, PART), (), ("y",), ("y",), steps, {})
 
 
 @pytest.mark.parametrize(("tensor", "elements"), [(IMAGE, 2 * 5 * 9 * 64), (NARROW, 6 * 6 * 3), (ROWS, 3 * 64)])
@@ -36,6 +37,17 @@ def test_a_view_covers_the_elements_and_leaves_halo_and_padding_alone(tensor: Te
     view[:] = 1
     assert memory.sum() == np.prod(tensor.shape)
     assert not memory[:elements].reshape(-1, tensor.row_elements)[:, tensor.channels :].any()
+
+
+def test_a_part_of_an_image_covers_its_own_channels() -> None:
+    part = TensorSpec("p", (2, 3, 5, 40), 1, ImageLayout((1, 2), False, 5, 2), (2, 3, 5, 40), wholes=("x",))
+    memory = np.zeros(part.memory_words, np.float32)
+    part.view(memory)[:] = 1
+    whole = TensorSpec.of_size("x", (2, 3, 5, 136), ImageLayout((1, 2)))
+    assert whole.memory_words == part.memory_words == memory.size
+    assert not whole.view(memory)[..., :64].any() and not whole.view(memory)[..., 104:].any()
+    assert whole.view(memory)[..., 64:104].all()
+    assert (part.own_bytes, whole.own_bytes) == ((256, 512), (0, 640))
 
 
 def test_a_manifest_reads_back_as_it_was_written() -> None:

@@ -54,8 +54,7 @@ def test_every_synchronisation_of_the_runtime_is_in_the_plan():
     graph = network(*layers)
     plan = plan_network(graph, planner(), "device", "svm")
     works = [
-        Work(layer.cpu_units, layer.gpu_units, reads)
-        for layer, reads in zip(plan.layers, reads_of(graph.nodes), strict=True)
+        Work(layer.cpu_units, layer.gpu_units, reads) for layer, reads in zip(plan.layers, reads_of(graph), strict=True)
     ]
     assert len(plan.syncs) == lower(works, "svm").sync_count
 
@@ -85,9 +84,9 @@ def test_a_tiny_layer_stays_whole_between_large_ones():
 
 def test_a_residual_is_read_unit_by_unit_and_an_input_as_a_whole():
     graph = network(Linear(50, 768, 768), Linear(50, 768, 768), Linear(50, 768, 768, ("residual",)))
-    assert reads_of(graph.nodes) == [(), (Read(1),), (Read(2), Read(1, local=True))]
+    assert reads_of(graph) == [(), (Read(1),), (Read(2), Read(1, local=True))]
     graph.nodes[2].residual = graph.nodes[2].input
-    assert reads_of(graph.nodes)[2] == (Read(2), Read(2))
+    assert reads_of(graph)[2] == (Read(2), Read(2))
 
 
 def test_plans_made_elsewhere_are_put_together_alike():

@@ -170,7 +170,32 @@ def test_a_read_is_local_only_between_steps_that_are_divided_alike() -> None:
         Named("e", ("c",), ("c",), axis="rows"),
     ]
     expected = [(), (Read(1),), (Read(2), Read(1, local=True)), (Read(3),), (Read(3),)]
-    assert network_reads(steps) == expected
+    assert network_reads(steps, {}) == expected
+
+
+def test_who_reads_a_whole_reads_all_its_parts() -> None:
+    wholes = {"a": ("ab", "abc"), "b": ("ab", "abc"), "ab": ("abc",), "c": ("abc",)}
+    steps = [
+        Named("a", ("x",)),
+        Named("b", ("x",), units=2),
+        Named("c", ("a", "ab"), ("a", "ab")),
+        Named("d", ("abc",), ("abc",)),
+    ]
+    read_all = tuple(Read(number) for number in (1, 2, 3))
+    assert network_reads(steps, wholes) == [(), (), (Read(1, local=True), Read(1), Read(2)), read_all]
+
+
+def test_every_part_waits_for_who_used_its_memory_before() -> None:
+    wholes = {"a": ("ab",), "b": ("ab",)}
+    steps = [Named("x", ()), Named("y", ("x",)), Named("a", ("y",)), Named("b", ("y",)), Named("z", ("ab",))]
+    memory = {"x": "one", "y": "two", "a": "one", "b": "one", "ab": "one", "z": "two"}
+    assert network_reads(steps, wholes, memory) == [
+        (),
+        (Read(1),),
+        (Read(2), Read(1), Read(2)),
+        (Read(2), Read(1), Read(2)),
+        (Read(3), Read(4), Read(2), Read(3), Read(4)),
+    ]
 
 
 def test_one_side_alone_synchronises_nothing() -> None:

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from networks import NETWORKS
 from onnx_builder import random_inputs, run_onnx
+from poison import poison
 
 import tvm_coexec
 from tvm_coexec.runtime.device import Device
@@ -20,7 +21,6 @@ SMALL = {
     "vit_b16": {"size": 64, "width": 1 / 4, "classes": 10},
     "minilm": {"size": 16, "width": 1 / 4, "depth": 2, "words": 100},
 }
-NAN = np.float32("nan")
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -28,22 +28,6 @@ def model(request: pytest.FixtureRequest) -> onnx.ModelProto:
     sizes = SMALL[request.param]
     made: onnx.ModelProto = NETWORKS[request.param](**sizes)
     return made
-
-
-def poison(module: Module) -> None:
-    """Make every element a NaN that a run has to write before it is read; the zeros of halos stay."""
-    executor = module._executor
-    halo = {
-        executor.manifest.shared()[tensor.name]
-        for tensor in executor.manifest.tensors
-        if tensor.halo_geometry is not None
-    }
-    for tensor in executor.manifest.tensors:
-        if executor.manifest.shared()[tensor.name] in halo:
-            executor.view(tensor.name)[:] = NAN
-        else:
-            executor.blocks[tensor.name].array[:] = NAN
-        executor.publish([tensor.name])
 
 
 def error(module: Module, inputs: dict[str, np.ndarray], expected: np.ndarray) -> float:

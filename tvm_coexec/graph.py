@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import ModelError
-from .layers import AnyLayer, Conv2d, LocalNorm, Opaque, Pool, parameter_dtype, parameter_shapes, reads_locally
+from .layers import TILE, AnyLayer, Conv2d, LocalNorm, Opaque, Pool, parameter_dtype, parameter_shapes, reads_locally
 
 Image = tuple[int, int, int, int]
 """Sizes of an image as kernels see it: batch, height, width, channels."""
@@ -41,6 +41,9 @@ class Tensor:
         and out, and every other tensor has its channels last.
     dtype
         Of the elements; only opaque layers take others than float32.
+    whole, first_channel
+        The image that this one is part of, and where its channels begin there. No node writes a whole: it is there
+        when its parts are, which lie in its memory.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Tensor:
     image: Image | None = None
     channels_first: bool = False
     dtype: str = "float32"
+    whole: str | None = None
+    first_channel: int = 0
 
     @property
     def rows(self) -> int:
@@ -112,6 +117,16 @@ class Graph:
         """Nodes that read ``tensor``, in execution order."""
         return [node for node in self.nodes if tensor in node.reads]
 
+    def parts(self, tensor: str) -> list[str]:
+        """Tensors that are part of ``tensor``, in the order of their channels."""
+        found = [part for part in self.tensors.values() if part.whole == tensor]
+        return [part.name for part in sorted(found, key=lambda part: part.first_channel)]
+
+    def wholes(self, tensor: str) -> tuple[str, ...]:
+        """What ``tensor`` is part of, what that is part of, and so on."""
+        whole = self.tensors[tensor].whole
+        return () if whole is None else (whole, *self.wholes(whole))
+
     def validate(self) -> None:
         """Check that the graph can run as it is written.
 
@@ -131,13 +146,38 @@ class Graph:
                     raise ModelError(f"graph {kind} {name!r} is not among the graph's tensors; add it")
         _check_unique([node.name for node in self.nodes], "node")
 
+        parts = {tensor.whole: self.parts(tensor.whole) for tensor in self.tensors.values() if tensor.whole is not None}
+        for whole in parts:
+            self._check_parts(whole)
         available = set(self.inputs)
         for node in self.nodes:
             _check_node(node, self.tensors, available)
             available.add(node.output)
+            for whole in self.wholes(node.output):
+                if available.issuperset(parts[whole]):
+                    available.add(whole)
         for name in [*self.outputs, *self.tensors]:
             if name not in available:
                 raise ModelError(f"tensor {name!r} is computed by no node; remove it, or add the node that makes it")
+
+    def _check_parts(self, whole: str) -> None:
+        """Parts must fill the channels of an image that nothing else writes, and begin where its tiles do."""
+        if whole not in self.tensors or whole in (*self.inputs, *(node.output for node in self.nodes)):
+            raise ModelError(f"{whole!r}, which others are part of, must be a tensor that no node writes, and no input")
+        image, channel = self.tensors[whole].image, 0
+        for name in self.parts(whole):
+            part = self.tensors[name]
+            fits = part.image is not None and image is not None and part.image[:3] == image[:3]
+            if not fits or part.first_channel != channel or channel % TILE or name in (*self.inputs, *self.outputs):
+                raise ModelError(
+                    f"tensor {name!r} cannot be part of {whole!r} from channel {part.first_channel} on; parts are "
+                    f"images of the network's own that follow each other and begin at multiples of {TILE}"
+                )
+            channel += part.channels
+        if channel != self.tensors[whole].channels:
+            raise ModelError(
+                f"the parts of {whole!r} have {channel} channels, but it has {self.tensors[whole].channels}"
+            )
 
 
 def _check_unique(names: list[str], kind: str) -> None:

@@ -1,32 +1,49 @@
-"""How every image of a network lies in memory, and the copies that are needed where layers want it differently."""
+"""How every image of a network lies in memory, and the copies that are needed where layers want it differently.
+
+A concatenation needs none where its operands can be computed in their places in its result, as parts of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import accumulate
 
 from .graph import Graph, Image, Node, Tensor
 from .layers import (
     MAX_NARROW,
+    TILE,
     AnyLayer,
     Concat,
     Conv2d,
     ImageLayer,
     ImageLayout,
     ImageLayouts,
+    LocalNorm,
     Opaque,
     Pool,
     RowWise,
+    row_tiles,
 )
 
 
 def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
     """A layout for every image of a graph: the padding of a convolution is a halo around the image that it reads."""
-    layouts = {}
+    layouts: dict[str, ImageLayout] = {}
     for name, tensor in graph.tensors.items():
-        if tensor.image is not None:
-            readers = graph.consumers(name)
-            layouts[name] = ImageLayout(_halo(name, readers), _is_narrow(name, tensor, readers, graph))
+        if tensor.image is not None and tensor.whole is None:
+            layouts[name] = ImageLayout(_halo(name, graph), _is_narrow(name, tensor, graph))
+            layouts |= _part_layouts(name, replace(layouts[name], whole_tiles=row_tiles(tensor.channels)), graph)
+    return layouts
+
+
+def _part_layouts(whole: str, layout: ImageLayout, graph: Graph) -> dict[str, ImageLayout]:
+    """Those of all parts of an image, and of their parts, if a part that began where the image does had ``layout``."""
+    layouts: dict[str, ImageLayout] = {}
+    for name in graph.parts(whole):
+        first_tile = layout.first_tile + graph.tensors[name].first_channel // TILE
+        layouts[name] = replace(layout, first_tile=first_tile)
+        layouts |= _part_layouts(name, layouts[name], graph)
     return layouts
 
 
@@ -55,13 +72,16 @@ def _padding(node: Node, name: str) -> tuple[int, int]:
     return (max(top, bottom), max(left, right))
 
 
-def _halo(name: str, readers: list[Node]) -> tuple[int, int]:
-    wanted = [(0, 0), *(_padding(node, name) for node in readers)]
+def _halo(name: str, graph: Graph) -> tuple[int, int]:
+    """What all readers of an image and of its parts can do with."""
+    wanted = [(0, 0), *(_padding(node, name) for node in graph.consumers(name))]
+    wanted += [_halo(part, graph) for part in graph.parts(name)]
     return (max(h for h, _ in wanted), max(w for _, w in wanted))
 
 
-def _is_narrow(name: str, tensor: Tensor, readers: list[Node], graph: Graph) -> bool:
+def _is_narrow(name: str, tensor: Tensor, graph: Graph) -> bool:
     """Whether an image is kept without padding channels: a network's input with few channels."""
+    readers = graph.consumers(name)
     only_convolved = all(isinstance(node.layer, Conv2d) and node.reads == (name,) for node in readers)
     return name in graph.inputs and name not in graph.outputs and tensor.channels <= MAX_NARROW and only_convolved
 
@@ -71,6 +91,7 @@ def fit_images(graph: Graph) -> Graph:
 
     Element-wise maps of images become poolings of single pixels, which know of halos. Where a layer that sees rows
     touches an image that a convolution wants with a halo, the convolution reads a copy, made by a node of its own.
+    Concatenations vanish where their operands can be parts of the result.
     """
     graph = replace(graph, nodes=[_over_image(node, graph.tensors[node.input].image) for node in graph.nodes])
     tensors = dict(graph.tensors)
@@ -87,7 +108,7 @@ def fit_images(graph: Graph) -> Graph:
             nodes.append(replace(node, input=copies[node.input]))
         else:
             nodes.append(node)
-    return Graph(tensors, graph.inputs, graph.outputs, nodes) if copies else graph
+    return _join(Graph(tensors, graph.inputs, graph.outputs, nodes))
 
 
 def _over_image(node: Node, image: Image | None) -> Node:
@@ -96,6 +117,45 @@ def _over_image(node: Node, image: Image | None) -> Node:
         return node
     batch, h, w, channels = image
     return replace(node, layer=Pool("average", h, w, channels, (1, 1), batch=batch, epilogue=layer.epilogue))
+
+
+def _join(graph: Graph) -> Graph:
+    """Make operands of concatenations parts of the results, where all of one can be, and drop such nodes."""
+    for node in graph.nodes:
+        if isinstance(node.layer, Concat) and _can_be_joined(node, node.layer, graph):
+            starts = accumulate(node.layer.channels, initial=0)
+            parts = {
+                name: replace(graph.tensors[name], whole=node.output, first_channel=start)
+                for name, start in zip((node.input, *node.others), starts, strict=False)
+            }
+            nodes = [one for one in graph.nodes if one is not node]
+            joined = Graph(graph.tensors | parts, graph.inputs, graph.outputs, nodes)
+            if not _is_seen_as_rows(joined, node.output) or _halo(node.output, joined) == (0, 0):
+                graph = joined
+    return graph
+
+
+def _can_be_joined(node: Node, layer: Concat, graph: Graph) -> bool:
+    """Whether all operands begin with a tile of the result, and nothing touches them that a part cannot serve.
+
+    A copy of a single image has another purpose, and stays.
+    """
+    aligned = all(channels % TILE == 0 for channels in layer.channels[:-1])
+    sizes = zip((*node.reads, node.output), (*layer.input_sizes, layer.output_size), strict=True)
+    are_images = all(graph.tensors[name].image == size for name, size in sizes)
+    are_free = 1 < len(set(node.reads)) == len(node.reads) and all(_can_be_part(name, graph) for name in node.reads)
+    return aligned and are_images and are_free
+
+
+def _can_be_part(name: str, graph: Graph) -> bool:
+    """Whether an image is no part yet, is the network's own, and is touched only by kernels that see images."""
+    if graph.tensors[name].whole is not None or name in (*graph.inputs, *graph.outputs):
+        return False
+    users = [node for node in graph.nodes if name in (*node.reads, node.output)]
+    return all(
+        isinstance(node.layer, ImageLayer) and not (isinstance(node.layer, LocalNorm) and node.input == name)
+        for node in users
+    )
 
 
 def _is_seen_as_rows(graph: Graph, name: str) -> bool:

@@ -68,7 +68,7 @@ def package(
                 constants.update({halves.constant(role): array for role, array in packed.items()})
         kernels += halves.kernels
         steps.append(halves.step(choice.cpu_units))
-    tensors = tuple(_tensor_spec(tensor, layouts.get(tensor.name)) for tensor in graph.tensors.values())
+    tensors = tuple(_tensor_spec(tensor, layouts.get(tensor.name), graph) for tensor in graph.tensors.values())
     manifest = Manifest(
         device=dict(device),
         tensors=tensors,
@@ -88,7 +88,7 @@ def _roles(node: Node) -> dict[str, str | None]:
     return {"input": node.input, **others, "residual": node.residual, "output": node.output}
 
 
-def _tensor_spec(tensor: Tensor, layout: ImageLayout | None) -> TensorSpec:
+def _tensor_spec(tensor: Tensor, layout: ImageLayout | None, graph: Graph) -> TensorSpec:
     return TensorSpec(
         tensor.name,
         tuple(tensor.shape),
@@ -97,6 +97,7 @@ def _tensor_spec(tensor: Tensor, layout: ImageLayout | None) -> TensorSpec:
         tensor.image,
         tensor.channels_first,
         tensor.dtype,
+        wholes=graph.wholes(tensor.name),
     )
 
 

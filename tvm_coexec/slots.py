@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .layers import layer_from_json
-from .runtime.manifest import StepSpec, TensorSpec
+from .runtime.manifest import StepSpec, TensorSpec, lifetimes
 
 
 @dataclass
@@ -25,6 +25,7 @@ def assign_slots(
     """Give every tensor a slot that holds nothing else while the tensor is needed.
 
     The zeros of a halo have to stay, so tensors with one share memory only where their halos are in the same places.
+    All parts of a whole have its slot, from when the first is written until none is needed any more.
 
     Parameters
     ----------
@@ -33,18 +34,21 @@ def assign_slots(
     kept
         Tensors with a slot of their own: what the user writes and reads between runs.
     """
-    written = {step.output: number for number, step in enumerate(steps, 1)}
-    last_use = {**written, **{name: number for number, step in enumerate(steps, 1) for name in step.inputs}}
+    lives = lifetimes(tensors, steps)
+    needed = dict.fromkeys(lives, 0)
+    for tensor in tensors:
+        needed[tensor.outermost] = max(needed[tensor.outermost], words[tensor.name])
     slots: list[_Slot] = []
     numbers: dict[str, int] = {}
-    for tensor in sorted(tensors, key=lambda tensor: written.get(tensor.name, 0)):
-        name = tensor.name
-        begin = 0 if name in kept else written[name] - _grace(steps[written[name] - 1])
-        slot = _free_slot(slots, tensor.halo_geometry, words[name], begin)
-        slot.words = max(slot.words, words[name])
-        slot.needed_until = len(steps) + 1 if name in kept else last_use[name]
+    wholes = [tensor for tensor in tensors if not tensor.wholes]
+    for tensor in sorted(wholes, key=lambda tensor: lives[tensor.name][0]):
+        name, (first, last) = tensor.name, lives[tensor.name]
+        begin = 0 if name in kept else first - _grace(steps[first - 1])
+        slot = _free_slot(slots, tensor.halo_geometry, needed[name], begin)
+        slot.words = max(slot.words, needed[name])
+        slot.needed_until = len(steps) + 1 if name in kept else last
         numbers[name] = slot.number
-    return tuple(replace(tensor, slot=numbers[tensor.name]) for tensor in tensors)
+    return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
 
 
 def _grace(step: StepSpec) -> int:

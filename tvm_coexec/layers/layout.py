@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .base import TILE, Layer, row_tiles
 from .dense import Conv2d
@@ -16,15 +17,30 @@ class ImageLayout:
     """How an image lies in memory: ``[batch, h + 2·halo, w + 2·halo, pixel]``.
 
     The halo, of so many pixels above and below, left and right, holds zeros: a convolution reads it as its padding,
-    and no kernel writes it. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels alone.
+    and no kernel writes it. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels alone. An image
+    that is part of a larger one shares its pixels: it has some of their ``whole_tiles``, from ``first_tile`` on.
     """
 
     halo: tuple[int, int] = (0, 0)
     narrow: bool = False
+    whole_tiles: int | None = None
+    first_tile: int = 0
+
+    @property
+    def is_part(self) -> bool:
+        return self.whole_tiles is not None
+
+    def tiles(self, channels: int) -> int:
+        """Tiles from one pixel to the next, where pixels have whole ones."""
+        return row_tiles(channels) if self.whole_tiles is None else self.whole_tiles
 
     def pixel(self, channels: int) -> int:
         """Elements from one pixel to the next."""
-        return channels if self.narrow else row_tiles(channels) * TILE
+        return channels if self.narrow else self.tiles(channels) * TILE
+
+    def element(self, pixel: Any, channel: Any, channels: int) -> Any:
+        """Where in memory one of an image's channels lies; ``pixel`` counts those of the halo too."""
+        return pixel * self.pixel(channels) + (self.first_tile * TILE + channel)
 
 
 @dataclass(frozen=True)

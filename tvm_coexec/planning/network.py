@@ -38,9 +38,10 @@ class _Step:
         return cls(node.layer.axis, node.layer.units, node.reads, node.local_reads, node.output)
 
 
-def reads_of(nodes: Sequence[Node]) -> list[tuple[Read, ...]]:
+def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
     """For each node the nodes, counted from 1, whose outputs it reads."""
-    return network_reads([_Step.of(node) for node in nodes])
+    wholes = {name: graph.wholes(name) for name in graph.tensors}
+    return network_reads([_Step.of(node) for node in graph.nodes], wholes)
 
 
 def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
@@ -55,20 +56,20 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
         layers: tuple[LayerPlan, ...] = (planner.plan_layer(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
-        layers = _plan_together(graph.nodes, planner)
+        layers = _plan_together(graph, planner)
     return assemble(graph, layers, planner.overheads, device, mechanism)
 
 
 def assemble(graph: Graph, layers: Sequence[LayerPlan], overheads: Overheads, device: str, mechanism: str) -> Plan:
     """The plan of a network from those of its layers: with its time and its synchronisations."""
-    reads = reads_of(graph.nodes)
+    reads = reads_of(graph)
     options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us) for one in layers]
     total_us = simulate(reads, options, Costs(overheads.split_us, overheads.gpu_alone_us))
     return Plan(device, mechanism, tuple(layers), total_us, tuple(_synchronisations(layers, reads)))
 
 
-def _plan_together(nodes: Sequence[Node], planner: Planner) -> tuple[LayerPlan, ...]:
-    overheads, reads = planner.overheads, reads_of(nodes)
+def _plan_together(graph: Graph, planner: Planner) -> tuple[LayerPlan, ...]:
+    nodes, overheads, reads = graph.nodes, planner.overheads, reads_of(graph)
     careful = Costs(overheads.split_us, overheads.gpu_alone_us, 1 / (1 - planner.margin), DOUBT * overheads.split_us)
     menus = {layer: _Menu(layer, planner) for layer in dict.fromkeys(node.layer for node in nodes)}
     chosen = search(

@@ -140,7 +140,7 @@ class Executor:
 
     def network_reads(self) -> list[tuple[Read, ...]]:
         """For each step of the module the steps that it has to wait for."""
-        return network_reads(self.manifest.steps, self.manifest.shared())
+        return network_reads(self.manifest.steps, self.manifest.wholes(), self.manifest.shared())
 
     def opencl_kernel(self, name: str) -> Any:
         """A kernel object of its own, since arguments belong to the object."""
@@ -190,7 +190,8 @@ class Prepared:
         works = []
         for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
             check_split(step, cpu_units)
-            is_output = step.output in manifest.outputs or number == len(sequence)
+            written = {step.output, *executor.spec(step.output).wholes}
+            is_output = not written.isdisjoint(manifest.outputs) or number == len(sequence)
             gpu_units = step.units - cpu_units
             cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
             gpu_launches = len(_half(step, "gpu").launches) if gpu_units else 0
@@ -293,9 +294,10 @@ class Prepared:
         block, tensor = self.executor.blocks[name], self.executor.spec(name)
         rows, row_bytes = tensor.memory_rows, tensor.row_bytes
         if axis == "channels":
-            edge = min(gpu_units * unit_channels * 4, row_bytes)
-            gpu = ((0, 0, 0), (edge, rows if edge else 0, 1))
-            cpu = ((edge, 0, 0), (row_bytes - edge, rows, 1))
+            begin, end = tensor.own_bytes
+            edge = min(begin + gpu_units * unit_channels * 4, end)
+            gpu = ((begin, 0, 0), (edge - begin, rows if edge > begin else 0, 1))
+            cpu = ((edge, 0, 0), (end - edge, rows, 1))
         else:
             edge = min(gpu_units * ROW_BLOCK, rows)
             gpu = ((0, 0, 0), (row_bytes if edge else 0, edge, 1))

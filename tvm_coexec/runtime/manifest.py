@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, row_tiles
+from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, row_tiles, tile_count
 
 FORMAT = "tvm-coexec module"
-VERSION = 2
+VERSION = 3
 
 
 def words(count: int, dtype: str) -> int:
@@ -29,6 +29,7 @@ class TensorSpec:
     The last ``channel_axes`` dimensions together are the channels. With a ``layout`` kernels see the tensor as an
     ``image`` of batch, height, width and channels, whose rows are its pixels; the user may see it otherwise, its
     elements with the ``channels_first``. Tensors of the same ``slot`` share memory, whatever their ``dtype``.
+    ``wholes`` names what the tensor is part of, what that is part of, and so on: they share a slot at the same time.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TensorSpec:
     channels_first: bool = False
     dtype: str = "float32"
     slot: int | None = None
+    wholes: tuple[str, ...] = ()
 
     @classmethod
     def of_size(cls, name: str, size: tuple[int, ...], layout: ImageLayout | None = None) -> TensorSpec:
@@ -47,6 +49,11 @@ class TensorSpec:
             return cls(name, size)
         batch, h, w, channels = size
         return cls(name, size, 1, layout or ImageLayout(), (batch, h, w, channels))
+
+    @property
+    def outermost(self) -> str:
+        """The name of the whole whose memory holds the tensor: its own if it is no part."""
+        return self.wholes[-1] if self.wholes else self.name
 
     @property
     def rows(self) -> int:
@@ -80,8 +87,16 @@ class TensorSpec:
         return self.row_elements * np.dtype(self.dtype).itemsize
 
     @property
+    def own_bytes(self) -> tuple[int, int]:
+        """First byte of a row, and the one behind its last, that belong to no other part of a whole."""
+        if self.layout is None or not self.layout.is_part:
+            return 0, self.row_bytes
+        first = self.layout.first_tile
+        return (4 * TILE * first, 4 * TILE * (first + tile_count(self.channels)))
+
+    @property
     def memory_words(self) -> int:
-        """Words of four bytes that hold the tensor."""
+        """Words of four bytes that hold the tensor, or the whole that it is part of."""
         return words(self.memory_rows * self.row_elements, self.dtype)
 
     @property
@@ -99,7 +114,8 @@ class TensorSpec:
         if self.layout is not None and self.image is not None:
             (_, h, w, _), (halo_h, halo_w) = self.image, self.layout.halo
             whole = whole[:, halo_h : halo_h + h, halo_w : halo_w + w]
-        return whole[..., : self.channels]
+        first = self.layout.first_tile * TILE if self.layout else 0
+        return whole[..., first : first + self.channels]
 
     def write(self, memory: np.ndarray, array: np.ndarray) -> None:
         """Put the user's elements into the tensor's memory."""
@@ -193,6 +209,20 @@ class StepSpec:
                 yield from launch.arguments
 
 
+def lifetimes(tensors: Iterable[TensorSpec], steps: Iterable[StepSpec]) -> dict[str, tuple[int, int]]:
+    """For each tensor that is no part of another: the first and the last step, from 1, that touch it or its parts.
+
+    What no step writes, an input, is there from 0 on.
+    """
+    outermost = {tensor.name: tensor.outermost for tensor in tensors}
+    lives = dict.fromkeys(outermost.values(), (0, 0))
+    for number, step in enumerate(steps, 1):
+        for name in {outermost[name] for name in (step.output, *step.inputs)}:
+            first, _ = lives[name]
+            lives[name] = (first or (number if name == outermost[step.output] else 0), number)
+    return lives
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything but the code and the constants."""
@@ -238,9 +268,13 @@ class Manifest:
         slots = {tensor.name: f"slot {tensor.slot}" for tensor in self.tensors if tensor.slot is not None}
         return {name: slots.get(name, name) for name in self.word_counts()}
 
+    def wholes(self) -> dict[str, tuple[str, ...]]:
+        """What each tensor is part of, the innermost first."""
+        return {tensor.name: tensor.wholes for tensor in self.tensors}
+
     def _check_names(self) -> None:
         known = {tensor.name for tensor in self.tensors} | {constant.name for constant in self.constants}
-        used = [*self.inputs, *self.outputs]
+        used = [*self.inputs, *self.outputs, *(name for tensor in self.tensors for name in tensor.wholes)]
         for step in self.steps:
             used += [*step.inputs, step.output]
             used += [argument.source for argument in step.arguments if not step.makes(argument)]

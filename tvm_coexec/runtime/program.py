@@ -128,38 +128,58 @@ def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0) -> Lowered:
     return _lower_flags(steps) if mechanism == "svm" else _lower_events(steps, inputs)
 
 
-def network_reads(steps: Sequence[Step], memory: Mapping[str, str] | None = None) -> list[tuple[Read, ...]]:
+def network_reads(
+    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, str] | None = None
+) -> list[tuple[Read, ...]]:
     """For each step the steps whose outputs it reads, and those that used the memory that it overwrites.
 
     Parameters
     ----------
+    wholes
+        What a tensor is part of, the innermost first: whoever reads such a whole reads what many steps wrote.
     memory
         The name of each tensor's memory, where tensors share some.
     """
-    writers = {step.output: number for number, step in enumerate(steps, 1)}
+    writers: dict[str, list[int]] = {}
+    for number, step in enumerate(steps, 1):
+        for name in (step.output, *wholes.get(step.output, ())):
+            writers.setdefault(name, []).append(number)
 
-    def is_local(reader: Step, name: str) -> bool:
-        writer = steps[writers[name] - 1]
-        return name in reader.local_inputs and (reader.axis, reader.units) == (writer.axis, writer.units)
+    def is_local(reader: Step, name: str, writer: Step) -> bool:
+        alike = (reader.axis, reader.units) == (writer.axis, writer.units)
+        return name in reader.local_inputs and name == writer.output and alike
 
-    overwrites = _overwrites(steps, memory) if memory else [set() for _ in steps]
+    overwrites = _overwrites(steps, wholes, memory) if memory else [set() for _ in steps]
     return [
         (
-            *(Read(writers[name], is_local(step, name)) for name in step.inputs if name in writers),
+            *(
+                Read(number, is_local(step, name, steps[number - 1]))
+                for name in step.inputs
+                for number in writers.get(name, ())
+            ),
             *(Read(number) for number in sorted(users)),
         )
         for step, users in zip(steps, overwrites, strict=True)
     ]
 
 
-def _overwrites(steps: Sequence[Step], memory: Mapping[str, str]) -> list[set[int]]:
-    """For each step those that wrote or read what was in the memory of its output before."""
+def _overwrites(
+    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, str]
+) -> list[set[int]]:
+    """For each step those that wrote or read what was in the memory of its output before.
+
+    Parts of one whole do not overwrite each other: each of them overwrites what was there before the first.
+    """
+    contents: dict[str, str] = {}
     users: dict[str, set[int]] = {}
+    before: dict[str, set[int]] = {}
     overwrites = []
     for number, step in enumerate(steps, 1):
-        overwrites.append(users.get(memory[step.output], set()))
-        users[memory[step.output]] = {number}
-        for name in step.inputs:
+        place, content = memory[step.output], (step.output, *wholes.get(step.output, ()))[-1]
+        if contents.get(place) != content:
+            contents[place], before[place], users[place] = content, users.get(place, set()), set()
+        overwrites.append(before[place])
+        for name in (step.output, *step.inputs):
             users.setdefault(memory[name], set()).add(number)
     return overwrites
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .manifest import Manifest
+from .manifest import Manifest, lifetimes
 
 _WORD_BYTES = 4
 
@@ -62,14 +62,8 @@ def memory_use(manifest: Manifest) -> MemoryUse:
 def _bound(manifest: Manifest, counts: dict[str, int]) -> int:
     """Words of the tensors that are needed at once, where these are most."""
     kept = {*manifest.inputs, *manifest.outputs}
-    last = len(manifest.steps)
-    written = {step.output: number for number, step in enumerate(manifest.steps, 1)}
-    needed = {**written, **{name: number for number, step in enumerate(manifest.steps, 1) for name in step.inputs}}
+    lives = lifetimes(manifest.tensors, manifest.steps)
     return max(
-        sum(
-            counts[tensor.name]
-            for tensor in manifest.tensors
-            if tensor.name in kept or written[tensor.name] <= number <= needed[tensor.name]
-        )
-        for number in range(1, last + 1)
+        sum(counts[name] for name, (first, last) in lives.items() if name in kept or first <= number <= last)
+        for number in range(1, len(manifest.steps) + 1)
     )
