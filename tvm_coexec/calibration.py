@@ -80,7 +80,7 @@ def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
     rates = []
     for place, run_us in enumerate(runs_us):
         options = [_option(times[node.layer][place]) for node in graph.nodes]
-        layers_us = simulate(reads_of(graph.nodes), options, Costs(overheads.split_us, overheads.gpu_alone_us))
+        layers_us = simulate(reads_of(graph), options, Costs(overheads.split_us, overheads.gpu_alone_us))
         touched = [
             float(max(touched_bytes(node.layer, np.array([option.cpu_units, option.gpu_units]))))
             for node, option in zip(graph.nodes, options, strict=True)
