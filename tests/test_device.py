@@ -221,16 +221,22 @@ def test_threads_that_do_not_work_are_not_taken_for_workers() -> None:
 def test_a_worker_that_looks_for_more_work_for_a_while_is_still_found(monkeypatch: pytest.MonkeyPatch) -> None:
     worker, spinner = 7, 8
     states = itertools.count()
-    monkeypatch.setattr(cores, "_IDLE_WINDOW_S", 0.0)
+    moments = itertools.count()
 
     def cpu_times() -> dict[int, int]:
         rounds, moment = divmod(next(states), 3)  # before, idle, after
         return {
-            worker: 4_000_000 * rounds + (0, 850_000, 4_000_000)[moment],
-            spinner: 6_000_000 * rounds + (0, 3_000_000, 6_000_000)[moment],
+            worker: 13_000_000 * rounds + (0, 850_000, 13_000_000)[moment],
+            spinner: 15_000_000 * rounds + (0, 3_000_000, 15_000_000)[moment],
         }
 
+    def monotonic_ns() -> int:
+        rounds, moment = divmod(next(moments), 3)  # the work takes four times as long as the rest before it
+        return 15_000_000 * rounds + (0, 3_000_000, 15_000_000)[moment]
+
     monkeypatch.setattr(cores, "_cpu_times", cpu_times)
+    monkeypatch.setattr(cores.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(cores.time, "monotonic_ns", monotonic_ns)
     assert cores.find_workers(lambda: None, 1) == (worker,)
 
 

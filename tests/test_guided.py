@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from test_tuning import FACTS, FakeSession
 
 from tvm_coexec.guided import first_candidates, search_variants
 from tvm_coexec.layers import Conv2d, Variant
 from tvm_coexec.planning.features import Halves
+from tvm_coexec.planning.samples import Candidate
 from tvm_coexec.profile import Profile
+from tvm_coexec.rpc.client import RefusedError
 from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, training_points
 
@@ -63,6 +66,26 @@ def test_what_promises_to_be_faster_is_measured_and_nothing_else(tmp_path: Path)
 def test_a_search_ends_where_nothing_is_promising(tmp_path: Path) -> None:
     one = tuner(tmp_path / "p")
     assert search(one, {one.default_candidate(LAYER).cpu: 10.0}) == set()
+
+
+def test_a_variant_that_fails_does_not_keep_others_from_being_measured(tmp_path: Path) -> None:
+    one = tuner(tmp_path / "p")
+    default, bad, good, *_ = one.variants(LAYER, "cpu")
+    measure = one.session.measure
+
+    def fail(module: bytes, points: Any, **options: Any) -> Any:
+        if module == one.module(Candidate(LAYER, bad, one.default_candidate(LAYER).gpu)):
+            raise RefusedError("the result is wrong")
+        return measure(module, points, **options)
+
+    one.session.measure = fail  # type: ignore[method-assign]
+    assert search(one, {default: 60.0, bad: 50.0, good: 54.0}) == {good}
+
+
+def test_nothing_is_searched_where_nothing_could_be_measured(tmp_path: Path) -> None:
+    one = Tuner(FakeSession(refuses=True), Profile.create(tmp_path / "p", FACTS), target_for(FACTS))  # type: ignore[arg-type]
+    one.measure_all(first_candidates(one, LAYER), training_points(LAYER))
+    search_variants(one, [LAYER], lambda: pytest.fail("there is nothing to learn from"), time.monotonic() + 60)
 
 
 def test_a_search_ends_when_its_time_is_over(tmp_path: Path) -> None:

@@ -81,6 +81,19 @@ def test_tuning_learns_what_is_measured_already(tmp_path: Path) -> None:
         assert not profile.has(CANDIDATE, Point(11, 13)), "one half of a point is not the point"
 
 
+def test_what_was_measured_acquits_a_variant_of_its_partner_s_failure(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_failure(CANDIDATE, "the kernel hangs")
+        assert profile.failed_variants() == {
+            ("cpu", CANDIDATE.layer): frozenset({CPU}),
+            ("gpu", CANDIDATE.layer): frozenset({GPU}),
+        }
+        profile.add_samples([Sample(CANDIDATE.layer, "cpu", CPU, 2, 0, (1.0, 2.0))])
+        assert profile.measured_variants() == {("cpu", CANDIDATE.layer): frozenset({CPU})}
+        assert profile.failed_variants()["cpu", CANDIDATE.layer] == frozenset()
+        assert profile.failed_variants()["gpu", CANDIDATE.layer] == frozenset({GPU})
+
+
 def test_a_failed_candidate_is_remembered_with_its_reason(tmp_path: Path) -> None:
     with Profile.create(tmp_path / "p", FACTS) as profile:
         assert profile.failure(CANDIDATE) is None

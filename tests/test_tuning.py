@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from tvm_coexec.errors import InputError
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import Linear, Opaque, Operand, RowWise
 from tvm_coexec.planning.samples import Candidate, Point, PointTimes
 from tvm_coexec.profile import Profile
 from tvm_coexec.rpc.client import Measurement, RefusedError
 from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, repeats_for, training_points
-from tvm_coexec.tuning import planner, tune
+from tvm_coexec.tuning import check_layers, planner, tune
 from tvm_coexec.workloads import linear_test_layers, linear_training_layers, vit_base
 
 FACTS = {
@@ -108,5 +108,16 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         tune(tmp_path / "p", families=["conv"])
     with pytest.raises(InputError, match="minutes must be positive"):
         tune(tmp_path / "p", minutes=0)
-    with Profile.create(tmp_path / "p", FACTS) as profile, pytest.raises(InputError, match="not tuned to the end"):
+    with (
+        Profile.create(tmp_path / "p", FACTS) as profile,
+        pytest.raises(InputError, match=r"was not tuned to the end.*lacks estimates_us and overheads and traffic"),
+    ):
         planner(profile)
+
+
+def test_a_layer_that_a_side_has_no_kernels_for_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    session = FakeSession()
+    opaque = Opaque("relax.sin", "", (Operand((3, 4), (3, 4)),), Operand((3, 4), (3, 4)))
+    with pytest.raises(InputError, match=r"the gpu has no kernels for .*; leave it out"):
+        check_layers(tuner(session, tmp_path / "p"), [LAYER, opaque])
+    assert not session.points

@@ -5,7 +5,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
+from onnx.numpy_helper import from_array
 
 from tvm_coexec.errors import FileFormatError, InputError
 from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Pool, Product
@@ -106,3 +110,23 @@ def test_a_wrong_entry_is_named(change: dict[str, int], message: str, tmp_path: 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'resnet19'.*resnet18, resnet50, vgg16"):
         layers_named("resnet19")
+
+
+def test_a_model_s_layers_are_those_that_can_be_tuned_each_once(tmp_path: Path) -> None:
+    weights = from_array(np.ones((64, 64), np.float32), "weights")
+    nodes = [
+        helper.make_node("Gemm", ["x", "weights"], ["a"]),
+        helper.make_node("Sin", ["a"], ["b"]),
+        helper.make_node("Gemm", ["b", "weights"], ["y"]),
+    ]
+    onnx.save(model(nodes, weights), tmp_path / "model.onnx")
+    assert layers_named(tmp_path / "model.onnx") == [Linear(3, 64, 64)]
+    onnx.save(model([helper.make_node("Sin", ["x"], ["y"])]), tmp_path / "opaque.onnx")
+    with pytest.raises(InputError, match=r"no layer of .*opaque\.onnx can be tuned"):
+        layers_named(tmp_path / "opaque.onnx")
+
+
+def model(nodes: list[onnx.NodeProto], *weights: onnx.TensorProto) -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [3, 64]) for name in ("x", "y"))
+    graph = helper.make_graph(nodes, "model", [x], [y], list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -28,8 +28,12 @@ _TRIALS = 3
 """Times that the network and its layers are measured, in turn: what they differ by is small."""
 
 _REPEATS = 30
-_LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.5
-"""Layers as the predictors learn them, by their lower deciles; the run as its user sees it, by its median."""
+_LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.25
+"""Layers as the predictors learn them, by their lower deciles; runs by their lower quartiles: what is left of their
+medians when the layers are taken away is mostly noise."""
+
+_USUAL_CACHE_BYTES = 4 << 20
+"""Of a phone's last-level cache, where the system tells no size."""
 
 _LEAST_SHARE = 0.01
 """Of a run's time, what activations are taken to cost at least: less cannot be told from noise."""
@@ -47,7 +51,7 @@ def measure_overheads(tuner: Tuner) -> Overheads:
 
 def measure_traffic(tuner: Tuner, overheads: Overheads) -> Traffic:
     """What weights that come from memory, and activations that come from elsewhere, add to the times of halves."""
-    cache_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0)
+    cache_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0) or _USUAL_CACHE_BYTES
     return Traffic(_weight_rates(tuner, cache_bytes), _activation_rates(tuner, overheads), cache_bytes)
 
 

@@ -1,7 +1,7 @@
 """Guided search: of layers that matter, the variants that the predictors expect to be the best are measured.
 
-A model of the costs learns from what was measured and says what to measure next, until it expects nothing better
-(Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 2018, section 3).
+A model of the costs learns from what was measured and says what to measure next, for some rounds or until it expects
+nothing better (Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 2018, section 3).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from .layers import AnyLayer, Variant
 from .planning.features import Halves
 from .planning.predictors import LatencyPredictor
-from .planning.samples import Candidate, MeasuredVariants
+from .planning.samples import Candidate, VariantSets
 from .tuner import Tuner, training_points
 
 _ROUNDS = 4
@@ -47,8 +47,11 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
     from tqdm import tqdm
 
     for number in range(1, _ROUNDS + 1 if layers else 0):
-        predictors, measured = train(), tuner.profile.measured_variants()
-        promising = [_promising(tuner, layer, predictors, measured) for layer in layers]
+        measured, failed = tuner.profile.measured_variants(), tuner.profile.failed_variants()
+        if {side for side, _ in measured} != {"cpu", "gpu"}:
+            return  # nothing to learn from
+        predictors = train()
+        promising = [_promising(tuner, layer, predictors, measured, failed) for layer in layers]
         candidates = [candidate for candidate in promising if candidate is not None]
         for candidate in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
             if time.monotonic() > until:
@@ -59,13 +62,17 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
 
 
 def _promising(
-    tuner: Tuner, layer: AnyLayer, predictors: Mapping[str, LatencyPredictor], measured: MeasuredVariants
+    tuner: Tuner,
+    layer: AnyLayer,
+    predictors: Mapping[str, LatencyPredictor],
+    measured: VariantSets,
+    failed: VariantSets,
 ) -> Candidate | None:
     """The most promising variants that were never measured; a side that has none takes part with its best one."""
     chosen, unmeasured = {}, False
     for side, predictor in predictors.items():
-        known = measured.get((side, layer), frozenset())
-        variants = [variant for variant in tuner.variants(layer, side) if predictor.knows(layer, variant)]
+        known, bad = (sets.get((side, layer), frozenset()) for sets in (measured, failed))
+        variants = [one for one in tuner.variants(layer, side) if one not in bad and predictor.knows(layer, one)]
         if not variants:
             return None
         times_us = dict(zip(variants, _expected_us(layer, variants, predictor), strict=True))
@@ -73,8 +80,7 @@ def _promising(
         new = [variant for variant in variants if variant not in known and times_us[variant] <= _PROMISING * best_us]
         unmeasured |= bool(new)
         chosen[side] = min(new or variants, key=times_us.__getitem__)
-    candidate = Candidate(layer, chosen["cpu"], chosen["gpu"])
-    return candidate if unmeasured and tuner.profile.failure(candidate) is None else None
+    return Candidate(layer, chosen["cpu"], chosen["gpu"]) if unmeasured else None
 
 
 def _expected_us(layer: AnyLayer, variants: Sequence[Variant], predictor: LatencyPredictor) -> np.ndarray:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import FileFormatError
-from .planning.samples import Candidate, MeasuredVariants, Point, Sample
+from .planning.samples import Candidate, Point, Sample, VariantSets
 from .samplestore import VERSION, SampleStore, damaged, now
 
 FORMAT = "tvm-coexec profile"
@@ -148,9 +148,13 @@ class Profile:
         """Every sample of every run, in the order of measuring."""
         return self._store.samples()
 
-    def measured_variants(self) -> MeasuredVariants:
+    def measured_variants(self) -> VariantSets:
         """The variants of each layer and side that were measured."""
         return self._store.measured_variants()
+
+    def failed_variants(self) -> VariantSets:
+        """The variants of each layer and side that could not be measured, and should not be used."""
+        return self._store.failed_variants()
 
     def has(self, candidate: Candidate, point: Point) -> bool:
         """Whether a point was measured, each side that has work in it with its variant of the candidate."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import FileFormatError
 from .layers import AnyLayer, Variant, layer_from_json, layer_to_json
-from .planning.samples import Candidate, MeasuredVariants, Point, Sample
+from .planning.samples import Candidate, Point, Sample, VariantSets
 
 VERSION = 1
 
@@ -120,7 +120,7 @@ class SampleStore:
             ):
                 yield _sample(self._path, row)
 
-    def measured_variants(self) -> MeasuredVariants:
+    def measured_variants(self) -> VariantSets:
         """What there are samples of."""
         with self._reading() as database:
             rows = database.execute("SELECT DISTINCT side, layer, variant FROM samples").fetchall()
@@ -129,6 +129,18 @@ class SampleStore:
             computed, by = _kernel(self._path, layer, variant)
             found.setdefault((side, computed), set()).add(by)
         return {key: frozenset(variants) for key, variants in found.items()}
+
+    def failed_variants(self) -> VariantSets:
+        """The variants of which there are failures, and no samples that would acquit them."""
+        measured = self.measured_variants()
+        with self._reading() as database:
+            rows = database.execute("SELECT DISTINCT layer, cpu_variant, gpu_variant FROM failures").fetchall()
+        found: dict[tuple[str, AnyLayer], set[Variant]] = {}
+        for layer, *variants in rows:
+            for side, variant in zip(("cpu", "gpu"), variants, strict=True):
+                failed, by = _kernel(self._path, layer, variant)
+                found.setdefault((side, failed), set()).add(by)
+        return {key: frozenset(failed - measured.get(key, frozenset())) for key, failed in found.items()}
 
     def has(self, candidate: Candidate, point: Point) -> bool:
         """Whether each side that has work at a point was measured there."""

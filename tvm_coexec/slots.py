@@ -34,7 +34,7 @@ def assign_slots(
     kept
         Tensors with a slot of their own: what the user writes and reads between runs.
     """
-    lives = lifetimes(tensors, steps)
+    lives, awaited = lifetimes(tensors, steps), _awaited(tensors, steps)
     needed = dict.fromkeys(lives, 0)
     for tensor in tensors:
         needed[tensor.outermost] = max(needed[tensor.outermost], words[tensor.name])
@@ -43,26 +43,35 @@ def assign_slots(
     wholes = [tensor for tensor in tensors if not tensor.wholes]
     for tensor in sorted(wholes, key=lambda tensor: lives[tensor.name][0]):
         name, (first, last) = tensor.name, lives[tensor.name]
-        begin = 0 if name in kept else first - _grace(steps[first - 1])
-        slot = _free_slot(slots, tensor.halo_geometry, needed[name], begin)
+        free_since = -1 if name in kept else awaited[first - 1]
+        slot = _free_slot(slots, tensor.halo_geometry, needed[name], free_since)
         slot.words = max(slot.words, needed[name])
         slot.needed_until = len(steps) + 1 if name in kept else last
         numbers[name] = slot.number
     return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
 
 
-def _grace(step: StepSpec) -> int:
-    """Steps for which a slot must have been free.
+def _awaited(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> list[int]:
+    """For each step the last one that both sides have done when it starts, for the sake of what it reads.
 
-    A step that reads all channels has waited for everything before what it reads; one that stays on its side's own
-    channels has waited for nobody, and should not have to for the sake of memory.
+    It should not have to wait for more because of memory. A step that reads all channels has waited for whatever wrote
+    them, one that stays on its side's own channels for no more than its writers had.
     """
-    return 1 if layer_from_json(step.layer).channel_local else 0
+    wholes = {tensor.name: tensor.wholes for tensor in tensors}
+    written: dict[str, int] = {}
+    awaited: list[int] = []
+    for number, step in enumerate(steps, 1):
+        writers = [written[name] for name in step.inputs if name in written]
+        if layer_from_json(step.layer).channel_local:
+            writers = [awaited[writer - 1] for writer in writers]
+        awaited.append(max(writers, default=0))
+        written |= dict.fromkeys((step.output, *wholes[step.output]), number)
+    return awaited
 
 
-def _free_slot(slots: list[_Slot], geometry: tuple[int, ...] | None, words: int, begin: int) -> _Slot:
-    """The free slot that has to grow least, then the smallest; a new one if none is free."""
-    free = [slot for slot in slots if slot.geometry == geometry and slot.needed_until < begin]
+def _free_slot(slots: list[_Slot], geometry: tuple[int, ...] | None, words: int, since: int) -> _Slot:
+    """The slot free since a step that has to grow least, then the smallest; a new one if none is free."""
+    free = [slot for slot in slots if slot.geometry == geometry and slot.needed_until <= since]
     if free:
         return min(free, key=lambda slot: (max(words - slot.words, 0), slot.words))
     slots.append(_Slot(len(slots), geometry, 0, 0))

@@ -118,21 +118,16 @@ def tune(
     chosen = _check_families(families)
     if minutes <= 0:
         raise InputError(f"minutes must be positive, got {minutes:g}")
-    from tqdm import tqdm
-
     with open_session(device, tracker=tracker, key=key, cpu_cores=cpu_cores, gpu_cores=gpu_cores) as session:
         facts = session.facts()
         path = Path(out)
         opener = Profile.open if path.exists() and any(path.iterdir()) else Profile.create
         with opener(path, facts) as profile:
             tuner = Tuner(session, profile, target_for(facts))
-            added = measure_overheads(tuner)
-            profile.describe(planning={"overheads": asdict(added), "traffic": asdict(measure_traffic(tuner, added))})
+            asked_for = check_layers(tuner, layers)
+            _calibrate(tuner)
             until = time.monotonic() + 60 * minutes
-            asked_for = list(dict.fromkeys(layers))
-            for layer in tqdm(asked_for, desc="measuring", unit="layer", disable=not asked_for):
-                tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
-            search_variants(tuner, asked_for, lambda: _learn(profile), until)
+            _measure_layers(until, tuner, asked_for)
             _measure_until(until, tuner, _stream(chosen), at_least=len(chosen))
             profile.describe(families=sorted({*profile.families, *chosen}))
             return fit(profile)
@@ -146,6 +141,32 @@ def _check_families(families: Iterable[str]) -> list[str]:
     if not chosen:
         raise InputError(f"no family to tune; choose from {', '.join(FAMILIES)}")
     return chosen
+
+
+def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
+    """Each layer once; an :class:`InputError` names one that the tuner's device cannot compute on both sides."""
+    distinct = list(dict.fromkeys(layers))
+    for layer in distinct:
+        for side in ("cpu", "gpu"):
+            if not tuner.variants(layer, side):
+                raise InputError(f"the {side} has no kernels for {layer}, so that it cannot be tuned; leave it out")
+    return distinct
+
+
+def _calibrate(tuner: Tuner) -> None:
+    """Store what joining halves and layers takes; whatever else the profile holds for planning stays good."""
+    overheads = measure_overheads(tuner)
+    found = {"overheads": asdict(overheads), "traffic": asdict(measure_traffic(tuner, overheads))}
+    tuner.profile.describe(planning={**(tuner.profile.planning or {}), **found})
+
+
+def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> None:
+    """Measure every implementation of each layer, then search on while there is time."""
+    from tqdm import tqdm
+
+    for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
+        tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
+    search_variants(tuner, layers, lambda: _learn(tuner.profile), until)
 
 
 def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
@@ -254,8 +275,12 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
 
 def planner(profile: Profile) -> Planner:
     """The planner of a tuned profile."""
-    if not isinstance(profile.planning, dict) or not {"estimates_us", "traffic"} <= set(profile.planning):
-        raise InputError(f"{profile.path} is not tuned to the end; go on with `tvm-coexec tune --out {profile.path}`")
+    missing = {"overheads", "traffic", "estimates_us"} - set(profile.planning or ())
+    if missing:
+        raise InputError(
+            f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
+            f" go on with `tvm-coexec tune --out {profile.path}`, its device and families"
+        )
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
     overheads = Overheads(**profile.planning["overheads"])
     estimates = {side: BaseTime(tuple(terms.items())) for side, terms in profile.planning["estimates_us"].items()}
@@ -268,4 +293,5 @@ def planner(profile: Profile) -> Planner:
         estimates=estimates,
         traffic=Traffic.from_json(profile.planning["traffic"]),
         measured=profile.measured_variants(),
+        failed=profile.failed_variants(),
     )

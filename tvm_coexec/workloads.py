@@ -278,7 +278,10 @@ def layers_of(model: Any) -> list[AnyLayer]:
     from .frontends import to_graph
 
     layers = dict.fromkeys(node.layer for node in to_graph(model).nodes)
-    return [layer for layer in layers if not isinstance(layer, Opaque)]
+    tunable: list[AnyLayer] = [layer for layer in layers if not isinstance(layer, Opaque)]
+    if not tunable:
+        raise InputError(f"no layer of {model} can be tuned: all of them are computed by the CPU alone")
+    return tunable
 
 
 def _layers_in(path: Path) -> list[AnyLayer]:

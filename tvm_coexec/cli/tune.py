@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SET",
-        help="layers to measure before any others, with more of their variants: those of an ONNX model, of a JSON file "
-        "with a list, or a set such as vit-base; several may be given",
+        help="layers to measure before any others, with more of their variants: those of an ONNX or TFLite model, of a "
+        "JSON file with a list, or a set such as vit-base; several may be given",
     )
     parser.add_argument(
         "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"

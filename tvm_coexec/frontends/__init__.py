@@ -36,7 +36,9 @@ def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | Export
     from .fuse import fuse
     from .patterns import collapse_patterns
 
-    return fit_images(fuse(collapse_attention(collapse_patterns(_trace(model)))))
+    graph = fit_images(fuse(collapse_attention(collapse_patterns(_trace(model)))))
+    graph.validate()
+    return graph
 
 
 def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram) -> Trace:

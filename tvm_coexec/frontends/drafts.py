@@ -177,6 +177,4 @@ def finish_graph(inputs: list[DraftTensor], outputs: list[DraftTensor], drafts: 
     nodes = [draft.finish(claim_name(draft.name, taken)) for draft in drafts]
     seen_by_user = {*inputs, *outputs}
     tensors = {tensor.name: tensor.finish(tensor in seen_by_user) for tensor in all_tensors}
-    graph = Graph(tensors, [tensor.name for tensor in inputs], [tensor.name for tensor in outputs], nodes)
-    graph.validate()
-    return graph
+    return Graph(tensors, [tensor.name for tensor in inputs], [tensor.name for tensor in outputs], nodes)

@@ -11,8 +11,8 @@ from tvm_coexec.layers import AnyLayer, Variant
 
 Side = Literal["cpu", "gpu"]
 
-MeasuredVariants = Mapping[tuple[str, AnyLayer], frozenset[Variant]]
-"""By side and layer, the variants of which there are samples."""
+VariantSets = Mapping[tuple[str, AnyLayer], frozenset[Variant]]
+"""Some variants of each side and layer."""
 
 
 @dataclass(frozen=True)

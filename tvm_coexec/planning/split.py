@@ -17,7 +17,7 @@ from .estimates import estimate_us
 from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor
-from .samples import MeasuredVariants, Sample
+from .samples import Sample, VariantSets
 from .traffic import Traffic
 
 SPLIT_MARGIN = 0.05
@@ -119,8 +119,8 @@ class Planner:
     in_network, streams_weights
         Whether layers are in one, and whether its weights come from memory; a layer by itself finds everything in a
         cache.
-    measured
-        The variants that were measured, of each layer that was.
+    measured, failed
+        The variants that were measured, and those that could not be, of each layer that was tried.
     """
 
     cpu: LatencyPredictor
@@ -132,12 +132,14 @@ class Planner:
     traffic: Traffic | None = None
     in_network: bool = False
     streams_weights: bool = False
-    measured: MeasuredVariants = field(default_factory=dict)
+    measured: VariantSets = field(default_factory=dict)
+    failed: VariantSets = field(default_factory=dict)
 
     def for_network(self, graph: Graph) -> Planner:
         """This planner for the layers of one network; those of a network of a single layer are on their own."""
-        streams_weights = self.traffic is not None and self.traffic.streams_weights(graph)
-        return replace(self, in_network=len(graph.nodes) > 1, streams_weights=streams_weights)
+        in_network = len(graph.nodes) > 1
+        streams_weights = in_network and self.traffic is not None and self.traffic.streams_weights(graph)
+        return replace(self, in_network=in_network, streams_weights=streams_weights)
 
     def knows(self, layer: AnyLayer) -> bool:
         """Whether both predictors have learned from kernels that could compute the layer."""
@@ -170,7 +172,8 @@ class Planner:
     def _known_variants(self, layer: AnyLayer, side: str) -> list[Variant]:
         predictor = self.cpu if side == "cpu" else self.gpu
         variants: list[Variant] = schedules.family(layer).variants(layer, side, self.hardware)
-        return [variant for variant in variants if predictor.knows(layer, variant)]
+        failed = self.failed.get((side, layer), frozenset())
+        return [variant for variant in variants if variant not in failed and predictor.knows(layer, variant)]
 
     def _variants(self, layer: AnyLayer, side: str) -> list[Variant]:
         """The candidates of a side: of a kernel that was never measured nothing can be said."""

@@ -17,7 +17,7 @@ _BUSY_NS = 500_000
 
 _IDLE_WINDOW_S = 0.003
 _IDLE_SHARE = 0.5
-"""Of a worker's CPU time under work, what it may use in an idle window: Intel's threads look for more for 0.8 ms."""
+"""Of a worker's CPU time under work, what it may use in as long a rest: Intel's threads look for more for 0.8 ms."""
 
 _ROUNDS = 60
 _QUIET_ROUNDS = 3
@@ -93,15 +93,16 @@ def find_workers(run: Callable[[], None], count: int) -> tuple[int, ...]:
     seen: set[int] = set()
     quiet_rounds = 0
     for number in range(_ROUNDS):
-        before = _cpu_times()
+        before, start_ns = _cpu_times(), time.monotonic_ns()
         time.sleep(_IDLE_WINDOW_S * (1 + number // _QUIET_ROUNDS))  # some threads come to rest late
-        idle = _cpu_times()
+        idle, middle_ns = _cpu_times(), time.monotonic_ns()
         run()
-        after = _cpu_times()
+        after, end_ns = _cpu_times(), time.monotonic_ns()
+        longer = (end_ns - middle_ns) / max(middle_ns - start_ns, 1)
         newcomers = {
             thread
             for thread in after.keys() - own - seen
-            if _has_worked(after[thread] - idle.get(thread, 0), idle.get(thread, 0) - before.get(thread, 0))
+            if _has_worked(after[thread] - idle.get(thread, 0), longer * (idle.get(thread, 0) - before.get(thread, 0)))
         }
         seen |= newcomers
         quiet_rounds = 0 if newcomers else quiet_rounds + 1
@@ -110,8 +111,8 @@ def find_workers(run: Callable[[], None], count: int) -> tuple[int, ...]:
     return tuple(sorted(seen))
 
 
-def _has_worked(busy_ns: int, idle_ns: int) -> bool:
-    """Whether a thread that used so much CPU time under work, and so much in the window before it, is a worker."""
+def _has_worked(busy_ns: float, idle_ns: float) -> bool:
+    """Whether a thread is a worker, from its CPU time under work and what it would use in as long a rest."""
     return busy_ns > _BUSY_NS and idle_ns < _IDLE_SHARE * busy_ns
 
 
