@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .layers import layer_from_json
 from .runtime.manifest import StepSpec, TensorSpec, lifetimes
 
 
@@ -54,17 +53,15 @@ def assign_slots(
 def _awaited(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> list[int]:
     """For each step the last one that both sides have done when it starts, for the sake of what it reads.
 
-    It should not have to wait for more because of memory. A step that reads all channels has waited for whatever wrote
-    them, one that stays on its side's own channels for no more than its writers had.
+    It should not have to wait for more because of memory. Where a step reads all channels, it has waited for whatever
+    wrote them; where it stays on its side's own channels, for no more than their writer had.
     """
     wholes = {tensor.name: tensor.wholes for tensor in tensors}
     written: dict[str, int] = {}
     awaited: list[int] = []
     for number, step in enumerate(steps, 1):
-        writers = [written[name] for name in step.inputs if name in written]
-        if layer_from_json(step.layer).channel_local:
-            writers = [awaited[writer - 1] for writer in writers]
-        awaited.append(max(writers, default=0))
+        read = ((written[name], name in step.local_inputs) for name in step.inputs if name in written)
+        awaited.append(max((awaited[writer - 1] if local else writer for writer, local in read), default=0))
         written |= dict.fromkeys((step.output, *wholes[step.output]), number)
     return awaited
 
