@@ -10,6 +10,7 @@ from poison import poison
 import tvm_coexec
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.program import Work, network_reads, waits_of
 
 SMALL = {
     "resnet18": {"size": 64, "width": 1 / 4, "classes": 10},
@@ -39,8 +40,6 @@ def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> N
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
     module = tvm_coexec.build(model, device=device, split=0.5)
-    if module.mechanism == "svm":
-        assert module.sync_count == len(module.plan.syncs), "memory that is shared makes no step wait"
     steps = module._executor.manifest.steps
     random = np.random.default_rng(3)
     assert error(module, inputs, expected) < 1e-4
@@ -55,3 +54,13 @@ def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> N
         assert error(module, inputs, expected) < 1e-4
     use = module.memory
     assert use.activation_bound_bytes <= use.activation_bytes < use.peak_bytes
+
+
+def test_memory_that_is_shared_makes_no_divided_step_wait(model: onnx.ModelProto, device: Device) -> None:
+    manifest = tvm_coexec.build(model, device=device, split=0.5)._executor.manifest
+    wholes = {tensor.name: tensor.wholes for tensor in manifest.tensors}
+    needed, shared = (network_reads(manifest.steps, wholes, memory) for memory in (None, manifest.shared()))
+    assert needed != shared
+    for side in ("cpu", "gpu"):
+        waits = [waits_of([Work(1, 1, read) for read in reads], side) for reads in (needed, shared)]
+        assert waits[0] == waits[1]

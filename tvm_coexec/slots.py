@@ -33,7 +33,7 @@ def assign_slots(
     kept
         Tensors with a slot of their own: what the user writes and reads between runs.
     """
-    lives, awaited = lifetimes(tensors, steps), _awaited(tensors, steps)
+    lives, free_since = lifetimes(tensors, steps), _free_since(tensors, steps)
     needed = dict.fromkeys(lives, 0)
     for tensor in tensors:
         needed[tensor.outermost] = max(needed[tensor.outermost], words[tensor.name])
@@ -41,29 +41,33 @@ def assign_slots(
     numbers: dict[str, int] = {}
     wholes = [tensor for tensor in tensors if not tensor.wholes]
     for tensor in sorted(wholes, key=lambda tensor: lives[tensor.name][0]):
-        name, (first, last) = tensor.name, lives[tensor.name]
-        free_since = -1 if name in kept else awaited[first - 1]
-        slot = _free_slot(slots, tensor.halo_geometry, needed[name], free_since)
+        name, (_, last) = tensor.name, lives[tensor.name]
+        since = -1 if name in kept else free_since[name]
+        slot = _free_slot(slots, tensor.halo_geometry, needed[name], since)
         slot.words = max(slot.words, needed[name])
         slot.needed_until = len(steps) + 1 if name in kept else last
         numbers[name] = slot.number
     return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
 
 
-def _awaited(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> list[int]:
-    """For each step the last one that both sides have done when it starts, for the sake of what it reads.
+def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dict[str, int]:
+    """For each tensor that is no part of another: the step after which its memory must not have been needed.
 
-    It should not have to wait for more because of memory. Where a step reads all channels, it has waited for whatever
+    It is the last one that both sides have done whenever a step writes into the tensor, if all steps are divided,
+    so that none has to wait for the sake of memory. Where a step reads all channels, it has waited for whatever
     wrote them; where it stays on its side's own channels, for no more than their writer had.
     """
-    wholes = {tensor.name: tensor.wholes for tensor in tensors}
+    named = {tensor.name: tensor for tensor in tensors}
     written: dict[str, int] = {}
     awaited: list[int] = []
+    since: dict[str, int] = {}
     for number, step in enumerate(steps, 1):
         read = ((written[name], name in step.local_inputs) for name in step.inputs if name in written)
         awaited.append(max((awaited[writer - 1] if local else writer for writer, local in read), default=0))
-        written |= dict.fromkeys((step.output, *wholes[step.output]), number)
-    return awaited
+        output = named[step.output]
+        written |= dict.fromkeys((output.name, *output.wholes), number)
+        since[output.outermost] = min(since.get(output.outermost, number), awaited[-1])
+    return since
 
 
 def _free_slot(slots: list[_Slot], geometry: tuple[int, ...] | None, words: int, since: int) -> _Slot:
