@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tvm_coexec.errors import MeasurementError
+from tvm_coexec.errors import MeasurementError, last_line
 from tvm_coexec.planning.samples import Point, PointTimes
 
 from .lease import TrackerAddress, request_lease
-from .remote import FACTS, MEASURE, RUN, last_line
+from .remote import FACTS, MEASURE, RUN
 
 SESSION_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0

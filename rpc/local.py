@@ -15,10 +15,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from tvm_coexec.errors import CoexecError
+from tvm_coexec.errors import CoexecError, last_line
 
 from .lease import TrackerAddress
-from .remote import DeviceChoice, last_line, register
+from .remote import DeviceChoice, register
 from .server import DeviceServer, keep_off_measured_cores, stop_on_signals
 from .tracker import LOOPBACK, device_key
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.errors import CoexecError, KernelError
+from tvm_coexec.errors import CoexecError, KernelError, last_line
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.device import Device
@@ -126,9 +126,3 @@ def _answering(function: Callable[[Any], dict[str, Any]]) -> Callable[[str], str
             return json.dumps({"error": f"{type(error).__name__}: {last_line(error)}"})
 
     return answer
-
-
-def last_line(error: Exception) -> str:
-    """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else "no reason given"

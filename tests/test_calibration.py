@@ -4,13 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from test_tuning import FACTS, FakeSession
+from test_tuning import FakeSession, tuner
 
 from tvm_coexec.calibration import measure_overheads, measure_traffic
 from tvm_coexec.planning.split import Overheads
-from tvm_coexec.profile import Profile
-from tvm_coexec.target import target_for
-from tvm_coexec.tuner import Tuner
 
 
 class RunningSession(FakeSession):
@@ -24,10 +21,6 @@ class RunningSession(FakeSession):
     def time_runs(self, module: bytes, splits: Sequence[Mapping[str, int]], *, repeats: int) -> list[list[float]]:
         self.splits += splits
         return [[self.run_us] * repeats for _ in splits]
-
-
-def tuner(session: FakeSession, path: Path) -> Tuner:
-    return Tuner(session, Profile.create(path, FACTS), target_for(FACTS))  # type: ignore[arg-type]
 
 
 def test_overheads_are_what_a_layer_takes_beyond_its_longer_half(tmp_path: Path) -> None:

@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_tuning import FACTS, FakeSession
+from test_tuning import FakeSession, tuner
 
 from tvm_coexec.guided import first_candidates, search_variants
 from tvm_coexec.layers import Conv2d, Variant
 from tvm_coexec.planning.features import Halves
 from tvm_coexec.planning.samples import Candidate
-from tvm_coexec.profile import Profile
 from tvm_coexec.rpc.client import RefusedError
-from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, training_points
 
 LAYER = Conv2d(14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
@@ -35,10 +33,6 @@ class FakePredictor:
         return times_us[halves.kernel]
 
 
-def tuner(path: Path) -> Tuner:
-    return Tuner(FakeSession(), Profile.create(path, FACTS), target_for(FACTS))  # type: ignore[arg-type]
-
-
 def search(one: Tuner, expected_us: Mapping[Variant, float], seconds: float = 60.0) -> set[Variant]:
     """The CPU's variants that a search measures of the layer, after its default."""
     one.measure(one.default_candidate(LAYER), training_points(LAYER))
@@ -48,7 +42,7 @@ def search(one: Tuner, expected_us: Mapping[Variant, float], seconds: float = 60
 
 
 def test_every_implementation_is_tried_first(tmp_path: Path) -> None:
-    one = tuner(tmp_path / "p")
+    one = tuner(FakeSession(), tmp_path / "p")
     candidates = first_candidates(one, LAYER)
     assert len(candidates) == len(set(candidates)) > 1
     for side, chosen in (("cpu", [c.cpu for c in candidates]), ("gpu", [c.gpu for c in candidates])):
@@ -57,19 +51,19 @@ def test_every_implementation_is_tried_first(tmp_path: Path) -> None:
 
 
 def test_what_promises_to_be_faster_is_measured_and_nothing_else(tmp_path: Path) -> None:
-    one = tuner(tmp_path / "p")
+    one = tuner(FakeSession(), tmp_path / "p")
     default, *others = one.variants(LAYER, "cpu")
     promising = {others[0]: 50.0, others[1]: 54.0, others[2]: 70.0}
     assert search(one, {default: 60.0, **promising}) == {others[0], others[1]}
 
 
 def test_a_search_ends_where_nothing_is_promising(tmp_path: Path) -> None:
-    one = tuner(tmp_path / "p")
+    one = tuner(FakeSession(), tmp_path / "p")
     assert search(one, {one.default_candidate(LAYER).cpu: 10.0}) == set()
 
 
 def test_a_variant_that_fails_does_not_keep_others_from_being_measured(tmp_path: Path) -> None:
-    one = tuner(tmp_path / "p")
+    one = tuner(FakeSession(), tmp_path / "p")
     default, bad, good, *_ = one.variants(LAYER, "cpu")
     measure = one.session.measure
 
@@ -83,11 +77,11 @@ def test_a_variant_that_fails_does_not_keep_others_from_being_measured(tmp_path:
 
 
 def test_nothing_is_searched_where_nothing_could_be_measured(tmp_path: Path) -> None:
-    one = Tuner(FakeSession(refuses=True), Profile.create(tmp_path / "p", FACTS), target_for(FACTS))  # type: ignore[arg-type]
+    one = tuner(FakeSession(refuses=True), tmp_path / "p")
     one.measure_all(first_candidates(one, LAYER), training_points(LAYER))
     search_variants(one, [LAYER], lambda: pytest.fail("there is nothing to learn from"), time.monotonic() + 60)
 
 
 def test_a_search_ends_when_its_time_is_over(tmp_path: Path) -> None:
-    one = tuner(tmp_path / "p")
+    one = tuner(FakeSession(), tmp_path / "p")
     assert search(one, {}, seconds=0.0) == set()

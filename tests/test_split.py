@@ -16,9 +16,9 @@ from synthetic_device import (
     trained,
     variants,
 )
+from test_network_plan import network
 
 from tvm_coexec.errors import InputError, MeasurementError
-from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import Linear
 from tvm_coexec.planning.samples import Sample
 from tvm_coexec.planning.split import DOUBT, Overheads, Planner, plan_measured
@@ -136,18 +136,12 @@ def test_a_layer_takes_longer_in_a_network_and_alone_it_does_not():
     layer = Linear(4, 4096, 4096)
     rates = Rates({"cpu": 1e3, "gpu": 1e3}, {"cpu": 500.0, "gpu": 500.0})
     one = planner(traffic=Traffic(rates, rates, cache_bytes=layer.weight_bytes))
-    alone = one.for_network(chain(layer)).plan_split("fc", layer, 64)
+    alone = one.for_network(network(layer)).plan_split("fc", layer, 64)
     assert alone == planner().plan_split("fc", layer, 64)
-    inside = one.for_network(chain(layer, layer)).plan_split("fc", layer, 64)
+    inside = one.for_network(network(layer, layer)).plan_split("fc", layer, 64)
     half_bytes = layer.weight_bytes / 2
     assert inside.cpu_us > alone.cpu_us + 0.9 * (math.hypot(alone.cpu_us, half_bytes / 500.0) - alone.cpu_us)
     assert inside.cpu_us > 4 * 4 * 4096 / 500.0
-
-
-def chain(*layers):
-    names = [f"t{number}" for number in range(len(layers) + 1)]
-    nodes = [Node(f"n{i}", layer, names[i], None, names[i + 1]) for i, layer in enumerate(layers)]
-    return Graph({name: Tensor(name, (layers[0].m, layers[0].k)) for name in names}, names[:1], names[-1:], nodes)
 
 
 MEASURED = Linear(50, 768, 128)

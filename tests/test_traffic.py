@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from test_network_plan import network
 
-from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import Linear, Variant
 from tvm_coexec.planning.traffic import Rates, Traffic
 
@@ -17,20 +17,14 @@ ACTIVATIONS = Rates({"cpu": 40.0, "gpu": 40.0}, {"cpu": 8.0, "gpu": 8.0})
 TRAFFIC = Traffic(WEIGHTS, ACTIVATIONS, cache_bytes=4 * LAYER.weight_bytes)
 
 
-def chain(length: int) -> Graph:
-    names = [f"t{number}" for number in range(length + 1)]
-    nodes = [Node(f"n{i}", LAYER, names[i], None, names[i + 1]) for i in range(length)]
-    return Graph({name: Tensor(name, (1, 1024), 1) for name in names}, (names[0],), (names[-1],), nodes)
-
-
 def lengthened(side: str, variant: Variant, warm_us: float, units: int, beside: int) -> float:
     times = TRAFFIC.read_weights(side, LAYER, variant, *(np.array([float(x)]) for x in (warm_us, units, beside)))
     return float(times[0])
 
 
 def test_weights_come_from_memory_once_a_network_has_more_than_its_share_of_the_cache() -> None:
-    assert not TRAFFIC.streams_weights(chain(1))
-    assert TRAFFIC.streams_weights(chain(2))
+    assert not TRAFFIC.streams_weights(network(LAYER))
+    assert TRAFFIC.streams_weights(network(LAYER, LAYER))
 
 
 def test_a_half_that_only_reads_takes_as_long_as_its_weights() -> None:

@@ -59,23 +59,22 @@ def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
     """How fast either side reads weights from memory."""
     layer = streaming_layer(cache_bytes)
     candidate, units = tuner.default_candidate(layer), layer.units
-    half = units // 2
-    splits = ((half, units - half), (units, 0), (0, units))
-    both, cpu, gpu = tuner.measure_now(candidate, [Point(own, other, 12) for own, other in splits])
+    cpu, gpu, both = tuner.measure_now(candidate, [Point(*way, 12) for way in _ways(layer)])
 
     def rate(share: float, times_us: Sequence[float]) -> float:
         return share * layer.weight_bytes / float(np.median(times_us))
 
     return Rates(
         alone={"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)},
-        beside={"cpu": rate(half / units, both.cpu_us), "gpu": rate(1 - half / units, both.gpu_us)},
+        beside={"cpu": rate(both.cpu_units / units, both.cpu_us), "gpu": rate(both.gpu_units / units, both.gpu_us)},
     )
 
 
 def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
     """How fast activations are handed over, from what a network takes longer than the sum of its layers."""
     graph = _handing_over()
-    trials = [_trial(tuner, graph, check=number == 0) for number in range(_TRIALS)]
+    reads, module = reads_of(graph), _module(tuner, graph)
+    trials = [_trial(tuner, graph, module, check=number == 0) for number in range(_TRIALS)]
     times = {
         layer: [joined(rounds) for rounds in zip(*(layers[layer] for layers, _ in trials), strict=True)]
         for layer in trials[0][0]
@@ -84,7 +83,7 @@ def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
     rates = []
     for place, run_us in enumerate(runs_us):
         options = [_option(times[node.layer][place]) for node in graph.nodes]
-        layers_us = simulate(reads_of(graph), options, Costs(overheads.split_us, overheads.gpu_alone_us))
+        layers_us = simulate(reads, options, Costs(overheads.split_us, overheads.gpu_alone_us))
         touched = [
             float(max(touched_bytes(node.layer, np.array([option.cpu_units, option.gpu_units]))))
             for node, option in zip(graph.nodes, options, strict=True)
@@ -105,25 +104,26 @@ def _option(times: PointTimes) -> Option:
     return Option(times.cpu_units, times.gpu_units, cpu_us, gpu_us)
 
 
-def _trial(tuner: Tuner, graph: Graph, *, check: bool) -> tuple[dict[AnyLayer, list[PointTimes]], np.ndarray]:
+def _trial(
+    tuner: Tuner, graph: Graph, module: bytes, *, check: bool
+) -> tuple[dict[AnyLayer, list[PointTimes]], np.ndarray]:
     """Times of each layer, and of the network ``[ways, repeats]``, each divided in every way."""
     layers = {}
     for layer in dict.fromkeys(node.layer for node in graph.nodes):
         points = [Point(*way, _REPEATS) for way in _ways(layer)]
         layers[layer] = tuner.measure_now(tuner.default_candidate(layer), points, check=check)
-    return layers, np.array(_run_times_us(tuner, graph))
+    whole = [
+        dict(zip((node.name for node in graph.nodes), cpu_units, strict=True))
+        for cpu_units in zip(*([own for own, _ in _ways(node.layer)] for node in graph.nodes), strict=True)
+    ]
+    return layers, np.array(tuner.session.time_runs(module, whole, repeats=_REPEATS))
 
 
-def _run_times_us(tuner: Tuner, graph: Graph) -> list[list[float]]:
-    """Of the whole network, divided in each of the ways."""
+def _module(tuner: Tuner, graph: Graph) -> bytes:
+    """A module file of the network, each half by its default variant."""
     candidates = [tuner.default_candidate(node.layer) for node in graph.nodes]
     choices = [Choice(one.layer.units, one.cpu, one.gpu) for one in candidates]
-    module = package(graph, choices, tuner.target, tuner.profile.facts, {}).to_bytes()
-    ways = [
-        {node.name: _ways(node.layer)[place][0] for node in graph.nodes}
-        for place in range(len(_ways(graph.nodes[0].layer)))
-    ]
-    return tuner.session.time_runs(module, ways, repeats=_REPEATS)
+    return package(graph, choices, tuner.target, tuner.profile.facts, {}).to_bytes()
 
 
 def _handing_over() -> Graph:

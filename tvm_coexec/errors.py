@@ -37,3 +37,9 @@ class FileFormatError(CoexecError):
 
 class MeasurementError(CoexecError):
     """A measuring session failed: tracker out of reach, device lost, or a kernel that hangs."""
+
+
+def last_line(error: Exception, otherwise: str = "no reason given") -> str:
+    """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else otherwise

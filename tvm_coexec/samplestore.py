@@ -122,25 +122,25 @@ class SampleStore:
 
     def measured_variants(self) -> VariantSets:
         """What there are samples of."""
+        return self._variants("SELECT DISTINCT side, layer, variant FROM samples")
+
+    def failed_variants(self) -> VariantSets:
+        """The variants of which there are failures, and no samples that would acquit them."""
+        measured = self.measured_variants()
+        failed = self._variants(
+            "SELECT 'cpu', layer, cpu_variant FROM failures UNION SELECT 'gpu', layer, gpu_variant FROM failures"
+        )
+        return {key: variants - measured.get(key, frozenset()) for key, variants in failed.items()}
+
+    def _variants(self, query: str) -> VariantSets:
+        """Sides, layers and variants, by the first two."""
         with self._reading() as database:
-            rows = database.execute("SELECT DISTINCT side, layer, variant FROM samples").fetchall()
+            rows = database.execute(query).fetchall()
         found: dict[tuple[str, AnyLayer], set[Variant]] = {}
         for side, layer, variant in rows:
             computed, by = _kernel(self._path, layer, variant)
             found.setdefault((side, computed), set()).add(by)
         return {key: frozenset(variants) for key, variants in found.items()}
-
-    def failed_variants(self) -> VariantSets:
-        """The variants of which there are failures, and no samples that would acquit them."""
-        measured = self.measured_variants()
-        with self._reading() as database:
-            rows = database.execute("SELECT DISTINCT layer, cpu_variant, gpu_variant FROM failures").fetchall()
-        found: dict[tuple[str, AnyLayer], set[Variant]] = {}
-        for layer, *variants in rows:
-            for side, variant in zip(("cpu", "gpu"), variants, strict=True):
-                failed, by = _kernel(self._path, layer, variant)
-                found.setdefault((side, failed), set()).add(by)
-        return {key: frozenset(failed - measured.get(key, frozenset())) for key, failed in found.items()}
 
     def has(self, candidate: Candidate, point: Point) -> bool:
         """Whether each side that has work at a point was measured there."""

@@ -166,7 +166,7 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
 
     for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
         tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
-    search_variants(tuner, layers, lambda: _learn(tuner.profile), until)
+    search_variants(tuner, layers, lambda: _learn(list(tuner.profile.samples()), tuner.profile.facts), until)
 
 
 def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
@@ -207,12 +207,11 @@ def processors(facts: dict[str, Any]) -> dict[str, Processor]:
     return {side: Processor(count, own, shared) for side, count in workers.items()}
 
 
-def _learn(profile: Profile) -> dict[str, LatencyPredictor]:
-    """A predictor of each side, from all samples so far."""
-    samples = list(profile.samples())
+def _learn(samples: Sequence[Sample], facts: dict[str, Any]) -> dict[str, LatencyPredictor]:
+    """A predictor of each side."""
     return {
         side: train([sample for sample in samples if sample.side == side], side, processor)
-        for side, processor in processors(profile.facts).items()
+        for side, processor in processors(facts).items()
     }
 
 
@@ -220,7 +219,7 @@ def fit(profile: Profile) -> list[Evaluation]:
     """Train both predictors on all samples of a profile, and store them with their error on held-out layers."""
     samples = list(profile.samples())
     evaluations = []
-    for side, predictor in _learn(profile).items():
+    for side, predictor in _learn(samples, profile.facts).items():
         own = [sample for sample in samples if sample.side == side]
         evaluations.append(evaluate(own, side, predictor.processor))
         predictor.save(profile.predictor_path(side))

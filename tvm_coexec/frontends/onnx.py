@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 from tvm import IRModule, relax
 from tvm.relax.frontend.onnx import from_onnx
 
-from ..errors import ModelError
+from ..errors import ModelError, last_line
 from .onnx_nodes import attributes, check_resizing, known_operation, resolve_automatic_padding, small_constants
 from .relax import Known, Naming, bindings, returned, trace_function
 from .trace import Source, Trace
@@ -168,7 +168,7 @@ def _import(model: onnx.ModelProto) -> IRModule:
             return from_onnx(model, sanitize_input_names=False)
     except Exception as error:  # TVM's converters raise whatever they stumble over
         named = [str(_source(node)) for node in model.graph.node if node.op_type in f"{printed.getvalue()} {error}"]
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = last_line(error, type(error).__name__)
         raise ModelError(
             f"TVM cannot import {', '.join(named) or 'the model'} ({reason}); replace it in the model"
         ) from error

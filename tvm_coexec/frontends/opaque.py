@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import ModelError
+from ..errors import ModelError, last_line
 from ..layers import Opaque, Operand, constant_name
 from .drafts import DraftTensor
 from .inputs import input_tensor
@@ -71,7 +71,7 @@ def _check_legal(whole: Whole, source: Source, refusal: ModelError) -> None:
     try:
         program_steps(legalised(whole.text), names, "output")
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = last_line(error)
         raise ModelError(f"{refusal}; nor can Relax compute {source} for the CPU: {reason}") from error
 
 
@@ -148,13 +148,9 @@ def _scaled(fuser: Fuser, value: Value, refusal: ModelError) -> Value:
     whole_constants = tuple(np.asarray(array, np.float32).reshape(spread) for array in parameters)
 
     def compute(x: Any, *arrays: Any) -> Any:
-        factor = [] if pending.scale is None else [arrays[0]]
-        summand = [] if pending.shift is None else [arrays[-1]]
-        for array in factor:
-            x = relax.op.multiply(x, array)
-        for array in summand:
-            x = relax.op.add(x, array)
-        return x
+        if pending.scale is not None:
+            x = relax.op.multiply(x, arrays[0])
+        return x if pending.shift is None else relax.op.add(x, arrays[-1])
 
     types = [_relax_type(value), *(relax.TensorType(array.shape, "float32") for array in whole_constants)]
     name = f"{value.tensor.name}/scaled"

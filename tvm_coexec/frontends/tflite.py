@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tvm import relax
 
-from ..errors import ModelError
+from ..errors import ModelError, last_line
 from .relax import trace_relax
 from .trace import Trace
 
@@ -30,7 +30,7 @@ def trace_tflite(path: Path) -> Trace:
     try:
         module = from_tflite(tflite.Model.GetRootAsModel(content, 0))
     except Exception as error:  # TVM's converters raise whatever they stumble over
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = last_line(error, type(error).__name__)
         raise ModelError(f"TVM cannot import {str(path)!r} ({reason}); replace what it names") from error
     # layers expect the order of axes in which ONNX and torch have their images
     channels_first = {"relax.nn.conv2d": ["NCHW", "OIHW"]}

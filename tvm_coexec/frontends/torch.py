@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from ..errors import ModelError
+from ..errors import ModelError, last_line
 from .relax import trace_relax
 from .trace import Trace
 
@@ -28,6 +28,6 @@ def trace_torch(program: ExportedProgram) -> Trace:
             warnings.simplefilter("ignore")
             module = from_exported_program(program, unwrap_unit_return_tuple=True)
     except Exception as error:  # TVM's converters raise whatever they stumble over
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        reason = last_line(error, type(error).__name__)
         raise ModelError(f"TVM cannot import the exported program ({reason}); replace what it names") from error
     return trace_relax(module)
