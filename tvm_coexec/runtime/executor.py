@@ -73,12 +73,8 @@ class Executor:
 
     def _allocate(self) -> dict[str, Block]:
         """A block for all that a kernel touches; tensors of one slot have the same."""
-        counts, shared = self.manifest.word_counts(), self.manifest.shared()
-        sizes: dict[str, int] = {}
-        for name, count in counts.items():
-            sizes[shared[name]] = max(sizes.get(shared[name], 0), count)
-        blocks = {memory: self._memory.allocate(count) for memory, count in sizes.items()}
-        return {name: blocks[memory] for name, memory in shared.items()}
+        blocks = {memory: self._memory.allocate(count) for memory, count in self.manifest.memory_words().items()}
+        return {name: blocks[memory] for name, memory in self.manifest.shared().items()}
 
     def _launch_once(self) -> None:
         """Launch every kernel for one unit, while no memory holds anything yet.

@@ -268,6 +268,13 @@ class Manifest:
         slots = {tensor.name: f"slot {tensor.slot}" for tensor in self.tensors if tensor.slot is not None}
         return {name: slots.get(name, name) for name in self.word_counts()}
 
+    def memory_words(self) -> dict[str, int]:
+        """Words of each piece of memory, by the names that :meth:`shared` gives: enough for all that lies there."""
+        counts, words_of = self.word_counts(), dict[str, int]()
+        for name, memory in self.shared().items():
+            words_of[memory] = max(words_of.get(memory, 0), counts[name])
+        return words_of
+
     def wholes(self) -> dict[str, tuple[str, ...]]:
         """What each tensor is part of, the innermost first."""
         return {tensor.name: tensor.wholes for tensor in self.tensors}

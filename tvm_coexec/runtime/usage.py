@@ -49,14 +49,12 @@ def memory_use(manifest: Manifest) -> MemoryUse:
     counts, shared = manifest.word_counts(), manifest.shared()
     tensors = {tensor.name for tensor in manifest.tensors}
     constants = {constant.name for constant in manifest.constants}
-    slots: dict[str, int] = {}
-    for name in tensors:
-        slots[shared[name]] = max(slots.get(shared[name], 0), counts[name])
+    sizes = manifest.memory_words()
     weights = sum(counts[name] for name in constants)
-    activations = sum(slots.values())
+    activations = sum(sizes[memory] for memory in {shared[name] for name in tensors})
     scratch = sum(counts[name] for name in counts if name not in tensors | constants)
-    sizes = (weights, activations, scratch, _bound(manifest, counts))
-    return MemoryUse(*(_WORD_BYTES * size for size in sizes))
+    used = (weights, activations, scratch, _bound(manifest, counts))
+    return MemoryUse(*(_WORD_BYTES * size for size in used))
 
 
 def _bound(manifest: Manifest, counts: dict[str, int]) -> int:
