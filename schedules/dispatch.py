@@ -15,11 +15,12 @@ class Dispatch:
     """How a kernel is launched for a number of units, and how much of its work is padding.
 
     ``grid`` is the number of work-groups a unit needs on each axis; the axis ``unit_axis`` is multiplied by the units.
+    Where that is None, the same work-groups compute all units.
     """
 
     grid: tuple[int, int]
     group: tuple[int, int]
-    unit_axis: int
+    unit_axis: int | None
     padded_rows: int
 
     def grid_for(self, units: int) -> tuple[int, int]:

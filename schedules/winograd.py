@@ -98,34 +98,51 @@ def _space(tiles: WinogradTiles) -> Space:
 
 def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
     lanes = hardware.vector_bytes // 4
-    found = []
-    for rows, channels, _ in register_tiles(hardware, _space(tiles))[:2]:
-        groups = -(-tiles.count // rows)
-        group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
-        cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in (0.3, 0.8)}
-        blocks = sorted({-(-groups // -(-groups // cut)) for cut in cuts})
-        for block_groups in blocks:
-            for order in (0, 1) if block_groups > 1 else (0,):
-                how = {"rows": rows, "channels": channels, "lanes": lanes, "block_groups": block_groups}
-                found.append(Variant.make(IMPLEMENTATION, m=tiles.m, order=order, **how))
-    return found
+    return [
+        Variant.make(IMPLEMENTATION, m=tiles.m, rows=rows, channels=channels, lanes=lanes, **block)
+        for rows, channels, _ in register_tiles(hardware, _space(tiles))[:2]
+        for block in _blocks(tiles, rows)
+    ]
+
+
+def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str, int]]:
+    """How many groups of tiles a worker transforms before it multiplies them, and in which order it does."""
+    groups = -(-tiles.count // (rows * workers))
+    group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
+    cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in (0.3, 0.8)}
+    blocks = sorted({-(-groups // -(-groups // cut)) for cut in cuts})
+    return [
+        {"block_groups": block_groups, "order": order}
+        for block_groups in blocks
+        for order in ((0, 1) if block_groups > 1 else (0,))
+    ]
 
 
 def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
+    """Blocks that stay in a core's cache; those that leave a core idle come after single groups."""
     lanes = hardware.vector_bytes // 4
     whole = [rows for rows, channels, _ in register_tiles(hardware, _space(tiles)) if channels == TILE]
-    return [_opencl_variant(tiles, (rows, lanes, 1, 1), order) for rows in whole[:3] for order in (0, 1)]
+    blocked = [
+        _opencl_variant(tiles, (rows, lanes, 1, 1), workers=hardware.workers, **block)
+        for rows in whole[:2]
+        for block in _blocks(tiles, rows, hardware.workers)
+    ]
+    if hardware.workers == 1:
+        return blocked
+    single = [_opencl_variant(tiles, (rows, lanes, 1, 1), order=order) for rows in whole[:2] for order in (0, 1)]
+    busy = [v for v in blocked if tiles.count > v["rows"] * v["block_groups"] * (hardware.workers - 1)]
+    return [*busy, *single]
 
 
 def _gpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
     fitting = [g for g in _GPU_GEOMETRIES if g[2] * g[3] <= hardware.max_group_size]
     ranked = sorted(fitting, key=lambda g: -(-tiles.count // (g[0] * g[3])) * g[0] * g[3])
-    return [_opencl_variant(tiles, geometry, order) for geometry in ranked for order in (0, 1)]
+    return [_opencl_variant(tiles, geometry, order=order) for geometry in ranked for order in (0, 1)]
 
 
-def _opencl_variant(tiles: WinogradTiles, geometry: tuple[int, int, int, int], order: int) -> Variant:
+def _opencl_variant(tiles: WinogradTiles, geometry: tuple[int, int, int, int], **params: int) -> Variant:
     named = zip(("rows", "lanes", "channel_threads", "row_threads"), geometry, strict=True)
-    return Variant.make(IMPLEMENTATION, m=tiles.m, order=order, **dict(named))
+    return Variant.make(IMPLEMENTATION, m=tiles.m, **dict(named), **params)
 
 
 def _is_joined(variant: Variant) -> bool:
@@ -133,21 +150,26 @@ def _is_joined(variant: Variant) -> bool:
     return variant["channel_threads"] * variant["row_threads"] == 1
 
 
+def _is_blocked(variant: Variant) -> bool:
+    """Whether a work-item takes all three steps, block by block."""
+    return "block_groups" in dict(variant.params)
+
+
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:
     """Launch geometry of the kernel that multiplies; its rows are tiles of pixels."""
     tiles = WinogradTiles(layer, layouts, variant["m"])
     rows = rows_of_group(variant)
     groups = -(-tiles.count // rows)
-    if side == "cpu":
+    if _is_blocked(variant):
         return cpu_dispatch(variant, groups * rows)
     return grid_of(groups if _is_joined(variant) else groups * tiles.points**2, variant, groups * rows)
 
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
-    """One kernel on the CPU, two on a CPU device, three on a GPU."""
+    """One kernel on the CPU and, in blocks, on a CPU device; else two there, three on a GPU."""
     from .frame import Launch, Operand
     from .winograd_kernels import cpu_kernel
-    from .winograd_opencl import OpenCLKernels
+    from .winograd_opencl import OpenCLKernels, blocked_launch
 
     tiles = WinogradTiles(layer, layouts, variant["m"])
     weights = weights_name(variant)
@@ -159,5 +181,7 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
     operands = tuple(Operand(name, shapes[name]) for name in operand_names(layer, weights))
     if side == "cpu":
         return (Launch(cpu_kernel(tiles, variant, operands), operands, dispatch(layer, side, variant, layouts)),)
+    if _is_blocked(variant):
+        return (blocked_launch(tiles, variant, operands),)
     kernels = OpenCLKernels(tiles, variant, operands)
     return kernels.joined() if _is_joined(variant) else kernels.separate()

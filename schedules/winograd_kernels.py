@@ -153,59 +153,79 @@ def _registers(shape: tuple[int, ...]) -> Buffer:
 
 
 def cpu_kernel(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, ...]) -> tvm.IRModule:
-    """All three steps for a block of groups, then for the next one.
-
-    With ``order`` 0 a group goes through all points and is stored, with 1 a point goes through all groups of the
-    block, while its weights stay in the cache. ``channels`` of a unit are multiplied at once.
-    """
+    """All three steps, block by block."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
         buffers, begin, count = declare_arguments(operands)
         steps = Steps(tiles, buffers, begin, variant["lanes"], variant["rows"], native_exp=False)
-        _Blocks(steps, variant["block_groups"], variant["channels"], variant["order"]).build(count)
+        spread, products = (T.alloc_buffer(shape, "float32") for shape in scratch_shapes(tiles, variant))
+        Blocks(steps, variant, spread, products).build(count)
     return tvm.IRModule({"main": builder.get()})
 
 
-class _Blocks:
-    """The loops of the CPU's kernel around the steps."""
+def scratch_shapes(tiles: WinogradTiles, variant: Variant, workers: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of the transformed input and of the products of :class:`Blocks`, for so many who work side by side."""
+    squared, rows, groups = tiles.points**2, variant["rows"], variant["block_groups"]
+    chunks = -(-tiles.layer.in_channels // variant["lanes"])
+    return (
+        (squared, workers * groups, chunks, rows, variant["lanes"]),
+        (workers * (groups if variant["order"] else 1), squared, rows, TILE),
+    )
 
-    def __init__(self, steps: Steps, groups: int, channels: int, order: int) -> None:
-        self.steps, self.groups, self.channels, self.order = steps, groups, channels, order
-        squared, rows = steps.tiles.points**2, steps.rows
-        self.spread = T.alloc_buffer((squared, groups, steps.chunks, rows, steps.lanes), "float32")
-        self.products = T.alloc_buffer((groups if order else 1, squared, rows, TILE), "float32")
+
+class Blocks:
+    """All three steps for a block of groups while it is in the cache, then for the next one.
+
+    With ``order`` 0 a group goes through all points and is stored, with 1 a point goes through all groups of the
+    block, while its weights stay in the cache. ``channels`` of a unit are multiplied at once. Several may work side by
+    side: ``worker`` then computes every ``workers``-th block, in its own part of the scratch memory.
+    """
+
+    def __init__(
+        self, steps: Steps, variant: Variant, spread: Buffer, products: Buffer, worker: Any = 0, workers: int = 1
+    ) -> None:
+        self.steps, self.groups, self.order = steps, variant["block_groups"], variant["order"]
+        self.channels = dict(variant.params).get("channels", TILE)
+        self.spread, self.products = spread, products
+        self.worker, self.workers = worker, workers
 
     def build(self, count: Any) -> None:
+        """Compute ``count`` units."""
         steps, rows = self.steps, self.steps.rows
         block = self.groups * rows
-        with T.serial(0, -(-steps.tiles.count // block)) as number:
-            first = number * block
+        own = -(-steps.tiles.count // block) - self.worker + self.workers - 1
+        with T.serial(0, T.truncdiv(own, self.workers)) as number:
+            first = (number * self.workers + self.worker) * block
             left = T.min(steps.tiles.count - first, block)
             with T.serial(0, left) as tile, T.serial(0, steps.chunks) as chunk:
-                steps.spread(first + tile, chunk, self.spread, tile // rows, tile % rows)
+                steps.spread(first + tile, chunk, self.spread, self._place(tile // rows), tile % rows)
             with T.serial(0, count) as unit:
                 (self._point_by_point if self.order else self._group_by_group)(unit, first, left)
+
+    def _place(self, group: Any) -> Any:
+        """Where a group of the block lies in scratch memory."""
+        return self.worker * self.groups + group
 
     def _group_by_group(self, unit: Any, first: Any, left: Any) -> None:
         rows = self.steps.rows
         with T.serial(0, T.floordiv(left + rows - 1, rows)) as group:
             with T.serial(0, self.steps.tiles.points**2) as point:
-                self._multiply(unit, group, point, 0)
+                self._multiply(unit, group, point, self.worker)
             with T.serial(0, T.min(left - group * rows, rows)) as row:
-                self._gather(unit, first + group * rows + row, 0, row)
+                self._gather(unit, first + group * rows + row, self.worker, row)
 
     def _point_by_point(self, unit: Any, first: Any, left: Any) -> None:
         rows = self.steps.rows
         groups = T.floordiv(left + rows - 1, rows)
         with T.serial(0, self.steps.tiles.points**2) as point, T.serial(0, groups) as group:
-            self._multiply(unit, group, point, group)
+            self._multiply(unit, group, point, self._place(group))
         with T.serial(0, left) as tile:
-            self._gather(unit, first + tile, tile // rows, tile % rows)
+            self._gather(unit, first + tile, self._place(tile // rows), tile % rows)
 
     def _multiply(self, unit: Any, group: Any, point: Any, place: Any) -> None:
         for first in range(0, TILE, self.channels):
-            sums = self.steps.multiply(self.spread, group, point, unit, 0, (first, self.channels))
+            sums = self.steps.multiply(self.spread, self._place(group), point, unit, 0, (first, self.channels))
             self.steps.keep(sums, self.products, [place, point], 0, first)
 
     def _gather(self, unit: Any, tile: Any, place: Any, row: Any) -> None:

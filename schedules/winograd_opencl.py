@@ -1,7 +1,8 @@
 """The steps of Winograd's convolution as OpenCL kernels, one after the other in the queue.
 
-A real GPU runs three: transform, multiply, transform back. On a CPU device, where one work-item fills a core, the last
-two are one, and the products stay in the item's own memory.
+A real GPU runs three: transform, multiply, transform back. On a CPU device, where one work-item fills a core, a single
+one takes all steps block by block, as on the CPU; or the last two are one, and the products stay in the item's own
+memory, where there are too few blocks for all cores.
 """
 
 from __future__ import annotations
@@ -17,14 +18,32 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE, Variant
 
-from .dispatch import grid_of, rows_of_group
+from .dispatch import Dispatch, grid_of, rows_of_group
 from .frame import Buffer, Launch, Operand, declare_arguments, where
-from .winograd_kernels import Steps
+from .winograd_kernels import Blocks, Steps, scratch_shapes
 from .winograd_tiles import WinogradTiles, weights_name
 
 SPREAD, PRODUCTS = "scratch_0", "scratch_1"
 """Operands between the kernels: the transformed input, and the products."""
 _THREADS = ("threadIdx.x", "threadIdx.y")
+
+
+def blocked_launch(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, ...]) -> Launch:
+    """One kernel for all steps; a work-group for each core of the device."""
+    workers = variant["workers"]
+    shapes = scratch_shapes(tiles, variant, workers)
+    all_operands = (*operands, *(Operand(name, shape) for name, shape in zip((SPREAD, PRODUCTS), shapes, strict=True)))
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
+        buffers, begin, count = declare_arguments(all_operands)
+        steps = Steps(tiles, buffers, begin, variant["lanes"], variant["rows"], native_exp=True)
+        extents = (("blockIdx.x", workers), ("blockIdx.y", 1), *((thread, 1) for thread in _THREADS))
+        with ExitStack() as stack:
+            worker, *_ = (stack.enter_context(T.launch_thread(*extent)) for extent in extents)
+            Blocks(steps, variant, buffers[SPREAD], buffers[PRODUCTS], worker, workers).build(count)
+    dispatch = Dispatch((workers, 1), (1, 1), None, padded_rows=-(-tiles.count // variant["rows"]) * variant["rows"])
+    return Launch(tvm.IRModule({"main": builder.get()}), all_operands, dispatch)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Winograd's convolution: its transforms are exact in float64, its kernels compute every split on both targets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from halves import CPU, GPU, NARROW_CPU, Half
@@ -47,8 +49,22 @@ def test_every_split_on_the_cpu(layer: Conv2d, m: int) -> None:
 @pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
 def test_every_split_in_opencl(layer: Conv2d, m: int, device: Device) -> None:
     half = Half(layer, first(layer, "gpu", m), device)
-    assert len(half.launches) == 2
+    assert len(half.launches) == 1
     assert half.worst_error() < TOLERANCES[m]
+
+
+@pytest.mark.parametrize("m", [2, 4])
+def test_the_cores_of_a_cpu_device_share_blocks_or_groups(m: int, device: Device) -> None:
+    layer, cores = LAYERS[1], replace(CPU, workers=3)
+    ways = {
+        (len(half.launches), half.launches[0].dispatch.groups(1)): half.worst_error()
+        for variant in winograd.variants(layer, "gpu", cores, ImageLayouts.alone(layer))
+        if variant["m"] == m
+        for half in [Half(layer, variant, device)]
+    }
+    assert {launches for launches, _ in ways} == {1, 2}
+    assert all(groups == 3 for launches, groups in ways if launches == 1)
+    assert max(ways.values()) < TOLERANCES[m]
 
 
 @pytest.mark.parametrize("m", [2, 4])

@@ -19,12 +19,15 @@ class Hardware:
         ``gpu``, or ``cpu`` where a CPU device plays the GPU and one work-item fills a core.
     max_group_size
         Largest work-group of the OpenCL device.
+    workers
+        Work-groups that the OpenCL device runs at once.
     """
 
     vector_bytes: int = 16
     vector_registers: int = 32
     opencl_type: str = "gpu"
     max_group_size: int = 256
+    workers: int = 1
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,8 @@ class Prepared:
         launch = _half(step, "gpu").launches[command.launch]
         kernel = self._layer_kernel(launch, work.gpu_units, command)
         grid = list(launch.grid)
-        grid[launch.unit_axis] *= work.gpu_units
+        if launch.unit_axis is not None:
+            grid[launch.unit_axis] *= work.gpu_units
         sizes = tuple(groups * size for groups, size in zip(grid, launch.group, strict=True))
         return stitch.Command(kernel.int_ptr, sizes, launch.group)
 

@@ -158,13 +158,16 @@ class ArgumentSpec:
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """One kernel of a half: its symbol and arguments, and the launch geometry of one unit (OpenCL alone)."""
+    """One kernel of a half: its symbol and arguments, and its launch geometry (OpenCL alone).
+
+    ``grid`` is multiplied by the units on ``unit_axis``, if there is one.
+    """
 
     symbol: str
     arguments: tuple[ArgumentSpec, ...]
     grid: tuple[int, int] = (1, 1)
     group: tuple[int, int] = (1, 1)
-    unit_axis: int = 0
+    unit_axis: int | None = 0
 
 
 @dataclass(frozen=True)
