@@ -69,11 +69,8 @@ def terms(layer: Conv2d, variant: Variant) -> int:
 
 def weight_bytes(layer: Conv2d, variant: Variant) -> int:
     """Bytes of the weights as the kernels of a variant read them."""
-    return (
-        winograd.weight_bytes(layer, variant)
-        if variant.implementation == winograd.IMPLEMENTATION
-        else layer.weight_bytes
-    )
+    size: int = _implementation(variant).weight_bytes(layer, variant)
+    return size
 
 
 def error_bound(variant: Variant) -> float:

@@ -64,6 +64,11 @@ def terms(layer: Conv2d, variant: Variant) -> int:
     return layer.kernel[0] * layer.kernel[1] * _span(layer)
 
 
+def weight_bytes(layer: Conv2d, _variant: Variant) -> int:
+    """Bytes of the weights."""
+    return layer.weight_bytes
+
+
 def _first_channel(layer: Conv2d, tile: Any) -> Any:
     """The first input channel that a tile reads."""
     if layer.groups == 1:

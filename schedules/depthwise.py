@@ -47,6 +47,11 @@ def terms(layer: Conv2d, variant: Variant) -> int:
     return layer.taps
 
 
+def weight_bytes(layer: Conv2d, _variant: Variant) -> int:
+    """Bytes of the weights."""
+    return layer.weight_bytes
+
+
 def weights_name(variant: Variant) -> str:
     """Name of the operand that holds the weights."""
     return WEIGHTS

@@ -193,20 +193,22 @@ def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
 
 def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
     layout = pixels.layouts.input
-    tiles = layout.tiles(layer.channels)
-    elements = pixels.output_pixels(layout) * tiles * TILE
+    tiles, written = layout.tiles(layer.channels), -(-layer.channels // TILE)
+    last_tile = pixels.output_pixels(layout) * tiles - 1
     before = (layer.size - 1) // 2
     reach = -(-layer.size // (2 * TILE))
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, _s, tap = index
-        tile = pixels.output_pixel(layout, row) * tiles + begin + t
-        source = tile * TILE + (channel + tap - before)
-        # Other pixels may be read beside a pixel's channels, but nothing beside the image.
-        within = T.And(tile >= reach, tile < elements // TILE - reach)
-        clamped = T.max(T.min(source, T.int32(elements - 1)), T.int32(0))
-        value = T.if_then_else(within, buffers["input"][source], buffers["input"][clamped])
-        neighbour = (begin + t) * TILE + channel + (tap - before)
+        pixel, tile = pixels.output_pixel(layout, row), begin + t
+        neighbour = tile * TILE + (channel + tap - before)
+        # Beside a pixel's channels lie those of another pixel, which count as zero; what nothing was written to, as
+        # what fills up a pixel and what lies beside the image, could be no number and is not read.
+        place, end = (tile, written - 1) if tiles > written else (pixel * tiles + tile, last_tile)
+        within = T.And(place >= reach, place <= end - reach)
+        clamped = T.max(T.min(neighbour, T.int32(layer.channels - 1)), T.int32(0))
+        image, first = buffers["input"], pixel * tiles * TILE
+        value = T.if_then_else(within, image[first + neighbour], image[first + clamped])
         exists = _zero_or_one(neighbour + 1) * _zero_or_one(layer.channels - neighbour)
         return value * value * T.Cast("float32", exists)
 

@@ -139,7 +139,7 @@ def _image(buffer: np.ndarray, layout: ImageLayout, shape: tuple[int, ...]) -> n
 
 
 def _write_image(buffer: np.ndarray, layout: ImageLayout, values: np.ndarray) -> None:
-    """Fill an image; its halo and its padding channels are zero, what lies behind it stays as it is."""
+    """Fill an image; its halo and the rest of its last tile are zero, what lies behind it stays as it is."""
     batch, h, w, channels = values.shape
     halo_h, halo_w = layout.halo
     buffer.reshape(-1)[: batch * (h + 2 * halo_h) * (w + 2 * halo_w) * layout.pixel(channels)] = 0
@@ -147,7 +147,9 @@ def _write_image(buffer: np.ndarray, layout: ImageLayout, values: np.ndarray) ->
         whole = replace(layout, first_tile=0)
         _image(buffer, whole, (batch, h, w, layout.pixel(channels)))[:] = np.nan
         _image(buffer, layout, values.shape)[:] = 0
-    _image(buffer, layout, values.shape)[..., :channels] = values
+    image = _image(buffer, layout, values.shape)
+    image[..., :channels] = values
+    image[..., tile_count(channels) * TILE :] = np.nan
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

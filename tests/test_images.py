@@ -53,6 +53,7 @@ NORMS = [
     LocalNorm(5, 7, 70, 5, 0.9, 0.75, 1.0, batch=2, epilogue=("relu",)),
     LocalNorm(3, 3, 64, 2, 0.5, 0.6, 2.0),
     LocalNorm(2, 3, 96, 70, 2.0, 1.25, 0.5, epilogue=("residual",)),
+    LocalNorm(2, 2, 512, 40, 1.5, 0.75, 1.0),
 ]
 LAYERS: list[ImageLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS]
 
@@ -62,7 +63,7 @@ def test_every_split_on_the_cpu(layer: ImageLayer) -> None:
     assert Half(layer, images.default_variant(layer, "cpu", CPU)).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize("layer", [*POOLS[:4], *MAPS[2:4], *CONCATS[1:4], NORMS[0]], ids=str)
+@pytest.mark.parametrize("layer", [*POOLS[:4], *MAPS[2:4], *CONCATS[1:4], NORMS[0], NORMS[3]], ids=str)
 def test_every_split_in_opencl(layer: ImageLayer, device: Device) -> None:
     assert Half(layer, images.default_variant(layer, "gpu", CPU), device).worst_error() < TOLERANCE
 

@@ -13,7 +13,7 @@ from .graph import Graph, Node
 from .layers import AnyLayer, Hardware
 from .packaging import Choice, package
 from .planning.network import assemble, plan_network
-from .planning.plan import LayerPlan, Plan
+from .planning.plan import LayerPlan, Plan, no_gpu_kernels
 from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .runtime.device import Device, open_device
@@ -172,7 +172,7 @@ def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) ->
     """Default variants and no expectation of time."""
     family = schedules.family(node.layer)
     if not _has_gpu_kernels(node.layer, hardware):
-        cpu_units, reason = node.layer.units, f"cpu alone: the gpu has no kernels for {node.layer.op} layers"
+        cpu_units, reason = node.layer.units, no_gpu_kernels(node.layer)
     cpu = family.default_variant(node.layer, "cpu", hardware)
     gpu = family.default_variant(node.layer, "gpu", hardware) if cpu_units < node.layer.units else None
     return LayerPlan(

@@ -13,7 +13,7 @@ from tvm_coexec.graph import Graph, Node
 from tvm_coexec.layers import AnyLayer
 from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, waits_of
 
-from .plan import LayerPlan, Plan, Sync
+from .plan import LayerPlan, Plan, Sync, no_gpu_kernels
 from .schedule import Costs, Option, Written, search, simulate
 from .split import DOUBT, Division, Overheads, Planner
 
@@ -171,7 +171,7 @@ class _Menu:
         if self.layer.units == 1:
             return f"{side} alone: one unit cannot be divided"
         if len(self.divisions) == 1:
-            return f"{side} alone: the gpu has no kernels for {self.layer.op} layers"
+            return no_gpu_kernels(self.layer)
         split_us = self._balanced.total_us
         if split_us < division.total_us:
             where = f" where {inputs.names} is" if inputs.reads and not inputs.waits else ""

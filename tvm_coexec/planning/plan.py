@@ -203,6 +203,11 @@ class Plan:
             raise FileFormatError(f"{path}: {error}") from None
 
 
+def no_gpu_kernels(layer: AnyLayer) -> str:
+    """The reason why a layer has to stay on the CPU."""
+    return f"cpu alone: the gpu has no kernels for {layer.op} layers"
+
+
 def format_table(plan: Plan) -> str:
     """The plan for the terminal: a line a layer, then a line a synchronisation."""
     names = [layer.name for layer in plan.layers]
