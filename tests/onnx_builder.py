@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph
 
 Shape = tuple[int | str, ...]
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 
 
 class OnnxBuilder:
@@ -91,3 +93,25 @@ def check_against_onnxruntime(model: onnx.ModelProto) -> Graph:
 def layers(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
     """Kind and epilogue of every node, in execution order."""
     return [(getattr(node.layer, "kind", node.layer.op), node.layer.epilogue) for node in graph.nodes]
+
+
+def light_network(name: str) -> onnx.ModelProto:
+    """A test network of the onnx package, its constant weights replaced by random ones, without its softmax."""
+    model = onnx.load(LIGHT / f"light_{name}.onnx")
+    random = np.random.default_rng(5)
+    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    if model.graph.node[-1].op_type == "Softmax":
+        model.graph.output[0].name = model.graph.node[-1].input[0]
+        del model.graph.node[-1]
+    for node in list(model.graph.node):
+        if node.op_type == "ConstantOfShape":
+            shape = tuple(shapes[node.input[0]])
+            scale = np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.1
+            array = (random.standard_normal(shape) * scale).astype(np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+            model.graph.node.remove(node)
+    kept = [value for value in model.graph.input if value.name not in shapes]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = 8
+    return model

@@ -2,14 +2,12 @@
 
 import math
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from networks import NETWORKS, network, vgg16
-from onnx import numpy_helper
-from onnx_builder import check_against_onnxruntime, layers, random_inputs, run_onnx
+from onnx_builder import check_against_onnxruntime, layers, light_network, random_inputs, run_onnx
 
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import Conv2d
@@ -22,7 +20,6 @@ LAYERS: dict[str, dict[str, int]] = {
     "squeezenet": {"conv2d": 26, "pool": 4, "concat": 8},
     "inception_v3": {"conv2d": 94, "pool": 14, "concat": 11, "linear": 1},
 }
-LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -94,29 +91,7 @@ def test_networks_that_there_are_not() -> None:
         network("lenet")
 
 
-def randomised(path: Path) -> onnx.ModelProto:
-    """A test network of the onnx package, its constant weights replaced by random ones, without its softmax."""
-    model = onnx.load(path)
-    random = np.random.default_rng(5)
-    shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    if model.graph.node[-1].op_type == "Softmax":
-        model.graph.output[0].name = model.graph.node[-1].input[0]
-        del model.graph.node[-1]
-    for node in list(model.graph.node):
-        if node.op_type == "ConstantOfShape":
-            shape = tuple(shapes[node.input[0]])
-            scale = np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.1
-            array = (random.standard_normal(shape) * scale).astype(np.float32)
-            model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
-            model.graph.node.remove(node)
-    kept = [value for value in model.graph.input if value.name not in shapes]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-    model.ir_version = 8
-    return model
-
-
 @pytest.mark.parametrize(("name", "normalised"), [("squeezenet", 0), ("inception_v1", 2)])
 def test_networks_of_the_onnx_package(name: str, normalised: int) -> None:
-    graph = check_against_onnxruntime(randomised(LIGHT / f"light_{name}.onnx"))
+    graph = check_against_onnxruntime(light_network(name))
     assert sum(node.layer.op == "local_norm" for node in graph.nodes) == normalised

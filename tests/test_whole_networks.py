@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from networks import NETWORKS
-from onnx_builder import random_inputs, run_onnx
+from onnx_builder import light_network, random_inputs, run_onnx
 from poison import poison
 
 import tvm_coexec
@@ -54,6 +54,16 @@ def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> N
         assert error(module, inputs, expected) < 1e-4
     use = module.memory
     assert use.activation_bound_bytes <= use.activation_bytes < use.peak_bytes
+
+
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "inception_v1", "resnet50", "vgg19"])
+def test_networks_of_the_onnx_package(name: str, device: Device) -> None:
+    model = light_network(name)
+    inputs = random_inputs(model)
+    (expected,) = run_onnx(model, inputs).values()
+    module = tvm_coexec.build(model, device=device, split=0.5)
+    assert error(module, inputs, expected) < 1e-4
+    assert np.argmax(module(**inputs)) == np.argmax(expected)
 
 
 def test_memory_that_is_shared_makes_no_divided_step_wait(model: onnx.ModelProto, device: Device) -> None:
