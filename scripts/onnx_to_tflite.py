@@ -1,4 +1,4 @@
-"""Convolutional networks as TFLite files: batch normalisation folded, activations fused, channels last.
+"""Networks as TFLite files: batch normalisation folded, activations fused, channels last.
 
 Networks are read by tvm_coexec's own front end, whose graphs have that form already.
 """
@@ -9,76 +9,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import numpy as np
+import tflite_encoders
 from ai_edge_litert import schema_py_generated as schema
+from tflite_writer import Writer
 
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import Concat, Conv2d, Linear, Pool
+from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, Place, Pool, RowWise
 
-ACTIVATIONS = {"relu": schema.ActivationFunctionType.RELU, "relu6": schema.ActivationFunctionType.RELU6}
+FUSED = {"relu": schema.ActivationFunctionType.RELU, "relu6": schema.ActivationFunctionType.RELU6}
+"""Activations that are part of another operator."""
+
+NOT_FUSED = {"relu": "RELU", "relu6": "RELU6", "sigmoid": "LOGISTIC", "hard_swish": "HARD_SWISH"}
+"""Operators that compute nothing but an activation."""
+
+GELU = {"gelu": False, "gelu_tanh": True}
+"""Whether a GELU is approximate."""
 
 
 class UnsupportedError(Exception):
     """A layer has no counterpart here."""
 
 
-class _Writer:
-    """Collects tensors and operators; tensors are known by number."""
-
-    def __init__(self) -> None:
-        self.buffers, self.tensors, self.operators = [schema.BufferT()], [], []
-        self.codes: list[int] = []
-
-    def tensor(self, name: str, shape: Sequence[int], constant: np.ndarray | None = None) -> int:
-        tensor = schema.TensorT()
-        tensor.name, tensor.shape = name, list(shape)
-        if constant is not None:
-            tensor.type = schema.TensorType.INT32 if constant.dtype == np.int32 else schema.TensorType.FLOAT32
-            tensor.buffer = len(self.buffers)
-            self.buffers.append(schema.BufferT())
-            self.buffers[-1].data = np.ascontiguousarray(constant).view(np.uint8).reshape(-1)
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
-
-    def constant(self, array: np.ndarray) -> int:
-        return self.tensor(f"constant{len(self.tensors)}", array.shape, array)
-
-    def add(self, operator: str, inputs: Sequence[int], output: int, options: str, **values: Any) -> None:
-        """An operator, with options of the type ``<options>Options``."""
-        code = getattr(schema.BuiltinOperator, operator)
-        if code not in self.codes:
-            self.codes.append(code)
-        added = schema.OperatorT()
-        added.opcodeIndex, added.inputs, added.outputs = self.codes.index(code), list(inputs), [output]
-        added.builtinOptionsType = getattr(schema.BuiltinOptions, f"{options}Options")
-        added.builtinOptions = getattr(schema, f"{options}OptionsT")()
-        for name, value in values.items():
-            setattr(added.builtinOptions, name, value)
-        self.operators.append(added)
-
-    def finish(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
-        graph, model = schema.SubGraphT(), schema.ModelT()
-        graph.tensors, graph.operators, graph.inputs, graph.outputs = self.tensors, self.operators, inputs, outputs
-        model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, [graph], self.buffers, []
-        for code in self.codes:
-            entry = schema.OperatorCodeT()
-            entry.builtinCode, entry.deprecatedBuiltinCode = code, min(code, 127)
-            model.operatorCodes.append(entry)
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
-
-
 class _Conversion:
     """One graph on its way."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph, self.writer = graph, _Writer()
-        self.numbers = {name: self.writer.tensor(name, self._shape(name)) for name in graph.inputs}
+        self.graph, self.writer = graph, Writer()
+        self.numbers = {
+            name: self.writer.tensor(name, self._shape(name), graph.tensors[name].dtype) for name in graph.inputs
+        }
+        self.projections: dict[str, Node] = {}
         self.not_negative: set[str] = set()
         for node in graph.nodes:
+            if self._is_projection(node):
+                self.projections[node.output] = node
+                continue
             self._convert(node)
             for whole in graph.wholes(node.output):
                 self._join(whole, graph.parts(whole))
@@ -87,48 +54,101 @@ class _Conversion:
         tensor = self.graph.tensors[name]
         return tensor.image or (tensor.rows, tensor.channels)
 
+    def _is_projection(self, node: Node) -> bool:
+        """Whether a linear layer makes nothing but operands of one attention, which then writes it, part by part."""
+        readers = self.graph.consumers(node.output)
+        return (
+            isinstance(node.layer, Linear)
+            and node.layer.epilogue in ((), ("bias",))
+            and [type(reader.layer) for reader in readers] == [Attention]
+            and node.output not in self.graph.outputs
+        )
+
     def _convert(self, node: Node) -> None:
-        layer, steps = node.layer, [step for step in node.layer.epilogue if step != "bias"]
-        fused = ACTIVATIONS[steps.pop()] if steps and steps[-1] in ACTIVATIONS else 0
-        residual = bool(steps) and steps.pop() == "residual"
-        if steps:
-            raise UnsupportedError(f"{node.name} has the activation {steps[-1]}")
-        output = self.writer.tensor(node.output, self._shape(node.output))
-        result = self.writer.tensor(f"{node.output}.sum", self._shape(node.output)) if residual else output
-        activation = 0 if residual else fused
-        if isinstance(layer, Conv2d):
-            self._conv2d(node, layer, result, activation)
-        elif isinstance(layer, Linear):
-            weights = self.writer.constant(np.ascontiguousarray(node.params["weights"].T))
-            inputs = [self.numbers[node.input], weights, self._bias(node, layer.n)]
-            self.writer.add("FULLY_CONNECTED", inputs, result, "FullyConnected", fusedActivationFunction=activation)
-        elif isinstance(layer, Pool):
-            self._pool(node, layer, result, activation)
-        elif isinstance(layer, Concat):
-            inputs = [self.numbers[name] for name in (node.input, *node.others)]
-            self.writer.add("CONCATENATION", inputs, result, "Concatenation", axis=3)
-        else:
-            raise UnsupportedError(f"{node.name} is a {layer.op} layer")
-        if residual and node.residual is not None:
-            inputs = [result, self.numbers[node.residual]]
-            self.writer.add("ADD", inputs, output, "Add", fusedActivationFunction=fused)
-        self.numbers[node.output] = output
-        if fused or (isinstance(layer, Concat | Pool) and self.not_negative.issuperset((node.input, *node.others))):
+        steps = list(node.layer.epilogue)
+        result = self._computed(node, steps)
+        while steps:
+            result = self._step(node, steps, result)
+        self.numbers[node.output] = result
+        layer, epilogue = node.layer, node.layer.epilogue
+        reads_none_negative = self.not_negative.issuperset((node.input, *node.others))
+        if epilogue[-1:] in (("relu",), ("relu6",)) or (isinstance(layer, Concat | Pool) and reads_none_negative):
             self.not_negative.add(node.output)
+
+    def _computed(self, node: Node, steps: list[str]) -> int:
+        """The result of a layer, with those of the steps that follow it that are part of the operator."""
+        layer = node.layer
+        if isinstance(layer, Conv2d | Linear):
+            bias = node.params["bias"] if steps[:1] == ["bias"] else np.zeros(layer.out_channels, np.float32)
+            del steps[: steps[:1] == ["bias"]]
+            if isinstance(layer, Conv2d):
+                return self._conv2d(node, layer, bias, _fused(steps))
+            return self._linear(self.numbers[node.input], node.params["weights"], bias, _fused(steps))
+        if isinstance(layer, Pool):
+            return self._pool(node, layer, _fused(steps))
+        inputs = [self.numbers[name] for name in (node.input, *node.others) if name in self.numbers]
+        if isinstance(layer, Concat):
+            return self.writer.add("CONCATENATION", inputs, self._shape(node.output), "Concatenation", axis=3)
+        if isinstance(layer, RowWise):
+            return tflite_encoders.rowwise(self.writer, layer, inputs[0], node.params)
+        if isinstance(layer, Place):
+            return tflite_encoders.place(self.writer, layer, inputs[0], node.params)
+        if isinstance(layer, Attention):
+            return self._attention(node, layer)
+        raise UnsupportedError(f"{node.name} is a {layer.operator if isinstance(layer, Opaque) else layer.op} layer")
+
+    def _step(self, node: Node, steps: list[str], value: int) -> int:
+        """The next step of an epilogue."""
+        step, shape = steps.pop(0), self.writer.shape(value)
+        if step in ("bias", "residual"):
+            constant = step == "bias" or node.residual is None
+            summand = self.writer.constant(node.params["bias"]) if constant else self.numbers[str(node.residual)]
+            return self.writer.add("ADD", [value, summand], shape, "Add", fusedActivationFunction=_fused(steps))
+        if step in GELU:
+            return self.writer.add("GELU", [value], shape, "Gelu", approximate=GELU[step])
+        if step in NOT_FUSED:
+            return self.writer.add(NOT_FUSED[step], [value], shape)
+        raise UnsupportedError(f"{node.name} has the activation {step}")
 
     def _join(self, whole: str, parts: Sequence[str]) -> None:
         """Concatenate the parts of an image once there are all."""
         if self.numbers.keys() >= set(parts):
-            self.numbers[whole] = self.writer.tensor(whole, self._shape(whole))
             inputs = [self.numbers[name] for name in parts]
-            self.writer.add("CONCATENATION", inputs, self.numbers[whole], "Concatenation", axis=3)
+            shape = self._shape(whole)
+            self.numbers[whole] = self.writer.add("CONCATENATION", inputs, shape, "Concatenation", axis=3)
             if self.not_negative.issuperset(parts):
                 self.not_negative.add(whole)
 
-    def _bias(self, node: Node, channels: int) -> int:
-        return self.writer.constant(node.params.get("bias", np.zeros(channels, np.float32)))
+    def _linear(self, source: int, weights: np.ndarray, bias: np.ndarray, activation: int) -> int:
+        inputs = [source, self.writer.constant(weights.T), self.writer.constant(bias)]
+        shape = (int(np.prod(self.writer.shape(source))) // weights.shape[0], weights.shape[1])
+        return self.writer.add("FULLY_CONNECTED", inputs, shape, "FullyConnected", fusedActivationFunction=activation)
 
-    def _conv2d(self, node: Node, layer: Conv2d, result: int, activation: int) -> None:
+    def _attention(self, node: Node, layer: Attention) -> int:
+        names = (node.input, *node.others)
+        mask = self.writer.constant(node.params["mask"]) if layer.mask == "constant" else None
+        if layer.mask == "input":
+            mask = self.numbers[names[3]]
+        scales = (layer.scale, 1.0, 1.0)
+        operands = [self._operand(layer, *of) for of in zip(names, layer.offsets, scales, strict=False)]
+        return tflite_encoders.attention(self.writer, layer, operands, mask)
+
+    def _operand(self, layer: Attention, name: str, first: int, scale: float) -> int:
+        """Columns of a tensor, scaled; of a projection, they alone are computed, with scaled weights."""
+        factor, columns = np.float32(scale), slice(first, first + layer.out_channels)
+        if name in self.projections:
+            node = self.projections[name]
+            weights = node.params["weights"][:, columns] * factor
+            bias = node.params.get("bias", np.zeros(layer.channels[0], np.float32))[columns] * factor
+            return self._linear(self.numbers[node.input], weights, bias, 0)
+        operand = self.writer.sliced(self.numbers[name], 1, first, layer.out_channels)
+        if scale == 1:
+            return operand
+        return self.writer.add(
+            "MUL", [operand, self.writer.constant(factor.reshape(1))], self.writer.shape(operand), "Mul"
+        )
+
+    def _conv2d(self, node: Node, layer: Conv2d, bias: np.ndarray, activation: int) -> int:
         weights = node.params["weights"].transpose(0, 2, 3, 1)
         depthwise = layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
         if layer.groups > 1 and not depthwise:
@@ -140,18 +160,18 @@ class _Conversion:
         if depthwise:
             weights = weights.transpose(3, 1, 2, 0)
             options["depthMultiplier"] = 1
-        inputs = [source, self.writer.constant(np.ascontiguousarray(weights)), self._bias(node, layer.out_channels)]
+        inputs = [source, self.writer.constant(weights), self.writer.constant(bias)]
         kind = ("DEPTHWISE_CONV_2D", "DepthwiseConv2D") if depthwise else ("CONV_2D", "Conv2D")
-        self.writer.add(kind[0], inputs, result, kind[1], **options)
+        return self.writer.add(kind[0], inputs, self._shape(node.output), kind[1], **options)
 
-    def _pool(self, node: Node, layer: Pool, result: int, activation: int) -> None:
+    def _pool(self, node: Node, layer: Pool, activation: int) -> int:
         zero_pads = layer.count_padding if layer.kind == "average" else node.input in self.not_negative
         padding, source = self._padded(node, layer, zero_pads, same_counts=layer.kind == "average")
         operator = "AVERAGE_POOL_2D" if layer.kind == "average" else "MAX_POOL_2D"
         options = {"padding": padding, "fusedActivationFunction": activation}
         options |= {"strideH": layer.stride[0], "strideW": layer.stride[1]}
         options |= {"filterHeight": layer.kernel[0], "filterWidth": layer.kernel[1]}
-        self.writer.add(operator, [source], result, "Pool2D", **options)
+        return self.writer.add(operator, [source], self._shape(node.output), "Pool2D", **options)
 
     def _padded(
         self, node: Node, layer: Conv2d | Pool, zero_pads: bool = True, same_counts: bool = False
@@ -173,12 +193,15 @@ class _Conversion:
             raise UnsupportedError(f"{node.name} pads with what is not zero")
         top, left, bottom, right = layer.padding
         batch, height, width, channels = self._shape(node.input)
-        padded = self.writer.tensor(
-            f"{node.output}.padded", (batch, height + top + bottom, width + left + right, channels)
-        )
-        amounts = self.writer.constant(np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32))
-        self.writer.add("PAD", [source, amounts], padded, "Pad")
+        shape = (batch, height + top + bottom, width + left + right, channels)
+        amounts = self.writer.integers([[0, 0], [top, bottom], [left, right], [0, 0]])
+        padded = self.writer.add("PAD", [source, amounts], shape, "Pad")
         return schema.Padding.VALID, padded
+
+
+def _fused(steps: list[str]) -> int:
+    """The activation that is the next step, which is taken from the steps, or none."""
+    return FUSED[steps.pop(0)] if steps and steps[0] in FUSED else schema.ActivationFunctionType.NONE
 
 
 def convert(path: Path) -> bytes:

@@ -1,0 +1,86 @@
+"""A TFLite file, operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+TYPES = {"float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32, "int64": schema.TensorType.INT64}
+
+
+class Writer:
+    """Collects tensors and operators; tensors are known by number."""
+
+    def __init__(self) -> None:
+        self.buffers, self.tensors, self.operators = [schema.BufferT()], [], []
+        self.codes: list[int] = []
+
+    def tensor(self, name: str, shape: Sequence[int], dtype: str = "float32") -> int:
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape, tensor.type = name, list(shape), TYPES[dtype]
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def constant(self, array: np.ndarray) -> int:
+        number = self.tensor(f"constant{len(self.tensors)}", array.shape, str(array.dtype))
+        self.tensors[number].buffer = len(self.buffers)
+        self.buffers.append(schema.BufferT())
+        self.buffers[-1].data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return number
+
+    def integers(self, values: Sequence[int] | np.ndarray) -> int:
+        return self.constant(np.array(values, np.int32))
+
+    def shape(self, tensor: int) -> tuple[int, ...]:
+        return tuple(self.tensors[tensor].shape)
+
+    def add(self, operator: str, inputs: Sequence[int], shape: Sequence[int], options: str = "", **values: Any) -> int:
+        """An operator, with options of the type ``<options>Options``; its output has ``shape``."""
+        code = getattr(schema.BuiltinOperator, operator)
+        if code not in self.codes:
+            self.codes.append(code)
+        output = self.tensor(f"{operator.lower()}{len(self.tensors)}", shape)
+        added = schema.OperatorT()
+        added.opcodeIndex, added.inputs, added.outputs = self.codes.index(code), list(inputs), [output]
+        if options:
+            added.builtinOptionsType = getattr(schema.BuiltinOptions, f"{options}Options")
+            added.builtinOptions = getattr(schema, f"{options}OptionsT")()
+            for name, value in values.items():
+                setattr(added.builtinOptions, name, value)
+        self.operators.append(added)
+        return output
+
+    def reshaped(self, tensor: int, shape: Sequence[int]) -> int:
+        """The tensor itself, if it has the shape already."""
+        if self.shape(tensor) == tuple(shape):
+            return tensor
+        return self.add("RESHAPE", [tensor, self.integers(shape)], shape, "Reshape", newShape=list(shape))
+
+    def transposed(self, tensor: int, order: Sequence[int]) -> int:
+        shape = [self.shape(tensor)[axis] for axis in order]
+        return self.add("TRANSPOSE", [tensor, self.integers(order)], shape, "Transpose")
+
+    def sliced(self, tensor: int, axis: int, begin: int, size: int) -> int:
+        """The tensor itself, if it is ``size`` long."""
+        shape = list(self.shape(tensor))
+        if shape[axis] == size:
+            return tensor
+        begins = [begin if place == axis else 0 for place in range(len(shape))]
+        shape[axis] = size
+        return self.add("SLICE", [tensor, self.integers(begins), self.integers(shape)], shape, "Slice")
+
+    def finish(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
+        graph, model = schema.SubGraphT(), schema.ModelT()
+        graph.tensors, graph.operators, graph.inputs, graph.outputs = self.tensors, self.operators, inputs, outputs
+        model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, [graph], self.buffers, []
+        for code in self.codes:
+            entry = schema.OperatorCodeT()
+            entry.builtinCode, entry.deprecatedBuiltinCode = code, min(code, 127)
+            model.operatorCodes.append(entry)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
