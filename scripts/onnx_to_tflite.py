@@ -78,24 +78,30 @@ class _Conversion:
     def _computed(self, node: Node, steps: list[str]) -> int:
         """The result of a layer, with those of the steps that follow it that are part of the operator."""
         layer = node.layer
-        if isinstance(layer, Conv2d | Linear):
-            bias = node.params["bias"] if steps[:1] == ["bias"] else np.zeros(layer.out_channels, np.float32)
-            del steps[: steps[:1] == ["bias"]]
-            if isinstance(layer, Conv2d):
-                return self._conv2d(node, layer, bias, _fused(steps))
-            return self._linear(self.numbers[node.input], node.params["weights"], bias, _fused(steps))
-        if isinstance(layer, Pool):
-            return self._pool(node, layer, _fused(steps))
-        inputs = [self.numbers[name] for name in (node.input, *node.others) if name in self.numbers]
-        if isinstance(layer, Concat):
-            return self.writer.add("CONCATENATION", inputs, self._shape(node.output), "Concatenation", axis=3)
-        if isinstance(layer, RowWise):
-            return tflite_encoders.rowwise(self.writer, layer, inputs[0], node.params)
-        if isinstance(layer, Place):
-            return tflite_encoders.place(self.writer, layer, inputs[0], node.params)
-        if isinstance(layer, Attention):
-            return self._attention(node, layer)
-        raise UnsupportedError(f"{node.name} is a {layer.operator if isinstance(layer, Opaque) else layer.op} layer")
+        match layer:
+            case Conv2d() | Linear():
+                bias = node.params["bias"] if steps[:1] == ["bias"] else np.zeros(layer.out_channels, np.float32)
+                del steps[: steps[:1] == ["bias"]]
+                if isinstance(layer, Conv2d):
+                    result = self._conv2d(node, layer, bias, _fused(steps))
+                else:
+                    result = self._linear(self.numbers[node.input], node.params["weights"], bias, _fused(steps))
+            case Pool():
+                result = self._pool(node, layer, _fused(steps))
+            case Concat():
+                result = self._concatenated((node.input, *node.others), node.output)
+            case RowWise():
+                result = tflite_encoders.rowwise(self.writer, layer, self.numbers[node.input], node.params)
+            case Place():
+                result = tflite_encoders.place(self.writer, layer, self.numbers[node.input], node.params)
+            case Attention():
+                result = self._attention(node, layer)
+            case Opaque(operator="Gather"):
+                result = self._gather(node, layer)
+            case _:
+                name = layer.operator if isinstance(layer, Opaque) else layer.op
+                raise UnsupportedError(f"{node.name} is a {name} layer")
+        return result
 
     def _step(self, node: Node, steps: list[str], value: int) -> int:
         """The next step of an epilogue."""
@@ -113,11 +119,13 @@ class _Conversion:
     def _join(self, whole: str, parts: Sequence[str]) -> None:
         """Concatenate the parts of an image once there are all."""
         if self.numbers.keys() >= set(parts):
-            inputs = [self.numbers[name] for name in parts]
-            shape = self._shape(whole)
-            self.numbers[whole] = self.writer.add("CONCATENATION", inputs, shape, "Concatenation", axis=3)
+            self.numbers[whole] = self._concatenated(parts, whole)
             if self.not_negative.issuperset(parts):
                 self.not_negative.add(whole)
+
+    def _concatenated(self, parts: Sequence[str], whole: str) -> int:
+        inputs = [self.numbers[name] for name in parts]
+        return self.writer.add("CONCATENATION", inputs, self._shape(whole), "Concatenation", axis=3)
 
     def _linear(self, source: int, weights: np.ndarray, bias: np.ndarray, activation: int) -> int:
         inputs = [source, self.writer.constant(weights.T), self.writer.constant(bias)]
@@ -147,6 +155,22 @@ class _Conversion:
         return self.writer.add(
             "MUL", [operand, self.writer.constant(factor.reshape(1))], self.writer.shape(operand), "Mul"
         )
+
+    def _gather(self, node: Node, layer: Opaque) -> int:
+        """Rows of a table by their numbers.
+
+        The front end wraps numbers that count from the table's end, in layers of the same operator. TFLite refuses such
+        numbers when it meets them, and no text has them: the wrapping is left out.
+        """
+        numbers = self.numbers[node.input]
+        if layer.output.dtype != "float32" and not node.params and len(layer.inputs) != 2:
+            return numbers
+        tables = [table for table in node.params.values() if table.ndim == 2]
+        if len(layer.inputs) != 1 or not tables or layer.output.shape != (*layer.inputs[0].shape, tables[0].shape[1]):
+            raise UnsupportedError(f"{node.name} is a {layer.operator} layer of other than a table's rows")
+        inputs = [self.writer.constant(tables[0]), numbers]
+        rows = self.writer.add("GATHER", inputs, layer.output.shape, "Gather", axis=0)
+        return self.writer.reshaped(rows, self._shape(node.output))
 
     def _conv2d(self, node: Node, layer: Conv2d, bias: np.ndarray, activation: int) -> int:
         weights = node.params["weights"].transpose(0, 2, 3, 1)

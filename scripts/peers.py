@@ -118,7 +118,7 @@ def _pnnx_type(array: np.ndarray) -> str:
 
 
 def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
-    """LiteRT with XNNPACK, on convolutional networks: transformers are not converted."""
+    """LiteRT with XNNPACK, its network converted by ``onnx_to_tflite.py``."""
     from ai_edge_litert.interpreter import Interpreter
     from onnx_to_tflite import UnsupportedError, convert
 
@@ -131,13 +131,15 @@ def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
     interpreter = Interpreter(model_path=str(converted), num_threads=threads)
     interpreter.allocate_tensors()
     for detail in interpreter.get_input_details():
-        interpreter.set_tensor(detail["index"], _channels_last(inputs[detail["name"]], detail["shape"]))
+        interpreter.set_tensor(detail["index"], _as_converted(inputs[detail["name"]], detail["shape"]))
     (output, *_) = interpreter.get_output_details()
     return Prepared(interpreter.invoke, lambda: interpreter.get_tensor(output["index"]))
 
 
-def _channels_last(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    return array if array.shape == tuple(shape) else array.transpose(0, 2, 3, 1)
+def _as_converted(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """An image with its channels last, or anything else as rows of channels."""
+    is_image = len(shape) == 4 and array.shape != tuple(shape)
+    return (array.transpose(0, 2, 3, 1) if is_image else array).reshape(shape)
 
 
 PEERS: dict[str, Callable[[Path, Inputs, int], Prepared]] = {
