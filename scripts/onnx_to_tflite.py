@@ -16,7 +16,7 @@ from tflite_writer import Writer
 
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, Place, Pool, RowWise
+from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Linear, Opaque, Place, Pool, RowWise
 
 FUSED = {"relu": schema.ActivationFunctionType.RELU, "relu6": schema.ActivationFunctionType.RELU6}
 """Activations that are part of another operator."""
@@ -61,7 +61,7 @@ class _Conversion:
             isinstance(node.layer, Linear)
             and node.layer.epilogue in ((), ("bias",))
             and [type(reader.layer) for reader in readers] == [Attention]
-            and node.output not in self.graph.outputs
+            and node.output not in (*readers[0].others[2:], *self.graph.outputs)
         )
 
     def _convert(self, node: Node) -> None:
@@ -70,9 +70,12 @@ class _Conversion:
         while steps:
             result = self._step(node, steps, result)
         self.numbers[node.output] = result
-        layer, epilogue = node.layer, node.layer.epilogue
-        reads_none_negative = self.not_negative.issuperset((node.input, *node.others))
-        if epilogue[-1:] in (("relu",), ("relu6",)) or (isinstance(layer, Concat | Pool) and reads_none_negative):
+        if node.layer.epilogue:
+            is_not_negative = node.layer.epilogue[-1] in FUSED
+        else:
+            keeps_signs = isinstance(node.layer, Concat | Pool)
+            is_not_negative = keeps_signs and self.not_negative.issuperset((node.input, *node.others))
+        if is_not_negative:
             self.not_negative.add(node.output)
 
     def _computed(self, node: Node, steps: list[str]) -> int:
@@ -80,7 +83,7 @@ class _Conversion:
         layer = node.layer
         match layer:
             case Conv2d() | Linear():
-                bias = node.params["bias"] if steps[:1] == ["bias"] else np.zeros(layer.out_channels, np.float32)
+                bias = node.params["bias"] if steps[:1] == ["bias"] else _no_bias(layer)
                 del steps[: steps[:1] == ["bias"]]
                 if isinstance(layer, Conv2d):
                     result = self._conv2d(node, layer, bias, _fused(steps))
@@ -104,17 +107,21 @@ class _Conversion:
         return result
 
     def _step(self, node: Node, steps: list[str], value: int) -> int:
-        """The next step of an epilogue."""
+        """The value after the next step of an epilogue, which is taken from the steps."""
         step, shape = steps.pop(0), self.writer.shape(value)
-        if step in ("bias", "residual"):
-            constant = step == "bias" or node.residual is None
-            summand = self.writer.constant(node.params["bias"]) if constant else self.numbers[str(node.residual)]
-            return self.writer.add("ADD", [value, summand], shape, "Add", fusedActivationFunction=_fused(steps))
+        if step == "bias":
+            return self._sum(value, self.writer.constant(node.params["bias"]), steps)
+        if step == "residual" and node.residual is not None:
+            return self._sum(value, self.numbers[node.residual], steps)
         if step in GELU:
             return self.writer.add("GELU", [value], shape, "Gelu", approximate=GELU[step])
         if step in NOT_FUSED:
             return self.writer.add(NOT_FUSED[step], [value], shape)
         raise UnsupportedError(f"{node.name} has the activation {step}")
+
+    def _sum(self, value: int, summand: int, steps: list[str]) -> int:
+        shape, activation = self.writer.shape(value), _fused(steps)
+        return self.writer.add("ADD", [value, summand], shape, "Add", fusedActivationFunction=activation)
 
     def _join(self, whole: str, parts: Sequence[str]) -> None:
         """Concatenate the parts of an image once there are all."""
@@ -147,14 +154,13 @@ class _Conversion:
         if name in self.projections:
             node = self.projections[name]
             weights = node.params["weights"][:, columns] * factor
-            bias = node.params.get("bias", np.zeros(layer.channels[0], np.float32))[columns] * factor
-            return self._linear(self.numbers[node.input], weights, bias, 0)
+            bias = node.params["bias"][columns] * factor if "bias" in node.params else _no_bias(node.layer)[columns]
+            return self._linear(self.numbers[node.input], weights, bias, _fused([]))
         operand = self.writer.sliced(self.numbers[name], 1, first, layer.out_channels)
         if scale == 1:
             return operand
-        return self.writer.add(
-            "MUL", [operand, self.writer.constant(factor.reshape(1))], self.writer.shape(operand), "Mul"
-        )
+        inputs = [operand, self.writer.constant(factor.reshape(1))]
+        return self.writer.add("MUL", inputs, self.writer.shape(operand), "Mul")
 
     def _gather(self, node: Node, layer: Opaque) -> int:
         """Rows of a table by their numbers.
@@ -165,7 +171,7 @@ class _Conversion:
         numbers = self.numbers[node.input]
         if layer.output.dtype != "float32" and not node.params and len(layer.inputs) != 2:
             return numbers
-        tables = [table for table in node.params.values() if table.ndim == 2]
+        tables = [table for table in node.params.values() if table.ndim == 2 and table.dtype == np.float32]
         if len(layer.inputs) != 1 or not tables or layer.output.shape != (*layer.inputs[0].shape, tables[0].shape[1]):
             raise UnsupportedError(f"{node.name} is a {layer.operator} layer of other than a table's rows")
         inputs = [self.writer.constant(tables[0]), numbers]
@@ -221,6 +227,10 @@ class _Conversion:
         amounts = self.writer.integers([[0, 0], [top, bottom], [left, right], [0, 0]])
         padded = self.writer.add("PAD", [source, amounts], shape, "Pad")
         return schema.Padding.VALID, padded
+
+
+def _no_bias(layer: AnyLayer) -> np.ndarray:
+    return np.zeros(layer.out_channels, np.float32)
 
 
 def _fused(steps: list[str]) -> int:

@@ -16,7 +16,9 @@ class Writer:
     """Collects tensors and operators; tensors are known by number."""
 
     def __init__(self) -> None:
-        self.buffers, self.tensors, self.operators = [schema.BufferT()], [], []
+        self.buffers = [schema.BufferT()]
+        self.tensors: list[Any] = []
+        self.operators: list[Any] = []
         self.codes: list[int] = []
 
     def tensor(self, name: str, shape: Sequence[int], dtype: str = "float32") -> int:
@@ -32,7 +34,7 @@ class Writer:
         self.buffers[-1].data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         return number
 
-    def integers(self, values: Sequence[int] | np.ndarray) -> int:
+    def integers(self, values: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> int:
         return self.constant(np.array(values, np.int32))
 
     def shape(self, tensor: int) -> tuple[int, ...]:
