@@ -50,6 +50,14 @@ class _Conversion:
             for whole in graph.wholes(node.output):
                 self._join(whole, graph.parts(whole))
 
+    def finish(self) -> bytes:
+        """The file; outputs that are no images have the axes that the model's user sees."""
+        outputs = []
+        for tensor in map(self.graph.tensors.__getitem__, self.graph.outputs):
+            number = self.numbers[tensor.name]
+            outputs.append(number if tensor.image else self.writer.reshaped(number, tensor.shape))
+        return self.writer.finish([self.numbers[name] for name in self.graph.inputs], outputs)
+
     def _shape(self, name: str) -> Sequence[int]:
         tensor = self.graph.tensors[name]
         return tensor.image or (tensor.rows, tensor.channels)
@@ -247,6 +255,4 @@ def convert(path: Path) -> bytes:
         A layer has no counterpart here; it is named.
     """
     graph = to_graph(path)
-    conversion = _Conversion(graph)
-    numbers = conversion.numbers
-    return conversion.writer.finish([numbers[n] for n in graph.inputs], [numbers[n] for n in graph.outputs])
+    return _Conversion(graph).finish()
