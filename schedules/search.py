@@ -64,6 +64,8 @@ def dense_variants(
     tiles = (rank or register_tiles)(hardware, space)
     if side == "cpu":
         return _cpu_variants(implementation, tiles, space)
+    if rank is None and space.channels % TILE == 0:
+        tiles = [tile for tile in tiles if tile[1] == TILE]
     return _cpu_device_variants(implementation, hardware, tiles, space)
 
 
@@ -112,8 +114,6 @@ def _cpu_device_variants(
 ) -> list[Variant]:
     """One work-item to a work-group: a CPU device runs a work-group's items one after the other."""
     lanes = hardware.vector_bytes // 4
-    if space.channels % TILE == 0:
-        tiles = [tile for tile in tiles if tile[1] == TILE]
     return [
         _gpu_variant(
             implementation,

@@ -109,6 +109,7 @@ def _measure_in_turn(tuner: Tuner, plans: Planner, compared: Compared) -> None:
     """Best, planned and alone, one after the other, several times over.
 
     A side alone may use whichever variant is fastest for it: the planned one, the default, or the predictor's choice.
+    All samples of one variant count together, so that none is better than itself by chance.
     """
     layer, units = compared.layer, compared.layer.units
     default = tuner.default_candidate(layer)
@@ -118,7 +119,7 @@ def _measure_in_turn(tuner: Tuner, plans: Planner, compared: Compared) -> None:
         plans.plan_split("layer", layer, 0).gpu or default.gpu,
     )
     splits = {"best": compared.best_split, "planned": compared.plan.cpu_units, "cpu": units, "gpu": 0}
-    by_candidate: dict[str, dict[str, list[float]]] = {"cpu": {}, "gpu": {}}
+    by_variant: dict[str, dict[str, list[float]]] = {"cpu": {}, "gpu": {}}
     repeats = repeats_for(layer)
     for _ in range(ROUNDS):
         for candidate in dict.fromkeys((compared.candidate, alone, default)):
@@ -127,11 +128,12 @@ def _measure_in_turn(tuner: Tuner, plans: Planner, compared: Compared) -> None:
             measured = tuner.session.measure(tuner.module(candidate), points, check=candidate is not compared.candidate)
             walls = {point.cpu_units: list(point.wall_us) for point in measured.points}
             for what, split in wanted.items():
-                if what in by_candidate:
-                    by_candidate[what].setdefault(str(candidate), []).extend(walls[split])
+                if what in by_variant:
+                    variant = candidate.cpu if what == "cpu" else candidate.gpu
+                    by_variant[what].setdefault(str(variant), []).extend(walls[split])
                 else:
                     compared.samples_us.setdefault(what, []).extend(walls[split])
-    for what, samples in by_candidate.items():
+    for what, samples in by_variant.items():
         compared.samples_us[what] = min(samples.values(), key=median_us)
 
 

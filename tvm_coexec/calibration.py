@@ -59,10 +59,10 @@ def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
     """How fast either side reads weights from memory."""
     layer = streaming_layer(cache_bytes)
     candidate, units = tuner.default_candidate(layer), layer.units
-    cpu, gpu, both = tuner.measure_now(candidate, [Point(*way, 12) for way in _ways(layer)])
+    cpu, gpu, both = tuner.measure_now(candidate, [Point(*way, _REPEATS) for way in _ways(layer)])
 
     def rate(share: float, times_us: Sequence[float]) -> float:
-        return share * layer.weight_bytes / float(np.median(times_us))
+        return share * layer.weight_bytes / float(np.quantile(times_us, _LAYER_QUANTILE))
 
     return Rates(
         alone={"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from . import schedules
 from .layers import AnyLayer, Variant
 from .planning.features import Halves
 from .planning.predictors import LatencyPredictor
@@ -27,9 +28,16 @@ Train = Callable[[], Mapping[str, LatencyPredictor]]
 
 
 def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
-    """One variant of every implementation, so that the predictors have seen each of them on the layer."""
+    """One variant of every way to compute the layer, so that the predictors have seen each of them on it.
+
+    Two ways differ by their operands: Winograd's convolutions of different sizes read different weights.
+    """
+    operands = schedules.family(layer).operand_names
     spaces = [tuner.variants(layer, side) for side in ("cpu", "gpu")]
-    firsts = [list({variant.implementation: variant for variant in reversed(space)}.values())[::-1] for space in spaces]
+    firsts = [
+        list({(one.implementation, operands(layer, one)): one for one in reversed(space)}.values())[::-1]
+        for space in spaces
+    ]
     count = max(len(variants) for variants in firsts)
     return [Candidate(layer, *(variants[place % len(variants)] for variants in firsts)) for place in range(count)]
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .runtime.manifest import StepSpec, TensorSpec, lifetimes
 
 
 @dataclass
 class _Slot:
-    """A piece of memory, and the last step that needs what is in it."""
+    """A piece of memory, and the tensors in it: the words and the last step of each, in their order."""
 
     number: int
     geometry: tuple[int, ...] | None
-    words: int
-    needed_until: int
+    uses: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def words(self) -> int:
+        return max(words for words, _ in self.uses)
+
+    @property
+    def needed_until(self) -> int:
+        return self.uses[-1][1]
+
+    def last_use(self, words: int) -> int:
+        """The last step that used so many words: the later it was, the more of them a cache still holds."""
+        return max((last for used, last in self.uses if used >= words), default=-1)
 
 
 def assign_slots(
@@ -44,8 +55,7 @@ def assign_slots(
         name, (_, last) = tensor.name, lives[tensor.name]
         since = -1 if name in kept else free_since[name]
         slot = _free_slot(slots, tensor.halo_geometry, needed[name], since)
-        slot.words = max(slot.words, needed[name])
-        slot.needed_until = len(steps) + 1 if name in kept else last
+        slot.uses.append((needed[name], len(steps) + 1 if name in kept else last))
         numbers[name] = slot.number
     return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
 
@@ -71,9 +81,9 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
 
 
 def _free_slot(slots: list[_Slot], geometry: tuple[int, ...] | None, words: int, since: int) -> _Slot:
-    """The slot free since a step that has to grow least, then the smallest; a new one if none is free."""
+    """The slot free since a step that has to grow least, then the last used; a new one if none is free."""
     free = [slot for slot in slots if slot.geometry == geometry and slot.needed_until <= since]
     if free:
-        return min(free, key=lambda slot: (max(words - slot.words, 0), slot.words))
-    slots.append(_Slot(len(slots), geometry, 0, 0))
+        return min(free, key=lambda slot: (max(words - slot.words, 0), -slot.last_use(words), slot.words))
+    slots.append(_Slot(len(slots), geometry))
     return slots[-1]

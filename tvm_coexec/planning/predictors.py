@@ -1,4 +1,7 @@
-"""Predicts the time of a half: a few-term base time, multiplied by what XGBoost learned of its error."""
+"""Predicts the time of a half: a few-term base time, multiplied by what XGBoost learned of its error.
+
+What remains of the error for the very kernels that were measured is remembered.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +31,18 @@ from .features import (
     describe,
     implementation_feature,
 )
+from .remembered import Remembered
 from .samples import Sample
 
 if TYPE_CHECKING:
     import xgboost
 
 FORMAT = "tvm-coexec predictor"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _METADATA = "tvm_coexec"
 _CHECKSUM = "tvm_coexec_checksum"
+_REMEMBERED = "tvm_coexec_remembered"
 _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
@@ -87,6 +92,7 @@ class LatencyPredictor:
     features: FeatureSet
     base: BaseTime
     booster: xgboost.Booster
+    remembered: Remembered = field(default_factory=Remembered)
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -109,7 +115,8 @@ class LatencyPredictor:
                 )
         described = describe(halves, self.side, self.processor)
         correction = self.booster.inplace_predict(self.features.matrix(described))
-        return self.base.predict(described) * np.exp(correction.astype(float))
+        known = self.remembered.factors(halves.kernels)[halves.kernel]
+        return self.base.predict(described) * np.exp(correction.astype(float)) * known
 
     def save(self, path: Path) -> None:
         """Write XGBoost's own UBJ with everything else as an attribute, under a checksum."""
@@ -125,7 +132,13 @@ class LatencyPredictor:
         }
         booster = self.booster.copy()
         booster.feature_names = list(self.features.names)
-        booster.set_attr(**{_METADATA: json.dumps(metadata), _CHECKSUM: _NO_CHECKSUM.decode()})
+        booster.set_attr(
+            **{
+                _METADATA: json.dumps(metadata),
+                _CHECKSUM: _NO_CHECKSUM.decode(),
+                _REMEMBERED: json.dumps(self.remembered.to_json()),
+            }
+        )
         content = bytes(booster.save_raw("ubj"))
         digest = hashlib.sha256(content).hexdigest()
         path.write_bytes(content.replace(_NO_CHECKSUM, b"sha256:" + digest.encode(), 1))
@@ -157,6 +170,7 @@ class LatencyPredictor:
             features=FeatureSet(names),
             base=BaseTime(tuple(metadata["base_us"].items())),
             booster=booster,
+            remembered=Remembered.from_json(json.loads(booster.attr(_REMEMBERED) or "[]")),
         )
 
 
@@ -211,4 +225,5 @@ def train(
     target = np.log(latency_us / base.predict(described))
     data = xgboost.DMatrix(features.matrix(described), target, weight=counts, nthread=1)
     booster = xgboost.train(_PARAMETERS, data, _ROUNDS)
-    return LatencyPredictor(side, processor, features, base, booster)
+    log_errors = target - booster.predict(data)
+    return LatencyPredictor(side, processor, features, base, booster, Remembered.of(samples, log_errors, counts))
