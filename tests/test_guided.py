@@ -1,6 +1,7 @@
 """Guided search: every implementation is tried, then what the predictors expect to be better, and nothing twice."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,20 @@ LAYER = Conv2d(14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
 
 
 class FakePredictor:
-    """Expects every variant to take 100 us, but for those that it is told of."""
+    """Expects every variant to take 100 us, but for those that it is told of, for some by what it remembers."""
 
-    def __init__(self, expected_us: Mapping[Variant, float]) -> None:
-        self.expected_us = expected_us
+    def __init__(self, expected_us: Mapping[Variant, float], remembered: Mapping[Variant, float] | None = None) -> None:
+        self.expected_us, self.remembered = expected_us, remembered or {}
+
+    def without_memory(self) -> "FakePredictor":
+        return FakePredictor(self.expected_us)
 
     def knows(self, layer: Any, variant: Variant) -> bool:
         return True
 
     def predict(self, halves: Halves) -> np.ndarray:
-        times_us = np.array([self.expected_us.get(variant, 100.0) for _, variant in halves.kernels])
+        known_us = {**self.expected_us, **self.remembered}
+        times_us = np.array([known_us.get(variant, 100.0) for _, variant in halves.kernels])
         return times_us[halves.kernel]
 
 
@@ -85,3 +90,20 @@ def test_nothing_is_searched_where_nothing_could_be_measured(tmp_path: Path) -> 
 def test_a_search_ends_when_its_time_is_over(tmp_path: Path) -> None:
     one = tuner(FakeSession(), tmp_path / "p")
     assert search(one, {}, seconds=0.0) == set()
+
+
+def test_what_took_much_longer_than_predicted_is_measured_once_more(tmp_path: Path) -> None:
+    one = tuner(FakeSession(), tmp_path / "p")
+    default, slow, *_ = one.variants(LAYER, "cpu")
+    gpu = one.default_candidate(LAYER).gpu
+    for variant in (default, slow):
+        one.measure(Candidate(LAYER, variant, gpu), training_points(LAYER))
+    predictors: Any = {
+        "cpu": FakePredictor({default: 60.0, slow: 50.0}, {slow: 90.0}),
+        "gpu": FakePredictor({gpu: 1.0}),
+    }
+    before = Counter(sample.variant for sample in one.profile.samples())
+    search_variants(one, [LAYER], lambda: predictors, time.monotonic() + 60)
+    after = Counter(sample.variant for sample in one.profile.samples())
+    assert after[slow] - before[slow] == before[slow]
+    assert after[default] == before[default]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tvm_coexec.planning.evaluation import (
     noise_percent,
 )
 from tvm_coexec.planning.features import Halves
-from tvm_coexec.planning.predictors import LatencyPredictor, train
+from tvm_coexec.planning.predictors import LatencyPredictor, train, undisturbed
 from tvm_coexec.planning.samples import Sample
 from tvm_coexec.schedules import family
 
@@ -175,3 +176,24 @@ def test_the_base_time_recovers_a_sum_of_costs():
     base = BaseTime.fit(described, times_us, np.ones(300), LAYER_TERMS)
     np.testing.assert_allclose(base.predict(described), times_us, rtol=0.02)
     assert all(value >= 0 for _, value in base.coefficients)
+
+
+def test_of_the_same_half_the_shortest_sample_counts():
+    first, other, *_ = measure(some_layers(2, seed=3), "cpu")
+    disturbed = replace(first, latency_us=tuple(2 * us for us in first.latency_us))
+    assert undisturbed([disturbed, other, first]) == [first, other]
+    assert undisturbed([first, other, disturbed]) == [first, other]
+
+
+def test_a_predictor_comes_closer_to_what_it_was_trained_with_by_remembering_it():
+    samples = measure(some_layers(10, seed=3), "cpu")
+    odd = samples[0].layer
+    samples = [replace(s, latency_us=tuple(1.5 * us for us in s.latency_us)) if s.layer == odd else s for s in samples]
+    predictor = train(samples, "cpu", PROCESSOR)
+    own = [sample for sample in samples if sample.layer == odd]
+    measured_us = predictors.labels_us(own)
+
+    def error(one: LatencyPredictor) -> float:
+        return float(np.abs(one.predict(Halves.of(own)) / measured_us - 1).mean())
+
+    assert error(predictor) < 0.5 * error(predictor.without_memory())

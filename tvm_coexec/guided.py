@@ -24,6 +24,9 @@ _ROUNDS = 4
 _PROMISING = 1.1
 """A variant is worth a measurement if its predicted time is at most so many times that of the best one measured."""
 
+_DOUBTFUL = 1.15
+"""A variant that took so many times as long as predicted may have been measured beside other work."""
+
 Train = Callable[[], Mapping[str, LatencyPredictor]]
 
 
@@ -43,7 +46,7 @@ def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
 
 
 def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, until: float) -> None:
-    """Measure promising variants of each layer.
+    """Measure promising variants of each layer, and once more those that took longer than they should.
 
     Parameters
     ----------
@@ -54,45 +57,80 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
     """
     from tqdm import tqdm
 
+    doubted: VariantSets = {}
     for number in range(1, _ROUNDS + 1 if layers else 0):
         measured, failed = tuner.profile.measured_variants(), tuner.profile.failed_variants()
         if {side for side, _ in measured} != {"cpu", "gpu"}:
             return  # nothing to learn from
-        predictors = train()
-        promising = [_promising(tuner, layer, predictors, measured, failed) for layer in layers]
-        candidates = [candidate for candidate in promising if candidate is not None]
+        search = _Search(tuner, train(), measured, failed, doubted)
+        candidates = [candidate for candidate in map(search.promising, layers) if candidate is not None]
         for candidate in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
             if time.monotonic() > until:
                 return
-            tuner.measure(candidate, training_points(candidate.layer))
+            tuner.measure(candidate, training_points(candidate.layer), again=True)
         if not candidates:
             return
+        doubted = search.doubted
 
 
-def _promising(
-    tuner: Tuner,
-    layer: AnyLayer,
-    predictors: Mapping[str, LatencyPredictor],
-    measured: VariantSets,
-    failed: VariantSets,
-) -> Candidate | None:
-    """The most promising variants that were never measured; a side that has none takes part with its best one."""
-    chosen, unmeasured = {}, False
-    for side, predictor in predictors.items():
-        known, bad = (sets.get((side, layer), frozenset()) for sets in (measured, failed))
-        variants = [one for one in tuner.variants(layer, side) if one not in bad and predictor.knows(layer, one)]
-        if not variants:
-            return None
-        times_us = dict(zip(variants, _expected_us(layer, variants, predictor), strict=True))
-        best_us = min((us for variant, us in times_us.items() if variant in known), default=np.inf)
-        new = [variant for variant in variants if variant not in known and times_us[variant] <= _PROMISING * best_us]
-        unmeasured |= bool(new)
-        chosen[side] = min(new or variants, key=times_us.__getitem__)
-    return Candidate(layer, chosen["cpu"], chosen["gpu"]) if unmeasured else None
+class _Search:
+    """One round of the search.
+
+    A variant is ``doubted`` where it was measured, took much longer than predicted, and would promise to be the best
+    otherwise: something else may have been going on. It is measured once more, not ever again.
+    """
+
+    def __init__(
+        self,
+        tuner: Tuner,
+        predictors: Mapping[str, LatencyPredictor],
+        measured: VariantSets,
+        failed: VariantSets,
+        doubted: VariantSets,
+    ) -> None:
+        self.tuner, self.predictors = tuner, predictors
+        self.measured, self.failed, self.doubted = measured, failed, dict(doubted)
+
+    def promising(self, layer: AnyLayer) -> Candidate | None:
+        """The most promising variants; a side that has none takes part with its best one."""
+        chosen, found = {}, False
+        for side, predictor in self.predictors.items():
+            failed = self.failed.get((side, layer), frozenset())
+            variants = [
+                one for one in self.tuner.variants(layer, side) if one not in failed and predictor.knows(layer, one)
+            ]
+            if not variants:
+                return None
+            times_us = dict(zip(variants, _expected_us(layer, variants, predictor), strict=True))
+            promising = self._promising(side, layer, times_us)
+            found |= bool(promising)
+            chosen[side] = min(promising or times_us, key=(promising or times_us).__getitem__)
+        return Candidate(layer, chosen["cpu"], chosen["gpu"]) if found else None
+
+    def _promising(self, side: str, layer: AnyLayer, times_us: Mapping[Variant, float]) -> dict[Variant, float]:
+        """Variants worth a measurement, with the times that they promise."""
+        known = self.measured.get((side, layer), frozenset())
+        limit_us = _PROMISING * min((us for variant, us in times_us.items() if variant in known), default=np.inf)
+        new = {variant: us for variant, us in times_us.items() if variant not in known and us <= limit_us}
+        doubted = self.doubted.get((side, layer), frozenset())
+        slow = [variant for variant in times_us if variant in known and variant not in doubted]
+        usual_us = _expected_us(layer, slow, self.predictors[side].without_memory())
+        doubtful = {
+            variant: float(us)
+            for variant, us in zip(slow, usual_us, strict=True)
+            if us <= limit_us / _PROMISING and times_us[variant] > _DOUBTFUL * us
+        }
+        if doubtful and not new:
+            again = min(doubtful, key=doubtful.__getitem__)
+            self.doubted[side, layer] = doubted | {again}
+            return {again: doubtful[again]}
+        return new
 
 
 def _expected_us(layer: AnyLayer, variants: Sequence[Variant], predictor: LatencyPredictor) -> np.ndarray:
     """For each variant, the geometric mean of the times of the whole layer alone and of a half beside the other."""
+    if not variants:
+        return np.array([])
     half = layer.units / 2
     halves = Halves.grid(layer, variants, np.array([layer.units, half]), np.array([0.0, half]))
     times_us = predictor.predict(halves).reshape(len(variants), 2)

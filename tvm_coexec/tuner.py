@@ -41,9 +41,12 @@ class Tuner:
         self.profile = profile
         self.target = target
 
-    def measure(self, candidate: Candidate, points: Sequence[Point]) -> None:
-        """Measure the points that the profile lacks. A candidate that fails is remembered, and skipped from then on."""
-        wanted = [point for point in points if not self.profile.has(candidate, point)]
+    def measure(self, candidate: Candidate, points: Sequence[Point], *, again: bool = False) -> None:
+        """Measure the points that the profile lacks, or all of them ``again``.
+
+        A candidate that fails is remembered, and skipped from then on.
+        """
+        wanted = [point for point in points if again or not self.profile.has(candidate, point)]
         if not wanted or self.profile.failure(candidate) is not None:
             return
         try:

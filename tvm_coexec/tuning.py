@@ -21,7 +21,7 @@ from .planning.basetime import BaseTime
 from .planning.estimates import fit_estimates
 from .planning.evaluation import Evaluation, evaluate
 from .planning.features import Processor
-from .planning.predictors import LatencyPredictor, train
+from .planning.predictors import LatencyPredictor, train, undisturbed
 from .planning.samples import Point, Sample
 from .planning.split import Overheads, Planner, plan_measured
 from .planning.traffic import Traffic
@@ -166,7 +166,7 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
 
     for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
         tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
-    search_variants(tuner, layers, lambda: _learn(list(tuner.profile.samples()), tuner.profile.facts), until)
+    search_variants(tuner, layers, lambda: _learn(undisturbed(tuner.profile.samples()), tuner.profile.facts), until)
 
 
 def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
@@ -217,7 +217,7 @@ def _learn(samples: Sequence[Sample], facts: dict[str, Any]) -> dict[str, Latenc
 
 def fit(profile: Profile) -> list[Evaluation]:
     """Train both predictors on all samples of a profile, and store them with their error on held-out layers."""
-    samples = list(profile.samples())
+    samples = undisturbed(profile.samples())
     evaluations = []
     for side, predictor in _learn(samples, profile.facts).items():
         own = [sample for sample in samples if sample.side == side]

@@ -9,8 +9,8 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,18 @@ def labels_us(samples: Sequence[Sample]) -> np.ndarray:
     return np.array([np.quantile(sample.latency_us, _LABEL_QUANTILE) for sample in samples])
 
 
+def undisturbed(samples: Iterable[Sample]) -> list[Sample]:
+    """Of the samples of the same half the one with the shortest time: the others were measured beside other work."""
+    chosen = list(samples)
+    shortest: dict[tuple[Any, ...], int] = {}
+    latency_us = labels_us(chosen)
+    for place, sample in enumerate(chosen):
+        half = (sample.side, sample.layer, sample.variant, sample.units, sample.other_variant, sample.other_units)
+        if latency_us[place] < latency_us[shortest.setdefault(half, place)]:
+            shortest[half] = place
+    return [chosen[place] for place in shortest.values()]
+
+
 def weights(samples: Sequence[Sample]) -> np.ndarray:
     """How much each sample counts: one whose repetitions disagree was measured while something else was going on."""
     spreads = [np.median(np.abs(np.array(sample.latency_us) / sample.median_us - 1)) for sample in samples]
@@ -117,6 +129,10 @@ class LatencyPredictor:
         correction = self.booster.inplace_predict(self.features.matrix(described))
         known = self.remembered.factors(halves.kernels)[halves.kernel]
         return self.base.predict(described) * np.exp(correction.astype(float)) * known
+
+    def without_memory(self) -> LatencyPredictor:
+        """The same, but for what it remembers of the very kernels that were measured."""
+        return replace(self, remembered=Remembered())
 
     def save(self, path: Path) -> None:
         """Write XGBoost's own UBJ with everything else as an attribute, under a checksum."""
