@@ -30,6 +30,10 @@ _TRANSFORM_COST = 4
 """Multiply-adds that an element costs on its way through the transforms."""
 _CACHE_BYTES = 1 << 20
 """A core's own cache, roughly: a block of transformed input should fit."""
+_BLOCK_PARTS = (0.3, 0.8, 4.0)
+"""Sizes of blocks, of that cache."""
+_NEAR = 0.25
+"""What a byte costs that comes from the shared cache, of one that comes from memory."""
 _GPU_GEOMETRIES = ((4, 4, 8, 8), (2, 4, 8, 8), (4, 4, 8, 4), (4, 8, 4, 8), (2, 4, 8, 4), (2, 4, 8, 2), (1, 4, 8, 4))
 """Work-groups of a GPU: rows, lanes, channel threads, row threads."""
 
@@ -106,15 +110,24 @@ def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
 
 
 def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str, int]]:
-    """How many groups of tiles a worker transforms before it multiplies them, and in which order it does."""
+    """How many groups of tiles a worker transforms before it multiplies them, and in which order; the best first.
+
+    Small blocks stay in the core's cache, but all weights are read again for each of them.
+    """
     groups = -(-tiles.count // (rows * workers))
     group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
-    cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in (0.3, 0.8)}
-    blocks = sorted({-(-groups // -(-groups // cut)) for cut in cuts})
+    cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in _BLOCK_PARTS}
+    sizes = {-(-groups // -(-groups // cut)) for cut in cuts}
+    weights = 4 * tiles.points**2 * tiles.layer.in_channels * tiles.layer.out_channels
+
+    def passing_bytes(size: int) -> float:
+        again = tiles.layer.units * groups * group_bytes if size * group_bytes > _CACHE_BYTES else 0
+        return max(-(-groups // size) * weights - _CACHE_BYTES, 0) + _NEAR * again
+
     return [
-        {"block_groups": block_groups, "order": order}
-        for block_groups in blocks
-        for order in ((0, 1) if block_groups > 1 else (0,))
+        {"block_groups": size, "order": order}
+        for size in sorted(sizes, key=lambda size: (passing_bytes(size), size))
+        for order in ((0, 1) if size > 1 else (0,))
     ]
 
 
