@@ -194,7 +194,7 @@ def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
 def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
     layout = pixels.layouts.input
     tiles, written = layout.tiles(layer.channels), -(-layer.channels // TILE)
-    last_tile = pixels.output_pixels(layout) * tiles - 1
+    last_tile = layer.batch * (layer.h + 2 * layout.halo[0]) * (layer.w + 2 * layout.halo[1]) * tiles - 1
     before = (layer.size - 1) // 2
     reach = -(-layer.size // (2 * TILE))
 

@@ -64,6 +64,7 @@ def dense_variants(
     tiles = (rank or register_tiles)(hardware, space)
     if side == "cpu":
         return _cpu_variants(implementation, tiles, space)
+    # Kernels that are bound by their accumulators need whole tiles there; a family with a ranking of its own knows.
     if rank is None and space.channels % TILE == 0:
         tiles = [tile for tile in tiles if tile[1] == TILE]
     return _cpu_device_variants(implementation, hardware, tiles, space)

@@ -29,7 +29,7 @@ _ERROR_BOUNDS = {4: 1e-4, 2: ERROR_BOUND}
 _TRANSFORM_COST = 4
 """Multiply-adds that an element costs on its way through the transforms."""
 _CACHE_BYTES = 1 << 20
-"""A core's own cache, roughly: a block of transformed input should fit."""
+"""A core's own cache, roughly."""
 _BLOCK_PARTS = (0.3, 0.8, 4.0)
 """Sizes of blocks, of that cache."""
 _NEAR = 0.25
@@ -132,7 +132,7 @@ def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str,
 
 
 def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
-    """Blocks that stay in a core's cache; those that leave a core idle come after single groups."""
+    """Blocks, but for those that leave a core idle; single groups as well where there are several cores."""
     lanes = hardware.vector_bytes // 4
     whole = [rows for rows, channels, _ in register_tiles(hardware, _space(tiles)) if channels == TILE]
     blocked = [
@@ -169,7 +169,10 @@ def _is_blocked(variant: Variant) -> bool:
 
 
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:
-    """Launch geometry of the kernel that multiplies; its rows are tiles of pixels."""
+    """Launch geometry of the kernel that multiplies; its rows are tiles of pixels.
+
+    Of blocks it counts register tiles, as of a half on the CPU: a core computes one after the other.
+    """
     tiles = WinogradTiles(layer, layouts, variant["m"])
     rows = rows_of_group(variant)
     groups = -(-tiles.count // rows)

@@ -3,7 +3,8 @@
 A *group* is the tiles that one register block or work-group multiplies. Between the steps, the transformed input lies
 in ``[points², groups, chunks, tiles of a group, lanes]``, a chunk being ``lanes`` input channels, and the products in
 ``[…, points², tiles of a group, 32]``. On the CPU both are scratch of the call: a block of tiles is transformed and
-multiplied while it is in the cache. In OpenCL the steps are kernels, and scratch operands lie between them.
+multiplied while it is in the cache. In OpenCL scratch memory is an operand, and a GPU takes each step in
+a kernel of its own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Guided search: every implementation is tried, then what the predictors expect to be better, and nothing twice."""
+"""Guided search: every way is tried, then what the predictors expect to be better, and what is doubtful once more."""
 
 import time
 from collections import Counter

@@ -54,6 +54,7 @@ NORMS = [
     LocalNorm(3, 3, 64, 2, 0.5, 0.6, 2.0),
     LocalNorm(2, 3, 96, 70, 2.0, 1.25, 0.5, epilogue=("residual",)),
     LocalNorm(2, 2, 512, 40, 1.5, 0.75, 1.0),
+    LocalNorm(5, 5, 96, 5, 1.5, 0.75, 1.0),
 ]
 LAYERS: list[ImageLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS]
 
@@ -97,6 +98,12 @@ def test_one_operand_is_copied_to_another_layout(halo: tuple[int, int], device: 
     layer = Concat(6, 5, (3,), batch=2)
     assert Half(layer, images.variants(layer, "cpu", CPU, narrow)[0], None, narrow).worst_error() == 0
     assert Half(layer, images.variants(layer, "gpu", CPU, narrow)[0], device, narrow).worst_error() == 0
+
+
+@pytest.mark.parametrize("layer", NORMS, ids=str)
+def test_a_local_norm_reads_nothing_beside_the_image(layer: LocalNorm) -> None:
+    for variant in {variant["rows"]: variant for variant in images.variants(layer, "cpu", CPU)}.values():
+        assert Half(layer, variant).error(0, layer.units) < TOLERANCE, str(variant)
 
 
 def test_a_maximum_below_zero_is_not_the_padding() -> None:

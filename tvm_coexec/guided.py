@@ -63,11 +63,11 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
         if {side for side, _ in measured} != {"cpu", "gpu"}:
             return  # nothing to learn from
         search = _Search(tuner, train(), measured, failed, doubted)
-        candidates = [candidate for candidate in map(search.promising, layers) if candidate is not None]
-        for candidate in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
+        candidates = [found for found in map(search.promising, layers) if found is not None]
+        for candidate, again in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
             if time.monotonic() > until:
                 return
-            tuner.measure(candidate, training_points(candidate.layer), again=True)
+            tuner.measure(candidate, training_points(candidate.layer), again=again)
         if not candidates:
             return
         doubted = search.doubted
@@ -77,7 +77,7 @@ class _Search:
     """One round of the search.
 
     A variant is ``doubted`` where it was measured, took much longer than predicted, and would promise to be the best
-    otherwise: something else may have been going on. It is measured once more, not ever again.
+    otherwise: something else may have been going on. A search measures it once more, and then believes it.
     """
 
     def __init__(
@@ -91,9 +91,12 @@ class _Search:
         self.tuner, self.predictors = tuner, predictors
         self.measured, self.failed, self.doubted = measured, failed, dict(doubted)
 
-    def promising(self, layer: AnyLayer) -> Candidate | None:
-        """The most promising variants; a side that has none takes part with its best one."""
-        chosen, found = {}, False
+    def promising(self, layer: AnyLayer) -> tuple[Candidate, bool] | None:
+        """The most promising variants, and whether what is known of them is to be measured again.
+
+        A side that has no promising variant takes part with its best one.
+        """
+        chosen, found, again = {}, False, False
         for side, predictor in self.predictors.items():
             failed = self.failed.get((side, layer), frozenset())
             variants = [
@@ -103,9 +106,10 @@ class _Search:
                 return None
             times_us = dict(zip(variants, _expected_us(layer, variants, predictor), strict=True))
             promising = self._promising(side, layer, times_us)
-            found |= bool(promising)
             chosen[side] = min(promising or times_us, key=(promising or times_us).__getitem__)
-        return Candidate(layer, chosen["cpu"], chosen["gpu"]) if found else None
+            found |= bool(promising)
+            again |= chosen[side] in promising and chosen[side] in self.measured.get((side, layer), frozenset())
+        return (Candidate(layer, chosen["cpu"], chosen["gpu"]), again) if found else None
 
     def _promising(self, side: str, layer: AnyLayer, times_us: Mapping[Variant, float]) -> dict[Variant, float]:
         """Variants worth a measurement, with the times that they promise."""
@@ -113,17 +117,17 @@ class _Search:
         limit_us = _PROMISING * min((us for variant, us in times_us.items() if variant in known), default=np.inf)
         new = {variant: us for variant, us in times_us.items() if variant not in known and us <= limit_us}
         doubted = self.doubted.get((side, layer), frozenset())
-        slow = [variant for variant in times_us if variant in known and variant not in doubted]
-        usual_us = _expected_us(layer, slow, self.predictors[side].without_memory())
+        believed = [variant for variant in times_us if variant in known and variant not in doubted]
+        usual_us = _expected_us(layer, believed, self.predictors[side].without_memory())
         doubtful = {
             variant: float(us)
-            for variant, us in zip(slow, usual_us, strict=True)
+            for variant, us in zip(believed, usual_us, strict=True)
             if us <= limit_us / _PROMISING and times_us[variant] > _DOUBTFUL * us
         }
         if doubtful and not new:
-            again = min(doubtful, key=doubtful.__getitem__)
-            self.doubted[side, layer] = doubted | {again}
-            return {again: doubtful[again]}
+            first = min(doubtful, key=doubtful.__getitem__)
+            self.doubted[side, layer] = doubted | {first}
+            return {first: doubtful[first]}
         return new
 
 

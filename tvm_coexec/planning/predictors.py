@@ -186,7 +186,7 @@ class LatencyPredictor:
             features=FeatureSet(names),
             base=BaseTime(tuple(metadata["base_us"].items())),
             booster=booster,
-            remembered=Remembered.from_json(json.loads(booster.attr(_REMEMBERED) or "[]")),
+            remembered=Remembered.from_json(json.loads(booster.attr(_REMEMBERED) or "")),
         )
 
 
