@@ -96,18 +96,23 @@ def layers(graph: Graph) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def light_network(name: str) -> onnx.ModelProto:
-    """A test network of the onnx package, its constant weights replaced by random ones, without its softmax."""
+    """A test network of the onnx package, its constant weights replaced by random ones, without its softmax.
+
+    Factors and variances of batch normalisations are near one: a variance below zero would make everything no number.
+    """
     model = onnx.load(LIGHT / f"light_{name}.onnx")
     random = np.random.default_rng(5)
     shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     if model.graph.node[-1].op_type == "Softmax":
         model.graph.output[0].name = model.graph.node[-1].input[0]
         del model.graph.node[-1]
+    normalisations = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    near_one = {node.input[place] for node in normalisations for place in (1, 4)}
     for node in list(model.graph.node):
         if node.op_type == "ConstantOfShape":
             shape = tuple(shapes[node.input[0]])
             scale = np.sqrt(2 / max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.1
-            array = (random.standard_normal(shape) * scale).astype(np.float32)
+            array = (random.standard_normal(shape) * scale + (node.output[0] in near_one)).astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
             model.graph.node.remove(node)
     kept = [value for value in model.graph.input if value.name not in shapes]
