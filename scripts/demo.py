@@ -42,7 +42,7 @@ def run_digits(digits: Digits, profile: Path, device: str | None) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", metavar="NAME", help="any unambiguous part of a device's name")
-    parser.add_argument("--minutes", type=float, default=1.0, help="time for tuning (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=0.3, help="time for tuning (default: %(default)s)")
     parser.add_argument("--out", default="out/demo", metavar="DIR", help="where everything goes (default: %(default)s)")
     options = parser.parse_args()
     out = Path(options.out)
