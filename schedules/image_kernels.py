@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Concat, ImageLayout, LocalNorm, Pool, Product
+from tvm_coexec.layers import TILE, Concat, ImageLayout, LocalNorm, Pool, Product, tile_count
 
 from .frame import Description, Operand
 from .image_geometry import ImageLayer, common_run, fills_up, first_channels, input_names
@@ -193,7 +193,7 @@ def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
 
 def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
     layout = pixels.layouts.input
-    tiles, written = layout.tiles(layer.channels), -(-layer.channels // TILE)
+    tiles, written = layout.tiles(layer.channels), tile_count(layer.channels)
     last_tile = layer.batch * (layer.h + 2 * layout.halo[0]) * (layer.w + 2 * layout.halo[1]) * tiles - 1
     before = (layer.size - 1) // 2
     reach = -(-layer.size // (2 * TILE))

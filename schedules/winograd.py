@@ -69,7 +69,11 @@ def terms(layer: Conv2d, variant: Variant) -> int:
 
 def weight_bytes(layer: Conv2d, variant: Variant) -> int:
     """Bytes of the transformed weights."""
-    return 4 * (variant["m"] + 2) ** 2 * layer.in_channels * layer.out_channels
+    return _weight_bytes(layer, variant["m"])
+
+
+def _weight_bytes(layer: Conv2d, m: int) -> int:
+    return 4 * (m + 2) ** 2 * layer.in_channels * layer.out_channels
 
 
 def cost(layer: Conv2d) -> float:
@@ -118,7 +122,7 @@ def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str,
     group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
     cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in _BLOCK_PARTS}
     sizes = {-(-groups // -(-groups // cut)) for cut in cuts}
-    weights = 4 * tiles.points**2 * tiles.layer.in_channels * tiles.layer.out_channels
+    weights = _weight_bytes(tiles.layer, tiles.m)
 
     def passing_bytes(size: int) -> float:
         again = tiles.layer.units * groups * group_bytes if size * group_bytes > _CACHE_BYTES else 0

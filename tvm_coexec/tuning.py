@@ -255,7 +255,7 @@ def measure_splits(
         tuner = Tuner(session, store, target_for(facts))
         for layer in tqdm(list(dict.fromkeys(layers)), desc="measuring", unit="layer", leave=False):
             _search_split(tuner, layer)
-        return undisturbed(store.samples()), measure_overheads(tuner)
+        return list(store.samples()), measure_overheads(tuner)
 
 
 def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
@@ -265,7 +265,7 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
     while True:
         splits = sorted({round(float(split)) for split in np.linspace(low, high, 7)})
         tuner.measure(candidate, [Point(split, layer.units - split, repeats_for(layer)) for split in splits])
-        best = plan_measured("layer", layer, undisturbed(tuner.profile.samples()), Overheads(0.0)).cpu_units
+        best = plan_measured("layer", layer, tuner.profile.samples(), Overheads(0.0)).cpu_units
         if len(splits) == high - low + 1:
             return
         place = splits.index(best) if best in splits else len(splits) // 2

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.errors import FileFormatError, MeasurementError
+from tvm_coexec.errors import FileFormatError, MeasurementError, last_line
 from tvm_coexec.layers import AnyLayer, Variant
 
 from .basetime import KERNEL_TERMS, LAYER_TERMS, BaseTime
@@ -207,7 +207,7 @@ def _parse(path: Path, content: bytes) -> xgboost.Booster:
     try:
         booster.load_model(bytearray(content))
     except (xgboost.core.XGBoostError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = last_line(error)
         raise FileFormatError(
             f"XGBoost {xgboost.__version__} cannot read {path} ({reason}); tune the profile again or update xgboost"
         ) from None

@@ -16,7 +16,7 @@ from .basetime import BaseTime
 from .estimates import estimate_us
 from .features import Halves
 from .plan import LayerPlan
-from .predictors import LatencyPredictor
+from .predictors import LatencyPredictor, undisturbed
 from .samples import Sample, VariantSets
 from .traffic import Traffic
 
@@ -300,12 +300,11 @@ def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overhea
 
 
 def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], Half]:
-    """The best variant for each ``(side, units, other units)``, by the median of all its repetitions."""
+    """The best variant for each ``(side, units, other units)``, by the median of all its undisturbed repetitions."""
     repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
-    for sample in samples:
-        if sample.layer == layer:
-            key = (sample.side, sample.units, sample.other_units), sample.variant
-            repetitions_us.setdefault(key, []).extend(sample.latency_us)
+    for sample in undisturbed(sample for sample in samples if sample.layer == layer):
+        key = (sample.side, sample.units, sample.other_units), sample.variant
+        repetitions_us.setdefault(key, []).extend(sample.latency_us)
     best: dict[tuple[str, int, int], Half] = {}
     for (where, variant), times_us in repetitions_us.items():
         half = Half(variant, float(np.median(times_us)))
