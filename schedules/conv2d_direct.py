@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant, tile_count
 
 from . import pixels
 from .dispatch import ERROR_BOUND
@@ -41,7 +41,14 @@ def can_compute(layer: Conv2d) -> bool:
 def cost(layer: Conv2d) -> float:
     """Estimated time, in multiply-adds."""
     pixels = layer.batch * layer.out_h * layer.out_w
-    return (pixels + WEIGHT_COST) * layer.kernel[0] * layer.kernel[1] * _span(layer) * layer.units * TILE
+    return (
+        (pixels + WEIGHT_COST)
+        * layer.kernel[0]
+        * layer.kernel[1]
+        * _span(layer)
+        * tile_count(layer.out_channels)
+        * TILE
+    )
 
 
 def _span(layer: Conv2d) -> int:
@@ -85,14 +92,14 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
     """Weights ``[out, in / groups, kernel]`` as the kernels read them."""
     group_out, group_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
     span = _span(layer)
-    packed = np.zeros((layer.units, *layer.kernel, span, TILE), np.float32)
+    packed = np.zeros((tile_count(layer.out_channels), *layer.kernel, span, TILE), np.float32)
     for group in range(layer.groups):
         channels = np.arange(group * group_out, (group + 1) * group_out)
         for tile in np.unique(channels // TILE):
             mine = channels[channels // TILE == tile]
             start = group * group_in - min(_first_channel(layer, int(tile)), layer.in_channels - span)
             packed[tile, :, :, start : start + group_in, mine % TILE] = weights[mine].transpose(0, 2, 3, 1)
-    return packed.reshape(layer.units, -1, TILE)
+    return packed.reshape(tile_count(layer.out_channels), -1, TILE)
 
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
@@ -100,6 +107,7 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
     space = Space(
         rows=layer.batch * layer.out_h * layer.out_w,
         padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
+        parts=layer.units if layer.axis == "lines" else 1,
         reduction=_inner_reduction(layer, layouts),
         unrolls=(1,),
         taps=layer.kernel[0] * layer.kernel[1] * _span(layer),
@@ -165,7 +173,7 @@ def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
     return describe(
         pixels,
         WEIGHTS,
-        (layer.units, kernel_h * kernel_w * span, TILE),
+        (tile_count(layer.out_channels), kernel_h * kernel_w * span, TILE),
         reduction=(kernel_h, *columns, _inner_reduction(layer, layouts) // k_split),
         term=term,
         partial_sums=k_split,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant, tile_count
 
 from . import pixels
 from .dispatch import ERROR_BOUND
@@ -59,9 +59,9 @@ def weights_name(variant: Variant) -> str:
 
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
     """Weights ``[channels, 1, kernel]`` as the kernels read them."""
-    padded = np.zeros((layer.units * TILE, layer.taps), np.float32)
+    padded = np.zeros((tile_count(layer.out_channels) * TILE, layer.taps), np.float32)
     padded[: layer.out_channels] = weights.reshape(layer.out_channels, -1)
-    return np.ascontiguousarray(padded.reshape(layer.units, TILE, -1).transpose(0, 2, 1))
+    return np.ascontiguousarray(padded.reshape(tile_count(layer.out_channels), TILE, -1).transpose(0, 2, 1))
 
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
@@ -69,6 +69,7 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
     space = Space(
         rows=layer.batch * layer.out_h * layer.out_w,
         padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
+        parts=layer.units if layer.axis == "lines" else 1,
         reduction=1,
         unrolls=(1,),
         taps=layer.taps,
@@ -116,7 +117,7 @@ def _describe(pixels: Pixels[Conv2d]) -> Description:
     return describe(
         pixels,
         WEIGHTS,
-        (layer.units, kernel_h * kernel_w, TILE),
+        (tile_count(layer.out_channels), kernel_h * kernel_w, TILE),
         reduction=(kernel_h, kernel_w),
         term=term,
         written_out=(1,),

@@ -44,6 +44,20 @@ def rows_of_group(variant: Variant) -> int:
     return params["rows"] * params.get("row_threads", 1) * params.get("run", 1)
 
 
+def dense_dispatch(side: str, variant: Variant, rows: int, unit_rows: int | None = None, tiles: int = 1) -> Dispatch:
+    """Launch geometry of a dense kernel; if units are so many of its rows, each of them takes all ``tiles``."""
+    of_side = cpu_dispatch if side == "cpu" else gpu_dispatch
+    if unit_rows is None:
+        return of_side(variant, rows)
+    return along_rows(of_side(variant, unit_rows), tiles, rows // unit_rows)
+
+
+def along_rows(unit: Dispatch, tiles: int, units: int) -> Dispatch:
+    """Launch geometry of ``units`` units that are rows of all tiles, from that of one unit's rows of a tile."""
+    assert unit.unit_axis is not None
+    return Dispatch(unit.grid_for(tiles), unit.group, 1 - unit.unit_axis, unit.padded_rows * units)
+
+
 def grid_of(blocks: int, variant: Variant, padded_rows: int) -> Dispatch:
     """Launch geometry of an OpenCL kernel that takes ``blocks`` work-groups a unit."""
     return Dispatch(

@@ -2,8 +2,9 @@
 
 A family describes how one element of the accumulator is reduced; the frame adds the epilogue, and schedules both for
 LLVM and for OpenCL. Activations are ``[rows, tiles, 32]`` in memory, packed weights ``[tiles, reduction, 32]``. The
-kernel computes tiles ``[begin, begin + count)`` of all rows. A family whose rows are pixels of an image says where
-in memory a row of the output lies, and which rows exist only to fill up a block.
+kernel computes tiles ``[begin, begin + count)`` of all rows, or all tiles where units are parts of the rows. A family
+whose rows are pixels of an image says where in memory a row of the output lies, and which rows exist only to fill up
+a block.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from tvm import s_tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Layer, Variant
+from tvm_coexec.layers import TILE, Layer, Variant, tile_count
 
-from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch
+from .dispatch import Dispatch, dense_dispatch
 from .epilogue import keeps_zero, stages
 
 Buffer = Any
@@ -48,6 +49,25 @@ class Launch:
     module: tvm.IRModule
     operands: tuple[Operand, ...]
     dispatch: Dispatch
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a kernel computes of its layer: a range of tiles for a range of rows, known when it runs."""
+
+    first_tile: Any
+    tiles: Any
+    first_row: Any
+    rows: Any
+
+    @classmethod
+    def of(cls, begin: Any, count: Any, channels: int, rows: int, unit_rows: int | None) -> Part:
+        """Units ``[begin, begin + count)``: tiles of all rows or, where a unit has ``unit_rows``, rows of all tiles."""
+        if unit_rows is None:
+            return cls(begin, count, 0, rows)
+        # TVM's analysis multiplies an extent by its bound, which must stay within 32 bits.
+        bounded = T.min(count, T.int32(rows // unit_rows))
+        return cls(0, tile_count(channels), begin * unit_rows, bounded * unit_rows)
 
 
 def one_if_channel(channels: int, tile: Any, channel: Any) -> Any:
@@ -90,6 +110,8 @@ class Description:
     ----------
     channels
         Output channels; what lies behind the last one up to the end of its tile is stored as zero.
+    unit_rows
+        Rows of a unit; None where units are tiles.
     partial_sums
         Independent accumulators for each output element, added at the end: they hide the latency of the multiply-add
         where few rows are computed.
@@ -114,6 +136,7 @@ class Description:
     channels: int
     reduction: tuple[int, ...]
     term: Reduce
+    unit_rows: int | None = None
     partial_sums: int = 1
     output_row: Callable[[Any], Any] = lambda row: row
     residual_row: Callable[[Any], Any] = lambda row: row
@@ -135,62 +158,68 @@ class Description:
             T.func_name("main")
             T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
             buffers, begin, count = declare_arguments(self.operands)
-            accumulator = T.sblock_alloc_buffer((self.rows, count, self.partial_sums, TILE), "float32")
-            self._accumulate(accumulator, buffers, begin, count, together)
-            self._epilogue(accumulator, buffers, begin, count, native_exp)
+            part = Part.of(begin, count, self.channels, self.rows, self.unit_rows)
+            accumulator = T.sblock_alloc_buffer((part.rows, part.tiles, self.partial_sums, TILE), "float32")
+            self._accumulate(accumulator, buffers, part, together)
+            self._epilogue(accumulator, buffers, part, native_exp)
         return builder.get()
 
-    def _accumulate(
-        self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any, together: int
-    ) -> None:
-        extents = (count, self.rows, self.partial_sums, TILE, *self.reduction)
+    def _accumulate(self, accumulator: Buffer, buffers: dict[str, Buffer], part: Part, together: int) -> None:
+        extents = (part.tiles, part.rows, self.partial_sums, TILE, *self.reduction)
         with T.grid(*extents) as loops, T.sblock("accumulate"):
             t, i, s, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents[:4], loops[:4], strict=True))
             reduction = [T.axis.reduce(extent, loop) for extent, loop in zip(extents[4:], loops[4:], strict=True)]
             with T.init():
                 T.buffer_store(accumulator, T.float32(self.start), [i, t, s, j])
-            term = self.term(buffers, [i, t, j, s, *reduction], begin)
-            with where(self._is_channel(begin + t, j, together)), where(self.is_needed(i, *reduction)):
+            row = part.first_row + i
+            term = self.term(buffers, [row, t, j, s, *reduction], part.first_tile)
+            with where(self._is_channel(part.first_tile + t, j, together)), where(self.is_needed(row, *reduction)):
                 T.buffer_store(accumulator, self.combine(accumulator[i, t, s, j], term), [i, t, s, j])
 
     def _is_channel(self, tile: Any, channel: Any, together: int) -> Any:
-        """Whether any of the channels that are accumulated together exists; None where some always do."""
-        if -self.channels % TILE < together:
+        """Whether any of the channels that are accumulated together exists; None where some always do.
+
+        Those that do not exist are left out only where an accumulator starts as the zero that is to be stored.
+        """
+        if -self.channels % TILE < together or self.start:
             return None
         return tile * TILE + channel // together * together < self.channels
 
-    def _epilogue(
-        self, accumulator: Buffer, buffers: dict[str, Buffer], begin: Any, count: Any, native_exp: bool
-    ) -> None:
+    def _epilogue(self, accumulator: Buffer, buffers: dict[str, Buffer], part: Part, native_exp: bool) -> None:
         index: list[Any] = []
+
+        def row() -> Any:
+            return part.first_row + index[0]
 
         def total() -> Any:
             i, t, j = index
             value = accumulator[i, t, 0, j]
             for s in range(1, self.partial_sums):
                 value = self.combine(value, accumulator[i, t, s, j])
-            return value if self.finish is None else self.finish(buffers, index, begin, value)
+            return value if self.finish is None else self.finish(buffers, [row(), t, j], part.first_tile, value)
 
         chain = stages(
             self.layer.epilogue,
-            bias=lambda: buffers["bias"][begin + index[1], index[2]],
+            bias=lambda: buffers["bias"][part.first_tile + index[1], index[2]],
             residual=lambda: buffers["residual"][
-                self.residual_row(index[0]), self.residual_tile + begin + index[1], index[2]
+                self.residual_row(row()), self.residual_tile + part.first_tile + index[1], index[2]
             ],
             native_exp=native_exp,
         )
         kept: list[Buffer] = []
         for number, stage in enumerate(chain):
             last = number == len(chain) - 1
-            target = buffers["output"] if last else T.sblock_alloc_buffer((self.rows, count, TILE), "float32")
-            with T.grid(count, self.rows, TILE) as (lt, li, lj), T.sblock("store" if last else f"stage_{number}"):
-                t, i, j = T.axis.spatial(count, lt), T.axis.spatial(self.rows, li), T.axis.spatial(TILE, lj)
+            extents = (part.tiles, part.rows, TILE)
+            target = buffers["output"] if last else T.sblock_alloc_buffer((part.rows, part.tiles, TILE), "float32")
+            with T.grid(*extents) as loops, T.sblock("store" if last else f"stage_{number}"):
+                t, i, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True))
                 index[:] = [i, t, j]
                 value = stage([total(), *(buffer[i, t, j] for buffer in kept)])
                 if last:
-                    value = zero_behind(self.channels, value, self.layer.epilogue, begin + t, j)
-                    with where(self.is_stored(i)):
-                        T.buffer_store(target, value, [self.output_row(i), self.output_tile + begin + t, j])
+                    tile = part.first_tile + t
+                    value = zero_behind(self.channels, value, self.layer.epilogue, tile, j)
+                    with where(self.is_stored(row())):
+                        T.buffer_store(target, value, [self.output_row(row()), self.output_tile + tile, j])
                 else:
                     T.buffer_store(target, value, [i, t, j])
             kept.append(target)
@@ -325,8 +354,7 @@ def _registers(
 
 def launch(description: Description, side: str, variant: Variant, params: Mapping[str, int]) -> Launch:
     """A dense kernel, scheduled for a side by ``params``, the variant's own but for those that described it."""
-    if side == "cpu":
-        return Launch(
-            schedule_cpu(description, **params), description.operands, cpu_dispatch(variant, description.rows)
-        )
-    return Launch(schedule_gpu(description, **params), description.operands, gpu_dispatch(variant, description.rows))
+    schedule = schedule_cpu if side == "cpu" else schedule_gpu
+    tiles = tile_count(description.channels)
+    dispatch = dense_dispatch(side, variant, description.rows, description.unit_rows, tiles)
+    return Launch(schedule(description, **params), description.operands, dispatch)

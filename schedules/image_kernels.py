@@ -30,6 +30,7 @@ def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str]) -> D
         layer=layer,
         operands=tuple(Operand(name, shapes[name]) for name in names),
         rows=pixels.rows,
+        unit_rows=pixels.unit_rows,
         channels=layer.out_channels,
         output_row=lambda row: pixels.output_pixel(layouts.output, row),
         residual_row=lambda row: pixels.output_pixel(layouts.residual, row),
@@ -44,7 +45,7 @@ def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...
     """Shapes of the operands: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
     layouts = pixels.layouts
     shapes = {
-        "bias": (layer.units, TILE),
+        "bias": (tile_count(layer.out_channels), TILE),
         "residual": pixels.output_shape(layouts.residual),
         "output": pixels.output_shape(layouts.output),
     }

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Variant
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Variant, tile_count
 
-from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, gpu_dispatch
+from .dispatch import ERROR_BOUND, Dispatch
 from .image_geometry import ImageLayer, check_layouts, common_run, input_names, window
 from .pixels import Pixels
 from .search import RegisterTile, Space, dense_variants
@@ -39,7 +39,7 @@ def pack(layer: ImageLayer, params: Mapping[str, np.ndarray], variant: Variant) 
     """Constants as the kernels read them: at most a bias."""
     if "bias" not in layer.epilogue:
         return {}
-    bias = np.zeros((layer.units, TILE), np.float32)
+    bias = np.zeros((tile_count(layer.out_channels), TILE), np.float32)
     bias.reshape(-1)[: layer.out_channels] = params["bias"]
     return {"bias": bias}
 
@@ -58,8 +58,7 @@ def error_bound(variant: Variant) -> float:
 
 def dispatch(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
     """Launch geometry of a half."""
-    rows = Pixels.of(window(layer), layouts or ImageLayouts.alone(layer), variant).rows
-    return cpu_dispatch(variant, rows) if side == "cpu" else gpu_dispatch(variant, rows)
+    return Pixels.of(window(layer), layouts or ImageLayouts.alone(layer), variant).dispatch(side, variant)
 
 
 def default_variant(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
@@ -77,6 +76,7 @@ def variants(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLay
         reduction=1,
         unrolls=(1,),
         taps=terms(layer),
+        parts=pixels.units if pixels.axis == "lines" else 1,
     )
     found = dense_variants(IMPLEMENTATION, side, hardware, space, partial(_register_tiles, pixels))
     return list(dict.fromkeys(_with_whole_runs(variant, common_run(layer, layouts)) for variant in found))

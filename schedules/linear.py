@@ -13,7 +13,7 @@ import numpy as np
 
 from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Linear, Variant, row_tiles
 
-from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, gpu_dispatch
+from .dispatch import ERROR_BOUND, Dispatch, dense_dispatch
 from .search import Space, dense_variants
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def error_bound(variant: Variant) -> float:
 
 def dispatch(layer: Linear, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
     """Launch geometry of a half."""
-    return cpu_dispatch(variant, layer.m) if side == "cpu" else gpu_dispatch(variant, layer.m)
+    return dense_dispatch(side, variant, layer.m)
 
 
 def default_variant(layer: Linear, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:

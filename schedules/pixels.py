@@ -3,7 +3,8 @@
 Row ``(batch · out_h + oh) · columns + ow`` is the output pixel ``(oh, ow)``. ``columns`` is the image's width rounded
 up to whole blocks, so that a block lies in one image row and its pixels are a constant distance apart. Columns behind
 the image's right edge are computed and not stored. Where the input's pixels follow each other as the output's do (a
-pointwise layer without halo), blocks run across the image's edges instead.
+pointwise layer without halo), blocks run across the image's edges instead. Where units are lines, rows that belong to
+no pixel may follow those of each unit, so that it has whole blocks too.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant, line_block, tile_count
 
-from .dispatch import Dispatch, cpu_dispatch, gpu_dispatch, rows_of_group
+from .dispatch import Dispatch, dense_dispatch, rows_of_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,44 +79,72 @@ class Pixels(Generic[Windowed]):
         return self.layer.batch * self.layer.out_h * self.columns
 
     @property
+    def unit_rows(self) -> int | None:
+        """Rows of a unit; None where units are tiles."""
+        return None if self.layer.axis == "channels" else _round_up(self._unit_places, self.group)
+
+    @property
+    def _unit_places(self) -> int:
+        """Rows of a unit of lines, but for those that follow its last line."""
+        return line_block(self.layer.out_h) * self.columns
+
+    @property
     def rows(self) -> int:
-        return _round_up(self.true_rows, self.group)
+        return _round_up(self.true_rows, self.group) if self.unit_rows is None else self.layer.units * self.unit_rows
+
+    def _in_line(self, row: Any) -> Any:
+        """A row's number, if those were not counted that follow the units' last lines."""
+        if self.unit_rows in (None, self._unit_places):
+            return row
+        return row // self.unit_rows * self._unit_places + row % self.unit_rows
 
     def place(self, row: Any) -> tuple[Any, Any, Any]:
         """Image, line and column of a row."""
-        line, column = row // self.columns, row % self.columns
+        return self._place(self._in_line(row))
+
+    def _place(self, number: Any) -> tuple[Any, Any, Any]:
+        line, column = number // self.columns, number % self.columns
         if self.layer.batch == 1:
             return 0, line, column
         return line // self.layer.out_h, line % self.layer.out_h, column
 
     def input_pixel(self, row: Any, tap_h: Any, tap_w: Any) -> Any:
         """The pixel in memory that a row reads at a position of the kernel."""
+        return self._input_pixel(self._in_line(row), tap_h, tap_w)
+
+    def _input_pixel(self, number: Any, tap_h: Any, tap_w: Any) -> Any:
         layer, halo = self.layer, self.layouts.input.halo
         width = layer.w + 2 * halo[1]
         first = (halo[0] - layer.padding[0]) * width + halo[1] - layer.padding[1]
         tap = tap_h * (layer.dilation[0] * width) + tap_w * layer.dilation[1]
         if self.runs_on:
-            return row + first + tap
-        image, line, column = self.place(row)
+            return number + first + tap
+        image, line, column = self._place(number)
         line = image * (layer.h + 2 * halo[0]) + line * layer.stride[0]
         return line * width + column * layer.stride[1] + first + tap
 
     def output_pixel(self, layout: ImageLayout, row: Any) -> Any:
         """The pixel in memory that a row writes."""
+        return self._output_pixel(layout, self._in_line(row))
+
+    def _output_pixel(self, layout: ImageLayout, number: Any) -> Any:
         layer, (halo_h, halo_w) = self.layer, layout.halo
         if (halo_h, halo_w) == (0, 0) and self.columns == layer.out_w:
-            return row
-        image, line, column = self.place(row)
+            return number
+        image, line, column = self._place(number)
         line = image * (layer.out_h + 2 * halo_h) + line + halo_h
         return line * (layer.out_w + 2 * halo_w) + column + halo_w
 
     def is_stored(self, row: Any) -> Any:
         """Whether a row is a pixel of the image; None if all are."""
         conditions = []
+        number = self._in_line(row)
         if self.columns != self.layer.out_w:
-            conditions.append(row % self.columns < self.layer.out_w)
+            conditions.append(number % self.columns < self.layer.out_w)
         if self.rows != self.true_rows:
-            conditions.append(row < self.true_rows)
+            conditions.append(number < self.true_rows)
+        if self.unit_rows not in (None, self._unit_places):
+            conditions.append(row % self.unit_rows < self._unit_places)
         return every(conditions)
 
     def is_inside(self, row: Any, tap_h: Any, tap_w: Any = None) -> Any:
@@ -135,20 +164,24 @@ class Pixels(Generic[Windowed]):
         layer, halo = self.layer, self.layouts.input.halo
         image = (layer.h + 2 * halo[0]) * (layer.w + 2 * halo[1])
         corner = (layer.kernel[0] - 1, layer.kernel[1] - 1)
-        return max(layer.batch * image, *(self.input_pixel(row, *corner) + 1 for row in self._line_ends()))
+        return max(layer.batch * image, *(self._input_pixel(place, *corner) + 1 for place in self._line_ends()))
 
     def output_pixels(self, layout: ImageLayout) -> int:
         """Pixels of the output or the residual in memory, slack for rows without a pixel included."""
         layer = self.layer
         image = (layer.out_h + 2 * layout.halo[0]) * (layer.out_w + 2 * layout.halo[1])
-        return max(layer.batch * image, *(self.output_pixel(layout, row) + 1 for row in self._line_ends()))
+        return max(layer.batch * image, *(self._output_pixel(layout, place) + 1 for place in self._line_ends()))
 
     def output_shape(self, layout: ImageLayout) -> tuple[int, int, int]:
         """The output or the residual as a buffer of whole tiles."""
         return self.output_pixels(layout), layout.tiles(self.layer.out_channels), TILE
 
+    def dispatch(self, side: str, variant: Variant) -> Dispatch:
+        """Launch geometry of a dense kernel over the pixels."""
+        return dense_dispatch(side, variant, self.rows, self.unit_rows, tile_count(self.layer.out_channels))
+
     def _line_ends(self) -> Iterable[int]:
-        last = (self.rows - 1) // self.columns
+        last = self._in_line(self.rows - 1) // self.columns
         return (line * self.columns + self.columns - 1 for line in range(max(0, last - 1), last + 1))
 
 
@@ -166,8 +199,7 @@ def check_layouts(layer: Conv2d, layouts: ImageLayouts) -> None:
 
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:
     """Launch geometry of a half that is a dense kernel over the pixels."""
-    rows = Pixels.of(layer, layouts, variant).rows
-    return cpu_dispatch(variant, rows) if side == "cpu" else gpu_dispatch(variant, rows)
+    return Pixels.of(layer, layouts, variant).dispatch(side, variant)
 
 
 def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
@@ -182,7 +214,7 @@ def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[in
     return {
         "input": (pixels.input_pixels * layouts.input.pixel(layer.in_channels),),
         weights: weights_shape,
-        "bias": (layer.units, TILE),
+        "bias": (tile_count(layer.out_channels), TILE),
         "residual": pixels.output_shape(layouts.residual),
         "output": pixels.output_shape(layouts.output),
     }
@@ -198,6 +230,7 @@ def describe(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...
         layer=layer,
         operands=tuple(Operand(name, shapes[name]) for name in operand_names(layer, weights)),
         rows=pixels.rows,
+        unit_rows=pixels.unit_rows,
         channels=layer.out_channels,
         output_row=lambda row: pixels.output_pixel(layouts.output, row),
         residual_row=lambda row: pixels.output_pixel(layouts.residual, row),

@@ -34,6 +34,8 @@ class Space:
         Products that are added up for one output element, if blocks of short reductions may share a work-item.
     channels
         Output channels, if parts of a tile that hold none are left out.
+    parts
+        Units of rows, each of which has whole blocks.
     """
 
     rows: int
@@ -42,6 +44,7 @@ class Space:
     unrolls: tuple[int, ...] = (1, 4)
     taps: int | None = None
     channels: int = TILE
+    parts: int = 1
 
 
 RegisterTile = tuple[int, int, int]
@@ -135,7 +138,7 @@ def _run(rows: int, lanes: int, space: Space) -> dict[str, int]:
     """How many blocks a work-item computes one after the other: enough of them, and a divisor of all."""
     if space.taps is None:
         return {}
-    blocks = space.padded_rows(rows) // rows
+    blocks = space.padded_rows(rows) // rows // space.parts
     wanted = _ENOUGH_WORK / (rows * (TILE // lanes) * space.taps)
     return {"run": max(run for run in range(1, blocks + 1) if blocks % run == 0 and (run == 1 or run < 2 * wanted))}
 

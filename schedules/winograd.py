@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant, line_block, tile_count
 
 from . import winograd_tiles
 from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, grid_of, rows_of_group
@@ -52,9 +52,11 @@ def weights_name(variant: Variant) -> str:
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
     """Weights ``[out, in, 3, 3]`` as the kernels read them."""
     factors = transform_weights(weights, variant["m"])
-    padded = np.zeros((layer.units * TILE, *factors.shape[1:]), np.float32)
+    padded = np.zeros((tile_count(layer.out_channels) * TILE, *factors.shape[1:]), np.float32)
     padded[: layer.out_channels] = factors
-    return np.ascontiguousarray(padded.reshape(layer.units, TILE, *factors.shape[1:]).transpose(0, 3, 2, 1))
+    return np.ascontiguousarray(
+        padded.reshape(tile_count(layer.out_channels), TILE, *factors.shape[1:]).transpose(0, 3, 2, 1)
+    )
 
 
 def error_bound(variant: Variant) -> float:
@@ -78,7 +80,7 @@ def _weight_bytes(layer: Conv2d, m: int) -> int:
 
 def cost(layer: Conv2d) -> float:
     """Estimated time, in multiply-adds."""
-    return min(_cost(layer, m) for m in MULTIPLES)
+    return min(_cost(layer, m) for m in _multiples(layer))
 
 
 def _cost(layer: Conv2d, m: int) -> float:
@@ -92,12 +94,19 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
     """The search space of one side, the most promising first."""
     search = _cpu_variants if side == "cpu" else _cpu_device_variants
     if side == "gpu" and hardware.opencl_type == "gpu":
+        if layer.axis == "lines":
+            return []
         search = _gpu_variants
     return [
         variant
-        for m in sorted(MULTIPLES, key=lambda m: _cost(layer, m))
+        for m in sorted(_multiples(layer), key=lambda m: _cost(layer, m))
         for variant in search(WinogradTiles(layer, layouts, m), hardware)
     ]
+
+
+def _multiples(layer: Conv2d) -> list[int]:
+    """Values of ``m`` of which units of lines hold whole tiles."""
+    return [m for m in MULTIPLES if layer.axis == "channels" or line_block(layer.out_h) % m == 0]
 
 
 def _space(tiles: WinogradTiles) -> Space:
@@ -125,7 +134,7 @@ def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str,
     weights = _weight_bytes(tiles.layer, tiles.m)
 
     def passing_bytes(size: int) -> float:
-        again = tiles.layer.units * groups * group_bytes if size * group_bytes > _CACHE_BYTES else 0
+        again = tile_count(tiles.layer.out_channels) * groups * group_bytes if size * group_bytes > _CACHE_BYTES else 0
         return max(-(-groups // size) * weights - _CACHE_BYTES, 0) + _NEAR * again
 
     return [
@@ -144,7 +153,7 @@ def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Varia
         for rows in whole[:2]
         for block in _blocks(tiles, rows, hardware.workers)
     ]
-    if hardware.workers == 1:
+    if hardware.workers == 1 or tiles.unit_count is not None:
         return blocked
     single = [_opencl_variant(tiles, (rows, lanes, 1, 1), order=order) for rows in whole[:2] for order in (0, 1)]
     busy = [v for v in blocked if tiles.count > v["rows"] * v["block_groups"] * (hardware.workers - 1)]
@@ -180,6 +189,9 @@ def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
     tiles = WinogradTiles(layer, layouts, variant["m"])
     rows = rows_of_group(variant)
     groups = -(-tiles.count // rows)
+    if _is_blocked(variant) and tiles.unit_count is not None:
+        unit_groups, channel_tiles = -(-tiles.unit_count // rows), tile_count(layer.out_channels)
+        return Dispatch((unit_groups, channel_tiles), (1, 1), 0, padded_rows=groups * rows)
     if _is_blocked(variant):
         return cpu_dispatch(variant, groups * rows)
     return grid_of(groups if _is_joined(variant) else groups * tiles.points**2, variant, groups * rows)
@@ -195,8 +207,8 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
     weights = weights_name(variant)
     shapes = {
         **tiles.shapes(),
-        weights: (layer.units, tiles.points**2, layer.in_channels, TILE),
-        "bias": (layer.units, TILE),
+        weights: (tile_count(layer.out_channels), tiles.points**2, layer.in_channels, TILE),
+        "bias": (tile_count(layer.out_channels), TILE),
     }
     operands = tuple(Operand(name, shapes[name]) for name in operand_names(layer, weights))
     if side == "cpu":

@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_coexec.layers import TILE, Variant
 
 from .epilogue import stages
-from .frame import Buffer, Operand, declare_arguments, where, zero_behind
+from .frame import Buffer, Operand, Part, declare_arguments, where, zero_behind
 from .winograd_tiles import WinogradTiles, weights_name
 from .winograd_transforms import INPUT, OUTPUT, apply
 
@@ -33,6 +33,8 @@ class Steps:
     ----------
     lanes
         Channels in a vector.
+    begin
+        The first tile of channels.
     rows
         Tiles that are multiplied at once.
     """
@@ -159,10 +161,16 @@ def cpu_kernel(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, 
         T.func_name("main")
         T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
         buffers, begin, count = declare_arguments(operands)
-        steps = Steps(tiles, buffers, begin, variant["lanes"], variant["rows"], native_exp=False)
+        part = part_of(tiles, begin, count)
+        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], native_exp=False)
         spread, products = (T.alloc_buffer(shape, "float32") for shape in scratch_shapes(tiles, variant))
-        Blocks(steps, variant, spread, products).build(count)
+        Blocks(steps, variant, spread, products).build(part)
     return tvm.IRModule({"main": builder.get()})
+
+
+def part_of(tiles: WinogradTiles, begin: Any, count: Any) -> Part:
+    """What a kernel computes; rows are tiles of pixels."""
+    return Part.of(begin, count, tiles.layer.out_channels, tiles.count, tiles.unit_count)
 
 
 def scratch_shapes(tiles: WinogradTiles, variant: Variant, workers: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -191,17 +199,18 @@ class Blocks:
         self.spread, self.products = spread, products
         self.worker, self.workers = worker, workers
 
-    def build(self, count: Any) -> None:
-        """Compute ``count`` units."""
+    def build(self, part: Part) -> None:
+        """Compute a part of the layer."""
         steps, rows = self.steps, self.steps.rows
         block = self.groups * rows
-        own = -(-steps.tiles.count // block) - self.worker + self.workers - 1
+        blocks = T.truncdiv(part.rows + block - 1, block)
+        own = blocks - self.worker + self.workers - 1
         with T.serial(0, T.truncdiv(own, self.workers)) as number:
-            first = (number * self.workers + self.worker) * block
-            left = T.min(steps.tiles.count - first, block)
+            passed = (number * self.workers + self.worker) * block
+            first, left = part.first_row + passed, T.min(part.rows - passed, block)
             with T.serial(0, left) as tile, T.serial(0, steps.chunks) as chunk:
                 steps.spread(first + tile, chunk, self.spread, self._place(tile // rows), tile % rows)
-            with T.serial(0, count) as unit:
+            with T.serial(0, part.tiles) as unit:
                 (self._point_by_point if self.order else self._group_by_group)(unit, first, left)
 
     def _place(self, group: Any) -> Any:

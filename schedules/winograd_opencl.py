@@ -16,11 +16,11 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Variant
+from tvm_coexec.layers import TILE, Variant, tile_count
 
 from .dispatch import Dispatch, grid_of, rows_of_group
 from .frame import Buffer, Launch, Operand, declare_arguments, where
-from .winograd_kernels import Blocks, Steps, scratch_shapes
+from .winograd_kernels import Blocks, Steps, part_of, scratch_shapes
 from .winograd_tiles import WinogradTiles, weights_name
 
 SPREAD, PRODUCTS = "scratch_0", "scratch_1"
@@ -37,11 +37,12 @@ def blocked_launch(tiles: WinogradTiles, variant: Variant, operands: tuple[Opera
         T.func_name("main")
         T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
         buffers, begin, count = declare_arguments(all_operands)
-        steps = Steps(tiles, buffers, begin, variant["lanes"], variant["rows"], native_exp=True)
+        part = part_of(tiles, begin, count)
+        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], native_exp=True)
         extents = (("blockIdx.x", workers), ("blockIdx.y", 1), *((thread, 1) for thread in _THREADS))
         with ExitStack() as stack:
             worker, *_ = (stack.enter_context(T.launch_thread(*extent)) for extent in extents)
-            Blocks(steps, variant, buffers[SPREAD], buffers[PRODUCTS], worker, workers).build(count)
+            Blocks(steps, variant, buffers[SPREAD], buffers[PRODUCTS], worker, workers).build(part)
     dispatch = Dispatch((workers, 1), (1, 1), None, padded_rows=-(-tiles.count // variant["rows"]) * variant["rows"])
     return Launch(tvm.IRModule({"main": builder.get()}), all_operands, dispatch)
 
@@ -73,7 +74,9 @@ class OpenCLKernels:
         self.squared = tiles.points**2
         named = {operand.name: operand for operand in operands}
         self.spread = Operand(SPREAD, (self.squared, self.groups, self.chunks, self.group_rows, self.lanes))
-        self.products = Operand(PRODUCTS, (tiles.layer.units, self.groups, self.squared, self.group_rows, TILE))
+        self.products = Operand(
+            PRODUCTS, (tile_count(tiles.layer.out_channels), self.groups, self.squared, self.group_rows, TILE)
+        )
         self.input, self.weights = named["input"], named[weights_name(tiles.m)]
         self.stored = tuple(named[name] for name in ("bias", "residual", "output") if name in named)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts
+from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts, line_block
 
 from .pixels import check_layouts, every
 
@@ -32,8 +32,19 @@ class WinogradTiles:
         return self.m + 2
 
     @property
+    def unit_lines(self) -> int | None:
+        """Lines of tiles in a unit; None where units are tiles of channels."""
+        return None if self.layer.axis == "channels" else line_block(self.layer.out_h) // self.m
+
+    @property
+    def unit_count(self) -> int | None:
+        """Tiles in a unit; None where units are tiles of channels."""
+        return None if self.unit_lines is None else self.unit_lines * self.columns
+
+    @property
     def lines(self) -> int:
-        return -(-self.layer.out_h // self.m)
+        """Lines of tiles; where units are lines, a whole number of units."""
+        return -(-self.layer.out_h // self.m) if self.unit_lines is None else self.layer.units * self.unit_lines
 
     @property
     def columns(self) -> int:

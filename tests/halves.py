@@ -10,7 +10,17 @@ import tvm
 from reference import evaluate_layer
 from tvm.target.codegen import llvm_get_system_cpu
 
-from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant, parameter_shapes, tile_count
+from tvm_coexec.layers import (
+    TILE,
+    Conv2d,
+    Hardware,
+    ImageLayout,
+    ImageLayouts,
+    Variant,
+    line_block,
+    parameter_shapes,
+    tile_count,
+)
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
 from tvm_coexec.schedules.frame import Launch
@@ -102,16 +112,19 @@ class Half:
         return value
 
     def error(self, begin: int, end: int) -> float:
-        """Compute tiles ``[begin, end)`` only; the largest error relative to the largest value of the whole output."""
+        """Compute units ``[begin, end)`` only; the largest error relative to the largest value of the whole output."""
         output, expected = self.buffers["output"], self.expected()
         output[:] = np.nan
         for kernel in self.kernels:
             if end > begin:
                 kernel.run(begin, end - begin)
         image = _image(output, self.layouts.output, expected.shape)
-        tiles = slice(begin * TILE, end * TILE)
-        result, wanted = image[..., tiles].copy(), expected[..., tiles]
-        image[..., tiles] = np.nan
+        part: tuple[Any, ...] = (..., slice(begin * TILE, end * TILE))
+        if self.layer.axis == "lines":
+            block = line_block(expected.shape[1])
+            part = (slice(None), slice(begin * block, end * block))
+        result, wanted = image[part].copy(), expected[part]
+        image[part] = np.nan
         assert np.all(np.isnan(output)), "something outside the half was written"
         fill = result[..., wanted.shape[-1] :]
         assert np.all(fill == 0), "a channel that fills up a tile is not zero"

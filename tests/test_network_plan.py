@@ -84,7 +84,7 @@ def test_a_tiny_layer_stays_whole_between_large_ones():
 
 def test_a_residual_is_read_unit_by_unit_and_an_input_as_a_whole():
     graph = network(Linear(50, 768, 768), Linear(50, 768, 768), Linear(50, 768, 768, ("residual",)))
-    assert reads_of(graph) == [(), (Read(1),), (Read(2), Read(1, local=True))]
+    assert reads_of(graph) == [(), (Read(1),), (Read(2), Read(1, local=("channels",)))]
     graph.nodes[2].residual = graph.nodes[2].input
     assert reads_of(graph)[2] == (Read(2), Read(2))
 

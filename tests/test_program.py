@@ -12,19 +12,26 @@ from tvm_coexec.runtime.program import Lowered, Read, Work, lower, network_reads
 
 @st.composite
 def networks(draw: st.DrawFn) -> list[Work]:
-    """Steps that read any others, each unit of a step either the same unit or all; steps of equal units are common."""
+    """Steps that read any others, each unit of a step either the same unit or all; steps of equal units are common.
+
+    Along one axis a step may read the same unit alone, and all of a step that is divided along the other.
+    """
     works: list[Work] = []
     for number in range(draw(st.integers(1, 8))):
         units = draw(st.sampled_from([1, 4, 4, 4]))
         cpu_units = draw(st.integers(0, units))
         reads = draw(st.sets(st.integers(1, number), max_size=2)) if number else set()
-        reads_of_step = tuple(
-            Read(read, works[read - 1].cpu_units + works[read - 1].gpu_units == units and draw(st.booleans()))
-            for read in sorted(reads)
-        )
+        alike = {read: works[read - 1].cpu_units + works[read - 1].gpu_units == units for read in sorted(reads)}
+        axes = st.sampled_from([(), ("channels",), ("lines",), ("channels", "lines")])
+        reads_of_step = tuple(Read(read, draw(axes) if alike[read] else ()) for read in alike)
+        axis = draw(st.sampled_from(["channels", "channels", "lines"]))
         launches, steps, is_output = draw(st.integers(1, 3)), draw(st.booleans()), draw(st.booleans())
-        works.append(Work(cpu_units, units - cpu_units, reads_of_step, is_output, 1, launches, steps))
+        works.append(Work(cpu_units, units - cpu_units, reads_of_step, is_output, 1, launches, steps, axis))
     return [*works[:-1], replace(works[-1], is_output=True)]
+
+
+def is_local(reader: Work, writer: Work, read: Read) -> bool:
+    return reader.axis == writer.axis and writer.axis in read.local
 
 
 def units_of(work: Work, side: str) -> set[int]:
@@ -46,7 +53,7 @@ class Flags:
             work = self.works[read.step - 1]
             for writer in ("cpu", "gpu"):
                 read_units = units_of(work, writer)
-                if read.local:
+                if is_local(self.works[step - 1], work, read):
                     read_units &= units_of(self.works[step - 1], side)
                 assert not read_units or read.step in self.done[writer], f"{side} reads {read} before {writer} wrote it"
 
@@ -123,7 +130,9 @@ def test_events_exchange_every_tensor_that_crosses(works: list[Work]) -> None:
         for read in work.reads:
             written = works[read.step - 1]
             crosses = any(
-                units_of(work, side) & units_of(written, other) if read.local else units_of(written, other)
+                units_of(work, side) & units_of(written, other)
+                if is_local(work, written, read)
+                else units_of(written, other)
                 for side, other in (("cpu", "gpu"), ("gpu", "cpu"))
                 if units_of(work, side)
             )
@@ -137,8 +146,8 @@ def test_events_exchange_every_tensor_that_crosses(works: list[Work]) -> None:
 
 @pytest.mark.parametrize("mechanism", ["svm", "event"])
 def test_a_chain_on_its_sides_own_channels_synchronises_only_at_its_end(mechanism: str) -> None:
-    chain = [Work(2, 3), *(Work(2, 3, (Read(number, local=True),)) for number in range(1, 5))]
-    last = Work(2, 3, (Read(5, local=True),), True)
+    chain = [Work(2, 3), *(Work(2, 3, (Read(number, local=("channels",)),)) for number in range(1, 5))]
+    last = Work(2, 3, (Read(5, local=("channels",)),), True)
     kinds = [command.kind for command in lower([*chain, last], mechanism).commands]
     assert kinds == ["kernel"] * 6 + (["signal"] if mechanism == "svm" else [])
     assert lower([*chain, last], mechanism).sync_count == 1
@@ -146,7 +155,7 @@ def test_a_chain_on_its_sides_own_channels_synchronises_only_at_its_end(mechanis
 
 @pytest.mark.parametrize(("gpu_units", "commands", "waits"), [(3, 0, 1), (4, 1, 1), (2, 0, 2)])
 def test_a_side_whose_units_grow_waits_for_those_of_the_other(gpu_units: int, commands: int, waits: int) -> None:
-    steps = [Work(2, 3), Work(5 - gpu_units, gpu_units, (Read(1, local=True),), True)]
+    steps = [Work(2, 3), Work(5 - gpu_units, gpu_units, (Read(1, local=("channels",)),), True)]
     lowered = lower(steps, "svm")
     assert sum(command.kind.endswith("wait") for command in lowered.commands) == commands
     assert sum(operation.kind == "wait" for operation in lowered.operations) == waits
@@ -169,7 +178,7 @@ def test_a_read_is_local_only_between_steps_that_are_divided_alike() -> None:
         Named("d", ("c",), ("c",), units=3),
         Named("e", ("c",), ("c",), axis="rows"),
     ]
-    expected = [(), (Read(1),), (Read(2), Read(1, local=True)), (Read(3),), (Read(3),)]
+    expected = [(), (Read(1),), (Read(2), Read(1, local=("channels",))), (Read(3),), (Read(3),)]
     assert network_reads(steps, {}) == expected
 
 
@@ -182,7 +191,7 @@ def test_who_reads_a_whole_reads_all_its_parts() -> None:
         Named("d", ("abc",), ("abc",)),
     ]
     read_all = tuple(Read(number) for number in (1, 2, 3))
-    assert network_reads(steps, wholes) == [(), (), (Read(1, local=True), Read(1), Read(2)), read_all]
+    assert network_reads(steps, wholes) == [(), (), (Read(1, local=("channels",)), Read(1), Read(2)), read_all]
 
 
 def test_every_part_waits_for_who_used_its_memory_before() -> None:

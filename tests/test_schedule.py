@@ -21,7 +21,7 @@ def options(units, us):
     return [option(cpu_units, units - cpu_units, us) for cpu_units in range(units + 1)]
 
 
-def chain(count, *, local=False):
+def chain(count, *, local=()):
     return [(), *((Read(number, local),) for number in range(1, count))]
 
 
@@ -34,7 +34,7 @@ def test_one_split_step_takes_its_longer_half_and_a_synchronisation():
 def test_a_chain_waits_at_every_step_unless_its_reads_are_local():
     split = [option(2, 2)] * 3
     assert simulate(chain(3), split, COSTS) == 3 * (30 + 3)
-    assert simulate(chain(3, local=True), split, COSTS) == 3 * 30 + 2 * 1 + 3
+    assert simulate(chain(3, local=("channels",)), split, COSTS) == 3 * 30 + 2 * 1 + 3
 
 
 def test_branches_run_side_by_side():
@@ -59,7 +59,7 @@ def test_a_tiny_step_between_large_ones_stays_whole():
 
 
 def test_a_channel_local_chain_needs_no_flag():
-    reads = chain(6, local=True)
+    reads = chain(6, local=("channels",))
     chosen = search(reads, lambda number, written: options(4, 4.0 + 7 * number), COSTS)
     works = [Work(one.cpu_units, one.gpu_units, read) for one, read in zip(chosen, reads, strict=True)]
     assert {one.cpu_units for one in chosen} == {2}
@@ -91,7 +91,7 @@ def test_no_choice_on_a_small_network_is_much_better_than_the_one_found(seed):
     reads, menus = [], []
     for number in range(rng.randint(2, 5)):
         sources = rng.sample(range(1, number + 1), min(number, rng.randint(1, 2))) if number else []
-        reads.append(tuple(Read(source, rng.random() < 0.4) for source in sources))
+        reads.append(tuple(Read(source, ("channels",) if rng.random() < 0.4 else ()) for source in sources))
         cpu_us, gpu_us = rng.choice([2.0, 15.0, 90.0]), rng.choice([0.5, 1.0, 2.5])
         menus.append([Option(cpu, 4 - cpu, cpu_us * cpu / 4, gpu_us * cpu_us * (4 - cpu) / 4) for cpu in range(5)])
     best_us = min(simulate(reads, chosen, COSTS) for chosen in itertools.product(*menus))

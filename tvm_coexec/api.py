@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import schedules
@@ -78,7 +79,8 @@ def build(
     target = target_for(facts)
     plan = plan_graph(graph, device, profile=profile, split=split)
     choices = [Choice(layer.cpu_units, layer.cpu, layer.gpu) for layer in plan.layers]
-    built = package(graph, choices, target, facts, plan.to_json(), progress=_progress)
+    divided = [replace(node, layer=layer.layer) for node, layer in zip(graph.nodes, plan.layers, strict=True)]
+    built = package(replace(graph, nodes=divided), choices, target, facts, plan.to_json(), progress=_progress)
     return Module(built, device, timeout_s=timeout_s, yields=yields)
 
 

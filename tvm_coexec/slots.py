@@ -73,7 +73,15 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
     since: dict[str, int] = {}
     for number, step in enumerate(steps, 1):
         read = ((written[name], name in step.local_inputs) for name in step.inputs if name in written)
-        awaited.append(max((awaited[writer - 1] if local else writer for writer, local in read), default=0))
+        awaited.append(
+            max(
+                (
+                    awaited[writer - 1] if local and steps[writer - 1].axis == step.axis else writer
+                    for writer, local in read
+                ),
+                default=0,
+            )
+        )
         output = named[step.output]
         written |= dict.fromkeys((output.name, *output.wholes), number)
         since[output.outermost] = min(since.get(output.outermost, number), awaited[-1])

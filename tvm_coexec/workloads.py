@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from .layers import (
     Pool,
     Product,
     RowWise,
+    has_lines,
     layer_from_json,
 )
 
@@ -153,13 +155,16 @@ def _square(
 
 
 def conv2d_training_layers() -> Iterator[Conv2d]:
-    """Convolutions without end, like those of image networks but of no size that a comparison measures."""
+    """Convolutions without end, like those of image networks but of no size that a comparison measures.
+
+    Of those that can be divided by lines every third one is.
+    """
     held_out = {_shape(layer) for layer in (*resnet18(), *resnet50(), *vgg16())}
     rng = np.random.default_rng(_TRAINING_SEED)
-    while True:
+    for number in count():
         layer = _random_conv2d(rng)
         if _shape(layer) not in held_out and layer.flops <= _MAX_TRAINING_FLOPS:
-            yield layer
+            yield layer if number % 3 or not has_lines(layer) else replace(layer, axis="lines")
 
 
 def _shape(layer: Conv2d) -> Conv2d:
@@ -195,7 +200,8 @@ def images_training_layers() -> Iterator[ImageLayer]:
         channels = _channels(rng, size)
         kind = rng.choice(kinds, p=(0.25, 0.15, 0.25, 0.2, 0.1, 0.05))
         if kind == "pool":
-            yield _random_pool(rng, size, channels)
+            pool = _random_pool(rng, size, channels)
+            yield replace(pool, axis="lines") if has_lines(pool) and rng.random() < 0.3 else pool
         elif kind == "global":
             size = min(size, 28)
             yield Pool("average", size, size, channels, (size, size))

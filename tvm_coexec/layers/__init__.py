@@ -1,7 +1,8 @@
 """The vocabulary that every stage shares: a layer, how its work is divided, and a variant of a kernel.
 
-A layer's work is divided in *units*. For a dense layer a unit is a tile of 32 output channels; for a
-row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU ``[g, units)``.
+A layer's work is divided in *units*. For a dense layer a unit is a tile of 32 output channels, or of an image a
+block of 2 or 4 lines; for a row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU
+``[g, units)``.
 """
 
 from .attention import Attention, Place
@@ -14,6 +15,8 @@ from .base import (
     Layer,
     Size,
     check_epilogue,
+    has_lines,
+    line_block,
     row_tiles,
     tile_count,
     unit_channels,
@@ -25,6 +28,7 @@ from .opaque import Opaque, Operand, constant_name
 from .registry import (
     AnyLayer,
     ImageLayer,
+    by_lines,
     layer_from_json,
     layer_to_json,
     parameter_dtype,
@@ -60,10 +64,13 @@ __all__ = [
     "RowWise",
     "Size",
     "Variant",
+    "by_lines",
     "check_epilogue",
     "constant_name",
+    "has_lines",
     "layer_from_json",
     "layer_to_json",
+    "line_block",
     "parameter_dtype",
     "parameter_shapes",
     "reads_locally",

@@ -10,6 +10,9 @@ TILE = 32
 ROW_BLOCK = 8
 """Rows in a unit of a row-wise operator."""
 
+_MIN_LINES = 28
+"""Lines of an image that is worth dividing by them: of fewer, a unit is too large a part."""
+
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu6", "hard_swish", "sigmoid")
 """Activations that an epilogue may hold; ``gelu`` is the erf form."""
 
@@ -23,6 +26,11 @@ SCRATCH = "scratch_"
 def tile_count(channels: int) -> int:
     """Tiles that hold ``channels`` output channels."""
     return -(-channels // TILE)
+
+
+def line_block(lines: int) -> int:
+    """Lines in a unit of an image with so many: few of a low image, whose units would else be large parts of it."""
+    return 4 if lines >= 2 * _MIN_LINES else 2
 
 
 def row_tiles(channels: int) -> int:
@@ -42,8 +50,10 @@ class Layer(Protocol):
     """What planning and measuring need to know of any layer."""
 
     op: ClassVar[str]
-    axis: ClassVar[str]
-    """Whether units are tiles of ``channels`` or blocks of ``rows``."""
+
+    @property
+    def axis(self) -> str:
+        """Whether units are tiles of ``channels``, blocks of ``rows`` or, of an image, blocks of ``lines``."""
 
     @property
     def epilogue(self) -> tuple[str, ...]:
@@ -80,6 +90,41 @@ class Layer(Protocol):
     @property
     def activation_bytes(self) -> int:
         """Bytes of activations that one run reads and writes."""
+
+
+class _Divisible(Protocol):
+    """An image layer that may be divided along its channels or its lines."""
+
+    @property
+    def axis(self) -> str: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def out_h(self) -> int: ...
+    @property
+    def out_channels(self) -> int: ...
+
+
+def units_along(layer: _Divisible) -> int:
+    """Units of an image layer along its axis."""
+    if layer.axis == "channels":
+        return tile_count(layer.out_channels)
+    return -(-layer.out_h // line_block(layer.out_h))
+
+
+def check_axis(layer: _Divisible) -> None:
+    """Refuse an axis that the layer has no units along."""
+    if layer.axis not in ("channels", "lines"):
+        raise ValueError(f"the axis of an image layer is channels or lines, not {layer.axis!r}")
+    if layer.axis == "lines" and not has_lines(layer):
+        raise ValueError(
+            f"only a single image of {_MIN_LINES} lines or more is divided by lines, got {layer.batch} of {layer.out_h}"
+        )
+
+
+def has_lines(layer: _Divisible) -> bool:
+    """Whether the output is one image of enough lines to divide it by them."""
+    return layer.batch == 1 and layer.out_h >= _MIN_LINES
 
 
 def unit_channels(layer: Layer) -> int:

@@ -1,11 +1,14 @@
-"""Dense layers, which are worth splitting: linear layers and convolutions. A unit is a tile of 32 output channels."""
+"""Dense layers, which are worth splitting: linear layers and convolutions.
+
+A unit is a tile of 32 output channels or, of a convolution whose ``axis`` says so, a block of lines of its output.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import Size, check_epilogue, tile_count
+from .base import Size, check_axis, check_epilogue, tile_count, units_along
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Conv2d:
     """A convolution of ``[batch, h, w, in_channels]``, followed by the steps of ``epilogue``, in order.
 
     ``kernel``, ``stride``, ``dilation`` and ``padding`` may be given as one number or as a pair (height, width), the
-    padding also as (top, left, bottom, right); they are kept as pairs, the padding as four numbers.
+    padding also as (top, left, bottom, right); they are kept as pairs, the padding as four numbers. Along its
+    ``channels`` a layer's weights are divided and its input is read twice; along its ``lines`` it is the other way.
     """
 
     h: int
@@ -73,8 +77,8 @@ class Conv2d:
     groups: int = 1
     batch: int = 1
     epilogue: tuple[str, ...] = ()
+    axis: str = "channels"
     op: ClassVar[str] = "conv2d"
-    axis: ClassVar[str] = "channels"
 
     def __post_init__(self) -> None:
         for name, length in (("kernel", 2), ("stride", 2), ("dilation", 2), ("padding", 4)):
@@ -89,6 +93,7 @@ class Conv2d:
         if min(self.out_h, self.out_w) < 1:
             raise ValueError(f"a {self.kernel} kernel does not fit into {self.h}×{self.w} pixels with {self.padding}")
         check_epilogue(self.epilogue)
+        check_axis(self)
 
     def _out(self, size: int, axis: int) -> int:
         padded = size + self.padding[axis] + self.padding[axis + 2]
@@ -121,7 +126,7 @@ class Conv2d:
 
     @property
     def units(self) -> int:
-        return tile_count(self.out_channels)
+        return units_along(self)
 
     @property
     def flops(self) -> int:

@@ -1,7 +1,7 @@
 """Layers that only images have, beside convolutions: pooling, concatenation, products and normalisation.
 
 All of them work on ``[batch, h, w, channels]``, and a unit is a tile of 32 output channels, as it is for convolutions:
-a side that owns a tile of a convolution goes on with the same tile.
+a side that owns a tile of a convolution goes on with the same tile. A pooling may be divided by lines as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Size, check_epilogue, tile_count
+from .base import Size, check_axis, check_epilogue, tile_count, units_along
 
 
 def window_count(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
@@ -41,8 +41,8 @@ class Pool:
     count_padding: bool = False
     batch: int = 1
     epilogue: tuple[str, ...] = ()
+    axis: str = "channels"
     op: ClassVar[str] = "pool"
-    axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = True
 
     KINDS: ClassVar[tuple[str, ...]] = ("average", "max")
@@ -59,6 +59,7 @@ class Pool:
         if min(self.out_h, self.out_w) < 1:
             raise ValueError(f"a {self.kernel} window does not fit into {self.h}×{self.w} pixels with {self.padding}")
         check_epilogue(self.epilogue)
+        check_axis(self)
 
     def _out(self, size: int, axis: int) -> int:
         padding = self.padding[axis] + self.padding[axis + 2]
@@ -86,7 +87,7 @@ class Pool:
 
     @property
     def units(self) -> int:
-        return tile_count(self.channels)
+        return units_along(self)
 
     @property
     def flops(self) -> int:

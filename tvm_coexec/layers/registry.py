@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .attention import Attention, Place
-from .base import Layer
+from .base import Layer, has_lines
 from .dense import Conv2d, Linear
 from .images import Concat, LocalNorm, Pool, Product
 from .opaque import Opaque, constant_name
@@ -45,11 +45,22 @@ def layer_from_json(fields: Mapping[str, Any]) -> AnyLayer:
     return layer
 
 
-def reads_locally(layer: Layer, role: str) -> bool:
+def by_lines(layer: AnyLayer) -> Conv2d | Pool | None:
+    """The same layer, divided by lines; None where it cannot be."""
+    if isinstance(layer, Conv2d | Pool) and has_lines(layer):
+        return dataclasses.replace(layer, axis="lines")
+    return None
+
+
+def reads_locally(layer: AnyLayer, role: str) -> bool:
     """Whether a unit needs only the same unit of the activation with a role, wherever that is divided as the layer is.
 
-    An epilogue adds a residual element by element, and rows of a row-wise operator do not depend on each other.
+    An epilogue adds a residual element by element, rows of a row-wise operator do not depend on each other, and a
+    kernel of one line reads the line that it writes.
     """
+    if isinstance(layer, Conv2d | Pool) and layer.axis == "lines":
+        own_line = layer.kernel[0] == layer.stride[0] == 1 and layer.padding[::2] == (0, 0)
+        return role == "residual" or own_line
     return role == "residual" or layer.channel_local or isinstance(layer, RowWise)
 
 

@@ -29,10 +29,11 @@ from tvm_coexec.layers import (
     Product,
     RowWise,
     Variant,
+    tile_count,
     unit_channels,
 )
 
-FEATURE_VERSION = 3
+FEATURE_VERSION = 4
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
 
 GROUPS = ("layer", "kernel", "dispatch", "contention")
@@ -58,6 +59,7 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "group_channels",
         "output_width",
         "inputs",
+        "by_lines",
         *(f"kind:{kind}" for kind in ("linear", "conv2d", "attention", "place", *RowWise.KINDS, *_IMAGE_KINDS)),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
@@ -155,10 +157,10 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
     waves = np.ceil(groups / processor.workers)
     flops = known["flops_per_unit"] * units
     padded_flops = flops * rows_ratio * known["channel_padding"] * known["extra_terms"]
-    weight_bytes = known["weight_bytes_per_unit"] * units
+    weight_bytes = known["shared_weight_bytes"] + known["weight_bytes_per_unit"] * units
     activation_bytes = known["shared_bytes"] + known["activation_bytes_per_unit"] * units
     bytes_per_unit = known["weight_bytes_per_unit"] + known["activation_bytes_per_unit"]
-    combined_bytes = known["shared_bytes"] + bytes_per_unit * (units + other_units)
+    combined_bytes = known["shared_bytes"] + known["shared_weight_bytes"] + bytes_per_unit * (units + other_units)
     return known | {
         "units": units,
         "flops": flops,
@@ -196,10 +198,13 @@ def _gather(halves: Halves, side: str) -> dict[str, np.ndarray]:
 @lru_cache(maxsize=256)
 def _layer_facts(layer: AnyLayer) -> Mapping[str, float]:
     facts = _FACTS[type(layer)](layer)
+    lines = layer.axis == "lines"
     return {
         **facts,
+        "by_lines": float(lines),
         "flops_per_unit": layer.flops / layer.units,
-        "weight_bytes_per_unit": layer.weight_bytes / layer.units,
+        "shared_weight_bytes": layer.weight_bytes if lines else 0,
+        "weight_bytes_per_unit": 0 if lines else layer.weight_bytes / layer.units,
         "activation_bytes_per_unit": (layer.activation_bytes - facts["shared_bytes"]) / layer.units,
         **{f"epilogue:{step}": 1.0 for step in layer.epilogue},
     }
@@ -234,13 +239,14 @@ def _rowwise_facts(layer: RowWise) -> dict[str, float]:
 
 
 def _conv2d_facts(layer: Conv2d) -> dict[str, float]:
-    """With groups a half reads the input of its own channels alone."""
+    """With groups a half reads the input of its own channels alone, and by lines that of its own lines."""
+    reads_all = layer.groups == 1 and layer.axis == "channels"
     return {
         "rows": layer.batch * layer.out_h * layer.out_w,
         "reduction": layer.taps,
         "channels": layer.out_channels,
-        "channel_padding": layer.units * TILE / layer.out_channels,
-        "shared_bytes": 4 * layer.batch * layer.h * layer.w * layer.in_channels if layer.groups == 1 else 0,
+        "channel_padding": tile_count(layer.out_channels) * TILE / layer.out_channels,
+        "shared_bytes": 4 * layer.batch * layer.h * layer.w * layer.in_channels if reads_all else 0,
         "kernel_height": layer.kernel[0],
         "kernel_width": layer.kernel[1],
         "stride": max(layer.stride),
@@ -258,7 +264,7 @@ def _image_facts(layer: Pool | Concat | Product | LocalNorm) -> dict[str, float]
         "rows": batch * out_h * out_w,
         "reduction": schedules.images.terms(layer),
         "channels": channels,
-        "channel_padding": layer.units * TILE / channels,
+        "channel_padding": tile_count(channels) * TILE / channels,
         "shared_bytes": 0,
         "output_width": out_w,
         "inputs": len(layer.input_sizes),
@@ -316,7 +322,7 @@ def _kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, 
     return {
         **facts,
         **_register_tile(
-            layer, variant, terms * unit_channels(layer) * launch.padded_rows / (launch.groups(1) * launch.group_size)
+            layer, variant, terms * _unit_elements(layer, launch.padded_rows) / (launch.groups(1) * launch.group_size)
         ),
         implementation_feature(layer, variant): 1.0,
         **{f"{PARAMETER_PREFIX}{name}": float(value) for name, value in variant.params},
@@ -325,6 +331,13 @@ def _kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, 
         "padded_rows": launch.padded_rows,
         "extra_terms": terms / facts["reduction"],
     }
+
+
+def _unit_elements(layer: AnyLayer, padded_rows: int) -> float:
+    """Elements of the output that a unit computes, those of padding included."""
+    if layer.axis == "lines":
+        return tile_count(layer.out_channels) * TILE * padded_rows / layer.units
+    return unit_channels(layer) * padded_rows
 
 
 def implementation_feature(layer: AnyLayer, variant: Variant) -> str:

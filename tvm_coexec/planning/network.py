@@ -7,10 +7,10 @@ stays where its input is, and one that follows an uneven layer may let the other
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import AnyLayer
+from tvm_coexec.layers import AnyLayer, by_lines
 from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, waits_of
 
 from .plan import LayerPlan, Plan, Sync, no_gpu_kernels
@@ -20,7 +20,7 @@ from .split import DOUBT, Division, Overheads, Planner
 _NEIGHBOURS = (0, -1, 1, -2, 2, -4, 4, -8, 8, -16, 16)
 """Places beside the balanced split, among a layer's splits, that are tried: uneven ones let a side catch up."""
 
-_UNIT_NAMES = {"channels": "tile", "rows": "row block"}
+_UNIT_NAMES = {"channels": "tile", "rows": "row block", "lines": "line block"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,17 @@ class _Step:
 
 
 def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
-    """For each node the nodes, counted from 1, whose outputs it reads."""
+    """For each node the nodes, counted from 1, whose outputs it reads, and along which axes it does so unit by unit."""
     wholes = {name: graph.wholes(name) for name in graph.tensors}
-    return network_reads([_Step.of(node) for node in graph.nodes], wholes)
+    lines = [replace(node, layer=by_lines(node.layer) or node.layer) for node in graph.nodes]
+    own, also = (network_reads([_Step.of(node) for node in nodes], wholes) for nodes in (graph.nodes, lines))
+    return [
+        tuple(
+            Read(read.step, tuple(dict.fromkeys((*read.local, *by_line.local))))
+            for read, by_line in zip(*pair, strict=True)
+        )
+        for pair in zip(own, also, strict=True)
+    ]
 
 
 def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
@@ -63,7 +71,7 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
 def assemble(graph: Graph, layers: Sequence[LayerPlan], overheads: Overheads, device: str, mechanism: str) -> Plan:
     """The plan of a network from those of its layers: with its time and its synchronisations."""
     reads = reads_of(graph)
-    options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us) for one in layers]
+    options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us, one.layer.axis) for one in layers]
     total_us = simulate(reads, options, Costs(overheads.split_us, overheads.gpu_alone_us))
     return Plan(device, mechanism, tuple(layers), total_us, tuple(_synchronisations(layers, reads)))
 
@@ -96,7 +104,7 @@ class _Inputs:
     def waits(self) -> bool:
         """Whether a side needs what the other wrote."""
         return any(
-            needs_other(side, self.option, self.writers[read.step - 1][1], local=read.local)
+            needs_other(side, self.option, self.writers[read.step - 1][1], read)
             for read in self.reads
             for side in ("cpu", "gpu")
         )
@@ -107,72 +115,83 @@ class _Inputs:
 
 
 class _Menu:
-    """A layer's ways to be divided, shared by all nodes of the same layer."""
+    """A layer's ways to be divided, along its channels or its lines, shared by all nodes of the same layer."""
 
     def __init__(self, layer: AnyLayer, planner: Planner) -> None:
+        lines = by_lines(layer)
+        self.layers: dict[str, AnyLayer] = {layer.axis: layer}
+        if lines is not None and planner.knows(lines):
+            self.layers[lines.axis] = lines
         self.layer = layer
-        self.divisions = planner.divisions(layer)
+        self.divisions = {axis: planner.divisions(one) for axis, one in self.layers.items()}
         self.known = planner.knows(layer)
-        self._options = {units: _option(layer, one) for units, one in self.divisions.items()}
-        self._usual = list(self._pick())
+        self._options = {
+            axis: {units: _option(self.layers[axis], one) for units, one in divisions.items()}
+            for axis, divisions in self.divisions.items()
+        }
+        self._usual = [*self._alone(), *(option for axis in self.layers for option in self._splits(axis))]
 
-    def _pick(self) -> Iterator[Option]:
-        """Either side alone, the balanced split, and some beside it."""
-        splits = [units for units in sorted(self.divisions) if 0 < units < self.layer.units]
-        for alone in (0, self.layer.units):
-            if alone in self._options:
-                yield self._options[alone]
+    def _alone(self) -> Iterator[Option]:
+        options = self._options[self.layer.axis]
+        return (options[units] for units in (0, self.layer.units) if units in options)
+
+    def _splits(self, axis: str) -> Iterator[Option]:
+        """The balanced split, and some beside it."""
+        options = self._options[axis]
+        splits = [units for units, option in sorted(options.items()) if option.cpu_units and option.gpu_units]
         if splits:
-            balanced = splits.index(self._balanced.cpu_units)
+            balanced = splits.index(self._balanced(axis).cpu_units)
             for place in dict.fromkeys(balanced + offset for offset in _NEIGHBOURS):
                 if 0 <= place < len(splits):
-                    yield self._options[splits[place]]
+                    yield options[splits[place]]
 
-    @property
-    def _balanced(self) -> Division:
-        split = [one for units, one in self.divisions.items() if 0 < units < self.layer.units]
+    def _balanced(self, axis: str) -> Division:
+        split = [one for one in self.divisions[axis].values() if one.cpu and one.gpu]
         return min(split, key=lambda one: one.total_us)
 
     def options(self, reads: Sequence[Read], written: Mapping[int, Written]) -> list[Option]:
         """The usual ones, and the splits of the layers that this one would follow without a synchronisation."""
-        followed = (written[read.step].option.cpu_units for read in reads if read.local)
-        also = [self._options[units] for units in dict.fromkeys(followed) if units in self._options]
+        followed = (written[read.step].option for read in reads if written[read.step].option.axis in read.local)
+        ways = dict.fromkeys((one.axis, one.cpu_units) for one in followed)
+        also = [self._options[axis][units] for axis, units in ways if units in self._options.get(axis, {})]
         return [*self._usual, *(option for option in also if option not in self._usual)]
 
     def plan(self, node: Node, option: Option, inputs: _Inputs, planner: Planner) -> LayerPlan:
         """The layer's plan, once its split is chosen."""
-        division, overheads = self.divisions[option.cpu_units], planner.overheads
+        division, overheads = self.divisions[option.axis][option.cpu_units], planner.overheads
         is_split = option.cpu_units > 0 and option.gpu_units > 0
         overhead_us = overheads.gpu_alone_us if option.gpu_units else 0.0
         if inputs.waits or (is_split and not inputs.reads):
             overhead_us = overheads.split_us
         return LayerPlan(
             name=node.name,
-            layer=self.layer,
+            layer=self.layers[option.axis],
             cpu_units=option.cpu_units,
             cpu=division.cpu.variant if division.cpu else None,
             gpu=division.gpu.variant if division.gpu else None,
             cpu_us=option.cpu_us,
             gpu_us=option.gpu_us,
             total_us=max(option.cpu_us, option.gpu_us) + overhead_us,
-            reason=self._reason(division, inputs, is_split, overheads) + self._caveat(planner),
+            reason=self._reason(option.axis, division, inputs, is_split, overheads) + self._caveat(planner),
         )
 
-    def _reason(self, division: Division, inputs: _Inputs, is_split: bool, overheads: Overheads) -> str:
+    def _reason(self, axis: str, division: Division, inputs: _Inputs, is_split: bool, overheads: Overheads) -> str:
         if is_split and inputs.reads and not inputs.waits:
             return f"split as {inputs.names} is, which takes no synchronisation"
-        alone = [self.divisions[units] for units in (0, self.layer.units) if units in self.divisions]
+        divisions = self.divisions[axis]
+        alone = [one for one in divisions.values() if not (one.cpu and one.gpu)]
         best = min(alone, key=lambda one: one.total_us)
         if is_split:
             side = "cpu" if best.gpu is None else "gpu"
             speedup = best.total_us / division.total_us
-            return f"split: {speedup:.2f} times as fast as the {side} alone ({best.total_us:.1f} us)"
+            along = " by lines" if axis == "lines" else ""
+            return f"split{along}: {speedup:.2f} times as fast as the {side} alone ({best.total_us:.1f} us)"
         side = "cpu" if division.gpu is None else "gpu"
-        if self.layer.units == 1:
-            return f"{side} alone: one unit cannot be divided"
-        if len(self.divisions) == 1:
+        if len(divisions) == 1:
             return no_gpu_kernels(self.layer)
-        split_us = self._balanced.total_us
+        if len(self._usual) == len(alone):
+            return f"{side} alone: one unit cannot be divided"
+        split_us = min(self._balanced(one).total_us for one in self.layers if self.layers[one].units > 1)
         if split_us < division.total_us:
             where = f" where {inputs.names} is" if inputs.reads and not inputs.waits else ""
             return f"{side} alone{where}: a split ({split_us:.1f} us) would hold up the layers around it"
@@ -190,19 +209,25 @@ class _Menu:
 
 def _option(layer: AnyLayer, division: Division) -> Option:
     cpu_us, gpu_us = (half.us if half else 0.0 for half in (division.cpu, division.gpu))
-    return Option(division.cpu_units, layer.units - division.cpu_units, cpu_us, gpu_us)
+    return Option(division.cpu_units, layer.units - division.cpu_units, cpu_us, gpu_us, layer.axis)
 
 
 def _synchronisations(layers: Sequence[LayerPlan], reads: Sequence[Sequence[Read]]) -> Iterator[Sync]:
     """In the order of the layers before which a side waits."""
-    works = [Work(one.cpu_units, one.gpu_units, tuple(read)) for one, read in zip(layers, reads, strict=True)]
+    works = [
+        Work(one.cpu_units, one.gpu_units, tuple(read), axis=one.layer.axis)
+        for one, read in zip(layers, reads, strict=True)
+    ]
     waits = {side: waits_of(works, side) for side in ("cpu", "gpu")}
     for number, layer in enumerate(layers, 1):
         for side in ("cpu", "gpu"):
             awaited = waits[side].get(number)
             if awaited is not None:
-                local = all(read.local for read in reads[number - 1] if read.step == awaited)
-                why = _why(side, layer, layers[awaited - 1], local)
+                writer = layers[awaited - 1]
+                local = layer.layer.axis == writer.layer.axis and all(
+                    layer.layer.axis in read.local for read in reads[number - 1] if read.step == awaited
+                )
+                why = _why(side, layer, writer, local)
                 yield Sync(layer.name, side, layers[awaited - 1].name, why)
     last_gpu = max((number for number, work in enumerate(works, 1) if work.gpu_units), default=0)
     if last_gpu and last_gpu not in waits["cpu"].values():

@@ -26,6 +26,7 @@ class Option:
     gpu_units: int
     cpu_us: float
     gpu_us: float
+    axis: str = "channels"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class State:
         return (
             self.cpu_known >= self.last_gpu,
             *(
-                (written.option.gpu_units, self.cpu_known >= step, self.gpu_known >= step)
+                (written.option.axis, written.option.gpu_units, self.cpu_known >= step, self.gpu_known >= step)
                 for step, written in self.live.items()
             ),
         )
@@ -102,7 +103,7 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
     number, live = len(state.options) + 1, state.live
     awaited = {
         side: max(
-            (read.step for read in reads if needs_other(side, option, live[read.step].option, local=read.local)),
+            (read.step for read in reads if needs_other(side, option, live[read.step].option, read)),
             default=0,
         )
         for side in ("cpu", "gpu")

@@ -76,7 +76,8 @@ class Traffic:
         units, beside
             Units of this side and of the other.
         """
-        weights_us = fetched_bytes(layer, variant) * units / layer.units / self.weights.at(side, beside)
+        share = 1.0 if layer.axis == "lines" else units / layer.units
+        weights_us = fetched_bytes(layer, variant) * share / self.weights.at(side, beside)
         return np.hypot(warm_us, weights_us)
 
     def hand_over_us(self, side: str, layer: AnyLayer, units: np.ndarray, beside: np.ndarray) -> np.ndarray:

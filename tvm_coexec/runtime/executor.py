@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import DeviceError, FileFormatError, InputError, KernelError, SyncTimeoutError
-from tvm_coexec.layers import ROW_BLOCK, TILE
+from tvm_coexec.layers import ROW_BLOCK, line_block
 
 from . import stitch
 from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
@@ -192,7 +192,7 @@ class Prepared:
             cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
             gpu_launches = len(_half(step, "gpu").launches) if gpu_units else 0
             gpu_steps = bool(gpu_units) and not timeline and self._steps_itself(step)
-            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches, gpu_steps))
+            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches, gpu_steps, step.axis))
         self.works = works
         mechanism = executor.device.mechanism
         self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs))
@@ -281,24 +281,24 @@ class Prepared:
         if self.executor.sync is not None:
             return (stitch.Exchange * 0)()
         outputs = [
-            self._exchange(step.output, step.axis, work.gpu_units, step.unit_channels)
-            for step, work in zip(self.steps, self.works, strict=True)
+            self._exchange(step.output, step, work.gpu_units) for step, work in zip(self.steps, self.works, strict=True)
         ]
-        inputs = [self._exchange(name, "rows", 0) for name in self.executor.manifest.inputs]
+        inputs = [self._exchange(name, None, 0) for name in self.executor.manifest.inputs]
         return (stitch.Exchange * (len(outputs) + len(inputs)))(*outputs, *inputs)
 
-    def _exchange(self, name: str, axis: str, gpu_units: int, unit_channels: int = TILE) -> stitch.Exchange:
+    def _exchange(self, name: str, step: StepSpec | None, gpu_units: int) -> stitch.Exchange:
+        """What travels after a step; all of an input, which no step writes, from the CPU."""
         block, tensor = self.executor.blocks[name], self.executor.spec(name)
         rows, row_bytes = tensor.memory_rows, tensor.row_bytes
-        if axis == "channels":
-            begin, end = tensor.own_bytes
-            edge = min(begin + gpu_units * unit_channels * 4, end)
+        begin, end = tensor.own_bytes
+        if step is not None and step.axis == "channels":
+            edge = min(begin + gpu_units * step.unit_channels * 4, end)
             gpu = ((begin, 0, 0), (edge - begin, rows if edge > begin else 0, 1))
             cpu = ((edge, 0, 0), (end - edge, rows, 1))
         else:
-            edge = min(gpu_units * ROW_BLOCK, rows)
-            gpu = ((0, 0, 0), (row_bytes if edge else 0, edge, 1))
-            cpu = ((0, edge, 0), (row_bytes if edge < rows else 0, rows - edge, 1))
+            edge = min(_memory_rows(step, tensor, gpu_units), rows) if step is not None else 0
+            gpu = ((begin, 0, 0), (end - begin if edge else 0, edge, 1))
+            cpu = ((begin, edge, 0), (end - begin if edge < rows else 0, rows - edge, 1))
         return stitch.Exchange(
             buffer=block.buffer.int_ptr,
             host=block.address,
@@ -356,6 +356,16 @@ class Prepared:
     def __del__(self) -> None:
         if hasattr(self, "program"):
             self.close()
+
+
+def _memory_rows(step: StepSpec, tensor: TensorSpec, units: int) -> int:
+    """Rows in memory that the first units of a step by rows or lines fill, the halo above them included."""
+    if step.axis == "rows":
+        return units * ROW_BLOCK
+    assert tensor.image is not None and tensor.layout is not None
+    _batch, lines, columns, _channels = tensor.image
+    halo_h, halo_w = tensor.layout.halo
+    return (halo_h + units * line_block(lines)) * (columns + 2 * halo_w) if units else 0
 
 
 def check_split(step: StepSpec, cpu_units: int) -> None:

@@ -180,7 +180,7 @@ class HalfSpec:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One layer: ``axis`` says whether its units are ``unit_channels`` channels or blocks of ``rows``.
+    """One layer: ``axis`` says whether its units are ``unit_channels`` channels, or blocks of ``rows`` or ``lines``.
 
     Of ``local_inputs`` a unit needs only the same unit, if the step that writes them is divided in the same units.
     The parameters of a step with a ``seed`` are not stored: in a module for measuring they are random numbers.

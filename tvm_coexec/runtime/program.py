@@ -2,7 +2,7 @@
 
 Steps are numbered from 1 as the flags count them. Only true dependencies are synchronised: a side waits for the other
 before it reads what the other wrote, and a side signals only where it is waited for. A side that reads only what it
-wrote itself, as a chain of channel-local steps does, waits for nobody.
+wrote itself, as a chain of channel-local steps does, or one of pointwise steps by lines, waits for nobody.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ few enough that the CPU's first half starts at once."""
 
 
 class Divided(Protocol):
-    """Something that the GPU computes the first units of, and the CPU the others."""
+    """Something that the GPU computes the first units along an axis of, and the CPU the others."""
 
+    @property
+    def axis(self) -> str: ...
     @property
     def cpu_units(self) -> int: ...
     @property
@@ -42,10 +44,13 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Read:
-    """The number of a step whose result another reads (or overwrites): ``local`` if each unit reads the same unit."""
+    """The number of a step whose result another reads (or overwrites).
+
+    Where both are divided along one of the axes in ``local``, each unit reads the same unit.
+    """
 
     step: int
-    local: bool = False
+    local: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Work:
     cpu_launches: int = 1
     gpu_launches: int = 1
     gpu_steps: bool = False
+    axis: str = "channels"
 
 
 @dataclass(frozen=True)
@@ -145,15 +151,17 @@ def network_reads(
         for name in (step.output, *wholes.get(step.output, ())):
             writers.setdefault(name, []).append(number)
 
-    def is_local(reader: Step, name: str, writer: Step) -> bool:
+    def local(reader: Step, name: str, writer: Step) -> tuple[str, ...]:
         alike = (reader.axis, reader.units) == (writer.axis, writer.units)
-        return name in reader.local_inputs and name == writer.output and alike
+        # Units of lines are the same in a whole and in its parts, those of channels are not.
+        same_units = name == writer.output or reader.axis == "lines"
+        return (reader.axis,) if name in reader.local_inputs and same_units and alike else ()
 
     overwrites = _overwrites(steps, wholes, memory) if memory else [set() for _ in steps]
     return [
         (
             *(
-                Read(number, is_local(step, name, steps[number - 1]))
+                Read(number, local(step, name, steps[number - 1]))
                 for name in step.inputs
                 for number in writers.get(name, ())
             ),
@@ -184,8 +192,9 @@ def _overwrites(
     return overwrites
 
 
-def needs_other(side: str, reader: Divided, writer: Divided, *, local: bool) -> bool:
+def needs_other(side: str, reader: Divided, writer: Divided, read: Read) -> bool:
     """Whether the half of one side reads what the other side's half wrote."""
+    local = reader.axis == writer.axis and reader.axis in read.local
     if side == "cpu":
         return bool(reader.cpu_units and writer.gpu_units) and (not local or reader.gpu_units < writer.gpu_units)
     return bool(reader.gpu_units and writer.cpu_units) and (not local or reader.gpu_units > writer.gpu_units)
@@ -204,7 +213,7 @@ def waits_of(steps: Sequence[Work], waiting: str) -> dict[int, int]:
 
 def _crossing_reads(steps: Sequence[Work], step: Work, side: str) -> list[int]:
     """The steps of which a side needs what the other wrote."""
-    return [read.step for read in step.reads if needs_other(side, step, steps[read.step - 1], local=read.local)]
+    return [read.step for read in step.reads if needs_other(side, step, steps[read.step - 1], read)]
 
 
 def _lower_flags(steps: Sequence[Work]) -> Lowered:
