@@ -41,7 +41,7 @@ _GPU_GEOMETRIES = ((4, 4, 8, 8), (2, 4, 8, 8), (4, 4, 8, 4), (4, 8, 4, 8), (2, 4
 def can_compute(layer: Conv2d) -> bool:
     """Whether the layer is a dense 3×3 convolution whose input has whole tiles."""
     plain = layer.stride == (1, 1) and layer.dilation == (1, 1) and layer.groups == 1
-    return layer.kernel == (3, 3) and plain and layer.in_channels > MAX_NARROW
+    return layer.kernel == (3, 3) and plain and layer.in_channels > MAX_NARROW and bool(_multiples(layer))
 
 
 def weights_name(variant: Variant) -> str:

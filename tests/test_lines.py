@@ -11,6 +11,7 @@ from tvm_coexec.schedules import family
 EPILOGUE = ("bias", "residual", "relu6")
 LAYERS: list[Conv2d | Pool] = [
     conv(28, 9, 20, 40, 1, epilogue=EPILOGUE),
+    conv(15, 9, 20, 40, 1, epilogue=EPILOGUE),
     conv(31, 7, 3, 33, 3, padding=1, epilogue=("bias", "sigmoid")),
     conv(57, 5, 8, 40, 3, padding=1, stride=2, epilogue=("residual",)),
     conv(58, 4, 6, 32, (3, 1), padding=(2, 0), dilation=(2, 1)),
@@ -75,11 +76,12 @@ def test_a_gpu_divides_winograd_by_channels_alone() -> None:
 
 def test_what_is_divided_by_lines() -> None:
     assert by_lines(conv(28, 28, 8, 8, 1)) == conv(28, 28, 8, 8, 1, axis="lines")
-    assert by_lines(conv(28, 28, 8, 8, 3)) is None, "26 lines are too few"
+    assert by_lines(conv(28, 28, 8, 8, 3)) is not None
+    assert by_lines(conv(15, 28, 8, 8, 3)) is None, "13 lines are too few"
     assert by_lines(conv(28, 28, 8, 8, 1, batch=2)) is None
-    assert [line_block(lines) for lines in (28, 55, 56, 224)] == [2, 2, 4, 4]
+    assert [line_block(lines) for lines in (14, 28, 55, 56, 224)] == [1, 2, 2, 4, 4]
     assert conv(57, 28, 8, 200, 1, axis="lines").units == 15
-    with pytest.raises(ValueError, match="only a single image of 28 lines or more"):
-        conv(27, 28, 8, 8, 1, axis="lines")
+    with pytest.raises(ValueError, match="only a single image of 14 lines or more"):
+        conv(13, 28, 8, 8, 1, axis="lines")
     with pytest.raises(ValueError, match="channels or lines, not 'rows'"):
         Pool("max", 28, 28, 8, (1, 1), axis="rows")

@@ -1,7 +1,7 @@
 """The vocabulary that every stage shares: a layer, how its work is divided, and a variant of a kernel.
 
 A layer's work is divided in *units*. For a dense layer a unit is a tile of 32 output channels, or of an image a
-block of 2 or 4 lines; for a row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU
+block of 1, 2 or 4 lines; for a row-wise operator it is a block of 8 rows. The GPU computes units ``[0, g)``, the CPU
 ``[g, units)``.
 """
 

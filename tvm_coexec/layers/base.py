@@ -10,7 +10,7 @@ TILE = 32
 ROW_BLOCK = 8
 """Rows in a unit of a row-wise operator."""
 
-_MIN_LINES = 28
+_MIN_LINES = 14
 """Lines of an image that is worth dividing by them: of fewer, a unit is too large a part."""
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu6", "hard_swish", "sigmoid")
@@ -29,8 +29,8 @@ def tile_count(channels: int) -> int:
 
 
 def line_block(lines: int) -> int:
-    """Lines in a unit of an image with so many: few of a low image, whose units would else be large parts of it."""
-    return 4 if lines >= 2 * _MIN_LINES else 2
+    """Lines in a unit of an image with so many: 1, 2 or 4, so that a unit is a small part of the image."""
+    return next(block for block in (4, 2, 1) if lines >= block * _MIN_LINES or block == 1)
 
 
 def row_tiles(channels: int) -> int:
