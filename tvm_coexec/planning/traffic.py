@@ -96,6 +96,6 @@ def fetched_bytes(layer: AnyLayer, variant: Variant) -> float:
 
 
 def streaming_layer(cache_bytes: int) -> Linear:
-    """A layer that mostly reads weights, too many for the cache."""
+    """A layer that mostly reads weights: of each half of it too many for the cache."""
     k = 4096
-    return Linear(1, k, max(2 * cache_bytes // (4 * k), 1024), ("bias",))
+    return Linear(1, k, max(4 * cache_bytes // (4 * k), 1024), ("bias",))
