@@ -42,6 +42,9 @@ LAYERS = [
     Concat(2, 2, (32,) * 20),
     Product(5, 4, 70, per_image=True, batch=2, epilogue=("residual", "relu")),
     LocalNorm(5, 4, 70, 5, 0.5, 0.75, 1.0),
+    Conv2d(29, 7, 20, 40, 3, 2, 1, epilogue=("bias", "residual", "relu"), axis="lines"),
+    Conv2d(28, 6, 40, 33, 3, 1, 1, axis="lines"),
+    Pool("max", 57, 5, 40, (3, 3), (1, 1), (1, 1, 1, 1), axis="lines"),
 ]
 
 
@@ -95,7 +98,7 @@ def mechanism_device(request: pytest.FixtureRequest, device: Device) -> Iterator
     yield open_device(device.info.name, mechanism=request.param)
 
 
-@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], *LAYERS[-5:]], ids=str)
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], *LAYERS[-8:]], ids=str)
 def test_memory_that_is_not_shared_is_copied(layer: AnyLayer, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     apart = open_device(device.info.name, mechanism="event")
     monkeypatch.setattr(apart, "info", replace(apart.info, unified_memory=False))

@@ -1,13 +1,15 @@
 """Plans of whole networks on a device whose times are known."""
 
+from dataclasses import replace
+
 import pytest
 from synthetic_device import HARDWARE, OVERHEADS, trained
 
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.basetime import BaseTime
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
-from tvm_coexec.planning.split import Overheads, Planner
+from tvm_coexec.planning.split import Division, Half, Overheads, Planner
 from tvm_coexec.runtime.program import Read, Work, lower
 
 ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4))) for side in ("cpu", "gpu")}
@@ -99,3 +101,54 @@ def test_plans_made_elsewhere_are_put_together_alike():
     assert [(sync.layer, sync.awaits, sync.why) for sync in plan.syncs] == [
         ("n1", "n0", "reads 'n0', which the GPU computes")
     ]
+
+
+class ProportionalPlanner:
+    """Expects of either side the same time for the same share of a layer."""
+
+    overheads, margin, estimates = OVERHEADS, 0.05, ESTIMATES
+
+    def for_network(self, graph: Graph) -> "ProportionalPlanner":
+        return self
+
+    def knows(self, layer: AnyLayer) -> bool:
+        return True
+
+    def divisions(self, layer: AnyLayer) -> dict[int, Division]:
+        variant = Variant.make("direct", rows=1)
+
+        def half(units: int) -> Half | None:
+            return Half(variant, layer.flops / 1e5 * units / layer.units) if units else None
+
+        found = {}
+        for units in range(layer.units + 1):
+            halves = half(units), half(layer.units - units)
+            found[units] = Division(units, *halves, max(one.us if one else 0.0 for one in halves))
+        return found
+
+
+def images(*layers: Conv2d) -> Graph:
+    """A chain of images; a layer with a residual adds the first layer's output."""
+    graph = network(*layers)
+    for name, size in [("x", layers[0].input_sizes[0]), *((f"t{i}", one.output_size) for i, one in enumerate(layers))]:
+        graph.tensors[name] = Tensor(name, size, 1, size)
+    return graph
+
+
+def test_layers_of_one_tile_are_divided_by_lines() -> None:
+    narrow = Conv2d(56, 56, 32, 32, 1)
+    around = Conv2d(56, 56, 32, 32, 3, 1, 1)
+    plan = plan_network(images(around, narrow, narrow, around), ProportionalPlanner(), "device", "svm")
+    assert [layer.layer.axis for layer in plan.layers] == ["lines"] * 4
+    assert {layer.cpu_units for layer in plan.layers} == {7}
+    assert plan.layers[0].reason.startswith("split by lines: ")
+    assert plan.layers[1].reason == "split as 'n0' is, which takes no synchronisation"
+    waits = [(sync.layer, sync.side) for sync in plan.syncs]
+    assert waits == [("n3", "cpu"), ("n3", "gpu"), (None, "cpu")], "pointwise layers wait for nobody"
+    assert plan.syncs[0].why == "reads all lines of 'n2', whose first 7 line blocks the GPU computes"
+
+
+def test_a_residual_may_be_read_along_either_axis() -> None:
+    narrow = Conv2d(56, 56, 32, 32, 1)
+    graph = images(narrow, replace(narrow, epilogue=("residual",)))
+    assert reads_of(graph)[1] == (Read(1, ("lines",)), Read(1, ("channels", "lines")))

@@ -239,3 +239,23 @@ def test_every_command_is_enqueued_once(mechanism: str) -> None:
     ranges = [(operation.first, operation.last) for operation in lowered.operations if operation.kind == "enqueue"]
     assert [first for first, _ in ranges] == [0, *(last for _, last in ranges[:-1])]
     assert ranges[-1][1] == len(lowered.commands)
+
+
+def test_a_step_waits_for_one_that_is_divided_along_another_axis() -> None:
+    first, second = Work(1, 1, axis="lines"), Work(1, 1, (Read(1, ("channels", "lines")),), True, axis="lines")
+    assert lower([first, second], "svm").sync_count == 1, "only the end of the network"
+    assert lower([first, replace(second, axis="channels")], "svm").sync_count == 3
+
+
+def test_lines_of_a_whole_are_those_of_its_parts() -> None:
+    @dataclass(frozen=True)
+    class Part:
+        output: str
+        axis: str
+        inputs: tuple[str, ...] = ()
+        local_inputs: tuple[str, ...] = ()
+        units: int = 4
+
+    for axis, local in (("lines", ("lines",)), ("channels", ())):
+        steps = [Part("a", axis), Part("b", axis), Part("c", axis, ("whole",), ("whole",))]
+        assert network_reads(steps, {"a": ("whole",), "b": ("whole",)})[2] == (Read(1, local), Read(2, local))

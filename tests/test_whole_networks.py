@@ -1,5 +1,7 @@
 """Whole networks, built and run: every way to divide them gives what ONNX Runtime gives."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -8,9 +10,14 @@ from onnx_builder import light_network, random_inputs, run_onnx
 from poison import poison
 
 import tvm_coexec
-from tvm_coexec.runtime.device import Device
+from tvm_coexec import schedules
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.layers import by_lines
+from tvm_coexec.packaging import Choice, package
+from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.runtime.program import Work, network_reads, waits_of
+from tvm_coexec.target import target_for
 
 SMALL = {
     "resnet18": {"size": 64, "width": 1 / 4, "classes": 10},
@@ -74,3 +81,40 @@ def test_memory_that_is_shared_makes_no_divided_step_wait(model: onnx.ModelProto
     for side in ("cpu", "gpu"):
         waits = [waits_of([Work(1, 1, read) for read in reads], side) for reads in (needed, shared)]
         assert waits[0] == waits[1]
+
+
+def divided_at_random(model: onnx.ModelProto, device: Device, seed: int) -> Module:
+    """The network with each layer divided by lines, where it can be, or by channels, at a random place."""
+    graph, facts = to_graph(model), device.facts()
+    target, random = target_for(facts), np.random.default_rng(seed)
+    choices = []
+    for node in graph.nodes:
+        family = schedules.family(node.layer)
+        if family.variants(node.layer, "gpu", target.hardware):
+            node.layer = by_lines(node.layer) or node.layer if random.random() < 0.7 else node.layer
+            variants = [family.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu")]
+            choices.append(Choice(int(random.integers(node.layer.units + 1)), *variants))
+        else:
+            choices.append(Choice(node.layer.units, family.default_variant(node.layer, "cpu", target.hardware), None))
+    return Module(package(graph, choices, target, facts, {}), device)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet", "inception_v3"])
+def test_layers_divided_by_lines_and_by_channels_follow_each_other(name: str, device: Device) -> None:
+    model = NETWORKS[name](**SMALL[name])
+    inputs = random_inputs(model)
+    (expected,) = run_onnx(model, inputs).values()
+    for seed in range(3):
+        module = divided_at_random(model, device, seed)
+        assert {"lines", "channels"} <= {step.axis for step in module._executor.manifest.steps}
+        assert error(module, inputs, expected) < 1e-4
+        assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
+
+
+def test_lines_are_exchanged_where_memory_is_not_shared(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    apart = open_device(device.info.name, mechanism="event")
+    monkeypatch.setattr(apart, "info", replace(apart.info, unified_memory=False))
+    model = NETWORKS["squeezenet"](**SMALL["squeezenet"])
+    inputs = random_inputs(model)
+    (expected,) = run_onnx(model, inputs).values()
+    assert error(divided_at_random(model, apart, seed=0), inputs, expected) < 1e-4

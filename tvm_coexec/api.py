@@ -11,7 +11,7 @@ from . import schedules
 from .errors import FileFormatError, InputError
 from .frontends import to_graph
 from .graph import Graph, Node
-from .layers import AnyLayer, Hardware
+from .layers import AnyLayer, Hardware, ways_to_divide
 from .packaging import Choice, package
 from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan, no_gpu_kernels
@@ -143,11 +143,14 @@ def _rule(
         return predicted
     if split == "measured":
         divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
-        measured = measure_splits(divisible, device, profile)
+        measured = measure_splits([way for layer in divisible for way in ways_to_divide(layer)], device, profile)
+
+        def best_measured(node: Node) -> LayerPlan:
+            ways = (plan_measured(node.name, way, *measured) for way in ways_to_divide(node.layer))
+            return min(ways, key=lambda plan: plan.total_us)
+
         return lambda node: (
-            plan_measured(node.name, node.layer, *measured)
-            if _has_gpu_kernels(node.layer, hardware)
-            else fixed(node, node.layer.units)
+            best_measured(node) if _has_gpu_kernels(node.layer, hardware) else fixed(node, node.layer.units)
         )
     if isinstance(split, Mapping):
         units = _units_by_name(graph, split)

@@ -65,23 +65,17 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
 
     It is the last one that both sides have done whenever a step writes into the tensor, if all steps are divided,
     so that none has to wait for the sake of memory. Where a step reads all channels, it has waited for whatever
-    wrote them; where it stays on its side's own channels, for no more than their writer had.
+    wrote them; where it stays on its side's own channels or lines, for no more than their writer had.
     """
     named = {tensor.name: tensor for tensor in tensors}
     written: dict[str, int] = {}
     awaited: list[int] = []
     since: dict[str, int] = {}
     for number, step in enumerate(steps, 1):
-        read = ((written[name], name in step.local_inputs) for name in step.inputs if name in written)
-        awaited.append(
-            max(
-                (
-                    awaited[writer - 1] if local and steps[writer - 1].axis == step.axis else writer
-                    for writer, local in read
-                ),
-                default=0,
-            )
-        )
+        read = {name: written[name] for name in step.inputs if name in written}
+        followed = {name for name in step.local_inputs if name in read and steps[read[name] - 1].axis == step.axis}
+        known = (awaited[writer - 1] if name in followed else writer for name, writer in read.items())
+        awaited.append(max(known, default=0))
         output = named[step.output]
         written |= dict.fromkeys((output.name, *output.wholes), number)
         since[output.outermost] = min(since.get(output.outermost, number), awaited[-1])

@@ -16,7 +16,7 @@ import numpy as np
 from .calibration import measure_overheads, measure_traffic
 from .errors import InputError
 from .guided import first_candidates, search_variants
-from .layers import AnyLayer, by_lines
+from .layers import AnyLayer, ways_to_divide
 from .planning.basetime import BaseTime
 from .planning.estimates import fit_estimates
 from .planning.evaluation import Evaluation, evaluate
@@ -164,7 +164,7 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
     """Measure every way to compute and to divide each layer, then search on while there is time."""
     from tqdm import tqdm
 
-    layers = [way for layer in layers for way in (layer, by_lines(layer)) if way is not None]
+    layers = [way for layer in layers for way in ways_to_divide(layer)]
     for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
         tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
     search_variants(tuner, layers, lambda: _learn(undisturbed(tuner.profile.samples()), tuner.profile.facts), until)

@@ -34,6 +34,7 @@ from .registry import (
     parameter_dtype,
     parameter_shapes,
     reads_locally,
+    ways_to_divide,
 )
 from .rowwise import RowWise
 from .variants import Hardware, Variant
@@ -77,4 +78,5 @@ __all__ = [
     "row_tiles",
     "tile_count",
     "unit_channels",
+    "ways_to_divide",
 ]

@@ -52,6 +52,12 @@ def by_lines(layer: AnyLayer) -> Conv2d | Pool | None:
     return None
 
 
+def ways_to_divide(layer: AnyLayer) -> tuple[AnyLayer, ...]:
+    """The layer itself and, where it can be, divided by lines."""
+    lines = by_lines(layer)
+    return (layer,) if lines in (None, layer) else (layer, lines)
+
+
 def reads_locally(layer: AnyLayer, role: str) -> bool:
     """Whether a unit needs only the same unit of the activation with a role, wherever that is divided as the layer is.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import AnyLayer, by_lines
+from tvm_coexec.layers import AnyLayer, ways_to_divide
 from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, waits_of
 
 from .plan import LayerPlan, Plan, Sync, no_gpu_kernels
@@ -41,7 +41,7 @@ class _Step:
 def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
     """For each node the nodes, counted from 1, whose outputs it reads, and along which axes it does so unit by unit."""
     wholes = {name: graph.wholes(name) for name in graph.tensors}
-    lines = [replace(node, layer=by_lines(node.layer) or node.layer) for node in graph.nodes]
+    lines = [replace(node, layer=ways_to_divide(node.layer)[-1]) for node in graph.nodes]
     own, also = (network_reads([_Step.of(node) for node in nodes], wholes) for nodes in (graph.nodes, lines))
     return [
         tuple(
@@ -118,10 +118,8 @@ class _Menu:
     """A layer's ways to be divided, along its channels or its lines, shared by all nodes of the same layer."""
 
     def __init__(self, layer: AnyLayer, planner: Planner) -> None:
-        lines = by_lines(layer)
-        self.layers: dict[str, AnyLayer] = {layer.axis: layer}
-        if lines is not None and planner.knows(lines):
-            self.layers[lines.axis] = lines
+        ways = (way for way in ways_to_divide(layer) if way == layer or planner.knows(way))
+        self.layers = {way.axis: way for way in ways}
         self.layer = layer
         self.divisions = {axis: planner.divisions(one) for axis, one in self.layers.items()}
         self.known = planner.knows(layer)

@@ -212,10 +212,10 @@ def format_table(plan: Plan) -> str:
     """The plan for the terminal: a line a layer, then a line a synchronisation."""
     names = [layer.name for layer in plan.layers]
     width = max([5, *map(len, names)])
-    header = f"{'layer':{width}}  {'CPU':>5} {'GPU':>5} units {'CPU us':>9} {'GPU us':>9} {'total us':>9}  why"
+    header = f"{'layer':{width}}  {'CPU':>5} {'GPU':>5} {'units':8} {'CPU us':>9} {'GPU us':>9} {'total us':>9}  why"
     lines = [f"device {plan.device}, synchronised by {plan.mechanism}", header]
     for layer in plan.layers:
-        units = f"{layer.cpu_units:>5} {layer.gpu_units:>5}      "
+        units = f"{layer.cpu_units:>5} {layer.gpu_units:>5} {layer.layer.axis:8}"
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
         lines.append(f"{layer.name:{width}}  {units} {times}  {layer.reason}")
     lines.append(f"{len(plan.layers)} layers, expected {plan.total_us:.1f} us")
