@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_network_plan import network
 
-from tvm_coexec.layers import Linear, Variant
+from tvm_coexec.layers import Conv2d, Linear, Variant
 from tvm_coexec.planning.traffic import Rates, Traffic
 
 LAYER = Linear(1, 1024, 1024, ())
@@ -41,6 +41,12 @@ def test_reading_hides_behind_much_computing() -> None:
 def test_a_kernel_that_reads_half_a_tile_at_a_time_reads_it_twice() -> None:
     half = Variant.make("direct", channels=16)
     assert lengthened("cpu", half, 0.0, 8, 0) == pytest.approx(2 * lengthened("cpu", WHOLE, 0.0, 8, 0))
+
+
+def test_by_lines_both_sides_read_all_weights_at_once() -> None:
+    layer = Conv2d(28, 28, 64, 64, 1, axis="lines")
+    times = TRAFFIC.read_weights("cpu", layer, WHOLE, *(np.array([x, x]) for x in (0.0, 7.0, 7.0)))
+    assert times == pytest.approx([layer.weight_bytes / 20.0] * 2)
 
 
 def test_handing_over_takes_as_long_as_the_activations_that_a_half_touches() -> None:

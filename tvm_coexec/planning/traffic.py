@@ -67,7 +67,8 @@ class Traffic:
     ) -> np.ndarray:
         """Times of halves whose weights come from memory.
 
-        Reading and computing overlap, the better the shorter one of them is: the root of the sum of their squares.
+        Reading and computing overlap, the better the shorter one of them is: the root of the sum of their squares. By
+        lines both sides read all weights, which come from memory once for both.
 
         Parameters
         ----------
@@ -76,8 +77,10 @@ class Traffic:
         units, beside
             Units of this side and of the other.
         """
-        share = 1.0 if layer.axis == "lines" else units / layer.units
-        weights_us = fetched_bytes(layer, variant) * share / self.weights.at(side, beside)
+        if layer.axis == "lines":
+            weights_us = np.full(len(units), fetched_bytes(layer, variant) / self.weights.alone[side])
+        else:
+            weights_us = fetched_bytes(layer, variant) * units / layer.units / self.weights.at(side, beside)
         return np.hypot(warm_us, weights_us)
 
     def hand_over_us(self, side: str, layer: AnyLayer, units: np.ndarray, beside: np.ndarray) -> np.ndarray:
