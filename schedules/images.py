@@ -1,6 +1,7 @@
 """Pooling, concatenation, products and local normalisation of images, as kernels of the dense frame.
 
-A unit is a tile of 32 output channels, and the rows of the frame are the output's pixels. Operands are ``input``,
+A unit is a tile of 32 output channels or, of a pooling, a block of lines, and the rows of the frame are the output's
+pixels. Operands are ``input``,
 ``input1`` and so on, then what the epilogue reads, then ``output``; all but the bias are images of tiles
 (``layers.ImageLayout``). No kernel needs a halo: windows are clipped to the image.
 """

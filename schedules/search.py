@@ -149,7 +149,7 @@ def _gpu_variants(implementation: str, hardware: Hardware, space: Space) -> list
     for rows in (4, 8, 2, 1):
         for row_threads in (8, 4, 16, 1):
             block = rows * row_threads
-            padded = -(-space.padded_rows(rows) // block) * block
+            padded = -(-space.padded_rows(rows) // space.parts // block) * block * space.parts
             for channel_threads, lanes in ((8, 4), (4, 8), (4, 4)):
                 group = channel_threads * row_threads
                 if group <= hardware.max_group_size and (padded <= 1.25 * space.rows or block <= 4):

@@ -127,7 +127,7 @@ def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str,
 
     Small blocks stay in the core's cache, but all weights are read again for each of them.
     """
-    groups = -(-tiles.count // (rows * workers))
+    groups = -(-tiles.at_once // (rows * workers))
     group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
     cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in _BLOCK_PARTS}
     sizes = {-(-groups // -(-groups // cut)) for cut in cuts}
@@ -153,10 +153,12 @@ def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Varia
         for rows in whole[:2]
         for block in _blocks(tiles, rows, hardware.workers)
     ]
-    if hardware.workers == 1 or tiles.unit_count is not None:
+    if hardware.workers == 1:
         return blocked
+    busy = [v for v in blocked if tiles.at_once > v["rows"] * v["block_groups"] * (hardware.workers - 1)]
+    if tiles.unit_count is not None:
+        return busy or blocked
     single = [_opencl_variant(tiles, (rows, lanes, 1, 1), order=order) for rows in whole[:2] for order in (0, 1)]
-    busy = [v for v in blocked if tiles.count > v["rows"] * v["block_groups"] * (hardware.workers - 1)]
     return [*busy, *single]
 
 

@@ -54,6 +54,11 @@ class WinogradTiles:
     def count(self) -> int:
         return self.layer.batch * self.lines * self.columns
 
+    @property
+    def at_once(self) -> int:
+        """Tiles that a half of an even split computes: all of its channels, or those of its lines."""
+        return self.count if self.unit_count is None else -(-self.count // 2)
+
     def _corner(self, tile: Any) -> tuple[Any, Any, Any]:
         """Image, line and column of a tile's first output pixel."""
         line, column = tile // self.columns, tile % self.columns

@@ -33,6 +33,8 @@ def describe(layer: AnyLayer) -> str:
         sizes += f"/{layer.stride[0]}" * (layer.stride != (1, 1)) + f" in {layer.groups} groups" * (layer.groups > 1)
     else:
         sizes = f"{layer.kind} {layer.m}×{layer.n}"
+    if layer.axis == "lines":
+        sizes += " by lines"
     return " ".join([sizes, *(step for step in layer.epilogue if step != "bias")])
 
 

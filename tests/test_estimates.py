@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from tvm_coexec.layers import Linear, Pool, Variant
+from tvm_coexec.layers import Conv2d, Linear, Pool, Variant
+from tvm_coexec.planning.basetime import BaseTime
 from tvm_coexec.planning.estimates import estimate_us, fit_estimates
 from tvm_coexec.planning.samples import Sample
 
@@ -24,3 +25,10 @@ def test_speed_and_bandwidth_are_those_of_the_samples():
     whole_us, half_us = estimate_us(estimates["cpu"], pool, np.array([2, 1]))
     assert whole_us == pytest.approx(expected_us, rel=0.1)
     assert half_us == pytest.approx((expected_us + 2) / 2, rel=0.1)
+
+
+def test_by_lines_a_half_reads_all_weights():
+    estimate = BaseTime((("bytes", 1.0),))
+    layer = Conv2d(28, 28, 8, 8, 1, axis="lines")
+    expected = layer.weight_bytes + layer.activation_bytes / 2
+    assert estimate_us(estimate, layer, np.array([7])) == pytest.approx([expected])

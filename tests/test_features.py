@@ -132,6 +132,28 @@ def test_convolutions_are_described_by_hand_checked_numbers():
     assert {name: float(described[name][0]) for name in expected} == pytest.approx(expected)
 
 
+def test_by_lines_a_half_reads_all_weights_and_its_own_part_of_the_input():
+    layer = Conv2d(28, 28, 24, 72, 3, 1, 1, axis="lines")
+    variant = Variant.make("direct", rows=7, channels=32, k_split=1, order=0, unroll=1, skip=0)
+    described = describe(Halves.grid(layer, [variant], np.array([6]), np.array([8])), "cpu", PROCESSOR)
+    pixels = 6 / 14 * 28 * 28
+    expected = {
+        "by_lines": 1,
+        "implementation:conv2d direct by lines": 1,
+        "units": 6,
+        "flops": 2 * pixels * 72 * 9 * 24,
+        "weight_bytes": layer.weight_bytes,
+        "activation_bytes": 4 * pixels * (24 + 72),
+        "combined_bytes": layer.weight_bytes + layer.activation_bytes,
+        "groups": pixels / 7 * 3,
+        "channel_padding": 96 / 72,
+        "row_padding": 1,
+        "steps_per_item": 9 * 24,
+    }
+    assert {name: float(described[name][0]) for name in expected} == pytest.approx(expected)
+    assert "implementation:conv2d direct" not in described
+
+
 def test_winograd_is_described_by_fewer_products():
     layer = Conv2d(16, 16, 64, 64, 3, 1, 1)
     products: dict[int | None, float] = {}

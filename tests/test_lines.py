@@ -1,12 +1,27 @@
 """Layers divided by lines of their output: every split against float64, on both targets."""
 
+from dataclasses import replace
+
 import pytest
 from halves import CPU, GPU, NARROW_CPU, Half
 from test_conv2d import conv
 
-from tvm_coexec.layers import Conv2d, Hardware, Pool, Variant, by_lines, line_block
+from tvm_coexec.layers import (
+    Conv2d,
+    Hardware,
+    ImageLayout,
+    ImageLayouts,
+    Pool,
+    Variant,
+    by_lines,
+    layer_from_json,
+    layer_to_json,
+    line_block,
+    ways_to_divide,
+)
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
+from tvm_coexec.schedules.winograd_tiles import WinogradTiles
 
 EPILOGUE = ("bias", "residual", "relu6")
 LAYERS: list[Conv2d | Pool] = [
@@ -72,6 +87,39 @@ def test_a_gpu_divides_winograd_by_channels_alone() -> None:
     layer = divided(WINOGRAD[1])
     assert not variants(layer, "gpu", GPU, "winograd")
     assert variants(layer, "gpu", GPU)
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], WINOGRAD[0]], ids=str)
+def test_halos_and_other_parts_of_a_whole_are_left_alone(layer: Conv2d) -> None:
+    layer = divided(layer)
+    part = ImageLayout((1, 4), whole_tiles=5, first_tile=2)
+    layouts = ImageLayouts(ImageLayout((3, 2)), part, ImageLayout((2, 0)))
+    for implementation in {one.implementation for one in family(layer).variants(layer, "cpu", CPU, layouts)}:
+        half = Half(layer, variants(layer, "cpu", CPU, implementation)[0], None, layouts)
+        assert half.worst_error() < WINOGRAD_TOLERANCE
+
+
+def test_the_cores_of_a_cpu_device_share_the_blocks_of_half_an_image(device: Device) -> None:
+    layer = divided(conv(56, 28, 16, 40, 3, padding=1))
+    found = variants(layer, "gpu", replace(CPU, workers=3), "winograd")
+    for variant in found:
+        tiles = WinogradTiles(layer, ImageLayouts.alone(layer), variant["m"]).count
+        assert tiles / 2 > 2 * variant["rows"] * variant["block_groups"], str(variant)
+    assert Half(layer, found[0], device).worst_error() < WINOGRAD_TOLERANCE
+
+
+def test_work_groups_of_a_gpu_fit_a_unit() -> None:
+    layer = divided(conv(14, 14, 64, 64, 1))
+    chosen = variants(layer, "gpu", replace(GPU, max_group_size=256))[0]
+    assert family(layer).dispatch(layer, "gpu", chosen).padded_rows <= 1.25 * 14 * 14
+
+
+def test_a_layer_by_channels_is_described_as_ever() -> None:
+    layer = conv(28, 28, 8, 8, 1)
+    assert "axis" not in layer_to_json(layer)
+    for way in ways_to_divide(layer):
+        assert layer_from_json(layer_to_json(way)) == way
+    assert ways_to_divide(divided(layer)) == (divided(layer),)
 
 
 def test_what_is_divided_by_lines() -> None:

@@ -150,5 +150,5 @@ def test_layers_of_one_tile_are_divided_by_lines() -> None:
 
 def test_a_residual_may_be_read_along_either_axis() -> None:
     narrow = Conv2d(56, 56, 32, 32, 1)
-    graph = images(narrow, replace(narrow, epilogue=("residual",)))
-    assert reads_of(graph)[1] == (Read(1, ("lines",)), Read(1, ("channels", "lines")))
+    graph = images(narrow, narrow, replace(narrow, epilogue=("residual",)))
+    assert reads_of(graph)[2] == (Read(2, ("lines",)), Read(1, ("channels", "lines")))

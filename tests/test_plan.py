@@ -67,8 +67,8 @@ def test_a_plan_survives_its_file_and_the_file_is_readable(tmp_path):
 def test_the_table_names_layers_splits_times_and_reasons():
     table = str(PLAN).splitlines()
     assert table[0] == "device pocl: cpu, synchronised by svm"
-    assert table[2].split() == ["fc1", "1", "3", "10.0", "12.0", "15.5", "split:", "because"]
-    assert table[3].split() == ["norm", "1", "0", "3.0", "0.0", "3.0", "cpu", "alone"]
+    assert table[2].split() == ["fc1", "1", "3", "channels", "10.0", "12.0", "15.5", "split:", "because"]
+    assert table[3].split() == ["norm", "1", "0", "rows", "3.0", "0.0", "3.0", "cpu", "alone"]
     assert table[4:6] == ["2 layers, expected 17.5 us", "2 synchronisations"]
     assert table[7].split() == ["norm", "CPU", "fc1", "reads", "it", "all"]
     assert table[8].split() == ["the", "end", "CPU", "fc1", "the", "end"]
@@ -91,7 +91,7 @@ def changed(place, value):
     "place, value, message",
     [
         (["format"], "a recipe", "no tvm-coexec plan"),
-        (["version"], 1, "version 1, this release reads 2"),
+        (["version"], 1, "version 1, this release reads 3"),
         (["colour"], "red", "a plan has the unknown field 'colour'"),
         (["device"], None, "'device' is None"),
         (["total_us"], -1, "'total_us' is -1"),

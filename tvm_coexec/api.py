@@ -15,6 +15,7 @@ from .layers import AnyLayer, Hardware, ways_to_divide
 from .packaging import Choice, package
 from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan, no_gpu_kernels
+from .planning.samples import Sample
 from .planning.split import Overheads, Planner, plan_measured
 from .profile import Profile
 from .runtime.device import Device, open_device
@@ -55,9 +56,10 @@ def build(
         A profile that ``tvm-coexec tune`` made for this device.
     split
         How each layer is divided. ``"predicted"``: by the profile's predictors. ``"measured"``: every layer is
-        measured at several splits, here and now; what the profile already holds is used. ``"cpu"``, ``"gpu"``: all
-        layers on one side. A number from 0 to 1: the CPU's share of every layer. A dict from layer names to units of
-        the CPU (an int) or its share (a float); layers left out are predicted, or halved where there is no profile.
+        measured at several splits, here and now; what the profile already holds is used. Both choose between channels
+        and lines. ``"cpu"``, ``"gpu"``: all layers on one side. A number from 0 to 1: the CPU's share of every layer's
+        channels. A dict from layer names to the CPU's tiles of channels (an int) or its share (a float); layers left
+        out are predicted, or halved where there is no profile.
     cpu_cores, gpu_cores
         Cores for either side; see :func:`tvm_coexec.runtime.device.open_device`.
     timeout_s
@@ -145,12 +147,8 @@ def _rule(
         divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
         measured = measure_splits([way for layer in divisible for way in ways_to_divide(layer)], device, profile)
 
-        def best_measured(node: Node) -> LayerPlan:
-            ways = (plan_measured(node.name, way, *measured) for way in ways_to_divide(node.layer))
-            return min(ways, key=lambda plan: plan.total_us)
-
         return lambda node: (
-            best_measured(node) if _has_gpu_kernels(node.layer, hardware) else fixed(node, node.layer.units)
+            _best_measured(node, *measured) if _has_gpu_kernels(node.layer, hardware) else fixed(node, node.layer.units)
         )
     if isinstance(split, Mapping):
         units = _units_by_name(graph, split)
@@ -161,6 +159,13 @@ def _rule(
     return lambda node: fixed(node, _share(split, node))
 
 
+def _best_measured(node: Node, samples: Sequence[Sample], overheads: Overheads) -> LayerPlan:
+    """The best of all measured splits, along channels or lines; kernels may have failed along one of them."""
+    ways = set(ways_to_divide(node.layer)) & {sample.layer for sample in samples} or {node.layer}
+    plans = (plan_measured(node.name, way, samples, overheads) for way in ways)
+    return min(plans, key=lambda plan: plan.total_us)
+
+
 def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
     return bool(schedules.family(layer).variants(layer, "gpu", hardware))
 
@@ -168,7 +173,7 @@ def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
 def plan_node(node: Node, planner: Planner) -> LayerPlan:
     """Divide a layer by what its profile learned; what the profile knows nothing of stays on the CPU."""
     if planner.knows(node.layer):
-        return planner.plan_layer(node.name, node.layer)
+        return planner.plan_best_way(node.name, node.layer)
     reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
     return _unpredicted(node, node.layer.units, planner.hardware, reason)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import platformdirs
 
-from . import schedules
+from . import layers, schedules
 from .errors import KernelError, ToolchainError
 from .layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from .runtime.stitch import SOURCES as STITCH_SOURCES
@@ -94,10 +94,11 @@ def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
 
 @cache
 def _generator_key() -> str:
-    """Changes with TVM and with every line of the schedules."""
+    """Changes with TVM and with every line of the schedules and of the layers that they compute."""
     digest = hashlib.sha256(importlib.metadata.version("apache-tvm").encode())
-    for path in sorted(Path(schedules.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for folder in (*schedules.__path__, *layers.__path__):
+        for path in sorted(Path(folder).glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

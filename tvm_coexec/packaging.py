@@ -19,6 +19,7 @@ from .layers import (
     ImageLayouts,
     Variant,
     layer_to_json,
+    line_block,
     reads_locally,
     unit_channels,
 )
@@ -161,6 +162,7 @@ class _Halves:
             seed=seed,
             local_inputs=tuple(self._local_inputs()),
             unit_channels=unit_channels(self.layer),
+            unit_lines=line_block(self.layer.output_size[1]) if self.layer.axis == "lines" else None,
         )
 
     def _local_inputs(self) -> Iterator[str]:

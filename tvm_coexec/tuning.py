@@ -164,7 +164,7 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
     """Measure every way to compute and to divide each layer, then search on while there is time."""
     from tqdm import tqdm
 
-    layers = [way for layer in layers for way in ways_to_divide(layer)]
+    layers = list(dict.fromkeys(way for layer in layers for way in ways_to_divide(layer)))
     for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
         tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
     search_variants(tuner, layers, lambda: _learn(undisturbed(tuner.profile.samples()), tuner.profile.facts), until)

@@ -23,8 +23,10 @@ _LAYERS: dict[str, Any] = {cls.op: cls for cls in _CLASSES}
 
 
 def layer_to_json(layer: Layer) -> dict[str, Any]:
-    """Describe a layer by plain values, ``op`` first."""
+    """Describe a layer by plain values, ``op`` first; the ``axis`` is left out where it is the channels'."""
     fields = dataclasses.asdict(layer)  # type: ignore[call-overload]
+    if fields.get("axis") == "channels":
+        del fields["axis"]
     return {
         "op": layer.op,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()},
@@ -32,7 +34,7 @@ def layer_to_json(layer: Layer) -> dict[str, Any]:
 
 
 def layer_from_json(fields: Mapping[str, Any]) -> AnyLayer:
-    """Inverse of :func:`layer_to_json`; ``epilogue`` may be left out."""
+    """Inverse of :func:`layer_to_json`; fields that have a default may be left out."""
     rest = {key: value for key, value in fields.items() if key != "op"}
     cls = _LAYERS.get(fields.get("op", ""))
     if cls is None:

@@ -25,7 +25,7 @@ def fit_estimates(samples: Sequence[Sample]) -> dict[str, BaseTime]:
         own = sorted((sample for sample in samples if sample.side == side), key=_intensity)
         chosen = own[: max(len(own) // 2, 1)]
         if chosen:
-            rows = [_describe(sample.layer, sample.units) for sample in chosen]
+            rows = [_describe(sample.layer, np.array(float(sample.units))) for sample in chosen]
             described = {name: np.array([row[name] for row in rows]) for name in rows[0]}
             latency_us = np.array([sample.median_us for sample in chosen])
             estimates[side] = BaseTime.fit(described, latency_us, np.ones(len(chosen)), _TERMS)
@@ -34,15 +34,14 @@ def fit_estimates(samples: Sequence[Sample]) -> dict[str, BaseTime]:
 
 def estimate_us(estimate: BaseTime, layer: AnyLayer, units: np.ndarray) -> np.ndarray:
     """The time of so many units of a layer."""
-    whole = _describe(layer, layer.units)
-    return estimate.predict({name: value * units / layer.units for name, value in whole.items()})
+    return estimate.predict(_describe(layer, np.asarray(units, float)))
 
 
-def _describe(layer: AnyLayer, units: int) -> Mapping[str, float]:
-    """A half's share of its layer's work; the time does not follow from more."""
+def _describe(layer: AnyLayer, units: np.ndarray) -> Mapping[str, np.ndarray]:
+    """A half's share of its layer's work; the time does not follow from more. By lines it reads all weights."""
     share = units / layer.units
-    moved_bytes = layer.weight_bytes + layer.activation_bytes
-    return {"units": float(units), "flops": layer.flops * share, "bytes": moved_bytes * share}
+    weight_bytes = layer.weight_bytes * (1.0 if layer.axis == "lines" else share)
+    return {"units": units, "flops": layer.flops * share, "bytes": weight_bytes + layer.activation_bytes * share}
 
 
 def _intensity(sample: Sample) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import AnyLayer, Attention, Concat, Opaque
+from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Opaque, Pool
 
 from .basetime import FLOPS_TERMS, BaseTime
 from .features import Halves, Processor, describe, implementation_feature
@@ -103,6 +103,8 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _shape(layer: AnyLayer) -> AnyLayer:
+    if isinstance(layer, Conv2d | Pool):
+        return replace(layer, epilogue=(), axis="channels")
     return layer if isinstance(layer, Concat | Attention | Opaque) else replace(layer, epilogue=())
 
 

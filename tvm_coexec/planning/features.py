@@ -258,7 +258,7 @@ def _conv2d_facts(layer: Conv2d) -> dict[str, float]:
 
 
 def _image_facts(layer: Pool | Concat | Product | LocalNorm) -> dict[str, float]:
-    """A half reads and writes its own channels alone, but for a few neighbours of a local normalisation."""
+    """A half reads and writes its own channels or lines alone, but for a few neighbours."""
     batch, out_h, out_w, channels = layer.output_size
     facts = {
         "rows": batch * out_h * out_w,
@@ -342,7 +342,8 @@ def _unit_elements(layer: AnyLayer, padded_rows: int) -> float:
 
 def implementation_feature(layer: AnyLayer, variant: Variant) -> str:
     """The name of the feature that says which kernels a half is made of."""
-    return f"{IMPLEMENTATION_PREFIX}{layer.op} {variant.implementation}"
+    along = " by lines" if layer.axis == "lines" else ""
+    return f"{IMPLEMENTATION_PREFIX}{layer.op} {variant.implementation}{along}"
 
 
 def _terms(layer: AnyLayer, variant: Variant) -> float:

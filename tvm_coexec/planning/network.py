@@ -1,6 +1,7 @@
 """The plan of a whole network: splits and variants of all layers together, and every synchronisation with its reason.
 
-A layer's best split depends on those around it: a channel-local layer follows the layer that it reads, a small one
+A layer's best split depends on those around it: a channel-local layer follows the layer that it reads, as one of single
+lines does along these, a small one
 stays where its input is, and one that follows an uneven layer may let the other side catch up.
 """
 
@@ -62,7 +63,7 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
     """
     planner = planner.for_network(graph)
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
-        layers: tuple[LayerPlan, ...] = (planner.plan_layer(graph.nodes[0].name, graph.nodes[0].layer),)
+        layers: tuple[LayerPlan, ...] = (planner.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
         layers = _plan_together(graph, planner)
     return assemble(graph, layers, planner.overheads, device, mechanism)
@@ -170,13 +171,13 @@ class _Menu:
             cpu_us=option.cpu_us,
             gpu_us=option.gpu_us,
             total_us=max(option.cpu_us, option.gpu_us) + overhead_us,
-            reason=self._reason(option.axis, division, inputs, is_split, overheads) + self._caveat(planner),
+            reason=self._reason(division, inputs, is_split, overheads, option.axis) + self._caveat(planner),
         )
 
-    def _reason(self, axis: str, division: Division, inputs: _Inputs, is_split: bool, overheads: Overheads) -> str:
+    def _reason(self, division: Division, inputs: _Inputs, is_split: bool, overheads: Overheads, axis: str) -> str:
         if is_split and inputs.reads and not inputs.waits:
             return f"split as {inputs.names} is, which takes no synchronisation"
-        divisions = self.divisions[axis]
+        divisions = self.divisions[self.layer.axis]
         alone = [one for one in divisions.values() if not (one.cpu and one.gpu)]
         best = min(alone, key=lambda one: one.total_us)
         if is_split:

@@ -13,7 +13,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import AnyLayer, Hardware, Variant
+from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
 
 from .basetime import BaseTime
 from .estimates import estimate_us
@@ -153,6 +153,11 @@ class Planner:
             return alone.to_plan(name, layer, f"{_side(alone)} alone: one unit cannot be divided")
         split = self._search(layer, survey)
         return _decide(name, layer, split, alone, self.overheads, self.margin)
+
+    def plan_best_way(self, name: str, layer: AnyLayer) -> LayerPlan:
+        """The better plan of the layer divided by channels and, where the predictors know of it, by lines."""
+        ways = (way for way in ways_to_divide(layer) if way == layer or self.knows(way))
+        return min((self.plan_layer(name, way) for way in ways), key=lambda plan: plan.total_us)
 
     def plan_split(self, name: str, layer: AnyLayer, cpu_units: int) -> LayerPlan:
         """The best variants for a split that somebody else chose."""

@@ -20,7 +20,6 @@ from tvm_coexec.layers import (
     RowWise,
     Variant,
     layer_from_json,
-    line_block,
     parameter_shapes,
 )
 
@@ -80,9 +79,8 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     computed_rows, computed_channels = output.shape
     if isinstance(layer, RowWise):
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * ROW_BLOCK)
-    elif isinstance(layer, Conv2d | Pool) and layer.axis == "lines":
-        lines = (cpu_units + gpu_units) * line_block(layer.out_h)
-        computed_rows = min(computed_rows, lines * layer.out_w)
+    elif step.unit_lines is not None:
+        computed_rows = min(computed_rows, (cpu_units + gpu_units) * step.unit_lines * layer.output_size[2])
     else:
         computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = random_params(layer, step.seed)

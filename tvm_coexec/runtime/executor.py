@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import DeviceError, FileFormatError, InputError, KernelError, SyncTimeoutError
-from tvm_coexec.layers import ROW_BLOCK, line_block
+from tvm_coexec.layers import ROW_BLOCK
 
 from . import stitch
 from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
@@ -360,12 +360,11 @@ class Prepared:
 
 def _memory_rows(step: StepSpec, tensor: TensorSpec, units: int) -> int:
     """Rows in memory that the first units of a step by rows or lines fill, the halo above them included."""
-    if step.axis == "rows":
+    if step.unit_lines is None:
         return units * ROW_BLOCK
     assert tensor.image is not None and tensor.layout is not None
-    _batch, lines, columns, _channels = tensor.image
-    halo_h, halo_w = tensor.layout.halo
-    return (halo_h + units * line_block(lines)) * (columns + 2 * halo_w) if units else 0
+    (_batch, _lines, columns, _channels), (halo_h, halo_w) = tensor.image, tensor.layout.halo
+    return (halo_h + units * step.unit_lines) * (columns + 2 * halo_w) if units else 0
 
 
 def check_split(step: StepSpec, cpu_units: int) -> None:

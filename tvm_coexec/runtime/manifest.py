@@ -180,7 +180,7 @@ class HalfSpec:
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One layer: ``axis`` says whether its units are ``unit_channels`` channels, or blocks of ``rows`` or ``lines``.
+    """One layer: its ``axis`` says whether units are ``unit_channels`` channels, ``unit_lines`` lines or row blocks.
 
     Of ``local_inputs`` a unit needs only the same unit, if the step that writes them is divided in the same units.
     The parameters of a step with a ``seed`` are not stored: in a module for measuring they are random numbers.
@@ -198,6 +198,7 @@ class StepSpec:
     seed: int | None = None
     local_inputs: tuple[str, ...] = ()
     unit_channels: int = TILE
+    unit_lines: int | None = None
 
     def makes(self, argument: ArgumentSpec) -> bool:
         """Whether what fills an argument is in no file: scratch, or a constant that follows from the seed."""
