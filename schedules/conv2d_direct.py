@@ -18,7 +18,7 @@ from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant, til
 from . import pixels
 from .dispatch import ERROR_BOUND
 from .pixels import Pixels, describe
-from .search import WEIGHT_COST, Space, dense_variants
+from .search import WEIGHT_COST, dense_variants
 
 if TYPE_CHECKING:
     from .frame import Description, Launch
@@ -40,15 +40,8 @@ def can_compute(layer: Conv2d) -> bool:
 
 def cost(layer: Conv2d) -> float:
     """Estimated time, in multiply-adds."""
-    pixels = layer.batch * layer.out_h * layer.out_w
-    return (
-        (pixels + WEIGHT_COST)
-        * layer.kernel[0]
-        * layer.kernel[1]
-        * _span(layer)
-        * tile_count(layer.out_channels)
-        * TILE
-    )
+    rows = layer.batch * layer.out_h * layer.out_w
+    return (rows + WEIGHT_COST) * _taps(layer) * tile_count(layer.out_channels) * TILE
 
 
 def _span(layer: Conv2d) -> int:
@@ -68,6 +61,10 @@ def error_bound(variant: Variant) -> float:
 
 def terms(layer: Conv2d, variant: Variant) -> int:
     """Products that are added up for one output element, those with weights of zero included."""
+    return _taps(layer)
+
+
+def _taps(layer: Conv2d) -> int:
     return layer.kernel[0] * layer.kernel[1] * _span(layer)
 
 
@@ -104,13 +101,11 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    space = Space(
-        rows=layer.batch * layer.out_h * layer.out_w,
-        padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
-        parts=layer.units if layer.axis == "lines" else 1,
+    space = pixels.space(
+        layer,
+        layouts,
         reduction=_inner_reduction(layer, layouts),
-        unrolls=(1,),
-        taps=layer.kernel[0] * layer.kernel[1] * _span(layer),
+        taps=_taps(layer),
         channels=layer.out_channels,
     )
     return [

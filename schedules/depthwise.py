@@ -66,14 +66,7 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    space = Space(
-        rows=layer.batch * layer.out_h * layer.out_w,
-        padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
-        parts=layer.units if layer.axis == "lines" else 1,
-        reduction=1,
-        unrolls=(1,),
-        taps=layer.taps,
-    )
+    space = pixels.space(layer, layouts, reduction=1, taps=layer.taps)
     return dense_variants(IMPLEMENTATION, side, hardware, space, partial(_register_tiles, layer))
 
 

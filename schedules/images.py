@@ -19,7 +19,7 @@ from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Var
 
 from .dispatch import ERROR_BOUND, Dispatch
 from .image_geometry import ImageLayer, check_layouts, common_run, input_names, window
-from .pixels import Pixels
+from .pixels import Pixels, space
 from .search import RegisterTile, Space, dense_variants
 
 if TYPE_CHECKING:
@@ -70,16 +70,14 @@ def default_variant(layer: ImageLayer, side: str, hardware: Hardware, layouts: I
 def variants(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first."""
     layouts = layouts or ImageLayouts.alone(layer)
-    pixels = window(layer)
-    space = Space(
-        rows=pixels.batch * pixels.out_h * pixels.out_w,
-        padded_rows=lambda block: Pixels(pixels, layouts, block, block).rows,
-        reduction=1,
-        unrolls=(1,),
-        taps=terms(layer),
-        parts=pixels.units if pixels.axis == "lines" else 1,
+    read = window(layer)
+    found = dense_variants(
+        IMPLEMENTATION,
+        side,
+        hardware,
+        space(read, layouts, reduction=1, taps=terms(layer)),
+        partial(_register_tiles, read),
     )
-    found = dense_variants(IMPLEMENTATION, side, hardware, space, partial(_register_tiles, pixels))
     return list(dict.fromkeys(_with_whole_runs(variant, common_run(layer, layouts)) for variant in found))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant, line_block, tile_count
 
 from .dispatch import Dispatch, dense_dispatch, rows_of_group
+from .search import Space
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -195,6 +196,17 @@ def check_layouts(layer: Conv2d, layouts: ImageLayouts) -> None:
         raise ValueError(f"an image of {layer.in_channels} channels cannot be narrow; {MAX_NARROW} is the most")
     if layouts.output.narrow or layouts.residual.narrow:
         raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
+
+
+def space(layer: Conv2d | Pool, layouts: ImageLayouts, **rest: Any) -> Space:
+    """What the search knows of a dense kernel over the pixels of a layer; ``rest`` has the space's other fields."""
+    return Space(
+        rows=layer.batch * layer.out_h * layer.out_w,
+        padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
+        parts=layer.units if layer.axis == "lines" else 1,
+        unrolls=(1,),
+        **rest,
+    )
 
 
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:

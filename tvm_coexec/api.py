@@ -146,7 +146,6 @@ def _rule(
     if split == "measured":
         divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
         measured = measure_splits([way for layer in divisible for way in ways_to_divide(layer)], device, profile)
-
         return lambda node: (
             _best_measured(node, *measured) if _has_gpu_kernels(node.layer, hardware) else fixed(node, node.layer.units)
         )
