@@ -2,7 +2,8 @@
 
 A family module gives, for its layer class: ``variants``, ``default_variant``, ``operand_names``, ``pack``, ``dispatch``
 (none of which needs a compiler) and ``build``, which makes the scheduled kernels of a half. The two halves of a layer
-may read different packings of its parameters, so an operand's name says how it is packed.
+may read different packings of its parameters, so an operand's name says how it is packed. ``halo`` is no family: it
+has the kernel that follows one whose output shares memory with others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import attention, conv2d, images, linear, opaque, place, rowwise
+from . import attention, conv2d, halo, images, linear, opaque, place, rowwise
+
+__all__ = ["family", "halo"]
 
 _FAMILIES = {
     "attention": attention,

@@ -82,14 +82,16 @@ class Half:
         self.images = {name: _random(rng, size) for name, size in zip(names, sizes, strict=True)}
         self.params = {name: _random(rng, shape) for name, shape in parameter_shapes(layer).items()}
         self.buffers = self._buffers(family(layer).pack(layer, self.params, variant))
-        self.kernels = [(_OpenCL if device else _Cpu)(launch, self.buffers, device) for launch in self.launches]
+        self.kernels = [
+            (OpenCLKernel if device else CpuKernel)(launch, self.buffers, device) for launch in self.launches
+        ]
 
     def _buffers(self, packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         buffers: dict[str, np.ndarray] = {}
         for launch in self.launches:
             for operand in launch.operands:
                 shape = max(operand.shape, buffers.get(operand.name, np.empty(0)).shape, key=lambda s: int(np.prod(s)))
-                buffers[operand.name] = _aligned(shape)
+                buffers[operand.name] = aligned(shape)
         for name in packed.keys() & buffers.keys():
             buffers[name][:] = packed[name]
         for (name, image), layout in zip(
@@ -165,7 +167,8 @@ def _write_image(buffer: np.ndarray, layout: ImageLayout, values: np.ndarray) ->
     image[..., tile_count(channels) * TILE :] = np.nan
 
 
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory as kernels want it, full of what is not a number."""
     size = int(np.prod(shape))
     room = np.full(size + TILE, np.nan, np.float32)
     start = (-room.ctypes.data // 4) % TILE
@@ -176,8 +179,10 @@ def _random(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
     return rng.normal(size=size).astype(np.float32)
 
 
-class _Cpu:
-    def __init__(self, launch: Launch, buffers: dict[str, np.ndarray], device: None) -> None:
+class CpuKernel:
+    """A compiled kernel that computes in its buffers."""
+
+    def __init__(self, launch: Launch, buffers: dict[str, np.ndarray], device: None = None) -> None:
         self.function = tvm.compile(launch.module, target=tvm.target.Target(_LLVM)).mod["main"]
         arguments = (buffers[operand.name].reshape(-1)[: int(np.prod(operand.shape))] for operand in launch.operands)
         self.arguments: list[Any] = [
@@ -189,7 +194,9 @@ class _Cpu:
         self.function(*self.arguments, begin, count)
 
 
-class _OpenCL:
+class OpenCLKernel:
+    """The same on an OpenCL device; what lies in the buffers travels there and back."""
+
     def __init__(self, launch: Launch, buffers: dict[str, np.ndarray], device: Device) -> None:
         import pyopencl as cl
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from tvm_coexec.runtime.module import Module
+from tvm_coexec.slots import halos_to_clear
 
 NAN = np.float32("nan")
 
 
 def poison(module: Module) -> None:
-    """Make every element a NaN that a run has to write before it is read; the zeros of halos stay."""
+    """Make every element a NaN that a run has to write before it is read; zeros stay in halos that no run clears."""
     executor = module._executor
+    cleared = halos_to_clear(executor.manifest.tensors)
     halo = {
         executor.manifest.shared()[tensor.name]
         for tensor in executor.manifest.tensors
-        if tensor.halo_geometry is not None
+        if tensor.halo_geometry is not None and tensor.name not in cleared
     }
     for tensor in executor.manifest.tensors:
         if executor.manifest.shared()[tensor.name] in halo:

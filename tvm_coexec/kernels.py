@@ -10,11 +10,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
@@ -24,6 +24,10 @@ from .layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from .runtime.stitch import SOURCES as STITCH_SOURCES
 from .schedules.dispatch import Dispatch
 from .target import Target
+
+if TYPE_CHECKING:
+    from .schedules.frame import Launch
+    from .schedules.halo import Halo
 
 _CFLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-shared", "-fvisibility=default")
 
@@ -62,12 +66,38 @@ def compile_half(
     KernelError
         The variant does not compile for this layer and target.
     """
-    described = [layer_to_json(layer), side, variant.to_json(), repr(layouts), target.key, _generator_key()]
-    digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+    return _from_cache(
+        [layer_to_json(layer), variant.to_json(), repr(layouts)],
+        f"{layer.op}_{side}",
+        side,
+        target,
+        lambda: schedules.family(layer).build(layer, side, variant, layouts),
+        f"variant {variant} of {layer}",
+    )
+
+
+def compile_clearing(halo: Halo, side: str, target: Target) -> tuple[Kernel, ...]:
+    """Compile the kernel that clears an image's halo, or take it from the cache."""
+    return _from_cache(
+        [repr(halo)],
+        f"halo_{side}",
+        side,
+        target,
+        lambda: (schedules.halo.build(halo, side),),
+        f"the clearing of {halo}",
+    )
+
+
+def _from_cache(
+    described: list[Any], name: str, side: str, target: Target, build: Callable[[], Sequence[Launch]], what: str
+) -> tuple[Kernel, ...]:
+    """What was compiled of the same description, else what is compiled now; ``name`` begins the symbols."""
+    key = json.dumps([name, *described, target.key, _generator_key()])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     kept = cache_folder() / digest[-2:] / digest
     if kept.exists():
         return _from_bytes(kept.read_bytes(), side)
-    kernels = _generate(layer, side, variant, target, layouts, f"{layer.op}_{side}_{digest}")
+    kernels = _generate(build, side, target, f"{name}_{digest}", what)
     _write_whole(kept, _to_bytes(kernels))
     return kernels
 
@@ -110,13 +140,13 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 def _generate(
-    layer: AnyLayer, side: str, variant: Variant, target: Target, layouts: ImageLayouts | None, name: str
+    build: Callable[[], Sequence[Launch]], side: str, target: Target, name: str, what: str
 ) -> tuple[Kernel, ...]:
     import tvm
 
     kernels = []
     try:
-        for number, launch in enumerate(schedules.family(layer).build(layer, side, variant, layouts)):
+        for number, launch in enumerate(build()):
             symbol = f"{name}_{number}"
             named = tvm.IRModule({symbol: launch.module["main"].with_attr("global_symbol", symbol)})
             operands = tuple((operand.name, tuple(operand.shape), operand.dtype) for operand in launch.operands)
@@ -125,7 +155,7 @@ def _generate(
             kernels.append(Kernel(symbol, side, code, operands, launch.dispatch))
     except (RuntimeError, TypeError, ValueError) as error:
         first = next(line for line in str(error).splitlines() if line.strip())
-        raise KernelError(f"variant {variant} of {layer} does not compile: {first}") from error
+        raise KernelError(f"{what} does not compile: {first}") from error
     return tuple(kernels)
 
 

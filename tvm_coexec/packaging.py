@@ -10,7 +10,7 @@ import numpy as np
 
 from . import schedules
 from .graph import Graph, Node, Tensor
-from .kernels import Kernel, compile_half, link
+from .kernels import Kernel, compile_clearing, compile_half, link
 from .layers import (
     SCRATCH,
     AnyLayer,
@@ -26,7 +26,8 @@ from .layers import (
 from .layouts import image_layouts, node_layouts
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
-from .slots import assign_slots
+from .schedules.halo import Halo
+from .slots import assign_slots, halos_to_clear
 from .target import Target
 
 
@@ -56,10 +57,10 @@ def package(
     progress
         Wraps the iteration over the nodes, as ``tqdm`` does.
     """
-    kernels: list[Kernel] = []
     constants: dict[str, np.ndarray] = {}
-    steps = []
     layouts = image_layouts(graph)
+    tensors = {name: _tensor_spec(tensor, layouts.get(name), graph) for name, tensor in graph.tensors.items()}
+    nodes = []
     for node, choice in zip(progress(graph.nodes), choices, strict=True):
         halves = _Halves(node.name, node.layer, _roles(node), node_layouts(node, layouts))
         for side, variant in (("cpu", choice.cpu), ("gpu", choice.gpu)):
@@ -67,20 +68,25 @@ def package(
                 halves.add(side, variant, target)
                 packed = schedules.family(node.layer).pack(node.layer, node.params, variant)
                 constants.update({halves.constant(role): array for role, array in packed.items()})
-        kernels += halves.kernels
-        steps.append(halves.step(choice.cpu_units))
-    tensors = tuple(_tensor_spec(tensor, layouts.get(tensor.name), graph) for tensor in graph.tensors.values())
+        nodes.append(halves)
+    steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     manifest = Manifest(
         device=dict(device),
-        tensors=tensors,
+        tensors=tuple(tensors.values()),
         constants=tuple(ConstantSpec(name, array.shape, str(array.dtype)) for name, array in constants.items()),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
         plan=dict(plan),
     )
-    slotted = assign_slots(tensors, steps, manifest.word_counts(), {*graph.inputs, *graph.outputs})
-    return _package(replace(manifest, tensors=slotted), kernels, constants)
+    slotted = assign_slots(manifest.tensors, steps, manifest.word_counts(), {*graph.inputs, *graph.outputs})
+    to_clear = halos_to_clear(slotted)
+    for halves in nodes:
+        if (output := halves.tensors["output"]) in to_clear:
+            halves.clear_halo(tensors[output], target)
+    steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
+    kernels = [kernel for halves in nodes for kernel in halves.kernels]
+    return _package(replace(manifest, tensors=slotted, steps=tuple(steps)), kernels, constants)
 
 
 def _roles(node: Node) -> dict[str, str | None]:
@@ -131,9 +137,19 @@ class _Halves:
     def add(self, side: str, variant: Variant, target: Target) -> None:
         """Compile a half."""
         kernels = compile_half(self.layer, side, variant, target, self.layouts)
+        self._specs[side] = HalfSpec(variant.to_json(), self._launches(kernels))
+
+    def clear_halo(self, output: TensorSpec, target: Target) -> None:
+        """Let the halves that were added end with the clearing of the halo beside what they write."""
+        assert output.image is not None and output.layout is not None
+        halo = Halo(output.image, output.layout, self.layer.units, self.layer.axis)
+        for side, spec in self._specs.items():
+            launches = self._launches(compile_clearing(halo, side, target))
+            self._specs[side] = replace(spec, launches=(*spec.launches, *launches))
+
+    def _launches(self, kernels: Sequence[Kernel]) -> tuple[LaunchSpec, ...]:
         self.kernels += kernels
-        launches = tuple(self._launch(kernel) for kernel in kernels)
-        self._specs[side] = HalfSpec(variant.to_json(), launches)
+        return tuple(self._launch(kernel) for kernel in kernels)
 
     def _launch(self, kernel: Kernel) -> LaunchSpec:
         arguments = tuple(

@@ -1,4 +1,8 @@
-"""Which activations share memory: slots, planned by liveness for the CPU's and the GPU's program together."""
+"""Which activations share memory: slots, planned by liveness for the CPU's and the GPU's program together.
+
+The halo of an image has to be zero. Where only tensors with halos in the same places share a slot, no kernel ever
+writes there; of the others, each is cleared again whenever it is written.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,23 @@ from dataclasses import dataclass, field, replace
 
 from .runtime.manifest import StepSpec, TensorSpec, lifetimes
 
+_CLEARING_WORDS = 8192
+"""A slot may grow by so many words, 32 KiB, to spare the clearing of a halo: one kernel more in every run."""
+
+Geometry = tuple[int, ...] | None
+
 
 @dataclass
 class _Slot:
-    """A piece of memory, and the tensors in it: the words and the last step of each, in their order."""
+    """A piece of memory, and the tensors in it in their order: the words and the last step of each, and its halo."""
 
     number: int
-    geometry: tuple[int, ...] | None
     uses: list[tuple[int, int]] = field(default_factory=list)
+    geometries: list[Geometry] = field(default_factory=list)
 
     @property
     def words(self) -> int:
-        return max(words for words, _ in self.uses)
+        return max((words for words, _ in self.uses), default=0)
 
     @property
     def needed_until(self) -> int:
@@ -28,13 +37,22 @@ class _Slot:
         """The last step that used so many words: the later it was, the more of them a cache still holds."""
         return max((last for used, last in self.uses if used >= words), default=-1)
 
+    def cost_words(self, words: int, geometry: Geometry) -> int:
+        """By what the slot grows for one tensor more, and what the halos count that must then be cleared."""
+        more = _to_clear([*self.geometries, geometry]) - _to_clear(self.geometries)
+        return max(words - self.words, 0) + _CLEARING_WORDS * more
+
+
+def _to_clear(geometries: Sequence[Geometry]) -> int:
+    """How many of the tensors that share a slot have a halo that does not stay zero."""
+    return sum(one is not None for one in geometries) if len(set(geometries)) > 1 else 0
+
 
 def assign_slots(
     tensors: Sequence[TensorSpec], steps: Sequence[StepSpec], words: Mapping[str, int], kept: Collection[str]
 ) -> tuple[TensorSpec, ...]:
     """Give every tensor a slot that holds nothing else while the tensor is needed.
 
-    The zeros of a halo have to stay, so tensors with one share memory only where their halos are in the same places.
     All parts of a whole have its slot, from when the first is written until none is needed any more.
 
     Parameters
@@ -56,6 +74,7 @@ def assign_slots(
         since = -1 if name in kept else free_since[name]
         slot = _free_slot(slots, tensor.halo_geometry, needed[name], since)
         slot.uses.append((needed[name], len(steps) + 1 if name in kept else last))
+        slot.geometries.append(tensor.halo_geometry)
         numbers[name] = slot.number
     return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
 
@@ -82,10 +101,20 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
     return since
 
 
-def _free_slot(slots: list[_Slot], geometry: tuple[int, ...] | None, words: int, since: int) -> _Slot:
-    """The slot free since a step that has to grow least, then the last used; a new one if none is free."""
-    free = [slot for slot in slots if slot.geometry == geometry and slot.needed_until <= since]
-    if free:
-        return min(free, key=lambda slot: (max(words - slot.words, 0), -slot.last_use(words), slot.words))
-    slots.append(_Slot(len(slots), geometry))
-    return slots[-1]
+def _free_slot(slots: list[_Slot], geometry: Geometry, words: int, since: int) -> _Slot:
+    """The cheapest of the slots that are free since a step and of a new one, and of equals the last used."""
+    new = _Slot(len(slots))
+    free = [slot for slot in slots if slot.needed_until <= since]
+    found = min([*free, new], key=lambda slot: (slot.cost_words(words, geometry), -slot.last_use(words), slot.words))
+    if found is new:
+        slots.append(new)
+    return found
+
+
+def halos_to_clear(tensors: Sequence[TensorSpec]) -> set[str]:
+    """Of the tensors with slots, and their parts, those whose halo must be cleared whenever they are written."""
+    geometries: dict[int | None, list[Geometry]] = {}
+    for tensor in tensors:
+        if not tensor.wholes:
+            geometries.setdefault(tensor.slot, []).append(tensor.halo_geometry)
+    return {tensor.name for tensor in tensors if tensor.halo_geometry and _to_clear(geometries[tensor.slot])}

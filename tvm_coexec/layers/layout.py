@@ -16,9 +16,10 @@ MAX_NARROW = 4
 class ImageLayout:
     """How an image lies in memory: ``[batch, h + 2·halo, w + 2·halo, pixel]``.
 
-    The halo, of so many pixels above and below, left and right, holds zeros: a convolution reads it as its padding,
-    and no kernel writes it. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels alone. An image
-    that is part of a larger one shares its pixels: it has some of their ``whole_tiles``, from ``first_tile`` on.
+    The halo, of so many pixels above and below, left and right, holds zeros, which a convolution reads as its padding;
+    a layer's own kernels leave it alone. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels
+    alone. An image that is part of a larger one shares its pixels: it has some of their ``whole_tiles``, from
+    ``first_tile`` on.
     """
 
     halo: tuple[int, int] = (0, 0)
