@@ -8,6 +8,7 @@ from synthetic_device import HARDWARE, OVERHEADS, trained
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.basetime import BaseTime
+from tvm_coexec.planning.disturbance import Disturbance
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
 from tvm_coexec.planning.split import Division, Half, Overheads, Planner
 from tvm_coexec.runtime.program import Read, Work, lower
@@ -96,7 +97,7 @@ def test_plans_made_elsewhere_are_put_together_alike():
     layers = [
         planner().plan_split(node.name, node.layer, units) for node, units in zip(graph.nodes, (0, 24), strict=True)
     ]
-    plan = assemble(graph, layers, OVERHEADS, "device", "svm")
+    plan = assemble(graph, layers, OVERHEADS, "device", "svm", Disturbance())
     assert plan.total_us == pytest.approx(layers[0].gpu_us + layers[1].cpu_us + OVERHEADS.split_us)
     assert [(sync.layer, sync.awaits, sync.why) for sync in plan.syncs] == [
         ("n1", "n0", "reads 'n0', which the GPU computes")
@@ -106,7 +107,7 @@ def test_plans_made_elsewhere_are_put_together_alike():
 class ProportionalPlanner:
     """Expects of either side the same time for the same share of a layer."""
 
-    overheads, margin, estimates = OVERHEADS, 0.05, ESTIMATES
+    overheads, margin, estimates, disturbance = OVERHEADS, 0.05, ESTIMATES, Disturbance()
 
     def for_network(self, graph: Graph) -> "ProportionalPlanner":
         return self

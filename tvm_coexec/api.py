@@ -13,6 +13,7 @@ from .frontends import to_graph
 from .graph import Graph, Node
 from .layers import AnyLayer, Hardware, ways_to_divide
 from .packaging import Choice, package
+from .planning.disturbance import Disturbance
 from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan, no_gpu_kernels
 from .planning.samples import Sample
@@ -103,7 +104,8 @@ def plan_graph(
     found = found and found.for_network(graph)
     rule = _rule(graph, device, hardware, found, split, profile)
     layers = [rule(node) for node in graph.nodes]
-    return assemble(graph, layers, found.overheads if found else Overheads(0.0), device.label, device.mechanism)
+    known = (found.overheads, found.disturbance) if found else (Overheads(0.0), Disturbance())
+    return assemble(graph, layers, known[0], device.label, device.mechanism, known[1])
 
 
 def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner | None:

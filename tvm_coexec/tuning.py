@@ -18,6 +18,7 @@ from .errors import InputError
 from .guided import first_candidates, search_variants
 from .layers import AnyLayer, ways_to_divide
 from .planning.basetime import BaseTime
+from .planning.disturbance import Disturbance
 from .planning.estimates import fit_estimates
 from .planning.evaluation import Evaluation, evaluate
 from .planning.features import Processor
@@ -218,7 +219,8 @@ def _learn(samples: Sequence[Sample], facts: dict[str, Any]) -> dict[str, Latenc
 
 def fit(profile: Profile) -> list[Evaluation]:
     """Train both predictors on all samples of a profile, and store them with their error on held-out layers."""
-    samples = undisturbed(profile.samples())
+    measured = list(profile.samples())
+    samples = undisturbed(measured)
     evaluations = []
     for side, predictor in _learn(samples, profile.facts).items():
         own = [sample for sample in samples if sample.side == side]
@@ -229,6 +231,7 @@ def fit(profile: Profile) -> list[Evaluation]:
         planning={
             **(profile.planning or {}),
             "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()},
+            "disturbance": asdict(Disturbance.of(measured)),
         },
     )
     return evaluations
@@ -275,7 +278,7 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
 
 def planner(profile: Profile) -> Planner:
     """The planner of a tuned profile."""
-    missing = {"overheads", "traffic", "estimates_us"} - set(profile.planning or ())
+    missing = {"overheads", "traffic", "estimates_us", "disturbance"} - set(profile.planning or ())
     if missing:
         raise InputError(
             f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
@@ -292,6 +295,7 @@ def planner(profile: Profile) -> Planner:
         overheads,
         estimates=estimates,
         traffic=Traffic.from_json(profile.planning["traffic"]),
+        disturbance=Disturbance.from_json(profile.planning["disturbance"]),
         measured=profile.measured_variants(),
         failed=profile.failed_variants(),
     )

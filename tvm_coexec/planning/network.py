@@ -14,6 +14,7 @@ from tvm_coexec.graph import Graph, Node
 from tvm_coexec.layers import AnyLayer, ways_to_divide
 from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, waits_of
 
+from .disturbance import Disturbance
 from .plan import LayerPlan, Plan, Sync, no_gpu_kernels
 from .schedule import Costs, Option, Written, search, simulate
 from .split import DOUBT, Division, Overheads, Planner
@@ -66,14 +67,22 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
         layers: tuple[LayerPlan, ...] = (planner.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
         layers = _plan_together(graph, planner)
-    return assemble(graph, layers, planner.overheads, device, mechanism)
+    return assemble(graph, layers, planner.overheads, device, mechanism, planner.disturbance)
 
 
-def assemble(graph: Graph, layers: Sequence[LayerPlan], overheads: Overheads, device: str, mechanism: str) -> Plan:
+def assemble(
+    graph: Graph,
+    layers: Sequence[LayerPlan],
+    overheads: Overheads,
+    device: str,
+    mechanism: str,
+    disturbance: Disturbance,
+) -> Plan:
     """The plan of a network from those of its layers: with its time and its synchronisations."""
     reads = reads_of(graph)
     options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us, one.layer.axis) for one in layers]
-    total_us = simulate(reads, options, Costs(overheads.split_us, overheads.gpu_alone_us))
+    usual = [disturbance.lengthen(option) for option in options]
+    total_us = simulate(reads, usual, Costs(overheads.split_us, overheads.gpu_alone_us))
     return Plan(device, mechanism, tuple(layers), total_us, tuple(_synchronisations(layers, reads)))
 
 

@@ -13,6 +13,7 @@ from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
 
 from .basetime import BaseTime
+from .disturbance import Disturbance
 from .estimates import estimate_us
 from .features import Halves
 from .plan import LayerPlan
@@ -119,6 +120,8 @@ class Planner:
     in_network, streams_weights
         Whether layers are in one, and whether its weights come from memory; a layer by itself finds everything in a
         cache.
+    disturbance
+        What halves take longer on average than the predictors say; it chooses nothing.
     measured, failed
         The variants that were measured, and those that could not be, of each layer that was tried.
     """
@@ -132,6 +135,7 @@ class Planner:
     traffic: Traffic | None = None
     in_network: bool = False
     streams_weights: bool = False
+    disturbance: Disturbance = field(default_factory=Disturbance)
     measured: VariantSets = field(default_factory=dict)
     failed: VariantSets = field(default_factory=dict)
 
