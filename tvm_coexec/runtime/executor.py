@@ -296,7 +296,7 @@ class Prepared:
             gpu = ((begin, 0, 0), (edge - begin, rows if edge > begin else 0, 1))
             cpu = ((edge, 0, 0), (end - edge, rows, 1))
         else:
-            edge = min(_memory_rows(step, tensor, gpu_units), rows) if step is not None else 0
+            edge = _memory_rows(step, tensor, gpu_units) if step is not None else 0
             gpu = ((begin, 0, 0), (end - begin if edge else 0, edge, 1))
             cpu = ((begin, edge, 0), (end - begin if edge < rows else 0, rows - edge, 1))
         return stitch.Exchange(
@@ -359,7 +359,9 @@ class Prepared:
 
 
 def _memory_rows(step: StepSpec, tensor: TensorSpec, units: int) -> int:
-    """Rows in memory that the first units of a step by rows or lines fill, the halo above them included."""
+    """Rows in memory that the first units of a step by rows or lines fill, halos above and below the image included."""
+    if units == step.units:
+        return tensor.memory_rows
     if step.unit_lines is None:
         return units * ROW_BLOCK
     assert tensor.image is not None and tensor.layout is not None
