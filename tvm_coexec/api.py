@@ -104,8 +104,10 @@ def plan_graph(
     found = found and found.for_network(graph)
     rule = _rule(graph, device, hardware, found, split, profile)
     layers = [rule(node) for node in graph.nodes]
-    known = (found.overheads, found.disturbance) if found else (Overheads(0.0), Disturbance())
-    return assemble(graph, layers, known[0], device.label, device.mechanism, known[1])
+    overheads = found.overheads if found else Overheads(0.0)
+    # What was measured here and now are medians already.
+    disturbance = found.disturbance if found and split != "measured" else Disturbance()
+    return assemble(graph, layers, overheads, device.label, device.mechanism, disturbance)
 
 
 def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner | None:
@@ -147,9 +149,11 @@ def _rule(
         return predicted
     if split == "measured":
         divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
-        measured = measure_splits([way for layer in divisible for way in ways_to_divide(layer)], device, profile)
+        ways = [way for layer in divisible for way in ways_to_divide(layer)]
+        samples, overheads = measure_splits(ways, device, profile)
+        measured = {way: [sample for sample in samples if sample.layer == way] for way in dict.fromkeys(ways)}
         return lambda node: (
-            _best_measured(node, *measured) if _has_gpu_kernels(node.layer, hardware) else fixed(node, node.layer.units)
+            _best_measured(node, measured, overheads) if node.layer in measured else fixed(node, node.layer.units)
         )
     if isinstance(split, Mapping):
         units = _units_by_name(graph, split)
@@ -160,10 +164,10 @@ def _rule(
     return lambda node: fixed(node, _share(split, node))
 
 
-def _best_measured(node: Node, samples: Sequence[Sample], overheads: Overheads) -> LayerPlan:
+def _best_measured(node: Node, samples: Mapping[AnyLayer, Sequence[Sample]], overheads: Overheads) -> LayerPlan:
     """The best of all measured splits, along channels or lines; kernels may have failed along one of them."""
-    ways = set(ways_to_divide(node.layer)) & {sample.layer for sample in samples} or {node.layer}
-    plans = (plan_measured(node.name, way, samples, overheads) for way in ways)
+    ways = [way for way in ways_to_divide(node.layer) if samples[way]] or [node.layer]
+    plans = (plan_measured(node.name, way, samples[way], overheads) for way in ways)
     return min(plans, key=lambda plan: plan.total_us)
 
 

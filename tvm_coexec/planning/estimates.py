@@ -9,6 +9,7 @@ import numpy as np
 from tvm_coexec.layers import AnyLayer
 
 from .basetime import BaseTime
+from .predictors import labels_us
 from .samples import Sample
 
 _TERMS = ("constant", "flops", "bytes")
@@ -27,7 +28,7 @@ def fit_estimates(samples: Sequence[Sample]) -> dict[str, BaseTime]:
         if chosen:
             rows = [_describe(sample.layer, np.array(float(sample.units))) for sample in chosen]
             described = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-            latency_us = np.array([sample.median_us for sample in chosen])
+            latency_us = labels_us(chosen)
             estimates[side] = BaseTime.fit(described, latency_us, np.ones(len(chosen)), _TERMS)
     return estimates
 

@@ -27,7 +27,8 @@ class LayerPlan:
     cpu, gpu
         The variant of each half; None where that side has no units.
     cpu_us, gpu_us, total_us
-        Expected times: of each half (0 where there is none), and of the layer, synchronisation included.
+        Expected times while nothing disturbs: of each half (0 where there is none), and of the layer, synchronisation
+        included.
     """
 
     name: str
@@ -129,7 +130,8 @@ class Plan:
     Parameters
     ----------
     total_us
-        Expected time of the whole network, in which a side may be ahead of the other; 0 where nothing is expected.
+        Expected time of the whole network, in which a side may be ahead of the other, disturbed as usual; 0 where
+        nothing is expected.
     syncs
         Every point at which a side waits for the other.
     """
