@@ -20,7 +20,7 @@ from tvm_coexec.layers import SCRATCH, TILE, Attention, Variant, tile_count
 
 from .dispatch import Dispatch
 from .epilogue import Epilogue
-from .frame import Buffer, Launch, Operand, declare_arguments, where
+from .frame import Buffer, Launch, Operand, begin_kernel, where
 
 _FIRST_MAXIMUM = -3.0e38
 
@@ -227,7 +227,7 @@ class Steps:
 def cpu_launch(layer: Attention, variant: Variant, operands: tuple[Operand, ...], dispatch: Dispatch) -> Launch:
     """Pack a head's operands and compute all its queries, then the next head's."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        buffers, begin, count = _declare(operands)
+        buffers, begin, count = begin_kernel(operands)
         steps = Steps(layer, variant, buffers, native_exp=False)
         packed = Packed(*(T.alloc_buffer(shape, "float32") for shape in steps.packed_shapes()))
 
@@ -283,7 +283,7 @@ def _opencl(
     body: Callable[[Steps, Packed, Any, Any], None],
 ) -> Launch:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        buffers, begin, count = _declare(operands)
+        buffers, begin, count = begin_kernel(operands)
         steps = Steps(layer, variant, buffers, native_exp=True)
         packed = Packed(*(buffers[f"{SCRATCH}{number}"] for number in range(3)))
         threads = dispatch.group[0]
@@ -296,9 +296,3 @@ def _opencl(
         ):
             body(steps, packed, begin + unit, group * threads + thread)
     return Launch(tvm.IRModule({"main": builder.get()}), tuple(operands), dispatch)
-
-
-def _declare(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
-    T.func_name("main")
-    T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-    return declare_arguments(operands)

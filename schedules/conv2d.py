@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant, tile_count
+from tvm_coexec.layers import Conv2d, Hardware, ImageLayouts, Variant
 
 from . import conv2d_direct, depthwise, winograd
 from .dispatch import Dispatch
+from .packing import in_tiles
 from .pixels import operand_names as names_with
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> d
     module = _implementation(variant)
     packed = {module.weights_name(variant): module.pack_weights(layer, params["weights"], variant)}
     if "bias" in layer.epilogue:
-        packed["bias"] = np.zeros((tile_count(layer.out_channels), TILE), np.float32)
-        packed["bias"].reshape(-1)[: layer.out_channels] = params["bias"]
+        packed["bias"] = in_tiles(params["bias"])
     return packed
 
 

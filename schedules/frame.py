@@ -86,11 +86,13 @@ def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, c
     return value * one_if_channel(channels, tile, channel)
 
 
-def declare_arguments(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
-    """Declare a kernel's arguments: its buffers, then ``begin`` and ``count``.
+def begin_kernel(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
+    """Name the kernel that is being built ``main``, and declare its arguments: its buffers, ``begin`` and ``count``.
 
     TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place, in two digits.
     """
+    T.func_name("main")
+    T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
     handles = [T.arg(operand.name, T.handle()) for operand in operands]
     begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
     buffers = {
@@ -155,9 +157,7 @@ class Description:
         So many channels will be accumulated ``together``; none are where a tile holds no more channels.
         """
         with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("main")
-            T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-            buffers, begin, count = declare_arguments(self.operands)
+            buffers, begin, count = begin_kernel(self.operands)
             part = Part.of(begin, count, self.channels, self.rows, self.unit_rows)
             accumulator = T.sblock_alloc_buffer((part.rows, part.tiles, self.partial_sums, TILE), "float32")
             self._accumulate(accumulator, buffers, part, together)

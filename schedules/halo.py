@@ -26,7 +26,7 @@ class Halo:
         Batch, lines, columns and channels.
     units, axis
         Of the layer: each unit clears what lies beside its own channels or lines; the first of lines also what lies
-        above, the last what lies below.
+        above, the last what lies below. A layer of a single unit clears all, whatever the unit is called.
     """
 
     image: tuple[int, int, int, int]

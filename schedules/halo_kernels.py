@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE, line_block, tile_count
 
-from .frame import Buffer, Launch, Operand, declare_arguments
+from .frame import Buffer, Launch, Operand, begin_kernel
 from .halo import GROUP_LINES, Halo
 
 _LANES = 16
@@ -20,9 +20,7 @@ def clearing(halo: Halo, side: str) -> Launch:
     """See :func:`schedules.halo.build`."""
     operand = Operand("output", halo.buffer_shape)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-        buffers, begin, count = declare_arguments([operand])
+        buffers, begin, count = begin_kernel([operand])
         clear = _Clear(halo, buffers["output"])
         if side == "cpu":
             with T.serial(0, count) as unit:

@@ -3,7 +3,8 @@
 A unit is a tile of 32 output channels or, of a pooling, a block of lines, and the rows of the frame are the output's
 pixels. Operands are ``input``,
 ``input1`` and so on, then what the epilogue reads, then ``output``; all but the bias are images of tiles
-(``layers.ImageLayout``). No kernel needs a halo: windows are clipped to the image.
+(``layers.ImageLayout``). No kernel needs a halo: windows are clipped to the
+image, but for averages, to which the zeros of a halo add nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Variant, tile_count
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Variant
 
 from .dispatch import ERROR_BOUND, Dispatch
 from .image_geometry import ImageLayer, check_layouts, common_run, input_names, window
+from .packing import in_tiles
 from .pixels import Pixels, space
 from .search import RegisterTile, Space, dense_variants
 
@@ -38,11 +40,7 @@ def operand_names(layer: ImageLayer, variant: Variant) -> tuple[str, ...]:
 
 def pack(layer: ImageLayer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them: at most a bias."""
-    if "bias" not in layer.epilogue:
-        return {}
-    bias = np.zeros((tile_count(layer.out_channels), TILE), np.float32)
-    bias.reshape(-1)[: layer.out_channels] = params["bias"]
-    return {"bias": bias}
+    return {"bias": in_tiles(params["bias"])} if "bias" in layer.epilogue else {}
 
 
 def terms(layer: ImageLayer) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Linear, Variant, row_tiles
 
 from .dispatch import ERROR_BOUND, Dispatch, dense_dispatch
+from .packing import in_tiles
 from .search import Space, dense_variants
 
 if TYPE_CHECKING:
@@ -30,12 +31,9 @@ def operand_names(layer: Linear, variant: Variant) -> tuple[str, ...]:
 
 def pack(layer: Linear, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them, from ``weights [k, n]`` and ``bias [n]``."""
-    padded = np.zeros((layer.k, layer.units * TILE), np.float32)
-    padded[:, : layer.n] = params["weights"]
-    packed = {"weights": np.ascontiguousarray(padded.reshape(layer.k, layer.units, TILE).transpose(1, 0, 2))}
+    packed = {"weights": np.ascontiguousarray(in_tiles(params["weights"]).transpose(1, 0, 2))}
     if "bias" in layer.epilogue:
-        packed["bias"] = np.zeros((layer.units, TILE), np.float32)
-        packed["bias"].reshape(-1)[: layer.n] = params["bias"]
+        packed["bias"] = in_tiles(params["bias"])
     return packed
 
 

@@ -18,7 +18,7 @@ from tvm_coexec.layers import SCRATCH, ImageLayout, ImageLayouts, Opaque, consta
 from tvm_coexec.layers import Operand as Seen
 
 from .dispatch import Dispatch
-from .frame import Launch, Operand, declare_arguments
+from .frame import Launch, Operand, begin_kernel
 
 
 class UnsupportedError(ValueError):
@@ -142,9 +142,7 @@ def _fill(value: np.ndarray, name: str) -> _Step:
     """Writes a constant of one element."""
     operand = Operand(name, value.shape, str(value.dtype))
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-        buffers, _, _ = declare_arguments([operand])
+        buffers, _, _ = begin_kernel([operand])
         with T.grid(1, 1) as loops, T.sblock("fill"):
             for loop in loops:
                 T.axis.spatial(1, loop)
@@ -210,9 +208,7 @@ def _copy(source: str, target: str, seen: Seen, layout: ImageLayout, dispatch: D
     top, left = layout.halo
     padding = 0 if unpacks else outside[3] - channels
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-        buffers, _, _ = declare_arguments(operands)
+        buffers, _, _ = begin_kernel(operands)
         extents = compact if unpacks else (batch, h, w, channels)
         with T.grid(*extents) as loops, T.sblock("copy"):
             places = [T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True)]

@@ -14,6 +14,7 @@ import numpy as np
 from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Place, Variant, row_tiles, tile_count
 
 from .dispatch import ERROR_BOUND, Dispatch
+from .packing import in_tiles
 
 if TYPE_CHECKING:
     from .frame import Launch, Operand
@@ -29,13 +30,7 @@ def operand_names(layer: Place, variant: Variant) -> tuple[str, ...]:
 
 def pack(layer: Place, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them, from ``summand [out_rows, channels]`` and ``bias [channels]``."""
-    packed = {}
-    for name in {"summand", "bias"} & set(operand_names(layer, variant)):
-        rows = params[name].reshape(-1, layer.channels)
-        whole = np.zeros((len(rows), tile_count(layer.channels) * TILE), np.float32)
-        whole[:, : layer.channels] = rows
-        packed[name] = whole.reshape(-1, TILE) if name == "bias" else whole.reshape(len(rows), -1, TILE)
-    return packed
+    return {name: in_tiles(params[name]) for name in operand_names(layer, variant) if name in ("summand", "bias")}
 
 
 def error_bound(variant: Variant) -> float:
@@ -82,14 +77,12 @@ def build(layer: Place, side: str, variant: Variant, layouts: ImageLayouts | Non
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
-    from .frame import Launch, declare_arguments
+    from .frame import Launch, begin_kernel
 
     arguments, geometry = operands(layer, variant), dispatch(layer, side, variant)
     rows = layer.batch * layer.out_rows
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-        buffers, begin, count = declare_arguments(arguments)
+        buffers, begin, count = begin_kernel(arguments)
         if side == "cpu":
             with T.serial(0, rows) as row, T.serial(0, count) as unit:
                 _place(layer, variant["lanes"], buffers, row, begin + unit, native_exp=False)

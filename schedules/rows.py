@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_coexec.layers import ROW_BLOCK, TILE, RowWise, tile_count
 
 from .epilogue import Epilogue, Stage, keeps_zero, stages
-from .frame import Operand, declare_arguments, one_if_channel
+from .frame import Operand, begin_kernel, one_if_channel
 
 Term = Callable[[Any, Any, Any], Any]
 """An element of a row, from its indices."""
@@ -30,7 +30,7 @@ class _RowKernel:
         self.layer = layer
         self.native_exp = native_exp
         self.vector_blocks: list[str] = []
-        self.buffers, self.begin, self.count = declare_arguments(operands)
+        self.buffers, self.begin, self.count = begin_kernel(operands)
 
     def element(self, row: Any, tile: Any, channel: Any) -> Any:
         return self.buffers["input"][self.begin * ROW_BLOCK + row, tile, channel]
@@ -153,8 +153,6 @@ _VALUES = {"layer_norm": _layer_norm, "softmax": _softmax, "map": _map}
 def schedule_rows(layer: RowWise, operands: Sequence[Operand], *, lanes: int, gpu: bool) -> tvm.IRModule:
     """A row at a time, in vectors of ``lanes`` channels; on the GPU a work-item computes a unit."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
         kernel = _RowKernel(layer, operands, native_exp=gpu)
         value = _VALUES[layer.kind](kernel)
         index: list[Any] = []

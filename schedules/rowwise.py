@@ -15,6 +15,7 @@ import numpy as np
 from tvm_coexec.layers import ROW_BLOCK, TILE, Hardware, ImageLayouts, RowWise, Variant, row_tiles, tile_count
 
 from .dispatch import ERROR_BOUND, Dispatch
+from .packing import in_tiles
 
 if TYPE_CHECKING:
     from .frame import Launch, Operand
@@ -31,12 +32,8 @@ def operand_names(layer: RowWise, variant: Variant) -> tuple[str, ...]:
 
 def pack(layer: RowWise, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them, from vectors of ``n`` elements."""
-    packed = {}
-    for name in operand_names(layer, variant):
-        if name not in ("input", "residual", "output"):
-            packed[name] = np.zeros((tile_count(layer.n), TILE), np.float32)
-            packed[name].reshape(-1)[: layer.n] = params[name]
-    return packed
+    names = (name for name in operand_names(layer, variant) if name not in ("input", "residual", "output"))
+    return {name: in_tiles(params[name]) for name in names}
 
 
 def error_bound(variant: Variant) -> float:

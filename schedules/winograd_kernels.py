@@ -20,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_coexec.layers import TILE, Variant
 
 from .epilogue import stages
-from .frame import Buffer, Operand, Part, declare_arguments, where, zero_behind
+from .frame import Buffer, Operand, Part, begin_kernel, where, zero_behind
 from .winograd_tiles import WinogradTiles, weights_name
 from .winograd_transforms import INPUT, OUTPUT, apply
 
@@ -158,9 +158,7 @@ def _registers(shape: tuple[int, ...]) -> Buffer:
 def cpu_kernel(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, ...]) -> tvm.IRModule:
     """All three steps, block by block."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-        buffers, begin, count = declare_arguments(operands)
+        buffers, begin, count = begin_kernel(operands)
         part = part_of(tiles, begin, count)
         steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], native_exp=False)
         spread, products = (T.alloc_buffer(shape, "float32") for shape in scratch_shapes(tiles, variant))

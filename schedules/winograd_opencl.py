@@ -19,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_coexec.layers import TILE, Variant, tile_count
 
 from .dispatch import Dispatch, grid_of, rows_of_group
-from .frame import Buffer, Launch, Operand, declare_arguments, where
+from .frame import Buffer, Launch, Operand, begin_kernel, where
 from .winograd_kernels import Blocks, Steps, part_of, scratch_shapes
 from .winograd_tiles import WinogradTiles, weights_name
 
@@ -34,9 +34,7 @@ def blocked_launch(tiles: WinogradTiles, variant: Variant, operands: tuple[Opera
     shapes = scratch_shapes(tiles, variant, workers)
     all_operands = (*operands, *(Operand(name, shape) for name, shape in zip((SPREAD, PRODUCTS), shapes, strict=True)))
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-        buffers, begin, count = declare_arguments(all_operands)
+        buffers, begin, count = begin_kernel(all_operands)
         part = part_of(tiles, begin, count)
         steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], native_exp=True)
         extents = (("blockIdx.x", workers), ("blockIdx.y", 1), *((thread, 1) for thread in _THREADS))
@@ -98,9 +96,7 @@ class OpenCLKernels:
     def _launch(self, operands: tuple[Operand, ...], blocks: int, body: Callable[[_Item], None]) -> Launch:
         dispatch = grid_of(blocks, self.variant, self.groups * self.group_rows)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name("main")
-            T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
-            buffers, begin, count = declare_arguments(operands)
+            buffers, begin, count = begin_kernel(operands)
             steps = Steps(self.tiles, buffers, begin, self.lanes, self.rows, native_exp=True)
             x, y = (count if axis == dispatch.unit_axis else blocks for axis in (0, 1))
             extents = (("blockIdx.x", x), ("blockIdx.y", y), *zip(_THREADS, dispatch.group, strict=True))
