@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from halves import CPU, GPU, NARROW_CPU, Half
 
-from tvm_coexec.layers import Conv2d, Hardware, ImageLayout, ImageLayouts, Variant, layer_to_json
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant, layer_to_json
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import conv2d, conv2d_direct
 from tvm_coexec.schedules.pixels import Pixels
@@ -144,3 +144,13 @@ def test_parts_of_a_tile_without_channels_are_left_out(side: str) -> None:
     ragged, whole = conv(9, 9, 8, 48, 1), conv(9, 9, 8, 64, 1)
     assert dict(variants(ragged, side)[0].params)["channels"] == 16
     assert all(dict(v.params).get("channels", 32) == 32 for v in variants(whole, "gpu"))
+
+
+@pytest.mark.parametrize("implementation", ["direct", "depthwise"])
+def test_a_tile_of_a_depthwise_layer_reads_its_own_channels_alone(implementation: str) -> None:
+    layer = conv(5, 6, 80, 80, 3, padding=1, groups=80)
+    variant = next(v for v in variants(layer, "cpu") if v.implementation == implementation)
+    half = Half(layer, variant)
+    tiles = half.buffers["input"][: 7 * 8 * 3 * TILE].reshape(-1, 3, TILE)
+    tiles[:, :2] = np.nan
+    assert half.error(2, 3) < TOLERANCE

@@ -90,15 +90,15 @@ def test_memory_that_is_shared_makes_no_divided_step_wait(model: onnx.ModelProto
         assert waits[0] == waits[1]
 
 
-def divided_at_random(model: onnx.ModelProto, device: Device, seed: int) -> Module:
-    """The network with each layer divided by lines, where it can be, or by channels, at a random place."""
+def divided_at_random(model: onnx.ModelProto, device: Device, seed: int, lines: float = 0.7) -> Module:
+    """The network, each layer divided at a random place, such a share of those that can be by lines, or by channels."""
     graph, facts = to_graph(model), device.facts()
     target, random = target_for(facts), np.random.default_rng(seed)
     choices = []
     for node in graph.nodes:
         family = schedules.family(node.layer)
         if family.variants(node.layer, "gpu", target.hardware):
-            node.layer = by_lines(node.layer) or node.layer if random.random() < 0.7 else node.layer
+            node.layer = by_lines(node.layer) or node.layer if random.random() < lines else node.layer
             variants = [family.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu")]
             choices.append(Choice(int(random.integers(node.layer.units + 1)), *variants))
         else:
@@ -124,11 +124,24 @@ def test_lines_are_exchanged_where_memory_is_not_shared(device: Device, monkeypa
     model = NETWORKS["squeezenet"](**SMALL["squeezenet"])
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
-    module = divided_at_random(model, apart, seed=0)
-    assert error(module, inputs, expected) < 1e-4
-    steps = [step for step in module._executor.manifest.steps if step.cpu and step.gpu]
-    assert halos_to_clear(module._executor.manifest.tensors)
-    for alone, rest in (("lines", "channels"), ("channels", "lines")):
-        module.set_splits({step.name: 0 for step in steps if step.axis == alone})
-        module.set_splits({step.name: step.units for step in steps if step.axis == rest})
-        assert error(module, inputs, expected) < 1e-4, f"by {alone} on the GPU alone, the rest on the CPU"
+    assert error(divided_at_random(model, apart, seed=0), inputs, expected) < 1e-4
+
+
+def test_cleared_halos_are_exchanged_where_memory_is_not_shared(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = open_device(device.info.name, mechanism="event")
+    monkeypatch.setattr(apart, "info", replace(apart.info, unified_memory=False))
+    model = NETWORKS["mobilenet_v2"](**SMALL["mobilenet_v2"])
+    inputs = random_inputs(model)
+    (expected,) = run_onnx(model, inputs).values()
+    module = divided_at_random(model, apart, seed=0, lines=1.0)
+    manifest = module._executor.manifest
+    cleared = halos_to_clear(manifest.tensors)
+    clearing = [step for step in manifest.steps if step.output in cleared]
+    assert any(step.axis == "lines" for step in clearing)
+    for side in ("cpu", "gpu"):
+        module.set_splits(
+            {step.name: step.units if (side == "cpu") == (step in clearing) else 0 for step in manifest.steps}
+        )
+        assert error(module, inputs, expected) < 1e-4, f"what clears halos is on the {side} alone, the rest is not"
