@@ -20,6 +20,8 @@ CASES = [
     Halo((1, 14, 5, 40), ImageLayout((1, 2)), 14, "lines"),
     Halo((1, 29, 5, 40), ImageLayout((2, 1)), 15, "lines"),
     Halo((1, 57, 3, 64), ImageLayout((1, 1)), 15, "lines"),
+    Halo((1, 16, 3, 64), ImageLayout((1, 0)), 16, "lines"),
+    Halo((1, 16, 3, 64), ImageLayout((0, 3)), 16, "lines"),
     Halo((1, 16, 3, 64), ImageLayout((1, 1), whole_tiles=7, first_tile=3), 16, "lines"),
 ]
 

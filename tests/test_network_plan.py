@@ -52,6 +52,14 @@ def test_a_chain_of_large_layers_is_split_throughout_and_takes_their_sum():
     assert plan.syncs[-1].layer is None
 
 
+def test_a_network_is_expected_to_take_longer_where_halves_are_disturbed():
+    graph, quiet = network(*[Linear(197, 768, 768)] * 6), planner()
+    twice = Disturbance({"cpu": 2.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": 2.0})
+    plan, disturbed = (plan_network(graph, one, "device", "svm") for one in (quiet, replace(quiet, disturbance=twice)))
+    assert disturbed.layers == plan.layers
+    assert 1.9 < disturbed.total_us / plan.total_us < 2.0, "synchronisation takes what it takes"
+
+
 def test_every_synchronisation_of_the_runtime_is_in_the_plan():
     layers = [Linear(50, 768, 768), Linear(50, 768, 32), Linear(50, 32, 768, ("residual",)), Linear(50, 768, 768)]
     graph = network(*layers)

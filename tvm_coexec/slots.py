@@ -17,29 +17,38 @@ _CLEARING_WORDS = 8192
 Geometry = tuple[int, ...] | None
 
 
+@dataclass(frozen=True)
+class _Use:
+    """A tensor in a slot: its words, the last step that needs it, and where its halo is."""
+
+    words: int
+    last: int
+    geometry: Geometry
+
+
 @dataclass
 class _Slot:
-    """A piece of memory, and the tensors in it in their order: the words and the last step of each, and its halo."""
+    """A piece of memory, and the tensors in it, in their order."""
 
     number: int
-    uses: list[tuple[int, int]] = field(default_factory=list)
-    geometries: list[Geometry] = field(default_factory=list)
+    uses: list[_Use] = field(default_factory=list)
 
     @property
     def words(self) -> int:
-        return max((words for words, _ in self.uses), default=0)
+        return max((use.words for use in self.uses), default=0)
 
     @property
     def needed_until(self) -> int:
-        return self.uses[-1][1]
+        return self.uses[-1].last
 
     def last_use(self, words: int) -> int:
         """The last step that used so many words: the later it was, the more of them a cache still holds."""
-        return max((last for used, last in self.uses if used >= words), default=-1)
+        return max((use.last for use in self.uses if use.words >= words), default=-1)
 
     def cost_words(self, words: int, geometry: Geometry) -> int:
         """By what the slot grows for one tensor more, and what the halos count that must then be cleared."""
-        more = _to_clear([*self.geometries, geometry]) - _to_clear(self.geometries)
+        geometries = [use.geometry for use in self.uses]
+        more = _to_clear([*geometries, geometry]) - _to_clear(geometries)
         return max(words - self.words, 0) + _CLEARING_WORDS * more
 
 
@@ -73,8 +82,7 @@ def assign_slots(
         name, (_, last) = tensor.name, lives[tensor.name]
         since = -1 if name in kept else free_since[name]
         slot = _free_slot(slots, tensor.halo_geometry, needed[name], since)
-        slot.uses.append((needed[name], len(steps) + 1 if name in kept else last))
-        slot.geometries.append(tensor.halo_geometry)
+        slot.uses.append(_Use(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry))
         numbers[name] = slot.number
     return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
 
