@@ -110,7 +110,10 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         tune(tmp_path / "p", minutes=0)
     with (
         Profile.create(tmp_path / "p", FACTS) as profile,
-        pytest.raises(InputError, match=r"was not tuned to the end.*lacks disturbance and estimates_us and"),
+        pytest.raises(
+            InputError,
+            match=r"was not tuned to the end.*lacks disturbance and estimates_us and overheads and traffic",
+        ),
     ):
         planner(profile)
 
