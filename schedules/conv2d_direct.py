@@ -74,19 +74,15 @@ def weight_bytes(layer: Conv2d, _variant: Variant) -> int:
     return layer.weight_bytes
 
 
-def _first_channel(layer: Conv2d, tile: Any) -> Any:
-    """The first input channel that a tile reads."""
-    if layer.groups == 1:
-        return 0
-    return tile * TILE // (layer.out_channels // layer.groups) * (layer.in_channels // layer.groups)
-
-
-def _first_read(layer: Conv2d, tile: Any, least: Callable[[Any, int], Any]) -> Any:
+def _first_channel(layer: Conv2d, tile: Any, least: Callable[[Any, int], Any]) -> Any:
     """The first input channel that a tile multiplies; of a channel-local layer only its own, which it has not to await.
 
-    The others read no further than the image's last channel: where a tile holds several groups, some weights are zero.
+    Other tiles with groups read no further than the image's last channel: where a tile holds several groups, some
+    weights are zero.
     """
-    first = _first_channel(layer, tile)
+    if layer.groups == 1:
+        return 0
+    first = tile * TILE // (layer.out_channels // layer.groups) * (layer.in_channels // layer.groups)
     return first if layer.channel_local else least(first, layer.in_channels - _span(layer))
 
 
@@ -104,7 +100,7 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
         channels = np.arange(group * group_out, (group + 1) * group_out)
         for tile in np.unique(channels // TILE):
             mine = channels[channels // TILE == tile]
-            start = group * group_in - _first_read(layer, int(tile), min)
+            start = group * group_in - _first_channel(layer, int(tile), min)
             packed[tile, :, :, start : start + group_in, mine % TILE] = weights[mine].transpose(0, 2, 3, 1)
     return packed.reshape(tile_count(layer.out_channels), -1, TILE)
 
@@ -165,7 +161,7 @@ def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, s, tap_h, *column, k = index
         tap_w = column[0] if column else 0
-        first = _first_read(layer, begin + t, T.min) if layer.groups > 1 else 0
+        first = _first_channel(layer, begin + t, T.min)
         k = k * k_split + s
         source = layouts.input.element(pixels.input_pixel(row, tap_h, tap_w), first + k, layer.in_channels)
         return buffers["input"][source] * buffers[WEIGHTS][begin + t, (tap_h * kernel_w + tap_w) * span + k, channel]
