@@ -151,7 +151,10 @@ def _rule(
         divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
         ways = [way for layer in divisible for way in ways_to_divide(layer)]
         samples, overheads = measure_splits(ways, device, profile)
-        measured = {way: [sample for sample in samples if sample.layer == way] for way in dict.fromkeys(ways)}
+        measured: dict[AnyLayer, list[Sample]] = {way: [] for way in ways}
+        for sample in samples:
+            if sample.layer in measured:
+                measured[sample.layer].append(sample)
         return lambda node: (
             _best_measured(node, measured, overheads) if node.layer in measured else fixed(node, node.layer.units)
         )

@@ -295,7 +295,7 @@ def planner(profile: Profile) -> Planner:
         overheads,
         estimates=estimates,
         traffic=Traffic.from_json(profile.planning["traffic"]),
-        disturbance=Disturbance.from_json(profile.planning["disturbance"]),
+        disturbance=Disturbance(**profile.planning["disturbance"]),
         measured=profile.measured_variants(),
         failed=profile.failed_variants(),
     )

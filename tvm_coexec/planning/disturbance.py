@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -35,10 +34,6 @@ class Disturbance:
             ratios.setdefault((sample.side, sample.other_units > 0), []).append(np.mean(sample.latency_us) / label_us)
         found = {key: float(np.median(values)) for key, values in ratios.items()}
         return cls(*({side: found.get((side, beside), 1.0) for side in _SIDES} for beside in (False, True)))
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Disturbance:
-        return cls(fields["alone"], fields["beside"])
 
     def lengthen(self, option: Option) -> Option:
         """A way to divide a layer, with the times that its halves take on average."""
