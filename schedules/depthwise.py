@@ -15,6 +15,7 @@ from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, 
 
 from . import pixels
 from .dispatch import ERROR_BOUND
+from .packing import in_tiles
 from .pixels import Pixels, describe
 from .search import RegisterTile, Space, dense_variants
 
@@ -59,9 +60,7 @@ def weights_name(variant: Variant) -> str:
 
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
     """Weights ``[channels, 1, kernel]`` as the kernels read them."""
-    padded = np.zeros((tile_count(layer.out_channels) * TILE, layer.taps), np.float32)
-    padded[: layer.out_channels] = weights.reshape(layer.out_channels, -1)
-    return np.ascontiguousarray(padded.reshape(tile_count(layer.out_channels), TILE, -1).transpose(0, 2, 1))
+    return np.ascontiguousarray(in_tiles(weights.reshape(layer.out_channels, -1).T).transpose(1, 0, 2))
 
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:

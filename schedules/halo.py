@@ -37,12 +37,12 @@ class Halo:
     @property
     def width(self) -> int:
         """Pixels from one line to the next in memory."""
-        return self.image[2] + 2 * self.layout.halo[1]
+        return self.layout.extents(*self.image[1:3])[1]
 
     @property
     def height(self) -> int:
         """Lines of an image in memory."""
-        return self.image[1] + 2 * self.layout.halo[0]
+        return self.layout.extents(*self.image[1:3])[0]
 
     @property
     def buffer_shape(self) -> tuple[int, int, int]:

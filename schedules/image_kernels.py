@@ -63,8 +63,8 @@ def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...
 def _factor_pixel(layout: ImageLayout, image: Any) -> Any:
     """Where in memory the only pixel of an image lies."""
     halo_h, halo_w = layout.halo
-    width = 1 + 2 * halo_w
-    return image * ((1 + 2 * halo_h) * width) + halo_h * width + halo_w
+    height, width = layout.extents(1, 1)
+    return image * (height * width) + halo_h * width + halo_w
 
 
 def _trailing_halo(layout: ImageLayout) -> int:
@@ -195,7 +195,7 @@ def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
 def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
     layout = pixels.layouts.input
     tiles, written = layout.tiles(layer.channels), tile_count(layer.channels)
-    last_tile = layer.batch * (layer.h + 2 * layout.halo[0]) * (layer.w + 2 * layout.halo[1]) * tiles - 1
+    last_tile = layer.batch * math.prod(layout.extents(layer.h, layer.w)) * tiles - 1
     before = (layer.size - 1) // 2
     reach = -(-layer.size // (2 * TILE))
 

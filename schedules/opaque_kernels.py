@@ -186,7 +186,7 @@ def _image(seen: Seen) -> tuple[int, int, int, int]:
 def _memory(seen: Seen, layout: ImageLayout) -> tuple[int, int, int, int]:
     """Extents of the tensor in the network, halo and padding included."""
     batch, h, w, channels = _image(seen)
-    return batch, h + 2 * layout.halo[0], w + 2 * layout.halo[1], layout.pixel(channels)
+    return batch, *layout.extents(h, w), layout.pixel(channels)
 
 
 def _is_compact(seen: Seen, layout: ImageLayout, *, is_written: bool) -> bool:

@@ -9,6 +9,7 @@ no pixel may follow those of each unit, so that it has whole blocks too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -115,13 +116,13 @@ class Pixels(Generic[Windowed]):
 
     def _input_pixel(self, number: Any, tap_h: Any, tap_w: Any) -> Any:
         layer, halo = self.layer, self.layouts.input.halo
-        width = layer.w + 2 * halo[1]
+        height, width = self.layouts.input.extents(layer.h, layer.w)
         first = (halo[0] - layer.padding[0]) * width + halo[1] - layer.padding[1]
         tap = tap_h * (layer.dilation[0] * width) + tap_w * layer.dilation[1]
         if self.runs_on:
             return number + first + tap
         image, line, column = self._place(number)
-        line = image * (layer.h + 2 * halo[0]) + line * layer.stride[0]
+        line = image * height + line * layer.stride[0]
         return line * width + column * layer.stride[1] + first + tap
 
     def output_pixel(self, layout: ImageLayout, row: Any) -> Any:
@@ -133,8 +134,8 @@ class Pixels(Generic[Windowed]):
         if (halo_h, halo_w) == (0, 0) and self.columns == layer.out_w:
             return number
         image, line, column = self._place(number)
-        line = image * (layer.out_h + 2 * halo_h) + line + halo_h
-        return line * (layer.out_w + 2 * halo_w) + column + halo_w
+        height, width = layout.extents(layer.out_h, layer.out_w)
+        return (image * height + line + halo_h) * width + column + halo_w
 
     def is_stored(self, row: Any) -> Any:
         """Whether a row is a pixel of the image; None if all are."""
@@ -162,15 +163,15 @@ class Pixels(Generic[Windowed]):
     @property
     def input_pixels(self) -> int:
         """Pixels of the input in memory, those included that only rows without a pixel read."""
-        layer, halo = self.layer, self.layouts.input.halo
-        image = (layer.h + 2 * halo[0]) * (layer.w + 2 * halo[1])
+        layer = self.layer
+        image = math.prod(self.layouts.input.extents(layer.h, layer.w))
         corner = (layer.kernel[0] - 1, layer.kernel[1] - 1)
         return max(layer.batch * image, *(self._input_pixel(place, *corner) + 1 for place in self._line_ends()))
 
     def output_pixels(self, layout: ImageLayout) -> int:
         """Pixels of the output or the residual in memory, slack for rows without a pixel included."""
         layer = self.layer
-        image = (layer.out_h + 2 * layout.halo[0]) * (layer.out_w + 2 * layout.halo[1])
+        image = math.prod(layout.extents(layer.out_h, layer.out_w))
         return max(layer.batch * image, *(self._output_pixel(layout, place) + 1 for place in self._line_ends()))
 
     def output_shape(self, layout: ImageLayout) -> tuple[int, int, int]:

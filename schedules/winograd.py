@@ -14,6 +14,7 @@ from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, 
 
 from . import winograd_tiles
 from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, grid_of, rows_of_group
+from .packing import in_tiles
 from .pixels import operand_names
 from .search import WEIGHT_COST, Space, register_tiles
 from .winograd_tiles import WinogradTiles
@@ -52,11 +53,7 @@ def weights_name(variant: Variant) -> str:
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
     """Weights ``[out, in, 3, 3]`` as the kernels read them."""
     factors = transform_weights(weights, variant["m"])
-    padded = np.zeros((tile_count(layer.out_channels) * TILE, *factors.shape[1:]), np.float32)
-    padded[: layer.out_channels] = factors
-    return np.ascontiguousarray(
-        padded.reshape(tile_count(layer.out_channels), TILE, *factors.shape[1:]).transpose(0, 3, 2, 1)
-    )
+    return np.ascontiguousarray(in_tiles(factors.T).transpose(2, 0, 1, 3))
 
 
 def error_bound(variant: Variant) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ class WinogradTiles:
         exact arithmetic do they leave the other outputs alone.
         """
         layer, halo = self.layer, self.layouts.input.halo
-        height, width = layer.h + 2 * halo[0], layer.w + 2 * halo[1]
+        height, width = self.layouts.input.extents(layer.h, layer.w)
         image, line, column = self._corner(tile)
         line = line + i + halo[0] - layer.padding[0]
         column = column + j + halo[1] - layer.padding[1]
@@ -86,10 +87,10 @@ class WinogradTiles:
 
     def output_pixel(self, layout: ImageLayout, tile: Any, i: int, j: int) -> Any:
         """The pixel in memory where an output of a tile lies."""
-        (halo_h, halo_w), layer = layout.halo, self.layer
+        halo_h, halo_w = layout.halo
+        height, width = layout.extents(self.layer.out_h, self.layer.out_w)
         image, line, column = self._corner(tile)
-        line = image * (layer.out_h + 2 * halo_h) + line + i + halo_h
-        return line * (layer.out_w + 2 * halo_w) + column + j + halo_w
+        return (image * height + line + i + halo_h) * width + column + j + halo_w
 
     def is_stored(self, tile: Any, i: int, j: int) -> Any:
         """Whether an output of a tile is a pixel of the image; None if it is for every tile."""
@@ -106,7 +107,7 @@ class WinogradTiles:
         layer, layouts = self.layer, self.layouts
 
         def pixels(layout: ImageLayout, h: int, w: int) -> int:
-            return layer.batch * (h + 2 * layout.halo[0]) * (w + 2 * layout.halo[1])
+            return layer.batch * math.prod(layout.extents(h, w))
 
         def tiles(layout: ImageLayout) -> tuple[int, int, int]:
             return pixels(layout, layer.out_h, layer.out_w), layout.tiles(layer.out_channels), TILE

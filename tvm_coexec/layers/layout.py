@@ -31,6 +31,10 @@ class ImageLayout:
     def is_part(self) -> bool:
         return self.whole_tiles is not None
 
+    def extents(self, h: int, w: int) -> tuple[int, int]:
+        """Lines in memory of an image of ``h`` lines and ``w`` columns, and pixels from one line to the next."""
+        return h + 2 * self.halo[0], w + 2 * self.halo[1]
+
     def tiles(self, channels: int) -> int:
         """Tiles from one pixel to the next, where pixels have whole ones."""
         return row_tiles(channels) if self.whole_tiles is None else self.whole_tiles

@@ -365,8 +365,8 @@ def _memory_rows(step: StepSpec, tensor: TensorSpec, units: int) -> int:
     if step.unit_lines is None:
         return units * ROW_BLOCK
     assert tensor.image is not None and tensor.layout is not None
-    (_batch, _lines, columns, _channels), (halo_h, halo_w) = tensor.image, tensor.layout.halo
-    return (halo_h + units * step.unit_lines) * (columns + 2 * halo_w) if units else 0
+    _, width = tensor.layout.extents(*tensor.image[1:3])
+    return (tensor.layout.halo[0] + units * step.unit_lines) * width if units else 0
 
 
 def check_split(step: StepSpec, cpu_units: int) -> None:

@@ -104,8 +104,7 @@ class TensorSpec:
         if self.layout is None or self.image is None:
             return (self.rows,)
         batch, h, w, _ = self.image
-        halo_h, halo_w = self.layout.halo
-        return (batch, h + 2 * halo_h, w + 2 * halo_w)
+        return (batch, *self.layout.extents(h, w))
 
     def view(self, memory: np.ndarray) -> np.ndarray:
         """The elements of the tensor in its memory, without padding or halo: ``[rows, channels]``, or the image."""
