@@ -16,35 +16,49 @@ GPU_DONE, CPU_DONE, ABORT, GPU_GAVE_UP, GROUPS_DONE = 0, 32, 64, 96, 128
 NUMBERS = """
 __kernel void numbers_kernel(__global float* restrict p0_output_ptr, int begin, int count);
 __kernel void numbers_kernel(__global float* restrict p0_output_ptr, int begin, int count) {
-  int row = get_global_id(0), columns = get_global_size(1);
-  if (row < begin || row >= begin + count) return;
-  p0_output_ptr[row * columns + get_global_id(1)] += 1.0f;
+  int row = get_group_id(0) * get_local_size(0) + get_local_id(0);
+  int column = get_group_id(1) * get_local_size(1) + get_local_id(1);
+  p0_output_ptr[row * count + column] += 1.0f;
 }
 """
 SHARING = """
 __kernel void sharing_kernel(__global float* restrict p0_output_ptr, int begin, int count) {
   __local float shared_sum[4];
   shared_sum[get_local_id(0)] = begin + count;
-  p0_output_ptr[get_global_id(0)] = shared_sum[get_local_id(0)];
+  p0_output_ptr[get_group_id(0)] = shared_sum[get_local_id(0)];
 }
 """
-GEOMETRIES = [((1, 1), (1, 1)), ((40, 3), (1, 1)), ((8, 6), (4, 2)), ((64, 1), (16, 1)), ((4, 4), (4, 4))]
+GEOMETRIES = [
+    pytest.param(sizes, group, in_turn, id=f"{sizes}-{group}-{'in turn' if in_turn else 'at once'}")
+    for sizes, group in [((1, 1), (1, 1)), ((40, 3), (1, 1)), ((8, 6), (4, 2)), ((64, 1), (16, 1)), ((4, 4), (4, 4))]
+    for in_turn in (False, True)
+]
 
 
 class Launcher:
     """Launches the entry of ``NUMBERS`` with flags of its own."""
 
-    def __init__(self, device: Device, sizes: tuple[int, int], group: tuple[int, int], timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        device: Device,
+        sizes: tuple[int, int],
+        group: tuple[int, int],
+        in_turn: bool,
+        timeout_s: float = 5.0,
+    ) -> None:
         import pyopencl as cl
 
         if device.mechanism != "svm":
             pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
         memory = SvmMemory(device)
-        self.device, self.sizes, self.group = device, sizes, group
+        self.device, self.group, self.columns = device, group, sizes[1]
+        self.grid = (sizes[0] // group[0], sizes[1] // group[1])
         self.sync = SyncKernels(device, memory, timeout_s)
         self.flags = self.sync.flags.array
         self.output = memory.allocate(sizes[0] * sizes[1])
-        source = add_steps(NUMBERS, [LaunchSpec("numbers", (), group=group)])
+        source = add_steps(NUMBERS, [LaunchSpec("numbers", (), group=group)], in_turn=in_turn)
+        launched = source.launched("numbers", self.grid)
+        self.sizes = (launched[0] * group[0], launched[1] * group[1])
         self.kernel = cl.Kernel(build_newest(device, source.text), "numbers_step")
         self.launch(0, 0)  # some drivers compile now
         device.queue.finish()
@@ -53,17 +67,17 @@ class Launcher:
     def launch(self, awaited: int, done: int) -> None:
         import pyopencl as cl
 
-        arguments = self.sync.step_arguments(awaited, done)
-        self.kernel.set_args(self.output.argument, np.int32(0), np.int32(self.sizes[0]), *arguments)
+        arguments = [*self.sync.step_arguments(awaited, done), *map(np.int32, self.grid)]
+        self.kernel.set_args(self.output.argument, np.int32(0), np.int32(self.columns), *arguments)
         cl.enqueue_nd_range_kernel(self.device.queue, self.kernel, self.sizes, self.group)
         self.device.queue.flush()
 
 
-@pytest.mark.parametrize(("sizes", "group"), GEOMETRIES)
+@pytest.mark.parametrize(("sizes", "group", "in_turn"), GEOMETRIES)
 def test_a_step_is_reported_once_by_the_last_group(
-    sizes: tuple[int, int], group: tuple[int, int], device: Device
+    sizes: tuple[int, int], group: tuple[int, int], in_turn: bool, device: Device
 ) -> None:
-    launcher = Launcher(device, sizes, group)
+    launcher = Launcher(device, sizes, group, in_turn)
     for step in range(1, 6):
         launcher.launch(0, step)
         device.queue.finish()
@@ -72,11 +86,11 @@ def test_a_step_is_reported_once_by_the_last_group(
         assert np.all(launcher.output.array == step)
 
 
-@pytest.mark.parametrize(("sizes", "group"), GEOMETRIES)
+@pytest.mark.parametrize(("sizes", "group", "in_turn"), GEOMETRIES)
 def test_nothing_is_computed_before_the_awaited_flag(
-    sizes: tuple[int, int], group: tuple[int, int], device: Device
+    sizes: tuple[int, int], group: tuple[int, int], in_turn: bool, device: Device
 ) -> None:
-    launcher = Launcher(device, sizes, group, timeout_s=30.0)
+    launcher = Launcher(device, sizes, group, in_turn, timeout_s=30.0)
     launcher.launch(7, 8)
     assert np.all(launcher.output.array == 0)
     assert launcher.flags[GPU_DONE] == 0
@@ -87,11 +101,11 @@ def test_nothing_is_computed_before_the_awaited_flag(
     assert launcher.flags[ABORT] == launcher.flags[GPU_GAVE_UP] == 0
 
 
-@pytest.mark.parametrize(("sizes", "group"), GEOMETRIES)
+@pytest.mark.parametrize(("sizes", "group", "in_turn"), GEOMETRIES)
 def test_a_flag_that_never_comes_ends_every_group_and_the_counter_starts_anew(
-    sizes: tuple[int, int], group: tuple[int, int], device: Device
+    sizes: tuple[int, int], group: tuple[int, int], in_turn: bool, device: Device
 ) -> None:
-    launcher = Launcher(device, sizes, group, timeout_s=0.05)
+    launcher = Launcher(device, sizes, group, in_turn, timeout_s=0.05)
     launcher.launch(3, 4)
     device.queue.finish()
     assert launcher.flags[GPU_GAVE_UP] == 3
@@ -106,13 +120,21 @@ def test_a_flag_that_never_comes_ends_every_group_and_the_counter_starts_anew(
 def test_a_kernel_with_local_variables_gets_no_entry() -> None:
     launches = [LaunchSpec("numbers", ()), LaunchSpec("sharing", ())]
     for source in (NUMBERS + SHARING, SHARING + NUMBERS):
-        assert add_steps(source, launches).symbols == {"numbers"}
-    assert add_steps(SHARING, launches).text == SHARING
+        stepped = add_steps(source, launches, in_turn=True)
+        assert stepped.symbols == {"numbers"}
+        assert stepped.launched("numbers", (5, 3)) == (1, 1)
+        assert stepped.launched("sharing", (5, 3)) == (5, 3)
+        assert SHARING.strip() in stepped.text
+    for source in (SHARING, ""):
+        stepped = add_steps(source, launches, in_turn=True)
+        assert stepped.text.strip() == source.strip()
+        assert not stepped.symbols
 
 
 def test_only_groups_of_several_work_items_have_a_barrier() -> None:
     def entry(group: tuple[int, int]) -> str:
-        return add_steps(NUMBERS, [LaunchSpec("numbers", (), group=group)]).text.partition("void numbers_step")[2]
+        stepped = add_steps(NUMBERS, [LaunchSpec("numbers", (), group=group)], in_turn=False)
+        return stepped.text.partition("void numbers_step")[2]
 
     assert entry((1, 1)).count("BARRIER") == 0
     assert entry((4, 1)).count("BARRIER") == 2

@@ -61,9 +61,10 @@ class Executor:
         self.blocks = self._allocate()
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         launches = self._launches() if self.sync else []
-        stepped = add_steps(opencl_source, launches)
-        self.stepping = stepped.symbols
-        self._opencl = _build(device, stepped) if opencl_source.strip() else None
+        # a CPU device of one compute unit runs groups one after the other, and Intel's is quicker to launch one
+        in_turn = device.is_bench and device.info.compute_units == 1
+        self.stepped = add_steps(opencl_source, launches, in_turn=in_turn)
+        self._opencl = _build(device, self.stepped) if opencl_source.strip() else None
         self._launch_once()
 
     def _launches(self) -> list[LaunchSpec]:
@@ -85,7 +86,7 @@ class Executor:
 
         try:
             for launch in self._launches():
-                sizes = tuple(groups * size for groups, size in zip(launch.grid, launch.group, strict=True))
+                sizes = self.launch_sizes(launch, 1)
                 cl.enqueue_nd_range_kernel(self.device.queue, self.layer_kernel(launch, 1), sizes, launch.group)
             self.device.queue.finish()
         except cl.Error as error:
@@ -97,13 +98,18 @@ class Executor:
         """A layer's kernel with its arguments, to compute ``units`` units; it may await and report steps."""
         arguments = [self.blocks[argument.source].argument for argument in launch.arguments]
         arguments += [np.int32(0), np.int32(units)]
-        if launch.symbol in self.stepping and self.sync:
-            arguments += self.sync.step_arguments(awaited, done)
+        if launch.symbol in self.stepped.symbols and self.sync:
+            arguments += [*self.sync.step_arguments(awaited, done), *map(np.int32, launch.grid_for(units))]
             kernel = self.opencl_kernel(f"{launch.symbol}_step")
         else:
             kernel = self.opencl_kernel(f"{launch.symbol}_kernel")
         kernel.set_args(*arguments)
         return kernel
+
+    def launch_sizes(self, launch: LaunchSpec, units: int) -> tuple[int, int]:
+        """Work-items on both axes."""
+        columns, lines = self.stepped.launched(launch.symbol, launch.grid_for(units))
+        return columns * launch.group[0], lines * launch.group[1]
 
     def view(self, name: str) -> np.ndarray:
         """The CPU's view of a tensor; see :meth:`TensorSpec.view`."""
@@ -205,7 +211,7 @@ class Prepared:
 
     def _steps_itself(self, step: StepSpec) -> bool:
         """Whether all kernels of the GPU half can await and report steps."""
-        return all(launch.symbol in self.executor.stepping for launch in _half(step, "gpu").launches)
+        return all(launch.symbol in self.executor.stepped.symbols for launch in _half(step, "gpu").launches)
 
     def _program(self) -> stitch.Program:
         executor, device, sync = self.executor, self.executor.device, self.executor.sync
@@ -263,11 +269,7 @@ class Prepared:
         step, work = self.steps[command.step - 1], self.works[command.step - 1]
         launch = _half(step, "gpu").launches[command.launch]
         kernel = self._layer_kernel(launch, work.gpu_units, command)
-        grid = list(launch.grid)
-        if launch.unit_axis is not None:
-            grid[launch.unit_axis] *= work.gpu_units
-        sizes = tuple(groups * size for groups, size in zip(grid, launch.group, strict=True))
-        return stitch.Command(kernel.int_ptr, sizes, launch.group)
+        return stitch.Command(kernel.int_ptr, self.executor.launch_sizes(launch, work.gpu_units), launch.group)
 
     def _layer_kernel(self, launch: LaunchSpec, gpu_units: int, command: Command) -> Any:
         """The kernel with its arguments; commands that agree in all of them share one."""

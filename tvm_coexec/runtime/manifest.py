@@ -168,6 +168,11 @@ class LaunchSpec:
     group: tuple[int, int] = (1, 1)
     unit_axis: int | None = 0
 
+    def grid_for(self, units: int) -> tuple[int, int]:
+        """Work-groups on both axes for a number of units."""
+        columns, lines = (size * (units if axis == self.unit_axis else 1) for axis, size in enumerate(self.grid))
+        return columns, lines
+
 
 @dataclass(frozen=True)
 class HalfSpec:
