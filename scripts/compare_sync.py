@@ -1,7 +1,8 @@
 """What does synchronisation cost? Flags in shared memory against OpenCL events, on single layers and chains of 12.
 
 All layers of a chain are halved. Its time beyond the longer half of every layer, summed, is what synchronising costs;
-the halves' own times come from the timeline of the same module, so that contention counts as the halves' own.
+the halves' own times come from the timeline of the same module, so that contention counts as the halves' own. Both are
+measured in short rounds, and the cost is the median of their differences, as a shared machine's speed changes slowly.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from tvm_coexec.runtime.module import Module
 from tvm_coexec.target import target_for
 
 DEPTH = 12
-ROUNDS = 9
-RUNS_A_ROUND = 15
+ROUNDS = 27
+RUNS_A_ROUND = 5
 TIMELINES_A_ROUND = 3
 LAYERS = [Linear(m, k, k, ("bias",)) for m, k in ((48, 768), (6, 768), (1, 768), (1, 1024))]
 
@@ -39,16 +40,19 @@ class Chain:
     module: Module
     chain_us: list[float] = field(default_factory=list)
     halves_us: list[float] = field(default_factory=list)
+    overheads_us: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
         """One round: whole runs, then the halves' own times."""
-        self.chain_us += self.module.benchmark(repeats=RUNS_A_ROUND, warmup=3).latency_us
-        for _ in range(TIMELINES_A_ROUND):
-            self.halves_us.append(longer_halves_us(self.module))
+        chain_us = self.module.benchmark(repeats=RUNS_A_ROUND, warmup=3).latency_us
+        halves_us = [longer_halves_us(self.module) for _ in range(TIMELINES_A_ROUND)]
+        self.chain_us += chain_us
+        self.halves_us += halves_us
+        self.overheads_us.append((median_us(chain_us) - median_us(halves_us)) / self.depth)
 
     @property
     def overhead_us_per_layer(self) -> float:
-        return (median_us(self.chain_us) - median_us(self.halves_us)) / self.depth
+        return median_us(self.overheads_us)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -58,7 +62,7 @@ class Chain:
             "chain_us": median_us(self.chain_us),
             "halves_us": median_us(self.halves_us),
             "overhead_us_per_layer": self.overhead_us_per_layer,
-            "samples_us": {"chain": self.chain_us, "halves": self.halves_us},
+            "samples_us": {"chain": self.chain_us, "halves": self.halves_us, "overhead": self.overheads_us},
         }
 
 
