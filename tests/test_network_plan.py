@@ -1,5 +1,6 @@
 """Plans of whole networks on a device whose times are known."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.basetime import BaseTime
 from tvm_coexec.planning.disturbance import Disturbance
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
+from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.split import Division, Half, Overheads, Planner
 from tvm_coexec.runtime.program import Read, Work, lower
 
@@ -117,8 +119,14 @@ class ProportionalPlanner:
 
     overheads, margin, estimates, disturbance = OVERHEADS, 0.05, ESTIMATES, Disturbance()
 
+    def __init__(self, outgrown: "ProportionalPlanner | None" = None, slower: float = 1.0) -> None:
+        self.outgrown, self.slower, self.streams_weights = outgrown, slower, slower > 1
+
     def for_network(self, graph: Graph) -> "ProportionalPlanner":
         return self
+
+    def for_kernels(self, layers: Sequence[LayerPlan]) -> "ProportionalPlanner":
+        return self.outgrown or self
 
     def knows(self, layer: AnyLayer) -> bool:
         return True
@@ -127,7 +135,7 @@ class ProportionalPlanner:
         variant = Variant.make("direct", rows=1)
 
         def half(units: int) -> Half | None:
-            return Half(variant, layer.flops / 1e5 * units / layer.units) if units else None
+            return Half(variant, self.slower * layer.flops / 1e5 * units / layer.units) if units else None
 
         found = {}
         for units in range(layer.units + 1):
@@ -142,6 +150,15 @@ def images(*layers: Conv2d) -> Graph:
     for name, size in [("x", layers[0].input_sizes[0]), *((f"t{i}", one.output_size) for i, one in enumerate(layers))]:
         graph.tensors[name] = Tensor(name, size, 1, size)
     return graph
+
+
+def test_a_network_whose_kernels_read_more_weights_than_the_cache_holds_is_planned_anew() -> None:
+    graph = images(*[Conv2d(14, 14, 64, 64, 3, 1, 1)] * 2)
+    plan, anew = (
+        plan_network(graph, ProportionalPlanner(outgrown), "device", "svm")
+        for outgrown in (None, ProportionalPlanner(slower=3.0))
+    )
+    assert anew.layers[0].cpu_us == pytest.approx(3 * plan.layers[0].cpu_us)
 
 
 def test_layers_of_one_tile_are_divided_by_lines() -> None:

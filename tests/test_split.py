@@ -1,6 +1,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +20,8 @@ from synthetic_device import (
 from test_network_plan import network
 
 from tvm_coexec.errors import InputError, MeasurementError
-from tvm_coexec.layers import Linear
+from tvm_coexec.layers import Conv2d, Linear, Variant
+from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.samples import Sample
 from tvm_coexec.planning.split import DOUBT, Overheads, Planner, plan_measured
 from tvm_coexec.planning.traffic import Rates, Traffic
@@ -142,6 +144,25 @@ def test_a_layer_takes_longer_in_a_network_and_alone_it_does_not():
     half_bytes = layer.weight_bytes / 2
     assert inside.cpu_us > alone.cpu_us + 0.9 * (math.hypot(alone.cpu_us, half_bytes / 500.0) - alone.cpu_us)
     assert inside.cpu_us > 4 * 4 * 4096 / 500.0
+
+
+def test_weights_that_outgrow_the_cache_when_they_are_transformed_come_from_memory():
+    layer = Conv2d(28, 28, 256, 256, 3, padding=1)
+    winograd, direct = Variant.make("winograd", m=4), Variant.make("direct", channels=32)
+    rates = Rates({"cpu": 1e3, "gpu": 1e3}, {"cpu": 500.0, "gpu": 500.0})
+    one = planner(traffic=Traffic(rates, rates, cache_bytes=12 * layer.weight_bytes))  # a quarter of it counts
+    inside = one.for_network(network(layer, layer))
+    assert not inside.streams_weights
+
+    def streams(cpu, gpu, cpu_units, layer=layer):
+        plan = LayerPlan("conv", layer, cpu_units, cpu, gpu, 1.0, 1.0, 1.0, "")
+        return inside.for_kernels([plan]).streams_weights
+
+    assert streams(winograd, None, layer.units) and not streams(direct, None, layer.units)
+    assert streams(winograd, winograd, 4)
+    assert not streams(winograd, direct, 4), "a half of 4 times the weights, and a half of them as they are"
+    lines = replace(layer, axis="lines")
+    assert streams(winograd, direct, 1, lines), "by lines a side reads all"
 
 
 MEASURED = Linear(50, 768, 128)

@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from test_network_plan import network
 
 from tvm_coexec.layers import Conv2d, Linear, Variant
 from tvm_coexec.planning.traffic import Rates, Traffic
@@ -23,8 +22,8 @@ def lengthened(side: str, variant: Variant, warm_us: float, units: int, beside: 
 
 
 def test_weights_come_from_memory_once_a_network_has_more_than_its_share_of_the_cache() -> None:
-    assert not TRAFFIC.streams_weights(network(LAYER))
-    assert TRAFFIC.streams_weights(network(LAYER, LAYER))
+    assert not TRAFFIC.streams_weights(LAYER.weight_bytes)
+    assert TRAFFIC.streams_weights(2 * LAYER.weight_bytes)
 
 
 def test_a_half_that_only_reads_takes_as_long_as_its_weights() -> None:

@@ -1,8 +1,8 @@
 """The plan of a whole network: splits and variants of all layers together, and every synchronisation with its reason.
 
 A layer's best split depends on those around it: a channel-local layer follows the layer that it reads, as one of single
-lines does along these, a small one
-stays where its input is, and one that follows an uneven layer may let the other side catch up.
+lines does along these, a small one stays where its input is, and one that follows an uneven layer may let the other
+side catch up.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
         layers: tuple[LayerPlan, ...] = (planner.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
         layers = _plan_together(graph, planner)
+        informed = planner.for_kernels(layers)
+        if informed.streams_weights != planner.streams_weights:
+            layers = _plan_together(graph, informed)
     return assemble(graph, layers, planner.overheads, device, mechanism, planner.disturbance)
 
 

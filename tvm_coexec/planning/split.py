@@ -19,7 +19,7 @@ from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor, undisturbed
 from .samples import Sample, VariantSets
-from .traffic import Traffic
+from .traffic import Traffic, packed_bytes
 
 SPLIT_MARGIN = 0.05
 """A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per
@@ -141,9 +141,17 @@ class Planner:
 
     def for_network(self, graph: Graph) -> Planner:
         """This planner for the layers of one network; those of a network of a single layer are on their own."""
-        in_network = len(graph.nodes) > 1
-        streams_weights = in_network and self.traffic is not None and self.traffic.streams_weights(graph)
-        return replace(self, in_network=in_network, streams_weights=streams_weights)
+        if len(graph.nodes) == 1:
+            return self
+        return replace(self, in_network=True)._reading(sum(node.layer.weight_bytes for node in graph.nodes))
+
+    def for_kernels(self, layers: Iterable[LayerPlan]) -> Planner:
+        """This planner where the kernels of such a plan are used: the weights that they read may outgrow the cache."""
+        return self._reading(sum(_read_bytes(layer) for layer in layers))
+
+    def _reading(self, weight_bytes: float) -> Planner:
+        streams_weights = self.traffic is not None and self.traffic.streams_weights(weight_bytes)
+        return replace(self, streams_weights=self.streams_weights or streams_weights)
 
     def knows(self, layer: AnyLayer) -> bool:
         """Whether both predictors have learned from kernels that could compute the layer."""
@@ -320,6 +328,15 @@ def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[s
         if where not in best or half.us < best[where].us:
             best[where] = half
     return best
+
+
+def _read_bytes(plan: LayerPlan) -> float:
+    """Weights that the kernels of a layer read: each half those of its own channels, by lines both all of them."""
+    halves = ((plan.cpu, plan.cpu_units), (plan.gpu, plan.gpu_units))
+    read = [(packed_bytes(plan.layer, variant), units / plan.layer.units) for variant, units in halves if variant]
+    if plan.layer.axis == "lines":
+        return max(all_bytes for all_bytes, _ in read)
+    return sum(all_bytes * share for all_bytes, share in read)
 
 
 def _alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> Division:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec import schedules
-from tvm_coexec.graph import Graph
 from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Linear, Variant
 
 from .features import touched_bytes
@@ -58,9 +57,9 @@ class Traffic:
     def from_json(cls, fields: Mapping[str, Any]) -> Traffic:
         return cls(Rates(**fields["weights"]), Rates(**fields["activations"]), fields["cache_bytes"])
 
-    def streams_weights(self, graph: Graph) -> bool:
-        """Whether the cache does not hold the weights of a network until its next run."""
-        return sum(node.layer.weight_bytes for node in graph.nodes) > _CACHE_SHARE * self.cache_bytes
+    def streams_weights(self, weight_bytes: float) -> bool:
+        """Whether the cache does not hold so many bytes of weights from one run of a network to the next."""
+        return weight_bytes > _CACHE_SHARE * self.cache_bytes
 
     def read_weights(
         self, side: str, layer: AnyLayer, variant: Variant, warm_us: np.ndarray, units: np.ndarray, beside: np.ndarray
@@ -94,8 +93,12 @@ def fetched_bytes(layer: AnyLayer, variant: Variant) -> float:
     A kernel that computes a part of a tile's channels at a time reads the tile in as many passes, each with gaps, which
     prefetching fills: with half of the channels, weights arrive at 10 GB/s instead of 27 on an x86 core.
     """
-    packed = schedules.conv2d.weight_bytes(layer, variant) if isinstance(layer, Conv2d) else layer.weight_bytes
-    return packed * TILE / min(dict(variant.params).get("channels", TILE), TILE)
+    return packed_bytes(layer, variant) * TILE / min(dict(variant.params).get("channels", TILE), TILE)
+
+
+def packed_bytes(layer: AnyLayer, variant: Variant) -> int:
+    """Bytes of a layer's weights as the kernels of a variant read them: some are larger when transformed."""
+    return schedules.conv2d.weight_bytes(layer, variant) if isinstance(layer, Conv2d) else layer.weight_bytes
 
 
 def streaming_layer(cache_bytes: int) -> Linear:
