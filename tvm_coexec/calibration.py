@@ -16,7 +16,7 @@ from .planning.samples import Point, PointTimes
 from .planning.schedule import Costs, Option, simulate
 from .planning.split import Overheads
 from .planning.traffic import Rates, Traffic, streaming_layer
-from .tuner import Tuner, joined
+from .tuner import Tuner
 
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
 
@@ -24,8 +24,9 @@ _STAGES = ((112, 16, 96, 24), (56, 24, 144, 32), (28, 32, 192, 64))
 """Of the network that shows what handing activations over takes: height and width, then the channels of a block, those
 that it expands them to, and those of the next. They are MobileNet-v2's, which computes little on large activations."""
 
-_TRIALS = 3
-"""Times that the network and its layers are measured, in turn: what they differ by is small."""
+_TRIALS = 5
+"""Times that the network is measured next to its layers. What they differ by is small, and one of them may meet a
+disturbance that the other does not: the median of the trials counts."""
 
 _REPEATS = 30
 _LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.25
@@ -73,23 +74,13 @@ def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
 def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
     """How fast activations are handed over, from what a network takes longer than the sum of its layers."""
     graph = _handing_over()
-    reads, module = reads_of(graph), _module(tuner, graph)
-    trials = [_trial(tuner, graph, module, check=number == 0) for number in range(_TRIALS)]
-    times = {
-        layer: [joined(rounds) for rounds in zip(*(layers[layer] for layers, _ in trials), strict=True)]
-        for layer in trials[0][0]
-    }
-    runs_us = np.quantile(np.concatenate([runs_us for _, runs_us in trials], axis=1), _RUN_QUANTILE, axis=1)
-    rates = []
-    for place, run_us in enumerate(runs_us):
-        options = [_option(times[node.layer][place]) for node in graph.nodes]
-        layers_us = simulate(reads, options, Costs(overheads.split_us, overheads.gpu_alone_us))
-        touched = [
-            float(max(touched_bytes(node.layer, np.array([option.cpu_units, option.gpu_units]))))
-            for node, option in zip(graph.nodes, options, strict=True)
-        ]
-        rates.append(sum(touched) / max(float(run_us) - layers_us, _LEAST_SHARE * float(run_us)))
-    cpu, gpu, both = rates
+    module = _module(tuner, graph)
+    trials = [_trial(tuner, graph, module, overheads, check=number == 0) for number in range(_TRIALS)]
+    extra_us = np.median(trials, axis=0).tolist()
+    cpu, gpu, both = (
+        sum(max(touched_bytes(node.layer, np.array(_ways(node.layer)[way]))) for node in graph.nodes) / us
+        for way, us in enumerate(extra_us)
+    )
     return Rates(alone={"cpu": cpu, "gpu": gpu}, beside={"cpu": both, "gpu": both})
 
 
@@ -104,19 +95,22 @@ def _option(times: PointTimes) -> Option:
     return Option(times.cpu_units, times.gpu_units, cpu_us, gpu_us)
 
 
-def _trial(
-    tuner: Tuner, graph: Graph, module: bytes, *, check: bool
-) -> tuple[dict[AnyLayer, list[PointTimes]], np.ndarray]:
-    """Times of each layer, and of the network ``[ways, repeats]``, each divided in every way."""
-    layers = {}
-    for layer in dict.fromkeys(node.layer for node in graph.nodes):
-        points = [Point(*way, _REPEATS) for way in _ways(layer)]
-        layers[layer] = tuner.measure_now(tuner.default_candidate(layer), points, check=check)
-    whole = [
-        dict(zip((node.name for node in graph.nodes), cpu_units, strict=True))
-        for cpu_units in zip(*([own for own, _ in _ways(node.layer)] for node in graph.nodes), strict=True)
-    ]
-    return layers, np.array(tuner.session.time_runs(module, whole, repeats=_REPEATS))
+def _trial(tuner: Tuner, graph: Graph, module: bytes, overheads: Overheads, *, check: bool) -> list[float]:
+    """What the network takes longer than the sum of its layers, divided in every way."""
+    layers = {
+        layer: tuner.measure_now(
+            tuner.default_candidate(layer), [Point(*way, _REPEATS) for way in _ways(layer)], check=check
+        )
+        for layer in dict.fromkeys(node.layer for node in graph.nodes)
+    }
+    ways = list(zip(*(_ways(node.layer) for node in graph.nodes), strict=True))
+    splits = [{node.name: own for node, (own, _) in zip(graph.nodes, way, strict=True)} for way in ways]
+    runs_us = np.quantile(tuner.session.time_runs(module, splits, repeats=_REPEATS), _RUN_QUANTILE, axis=1)
+    reads, costs = reads_of(graph), Costs(overheads.split_us, overheads.gpu_alone_us)
+    sums_us = (
+        simulate(reads, [_option(layers[node.layer][way]) for node in graph.nodes], costs) for way in range(len(ways))
+    )
+    return [max(run - own, _LEAST_SHARE * run) for run, own in zip(runs_us.tolist(), sums_us, strict=True)]
 
 
 def _module(tuner: Tuner, graph: Graph) -> bytes:

@@ -68,7 +68,7 @@ class Tuner:
         """
         a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
         times = self.session.measure(self.module(candidate), a_round * ROUNDS, check=check).points
-        return [joined(times[place :: len(points)]) for place in range(len(points))]
+        return [_joined(times[place :: len(points)]) for place in range(len(points))]
 
     def module(self, candidate: Candidate) -> bytes:
         """A module file of the candidate alone."""
@@ -94,7 +94,7 @@ class Tuner:
         return list(dict.fromkeys(pairs))
 
 
-def joined(rounds: Sequence[PointTimes]) -> PointTimes:
+def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
     """One point's times from all its rounds."""
 
     def times_us(name: str) -> tuple[float, ...]:
