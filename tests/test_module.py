@@ -18,10 +18,12 @@ from tvm_coexec.errors import FileFormatError, InputError, SyncTimeoutError
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
 from tvm_coexec.packaging import Choice, package, single_layer
+from tvm_coexec.runtime import executor
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
 from tvm_coexec.runtime.modulefile import Package
 from tvm_coexec.runtime.reference import evaluate, relative_error
+from tvm_coexec.runtime.steps import add_steps
 from tvm_coexec.target import target_for
 
 LAYERS = [
@@ -210,7 +212,17 @@ def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(d
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 
-def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(device: Device) -> None:
+@pytest.fixture(params=["in one launch", "one by one"])
+def chains(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether kernels are launched together, as on a CPU device of one compute unit, or each by itself."""
+    together: bool = request.param == "in one launch"
+    monkeypatch.setattr(
+        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=together)
+    )
+    return together
+
+
+def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(device: Device, chains: bool) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
     built, nodes = chain(device, 3, 5, 64)
@@ -218,15 +230,36 @@ def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(d
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
     program = module._program(timeline=False)
     assert {command.kind for command in program.lowered.commands} == {"kernel"}
-    commands = program.program.commands
-    kept = [commands[i].kernel for i in range(len(program.lowered.commands))]
-    for i, command in enumerate(program.lowered.commands):
-        commands[i].kernel = program._command(replace(command, done=0)).kernel
+    commands, count = program.program.commands, program.program.command_count
+    assert count == (1 if chains else len(program.lowered.commands))
+    kept = [commands[i].kernel for i in range(count)]
+    if chains:
+        dones = program.table.array.reshape(-1, module._executor.stepped.row_words)[:, 2]
+        reported = dones.copy()
+        dones[:] = 0
+    else:
+        for i, command in enumerate(program.lowered.commands):
+            commands[i].kernel = program._command(replace(command, done=0)).kernel
     with pytest.raises(SyncTimeoutError, match=r"layer 'layer0': the CPU waited 0.3 s for the GPU half"):
         module(x)
+    if chains:
+        dones[:] = reported
     for i, kernel in enumerate(kept):
         commands[i].kernel = kernel
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
+
+
+def test_every_split_is_exact_however_kernels_are_launched(device: Device, chains: bool) -> None:
+    built, nodes = chain(device, 4, 5, 96)
+    module = Module(built, device)
+    x = np.random.default_rng(0).standard_normal((5, 96), np.float32)
+    for units in range(4):
+        module.set_splits({step.name: units for step in built.manifest.steps})
+        for memory in module.outputs.values():
+            memory[:] = np.nan
+        assert relative_error(module(x), expected(nodes, x)) < 1e-5
+        names = [event.step for event in module.profile() if event.kind == "kernel"]
+        assert names == ([f"layer{i}" for i in range(4)] if units < 3 else [])
 
 
 def test_layers_that_cannot_step_themselves_have_flag_kernels(device: Device) -> None:

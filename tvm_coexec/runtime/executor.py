@@ -1,8 +1,7 @@
-"""Sets up the stitch's programs for a loaded module: memory, kernels with their arguments, any split."""
+"""A loaded module on a device: its memory, and its kernels with their arguments."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.errors import DeviceError, FileFormatError, InputError, KernelError, SyncTimeoutError
-from tvm_coexec.layers import ROW_BLOCK
+from tvm_coexec.errors import FileFormatError, KernelError
 
 from . import stitch
-from .manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
-from .memory import Block, SvmMemory, memory_for
-from .program import Call, Command, Lowered, Read, Work, lower, network_reads
-from .steps import SteppedSource, add_steps
+from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
+from .memory import Block, SvmMemory, memory_for, reach
+from .prepared import Prepared
+from .program import Read, network_reads
+from .steps import CHAIN_ENTRY, SteppedSource, add_steps
 from .sync import SyncKernels, build_newest
 
 if TYPE_CHECKING:
@@ -61,9 +60,8 @@ class Executor:
         self.blocks = self._allocate()
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         launches = self._launches() if self.sync else []
-        # a CPU device of one compute unit runs groups one after the other, and Intel's is quicker to launch one
-        in_turn = device.is_bench and device.info.compute_units == 1
-        self.stepped = add_steps(opencl_source, launches, in_turn=in_turn)
+        # a CPU device of one compute unit gains nothing by launches of many groups, each of which costs 2 to 6 us
+        self.stepped = add_steps(opencl_source, launches, chains=device.is_bench and device.info.compute_units == 1)
         self._opencl = _build(device, self.stepped) if opencl_source.strip() else None
         self._launch_once()
 
@@ -86,8 +84,13 @@ class Executor:
 
         try:
             for launch in self._launches():
-                sizes = self.launch_sizes(launch, 1)
-                cl.enqueue_nd_range_kernel(self.device.queue, self.layer_kernel(launch, 1), sizes, launch.group)
+                if launch.symbol not in self.stepped.chained:
+                    kernel, sizes = self.layer_kernel(launch, 1), launch.sizes(1)
+                    cl.enqueue_nd_range_kernel(self.device.queue, kernel, sizes, launch.group)
+            if self.stepped.chained:
+                table = self.allocate_table(1)
+                kernel = self.chain_kernel(table, 0, 0)
+                cl.enqueue_nd_range_kernel(self.device.queue, kernel, (1, 1), (1, 1))
             self.device.queue.finish()
         except cl.Error as error:
             raise KernelError(
@@ -98,18 +101,32 @@ class Executor:
         """A layer's kernel with its arguments, to compute ``units`` units; it may await and report steps."""
         arguments = [self.blocks[argument.source].argument for argument in launch.arguments]
         arguments += [np.int32(0), np.int32(units)]
-        if launch.symbol in self.stepped.symbols and self.sync:
-            arguments += [*self.sync.step_arguments(awaited, done), *map(np.int32, launch.grid_for(units))]
+        if launch.symbol in self.stepped.own and self.sync:
+            arguments += self.sync.step_arguments(awaited, done)
             kernel = self.opencl_kernel(f"{launch.symbol}_step")
         else:
             kernel = self.opencl_kernel(f"{launch.symbol}_kernel")
         kernel.set_args(*arguments)
         return kernel
 
-    def launch_sizes(self, launch: LaunchSpec, units: int) -> tuple[int, int]:
-        """Work-items on both axes."""
-        columns, lines = self.stepped.launched(launch.symbol, launch.grid_for(units))
-        return columns * launch.group[0], lines * launch.group[1]
+    def allocate_table(self, rows: int) -> Block:
+        """What the entry of chained kernels reads."""
+        return self._memory.allocate(rows * self.stepped.row_words, "uint64")
+
+    def table_row(self, launch: LaunchSpec, units: int, awaited: int, done: int) -> list[int]:
+        """A layer's chained kernel with its arguments; see :meth:`layer_kernel`."""
+        addresses = [self.blocks[argument.source].address for argument in launch.arguments]
+        return self.stepped.row(launch.symbol, (awaited, done), launch.grid_for(units), [*addresses, 0, units])
+
+    def chain_kernel(self, table: Block, first: int, last: int) -> Any:
+        """The entry of chained kernels, to compute some rows of a table."""
+        assert self.sync is not None
+        kernel = self.opencl_kernel(CHAIN_ENTRY)
+        kernel.set_args(
+            table.argument, np.int32(first), np.int32(last), self.sync.flags.argument, np.uint64(self.sync.limit)
+        )
+        reach(kernel, self.blocks.values())
+        return kernel
 
     def view(self, name: str) -> np.ndarray:
         """The CPU's view of a tensor; see :meth:`TensorSpec.view`."""
@@ -174,211 +191,3 @@ def _build(device: Device, source: SteppedSource) -> Any:
         raise KernelError(
             f"{device.info.name} refuses the module's OpenCL code: {first[0] if first else error}"
         ) from None
-
-
-class Prepared:
-    """A program with every array that the stitch reads, kept alive together."""
-
-    def __init__(
-        self,
-        executor: Executor,
-        sequence: Sequence[tuple[StepSpec, int]],
-        reads: Sequence[tuple[Read, ...]],
-        timeline: bool,
-    ) -> None:
-        self.executor = executor
-        self.steps = [step for step, _ in sequence]
-        manifest = executor.manifest
-        works = []
-        for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
-            check_split(step, cpu_units)
-            written = {step.output, *executor.spec(step.output).wholes}
-            is_output = not written.isdisjoint(manifest.outputs) or number == len(sequence)
-            gpu_units = step.units - cpu_units
-            cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
-            gpu_launches = len(_half(step, "gpu").launches) if gpu_units else 0
-            gpu_steps = bool(gpu_units) and not timeline and self._steps_itself(step)
-            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches, gpu_steps, step.axis))
-        self.works = works
-        mechanism = executor.device.mechanism
-        self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs))
-        self._keep: list[Any] = []
-        self._kernels: dict[tuple[LaunchSpec, int, int, int], Any] = {}
-        self.timeline = timeline
-        self.program = self._program()
-        if executor.library.start(self.program):
-            raise DeviceError("the CPU threads cannot be started; ask for fewer --cpu-cores")
-
-    def _steps_itself(self, step: StepSpec) -> bool:
-        """Whether all kernels of the GPU half can await and report steps."""
-        return all(launch.symbol in self.executor.stepped.symbols for launch in _half(step, "gpu").launches)
-
-    def _program(self) -> stitch.Program:
-        executor, device, sync = self.executor, self.executor.device, self.executor.sync
-        operations = (stitch.Operation * len(self.lowered.operations))(
-            *(
-                stitch.Operation(
-                    stitch.OPERATION_KINDS.index(operation.kind), operation.step, operation.first, operation.last
-                )
-                for operation in self.lowered.operations
-            )
-        )
-        commands = (stitch.Command * len(self.lowered.commands))(*map(self._command, self.lowered.commands))
-        calls = (stitch.Call * len(self.lowered.calls))(*map(self._call, self.lowered.calls))
-        exchanges = self._exchanges()
-        cores = stitch.numbers(device.cpu_cores)
-        self.operation_ns = stitch.nanoseconds(len(operations))
-        self.events = (ctypes.c_void_p * len(commands))()
-        queue = device.profiling_queue if self.timeline else device.queue
-        self._keep += [operations, commands, calls, exchanges, cores, queue]
-        return stitch.Program(
-            operations=operations,
-            commands=commands,
-            calls=calls,
-            exchanges=exchanges,
-            operation_count=len(operations),
-            command_count=len(commands),
-            call_count=len(calls),
-            exchange_count=len(exchanges),
-            queue=queue.int_ptr,
-            flags=sync.flags.address if sync else None,
-            active=sync.active.address if sync else None,
-            linger=sync.linger.int_ptr if sync and not executor.yields else None,
-            timeout_ns=int(executor.timeout_s * 1e9),
-            cores=cores,
-            core_count=len(cores),
-            yields=executor.yields,
-            operation_ns=self.operation_ns.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)),
-            events=self.events if self.timeline else None,
-        )
-
-    def _call(self, call: Call) -> stitch.Call:
-        step, work = self.steps[call.step - 1], self.works[call.step - 1]
-        launch = _half(step, "cpu").launches[call.launch]
-        tensors = [self.executor.tensor_argument(argument) for argument in launch.arguments]
-        made = stitch.Call.of(self.executor.library.kernel(launch.symbol), tensors, work.gpu_units, work.cpu_units)
-        self._keep += [tensors, made]
-        return made
-
-    def _command(self, command: Command) -> stitch.Command:
-        if command.kind != "kernel":
-            assert self.executor.sync is not None
-            kernel = self.executor.sync.kernel(command)
-            self._keep.append(kernel)
-            return stitch.Command(kernel.int_ptr, (1, 1), (1, 1))
-        step, work = self.steps[command.step - 1], self.works[command.step - 1]
-        launch = _half(step, "gpu").launches[command.launch]
-        kernel = self._layer_kernel(launch, work.gpu_units, command)
-        return stitch.Command(kernel.int_ptr, self.executor.launch_sizes(launch, work.gpu_units), launch.group)
-
-    def _layer_kernel(self, launch: LaunchSpec, gpu_units: int, command: Command) -> Any:
-        """The kernel with its arguments; commands that agree in all of them share one."""
-        key = (launch, gpu_units, command.awaited, command.done)
-        if key not in self._kernels:
-            self._kernels[key] = self.executor.layer_kernel(launch, gpu_units, command.awaited, command.done)
-        return self._kernels[key]
-
-    def _exchanges(self) -> Any:
-        """One for each step's output, then one for each input of the module."""
-        if self.executor.sync is not None:
-            return (stitch.Exchange * 0)()
-        outputs = [
-            self._exchange(step.output, step, work.gpu_units) for step, work in zip(self.steps, self.works, strict=True)
-        ]
-        inputs = [self._exchange(name, None, 0) for name in self.executor.manifest.inputs]
-        return (stitch.Exchange * (len(outputs) + len(inputs)))(*outputs, *inputs)
-
-    def _exchange(self, name: str, step: StepSpec | None, gpu_units: int) -> stitch.Exchange:
-        """What travels after a step; all of an input, which no step writes, from the CPU."""
-        block, tensor = self.executor.blocks[name], self.executor.spec(name)
-        rows, row_bytes = tensor.memory_rows, tensor.row_bytes
-        begin, end = tensor.own_bytes
-        if step is not None and step.axis == "channels":
-            edge = min(begin + gpu_units * step.unit_channels * 4, end)
-            gpu = ((begin, 0, 0), (edge - begin, rows if edge > begin else 0, 1))
-            cpu = ((edge, 0, 0), (end - edge, rows, 1))
-        else:
-            edge = _memory_rows(step, tensor, gpu_units) if step is not None else 0
-            gpu = ((begin, 0, 0), (end - begin if edge else 0, edge, 1))
-            cpu = ((begin, edge, 0), (end - begin if edge < rows else 0, rows - edge, 1))
-        return stitch.Exchange(
-            buffer=block.buffer.int_ptr,
-            host=block.address,
-            bytes=block.array.nbytes,
-            unified=self.executor.device.info.unified_memory,
-            row_bytes=row_bytes,
-            gpu_origin=gpu[0],
-            gpu_region=gpu[1],
-            cpu_origin=cpu[0],
-            cpu_region=cpu[1],
-        )
-
-    def run(self) -> None:
-        """Run once; raises where a side waits in vain, or a kernel or OpenCL fails."""
-        status = self.executor.library.run(self.program)
-        if status != stitch.STATUS_OK:
-            self._raise(status)
-
-    def _raise(self, status: int) -> None:
-        program, device = self.program, self.executor.device
-        step = program.status_step
-        layer = self.steps[step - 1].name if 0 < step <= len(self.steps) else "the module's inputs"
-        bound = f"{self.executor.timeout_s:g} s"
-        if status == stitch.STATUS_CPU_WAITED:
-            raise SyncTimeoutError(
-                f"layer {layer!r}: the CPU waited {bound} for the GPU half, which did not come; raise timeout_s if the "
-                f"layer takes longer, else check {device.info.name} with `tvm-coexec doctor`"
-            )
-        if status == stitch.STATUS_GPU_WAITED:
-            raise SyncTimeoutError(
-                f"layer {layer!r}: the GPU waited for longer than {bound} for the CPU half, which did not come; raise "
-                "timeout_s if the layer takes longer"
-            )
-        if status == stitch.STATUS_GPU_HANGS:
-            raise SyncTimeoutError(
-                f"layer {layer!r}: the GPU does not finish within {bound}, even after its waits were ended; a kernel "
-                f"hangs on {device.info.name}: restart the process"
-            )
-        if status == stitch.STATUS_KERNEL_FAILED:
-            raise KernelError(f"layer {layer!r}: the CPU kernel failed: {program.text.decode(errors='replace')}")
-        raise DeviceError(f"layer {layer!r}: OpenCL error {program.opencl_error} on {device.info.name}")
-
-    def take_events(self) -> list[Any]:
-        """The OpenCL events of the last run of a program with a timeline, one for each command."""
-        import pyopencl as cl
-
-        self.executor.device.profiling_queue.finish()
-        events = [cl.Event.from_int_ptr(pointer, retain=False) for pointer in self.events]
-        ctypes.memset(self.events, 0, ctypes.sizeof(self.events))
-        return events
-
-    def close(self) -> None:
-        self.executor.library.stop(self.program)
-
-    def __del__(self) -> None:
-        if hasattr(self, "program"):
-            self.close()
-
-
-def _memory_rows(step: StepSpec, tensor: TensorSpec, units: int) -> int:
-    """Rows in memory that the first units of a step by rows or lines fill, halos above and below the image included."""
-    if units == step.units:
-        return tensor.memory_rows
-    if step.unit_lines is None:
-        return units * ROW_BLOCK
-    assert tensor.image is not None and tensor.layout is not None
-    _, width = tensor.layout.extents(*tensor.image[1:3])
-    return (tensor.layout.halo[0] + units * step.unit_lines) * width if units else 0
-
-
-def check_split(step: StepSpec, cpu_units: int) -> None:
-    """Refuse a split that the step does not have."""
-    if not 0 <= cpu_units <= step.units:
-        raise InputError(f"layer {step.name!r} has {step.units} units; the CPU cannot compute {cpu_units} of them")
-
-
-def _half(step: StepSpec, side: str) -> HalfSpec:
-    half = step.cpu if side == "cpu" else step.gpu
-    if half is None:
-        raise KernelError(f"layer {step.name!r} was built without a {side.upper()} half; build it with another split")
-    return half

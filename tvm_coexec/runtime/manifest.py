@@ -173,6 +173,11 @@ class LaunchSpec:
         columns, lines = (size * (units if axis == self.unit_axis else 1) for axis, size in enumerate(self.grid))
         return columns, lines
 
+    def sizes(self, units: int) -> tuple[int, int]:
+        """Work-items on both axes for a number of units."""
+        columns, lines = self.grid_for(units)
+        return columns * self.group[0], lines * self.group[1]
+
 
 @dataclass(frozen=True)
 class HalfSpec:

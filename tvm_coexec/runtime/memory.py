@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .stitch import opencl_loader
+
 if TYPE_CHECKING:
     from .device import Device
 
 ALIGNMENT = 128
+_EXEC_INFO_SVM_PTRS = 0x11B6
 
 
 @dataclass
@@ -58,6 +62,19 @@ class SvmMemory:
         array = np.frombuffer(memoryview(raw), dtype)
         array[:] = 0
         return Block(array, allocation, allocation)
+
+
+def reach(kernel: Any, blocks: Iterable[Block]) -> None:
+    """Tell the driver which SVM a kernel reaches by addresses that are no arguments of its own."""
+    import pyopencl as cl
+
+    addresses = sorted({block.address for block in blocks})
+    pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+    loader = ctypes.CDLL(str(opencl_loader()))
+    size = ctypes.c_size_t(ctypes.sizeof(pointers))
+    error = loader.clSetKernelExecInfo(ctypes.c_void_p(kernel.int_ptr), _EXEC_INFO_SVM_PTRS, size, pointers)
+    if error:
+        raise cl.RuntimeError(f"clSetKernelExecInfo failed: {error}")
 
 
 class BufferMemory:

@@ -15,8 +15,9 @@ from tvm_coexec.errors import FileFormatError, InputError
 
 from . import checking, timing
 from .device import Device, open_device
-from .executor import TIMEOUT_S, Event, Executor, Prepared, check_split
+from .executor import TIMEOUT_S, Event, Executor
 from .modulefile import Package
+from .prepared import Prepared, check_split
 from .usage import MemoryUse, memory_use
 
 if TYPE_CHECKING:

@@ -126,12 +126,12 @@ class Lowered:
         return cpu + sum(command.kind in ("wait", "signal_wait") or command.awaited > 0 for command in self.commands)
 
 
-def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0) -> Lowered:
+def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0, lookahead: int = LOOKAHEAD) -> Lowered:
     """The programs of ``steps`` for the mechanism ``svm`` or ``event``.
 
     An exchange names its tensor by the step that writes it, counted from 0, and after all steps the ``inputs``.
     """
-    return _lower_flags(steps) if mechanism == "svm" else _lower_events(steps, inputs)
+    return _lower_flags(steps, lookahead) if mechanism == "svm" else _lower_events(steps, inputs)
 
 
 def network_reads(
@@ -216,7 +216,7 @@ def _crossing_reads(steps: Sequence[Work], step: Work, side: str) -> list[int]:
     return [read.step for read in step.reads if needs_other(side, step, steps[read.step - 1], read)]
 
 
-def _lower_flags(steps: Sequence[Work]) -> Lowered:
+def _lower_flags(steps: Sequence[Work], lookahead: int) -> Lowered:
     cpu_waits, gpu_waits = waits_of(steps, "cpu"), waits_of(steps, "gpu")
     last_gpu = max((number for number, step in enumerate(steps, 1) if step.gpu_units), default=0)
     gpu_signals = set(cpu_waits.values()) | ({last_gpu} if last_gpu else set())
@@ -225,7 +225,7 @@ def _lower_flags(steps: Sequence[Work]) -> Lowered:
     cpu_signals = set(gpu_waits.values())
     enqueued = 0
     for number, step in enumerate(steps, 1):
-        ahead = ends[min(number + LOOKAHEAD, len(steps)) - 1]
+        ahead = ends[min(number + lookahead, len(steps)) - 1]
         if ahead > enqueued:
             lowered.operations.append(Operation("enqueue", number, enqueued, ahead))
             enqueued = ahead

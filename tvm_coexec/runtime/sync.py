@@ -56,21 +56,21 @@ class SyncKernels:
         self.active = _compiled[device].active
         self.linger = self._lingering(_compiled[device].spins_per_s)
         # a little more than the CPU's own bound, so that the CPU reports first
-        self._limit = max(int(1.5 * timeout_s * _compiled[device].spins_per_s), 1)
+        self.limit = max(int(1.5 * timeout_s * _compiled[device].spins_per_s), 1)
 
     def kernel(self, command: Command) -> Any:
         """A kernel object with its arguments set."""
         import pyopencl as cl
 
         kernel = cl.Kernel(self._program, f"coexec_{command.kind}")
-        step, done, limit = np.int32(command.step), np.int32(command.done), np.uint64(self._limit)
+        step, done, limit = np.int32(command.step), np.int32(command.done), np.uint64(self.limit)
         arguments = {"signal": (done,), "wait": (step, limit), "signal_wait": (done, step, limit)}[command.kind]
         kernel.set_args(self.flags.argument, *arguments)
         return kernel
 
     def step_arguments(self, awaited: int, done: int) -> tuple[Any, ...]:
         """The last arguments of a layer's kernel that awaits and reports steps itself; 0 stands for none."""
-        return self.flags.argument, np.int32(awaited), np.int32(done), np.uint64(self._limit)
+        return self.flags.argument, np.int32(awaited), np.int32(done), np.uint64(self.limit)
 
     def _lingering(self, spins_per_s: float) -> Any:
         import pyopencl as cl

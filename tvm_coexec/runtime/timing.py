@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .executor import Event, Executor, Prepared
+from .executor import Event, Executor
+from .prepared import Prepared
 from .program import Operation, Read
 
 _GPU_CHAIN_US = 2000.0
