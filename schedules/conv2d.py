@@ -33,7 +33,7 @@ def _implementation(variant: Variant) -> ModuleType:
 
 def operand_names(layer: Conv2d, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    return names_with(layer, _implementation(variant).weights_name(variant))
+    return names_with(layer, weights_name(variant))
 
 
 def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
@@ -65,6 +65,12 @@ def terms(layer: Conv2d, variant: Variant) -> int:
     """Products that a half adds up for one element of a row that :func:`dispatch` counts, a pixel or a tile of them."""
     count: int = _implementation(variant).terms(layer, variant)
     return count
+
+
+def weights_name(variant: Variant) -> str:
+    """Of the packed weights that the kernels of a variant read."""
+    name: str = _implementation(variant).weights_name(variant)
+    return name
 
 
 def weight_bytes(layer: Conv2d, variant: Variant) -> int:

@@ -162,7 +162,12 @@ def test_weights_that_outgrow_the_cache_when_they_are_transformed_come_from_memo
     assert streams(winograd, winograd, 4)
     assert not streams(winograd, direct, 4), "a half of 4 times the weights, and a half of them as they are"
     lines = replace(layer, axis="lines")
-    assert streams(winograd, direct, 1, lines), "by lines a side reads all"
+    assert not streams(direct, direct, 1, lines) and streams(winograd, winograd, 1, lines)
+    small = replace(lines, in_channels=160)  # 5/8 of the weights: transformed 2.5 of the 3 that stay, and as they are
+    assert not streams(winograd, winograd, 1, small)
+    assert streams(winograd, direct, 1, small), "by lines each side reads all weights of its kind"
+    alone = LayerPlan("conv", layer, layer.units, winograd, None, 1.0, 0.0, 1.0, "")
+    assert not one.for_kernels([alone]).streams_weights, "a layer by itself finds everything in a cache"
 
 
 MEASURED = Linear(50, 768, 128)

@@ -57,6 +57,8 @@ def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
 def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
     """Divide all layers so that the network as a whole is expected to take the least time.
 
+    Whether weights come from memory depends on the kernels that are chosen: where theirs do, all is planned anew.
+
     Parameters
     ----------
     device, mechanism

@@ -19,7 +19,7 @@ from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor, undisturbed
 from .samples import Sample, VariantSets
-from .traffic import Traffic, packed_bytes
+from .traffic import Traffic, packed_bytes, packing
 
 SPLIT_MARGIN = 0.05
 """A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per
@@ -146,7 +146,12 @@ class Planner:
         return replace(self, in_network=True)._reading(sum(node.layer.weight_bytes for node in graph.nodes))
 
     def for_kernels(self, layers: Iterable[LayerPlan]) -> Planner:
-        """This planner where the kernels of such a plan are used: the weights that they read may outgrow the cache."""
+        """This planner where the kernels of such a plan are used: the weights that they read may outgrow the cache.
+
+        A plan that is made for that case may come to read less again; it then expects too long a time, never too short.
+        """
+        if not self.in_network:
+            return self
         return self._reading(sum(_read_bytes(layer) for layer in layers))
 
     def _reading(self, weight_bytes: float) -> Planner:
@@ -331,12 +336,12 @@ def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[s
 
 
 def _read_bytes(plan: LayerPlan) -> float:
-    """Weights that the kernels of a layer read: each half those of its own channels, by lines both all of them."""
+    """Weights that the kernels of a layer read: each half those of its own channels, by lines all of its kind."""
     halves = ((plan.cpu, plan.cpu_units), (plan.gpu, plan.gpu_units))
-    read = [(packed_bytes(plan.layer, variant), units / plan.layer.units) for variant, units in halves if variant]
+    read = [(variant, packed_bytes(plan.layer, variant), units) for variant, units in halves if variant]
     if plan.layer.axis == "lines":
-        return max(all_bytes for all_bytes, _ in read)
-    return sum(all_bytes * share for all_bytes, share in read)
+        return sum({packing(plan.layer, variant): all_bytes for variant, all_bytes, _ in read}.values())
+    return sum(all_bytes * units / plan.layer.units for _, all_bytes, units in read)
 
 
 def _alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> Division:

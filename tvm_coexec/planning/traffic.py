@@ -97,8 +97,13 @@ def fetched_bytes(layer: AnyLayer, variant: Variant) -> float:
 
 
 def packed_bytes(layer: AnyLayer, variant: Variant) -> int:
-    """Bytes of a layer's weights as the kernels of a variant read them: some are larger when transformed."""
+    """Bytes of a layer's weights as the kernels of a variant read them, padding left out: some are transformed."""
     return schedules.conv2d.weight_bytes(layer, variant) if isinstance(layer, Conv2d) else layer.weight_bytes
+
+
+def packing(layer: AnyLayer, variant: Variant) -> str:
+    """Variants of the same packing read the same weights."""
+    return schedules.conv2d.weights_name(variant) if isinstance(layer, Conv2d) else ""
 
 
 def streaming_layer(cache_bytes: int) -> Linear:
