@@ -41,15 +41,18 @@ def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path)
 
 def test_one_disturbed_trial_does_not_count(tmp_path: Path) -> None:
     class Disturbed(RunningSession):
+        first = 1.0
+
         def time_runs(self, module: bytes, splits: Sequence[Mapping[str, int]], *, repeats: int) -> list[list[float]]:
-            factor = 1 if self.splits else 9
+            factor = 1.0 if self.splits else self.first
             return [[factor * us for us in runs] for runs in super().time_runs(module, splits, repeats=repeats)]
 
-    rates = [
-        measure_traffic(tuner(session, tmp_path / type(session).__name__), Overheads(0.0, 0.0)).activations
-        for session in (RunningSession(1018.0), Disturbed(1018.0))
-    ]
-    assert rates[0] == rates[1]
+    rates = []
+    for first in (1.0, 0.5, 9.0):
+        session = Disturbed(1018.0)
+        session.first = first
+        rates.append(measure_traffic(tuner(session, tmp_path / str(first)), Overheads(0.0, 0.0)).activations)
+    assert rates[0] == rates[1] == rates[2]
 
 
 def test_a_network_that_seems_faster_than_its_layers_leaves_rates_finite(tmp_path: Path) -> None:
