@@ -249,6 +249,25 @@ def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(d
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 
+@pytest.mark.parametrize("compute_units", [1, 2])
+def test_kernels_are_chained_on_a_cpu_device_of_one_compute_unit(
+    device: Device, compute_units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    monkeypatch.setattr(device, "info", replace(device.info, compute_units=compute_units))
+    stepped = Module(chain(device, 2, 5, 64)[0], device)._executor.stepped
+    assert bool(stepped.chained) == (compute_units == 1)
+    assert bool(stepped.own) == (compute_units == 2)
+
+
+def test_after_a_hang_nothing_is_launched(device: Device) -> None:
+    module = Module(chain(device, 2, 5, 64)[0], device)
+    module._executor.hang = "a kernel hangs: restart the process"
+    with pytest.raises(SyncTimeoutError, match="restart the process"):
+        module(np.zeros((5, 64), np.float32))
+
+
 def test_every_split_is_exact_however_kernels_are_launched(device: Device, chains: bool) -> None:
     built, nodes = chain(device, 4, 5, 96)
     module = Module(built, device)

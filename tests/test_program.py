@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvm_coexec.runtime.program import Lowered, Read, Work, lower, network_reads
+from tvm_coexec.runtime.program import LOOKAHEAD, Lowered, Read, Work, lower, network_reads
 
 
 @st.composite
@@ -102,9 +102,9 @@ class Flags:
             assert (at, self.flag) != before, "both sides wait for each other"
 
 
-@given(networks(), st.integers(0, 1000))
-def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int) -> None:
-    run = Flags(works, lower(works, "svm"), seed)
+@given(networks(), st.integers(0, 1000), st.booleans())
+def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int, chains: bool) -> None:
+    run = Flags(works, lower(works, "svm", chains=chains), seed)
     run.run()
     assert run.done["cpu"] == {number for number, work in enumerate(works, 1) if work.cpu_units}
     assert run.done["gpu"] == {number for number, work in enumerate(works, 1) if work.gpu_units}
@@ -121,6 +121,26 @@ def test_cpu_ends_after_the_last_gpu_step(works: list[Work]) -> None:
     last = max((number for number, work in enumerate(works, 1) if work.gpu_units), default=0)
     waits = [operation.step for operation in lower(works, "svm").operations if operation.kind == "wait"]
     assert max(waits, default=0) == last
+
+
+def enqueues(works: list[Work], *, chains: bool) -> list[tuple[int, int]]:
+    """The steps before which commands are enqueued, and up to which command."""
+    operations = lower(works, "svm", chains=chains).operations
+    return [(one.step, one.last) for one in operations if one.kind == "enqueue"]
+
+
+def test_commands_of_a_chain_are_enqueued_at_once() -> None:
+    half = Work(1, 1, gpu_steps=True)
+    works = [half] * 3 + [Work(1, 0)] * LOOKAHEAD + [half] * 3
+    assert enqueues(works, chains=True) == [(1, 6)]
+    assert enqueues(works, chains=False) == [(1, 3), (4, 4), (5, 5), (6, 6)]
+
+
+def test_a_chain_does_not_wait_for_many_steps_of_the_cpu() -> None:
+    half = Work(1, 1, gpu_steps=True)
+    works = [half] * 3 + [Work(1, 0)] * (LOOKAHEAD + 1) + [half] * 3
+    assert enqueues(works, chains=True) == [(1, 3), (7 - LOOKAHEAD, 6)]
+    assert enqueues([Work(1, 0)] * 5, chains=True) == []
 
 
 @given(networks())

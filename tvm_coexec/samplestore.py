@@ -17,7 +17,7 @@ from .errors import FileFormatError
 from .layers import AnyLayer, Variant, layer_from_json, layer_to_json
 from .planning.samples import Candidate, Point, Sample, VariantSets
 
-VERSION = 1
+VERSION = 2
 
 _BUSY_TIMEOUT_S = 30
 _SCHEMA = f"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ from .sync import SyncKernels, build_newest
 
 if TYPE_CHECKING:
     from .device import Device
+
+_EMPTY_LAUNCHES = 25
+
+_unfinished: list[Block] = []
+"""What a kernel that hangs may still read."""
 
 TIMEOUT_S = 5.0
 """Default bound on every wait of one processor for the other."""
@@ -58,9 +64,10 @@ class Executor:
         self._memory = memory_for(device)
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self.blocks = self._allocate()
+        self.hang: str | None = None
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         launches = self._launches() if self.sync else []
-        # a CPU device of one compute unit gains nothing by launches of many groups, each of which costs 2 to 6 us
+        # a CPU device of one compute unit computes groups one after the other, and each launch costs it 2 to 6 us
         self.stepped = add_steps(opencl_source, launches, chains=device.is_bench and device.info.compute_units == 1)
         self._opencl = _build(device, self.stepped) if opencl_source.strip() else None
         self._launch_once()
@@ -76,7 +83,7 @@ class Executor:
         return {name: blocks[memory] for name, memory in self.manifest.shared().items()}
 
     def _launch_once(self) -> None:
-        """Launch every kernel for one unit, while no memory holds anything yet.
+        """Launch every kernel, for one unit, and the entry of chained ones, while no memory holds anything yet.
 
         Some drivers compile a kernel when it is first launched, for seconds that no bound on waits allows for.
         """
@@ -112,6 +119,26 @@ class Executor:
     def allocate_table(self, rows: int) -> Block:
         """What the entry of chained kernels reads."""
         return self._memory.allocate(rows * self.stepped.row_words, "uint64")
+
+    def retire(self, table: Block, queue: Any) -> None:
+        """Let go of a table once no launch in a queue reads it, which after a hang may be never."""
+        if self.hang:
+            _unfinished.append(table)
+        else:
+            queue.finish()
+
+    @cached_property
+    def launch_us(self) -> float:
+        """Time of a launch of chained kernels that computes nothing, by its event: a run has one for all its layers."""
+        import pyopencl as cl
+
+        if not self.stepped.chained:
+            return 0.0
+        table, queue = self.allocate_table(1), self.device.profiling_queue
+        kernel = self.chain_kernel(table, 0, 0)
+        events = [cl.enqueue_nd_range_kernel(queue, kernel, (1, 1), (1, 1)) for _ in range(_EMPTY_LAUNCHES)]
+        queue.finish()
+        return float(np.median([event.profile.end - event.profile.start for event in events])) / 1e3
 
     def table_row(self, launch: LaunchSpec, units: int, awaited: int, done: int) -> list[int]:
         """A layer's chained kernel with its arguments; see :meth:`layer_kernel`."""

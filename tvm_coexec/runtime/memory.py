@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ _EXEC_INFO_SVM_PTRS = 0x11B6
 
 @dataclass
 class Block:
-    """A piece of float32 (or, for flags, int32) memory.
+    """A piece of memory: float32, int32 for flags, or uint64 for a table of steps.
 
     ``array`` is the CPU's flat view; ``argument`` is what a kernel's ``set_arg`` takes; ``buffer`` is the ``cl_mem``
     where there is one, and ``owner`` keeps the memory alive.
@@ -70,11 +71,15 @@ def reach(kernel: Any, blocks: Iterable[Block]) -> None:
 
     addresses = sorted({block.address for block in blocks})
     pointers = (ctypes.c_void_p * len(addresses))(*addresses)
-    loader = ctypes.CDLL(str(opencl_loader()))
     size = ctypes.c_size_t(ctypes.sizeof(pointers))
-    error = loader.clSetKernelExecInfo(ctypes.c_void_p(kernel.int_ptr), _EXEC_INFO_SVM_PTRS, size, pointers)
+    error = _loader().clSetKernelExecInfo(ctypes.c_void_p(kernel.int_ptr), _EXEC_INFO_SVM_PTRS, size, pointers)
     if error:
         raise cl.RuntimeError(f"clSetKernelExecInfo failed: {error}")
+
+
+@cache
+def _loader() -> ctypes.CDLL:
+    return ctypes.CDLL(str(opencl_loader()))
 
 
 class BufferMemory:

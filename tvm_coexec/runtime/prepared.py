@@ -12,7 +12,7 @@ from tvm_coexec.layers import ROW_BLOCK
 
 from . import stitch
 from .manifest import HalfSpec, LaunchSpec, StepSpec, TensorSpec
-from .program import LOOKAHEAD, Call, Command, Lowered, Operation, Read, Work, lower
+from .program import Call, Command, Lowered, Operation, Read, Work, lower
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -31,32 +31,27 @@ class Prepared:
         self.executor = executor
         self.steps = [step for step, _ in sequence]
         manifest = executor.manifest
-        works = []
+        works, chains = [], not timeline
         for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
             check_split(step, cpu_units)
             written = {step.output, *executor.spec(step.output).wholes}
             is_output = not written.isdisjoint(manifest.outputs) or number == len(sequence)
             gpu_units = step.units - cpu_units
             cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
-            gpu_launches = len(_half(step, "gpu").launches) if gpu_units else 0
-            gpu_steps = bool(gpu_units) and not timeline and self._steps_itself(step)
-            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, gpu_launches, gpu_steps, step.axis))
+            symbols = [launch.symbol for launch in _half(step, "gpu").launches] if gpu_units else []
+            gpu_steps = bool(symbols) and not timeline and executor.stepped.symbols.issuperset(symbols)
+            chains = chains and set(symbols).issubset(executor.stepped.chained)
+            works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, len(symbols), gpu_steps, step.axis))
         self.works = works
         mechanism = executor.device.mechanism
-        # what is chained in one launch is enqueued at once
-        lookahead = len(works) if executor.stepped.chained and not timeline else LOOKAHEAD
-        self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs), lookahead)
+        self.lowered: Lowered = lower(works, mechanism, len(manifest.inputs), chains=chains)
         self._keep: list[Any] = []
-        self._kernels: dict[tuple[LaunchSpec, int, int, int], Any] = {}
+        self._kernels: dict[Any, Any] = {}
         self.timeline = timeline
         self.table = executor.allocate_table(len(self.lowered.commands)) if executor.stepped.chained else None
         self.program = self._program()
         if executor.library.start(self.program):
             raise DeviceError("the CPU threads cannot be started; ask for fewer --cpu-cores")
-
-    def _steps_itself(self, step: StepSpec) -> bool:
-        """Whether all kernels of the GPU half can await and report steps."""
-        return all(launch.symbol in self.executor.stepped.symbols for launch in _half(step, "gpu").launches)
 
     def _program(self) -> stitch.Program:
         executor, device, sync = self.executor, self.executor.device, self.executor.sync
@@ -70,8 +65,8 @@ class Prepared:
         cores = stitch.numbers(device.cpu_cores)
         self.operation_ns = stitch.nanoseconds(len(operations))
         self.events = (ctypes.c_void_p * len(commands))()
-        queue = device.profiling_queue if self.timeline else device.queue
-        self._keep += [operations, commands, calls, exchanges, cores, queue]
+        self.queue = device.profiling_queue if self.timeline else device.queue
+        self._keep += [operations, commands, calls, exchanges, cores]
         return stitch.Program(
             operations=operations,
             commands=commands,
@@ -81,7 +76,7 @@ class Prepared:
             command_count=len(commands),
             call_count=len(calls),
             exchange_count=len(exchanges),
-            queue=queue.int_ptr,
+            queue=self.queue.int_ptr,
             flags=sync.flags.address if sync else None,
             active=sync.active.address if sync else None,
             linger=sync.linger.int_ptr if sync and not executor.yields else None,
@@ -112,7 +107,7 @@ class Prepared:
 
     def _launched(self, numbers: range) -> Iterator[stitch.Command]:
         """Commands for the stitch: one for all chained kernels in a row, unless each has to have an event."""
-        for is_chained, together in groupby(numbers, self._is_chained):
+        for is_chained, together in groupby(numbers, self.is_chained):
             if not is_chained:
                 yield from (self._command(self.lowered.commands[number]) for number in together)
             elif self.timeline:
@@ -121,7 +116,8 @@ class Prepared:
                 chain = list(together)
                 yield self._chain(chain[0], chain[-1] + 1)
 
-    def _is_chained(self, number: int) -> bool:
+    def is_chained(self, number: int) -> bool:
+        """Whether a command is a row of the table."""
         command = self.lowered.commands[number]
         return command.kind == "kernel" and self._launch(command).symbol in self.executor.stepped.chained
 
@@ -132,9 +128,10 @@ class Prepared:
             command = self.lowered.commands[number]
             units = self.works[command.step - 1].gpu_units
             rows[number] = self.executor.table_row(self._launch(command), units, command.awaited, command.done)
-        kernel = self.executor.chain_kernel(self.table, first, last)
-        self._keep.append(kernel)
-        return stitch.Command(kernel.int_ptr, (1, 1), (1, 1))
+        content = rows[first:last].tobytes()
+        if content not in self._kernels:
+            self._kernels[content] = self.executor.chain_kernel(self.table, first, last)
+        return stitch.Command(self._kernels[content].int_ptr, (1, 1), (1, 1))
 
     def _launch(self, command: Command) -> LaunchSpec:
         return _half(self.steps[command.step - 1], "gpu").launches[command.launch]
@@ -193,6 +190,8 @@ class Prepared:
 
     def run(self) -> None:
         """Run once; raises where a side waits in vain, or a kernel or OpenCL fails."""
+        if self.executor.hang:
+            raise SyncTimeoutError(self.executor.hang)
         status = self.executor.library.run(self.program)
         if status != stitch.STATUS_OK:
             self._raise(status)
@@ -213,10 +212,11 @@ class Prepared:
                 "timeout_s if the layer takes longer"
             )
         if status == stitch.STATUS_GPU_HANGS:
-            raise SyncTimeoutError(
+            self.executor.hang = (
                 f"layer {layer!r}: the GPU does not finish within {bound}, even after its waits were ended; a kernel "
                 f"hangs on {device.info.name}: restart the process"
             )
+            raise SyncTimeoutError(self.executor.hang)
         if status == stitch.STATUS_KERNEL_FAILED:
             raise KernelError(f"layer {layer!r}: the CPU kernel failed: {program.text.decode(errors='replace')}")
         raise DeviceError(f"layer {layer!r}: OpenCL error {program.opencl_error} on {device.info.name}")
@@ -232,6 +232,9 @@ class Prepared:
 
     def close(self) -> None:
         self.executor.library.stop(self.program)
+        if self.table is not None:
+            self.executor.retire(self.table, self.queue)
+            self.table = None
 
     def __del__(self) -> None:
         if hasattr(self, "program"):

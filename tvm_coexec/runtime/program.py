@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 LOOKAHEAD = 2
@@ -126,12 +127,13 @@ class Lowered:
         return cpu + sum(command.kind in ("wait", "signal_wait") or command.awaited > 0 for command in self.commands)
 
 
-def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0, lookahead: int = LOOKAHEAD) -> Lowered:
+def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0, *, chains: bool = False) -> Lowered:
     """The programs of ``steps`` for the mechanism ``svm`` or ``event``.
 
-    An exchange names its tensor by the step that writes it, counted from 0, and after all steps the ``inputs``.
+    An exchange names its tensor by the step that writes it, counted from 0, and after all steps the ``inputs``. With
+    ``chains``, the GPU's commands of many steps are enqueued at once, since one launch computes them.
     """
-    return _lower_flags(steps, lookahead) if mechanism == "svm" else _lower_events(steps, inputs)
+    return _lower_flags(steps, chains) if mechanism == "svm" else _lower_events(steps, inputs)
 
 
 def network_reads(
@@ -216,16 +218,17 @@ def _crossing_reads(steps: Sequence[Work], step: Work, side: str) -> list[int]:
     return [read.step for read in step.reads if needs_other(side, step, steps[read.step - 1], read)]
 
 
-def _lower_flags(steps: Sequence[Work], lookahead: int) -> Lowered:
+def _lower_flags(steps: Sequence[Work], chains: bool) -> Lowered:
     cpu_waits, gpu_waits = waits_of(steps, "cpu"), waits_of(steps, "gpu")
     last_gpu = max((number for number, step in enumerate(steps, 1) if step.gpu_units), default=0)
     gpu_signals = set(cpu_waits.values()) | ({last_gpu} if last_gpu else set())
     lowered = Lowered()
     ends = _gpu_program(steps, gpu_waits, gpu_signals, lowered.commands)
     cpu_signals = set(gpu_waits.values())
+    together = _together(steps) if chains else range(1, len(steps) + 1)
     enqueued = 0
     for number, step in enumerate(steps, 1):
-        ahead = ends[min(number + lookahead, len(steps)) - 1]
+        ahead = ends[together[min(number + LOOKAHEAD, len(steps)) - 1] - 1]
         if ahead > enqueued:
             lowered.operations.append(Operation("enqueue", number, enqueued, ahead))
             enqueued = ahead
@@ -238,6 +241,19 @@ def _lower_flags(steps: Sequence[Work], lookahead: int) -> Lowered:
     if last_gpu and last_gpu not in cpu_waits.values():
         lowered.operations.append(Operation("wait", last_gpu))
     return lowered
+
+
+def _together(steps: Sequence[Work]) -> list[int]:
+    """For each step the last one up to which the GPU's commands are enqueued with its own.
+
+    Not across many steps of the CPU alone: the GPU would wait for all of these, and its waits are bounded.
+    """
+    ends = list(range(1, len(steps) + 1))
+    on_gpu = [number for number, step in enumerate(steps, 1) if step.gpu_units]
+    for number, following in reversed(list(pairwise(on_gpu))):
+        if following - number <= LOOKAHEAD + 1:
+            ends[number - 1] = ends[following - 1]
+    return list(accumulate(ends, max))
 
 
 def _gpu_program(steps: Sequence[Work], waits: dict[int, int], signals: set[int], commands: list[Command]) -> list[int]:

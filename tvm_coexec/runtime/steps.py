@@ -7,7 +7,7 @@ one, all of them are in one entry, which goes through a table of steps: a whole 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .manifest import LaunchSpec
@@ -17,7 +17,8 @@ CHAIN_ENTRY = "coexec_chain"
 
 _FIRST_ITEM = "get_local_id(0) == 0 && get_local_id(1) == 0"
 _STEP_PARAMETERS = "volatile __global int* flags, int awaited, int done, ulong limit"
-_KERNEL = re.compile(r"__kernel void (\w+)_kernel\((.*?)\)\s*(;|\{)")
+_KERNEL = re.compile(r"__kernel void (\w+)_kernel\(([^)]*)\)\s*(;|\{)")
+_NOT_CALLABLE = re.compile(r"\b(__local|local|get_global_id|get_global_size|get_num_groups|get_group_id\(2\))")
 _HEAD_WORDS = 5
 """Of a row of the table: the kernel's number, the step to await, the step to report, work-groups on both axes."""
 
@@ -67,76 +68,90 @@ class SteppedSource:
 
 
 def add_steps(source: str, launches: Iterable[LaunchSpec], *, chains: bool) -> SteppedSource:
-    """Turn every kernel that may be called like a function, one without local variables, into an entry.
+    """Make entries of all kernels that may be called like functions; see :attr:`_Kernel.is_callable`.
 
     With ``chains``, those of work-groups of a single work-item share one.
     """
     groups = {launch.symbol: launch.group for launch in launches}
-    parts, own, chained = [], set(), {}
-    for symbol, parameters, text in _kernels(source):
-        if symbol not in groups or re.search(r"\b(__)?local\b", text):
-            parts.append(text)
+    pieces, own, chained = [], set(), {}
+    for kernel in _kernels(source):
+        if kernel.symbol not in groups or not kernel.is_callable:
+            pieces.append(kernel.text)
             continue
-        parts.append(_function(symbol, parameters, text))
-        if chains and groups[symbol] == (1, 1):
-            chained[symbol] = parameters.split(",")
+        pieces.append(kernel.function())
+        if chains and groups[kernel.symbol] == (1, 1):
+            chained[kernel.symbol] = kernel
         else:
-            own.add(symbol)
-            parts.append(_entry(symbol, parameters, groups[symbol]))
-    row_words = _HEAD_WORDS + max(map(len, chained.values()), default=0)
+            own.add(kernel.symbol)
+            pieces.append(kernel.entry(groups[kernel.symbol]))
+    row_words = _HEAD_WORDS + max((len(kernel.parameters) for kernel in chained.values()), default=0)
     if chained:
-        parts.append(_chain(chained, row_words))
+        cases = "".join(kernel.case(number) for number, kernel in enumerate(chained.values()))
+        pieces.append(_CHAIN.format(entry=CHAIN_ENTRY, row_words=row_words, cases=cases))
     if own or chained:
-        parts.insert(0, FLAGS_SOURCE.read_text())
-    return SteppedSource("\n".join(parts), frozenset(own), tuple(chained), row_words)
+        pieces.insert(0, FLAGS_SOURCE.read_text())
+    return SteppedSource("\n".join(pieces), frozenset(own), tuple(chained), row_words)
 
 
-def _kernels(source: str) -> Iterator[tuple[str, str, str]]:
-    """Symbol, parameters and text of each kernel, its declaration included; first what stands before them all."""
-    definitions = [match for match in _KERNEL.finditer(source) if match[3] == "{"]
-    starts = [*(source.find(f"__kernel void {match[1]}_kernel") for match in definitions), len(source)]
-    yield "", "", source[: starts[0]]
-    for match, start, end in zip(definitions, starts, starts[1:], strict=False):
-        yield match[1], match[2], source[start:end]
+@dataclass(frozen=True)
+class _Kernel:
+    """A kernel as TVM writes it: all its text, its parameters as ``(type, name)``, and where its body begins.
 
+    What stands before all kernels is one without a symbol.
+    """
 
-def _function(symbol: str, parameters: str, text: str) -> str:
-    """What one work-group of a kernel does."""
-    *_, body = _KERNEL.split(text, maxsplit=2 if f"{symbol}_kernel({parameters});" in text else 1)
-    for axis in (0, 1):
-        body = body.replace(f"get_group_id({axis})", f"group_{axis}")
-    return f"void {symbol}_group({parameters}, int group_0, int group_1) {{{body}"
+    text: str
+    symbol: str = ""
+    parameters: tuple[tuple[str, str], ...] = ()
+    body_begin: int = 0
 
+    @property
+    def is_callable(self) -> bool:
+        """Whether it may be a function of its work-group: without local variables, and without asking for the grid."""
+        return not _NOT_CALLABLE.search(self.text)
 
-def _entry(symbol: str, parameters: str, group: tuple[int, int]) -> str:
-    """The barriers stand outside the conditions, where a CPU's compiler need not copy the layer for each branch."""
-    names = ", ".join(parameter.replace("*", " ").split()[-1] for parameter in parameters.split(","))
-    several = group != (1, 1)
-    first = f"{_FIRST_ITEM} && " if several else ""
-    barrier = "  COEXEC_GROUP_BARRIER;\n" if several else ""
-    return (
-        f"__kernel void {symbol}_step({parameters}, {_STEP_PARAMETERS}) {{\n"
-        f"  if ({first}awaited) coexec_wait_for(flags, awaited, limit);\n"
-        f"{barrier}  {symbol}_group({names}, get_group_id(0), get_group_id(1));\n{barrier}"
-        f"  if ({first}done) coexec_report(flags, done);\n}}\n"
-    )
+    def function(self) -> str:
+        """What one work-group does."""
+        body = self.text[self.body_begin :]
+        for axis in (0, 1):
+            body = body.replace(f"get_group_id({axis})", f"coexec_group_{axis}")
+        parameters = ", ".join(" ".join(parameter) for parameter in self.parameters)
+        return f"void {self.symbol}_group({parameters}, int coexec_group_0, int coexec_group_1) {{{body}"
 
-
-def _chain(kernels: Mapping[str, Sequence[str]], row_words: int) -> str:
-    """The entry of all these kernels, each with the types of its arguments."""
-    cases = "".join(
-        _CASE.format(
-            number=number,
-            symbol=symbol,
-            arguments=", ".join(
-                f"({_type(parameter)})row[{place}]" for place, parameter in enumerate(parameters, _HEAD_WORDS)
-            ),
+    def entry(self, group: tuple[int, int]) -> str:
+        """The barriers stand outside the conditions, where a CPU's compiler need not copy the layer for each branch."""
+        parameters = ", ".join(" ".join(parameter) for parameter in self.parameters)
+        names = ", ".join(name for _, name in self.parameters)
+        several = group != (1, 1)
+        first = f"{_FIRST_ITEM} && " if several else ""
+        barrier = "  COEXEC_GROUP_BARRIER;\n" if several else ""
+        return (
+            f"__kernel void {self.symbol}_step({parameters}, {_STEP_PARAMETERS}) {{\n"
+            f"  if ({first}awaited) coexec_wait_for(flags, awaited, limit);\n"
+            f"{barrier}  {self.symbol}_group({names}, get_group_id(0), get_group_id(1));\n{barrier}"
+            f"  if ({first}done) coexec_report(flags, done);\n}}\n"
         )
-        for number, (symbol, parameters) in enumerate(kernels.items())
-    )
-    return _CHAIN.format(entry=CHAIN_ENTRY, row_words=row_words, cases=cases)
+
+    def case(self, number: int) -> str:
+        """Its place in the entry of all chained kernels."""
+        arguments = ", ".join(
+            f"({kind.replace('restrict', '').strip()})row[{place}]"
+            for place, (kind, _) in enumerate(self.parameters, _HEAD_WORDS)
+        )
+        return _CASE.format(number=number, symbol=self.symbol, arguments=arguments)
 
 
-def _type(parameter: str) -> str:
-    """The type of a parameter, as ``__global float*`` in ``__global float* restrict p00_input_ptr``."""
-    return parameter.replace("restrict", "").rpartition(parameter.rsplit(maxsplit=1)[-1])[0].strip()
+def _kernels(source: str) -> Iterator[_Kernel]:
+    """What stands before the kernels, then each with its declaration, if it has one, before its definition."""
+    definitions = [match for match in _KERNEL.finditer(source) if match[3] == "{"]
+    starts = [*(source.find(f"__kernel void {match[1]}_kernel(") for match in definitions), len(source)]
+    yield _Kernel(source[: starts[0]])
+    for match, start, end in zip(definitions, starts, starts[1:], strict=False):
+        parameters = tuple(_typed(parameter) for parameter in match[2].split(","))
+        yield _Kernel(source[start:end], match[1], parameters, match.end() - start)
+
+
+def _typed(parameter: str) -> tuple[str, str]:
+    """Type and name of a parameter: ``__global float* restrict`` and ``p00_input_ptr``."""
+    kind, name = re.fullmatch(r"\s*(.*?)(\w+)\s*", parameter).groups()  # type: ignore[union-attr]
+    return kind.strip(), name
