@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx_builder import OnnxBuilder, linear
@@ -73,9 +74,15 @@ def test_the_peers_are_measured_on_the_same_layers(profile: Path, layers: str, t
 def test_the_mechanisms_are_compared(device: Device, tmp_path: Path) -> None:
     result = result_of("compare_sync.py", tmp_path / "out", "--device", device.info.name)
     assert {chain["mechanism"] for chain in result["chains"]} == {device.mechanism, "event"}
-    for chain in result["chains"]:
-        beyond_us = chain["chain_us"] - chain["halves_us"]
-        assert chain["overhead_us_per_layer"] == pytest.approx(beyond_us / chain["depth"])
+    for chain in result["chains"] + result["single_layers"]:
+        samples_us = chain["samples_us"]
+        assert chain["overhead_us_per_layer"] == pytest.approx(np.median(samples_us["overhead"]))
+        runs_us = np.reshape(samples_us["chain"], (len(samples_us["overhead"]), -1))
+        halves_us = np.reshape(samples_us["halves"], (len(samples_us["overhead"]), -1))
+        beyond_us = np.median(runs_us, axis=1) - np.median(halves_us, axis=1)
+        assert samples_us["overhead"] == pytest.approx(list(beyond_us / chain["depth"]))
+        assert chain["chain_us"] == pytest.approx(np.median(runs_us))
+        assert chain["halves_us"] == pytest.approx(np.median(halves_us))
 
 
 @pytest.fixture
