@@ -10,6 +10,8 @@ from tvm_coexec.layers import TILE, Hardware, Variant
 _MAX_ROWS = 14
 _ENOUGH_ACCUMULATORS = 8
 """Independent multiply-adds in flight that hide their latency on every core met so far."""
+_ENOUGH_WRITTEN_OUT = 24
+"""Multiply-adds in the body of the innermost loop beside which its own instructions do not count."""
 WEIGHT_COST = 4
 """Multiply-adds that reading a weight costs, where the weights do not stay in a cache."""
 _ENOUGH_WORK = 4000
@@ -66,11 +68,16 @@ def dense_variants(
         return _gpu_variants(implementation, hardware, space)
     tiles = (rank or register_tiles)(hardware, space)
     if side == "cpu":
-        return _cpu_variants(implementation, tiles, space)
-    # Kernels that are bound by their accumulators need whole tiles there; a family with a ranking of its own knows.
+        return _cpu_variants(implementation, hardware, tiles, space)
+    # Kernels that are bound by their accumulators need two vectors there; a family with a ranking of its own knows.
     if rank is None and space.channels % TILE == 0:
-        tiles = [tile for tile in tiles if tile[1] == TILE]
+        tiles = [tile for tile in tiles if tile[1] >= 2 * _lanes(hardware)]
     return _cpu_device_variants(implementation, hardware, tiles, space)
+
+
+def _lanes(hardware: Hardware) -> int:
+    """Channels in a vector."""
+    return hardware.vector_bytes // 4
 
 
 def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
@@ -78,19 +85,20 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
 
     The estimate counts padded rows, weights read again for each block of rows, and latency that stays exposed.
     """
-    lanes = hardware.vector_bytes // 4
+    lanes = _lanes(hardware)
     ranked = []
     for channels in {TILE, max(TILE // 2, lanes), max(TILE // 4, lanes)}:
         vectors = channels // lanes
         for rows in range(1, min(_MAX_ROWS, space.rows) + 1):
             for k_split in (1, 2, 4):
                 accumulators = rows * vectors * k_split
-                if space.reduction % k_split or accumulators + vectors > hardware.vector_registers:
+                left = hardware.vector_registers - accumulators - vectors
+                if space.reduction % k_split or left < 1:  # one is for the element of the input
                     continue
                 padding = space.padded_rows(rows) / space.rows * _filled_up(space.channels, channels)
                 exposed = max(1.0, _ENOUGH_ACCUMULATORS / accumulators)
-                reload = 0.3 / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
-                crowded = 0.05 if accumulators + vectors > hardware.vector_registers - 4 else 0.0
+                reload = 0.4 / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
+                crowded = 0.05 if left < hardware.vector_registers // 8 else 0.0
                 ranked.append((padding * exposed * (1 + reload + crowded), (rows, channels, k_split)))
     return [tile for _, tile in sorted(ranked)]
 
@@ -100,16 +108,20 @@ def _filled_up(channels: int, together: int) -> float:
     return -(-channels // together) * together / channels
 
 
-def _unrolls(space: Space, k_split: int) -> list[int]:
-    return [unroll for unroll in space.unrolls if (space.reduction // k_split) % unroll == 0]
+def _unrolls(hardware: Hardware, space: Space, tile: RegisterTile) -> list[int]:
+    """The one first that writes out enough multiply-adds for the loop's own instructions not to count."""
+    rows, channels, k_split = tile
+    vectors = max(channels // _lanes(hardware), 1)
+    fitting = [unroll for unroll in space.unrolls if (space.reduction // k_split) % unroll == 0]
+    return sorted(fitting, key=lambda unroll: unroll * rows * vectors * k_split < _ENOUGH_WRITTEN_OUT)
 
 
-def _cpu_variants(implementation: str, tiles: list[RegisterTile], space: Space) -> list[Variant]:
+def _cpu_variants(implementation: str, hardware: Hardware, tiles: list[RegisterTile], space: Space) -> list[Variant]:
     return [
         Variant.make(implementation, rows=rows, channels=channels, k_split=k_split, order=order, unroll=unroll)
         for rows, channels, k_split in tiles[:6]
         for order in ((0, 1) if space.rows > rows else (0,))
-        for unroll in _unrolls(space, k_split)
+        for unroll in _unrolls(hardware, space, (rows, channels, k_split))
     ]
 
 
@@ -117,7 +129,7 @@ def _cpu_device_variants(
     implementation: str, hardware: Hardware, tiles: list[RegisterTile], space: Space
 ) -> list[Variant]:
     """One work-item to a work-group: a CPU device runs a work-group's items one after the other."""
-    lanes = hardware.vector_bytes // 4
+    lanes = _lanes(hardware)
     return [
         _gpu_variant(
             implementation,
@@ -130,7 +142,7 @@ def _cpu_device_variants(
         )
         for rows, channels, k_split in tiles[:6]
         for order in ((0, 1) if space.rows > rows else (0,))
-        for unroll in _unrolls(space, k_split)
+        for unroll in _unrolls(hardware, space, (rows, channels, k_split))
     ]
 
 

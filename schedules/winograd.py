@@ -144,10 +144,16 @@ def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str,
 def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
     """Blocks, but for those that leave a core idle; single groups as well where there are several cores."""
     lanes = hardware.vector_bytes // 4
-    whole = [rows for rows, channels, _ in register_tiles(hardware, _space(tiles)) if channels == TILE]
+    ranked = [tile for tile in register_tiles(hardware, _space(tiles)) if tile[1] >= 2 * lanes]
     blocked = [
-        _opencl_variant(tiles, (rows, lanes, 1, 1), workers=hardware.workers, **block)
-        for rows in whole[:2]
+        _opencl_variant(
+            tiles,
+            (rows, lanes, 1, 1),
+            workers=hardware.workers,
+            **({"channels": channels} if channels < TILE else {}),
+            **block,
+        )
+        for rows, channels, _ in ranked[:2]
         for block in _blocks(tiles, rows, hardware.workers)
     ]
     if hardware.workers == 1:
@@ -155,6 +161,7 @@ def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Varia
     busy = [v for v in blocked if tiles.at_once > v["rows"] * v["block_groups"] * (hardware.workers - 1)]
     if tiles.unit_count is not None:
         return busy or blocked
+    whole = [rows for rows, channels, _ in ranked if channels == TILE]
     single = [_opencl_variant(tiles, (rows, lanes, 1, 1), order=order) for rows in whole[:2] for order in (0, 1)]
     return [*busy, *single]
 
