@@ -17,7 +17,7 @@ from tvm_coexec.errors import MeasurementError, last_line
 from tvm_coexec.planning.samples import Point, PointTimes
 
 from .lease import TrackerAddress, request_lease
-from .remote import FACTS, MEASURE, RUN
+from .remote import FACTS, MEASURE, REHEARSE, RUN
 
 SESSION_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
@@ -172,11 +172,49 @@ class Session:
         request = {"module": self._upload(module), "splits": [dict(one) for one in splits], "repeats": repeats}
         return [list(times_us) for times_us in self._call(RUN, request)["latency_us"]]
 
-    def _upload(self, module: str | os.PathLike[str] | bytes) -> str:
+    def rehearse(
+        self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int
+    ) -> list[tuple[list[float], list[tuple[list[float], list[float]]]]]:
+        """Time whole runs of modules in turn, and the halves of their layers as they run in the network.
+
+        Parameters
+        ----------
+        modules
+            Contents of module files.
+        rounds, repeats
+            So often every module has its turn, with so many runs each.
+        timelines
+            Runs of which the halves are timed.
+
+        Returns
+        -------
+        For each module the times of its runs in microseconds, and for each of its layers those of the CPU half and of
+        the GPU half; empty where a side has none.
+        """
+        request = {
+            "modules": [self._upload(module, f"rehearsed-{place}.module") for place, module in enumerate(modules)],
+            "rounds": rounds,
+            "repeats": repeats,
+            "timelines": timelines,
+        }
+        return [(answer["latency_us"], answer["halves_us"]) for answer in self._call(REHEARSE, request)]
+
+    def for_longer(self, session_timeout_s: float) -> Session:
+        """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""
+        self.close()
+        return Session(
+            self._tracker,
+            self._key,
+            priority=self._priority,
+            session_timeout_s=session_timeout_s,
+            request_timeout_s=self._request_timeout_s,
+        )
+
+    def _upload(self, module: str | os.PathLike[str] | bytes, name: str = "measured.module") -> str:
         """Send a module file; its name there."""
         content = module if isinstance(module, bytes) else Path(module).read_bytes()
         self._renew()
-        remote, name = self._remote, "measured.module"
+        remote = self._remote
         self._exchange(lambda: remote.upload(bytearray(content), name))
         return name
 

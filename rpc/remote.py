@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FACTS = "tvm_coexec.facts"
 MEASURE = "tvm_coexec.measure"
 RUN = "tvm_coexec.run"
+REHEARSE = "tvm_coexec.rehearse"
 
 _WORK_PATH = "tvm.rpc.server.workpath"
 
@@ -63,6 +64,23 @@ class SessionFunctions:
             times_us.append(list(module.benchmark(repeats=request["repeats"]).latency_us))
         return {"latency_us": times_us}
 
+    def rehearse(self, request: Any) -> list[dict[str, Any]]:
+        """Time whole runs of uploaded modules in turn, on random inputs, and then their halves."""
+        modules = [self._load({"module": name}) for name in request["modules"]]
+        for module in modules:
+            _fill(module)
+        rounds = [
+            [module.benchmark(repeats=request["repeats"], warmup=1).latency_us for module in modules]
+            for _ in range(request["rounds"])
+        ]
+        return [
+            {
+                "latency_us": [time_us for turns in rounds for time_us in turns[place]],
+                "halves_us": module.time_halves(repeats=request["timelines"]),
+            }
+            for place, module in enumerate(modules)
+        ]
+
     def _load(self, request: Any) -> Module:
         import tvm_ffi
 
@@ -84,8 +102,24 @@ def register(choice: DeviceChoice) -> None:
     import tvm_ffi
 
     functions = SessionFunctions(choice)
-    for name, function in ((FACTS, functions.facts), (MEASURE, functions.measure), (RUN, functions.run)):
+    offered = {
+        FACTS: functions.facts,
+        MEASURE: functions.measure,
+        RUN: functions.run,
+        REHEARSE: functions.rehearse,
+    }
+    for name, function in offered.items():
         tvm_ffi.register_global_func(name, _answering(function), override=True)
+
+
+def _fill(module: Module) -> None:
+    """Random numbers for inputs that are no indices: what is zero, or was there before, may be slow to compute with."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    for view in module.inputs.values():
+        if view.dtype == np.float32:
+            view[:] = rng.standard_normal(view.shape, np.float32)
 
 
 def _check(module: Module, request: Any) -> float:
@@ -113,7 +147,7 @@ def _time(module: Module, step: int, point: Any) -> dict[str, Any]:
     }
 
 
-def _answering(function: Callable[[Any], dict[str, Any]]) -> Callable[[str], str]:
+def _answering(function: Callable[[Any], Any]) -> Callable[[str], str]:
     """Wrap a function so that its result, or its error, travels as JSON."""
 
     def answer(request: str) -> str:

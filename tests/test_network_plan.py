@@ -1,6 +1,6 @@
 """Plans of whole networks on a device whose times are known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,6 +12,7 @@ from tvm_coexec.planning.basetime import BaseTime
 from tvm_coexec.planning.disturbance import Disturbance
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
 from tvm_coexec.planning.plan import LayerPlan
+from tvm_coexec.planning.rehearsal import Rehearsal
 from tvm_coexec.planning.split import Division, Half, Overheads, Planner
 from tvm_coexec.runtime.program import Read, Work, lower
 
@@ -118,6 +119,7 @@ class ProportionalPlanner:
     """Expects of either side the same time for the same share of a layer."""
 
     overheads, margin, estimates, disturbance = OVERHEADS, 0.05, ESTIMATES, Disturbance()
+    rehearsals: Mapping[str, Sequence[Rehearsal]] = {}
 
     def __init__(self, outgrown: "ProportionalPlanner | None" = None, slower: float = 1.0) -> None:
         self.outgrown, self.slower, self.streams_weights = outgrown, slower, slower > 1
@@ -127,6 +129,9 @@ class ProportionalPlanner:
 
     def for_kernels(self, layers: Sequence[LayerPlan]) -> "ProportionalPlanner":
         return self.outgrown or self
+
+    def learning_from(self, rehearsals: Sequence[Rehearsal]) -> "ProportionalPlanner":
+        return self
 
     def knows(self, layer: AnyLayer) -> bool:
         return True

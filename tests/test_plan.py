@@ -48,7 +48,8 @@ def plans(draw):
     layers = tuple(draw(st.lists(layer_plans(), min_size=1, max_size=3)))
     names = st.sampled_from([layer.name for layer in layers])
     syncs = st.builds(Sync, names | st.none(), st.sampled_from(["cpu", "gpu"]), names, st.text())
-    return Plan(draw(st.text()), draw(st.text()), layers, draw(times_us), tuple(draw(st.lists(syncs, max_size=3))))
+    more = tuple(draw(st.lists(syncs, max_size=3)))
+    return Plan(draw(st.text()), draw(st.text()), layers, draw(times_us), more, draw(st.booleans()))
 
 
 @given(plans())
@@ -91,7 +92,7 @@ def changed(place, value):
     "place, value, message",
     [
         (["format"], "a recipe", "no tvm-coexec plan"),
-        (["version"], 1, "version 1, this release reads 3"),
+        (["version"], 1, "version 1, this release reads 4"),
         (["colour"], "red", "a plan has the unknown field 'colour'"),
         (["device"], None, "'device' is None"),
         (["total_us"], -1, "'total_us' is -1"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,12 +18,16 @@ from hypothesis import strategies as st
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
+from tvm_coexec.planning.plan import LayerPlan, Plan
+from tvm_coexec.planning.rehearsal import Rehearsal
 from tvm_coexec.planning.samples import Candidate, Point, PointTimes, Sample, samples_of
 from tvm_coexec.profile import Profile
 
 FACTS = {"name": "pretended: gpu", "driver_version": "1.0", "cpu_cores": [1], "gpu_cores": [0]}
 CPU, GPU = Variant.make("direct", rows=6), Variant.make("direct", rows=8, lanes=16)
 CANDIDATE = Candidate(Linear(48, 768, 768, ("bias",)), CPU, GPU)
+PLANNED = LayerPlan("fc", CANDIDATE.layer, 10, CPU, GPU, 3.0, 4.0, 5.0, "split")
+REHEARSAL = Rehearsal("a network", Plan("pretended", "svm", (PLANNED,), 5.0), (6.0, 5.5), (((3.5,), (4.5,)),))
 CO_RUN, CPU_ALONE, GPU_ALONE = Point(10, 14), Point(24, 0), Point(0, 24)
 
 
@@ -101,6 +106,15 @@ def test_a_failed_candidate_is_remembered_with_its_reason(tmp_path: Path) -> Non
     with Profile.open(tmp_path / "p") as profile:
         assert profile.failure(CANDIDATE) == "the kernel hangs"
         assert profile.failure(Candidate(CANDIDATE.layer, GPU, CPU)) is None
+
+
+def test_rehearsals_come_back_by_network_and_in_order(tmp_path: Path) -> None:
+    other, again = replace(REHEARSAL, network="another"), replace(REHEARSAL, latency_us=(7.0,))
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_rehearsals([REHEARSAL, other])
+        profile.add_rehearsals([again])
+    with Profile.open(tmp_path / "p") as profile:
+        assert profile.rehearsals() == {"a network": [REHEARSAL, again], "another": [other]}
 
 
 def test_conclusions_come_back(tmp_path: Path) -> None:
@@ -192,27 +206,30 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: (path / "profile.json").write_bytes(b"\xff\xfe\x00"), r"profile.json is damaged"),
         (lambda path: (path / "profile.json").write_text("[]"), "is no profile"),
         (lambda path: damage_json(path, lambda d: d.update(format="other")), "is no profile"),
-        (lambda path: damage_json(path, lambda d: d.update(version=99)), "version 99, this program reads version 2"),
+        (lambda path: damage_json(path, lambda d: d.update(version=99)), "version 99, this program reads version 3"),
         (lambda path: damage_json(path, lambda d: d.pop("report")), r"damaged \(report cannot be found\)"),
         (lambda path: (path / "samples.sqlite").unlink(), r"samples.sqlite is damaged"),
         (lambda path: (path / "samples.sqlite").write_bytes(b""), r"its version is 0"),
         (lambda path: overwrite(path, 0, b"nonsense"), r"samples.sqlite is damaged"),
         (lambda path: overwrite(path, 4096, bytes(4096)), r"samples.sqlite is damaged"),
         (lambda path: (path / "samples.sqlite").write_bytes((path / "samples.sqlite").read_bytes()[:9000]), "damaged"),
-        (lambda path: execute(path, "PRAGMA user_version = 3"), "its version is 3 instead of 2"),
+        (lambda path: execute(path, "PRAGMA user_version = 4"), "its version is 4 instead of 3"),
         (lambda path: execute(path, "UPDATE samples SET layer = '{}'"), "sample of layer {} cannot be read"),
         (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),
         (lambda path: execute(path, "UPDATE runs SET facts = '{'"), "facts of a run cannot be read"),
         (lambda path: execute(path, "DROP TABLE failures"), r"damaged \(it has no table failures\)"),
+        (lambda path: execute(path, "UPDATE rehearsals SET content = '{}'"), "a rehearsal cannot be read: 'halves_us'"),
     ],
 )
 def test_damage_is_detected(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
     with Profile.create(tmp_path / "p", FACTS) as profile:
         for _ in range(50):
             profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN), times(CPU_ALONE)]))
+        profile.add_rehearsals([REHEARSAL])
     damage(tmp_path / "p")
     with pytest.raises(FileFormatError, match=message), Profile.open(tmp_path / "p", FACTS) as profile:
         list(profile.samples())
+        profile.rehearsals()
 
 
 def test_another_device_is_refused_by_name_and_by_cores(tmp_path: Path) -> None:

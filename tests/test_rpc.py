@@ -12,8 +12,10 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import cloudpickle
+import numpy as np
 import psutil
 import pytest
 
@@ -64,6 +66,17 @@ class PretendedModule:
             cpu_us=times_us if cpu_units else [], gpu_us=times_us if gpu_units else [], wall_us=times_us
         )
 
+    inputs: ClassVar[dict[str, np.ndarray]] = {"x": np.zeros(3, np.float32), "indices": np.zeros(3, np.int64)}
+
+    def benchmark(self, *, repeats: int, warmup: int) -> types.SimpleNamespace:
+        assert self.inputs["x"].any() and not self.inputs["indices"].any()
+        if self.orders["do"] == "raise":
+            raise KernelError("the network does not run")
+        return types.SimpleNamespace(latency_us=(float(self.orders["run_us"]),) * repeats)
+
+    def time_halves(self, *, repeats: int) -> list[tuple[list[float], list[float]]]:
+        return [([1.0] * repeats, [2.0] * repeats), ([], [3.0] * repeats)]
+
 
 def prepare_pretended_device() -> None:
     """In the server's process: put a device and modules in the place of the real ones."""
@@ -112,6 +125,16 @@ def test_every_repetition_of_every_point_arrives(tracker: TrackerAddress) -> Non
     assert co_run.cpu_us == co_run.gpu_us == co_run.wall_us == (7.0, 8.0, 9.0, 10.0)
     assert gpu_alone.cpu_us == () and gpu_alone.gpu_us == (7.0,)
     assert measurement.max_rel_error == pytest.approx(2e-7)
+
+
+def test_networks_are_rehearsed_in_turn(tracker: TrackerAddress) -> None:
+    modules = [json.dumps({"do": "work", "run_us": us}).encode() for us in ("7", "9")]
+    with Session(tracker, KEY) as short, short.for_longer(2 * SHORT_S) as session:
+        first, second = session.rehearse(modules, rounds=2, repeats=3, timelines=2)
+        with pytest.raises(RefusedError, match="the network does not run"):
+            session.rehearse([orders("raise")], rounds=1, repeats=1, timelines=1)
+    assert (first[0], second[0]) == ([7.0] * 6, [9.0] * 6)
+    assert first[1] == second[1] == [[[1.0, 1.0], [2.0, 2.0]], [[], [3.0, 3.0]]]
 
 
 def test_the_device_is_opened_once_a_session_in_a_process_of_its_own(tracker: TrackerAddress) -> None:

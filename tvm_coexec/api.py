@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import schedules
@@ -12,12 +11,13 @@ from .errors import FileFormatError, InputError
 from .frontends import to_graph
 from .graph import Graph, Node
 from .layers import AnyLayer, Hardware, ways_to_divide
-from .packaging import Choice, package
+from .packaging import package_plan
 from .planning.disturbance import Disturbance
+from .planning.measured import plan_measured
 from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan, no_gpu_kernels
 from .planning.samples import Sample
-from .planning.split import Overheads, Planner, plan_measured
+from .planning.split import Overheads, Planner
 from .profile import Profile
 from .runtime.device import Device, open_device
 from .runtime.executor import TIMEOUT_S
@@ -26,16 +26,14 @@ from .target import target_for
 from .tuning import measure_splits, planner
 
 if TYPE_CHECKING:
-    import onnx
-    from torch.export import ExportedProgram  # type: ignore[import-not-found, unused-ignore]
-    from tvm import IRModule
+    from .frontends import Model
 
 Split = str | float | Mapping[str, int | float]
 _RULES = ("predicted", "measured", "cpu", "gpu")
 
 
 def build(
-    model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram,
+    model: Model,
     *,
     device: Device | str | None = None,
     profile: str | os.PathLike[str] | None = None,
@@ -81,9 +79,7 @@ def build(
     facts = device.facts()
     target = target_for(facts)
     plan = plan_graph(graph, device, profile=profile, split=split)
-    choices = [Choice(layer.cpu_units, layer.cpu, layer.gpu) for layer in plan.layers]
-    divided = [replace(node, layer=layer.layer) for node, layer in zip(graph.nodes, plan.layers, strict=True)]
-    built = package(replace(graph, nodes=divided), choices, target, facts, plan.to_json(), progress=_progress)
+    built = package_plan(graph, plan, target, facts, _progress)
     return Module(built, device, timeout_s=timeout_s, yields=yields)
 
 

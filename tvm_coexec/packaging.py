@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from .layers import (
     ImageLayer,
     ImageLayout,
     ImageLayouts,
+    Opaque,
     Variant,
     layer_to_json,
     line_block,
@@ -29,6 +30,9 @@ from .runtime.modulefile import Package
 from .schedules.halo import Halo
 from .slots import assign_slots, halos_to_clear
 from .target import Target
+
+if TYPE_CHECKING:
+    from .planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def package(
     device: Mapping[str, Any],
     plan: Mapping[str, Any],
     progress: Callable[[Iterable[Node]], Iterable[Node]] = iter,
+    seed: int | None = None,
 ) -> Package:
     """Compile every half and put the module together.
 
@@ -54,6 +59,9 @@ def package(
     ----------
     choices
         One for each node of the graph.
+    seed
+        If given, random numbers stand for the parameters of all layers but opaque ones: the module is for measuring,
+        and light enough to be sent.
     progress
         Wraps the iteration over the nodes, as ``tqdm`` does.
     """
@@ -62,12 +70,14 @@ def package(
     tensors = {name: _tensor_spec(tensor, layouts.get(name), graph) for name, tensor in graph.tensors.items()}
     nodes = []
     for node, choice in zip(progress(graph.nodes), choices, strict=True):
-        halves = _Halves(node.name, node.layer, _roles(node), node_layouts(node, layouts))
+        own_seed = None if isinstance(node.layer, Opaque) else seed
+        halves = _Halves(node.name, node.layer, _roles(node), node_layouts(node, layouts), own_seed)
         for side, variant in (("cpu", choice.cpu), ("gpu", choice.gpu)):
             if variant is not None:
                 halves.add(side, variant, target)
-                packed = schedules.family(node.layer).pack(node.layer, node.params, variant)
-                constants.update({halves.constant(role): array for role, array in packed.items()})
+                if halves.seed is None:
+                    packed = schedules.family(node.layer).pack(node.layer, node.params, variant)
+                    constants.update({halves.constant(role): array for role, array in packed.items()})
         nodes.append(halves)
     steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     manifest = Manifest(
@@ -87,6 +97,20 @@ def package(
     steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     kernels = [kernel for halves in nodes for kernel in halves.kernels]
     return _package(replace(manifest, tensors=slotted, steps=tuple(steps)), kernels, constants)
+
+
+def package_plan(
+    graph: Graph,
+    plan: Plan,
+    target: Target,
+    device: Mapping[str, Any],
+    progress: Callable[[Iterable[Node]], Iterable[Node]] = iter,
+    seed: int | None = None,
+) -> Package:
+    """The module of a graph whose layers are divided as planned; see :func:`package`."""
+    choices = [Choice(layer.cpu_units, layer.cpu, layer.gpu) for layer in plan.layers]
+    divided = [replace(node, layer=layer.layer) for node, layer in zip(graph.nodes, plan.layers, strict=True)]
+    return package(replace(graph, nodes=divided), choices, target, device, plan.to_json(), progress, seed)
 
 
 def _roles(node: Node) -> dict[str, str | None]:
@@ -117,6 +141,7 @@ class _Halves:
     """The halves of a layer as they are compiled.
 
     ``tensors`` maps the roles of activations to their names, those of inputs in order and the residual's behind them.
+    With a ``seed`` the parameters are random numbers, which the module does not hold.
     """
 
     def __init__(
@@ -125,8 +150,9 @@ class _Halves:
         layer: AnyLayer,
         tensors: Mapping[str, str | None],
         layouts: ImageLayouts | None = None,
+        seed: int | None = None,
     ) -> None:
-        self.name, self.layer, self.layouts = name, layer, layouts
+        self.name, self.layer, self.layouts, self.seed = name, layer, layouts, seed
         self.tensors = {role: tensor for role, tensor in tensors.items() if tensor is not None}
         self.kernels: list[Kernel] = []
         self._specs: dict[str, HalfSpec] = {}
@@ -164,7 +190,7 @@ class _Halves:
             return f"{side}.{role}"
         return self.tensors.get(role) or self.constant(role)
 
-    def step(self, cpu_units: int, seed: int | None = None) -> StepSpec:
+    def step(self, cpu_units: int) -> StepSpec:
         return StepSpec(
             name=self.name,
             layer=layer_to_json(self.layer),
@@ -175,7 +201,7 @@ class _Halves:
             output=self.tensors["output"],
             cpu=self._specs.get("cpu"),
             gpu=self._specs.get("gpu"),
-            seed=seed,
+            seed=self.seed,
             local_inputs=tuple(self._local_inputs()),
             unit_channels=unit_channels(self.layer),
             unit_lines=line_block(self.layer.output_size[1]) if self.layer.axis == "lines" else None,
@@ -194,10 +220,10 @@ def single_layer(
     """A module of one layer with random parameters, for measuring; both halves are in it."""
     tensors = _own_tensors(layer)
     layouts = _own_layouts(layer)
-    halves = _Halves("layer", layer, {role: tensor.name for role, tensor in tensors.items()}, layouts)
+    halves = _Halves("layer", layer, {role: tensor.name for role, tensor in tensors.items()}, layouts, seed)
     halves.add("cpu", cpu, target)
     halves.add("gpu", gpu, target)
-    step = halves.step(layer.units, seed)
+    step = halves.step(layer.units)
     manifest = Manifest(dict(device), tuple(tensors.values()), (), step.inputs, (step.output,), (step,), {})
     return _package(manifest, halves.kernels, {})
 

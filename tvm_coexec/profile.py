@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import FileFormatError
+from .planning.rehearsal import Rehearsal
 from .planning.samples import Candidate, Point, Sample, VariantSets
 from .samplestore import VERSION, SampleStore, damaged, now
 
@@ -167,6 +168,14 @@ class Profile:
     def failure(self, candidate: Candidate) -> str | None:
         """Why a candidate could not be measured; None if it did not fail."""
         return self._store.failure(candidate)
+
+    def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
+        """Store runs of a network; the last of them is by the best plan so far."""
+        self._store.add_rehearsals(rehearsals)
+
+    def rehearsals(self) -> dict[str, list[Rehearsal]]:
+        """Of each network, by its fingerprint, in the order in which they were added."""
+        return self._store.rehearsals()
 
 
 def _read_description(path: Path) -> dict[str, Any]:

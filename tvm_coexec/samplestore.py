@@ -1,4 +1,4 @@
-"""The database of a profile: every repetition of every measurement, and the candidates that failed.
+"""The database of a profile: every repetition of every measurement, the candidates that failed, and rehearsals.
 
 Its tables are plain: layers, variants and facts are JSON, times are arrays of microseconds.
 """
@@ -15,9 +15,10 @@ from typing import Any
 
 from .errors import FileFormatError
 from .layers import AnyLayer, Variant, layer_from_json, layer_to_json
+from .planning.rehearsal import Rehearsal
 from .planning.samples import Candidate, Point, Sample, VariantSets
 
-VERSION = 2
+VERSION = 3
 
 _BUSY_TIMEOUT_S = 30
 _SCHEMA = f"""
@@ -50,6 +51,13 @@ CREATE TABLE failures (
     message TEXT NOT NULL
 );
 CREATE INDEX failures_by_candidate ON failures (layer, cpu_variant, gpu_variant);
+CREATE TABLE rehearsals (
+    id INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs (id),
+    rehearsed TEXT NOT NULL,         -- ISO 8601, UTC
+    network TEXT NOT NULL,           -- what names it
+    content TEXT NOT NULL            -- JSON: the plan, and every repetition of the runs and of their halves
+);
 """
 
 
@@ -180,6 +188,25 @@ class SampleStore:
             ).fetchone()
         return None if row is None else str(row[0])
 
+    def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
+        """Store rehearsals, all or none."""
+        run, rehearsed = self._current_run(), now()
+        rows = [(run, rehearsed, one.network, json.dumps(one.to_json())) for one in rehearsals]
+        with self._transaction() as database:
+            database.executemany("INSERT INTO rehearsals (run, rehearsed, network, content) VALUES (?, ?, ?, ?)", rows)
+
+    def rehearsals(self) -> dict[str, list[Rehearsal]]:
+        """Those of each network, in the order in which they were added."""
+        with self._reading() as database:
+            rows = database.execute("SELECT network, content FROM rehearsals ORDER BY id").fetchall()
+        found: dict[str, list[Rehearsal]] = {}
+        for network, content in rows:
+            try:
+                found.setdefault(network, []).append(Rehearsal.from_json(network, json.loads(content)))
+            except (ValueError, KeyError, TypeError, FileFormatError) as error:
+                raise damaged(self._path, f"a rehearsal cannot be read: {error}") from None
+        return found
+
     def _facts(self, text: str) -> dict[str, Any]:
         try:
             return dict(json.loads(text))
@@ -226,7 +253,7 @@ def _fault(database: sqlite3.Connection) -> str | None:
     if version != VERSION:
         return f"its version is {version} instead of {VERSION}"
     tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    missing = {"runs", "samples", "failures"} - tables
+    missing = {"runs", "samples", "failures", "rehearsals"} - tables
     return f"it has no table {', '.join(sorted(missing))}" if missing else None
 
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from .calibration import measure_overheads, measure_traffic
 from .errors import InputError
+from .frontends import to_graph
+from .graph import Graph
 from .guided import first_candidates, search_variants
 from .layers import AnyLayer, ways_to_divide
 from .planning.basetime import BaseTime
@@ -22,22 +24,26 @@ from .planning.disturbance import Disturbance
 from .planning.estimates import fit_estimates
 from .planning.evaluation import Evaluation, evaluate
 from .planning.features import Processor
+from .planning.measured import plan_measured
 from .planning.predictors import LatencyPredictor, train, undisturbed
 from .planning.samples import Point, Sample
-from .planning.split import Overheads, Planner, plan_measured
+from .planning.split import Overheads, Planner
 from .planning.traffic import Traffic
 from .profile import Profile
+from .rehearsing import SESSION_S, rehearse
 from .target import target_for
 from .tuner import Tuner, repeats_for, training_points
 from .workloads import (
     attention_training_layers,
     conv2d_training_layers,
     images_training_layers,
+    layers_of,
     linear_training_layers,
     rowwise_training_layers,
 )
 
 if TYPE_CHECKING:
+    from .frontends import Model
     from .rpc.client import Session
     from .runtime.device import Device
 
@@ -80,6 +86,7 @@ def tune(
     families: Iterable[str] = ("linear",),
     minutes: float = 10.0,
     layers: Iterable[AnyLayer] = (),
+    models: Iterable[Model] = (),
     tracker: str | None = None,
     key: str | None = None,
     cpu_cores: Sequence[int] | None = None,
@@ -99,8 +106,10 @@ def tune(
     minutes
         Time for measuring; training comes on top.
     layers
-        Layers to measure before any others, with ever more of the variants that promise to be the best; see
-        :func:`tvm_coexec.workloads.layers_named` for those of a model.
+        Layers to measure before any others, with ever more of the variants that promise to be the best.
+    models
+        Models whose layers are measured likewise, and which are then run by several plans: they keep the best of these.
+        What :func:`tvm_coexec.build` takes.
     tracker, key
         ``host:port`` of an RPC tracker and the key of the device there. By default a tracker and a server for the
         local device are started on loopback.
@@ -119,6 +128,8 @@ def tune(
     chosen = _check_families(families)
     if minutes <= 0:
         raise InputError(f"minutes must be positive, got {minutes:g}")
+    graphs = [to_graph(model) for model in models]
+    layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
     with open_session(device, tracker=tracker, key=key, cpu_cores=cpu_cores, gpu_cores=gpu_cores) as session:
         facts = session.facts()
         path = Path(out)
@@ -131,7 +142,19 @@ def tune(
             _measure_layers(until, tuner, asked_for)
             _measure_until(until, tuner, _stream(chosen), at_least=len(chosen))
             profile.describe(families=sorted({*profile.families, *chosen}))
-            return fit(profile)
+            evaluations = fit(profile)
+            _rehearse(tuner, graphs)
+            return evaluations
+
+
+def _rehearse(tuner: Tuner, graphs: Sequence[Graph]) -> None:
+    """Find the best plan of each network by running it."""
+    if not graphs:
+        return
+    learned = planner(tuner.profile)
+    with tuner.session.for_longer(SESSION_S) as session:
+        for graph in graphs:
+            rehearse(graph, learned, session, tuner.profile, tuner.target)
 
 
 def _check_families(families: Iterable[str]) -> list[str]:
@@ -298,4 +321,5 @@ def planner(profile: Profile) -> Planner:
         disturbance=Disturbance(**profile.planning["disturbance"]),
         measured=profile.measured_variants(),
         failed=profile.failed_variants(),
+        rehearsals=profile.rehearsals(),
     )

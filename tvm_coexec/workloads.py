@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +29,12 @@ from .layers import (
     has_lines,
     layer_from_json,
 )
+
+if TYPE_CHECKING:
+    from .graph import Graph
+
+MODEL_SUFFIXES = (".onnx", ".tflite")
+"""Of files that are models."""
 
 VIT_TOKENS = 197
 _TEST_SEED, _TRAINING_SEED = 2025, 1
@@ -276,18 +282,20 @@ def layers_named(name: str | os.PathLike[str]) -> list[AnyLayer]:
             f"no layers named {os.fspath(name)!r}: give a JSON file, a model as ONNX or TFLite file, or one of "
             f"{', '.join(NAMED)}"
         )
-    return layers_of(path) if path.suffix in (".onnx", ".tflite") else _layers_in(path)
-
-
-def layers_of(model: Any) -> list[AnyLayer]:
-    """The layers of a model that can be tuned, each once; the model is one that ``build`` takes."""
+    if path.suffix not in MODEL_SUFFIXES:
+        return _layers_in(path)
     from .frontends import to_graph
 
-    layers = dict.fromkeys(node.layer for node in to_graph(model).nodes)
-    tunable: list[AnyLayer] = [layer for layer in layers if not isinstance(layer, Opaque)]
-    if not tunable:
-        raise InputError(f"no layer of {model} can be tuned: all of them are computed by the CPU alone")
-    return tunable
+    layers = layers_of(to_graph(path))
+    if not layers:
+        raise InputError(f"no layer of {path} can be tuned: all of them are computed by the CPU alone")
+    return layers
+
+
+def layers_of(graph: Graph) -> list[AnyLayer]:
+    """The layers of a model that can be tuned, each once."""
+    layers = dict.fromkeys(node.layer for node in graph.nodes)
+    return [layer for layer in layers if not isinstance(layer, Opaque)]
 
 
 def _layers_in(path: Path) -> list[AnyLayer]:

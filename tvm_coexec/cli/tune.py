@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SET",
-        help="layers to measure before any others, with more of their variants: those of an ONNX or TFLite model, of a "
-        "JSON file with a list, or a set such as vit-base; several may be given",
+        help="layers to measure before any others, with more of their variants: those of an ONNX or TFLite model, "
+        "which is then run by several plans too, of a JSON file with a list, or a set such as vit-base; several may be "
+        "given",
     )
     parser.add_argument(
         "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"
@@ -64,14 +65,16 @@ def run(
 ) -> int:
     from tvm_coexec.planning.evaluation import format_table
     from tvm_coexec.tuning import tune
-    from tvm_coexec.workloads import layers_named
+    from tvm_coexec.workloads import MODEL_SUFFIXES, layers_named
 
+    models = [name for name in layers if Path(name).suffix in MODEL_SUFFIXES]
     evaluations = tune(
         out,
         device=device,
         families=families.split(","),
         minutes=minutes,
-        layers=[layer for name in layers for layer in layers_named(name)],
+        layers=[layer for name in layers if name not in models for layer in layers_named(name)],
+        models=models,
         tracker=tracker,
         key=key,
         cpu_cores=cpu_cores,

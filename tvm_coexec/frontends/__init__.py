@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import ModelError
 from ..graph import Graph
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from .trace import Trace
 
+    Model: TypeAlias = str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram
 
-def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram) -> Graph:
+
+def to_graph(model: Model) -> Graph:
     """Read a model and form its layers.
 
     Parameters
@@ -41,7 +43,7 @@ def to_graph(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | Export
     return graph
 
 
-def _trace(model: str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram) -> Trace:
+def _trace(model: Any) -> Trace:
     kind = type(model).__name__
     if kind == "IRModule":
         from .relax import trace_relax

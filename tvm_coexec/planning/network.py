@@ -16,6 +16,7 @@ from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, w
 
 from .disturbance import Disturbance
 from .plan import LayerPlan, Plan, Sync, no_gpu_kernels
+from .rehearsal import Rehearsal, fingerprint
 from .schedule import Costs, Option, Written, search, simulate
 from .split import DOUBT, Division, Overheads, Planner
 
@@ -57,21 +58,35 @@ def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
 def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
     """Divide all layers so that the network as a whole is expected to take the least time.
 
-    Whether weights come from memory depends on the kernels that are chosen: where theirs do, all is planned anew.
+    Where the profile was tuned for this network, the plan is the best of those that were rehearsed.
 
     Parameters
     ----------
     device, mechanism
         What the plan says of the device and of the way to synchronise.
     """
+    rehearsed = planner.rehearsals.get(fingerprint(graph), ()) if planner.rehearsals else ()
+    for rehearsal in reversed(rehearsed):
+        if rehearsal.plan.mechanism == mechanism:
+            return replace(rehearsal.as_planned(), device=device)
+    return plan_anew(graph, planner, device, mechanism)
+
+
+def plan_anew(
+    graph: Graph, planner: Planner, device: str, mechanism: str, rehearsals: Sequence[Rehearsal] = ()
+) -> Plan:
+    """The plan that is expected to be the best, from what earlier plans' ``rehearsals`` taught of this network.
+
+    Whether weights come from memory depends on the kernels that are chosen: where theirs do, all is planned anew.
+    """
     planner = planner.for_network(graph)
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
         layers: tuple[LayerPlan, ...] = (planner.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
-        layers = _plan_together(graph, planner)
+        layers = _plan_together(graph, planner.learning_from(rehearsals))
         informed = planner.for_kernels(layers)
         if informed.streams_weights != planner.streams_weights:
-            layers = _plan_together(graph, informed)
+            layers = _plan_together(graph, informed.learning_from(rehearsals))
     return assemble(graph, layers, planner.overheads, device, mechanism, planner.disturbance)
 
 

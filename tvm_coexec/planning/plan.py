@@ -13,7 +13,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ class Plan:
         nothing is expected.
     syncs
         Every point at which a side waits for the other.
+    rehearsed
+        Whether ``total_us`` is what the network took by this plan when the profile was tuned for it.
     """
 
     device: str
@@ -141,6 +143,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     total_us: float
     syncs: tuple[Sync, ...] = ()
+    rehearsed: bool = False
 
     def __str__(self) -> str:
         return format_table(self)
@@ -154,6 +157,7 @@ class Plan:
             "layers": [layer.to_json() for layer in self.layers],
             "total_us": self.total_us,
             "syncs": [sync.to_json() for sync in self.syncs],
+            "rehearsed": self.rehearsed,
         }
 
     @classmethod
@@ -173,6 +177,7 @@ class Plan:
                 layers=tuple(LayerPlan.from_json(layer) for layer in _typed(values, "layers", list)),
                 total_us=_microseconds(values, "total_us"),
                 syncs=tuple(Sync.from_json(sync) for sync in _typed(values, "syncs", list)),
+                rehearsed=_flag(values, "rehearsed"),
             )
             plan._check_names()
             return plan
@@ -220,7 +225,8 @@ def format_table(plan: Plan) -> str:
         units = f"{layer.cpu_units:>5} {layer.gpu_units:>5} {layer.layer.axis:8}"
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
         lines.append(f"{layer.name:{width}}  {units} {times}  {layer.reason}")
-    lines.append(f"{len(plan.layers)} layers, expected {plan.total_us:.1f} us")
+    known = "rehearsed in" if plan.rehearsed else "expected"
+    lines.append(f"{len(plan.layers)} layers, {known} {plan.total_us:.1f} us")
     return "\n".join([*lines, *_sync_lines(plan.syncs)])
 
 
@@ -255,6 +261,13 @@ def _typed(values: Mapping[str, Any], key: str, kind: type) -> Any:
     value = values[key]
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{key!r} is {value!r}, not of type {kind.__name__}")
+    return value
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values[key]
+    if not isinstance(value, bool):
+        raise ValueError(f"{key!r} is {value!r}, neither true nor false")
     return value
 
 

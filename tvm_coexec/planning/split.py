@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +17,9 @@ from .disturbance import Disturbance
 from .estimates import estimate_us
 from .features import Halves
 from .plan import LayerPlan
-from .predictors import LatencyPredictor, undisturbed
-from .samples import Sample, VariantSets
+from .predictors import LatencyPredictor
+from .rehearsal import Rehearsal, Surroundings
+from .samples import VariantSets
 from .traffic import Traffic, packed_bytes, packing
 
 SPLIT_MARGIN = 0.05
@@ -124,6 +125,10 @@ class Planner:
         What halves take longer on average than the predictors say; it chooses nothing.
     measured, failed
         The variants that were measured, and those that could not be, of each layer that was tried.
+    rehearsals
+        Of networks, by their fingerprints; the last one of each is by the best plan.
+    surroundings
+        What is known from them of the network at hand.
     """
 
     cpu: LatencyPredictor
@@ -138,6 +143,8 @@ class Planner:
     disturbance: Disturbance = field(default_factory=Disturbance)
     measured: VariantSets = field(default_factory=dict)
     failed: VariantSets = field(default_factory=dict)
+    rehearsals: Mapping[str, Sequence[Rehearsal]] = field(default_factory=dict)
+    surroundings: Surroundings = field(default_factory=Surroundings)
 
     def for_network(self, graph: Graph) -> Planner:
         """This planner for the layers of one network; those of a network of a single layer are on their own."""
@@ -158,6 +165,21 @@ class Planner:
         streams_weights = self.traffic is not None and self.traffic.streams_weights(weight_bytes)
         return replace(self, streams_weights=self.streams_weights or streams_weights)
 
+    def learning_from(self, rehearsals: Sequence[Rehearsal]) -> Planner:
+        """This planner where it is known what halves took in the same network."""
+        plain = replace(self, surroundings=Surroundings())
+        return replace(self, surroundings=Surroundings.of(rehearsals, plain.expect_us))
+
+    def expect_us(self, side: str, layer: AnyLayer, variant: Variant, units: int, other_units: int) -> float:
+        """What a half is expected to take; 0 where nothing is known of it."""
+        predictor = self.cpu if side == "cpu" else self.gpu
+        if predictor.knows(layer, variant):
+            own, other = np.array([float(units)]), np.array([float(other_units)])
+            return float(self._times_us(side, layer, [variant], own, other)[0, 0])
+        if side in self.estimates:
+            return float(self._estimate_us(side, layer, variant, np.array([units]))[0])
+        return 0.0
+
     def knows(self, layer: AnyLayer) -> bool:
         """Whether both predictors have learned from kernels that could compute the layer."""
         return all(self._known_variants(layer, side) for side in ("cpu", "gpu"))
@@ -165,7 +187,7 @@ class Planner:
     def plan_layer(self, name: str, layer: AnyLayer) -> LayerPlan:
         """The split with the least predicted time, or one side alone where splitting does not pay."""
         survey = self._survey(layer)
-        alone = _better_alone(layer, survey, self.overheads)
+        alone = _betterside_alone(layer, survey, self.overheads)
         if layer.units == 1:
             return alone.to_plan(name, layer, f"{_side(alone)} alone: one unit cannot be divided")
         split = self._search(layer, survey)
@@ -185,7 +207,7 @@ class Planner:
         if cpu_units in (0, layer.units):
             survey = self._survey(layer)
             side, half = ("cpu", survey.cpu_alone) if cpu_units else ("gpu", survey.gpu_alone)
-            split = _alone(side, layer, half, self.overheads)
+            split = side_alone(side, layer, half, self.overheads)
         else:
             variants = {side: self._variants(layer, side) for side in ("cpu", "gpu")}
             split = self._best(layer, variants, np.array([cpu_units]))
@@ -228,16 +250,14 @@ class Planner:
         measured = self.measured.get((side, layer))
         if measured:
             times_us *= np.array([[1.0 if variant in measured else _UNMEASURED] for variant in variants])
-        if self.traffic is None:
-            return times_us
-        if self.streams_weights:
+        if self.traffic is not None and self.streams_weights:
             rows = zip(variants, times_us, strict=True)
             times_us = np.stack(
                 [self.traffic.read_weights(side, layer, variant, us, own, other) for variant, us in rows]
             )
-        if self.in_network:
+        if self.traffic is not None and self.in_network:
             times_us = times_us + self.traffic.hand_over_us(side, layer, own, other)
-        return times_us
+        return times_us * self.surroundings.factors(side, layer, variants)[:, None]
 
     def _search(self, layer: AnyLayer, survey: _Survey) -> Division:
         """Try some splits, then ever more of those beside the best, until its neighbours have been tried.
@@ -278,61 +298,35 @@ class Planner:
         if not self.knows(layer):
             return self._estimated_divisions(layer, splits)
         survey = self._survey(layer)
-        found = {0: _alone("gpu", layer, survey.gpu_alone, self.overheads)}
+        found = {0: side_alone("gpu", layer, survey.gpu_alone, self.overheads)}
         if len(splits):
             found |= {one.cpu_units: one for one in self._divide(layer, survey.shortlists, splits)}
-        return found | {layer.units: _alone("cpu", layer, survey.cpu_alone, self.overheads)}
+        return found | {layer.units: side_alone("cpu", layer, survey.cpu_alone, self.overheads)}
 
     def _estimated_divisions(self, layer: AnyLayer, splits: np.ndarray) -> dict[int, Division]:
         family, units = schedules.family(layer), layer.units
         cpu = family.default_variant(layer, "cpu", self.hardware)
         gpu = next(iter(family.variants(layer, "gpu", self.hardware)), None)
         if "cpu" not in self.estimates or "gpu" not in self.estimates:
-            return {units: _alone("cpu", layer, Half(cpu, 0.0), self.overheads)}
-        whole_us = {side: float(estimate_us(one, layer, np.array([units]))[0]) for side, one in self.estimates.items()}
-        found = {units: _alone("cpu", layer, Half(cpu, whole_us["cpu"]), self.overheads)}
+            return {units: side_alone("cpu", layer, Half(cpu, 0.0), self.overheads)}
+
+        def whole(side: str, variant: Variant) -> Half:
+            return Half(variant, float(self._estimate_us(side, layer, variant, np.array([units]))[0]))
+
+        found = {units: side_alone("cpu", layer, whole("cpu", cpu), self.overheads)}
         if gpu is None:
             return found
-        found[0] = _alone("gpu", layer, Half(gpu, whole_us["gpu"]), self.overheads)
-        cpu_us = estimate_us(self.estimates["cpu"], layer, splits)
-        gpu_us = estimate_us(self.estimates["gpu"], layer, units - splits)
+        found[0] = side_alone("gpu", layer, whole("gpu", gpu), self.overheads)
+        cpu_us = self._estimate_us("cpu", layer, cpu, splits)
+        gpu_us = self._estimate_us("gpu", layer, gpu, units - splits)
         for split, own_us, other_us in zip(splits, cpu_us, gpu_us, strict=True):
             halves = Half(cpu, float(own_us)), Half(gpu, float(other_us))
             found[int(split)] = Division(int(split), *halves, float(max(own_us, other_us)) + self.overheads.split_us)
         return found
 
-
-def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
-    """The best of the splits that were measured of exactly this layer; nothing is predicted, so no margin is asked."""
-    halves = _measured_halves(layer, samples)
-    splits = []
-    for (side, units, other_units), half in halves.items():
-        if other_units == 0 and units == layer.units:
-            splits.append(_alone(side, layer, half, overheads))
-        elif side == "cpu" and units + other_units == layer.units and ("gpu", other_units, units) in halves:
-            gpu = halves["gpu", other_units, units]
-            splits.append(Division(units, half, gpu, max(half.us, gpu.us) + overheads.split_us))
-    if not splits:
-        raise MeasurementError(
-            f"the profile holds no split of layer {name!r} ({layer}) with both halves measured; "
-            "tune this layer, or use split='predicted'"
-        )
-    best = min(splits, key=lambda split: split.total_us)
-    return best.to_plan(name, layer, f"the best of {len(splits)} measured splits")
-
-
-def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], Half]:
-    """The best variant for each ``(side, units, other units)``, by the median of all its undisturbed repetitions."""
-    repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
-    for sample in undisturbed(sample for sample in samples if sample.layer == layer):
-        key = (sample.side, sample.units, sample.other_units), sample.variant
-        repetitions_us.setdefault(key, []).extend(sample.latency_us)
-    best: dict[tuple[str, int, int], Half] = {}
-    for (where, variant), times_us in repetitions_us.items():
-        half = Half(variant, float(np.median(times_us)))
-        if where not in best or half.us < best[where].us:
-            best[where] = half
-    return best
+    def _estimate_us(self, side: str, layer: AnyLayer, variant: Variant, units: np.ndarray) -> np.ndarray:
+        """The times of so many units of a layer that the predictors do not know."""
+        return estimate_us(self.estimates[side], layer, units) * self.surroundings.factors(side, layer, [variant])
 
 
 def _read_bytes(plan: LayerPlan) -> float:
@@ -344,15 +338,16 @@ def _read_bytes(plan: LayerPlan) -> float:
     return sum(all_bytes * units / plan.layer.units for _, all_bytes, units in read)
 
 
-def _alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> Division:
+def side_alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> Division:
+    """All of a layer on one side."""
     if side == "cpu":
         return Division(layer.units, half, None, half.us)
     return Division(0, None, half, half.us + overheads.gpu_alone_us)
 
 
-def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
+def _betterside_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
     halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
-    return min((_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
+    return min((side_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
 
 
 def _spread(low: int, high: int, count: int) -> np.ndarray:

@@ -185,6 +185,17 @@ class Module:
         program.run()
         return timing.timeline(program)
 
+    def time_halves(self, *, repeats: int, warmup: int = 2) -> list[timing.HalvesUs]:
+        """Time the halves of all layers as they run in the network.
+
+        Returns
+        -------
+        For each layer what its CPU half and its GPU half took, an entry a run; empty where a side has none.
+        """
+        names = [step.name for step in self._package.manifest.steps]
+        runs = [self.profile(warmup=warmup if number == 0 else 0) for number in range(repeats)]
+        return timing.halves_of(names, runs)
+
     def time_step(
         self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2
     ) -> timing.StepTimes:

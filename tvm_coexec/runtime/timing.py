@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,10 @@ from .program import Operation, Read
 
 _GPU_CHAIN_US = 2000.0
 """Length of a chain of layers whose start and end hardly count."""
+
+
+HalvesUs = tuple[list[float], list[float]]
+"""Of one layer, what its CPU half and its GPU half took, an entry a run; empty where a side has none."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,20 @@ def timeline(program: Prepared) -> list[Event]:
             start_us, end_us = (stamp_us - offset_ns / 1e3 for stamp_us in _span_us(program, place, event))
             events.append(Event("gpu", command.kind, step, start_us, end_us))
     return sorted(events, key=lambda event: event.start_us)
+
+
+def halves_of(names: Sequence[str], runs: Iterable[Sequence[Event]]) -> list[HalvesUs]:
+    """The halves' own times, waits left out, of the layers with these names in runs with timelines."""
+    found: dict[str, HalvesUs] = {name: ([], []) for name in names}
+    for events in runs:
+        spent_us: dict[tuple[str, str], float] = {}
+        for event in events:
+            if event.kind in ("call", "kernel"):
+                half = event.step, event.side
+                spent_us[half] = spent_us.get(half, 0.0) + event.end_us - event.start_us
+        for (name, side), us in spent_us.items():
+            found[name][0 if side == "cpu" else 1].append(us)
+    return list(found.values())
 
 
 def _clock_offset_ns(program: Prepared, first_queued_ns: int) -> int:

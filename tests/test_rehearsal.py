@@ -1,0 +1,100 @@
+"""What a rehearsed network teaches the planner, on a device whose times are known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_network_plan import network, planner
+from test_plan import plans
+
+from tvm_coexec.layers import Linear
+from tvm_coexec.planning.network import plan_anew, plan_network
+from tvm_coexec.planning.plan import Plan
+from tvm_coexec.planning.rehearsal import Rehearsal, Surroundings, fingerprint
+
+GRAPH = network(*[Linear(197, 768, 768)] * 4, Linear(50, 768, 512))
+
+times_us = st.lists(st.floats(0.1, 1e6), max_size=3).map(tuple)
+
+
+@st.composite
+def rehearsals(draw):
+    plan = draw(plans())
+    halves_us = tuple((draw(times_us), draw(times_us)) for _ in plan.layers)
+    return Rehearsal(draw(st.text()), plan, draw(times_us), halves_us)
+
+
+@given(rehearsals())
+def test_a_rehearsal_survives_json(rehearsal: Rehearsal) -> None:
+    assert Rehearsal.from_json(rehearsal.network, json.loads(json.dumps(rehearsal.to_json()))) == rehearsal
+
+
+def rehearsed(plan: Plan, cpu: float, gpu: float, total_us: float = 5000.0) -> Rehearsal:
+    """Every half took so many times as long as planned."""
+    halves_us = tuple(
+        ((cpu * layer.cpu_us,) * 3 if layer.cpu else (), (gpu * layer.gpu_us,) * 3 if layer.gpu else ())
+        for layer in plan.layers
+    )
+    return Rehearsal(fingerprint(GRAPH), plan, (0.9 * total_us, total_us, 9 * total_us), halves_us)
+
+
+def gpu_share(plan: Plan) -> float:
+    return sum(layer.gpu_units for layer in plan.layers) / sum(layer.layer.units for layer in plan.layers)
+
+
+def test_a_side_that_took_longer_in_the_network_gets_less_of_it() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    assert plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 1.0)]).layers == first.layers
+    second = plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 2.0)])
+    speed = gpu_share(first) / (1 - gpu_share(first)) / 2  # the GPU's, that of the CPU being 1
+    assert gpu_share(second) == pytest.approx(speed / (1 + speed), abs=0.06)
+    before_us, after_us = (
+        np.mean([one.gpu_us / one.gpu_units for one in p.layers if one.gpu]) for p in (first, second)
+    )
+    assert after_us > 1.7 * before_us
+
+
+def test_what_took_longer_than_its_like_is_known_by_its_layer() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    run = rehearsed(first, 1.0, 1.0)
+    *usual, (cpu_us, gpu_us) = run.halves_us
+    run = replace(run, halves_us=(*usual, (tuple(3 * np.array(cpu_us)), gpu_us)))
+    around = planner().learning_from([run, run, run]).surroundings
+    common, odd = first.layers[0], first.layers[-1]
+    assert odd.cpu is not None and common.cpu is not None
+    assert around.factors("cpu", common.layer, [common.cpu]) == pytest.approx([1.0], rel=0.02)
+    assert 2.0 < around.factors("cpu", odd.layer, [odd.cpu])[0] < 3.0
+    assert around.factors("gpu", odd.layer, [odd.cpu]) == pytest.approx([1.0], rel=0.02)
+
+
+def test_nothing_is_learned_from_nothing() -> None:
+    around = Surroundings.of([], planner().expect_us)
+    layer = GRAPH.nodes[0].layer
+    variant = planner().plan_layer("n0", layer).cpu
+    assert variant is not None
+    assert around.factors("cpu", layer, [variant, variant]).tolist() == [1.0, 1.0]
+
+
+def test_the_plan_of_a_rehearsed_network_is_the_last_one_that_ran_and_takes_what_it_took() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    best = plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 2.0)])
+    events = replace(best, mechanism="event")
+    runs = [rehearsed(first, 1.0, 2.0), rehearsed(best, 1.0, 2.0, 4321.0), rehearsed(events, 1.0, 1.0)]
+    known = replace(planner(), rehearsals={fingerprint(GRAPH): runs})
+    plan = plan_network(GRAPH, known, "device", "svm")
+    assert (plan.layers, plan.total_us, plan.rehearsed) == (best.layers, 4321.0, True)
+    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, rehearsed in 4321.0 us"
+    other = network(*[Linear(197, 768, 768)] * 3)
+    assert plan_network(other, known, "device", "svm") == plan_anew(other, planner(), "device", "svm")
+
+
+def test_networks_are_told_apart_by_their_layers_and_by_what_joins_them() -> None:
+    again = network(*[Linear(197, 768, 768)] * 4, Linear(50, 768, 512))
+    again.nodes[0].params["weights"] = np.ones((768, 768), np.float32)
+    assert fingerprint(again) == fingerprint(GRAPH)
+    again.nodes[2].input = "t0"
+    assert fingerprint(again) != fingerprint(GRAPH)
+    assert fingerprint(network(*[Linear(197, 768, 768)] * 4, Linear(50, 768, 513))) != fingerprint(GRAPH)

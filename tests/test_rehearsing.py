@@ -1,0 +1,117 @@
+"""Rehearsing on a device that only pretends: better plans win, the last stored run is by the best, runs are resumed."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_network_plan import network, planner
+from test_tuning import FACTS
+
+from tvm_coexec.errors import MeasurementError
+from tvm_coexec.layers import Linear, parameter_shapes
+from tvm_coexec.planning.plan import Plan
+from tvm_coexec.planning.rehearsal import Rehearsal, fingerprint
+from tvm_coexec.profile import Profile
+from tvm_coexec.rehearsing import rehearse
+from tvm_coexec.rpc.client import RefusedError
+from tvm_coexec.target import target_for
+
+GRAPH = network(*[Linear(48, 256, 256)] * 3)
+GRAPH.outputs.append("t2")
+for node in GRAPH.nodes:
+    node.params = {name: np.ones(shape, np.float32) for name, shape in parameter_shapes(node.layer).items()}
+TARGET = target_for(FACTS)
+
+Times = Callable[[Plan], tuple[float, list[tuple[float, float]]]]
+"""Of a whole run, and for each layer of its CPU half and its GPU half; 0 where there is none."""
+
+
+class FakeSession:
+    """Runs plans as ``times`` says."""
+
+    def __init__(self, times: Times) -> None:
+        self.times = times
+        self.asked: list[list[Plan]] = []
+
+    def rehearse(
+        self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int
+    ) -> list[tuple[list[float], list[Any]]]:
+        self.asked.append([plan_in(module) for module in modules])
+        assert max(map(len, modules)) < 4 * 256 * 256, "weights are not sent"
+        answers = []
+        for plan in self.asked[-1]:
+            run_us, halves_us = self.times(plan)
+            halves = [[[us] * timelines if us else [] for us in pair] for pair in halves_us]
+            answers.append(([run_us] * rounds * repeats, halves))
+        return answers
+
+
+def plan_in(module: bytes) -> Plan:
+    with zipfile.ZipFile(BytesIO(module)) as archive:
+        return Plan.from_json(json.loads(archive.read("manifest.json"))["plan"])
+
+
+def slow_gpu(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
+    """A unit takes 10 us on the CPU and 30 us on the GPU, whatever was planned, and the sides wait for each other."""
+    halves_us = [(10.0 * layer.cpu_units, 30.0 * layer.gpu_units) for layer in plan.layers]
+    return sum(map(max, halves_us)), halves_us
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Iterator[Profile]:
+    facts = {**FACTS, "label": "pretended", "mechanism": "svm"}
+    with Profile.create(tmp_path / "p", facts) as opened:
+        yield opened
+
+
+def rehearse_with(session: Any, profile: Profile) -> list[Rehearsal]:
+    rehearse(GRAPH, planner(), session, profile, TARGET)
+    return profile.rehearsals()[fingerprint(GRAPH)]
+
+
+def test_plans_learn_until_nothing_better_comes_and_the_last_run_is_by_the_best(profile: Profile) -> None:
+    session = FakeSession(slow_gpu)
+    runs = rehearse_with(session, profile)
+    first, *duels, last = session.asked
+    assert len(first) == len(last) == 1 and all(len(duel) == 2 for duel in duels) and duels
+    assert last[0].layers == runs[-1].plan.layers
+    assert runs[-1].median_us == min(run.median_us for run in runs) < runs[0].median_us
+    assert sum(layer.gpu_units for layer in runs[-1].plan.layers) < sum(layer.gpu_units for layer in first[0].layers)
+
+
+def test_a_worse_plan_does_not_win(profile: Profile) -> None:
+    seen: list[Plan] = []
+
+    def ever_slower(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
+        seen.extend([plan] if plan.layers not in [one.layers for one in seen] else [])
+        place = [one.layers for one in seen].index(plan.layers)
+        return 100.0 * (1 + place), slow_gpu(plan)[1]
+
+    runs = rehearse_with(FakeSession(ever_slower), profile)
+    assert len(seen) > 1
+    assert runs[-1].plan.layers == seen[0].layers and runs[-1].median_us == 100.0
+
+
+def test_a_second_rehearsal_goes_on_from_the_first(profile: Profile) -> None:
+    before = rehearse_with(FakeSession(slow_gpu), profile)
+    session = FakeSession(slow_gpu)
+    after = rehearse_with(session, profile)
+    assert after[: len(before)] == before
+    assert session.asked[0][0].layers == before[-1].plan.layers, "the best so far takes part"
+
+
+def test_what_was_rehearsed_before_a_failure_stays(profile: Profile) -> None:
+    class Failing(FakeSession):
+        def rehearse(self, modules: Sequence[bytes], **settings: int) -> Any:
+            if self.asked:
+                raise RefusedError("out of memory")
+            return super().rehearse(modules, **settings)
+
+    with pytest.raises(MeasurementError, match="out of memory"):
+        rehearse_with(Failing(slow_gpu), profile)
+    assert len(profile.rehearsals()[fingerprint(GRAPH)]) == 1

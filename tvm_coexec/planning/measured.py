@@ -1,0 +1,48 @@
+"""The plan of a layer from splits that were measured: nothing is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from tvm_coexec.errors import MeasurementError
+from tvm_coexec.layers import AnyLayer, Variant
+
+from .plan import LayerPlan
+from .predictors import undisturbed
+from .samples import Sample
+from .split import Division, Half, Overheads, side_alone
+
+
+def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
+    """The best of the splits that were measured of exactly this layer; nothing is predicted, so no margin is asked."""
+    halves = _measured_halves(layer, samples)
+    splits = []
+    for (side, units, other_units), half in halves.items():
+        if other_units == 0 and units == layer.units:
+            splits.append(side_alone(side, layer, half, overheads))
+        elif side == "cpu" and units + other_units == layer.units and ("gpu", other_units, units) in halves:
+            gpu = halves["gpu", other_units, units]
+            splits.append(Division(units, half, gpu, max(half.us, gpu.us) + overheads.split_us))
+    if not splits:
+        raise MeasurementError(
+            f"the profile holds no split of layer {name!r} ({layer}) with both halves measured; "
+            "tune this layer, or use split='predicted'"
+        )
+    best = min(splits, key=lambda split: split.total_us)
+    return best.to_plan(name, layer, f"the best of {len(splits)} measured splits")
+
+
+def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], Half]:
+    """The best variant for each ``(side, units, other units)``, by the median of all its undisturbed repetitions."""
+    repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
+    for sample in undisturbed(sample for sample in samples if sample.layer == layer):
+        key = (sample.side, sample.units, sample.other_units), sample.variant
+        repetitions_us.setdefault(key, []).extend(sample.latency_us)
+    best: dict[tuple[str, int, int], Half] = {}
+    for (where, variant), times_us in repetitions_us.items():
+        half = Half(variant, float(np.median(times_us)))
+        if where not in best or half.us < best[where].us:
+            best[where] = half
+    return best
