@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from tvm_coexec.errors import MeasurementError, last_line
-from tvm_coexec.planning.samples import Point, PointTimes
+from tvm_coexec.planning.samples import NetworkTimes, Point, PointTimes
 
 from .lease import TrackerAddress, request_lease
 from .remote import FACTS, MEASURE, REHEARSE, RUN
@@ -145,6 +145,7 @@ class Session:
         seed
             Of the random operands of the check.
         """
+        self._renew()
         request = {
             "module": self._upload(module),
             "step": step,
@@ -169,35 +170,30 @@ class Session:
         repeats
             Length of these lists.
         """
+        self._renew()
         request = {"module": self._upload(module), "splits": [dict(one) for one in splits], "repeats": repeats}
         return [list(times_us) for times_us in self._call(RUN, request)["latency_us"]]
 
-    def rehearse(
-        self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int
-    ) -> list[tuple[list[float], list[tuple[list[float], list[float]]]]]:
+    def rehearse(self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int) -> list[NetworkTimes]:
         """Time whole runs of modules in turn, and the halves of their layers as they run in the network.
 
         Parameters
         ----------
         modules
             Contents of module files.
-        rounds, repeats
-            So often every module has its turn, with so many runs each.
-        timelines
-            Runs of which the halves are timed.
-
-        Returns
-        -------
-        For each module the times of its runs in microseconds, and for each of its layers those of the CPU half and of
-        the GPU half; empty where a side has none.
+        rounds
+            How often every module has its turn.
+        repeats, timelines
+            Runs in a turn, and runs in a turn of which the halves are timed.
         """
+        self._renew()
         request = {
             "modules": [self._upload(module, f"rehearsed-{place}.module") for place, module in enumerate(modules)],
             "rounds": rounds,
             "repeats": repeats,
             "timelines": timelines,
         }
-        return [(answer["latency_us"], answer["halves_us"]) for answer in self._call(REHEARSE, request)]
+        return [_network_times(answer) for answer in self._call(REHEARSE, request)]
 
     def for_longer(self, session_timeout_s: float) -> Session:
         """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""
@@ -213,7 +209,6 @@ class Session:
     def _upload(self, module: str | os.PathLike[str] | bytes, name: str = "measured.module") -> str:
         """Send a module file; its name there."""
         content = module if isinstance(module, bytes) else Path(module).read_bytes()
-        self._renew()
         remote = self._remote
         self._exchange(lambda: remote.upload(bytearray(content), name))
         return name
@@ -257,6 +252,11 @@ class Session:
 def _point_times(fields: dict[str, Any]) -> PointTimes:
     times = {name: tuple(fields[name]) for name in ("cpu_us", "gpu_us", "wall_us")}
     return PointTimes(fields["cpu_units"], fields["gpu_units"], **times)
+
+
+def _network_times(fields: dict[str, Any]) -> NetworkTimes:
+    halves_us = tuple((tuple(cpu_us), tuple(gpu_us)) for cpu_us, gpu_us in fields["halves_us"])
+    return NetworkTimes(tuple(fields["latency_us"]), halves_us)
 
 
 def _bounded(work: Callable[[], _Result], timeout_s: float) -> _Result:

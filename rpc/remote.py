@@ -65,21 +65,23 @@ class SessionFunctions:
         return {"latency_us": times_us}
 
     def rehearse(self, request: Any) -> list[dict[str, Any]]:
-        """Time whole runs of uploaded modules in turn, on random inputs, and then their halves."""
+        """Time whole runs of uploaded modules, and their halves, in turn, on random inputs."""
         modules = [self._load({"module": name}) for name in request["modules"]]
         for module in modules:
             _fill(module)
-        rounds = [
-            [module.benchmark(repeats=request["repeats"], warmup=1).latency_us for module in modules]
-            for _ in range(request["rounds"])
+        answers: list[dict[str, Any]] = [
+            {"latency_us": [], "halves_us": [([], []) for _ in module.splits]} for module in modules
         ]
-        return [
-            {
-                "latency_us": [time_us for turns in rounds for time_us in turns[place]],
-                "halves_us": module.time_halves(repeats=request["timelines"]),
-            }
-            for place, module in enumerate(modules)
-        ]
+        turn = list(zip(modules, answers, strict=True))
+        for _ in range(request["rounds"]):
+            for module, answer in turn:
+                answer["latency_us"] += module.benchmark(repeats=request["repeats"], warmup=1).latency_us
+                halves_us = module.time_halves(repeats=request["timelines"])
+                for kept, new in zip(answer["halves_us"], halves_us, strict=True):
+                    for side in (0, 1):
+                        kept[side].extend(new[side])
+            turn.reverse()
+        return answers
 
     def _load(self, request: Any) -> Module:
         import tvm_ffi

@@ -71,7 +71,7 @@ def variants(layer: Attention, side: str, hardware: Hardware, layouts: ImageLayo
     if side == "gpu" and hardware.opencl_type == "gpu":
         threads = [count for count in _GPU_THREADS if count <= hardware.max_group_size] or [1]
         return [_variant(rows, 4, 8, row_threads=count) for rows in (4, 2, 1) for count in threads]
-    lanes = hardware.vector_bytes // 4
+    lanes = hardware.lanes
     extra = {"row_threads": 1} if side == "gpu" else {}
     fitting = [
         (_cost(layer, rows, vectors), rows, vectors)

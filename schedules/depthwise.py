@@ -74,7 +74,7 @@ def _register_tiles(layer: Conv2d, hardware: Hardware, space: Space) -> list[Reg
 
     The estimate counts padded rows, and the input that a line of the kernel reads for a block of pixels.
     """
-    lanes = hardware.vector_bytes // 4
+    lanes = hardware.lanes
     ranked = []
     for channels in {TILE, max(TILE // 2, lanes)}:
         for rows in range(1, space.rows + 1):

@@ -205,7 +205,6 @@ def space(layer: Conv2d | Pool, layouts: ImageLayouts, **rest: Any) -> Space:
         rows=layer.batch * layer.out_h * layer.out_w,
         padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
         parts=layer.units if layer.axis == "lines" else 1,
-        unrolls=(1, 4),
         **rest,
     )
 

@@ -51,7 +51,7 @@ def default_variant(layer: Place, side: str, hardware: Hardware, layouts: ImageL
 
 def variants(layer: Place, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The one variant of a side."""
-    lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.vector_bytes // 4
+    lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]
 
 

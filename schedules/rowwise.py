@@ -53,7 +53,7 @@ def default_variant(layer: RowWise, side: str, hardware: Hardware, layouts: Imag
 
 def variants(layer: RowWise, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.vector_bytes // 4
+    lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]
 
 

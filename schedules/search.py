@@ -10,6 +10,7 @@ from tvm_coexec.layers import TILE, Hardware, Variant
 _MAX_ROWS = 14
 _ENOUGH_ACCUMULATORS = 8
 """Independent multiply-adds in flight that hide their latency on every core met so far."""
+_UNROLLS = (1, 4)
 _ENOUGH_WRITTEN_OUT = 24
 """Multiply-adds in the body of the innermost loop beside which its own instructions do not count."""
 WEIGHT_COST = 4
@@ -30,8 +31,6 @@ class Space:
         Rows that are computed where a block has so many.
     reduction
         Extent of the innermost reduction axis, of which ``k_split`` and ``unroll`` are divisors.
-    unrolls
-        Candidates for ``unroll``.
     taps
         Products that are added up for one output element, if blocks of short reductions may share a work-item.
     channels
@@ -43,7 +42,6 @@ class Space:
     rows: int
     padded_rows: Callable[[int], int]
     reduction: int
-    unrolls: tuple[int, ...] = (1, 4)
     taps: int | None = None
     channels: int = TILE
     parts: int = 1
@@ -71,13 +69,8 @@ def dense_variants(
         return _cpu_variants(implementation, hardware, tiles, space)
     # Kernels that are bound by their accumulators need two vectors there; a family with a ranking of its own knows.
     if rank is None and space.channels % TILE == 0:
-        tiles = [tile for tile in tiles if tile[1] >= 2 * _lanes(hardware)]
+        tiles = [tile for tile in tiles if tile[1] >= 2 * hardware.lanes]
     return _cpu_device_variants(implementation, hardware, tiles, space)
-
-
-def _lanes(hardware: Hardware) -> int:
-    """Channels in a vector."""
-    return hardware.vector_bytes // 4
 
 
 def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
@@ -85,7 +78,7 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
 
     The estimate counts padded rows, weights read again for each block of rows, and latency that stays exposed.
     """
-    lanes = _lanes(hardware)
+    lanes = hardware.lanes
     ranked = []
     for channels in {TILE, max(TILE // 2, lanes), max(TILE // 4, lanes)}:
         vectors = channels // lanes
@@ -111,8 +104,8 @@ def _filled_up(channels: int, together: int) -> float:
 def _unrolls(hardware: Hardware, space: Space, tile: RegisterTile) -> list[int]:
     """The one first that writes out enough multiply-adds for the loop's own instructions not to count."""
     rows, channels, k_split = tile
-    vectors = max(channels // _lanes(hardware), 1)
-    fitting = [unroll for unroll in space.unrolls if (space.reduction // k_split) % unroll == 0]
+    vectors = channels // hardware.lanes
+    fitting = [unroll for unroll in _UNROLLS if (space.reduction // k_split) % unroll == 0]
     return sorted(fitting, key=lambda unroll: unroll * rows * vectors * k_split < _ENOUGH_WRITTEN_OUT)
 
 
@@ -129,7 +122,7 @@ def _cpu_device_variants(
     implementation: str, hardware: Hardware, tiles: list[RegisterTile], space: Space
 ) -> list[Variant]:
     """One work-item to a work-group: a CPU device runs a work-group's items one after the other."""
-    lanes = _lanes(hardware)
+    lanes = hardware.lanes
     return [
         _gpu_variant(
             implementation,

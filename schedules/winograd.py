@@ -111,7 +111,7 @@ def _space(tiles: WinogradTiles) -> Space:
 
 
 def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
-    lanes = hardware.vector_bytes // 4
+    lanes = hardware.lanes
     return [
         Variant.make(IMPLEMENTATION, m=tiles.m, rows=rows, channels=channels, lanes=lanes, **block)
         for rows, channels, _ in register_tiles(hardware, _space(tiles))[:2]
@@ -143,7 +143,7 @@ def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str,
 
 def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
     """Blocks, but for those that leave a core idle; single groups as well where there are several cores."""
-    lanes = hardware.vector_bytes // 4
+    lanes = hardware.lanes
     ranked = [tile for tile in register_tiles(hardware, _space(tiles)) if tile[1] >= 2 * lanes]
     blocked = [
         _opencl_variant(
@@ -163,7 +163,7 @@ def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Varia
         return busy or blocked
     whole = [rows for rows, channels, _ in ranked if channels == TILE]
     single = [_opencl_variant(tiles, (rows, lanes, 1, 1), order=order) for rows in whole[:2] for order in (0, 1)]
-    return [*busy, *single]
+    return [*busy, *single] or blocked
 
 
 def _gpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:

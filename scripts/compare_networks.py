@@ -1,7 +1,8 @@
 """How fast is a whole network on the CPU, on the GPU, on both by the plan, and in the engines that a user would pick?
 
 All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
-cores of both sides; each is a process that is stopped while others are measured.
+cores of both sides; each is a process that is stopped while others are measured. What a plan expected is predicted or,
+of a model that the profile was tuned for, what it took when it was rehearsed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Compared:
 
     name: str
     predicted_us: float
+    rehearsed: bool
     syncs: int
     memory: MemoryUse
     same_top1: bool
@@ -85,6 +87,7 @@ class Compared:
             "name": self.name,
             **{f"{side}_us": self.us(side) for side in SPLITS},
             "predicted_us": self.predicted_us,
+            "rehearsed": self.rehearsed,
             "speedup": self.speedup,
             "peers": self.peers,
             "max_rel_error": self.max_rel_error,
@@ -212,6 +215,7 @@ def compare(
         compared = Compared(
             name=name,
             predicted_us=modules["coexec"].plan.total_us,
+            rehearsed=modules["coexec"].plan.rehearsed,
             syncs=modules["coexec"].sync_count,
             memory=modules["coexec"].memory,
             same_top1=all(np.argmax(result) == np.argmax(expected) for result in results.values()),
@@ -234,11 +238,12 @@ def first_output(module: Module, inputs: Mapping[str, np.ndarray]) -> np.ndarray
 def table(compared: Sequence[Compared]) -> str:
     """Milliseconds of all contenders, one network a row, and what is known of the runs."""
     peer_names = list(dict.fromkeys(key for one in compared for key in one.samples_us if key not in SPLITS))
-    header = ["network", "CPU ms", "GPU ms", "co-executed ms", "speedup", "predicted ms"]
+    header = ["network", "CPU ms", "GPU ms", "co-executed ms", "speedup", "expected ms"]
     header += [f"{name.replace(' ', ', ')} threads ms".replace("1 threads", "1 thread") for name in peer_names]
     rows = []
     for one in compared:
-        row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×", _ms(one.predicted_us)]
+        expected = _ms(one.predicted_us) + (" (rehearsed)" if one.rehearsed else "")
+        row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×", expected]
         row += [_ms(one.us(peer)) if peer in one.samples_us else "none" for peer in peer_names]
         rows.append(row)
     facts = [

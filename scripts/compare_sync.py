@@ -47,7 +47,7 @@ class Chain:
     def measure(self) -> None:
         """One round: whole runs, then the halves' own times."""
         chain_us = self.module.benchmark(repeats=RUNS_A_ROUND, warmup=3).latency_us
-        halves_us = [longer_halves_us(self.module) for _ in range(TIMELINES_A_ROUND)]
+        halves_us = longer_halves_us(self.module, TIMELINES_A_ROUND)
         self.chain_us += chain_us
         self.halves_us += halves_us
         self.overheads_us.append((median_us(chain_us) - median_us(halves_us)) / self.depth)
@@ -74,13 +74,10 @@ class Chain:
         }
 
 
-def longer_halves_us(module: Module) -> float:
-    """The longer half's own time of every layer, summed, in one run."""
-    longest: dict[str, float] = {}
-    for event in module.profile(warmup=1):
-        if event.kind in ("call", "kernel"):
-            longest[event.step] = max(longest.get(event.step, 0.0), event.end_us - event.start_us)
-    return sum(longest.values())
+def longer_halves_us(module: Module, runs: int) -> list[float]:
+    """The longer half's own time of every layer, summed, in each of some runs."""
+    layers = module.time_halves(repeats=runs)
+    return [sum(max(cpu_us[run], gpu_us[run]) for cpu_us, gpu_us in layers) for run in range(runs)]
 
 
 def halved_chain(layer: Linear, depth: int, device: Device) -> Chain:

@@ -28,6 +28,7 @@ from tvm_coexec.schedules.image_geometry import ImageLayer
 
 CPU = Hardware(64, 32, "cpu", 4096)
 NARROW_CPU = Hardware(16, 32, "cpu", 4096)
+FEW_REGISTERS = Hardware(32, 16, "cpu", 4096)
 GPU = Hardware(16, 32, "gpu", 64)
 
 _LLVM = {"kind": "llvm", "mcpu": llvm_get_system_cpu()}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from tvm_coexec.cli.options import parse_cores
 from tvm_coexec.errors import DeviceError, ToolchainError
 from tvm_coexec.runtime import loader
 from tvm_coexec.runtime.discovery import find_device, list_devices
+from tvm_coexec.workloads import vit_base
 
 HEAVY = ("tvm", "xgboost", "pyopencl", "onnx", "numpy")
 
@@ -90,6 +92,14 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "run", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["devices"])
+
+
+def test_tune_sorts_models_from_sets_of_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("tvm_coexec.tuning.tune", lambda out, **settings: asked.update(settings) or [])
+    arguments = ["tune", "--out", str(tmp_path), "--layers", "vit-base", "a/model.onnx", "b.tflite"]
+    assert cli.main(arguments) == 0
+    assert asked["models"] == ["a/model.onnx", "b.tflite"] and asked["layers"] == vit_base()
 
 
 def test_devices_prints_a_table(device_name: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,6 @@ from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
 from tvm_coexec.packaging import Choice, package, single_layer
 from tvm_coexec.runtime import executor
-from tvm_coexec.runtime.checking import random_params
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
 from tvm_coexec.runtime.modulefile import Package
@@ -318,27 +317,6 @@ def test_a_cpu_that_never_signals_is_reported_as_the_gpus_wait(device: Device) -
     for i in signals:
         program.program.operations[i].step = program.lowered.operations[i].step
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
-
-
-def test_halves_are_timed_as_they_run_in_the_network(device: Device) -> None:
-    built, nodes = chain(device, 3, 5, 64)
-    module = Module(built, device)
-    module.set_splits({"layer0": 0, "layer1": 2})
-    halves_us = module.time_halves(repeats=4)
-    assert [tuple(map(len, half)) for half in halves_us] == [(0, 4), (4, 0), (4, 4)] and len(nodes) == 3
-    assert all(us > 0 for half in halves_us for times_us in half for us in times_us)
-
-
-def test_a_module_for_measuring_makes_its_own_weights(device: Device) -> None:
-    graph, choices = chain_of(device, 3, 5, 64)
-    target = target_for(device.facts())
-    real, light = (Module(package(graph, choices, target, device.facts(), {}, seed=seed), device) for seed in (None, 4))
-    assert len(light._package.to_bytes()) + 3 * 64 * 64 * 4 <= len(real._package.to_bytes()) + 1024
-    params = [random_params(node.layer, 4) for node in graph.nodes]
-    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    seeded = [replace(node, params=own) for node, own in zip(graph.nodes, params, strict=True)]
-    assert relative_error(light(x), expected(seeded, x)) < 1e-5
-    assert relative_error(real(x), expected(graph.nodes, x)) < 1e-5
 
 
 def test_a_file_survives_a_round_trip(device: Device, tmp_path: Path) -> None:

@@ -20,14 +20,15 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
 from tvm_coexec.planning.plan import LayerPlan, Plan
 from tvm_coexec.planning.rehearsal import Rehearsal
-from tvm_coexec.planning.samples import Candidate, Point, PointTimes, Sample, samples_of
+from tvm_coexec.planning.samples import Candidate, NetworkTimes, Point, PointTimes, Sample, samples_of
 from tvm_coexec.profile import Profile
 
 FACTS = {"name": "pretended: gpu", "driver_version": "1.0", "cpu_cores": [1], "gpu_cores": [0]}
 CPU, GPU = Variant.make("direct", rows=6), Variant.make("direct", rows=8, lanes=16)
 CANDIDATE = Candidate(Linear(48, 768, 768, ("bias",)), CPU, GPU)
 PLANNED = LayerPlan("fc", CANDIDATE.layer, 10, CPU, GPU, 3.0, 4.0, 5.0, "split")
-REHEARSAL = Rehearsal("a network", Plan("pretended", "svm", (PLANNED,), 5.0), (6.0, 5.5), (((3.5,), (4.5,)),))
+TIMES = NetworkTimes((6.0, 5.5), (((3.5,), (4.5,)),))
+REHEARSAL = Rehearsal("a network", Plan("pretended", "svm", (PLANNED,), 5.0), TIMES)
 CO_RUN, CPU_ALONE, GPU_ALONE = Point(10, 14), Point(24, 0), Point(0, 24)
 
 
@@ -109,7 +110,7 @@ def test_a_failed_candidate_is_remembered_with_its_reason(tmp_path: Path) -> Non
 
 
 def test_rehearsals_come_back_by_network_and_in_order(tmp_path: Path) -> None:
-    other, again = replace(REHEARSAL, network="another"), replace(REHEARSAL, latency_us=(7.0,))
+    other, again = replace(REHEARSAL, network="another"), replace(REHEARSAL, plan=replace(REHEARSAL.plan, total_us=7.0))
     with Profile.create(tmp_path / "p", FACTS) as profile:
         profile.add_rehearsals([REHEARSAL, other])
         profile.add_rehearsals([again])

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from test_network_plan import network, planner
 from test_plan import plans
 
-from tvm_coexec.layers import Linear
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import Linear, RowWise
 from tvm_coexec.planning.network import plan_anew, plan_network
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rehearsal import Rehearsal, Surroundings, fingerprint
+from tvm_coexec.planning.samples import NetworkTimes
 
 GRAPH = network(*[Linear(197, 768, 768)] * 4, Linear(50, 768, 512))
 
@@ -24,7 +26,7 @@ times_us = st.lists(st.floats(0.1, 1e6), max_size=3).map(tuple)
 def rehearsals(draw):
     plan = draw(plans())
     halves_us = tuple((draw(times_us), draw(times_us)) for _ in plan.layers)
-    return Rehearsal(draw(st.text()), plan, draw(times_us), halves_us)
+    return Rehearsal(draw(st.text()), plan, NetworkTimes(draw(times_us.filter(bool)), halves_us))
 
 
 @given(rehearsals())
@@ -38,7 +40,7 @@ def rehearsed(plan: Plan, cpu: float, gpu: float, total_us: float = 5000.0) -> R
         ((cpu * layer.cpu_us,) * 3 if layer.cpu else (), (gpu * layer.gpu_us,) * 3 if layer.gpu else ())
         for layer in plan.layers
     )
-    return Rehearsal(fingerprint(GRAPH), plan, (0.9 * total_us, total_us, 9 * total_us), halves_us)
+    return Rehearsal(fingerprint(GRAPH), plan, NetworkTimes((0.9 * total_us, total_us, 9 * total_us), halves_us))
 
 
 def gpu_share(plan: Plan) -> float:
@@ -60,14 +62,68 @@ def test_a_side_that_took_longer_in_the_network_gets_less_of_it() -> None:
 def test_what_took_longer_than_its_like_is_known_by_its_layer() -> None:
     first = plan_anew(GRAPH, planner(), "device", "svm")
     run = rehearsed(first, 1.0, 1.0)
-    *usual, (cpu_us, gpu_us) = run.halves_us
-    run = replace(run, halves_us=(*usual, (tuple(3 * np.array(cpu_us)), gpu_us)))
-    around = planner().learning_from([run, run, run]).surroundings
+    *usual, (cpu_us, gpu_us) = run.times.halves_us
+    run = replace(run, times=replace(run.times, halves_us=(*usual, (tuple(3 * np.array(cpu_us)), gpu_us))))
+    around = planner().learning_from([run]).surroundings
     common, odd = first.layers[0], first.layers[-1]
-    assert odd.cpu is not None and common.cpu is not None
+    assert odd.cpu is not None and odd.gpu is not None and common.cpu is not None
     assert around.factors("cpu", common.layer, [common.cpu]) == pytest.approx([1.0], rel=0.02)
-    assert 2.0 < around.factors("cpu", odd.layer, [odd.cpu])[0] < 3.0
-    assert around.factors("gpu", odd.layer, [odd.cpu]) == pytest.approx([1.0], rel=0.02)
+    assert 1.7 < around.factors("cpu", odd.layer, [odd.cpu])[0] < 3.0
+    assert around.factors("gpu", odd.layer, [odd.gpu]) == pytest.approx([1.0], rel=0.02)
+
+
+def test_a_machine_that_was_busy_once_is_not_believed_for_ever() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    busy, quiet = rehearsed(first, 7.0, 1.0), rehearsed(first, 1.1, 1.0)
+    alone, after = (planner().learning_from(runs).surroundings for runs in ([quiet], [busy, quiet, busy, busy]))
+    variant = first.layers[0].cpu
+    assert variant is not None
+    for layer in first.layers:
+        assert after.factors("cpu", layer.layer, [variant]) == pytest.approx(
+            alone.factors("cpu", layer.layer, [variant])
+        )
+
+
+def test_halves_of_no_time_teach_nothing() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    around = planner().learning_from([rehearsed(first, 0.0, 1.0)]).surroundings
+    assert set(around.usual) == {"gpu"}
+
+
+def test_layers_that_only_estimates_know_learn_too() -> None:
+    norm = RowWise("softmax", 4096, 256)
+    graph = network(norm)
+    first = plan_anew(graph, planner(), "device", "svm")
+    halves_us = tuple(((3 * one.cpu_us,), (one.gpu_us,) if one.gpu else ()) for one in first.layers)
+    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us))
+    second = plan_anew(graph, planner(), "device", "svm", [run])
+    assert 0 < second.layers[0].cpu_units < first.layers[0].cpu_units
+
+
+def test_a_network_of_one_layer_learns() -> None:
+    graph = network(Linear(197, 768, 3072))
+    first = plan_anew(graph, planner(), "device", "svm")
+    halves_us = tuple(((one.cpu_us,), (2 * one.gpu_us,)) for one in first.layers)
+    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us))
+    second = plan_anew(graph, planner(), "device", "svm", [run])
+    assert second.layers[0].gpu_units < 0.8 * first.layers[0].gpu_units
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda values: values["halves_us"].pop(),
+        lambda values: values.update(latency_us=[]),
+        lambda values: values["halves_us"][0][0].append("soon"),
+        lambda values: values["plan"].pop("layers"),
+    ],
+)
+def test_a_damaged_rehearsal_is_refused(damage) -> None:
+    values = rehearsed(plan_anew(GRAPH, planner(), "device", "svm"), 1.0, 1.0).to_json()
+    values = json.loads(json.dumps(values))
+    damage(values)
+    with pytest.raises((ValueError, FileFormatError)):
+        Rehearsal.from_json("a network", values)
 
 
 def test_nothing_is_learned_from_nothing() -> None:

@@ -16,8 +16,9 @@ from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear, parameter_shapes
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rehearsal import Rehearsal, fingerprint
+from tvm_coexec.planning.samples import NetworkTimes
 from tvm_coexec.profile import Profile
-from tvm_coexec.rehearsing import rehearse
+from tvm_coexec.rehearsing import Rehearser
 from tvm_coexec.rpc.client import RefusedError
 from tvm_coexec.target import target_for
 
@@ -38,16 +39,15 @@ class FakeSession:
         self.times = times
         self.asked: list[list[Plan]] = []
 
-    def rehearse(
-        self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int
-    ) -> list[tuple[list[float], list[Any]]]:
+    def rehearse(self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int) -> list[NetworkTimes]:
         self.asked.append([plan_in(module) for module in modules])
         assert max(map(len, modules)) < 4 * 256 * 256, "weights are not sent"
         answers = []
         for plan in self.asked[-1]:
             run_us, halves_us = self.times(plan)
-            halves = [[[us] * timelines if us else [] for us in pair] for pair in halves_us]
-            answers.append(([run_us] * rounds * repeats, halves))
+            count = rounds * timelines
+            halves = tuple(((cpu,) * count if cpu else (), (gpu,) * count if gpu else ()) for cpu, gpu in halves_us)
+            answers.append(NetworkTimes((run_us,) * rounds * repeats, halves))
         return answers
 
 
@@ -64,13 +64,12 @@ def slow_gpu(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Iterator[Profile]:
-    facts = {**FACTS, "label": "pretended", "mechanism": "svm"}
-    with Profile.create(tmp_path / "p", facts) as opened:
+    with Profile.create(tmp_path / "p", {**FACTS, "label": "pretended"}) as opened:
         yield opened
 
 
-def rehearse_with(session: Any, profile: Profile) -> list[Rehearsal]:
-    rehearse(GRAPH, planner(), session, profile, TARGET)
+def rehearse_with(session: Any, profile: Profile, mechanism: str = "svm") -> list[Rehearsal]:
+    Rehearser(planner(), session, profile, TARGET, {**profile.facts, "mechanism": mechanism}).rehearse(GRAPH)
     return profile.rehearsals()[fingerprint(GRAPH)]
 
 
@@ -103,6 +102,14 @@ def test_a_second_rehearsal_goes_on_from_the_first(profile: Profile) -> None:
     after = rehearse_with(session, profile)
     assert after[: len(before)] == before
     assert session.asked[0][0].layers == before[-1].plan.layers, "the best so far takes part"
+
+
+def test_runs_by_another_mechanism_are_left_alone(profile: Profile) -> None:
+    rehearse_with(FakeSession(slow_gpu), profile)
+    session = FakeSession(slow_gpu)
+    runs = rehearse_with(session, profile, mechanism="event")
+    assert len(session.asked[0]) == 1
+    assert {run.plan.mechanism for run in runs} == {"svm", "event"} and runs[-1].plan.mechanism == "event"
 
 
 def test_what_was_rehearsed_before_a_failure_stays(profile: Profile) -> None:

@@ -12,7 +12,6 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import cloudpickle
 import numpy as np
@@ -37,11 +36,17 @@ SHORT_S = 2.0
 POINTS = [Point(2, 3, repeats=4), Point(0, 5, repeats=1)]
 
 
+ordered: list[str] = []
+"""In the process of a session: the networks that ran, one after the other."""
+
+
 class PretendedModule:
     """Does what the uploaded file says."""
 
     def __init__(self, orders: dict[str, str]) -> None:
         self.orders = orders
+        self.inputs = {"x": np.zeros(3, np.float32), "indices": np.zeros(3, np.int64)}
+        self.splits = {"first": 1, "second": 0}
 
     def error_bound(self, step: int) -> float:
         return 1e-5
@@ -66,13 +71,12 @@ class PretendedModule:
             cpu_us=times_us if cpu_units else [], gpu_us=times_us if gpu_units else [], wall_us=times_us
         )
 
-    inputs: ClassVar[dict[str, np.ndarray]] = {"x": np.zeros(3, np.float32), "indices": np.zeros(3, np.int64)}
-
     def benchmark(self, *, repeats: int, warmup: int) -> types.SimpleNamespace:
         assert self.inputs["x"].any() and not self.inputs["indices"].any()
         if self.orders["do"] == "raise":
             raise KernelError("the network does not run")
-        return types.SimpleNamespace(latency_us=(float(self.orders["run_us"]),) * repeats)
+        ordered.append(self.orders["name"])
+        return types.SimpleNamespace(latency_us=(float(len(ordered)),) * repeats)
 
     def time_halves(self, *, repeats: int) -> list[tuple[list[float], list[float]]]:
         return [([1.0] * repeats, [2.0] * repeats), ([], [3.0] * repeats)]
@@ -128,13 +132,13 @@ def test_every_repetition_of_every_point_arrives(tracker: TrackerAddress) -> Non
 
 
 def test_networks_are_rehearsed_in_turn(tracker: TrackerAddress) -> None:
-    modules = [json.dumps({"do": "work", "run_us": us}).encode() for us in ("7", "9")]
+    modules = [json.dumps({"do": "work", "name": name}).encode() for name in "ab"]
     with Session(tracker, KEY) as short, short.for_longer(2 * SHORT_S) as session:
-        first, second = session.rehearse(modules, rounds=2, repeats=3, timelines=2)
+        first, second = session.rehearse(modules, rounds=2, repeats=2, timelines=3)
         with pytest.raises(RefusedError, match="the network does not run"):
             session.rehearse([orders("raise")], rounds=1, repeats=1, timelines=1)
-    assert (first[0], second[0]) == ([7.0] * 6, [9.0] * 6)
-    assert first[1] == second[1] == [[[1.0, 1.0], [2.0, 2.0]], [[], [3.0, 3.0]]]
+    assert (first.latency_us, second.latency_us) == ((1.0, 1.0, 4.0, 4.0), (2.0, 2.0, 3.0, 3.0)), "a b, then b a"
+    assert first.halves_us == second.halves_us == (((1.0,) * 6, (2.0,) * 6), ((), (3.0,) * 6))
 
 
 def test_the_device_is_opened_once_a_session_in_a_process_of_its_own(tracker: TrackerAddress) -> None:

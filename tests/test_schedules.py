@@ -125,6 +125,24 @@ def test_channels_that_fill_a_tile_are_written_as_zero(layer: Linear | RowWise) 
 
 
 @pytest.mark.parametrize("hardware", [HARDWARE, Hardware(16, 32, "gpu"), Hardware(32, 16, "cpu")], ids=str)
+@pytest.mark.parametrize(
+    ("hardware", "best"),
+    [(Hardware(64, 32, "cpu"), (12, 32)), (Hardware(32, 16, "cpu"), (6, 16)), (Hardware(16, 32, "cpu"), (6, 16))],
+    ids=str,
+)
+def test_the_best_tile_keeps_multiply_adds_busy_and_spills_nothing(hardware: Hardware, best: tuple[int, int]) -> None:
+    layer = Linear(48, 768, 768)
+    for side in ("cpu", "gpu"):
+        variant = schedules.linear.variants(layer, side, hardware)[0]
+        params = {"channels": TILE, **dict(variant.params)}
+        assert (params["rows"], params["channels"]) == best
+        written_out = params["unroll"] * best[0] * best[1] // hardware.lanes
+        assert written_out >= 24 and written_out // params["unroll"] < 32
+    for variant in schedules.linear.variants(layer, "cpu", hardware):
+        vectors = variant["channels"] // hardware.lanes
+        assert (variant["rows"] * variant["k_split"] + 1) * vectors < hardware.vector_registers
+
+
 @pytest.mark.parametrize("m", [1, 2, 17, 197, 512])
 def test_search_spaces_are_not_empty_and_fit_the_hardware(hardware: Hardware, m: int) -> None:
     layer = Linear(m, 768, 1000)

@@ -1,17 +1,20 @@
 """Tuning: it resumes without repeating, remembers what failed, and says when it is not done."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tvm_coexec.errors import InputError
+from tvm_coexec.graph import Graph
 from tvm_coexec.layers import Linear, Opaque, Operand, RowWise
 from tvm_coexec.planning.samples import Candidate, Point, PointTimes
 from tvm_coexec.profile import Profile
 from tvm_coexec.rpc.client import Measurement, RefusedError
 from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, repeats_for, training_points
-from tvm_coexec.tuning import check_layers, planner, tune
+from tvm_coexec.tuning import check_layers, planner, rehearse_all, tune
 from tvm_coexec.workloads import linear_test_layers, linear_training_layers, vit_base
 
 FACTS = {
@@ -116,6 +119,34 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         ),
     ):
         planner(profile)
+
+
+def test_a_network_that_cannot_be_rehearsed_is_named_and_the_others_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    class FailingRehearser:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def rehearse(self, graph: Graph) -> None:
+            tried.append(graph.outputs[0])
+            if tried == ["first"]:
+                raise RefusedError("out of memory")
+
+    @contextmanager
+    def for_longer(_seconds: float) -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr("tvm_coexec.tuning.Rehearser", FailingRehearser)
+    monkeypatch.setattr("tvm_coexec.tuning.planner", lambda profile: None)
+    one = tuner(FakeSession(), tmp_path / "p")
+    one.session.for_longer = for_longer  # type: ignore[method-assign, assignment]
+    graphs = [Graph({}, [], [name], []) for name in ("first", "second")]
+    rehearse_all(one, graphs, FACTS)
+    assert tried == ["first", "second"]
+    assert "the network of 'first' was not rehearsed to the end (out of memory)" in capsys.readouterr().err
 
 
 def test_a_layer_that_a_side_has_no_kernels_for_is_named_before_anything_is_measured(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from halves import CPU, GPU, NARROW_CPU, Half
+from halves import CPU, FEW_REGISTERS, GPU, NARROW_CPU, Half
 from test_conv2d import conv
 
 from tvm_coexec.layers import Conv2d, Hardware, ImageLayout, ImageLayouts, Variant
@@ -45,11 +45,13 @@ def test_every_split_on_the_cpu(layer: Conv2d, m: int) -> None:
     assert Half(layer, first(layer, "cpu", m)).worst_error() < TOLERANCES[m]
 
 
+@pytest.mark.parametrize("hardware", [CPU, FEW_REGISTERS], ids=["whole tiles", "half tiles"])
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
-def test_every_split_in_opencl(layer: Conv2d, m: int, device: Device) -> None:
-    half = Half(layer, first(layer, "gpu", m), device)
+def test_every_split_in_opencl(layer: Conv2d, m: int, hardware: Hardware, device: Device) -> None:
+    half = Half(layer, first(layer, "gpu", m, hardware), device)
     assert len(half.launches) == 1
+    assert dict(half.variant.params).get("channels", 32) == (32 if hardware is CPU else 16)
     assert half.worst_error() < TOLERANCES[m]
 
 

@@ -54,11 +54,12 @@ def build(
     profile
         A profile that ``tvm-coexec tune`` made for this device.
     split
-        How each layer is divided. ``"predicted"``: by the profile's predictors. ``"measured"``: every layer is
-        measured at several splits, here and now; what the profile already holds is used. Both choose between channels
-        and lines. ``"cpu"``, ``"gpu"``: all layers on one side. A number from 0 to 1: the CPU's share of every layer's
-        channels. A dict from layer names to the CPU's tiles of channels (an int) or its share (a float); layers left
-        out are predicted, or halved where there is no profile.
+        How each layer is divided. ``"predicted"``: by the profile's predictors; a model that the profile was tuned for
+        by the best plan that was rehearsed. ``"measured"``: every layer is measured at several splits, here and now;
+        what the profile already holds is used. Both choose between channels and lines. ``"cpu"``, ``"gpu"``: all
+        layers on one side. A number from 0 to 1: the CPU's share of every layer's channels. A dict from layer names to
+        the CPU's tiles of channels (an int) or its share (a float); layers left out are predicted, or halved where
+        there is no profile.
     cpu_cores, gpu_cores
         Cores for either side; see :func:`tvm_coexec.runtime.device.open_device`.
     timeout_s

@@ -6,7 +6,7 @@ Nothing here knows where a model came from or what will run it, and only numpy i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -126,6 +126,11 @@ class Graph:
         """What ``tensor`` is part of, what that is part of, and so on."""
         whole = self.tensors[tensor].whole
         return () if whole is None else (whole, *self.wholes(whole))
+
+    def without_weights(self) -> Graph:
+        """The same graph without the parameters that random numbers may stand for: all but those of opaque layers."""
+        nodes = [node if isinstance(node.layer, Opaque) else replace(node, params={}) for node in self.nodes]
+        return replace(self, nodes=nodes)
 
     def validate(self) -> None:
         """Check that the graph can run as it is written.

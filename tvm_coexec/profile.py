@@ -1,7 +1,8 @@
 """A profile: what was learned of one device, kept in a directory.
 
 ``profile.json`` names the device, the tuned families and the predictors' error; ``samples.sqlite`` holds every
-repetition of every measurement, readable with plain SQL; ``cpu.ubj`` and ``gpu.ubj`` are the predictors.
+repetition of every measurement, of layers and of whole networks, readable with plain SQL; ``cpu.ubj`` and ``gpu.ubj``
+are the predictors.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .calibration import measure_overheads, measure_traffic
-from .errors import InputError
+from .errors import InputError, KernelError, MeasurementError
 from .frontends import to_graph
 from .graph import Graph
 from .guided import first_candidates, search_variants
@@ -30,7 +31,7 @@ from .planning.samples import Point, Sample
 from .planning.split import Overheads, Planner
 from .planning.traffic import Traffic
 from .profile import Profile
-from .rehearsing import SESSION_S, rehearse
+from .rehearsing import SESSION_S, Rehearser
 from .target import target_for
 from .tuner import Tuner, repeats_for, training_points
 from .workloads import (
@@ -104,11 +105,11 @@ def tune(
         Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
         placed by an estimate.
     minutes
-        Time for measuring; training comes on top.
+        Time for measuring layers; training, and running the models, come on top.
     layers
         Layers to measure before any others, with ever more of the variants that promise to be the best.
     models
-        Models whose layers are measured likewise, and which are then run by several plans: they keep the best of these.
+        Models whose layers are measured likewise, and which are then run by several plans, of which they keep the best.
         What :func:`tvm_coexec.build` takes.
     tracker, key
         ``host:port`` of an RPC tracker and the key of the device there. By default a tracker and a server for the
@@ -128,7 +129,7 @@ def tune(
     chosen = _check_families(families)
     if minutes <= 0:
         raise InputError(f"minutes must be positive, got {minutes:g}")
-    graphs = [to_graph(model) for model in models]
+    graphs = [to_graph(model).without_weights() for model in models]
     layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
     with open_session(device, tracker=tracker, key=key, cpu_cores=cpu_cores, gpu_cores=gpu_cores) as session:
         facts = session.facts()
@@ -143,18 +144,27 @@ def tune(
             _measure_until(until, tuner, _stream(chosen), at_least=len(chosen))
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
-            _rehearse(tuner, graphs)
+            rehearse_all(tuner, graphs, facts)
             return evaluations
 
 
-def _rehearse(tuner: Tuner, graphs: Sequence[Graph]) -> None:
-    """Find the best plan of each network by running it."""
+def rehearse_all(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]) -> None:
+    """Find the best plan of each network by running it; a network that cannot be run is named and left out."""
+    from tqdm import tqdm
+
     if not graphs:
         return
-    learned = planner(tuner.profile)
     with tuner.session.for_longer(SESSION_S) as session:
+        rehearser = Rehearser(planner(tuner.profile), session, tuner.profile, tuner.target, facts)
         for graph in graphs:
-            rehearse(graph, learned, session, tuner.profile, tuner.target)
+            try:
+                rehearser.rehearse(graph)
+            except (MeasurementError, KernelError) as error:
+                tqdm.write(
+                    f"the network of {graph.outputs[0]!r} was not rehearsed to the end ({error}); the profile is "
+                    "complete, and plans it by what was measured so far",
+                    file=sys.stderr,
+                )
 
 
 def _check_families(families: Iterable[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Build a module from a model: a file that runs on the CPU and the GPU at once.
 
-How each layer is divided is said by --split: `predicted` by the profile's predictors, `measured` by measuring each
-layer here and now, `cpu` or `gpu` for one side alone, or a number from 0 to 1, the CPU's share of every layer.
+How each layer is divided is said by --split: `predicted` by the profile (by its predictors or, for a model that it was
+tuned for, by the best plan that was rehearsed), `measured` by measuring each layer here and now, `cpu` or `gpu` for one
+side alone, or a number from 0 to 1, the CPU's share of every layer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measure layers on a device, and train the predictors that plan networks for it.
 
 Layers are measured through a TVM RPC tracker, each half alone and while the other side works, and every repetition
-is stored as it comes. A tuning that was interrupted goes on where it stopped. At the end the predictors' errors on
-layers held out of training are printed.
+is stored as it comes. A tuning that was interrupted goes on where it stopped. Models that are given are run at the end,
+by several plans each, of which they keep the best. The predictors' errors on layers held out of training are printed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "estimate",
     )
     parser.add_argument(
-        "--minutes", type=float, default=10.0, metavar="N", help="time for measuring (default: %(default)g)"
+        "--minutes", type=float, default=10.0, metavar="N", help="time for measuring layers (default: %(default)g)"
     )
     parser.add_argument(
         "--layers",

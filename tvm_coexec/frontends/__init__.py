@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from ..errors import ModelError
 from ..graph import Graph
@@ -43,7 +43,7 @@ def to_graph(model: Model) -> Graph:
     return graph
 
 
-def _trace(model: Any) -> Trace:
+def _trace(model: Model) -> Trace:
     kind = type(model).__name__
     if kind == "IRModule":
         from .relax import trace_relax
@@ -52,7 +52,7 @@ def _trace(model: Any) -> Trace:
     if kind == "ExportedProgram":
         from .torch import trace_torch
 
-        return trace_torch(model)
+        return trace_torch(cast("ExportedProgram", model))
     if not isinstance(model, str | os.PathLike) and kind != "ModelProto":
         raise ModelError(
             f"cannot build from a {kind}; give the path of an ONNX file or a TFLite file, a ModelProto, an "

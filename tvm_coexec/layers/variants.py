@@ -29,6 +29,11 @@ class Hardware:
     max_group_size: int = 256
     workers: int = 1
 
+    @property
+    def lanes(self) -> int:
+        """Elements in a vector register of the CPU."""
+        return self.vector_bytes // 4
+
 
 @dataclass(frozen=True)
 class Variant:

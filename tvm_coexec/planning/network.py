@@ -80,10 +80,11 @@ def plan_anew(
     Whether weights come from memory depends on the kernels that are chosen: where theirs do, all is planned anew.
     """
     planner = planner.for_network(graph)
+    learned = planner.learning_from(rehearsals)
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
-        layers: tuple[LayerPlan, ...] = (planner.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
+        layers: tuple[LayerPlan, ...] = (learned.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
-        layers = _plan_together(graph, planner.learning_from(rehearsals))
+        layers = _plan_together(graph, learned)
         informed = planner.for_kernels(layers)
         if informed.streams_weights != planner.streams_weights:
             layers = _plan_together(graph, informed.learning_from(rehearsals))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,12 @@ import numpy as np
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, Variant, layer_to_json
 
-from .plan import LayerPlan, Plan
-from .predictors import labels_us
+from .plan import Plan
+from .predictors import labels_us, weights
 from .remembered import Remembered
-from .samples import Sample, Side
+from .samples import NetworkTimes, Sample, Side
 
 _SIDES: tuple[Side, ...] = ("cpu", "gpu")
-
-HalvesUs = tuple[tuple[float, ...], tuple[float, ...]]
-"""Of one layer, what its CPU half and its GPU half took, an entry a run; empty where a side has none."""
 
 Expect = Callable[[str, AnyLayer, Variant, int, int], float]
 """From side, layer, variant, own units and the other side's: the microseconds that are expected, 0 where none are."""
@@ -40,51 +37,55 @@ class Rehearsal:
     ----------
     network
         The network's :func:`fingerprint`.
-    latency_us
-        Whole runs.
-    halves_us
-        Of each layer of the plan, in runs of their own that have timelines.
     """
 
     network: str
     plan: Plan
-    latency_us: tuple[float, ...]
-    halves_us: tuple[HalvesUs, ...]
+    times: NetworkTimes
+
+    def __post_init__(self) -> None:
+        if len(self.times.halves_us) != len(self.plan.layers) or not self.times.latency_us:
+            raise ValueError(
+                f"a rehearsal of {len(self.plan.layers)} layers has times of {len(self.times.halves_us)} in "
+                f"{len(self.times.latency_us)} runs"
+            )
 
     @property
     def median_us(self) -> float:
-        return statistics.median(self.latency_us)
+        return statistics.median(self.times.latency_us)
 
     def to_json(self) -> dict[str, Any]:
         """All but the network."""
-        return {"plan": self.plan.to_json(), "latency_us": self.latency_us, "halves_us": self.halves_us}
+        return {"plan": self.plan.to_json(), **asdict(self.times)}
 
     @classmethod
     def from_json(cls, network: str, values: Mapping[str, Any]) -> Rehearsal:
         """Inverse of :meth:`to_json`."""
-        halves_us = tuple((tuple(cpu_us), tuple(gpu_us)) for cpu_us, gpu_us in values["halves_us"])
-        return cls(network, Plan.from_json(values["plan"]), tuple(values["latency_us"]), halves_us)
+        halves_us = tuple((_floats(cpu_us), _floats(gpu_us)) for cpu_us, gpu_us in values["halves_us"])
+        times = NetworkTimes(_floats(values["latency_us"]), halves_us)
+        return cls(network, Plan.from_json(values["plan"]), times)
 
     def as_planned(self) -> Plan:
         """The plan, which now is known to take as long as it did."""
         return replace(self.plan, total_us=self.median_us, rehearsed=True)
 
-    def samples(self) -> list[Sample]:
-        """The halves, each as it ran beside the other."""
-        return [
-            Sample(layer.layer, side, variant, units, other_units, times_us)
-            for layer, halves in zip(self.plan.layers, self.halves_us, strict=True)
-            for side, variant, units, other_units, times_us in _halves(layer, halves)
-        ]
+    def samples(self) -> Iterator[tuple[int, Sample]]:
+        """The halves as they ran, with the number of their layer."""
+        for number, (layer, times_us) in enumerate(zip(self.plan.layers, self.times.halves_us, strict=True)):
+            variants, units = (layer.cpu, layer.gpu), (layer.cpu_units, layer.gpu_units)
+            for place, (side, variant) in enumerate(zip(_SIDES, variants, strict=True)):
+                if variant is not None and times_us[place]:
+                    other = 1 - place
+                    yield (
+                        number,
+                        Sample(
+                            layer.layer, side, variant, units[place], units[other], times_us[place], variants[other]
+                        ),
+                    )
 
 
-def _halves(layer: LayerPlan, halves_us: HalvesUs) -> list[tuple[Side, Variant, int, int, tuple[float, ...]]]:
-    both = (layer.cpu, layer.cpu_units, layer.gpu_units), (layer.gpu, layer.gpu_units, layer.cpu_units)
-    return [
-        (side, variant, units, other_units, times_us)
-        for side, (variant, units, other_units), times_us in zip(_SIDES, both, halves_us, strict=True)
-        if variant is not None and times_us
-    ]
+def _floats(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
 def fingerprint(graph: Graph) -> str:
@@ -103,7 +104,7 @@ class Surroundings:
     Parameters
     ----------
     usual
-        Of each side, the logarithm of the median half's factor.
+        Of each side, the logarithm of the factor that half of its time is below.
     remembered
         What is left, of the very kernels and layers that ran.
     """
@@ -112,20 +113,20 @@ class Surroundings:
     remembered: Mapping[str, Remembered] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rehearsals: Sequence[Rehearsal], expect: Expect) -> Surroundings:
+    def of(cls, rehearsals: Iterable[Rehearsal], expect: Expect) -> Surroundings:
         """Compare what halves took with what is expected of them without this knowledge."""
         usual: dict[str, float] = {}
         remembered: dict[str, Remembered] = {}
-        samples = [sample for rehearsal in rehearsals for sample in rehearsal.samples()]
+        samples = _undisturbed(rehearsals)
         for side in _SIDES:
             own = [sample for sample in samples if sample.side == side]
             expected_us = np.array([expect(side, one.layer, one.variant, one.units, one.other_units) for one in own])
-            known = np.flatnonzero(expected_us > 0)
+            known = np.flatnonzero((expected_us > 0) & (labels_us(own) > 0))
             if len(known):
-                log_errors = np.log(labels_us(own)[known] / expected_us[known])
-                usual[side] = float(np.median(log_errors))
-                known_samples = [own[place] for place in known]
-                remembered[side] = Remembered.of(known_samples, log_errors - usual[side], np.ones(len(known)))
+                samples_known = [own[place] for place in known]
+                log_errors = np.log(labels_us(samples_known) / expected_us[known])
+                usual[side] = _weighted_median(log_errors, expected_us[known])
+                remembered[side] = Remembered.of(samples_known, log_errors - usual[side], weights(samples_known))
         return cls(usual, remembered)
 
     def factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
@@ -134,3 +135,25 @@ class Surroundings:
             return np.ones(len(variants))
         own: np.ndarray = self.remembered[side].factors([(layer, variant) for variant in variants])
         return np.exp(self.usual[side]) * own
+
+
+def _undisturbed(rehearsals: Iterable[Rehearsal]) -> list[Sample]:
+    """Of the same half of the same layer of the network, the sample with the shortest time.
+
+    The best plan has run many times, and a machine that was busy once must not be believed for ever.
+    """
+    shortest: dict[tuple[Any, ...], tuple[float, Sample]] = {}
+    for rehearsal in rehearsals:
+        for number, sample in rehearsal.samples():
+            half = number, sample.side, sample.layer, sample.variant, sample.units, sample.other_variant
+            label_us = float(labels_us([sample])[0])
+            if half not in shortest or label_us < shortest[half][0]:
+                shortest[half] = label_us, sample
+    return [sample for _, sample in shortest.values()]
+
+
+def _weighted_median(values: np.ndarray, shares: np.ndarray) -> float:
+    """The value that half of the shares lie below: short halves, of which clocks tell little, count for little."""
+    order = np.argsort(values)
+    passed = np.cumsum(shares[order])
+    return float(values[order][np.searchsorted(passed, passed[-1] / 2)])

@@ -78,6 +78,18 @@ class PointTimes:
     wall_us: tuple[float, ...]
 
 
+HalvesUs = tuple[tuple[float, ...], tuple[float, ...]]
+"""Of one layer, what its CPU half and its GPU half took, an entry a run; empty where a side has none."""
+
+
+@dataclass(frozen=True)
+class NetworkTimes:
+    """Times of a network: of whole runs, and of the halves of each layer in runs with timelines."""
+
+    latency_us: tuple[float, ...]
+    halves_us: tuple[HalvesUs, ...]
+
+
 def samples_of(candidate: Candidate, times: Sequence[PointTimes]) -> list[Sample]:
     """One sample for each side that had work at each point."""
     samples = []

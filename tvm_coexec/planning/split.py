@@ -173,7 +173,7 @@ class Planner:
     def expect_us(self, side: str, layer: AnyLayer, variant: Variant, units: int, other_units: int) -> float:
         """What a half is expected to take; 0 where nothing is known of it."""
         predictor = self.cpu if side == "cpu" else self.gpu
-        if predictor.knows(layer, variant):
+        if self.knows(layer) and predictor.knows(layer, variant):
             own, other = np.array([float(units)]), np.array([float(other_units)])
             return float(self._times_us(side, layer, [variant], own, other)[0, 0])
         if side in self.estimates:
@@ -187,7 +187,7 @@ class Planner:
     def plan_layer(self, name: str, layer: AnyLayer) -> LayerPlan:
         """The split with the least predicted time, or one side alone where splitting does not pay."""
         survey = self._survey(layer)
-        alone = _betterside_alone(layer, survey, self.overheads)
+        alone = _better_alone(layer, survey, self.overheads)
         if layer.units == 1:
             return alone.to_plan(name, layer, f"{_side(alone)} alone: one unit cannot be divided")
         split = self._search(layer, survey)
@@ -345,7 +345,7 @@ def side_alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> 
     return Division(0, None, half, half.us + overheads.gpu_alone_us)
 
 
-def _betterside_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
+def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
     halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
     return min((side_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
 

@@ -179,22 +179,25 @@ class Module:
     def profile(self, *, warmup: int = 3) -> list[Event]:
         """What both sides did, and waited for, in one warm run."""
         program = self._program(timeline=True)
-        for _ in range(warmup):
-            program.run()
-            program.take_events()
-        program.run()
+        timing.run_timeline(program, warmup)
         return timing.timeline(program)
 
-    def time_halves(self, *, repeats: int, warmup: int = 2) -> list[timing.HalvesUs]:
+    def time_halves(self, *, repeats: int, warmup: int = 1) -> list[tuple[list[float], list[float]]]:
         """Time the halves of all layers as they run in the network.
+
+        Parameters
+        ----------
+        repeats
+            Runs that count.
+        warmup
+            Runs before each of these.
 
         Returns
         -------
-        For each layer what its CPU half and its GPU half took, an entry a run; empty where a side has none.
+        For each layer what its CPU half and its GPU half took in microseconds, an entry a run; empty where a side has
+        none.
         """
-        names = [step.name for step in self._package.manifest.steps]
-        runs = [self.profile(warmup=warmup if number == 0 else 0) for number in range(repeats)]
-        return timing.halves_of(names, runs)
+        return timing.time_halves(self._program(timeline=True), repeats=repeats, warmup=warmup)
 
     def time_step(
         self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,10 +16,6 @@ from .program import Operation, Read
 
 _GPU_CHAIN_US = 2000.0
 """Length of a chain of layers whose start and end hardly count."""
-
-
-HalvesUs = tuple[list[float], list[float]]
-"""Of one layer, what its CPU half and its GPU half took, an entry a run; empty where a side has none."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
     if gpu_units:
         timed = chain(warmup + repeats, timeline=True)
         timed.run()
-        gpu_us = _half_times_us(timed)[warmup:]
+        gpu_us = list(_gpu_times_us(timed).values())[warmup:]
     if not cpu_units:
         long_enough = math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3))
         return StepTimes([], gpu_us, _means_us(chain(min(warmup + repeats, max(2, long_enough))), repeats, warmup))
@@ -95,9 +91,18 @@ def _means_us(program: Prepared, repeats: int, warmup: int) -> list[float]:
     return runs_us[warmup:]
 
 
-def _half_times_us(program: Prepared) -> list[float]:
-    """The GPU halves' own times in the last run of a program with a timeline: of each from its first start to its last
-    end, or what chained kernels take beside their launches."""
+def _cpu_times_us(program: Prepared) -> dict[int, float]:
+    """The CPU halves' own times in the last run of a program, by their steps."""
+    return {
+        operation.step: (end_ns - start_ns) / 1e3
+        for operation, (start_ns, end_ns) in _timed(program)
+        if operation.kind == "call"
+    }
+
+
+def _gpu_times_us(program: Prepared) -> dict[int, float]:
+    """The GPU halves' own times in the last run of a program with a timeline, by their steps: of each from its first
+    start to its last end, or what chained kernels take beside their launches."""
     spans_us: dict[int, tuple[float, float]] = {}
     for place, (command, event) in enumerate(zip(program.lowered.commands, program.take_events(), strict=True)):
         if command.kind != "kernel":
@@ -105,7 +110,7 @@ def _half_times_us(program: Prepared) -> list[float]:
         start_us, end_us = _span_us(program, place, event)
         first_us, last_us = spans_us.get(command.step, (start_us, start_us))
         spans_us[command.step] = (first_us, last_us + end_us - start_us if program.is_chained(place) else end_us)
-    return [end_us - start_us for start_us, end_us in spans_us.values()]
+    return {step: end_us - start_us for step, (start_us, end_us) in spans_us.items()}
 
 
 def _span_us(program: Prepared, place: int, event: Any) -> tuple[float, float]:
@@ -134,18 +139,23 @@ def timeline(program: Prepared) -> list[Event]:
     return sorted(events, key=lambda event: event.start_us)
 
 
-def halves_of(names: Sequence[str], runs: Iterable[Sequence[Event]]) -> list[HalvesUs]:
-    """The halves' own times, waits left out, of the layers with these names in runs with timelines."""
-    found: dict[str, HalvesUs] = {name: ([], []) for name in names}
-    for events in runs:
-        spent_us: dict[tuple[str, str], float] = {}
-        for event in events:
-            if event.kind in ("call", "kernel"):
-                half = event.step, event.side
-                spent_us[half] = spent_us.get(half, 0.0) + event.end_us - event.start_us
-        for (name, side), us in spent_us.items():
-            found[name][0 if side == "cpu" else 1].append(us)
-    return list(found.values())
+def time_halves(program: Prepared, *, repeats: int, warmup: int) -> list[tuple[list[float], list[float]]]:
+    """See :meth:`Module.time_halves`; the program must have a timeline."""
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in program.steps]
+    for _ in range(repeats):
+        run_timeline(program, warmup)
+        for side, times_us in enumerate((_cpu_times_us(program), _gpu_times_us(program))):
+            for step, half_us in times_us.items():
+                found[step - 1][side].append(half_us)
+    return found
+
+
+def run_timeline(program: Prepared, warmup: int) -> None:
+    """Run a program with a timeline, warm: reading the events of a run before lets caches and queue go cold."""
+    for _ in range(warmup):
+        program.run()
+        program.take_events()
+    program.run()
 
 
 def _clock_offset_ns(program: Prepared, first_queued_ns: int) -> int:
