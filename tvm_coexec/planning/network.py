@@ -16,7 +16,7 @@ from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, w
 
 from .disturbance import Disturbance
 from .plan import LayerPlan, Plan, Sync, no_gpu_kernels
-from .rehearsal import Rehearsal, fingerprint
+from .rehearsal import Rehearsal, best_plan, fingerprint
 from .schedule import Costs, Option, Written, search, simulate
 from .split import DOUBT, Division, Overheads, Planner
 
@@ -66,9 +66,9 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
         What the plan says of the device and of the way to synchronise.
     """
     rehearsed = planner.rehearsals.get(fingerprint(graph), ()) if planner.rehearsals else ()
-    for rehearsal in reversed(rehearsed):
-        if rehearsal.plan.mechanism == mechanism:
-            return replace(rehearsal.as_planned(), device=device)
+    usable = [rehearsal for rehearsal in rehearsed if rehearsal.plan.mechanism == mechanism]
+    if usable:
+        return replace(best_plan(usable), device=device)
     return plan_anew(graph, planner, device, mechanism)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -51,8 +50,15 @@ class Rehearsal:
             )
 
     @property
-    def median_us(self) -> float:
-        return statistics.median(self.times.latency_us)
+    def usual_us(self) -> float:
+        """The lower quartile of the runs: other work on the machine only ever lengthens one."""
+        return float(np.quantile(self.times.latency_us, 0.25))
+
+    def is_by(self, plan: Plan) -> bool:
+        """Whether the network ran by a plan that divides and computes all layers as another does."""
+        return [(a.layer, a.cpu_units, a.cpu, a.gpu) for a in self.plan.layers] == [
+            (b.layer, b.cpu_units, b.cpu, b.gpu) for b in plan.layers
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """All but the network."""
@@ -64,10 +70,6 @@ class Rehearsal:
         halves_us = tuple((_floats(cpu_us), _floats(gpu_us)) for cpu_us, gpu_us in values["halves_us"])
         times = NetworkTimes(_floats(values["latency_us"]), halves_us)
         return cls(network, Plan.from_json(values["plan"]), times)
-
-    def as_planned(self) -> Plan:
-        """The plan, which now is known to take as long as it did."""
-        return replace(self.plan, total_us=self.median_us, rehearsed=True)
 
     def samples(self) -> Iterator[tuple[int, Sample]]:
         """The halves as they ran, with the number of their layer."""
@@ -82,6 +84,13 @@ class Rehearsal:
                             layer.layer, side, variant, units[place], units[other], times_us[place], variants[other]
                         ),
                     )
+
+
+def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
+    """The plan of the last of some rehearsals, known to take what it took when it was disturbed the least."""
+    plan = rehearsals[-1].plan
+    total_us = min(rehearsal.usual_us for rehearsal in rehearsals if rehearsal.is_by(plan))
+    return replace(plan, total_us=total_us, rehearsed=True)
 
 
 def _floats(values: Sequence[Any]) -> tuple[float, ...]:
