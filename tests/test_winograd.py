@@ -7,7 +7,7 @@ import pytest
 from halves import CPU, FEW_REGISTERS, GPU, NARROW_CPU, Half
 from test_conv2d import conv
 
-from tvm_coexec.layers import Conv2d, Hardware, ImageLayout, ImageLayouts, Variant
+from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import conv2d, winograd
 from tvm_coexec.schedules.winograd_transforms import INPUT, OUTPUT, WEIGHTS, apply
@@ -49,9 +49,10 @@ def test_every_split_on_the_cpu(layer: Conv2d, m: int) -> None:
 @pytest.mark.parametrize("m", [2, 4])
 @pytest.mark.parametrize("layer", LAYERS[:2], ids=str)
 def test_every_split_in_opencl(layer: Conv2d, m: int, hardware: Hardware, device: Device) -> None:
-    half = Half(layer, first(layer, "gpu", m, hardware), device)
+    variant = first(layer, "gpu", m, hardware)
+    assert dict(variant.params).get("channels", TILE) == (TILE if hardware is CPU else 16)
+    half = Half(layer, variant, device)
     assert len(half.launches) == 1
-    assert dict(half.variant.params).get("channels", 32) == (32 if hardware is CPU else 16)
     assert half.worst_error() < TOLERANCES[m]
 
 
