@@ -85,6 +85,14 @@ def test_a_candidate_that_failed_is_not_tried_again(tmp_path: Path) -> None:
     assert list(one.profile.samples()) == []
 
 
+def test_a_module_does_not_say_when_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tuner(FakeSession(), tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    now = one.module(candidate)
+    monkeypatch.setattr("zipfile.time.time", lambda: 1e9)
+    assert one.module(candidate) == now
+
+
 def test_candidates_are_the_same_in_every_run(tmp_path: Path) -> None:
     first, second = (tuner(FakeSession(), tmp_path / name) for name in "ab")
     assert first.candidates(LAYER) == second.candidates(LAYER)

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,17 +36,22 @@ class Package:
         partial.replace(path)
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """The file's content: the same for the same module, whenever it is made."""
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(_MANIFEST, json.dumps(self.manifest.to_json(), indent=1))
-            archive.writestr(_LIBRARY, self.library)
-            archive.writestr(_OPENCL, self.opencl_source)
-            for name, array in self.constants.items():
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                archive.writestr(_CONSTANTS.format(name), buffer.getvalue())
+            for name, entry in self._entries():
+                archive.writestr(zipfile.ZipInfo(name), entry)  # whose date is always the same
         return content.getvalue()
+
+    def _entries(self) -> Iterator[tuple[str, str | bytes]]:
+        """Names and contents of what the file holds."""
+        yield _MANIFEST, json.dumps(self.manifest.to_json(), indent=1)
+        yield _LIBRARY, self.library
+        yield _OPENCL, self.opencl_source
+        for name, array in self.constants.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            yield _CONSTANTS.format(name), buffer.getvalue()
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Package:
