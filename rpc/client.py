@@ -193,7 +193,7 @@ class Session:
             "repeats": repeats,
             "timelines": timelines,
         }
-        return [_network_times(answer) for answer in self._call(REHEARSE, request)]
+        return [NetworkTimes.from_json(answer) for answer in self._call(REHEARSE, request)]
 
     def for_longer(self, session_timeout_s: float) -> Session:
         """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""
@@ -252,11 +252,6 @@ class Session:
 def _point_times(fields: dict[str, Any]) -> PointTimes:
     times = {name: tuple(fields[name]) for name in ("cpu_us", "gpu_us", "wall_us")}
     return PointTimes(fields["cpu_units"], fields["gpu_units"], **times)
-
-
-def _network_times(fields: dict[str, Any]) -> NetworkTimes:
-    halves_us = tuple((tuple(cpu_us), tuple(gpu_us)) for cpu_us, gpu_us in fields["halves_us"])
-    return NetworkTimes(tuple(fields["latency_us"]), halves_us)
 
 
 def _bounded(work: Callable[[], _Result], timeout_s: float) -> _Result:

@@ -18,7 +18,7 @@ from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, Variant, layer_to_json
 
 from .plan import Plan
-from .predictors import labels_us, weights
+from .predictors import labels_us, undisturbed, weights
 from .remembered import Remembered
 from .samples import NetworkTimes, Sample, Side
 
@@ -67,8 +67,7 @@ class Rehearsal:
     @classmethod
     def from_json(cls, network: str, values: Mapping[str, Any]) -> Rehearsal:
         """Inverse of :meth:`to_json`."""
-        halves_us = tuple((_floats(cpu_us), _floats(gpu_us)) for cpu_us, gpu_us in values["halves_us"])
-        times = NetworkTimes(_floats(values["latency_us"]), halves_us)
+        times = NetworkTimes.from_json(values)
         return cls(network, Plan.from_json(values["plan"]), times)
 
     def samples(self) -> Iterator[tuple[int, Sample]]:
@@ -91,10 +90,6 @@ def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
     plan = rehearsals[-1].plan
     total_us = min(rehearsal.usual_us for rehearsal in rehearsals if rehearsal.is_by(plan))
     return replace(plan, total_us=total_us, rehearsed=True)
-
-
-def _floats(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(map(float, values))
 
 
 def fingerprint(graph: Graph) -> str:
@@ -147,18 +142,15 @@ class Surroundings:
 
 
 def _undisturbed(rehearsals: Iterable[Rehearsal]) -> list[Sample]:
-    """Of the same half of the same layer of the network, the sample with the shortest time.
+    """The undisturbed samples of each layer of the network; equal layers at two places in it stay two.
 
     The best plan has run many times, and a machine that was busy once must not be believed for ever.
     """
-    shortest: dict[tuple[Any, ...], tuple[float, Sample]] = {}
+    by_layer: dict[int, list[Sample]] = {}
     for rehearsal in rehearsals:
         for number, sample in rehearsal.samples():
-            half = number, sample.side, sample.layer, sample.variant, sample.units, sample.other_variant
-            label_us = float(labels_us([sample])[0])
-            if half not in shortest or label_us < shortest[half][0]:
-                shortest[half] = label_us, sample
-    return [sample for _, sample in shortest.values()]
+            by_layer.setdefault(number, []).append(sample)
+    return [sample for samples in by_layer.values() for sample in undisturbed(samples)]
 
 
 def _weighted_median(values: np.ndarray, shares: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tvm_coexec.layers import AnyLayer, Variant
 
@@ -88,6 +88,16 @@ class NetworkTimes:
 
     latency_us: tuple[float, ...]
     halves_us: tuple[HalvesUs, ...]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> NetworkTimes:
+        """From lists of numbers; raises ``ValueError`` or ``TypeError`` where they are none."""
+        halves_us = tuple((_floats(cpu_us), _floats(gpu_us)) for cpu_us, gpu_us in fields["halves_us"])
+        return cls(_floats(fields["latency_us"]), halves_us)
+
+
+def _floats(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
 def samples_of(candidate: Candidate, times: Sequence[PointTimes]) -> list[Sample]:
