@@ -79,7 +79,7 @@ class Executor:
 
     def _allocate(self) -> dict[str, Block]:
         """A block for all that a kernel touches; tensors of one slot have the same."""
-        blocks = {memory: self._memory.allocate(count) for memory, count in self.manifest.memory_words().items()}
+        blocks = self._memory.allocate_all(self.manifest.memory_words())
         return {name: blocks[memory] for name, memory in self.manifest.shared().items()}
 
     def _launch_once(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+import mmap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,23 @@ class SvmMemory:
 
     def allocate(self, count: int, dtype: str = "float32", *, atomics: bool = False) -> Block:
         """Zeroed memory for ``count`` elements."""
+        block = self._reserve(count, dtype, atomics=atomics)
+        block.array[:] = 0
+        return block
+
+    def allocate_all(self, counts: Mapping[str, int]) -> dict[str, Block]:
+        """Zeroed memory for so many numbers under each name, in huge pages where the system has some.
+
+        None is touched before all is there: a huge page may then reach from one block into its neighbour.
+        """
+        blocks = {name: self._reserve(count, "float32", atomics=False) for name, count in counts.items()}
+        for block in blocks.values():
+            _prefer_huge_pages(block.array)
+        for block in blocks.values():
+            block.array[:] = 0
+        return blocks
+
+    def _reserve(self, count: int, dtype: str, *, atomics: bool) -> Block:
         import pyopencl as cl
 
         flags = cl.svm_mem_flags.READ_WRITE | cl.svm_mem_flags.SVM_FINE_GRAIN_BUFFER
@@ -60,9 +78,19 @@ class SvmMemory:
         nbytes = max(count, 1) * np.dtype(dtype).itemsize
         allocation = cl.SVMAllocation(self._context, nbytes, ALIGNMENT, flags)
         raw = (ctypes.c_char * nbytes).from_address(allocation.svm_ptr)
-        array = np.frombuffer(memoryview(raw), dtype)
-        array[:] = 0
-        return Block(array, allocation, allocation)
+        return Block(np.frombuffer(memoryview(raw), dtype), allocation, allocation)
+
+
+def _prefer_huge_pages(array: np.ndarray) -> None:
+    """Ask for huge pages where ``array`` lies; without them, finding a weight's page takes longer than reading it.
+
+    A system that has none, or memory that belongs to a driver, refuses, and nothing is lost.
+    """
+    advice, page = getattr(mmap, "MADV_HUGEPAGE", None), mmap.PAGESIZE
+    if advice is not None and array.nbytes >= page:
+        start = array.ctypes.data // page * page
+        length = array.ctypes.data + array.nbytes - start
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
 
 
 def reach(kernel: Any, blocks: Iterable[Block]) -> None:
@@ -102,6 +130,10 @@ class BufferMemory:
         else:
             buffer = cl.Buffer(self._context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=array)
         return Block(array, buffer, array, buffer)
+
+    def allocate_all(self, counts: Mapping[str, int]) -> dict[str, Block]:
+        """Zeroed memory for so many numbers under each name; numpy sees to huge pages."""
+        return {name: self.allocate(count) for name, count in counts.items()}
 
 
 def _aligned_zeros(count: int, dtype: str) -> np.ndarray:
