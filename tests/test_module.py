@@ -1,6 +1,7 @@
 """Modules on a real OpenCL device: every split is exact, waits are bounded, files are checked."""
 
 import json
+import platform
 import re
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tvm_coexec import schedules
-from tvm_coexec.errors import FileFormatError, InputError, SyncTimeoutError
+from tvm_coexec.errors import FileFormatError, InputError, KernelError, SyncTimeoutError
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
 from tvm_coexec.packaging import Choice, package, single_layer
@@ -339,6 +340,11 @@ def test_damaged_files_are_refused(device: Device, tmp_path: Path) -> None:
         path.write_bytes(content[:cut])
         with pytest.raises(FileFormatError, match="no module or is damaged"):
             load(path, device=device)
+    place = content.index(b"PK\x01\x02") + 8
+    for encrypted_or_compressed in (b"\x01\x00\x00\x00", b"\x00\x00\x09\x00", b"\x00\x00\x08\x00"):
+        path.write_bytes(content[:place] + encrypted_or_compressed + content[place + 4 :])
+        with pytest.raises(FileFormatError, match="no module or is damaged"):
+            load(path, device=device)
     path.write_bytes(content[:200] + bytes(byte ^ 255 for byte in content[200:210]) + content[210:])
     with pytest.raises(FileFormatError):
         load(path, device=device)
@@ -351,6 +357,13 @@ def test_damaged_files_are_refused(device: Device, tmp_path: Path) -> None:
         ({"format": "other"}, "no tvm-coexec module"),
         ({"inputs": ["nothing"]}, "names 'nothing'"),
         ({"surprise": 1}, "manifest is damaged"),
+        ({"device": None}, "manifest is damaged"),
+        ({"plan": [1]}, "manifest is damaged"),
+        ({"device": {"machine": "abacus"}}, "built for a CPU of kind abacus"),
+        (
+            {"device": {"machine": platform.machine(), "cpu_features": ["tsc", "avx9000"]}},
+            "for a CPU with avx9000, which this one lacks",
+        ),
     ],
 )
 def test_foreign_manifests_are_refused(change: dict[str, Any], message: str, device: Device, tmp_path: Path) -> None:
@@ -384,3 +397,28 @@ def test_wrong_inputs_are_named(device: Device) -> None:
         module.set_splits({"nope": 1})
     with pytest.raises(InputError, match="cannot compute 9"):
         module.set_splits({"layer0": 9})
+    before = module.splits
+    with pytest.raises(InputError, match="no layer 'nope'"):
+        module.set_splits({"layer0": 0 if before["layer0"] else 1, "nope": 1})
+    assert module.splits == before
+
+
+def test_a_cpu_kernel_that_refuses_its_arguments_says_why(device: Device) -> None:
+    built = one_layer(LAYERS[2], device)
+    (step,) = built.manifest.steps
+    assert step.cpu is not None
+    (launch,) = step.cpu.launches
+    first, *others = launch.arguments
+    longer = replace(first, shape=(first.shape[0] + 1, *first.shape[1:]))
+    wrong = replace(launch, arguments=(longer, *others))
+    steps = (replace(step, cpu=replace(step.cpu, launches=(wrong,))),)
+    module = Module(replace(built, manifest=replace(built.manifest, steps=steps)), device)
+    module.set_splits({step.name: step.units})
+    with pytest.raises(KernelError, match=rf"layer '{step.name}': the CPU kernel failed: \w+: .*shape"):
+        module.run()
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_bound_that_bounds_nothing_is_refused(timeout_s: float, device: Device) -> None:
+    with pytest.raises(InputError, match="positive number of seconds"):
+        Module(one_layer(LAYERS[2], device), device, timeout_s=timeout_s)

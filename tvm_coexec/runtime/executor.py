@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _EMPTY_LAUNCHES = 25
 
-_unfinished: list[Block] = []
-"""What a kernel that hangs may still read."""
+_unfinished: list[Executor | Block] = []
+"""Whose memory a kernel that hangs may still read and write."""
 
 TIMEOUT_S = 5.0
 """Default bound on every wait of one processor for the other."""
@@ -119,6 +119,11 @@ class Executor:
     def allocate_table(self, rows: int) -> Block:
         """What the entry of chained kernels reads."""
         return self._memory.allocate(rows * self.stepped.row_words, "uint64")
+
+    def give_up(self, why: str) -> None:
+        """The GPU hangs: no later run is begun, and what its kernels may still touch stays, whoever lets go of it."""
+        self.hang = why
+        _unfinished.append(self)
 
     def retire(self, table: Block, queue: Any) -> None:
         """Let go of a table once no launch in a queue reads it, which after a hang may be never."""

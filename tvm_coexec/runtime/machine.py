@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import platform
+import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from tvm_coexec.errors import FileFormatError
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
@@ -16,22 +20,48 @@ _PACKAGES = {
     "xgboost": "xgboost",
     "numpy": "numpy",
 }
+_INSTRUCTIONS = re.compile(r"(avx|fma|f16c|bmi|sse|ssse|popcnt|movbe|aes|vaes|asimd|neon|sve|fphp|atomics)")
+"""How the names of CPU features begin that a compiler makes use of."""
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def machine_facts(core: int) -> dict[str, Any]:
     """Plain values about the CPU, as ``core`` sees it, the kernel and the libraries' versions."""
     described = _cpuinfo()
-    features = described.get("flags") or described.get("Features") or ""
     return {
         "machine": platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cpu_model": described.get("model name") or described.get("Hardware") or platform.machine(),
-        "cpu_features": features.split(),
+        "cpu_features": _features(described),
         "cache_bytes": _caches(core),
         "versions": {name: _version(package) for name, package in _PACKAGES.items()},
     }
+
+
+def check_cpu(built_for: Mapping[str, Any]) -> None:
+    """Refuse a module whose code this CPU cannot run: it would end the process with an illegal instruction.
+
+    Parameters
+    ----------
+    built_for
+        What :func:`machine_facts` gave on the machine that the module was built for.
+    """
+    machine, features = built_for.get("machine"), built_for.get("cpu_features")
+    if machine != platform.machine():
+        raise FileFormatError(
+            f"the module was built for a CPU of kind {machine}, this one is {platform.machine()}; build it again here"
+        )
+    here = set(_features(_cpuinfo()))
+    missing = [name for name in features or () if _INSTRUCTIONS.match(name) and name not in here]
+    if missing:
+        raise FileFormatError(
+            f"the module was built for a CPU with {', '.join(missing)}, which this one lacks; build it again here"
+        )
+
+
+def _features(described: Mapping[str, str]) -> list[str]:
+    return (described.get("flags") or described.get("Features") or "").split()
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -264,6 +264,8 @@ class Manifest:
             manifest = _read(cls, {key: value for key, value in fields.items() if key not in ("format", "version")})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
+        if not isinstance(manifest.device, dict) or not isinstance(manifest.plan, dict):
+            raise FileFormatError("the module's manifest is damaged (no device or no plan); build the module again")
         manifest._check_names()
         return manifest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from tvm_coexec.errors import FileFormatError, InputError
 from . import checking, timing
 from .device import Device, open_device
 from .executor import TIMEOUT_S, Event, Executor
+from .machine import check_cpu
 from .modulefile import Package
 from .prepared import Prepared, check_split
 from .usage import MemoryUse, memory_use
@@ -46,6 +48,8 @@ class Module:
     """
 
     def __init__(self, package: Package, device: Device, *, timeout_s: float = TIMEOUT_S, yields: bool = False) -> None:
+        if not 0 < timeout_s < math.inf:
+            raise InputError(f"timeout_s must be a positive number of seconds, got {timeout_s}")
         self._package = package
         self.device = device
         manifest = package.manifest
@@ -89,11 +93,13 @@ class Module:
     def set_splits(self, splits: Mapping[str, int]) -> None:
         """Change the CPU's units of some layers; nothing is compiled."""
         names = [step.name for step in self._package.manifest.steps]
+        changed = list(self._splits)
         for name, cpu_units in splits.items():
             if name not in names:
                 raise InputError(f"the module has no layer {name!r}; it has {', '.join(names)}")
             check_split(self._package.manifest.steps[names.index(name)], cpu_units)
-            self._splits[names.index(name)] = cpu_units
+            changed[names.index(name)] = cpu_units
+        self._splits = changed
         self._prepared.clear()
 
     @property
@@ -233,6 +239,8 @@ def load(
     path: str | os.PathLike[str],
     *,
     device: Device | str | None = None,
+    cpu_cores: Sequence[int] | None = None,
+    gpu_cores: Sequence[int] | None = None,
     timeout_s: float = TIMEOUT_S,
     yields: bool = False,
 ) -> Module:
@@ -245,6 +253,8 @@ def load(
     device
         An open device or any unambiguous part of a device's name; by default the device of the same name as the one
         that the module was built for.
+    cpu_cores, gpu_cores
+        Cores for either side; see :func:`tvm_coexec.runtime.device.open_device`.
     timeout_s
         Bound on every wait of one processor for the other.
     yields
@@ -253,16 +263,15 @@ def load(
     Raises
     ------
     FileFormatError
-        The file is damaged, or of another version.
+        The file is damaged, of another version, or for another kind of CPU.
     DeviceError
         There is no such device.
     """
     package = Package.read(path)
-    if timeout_s <= 0:
-        raise InputError(f"timeout_s must be positive, got {timeout_s}")
+    check_cpu(package.manifest.device)
     if not isinstance(device, Device):
         name = device if device is not None else package.manifest.device.get("name")
         if name is not None and not isinstance(name, str):
             raise FileFormatError("the module names no device; build it again")
-        device = open_device(name)
+        device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
     return Module(package, device, timeout_s=timeout_s, yields=yields)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from tvm_coexec.errors import FileFormatError
 from .manifest import Manifest
 
 _MANIFEST, _LIBRARY, _OPENCL, _CONSTANTS = "manifest.json", "cpu.so", "gpu.cl", "constants/{}.npy"
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError, RuntimeError, ValueError)
+"""What reading an archive raises where any of its bytes is another: a RuntimeError is its "encrypted", for one."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Package:
             raise FileFormatError(
                 f"there is no module at {os.fspath(path)}; make one with `tvm-coexec build`"
             ) from None
-        except (zipfile.BadZipFile, KeyError, EOFError, OSError, UnicodeDecodeError) as error:
+        except _DAMAGED as error:
             raise FileFormatError(f"{os.fspath(path)} is no module or is damaged ({error}); build it again") from None
 
     @classmethod

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Threads that share the units of a call. They spin while a run is under way, and sleep between runs. */
 struct coexec_pool {
@@ -16,6 +17,7 @@ struct coexec_pool {
   int quits;
   _Atomic int32_t awake, ticket, left, error;
   const coexec_call* call;
+  char text[COEXEC_TEXT]; /* of the thread that failed first */
 };
 
 typedef struct {
@@ -28,7 +30,7 @@ static void compute_share(struct coexec_pool* pool, int32_t index) {
   int32_t first = (int32_t)((int64_t)c->count * index / pool->thread_count);
   int32_t last = (int32_t)((int64_t)c->count * (index + 1) / pool->thread_count);
   int error = coexec_call_range(c, c->begin + first, last - first);
-  if (error) atomic_store(&pool->error, error);
+  if (error && !atomic_exchange(&pool->error, error)) coexec_copy_error(pool->text);
 }
 
 static void* work(void* argument) {
@@ -104,6 +106,8 @@ int coexec_pool_call(struct coexec_pool* pool, const coexec_call* call) {
   while (atomic_load_explicit(&pool->left, memory_order_acquire)) sched_yield();
   return atomic_load(&pool->error);
 }
+
+void coexec_pool_copy_error(const struct coexec_pool* pool, char* text) { memcpy(text, pool->text, sizeof pool->text); }
 
 void coexec_pool_stop(struct coexec_pool* pool) {
   pthread_mutex_lock(&pool->mutex);

@@ -212,7 +212,7 @@ class Prepared:
                 "timeout_s if the layer takes longer"
             )
         if status == stitch.STATUS_GPU_HANGS:
-            self.executor.hang = (
+            self.executor.give_up(
                 f"layer {layer!r}: the GPU does not finish within {bound}, even after its waits were ended; a kernel "
                 f"hangs on {device.info.name}: restart the process"
             )

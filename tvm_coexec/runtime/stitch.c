@@ -96,9 +96,11 @@ __attribute__((visibility("hidden"))) void TVMFFIErrorSetRaisedFromCStrParts(con
     if (parts[i]) length += snprintf(kernel_error + length, sizeof kernel_error - (size_t)length, "%s", parts[i]);
 }
 
+void coexec_copy_error(char* text) { memcpy(text, kernel_error, sizeof kernel_error); }
+
 int coexec_call_range(const coexec_call* call, int32_t begin, int32_t count) {
-  coexec_argument arguments[COEXEC_MAX_ARGUMENTS], result = {0};
   if (count <= 0) return 0;
+  coexec_argument arguments[call->argument_count], result = {0};
   memcpy(arguments, call->arguments, (size_t)call->argument_count * sizeof *arguments);
   arguments[call->argument_count - 2].value.integer = begin;
   arguments[call->argument_count - 1].value.integer = count;
@@ -197,7 +199,7 @@ static int call(coexec_program* p, const coexec_operation* op) {
   for (int32_t i = op->first; i < op->last; ++i) {
     const coexec_call* c = &p->calls[i];
     if (p->pool ? coexec_pool_call(p->pool, c) : coexec_call_range(c, c->begin, c->count)) {
-      memcpy(p->text, kernel_error, sizeof p->text);
+      p->pool ? coexec_pool_copy_error(p->pool, p->text) : coexec_copy_error(p->text);
       return fail(p, COEXEC_KERNEL_FAILED, op->step);
     }
   }

@@ -21,7 +21,7 @@ typedef struct {
 
 typedef int (*coexec_kernel)(void* self, const coexec_argument* arguments, int32_t count, coexec_argument* result);
 
-enum { COEXEC_MAX_ARGUMENTS = 128, COEXEC_TEXT = 256 };
+enum { COEXEC_TEXT = 256 };
 
 /* Words of the flag block, each on a cache line pair of its own. */
 enum {
@@ -113,6 +113,8 @@ void coexec_pool_wake(struct coexec_pool* pool);
 void coexec_pool_sleep(struct coexec_pool* pool);
 /* Compute one call, its units divided among the threads; 0 or the kernel's error. */
 int coexec_pool_call(struct coexec_pool* pool, const coexec_call* call);
+/* What the thread said that failed first in the last call; `text` has room for COEXEC_TEXT characters. */
+void coexec_pool_copy_error(const struct coexec_pool* pool, char* text);
 void coexec_pool_stop(struct coexec_pool* pool);
 int coexec_call_range(const coexec_call* call, int32_t begin, int32_t count);
 
