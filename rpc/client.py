@@ -110,7 +110,7 @@ class Session:
         try:
             self._remote = _bounded(connect, min(_CONNECT_TIMEOUT_S, max(1.0, deadline - time.monotonic())))
         except (RuntimeError, TimeoutError) as error:
-            raise SessionLostError(
+            raise MeasurementError(
                 f"the device at {lease.host}:{lease.port} does not answer ({last_line(error)}); restart its server"
             ) from None
         self._ends = time.monotonic() + self._session_timeout_s

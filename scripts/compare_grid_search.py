@@ -7,7 +7,7 @@ one and each side alone are then measured again, in turn, and these figures are 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from networks import NETWORKS, network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
 from tqdm import tqdm
 
+from tvm_coexec.errors import CoexecError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import AnyLayer, Conv2d, layer_to_json
 from tvm_coexec.planning.plan import LayerPlan
@@ -97,7 +98,7 @@ def compare(tuner: Tuner, plans: Planner, layer: AnyLayer) -> Compared:
         Point(split, layer.units - split, min(GRID_REPEATS, repeats_for(layer))) for split in range(layer.units + 1)
     ]
     for portion in chunks(grid):
-        measured = tuner.session.measure(tuner.module(candidate), portion)
+        measured = tuner.ask(candidate, portion)
         compared.max_rel_error = max(compared.max_rel_error, measured.max_rel_error or 0.0)
         compared.grid_us.update({point.cpu_units: median_us(point.wall_us) for point in measured.points})
     compared.best_split = min(compared.grid_us, key=lambda split: compared.grid_us[split])
@@ -125,7 +126,7 @@ def _measure_in_turn(tuner: Tuner, plans: Planner, compared: Compared) -> None:
         for candidate in dict.fromkeys((compared.candidate, alone, default)):
             wanted = splits if candidate is compared.candidate else {"cpu": units, "gpu": 0}
             points = [Point(split, units - split, repeats) for split in dict.fromkeys(wanted.values())]
-            measured = tuner.session.measure(tuner.module(candidate), points, check=candidate is not compared.candidate)
+            measured = tuner.ask(candidate, points, check=candidate is not compared.candidate)
             walls = {point.cpu_units: list(point.wall_us) for point in measured.points}
             for what, split in wanted.items():
                 if what in by_variant:
@@ -186,13 +187,25 @@ def draw(axes: Any, layers: Sequence[Compared]) -> None:
 
 
 def compare_all(profile: str, layers: Sequence[AnyLayer], out: str, title: str, **where: Any) -> list[Compared]:
-    """Compare layers on the profile's device, and write the report."""
+    """Compare layers on the profile's device, and write the report, if it breaks off that of what was measured."""
+    compared: list[Compared] = []
     with Profile.open(profile) as opened:
         facts, plans = opened.facts, planner(opened)
         cores = {"cpu_cores": facts["cpu_cores"], "gpu_cores": facts["gpu_cores"] or None}
         with open_session(None if where.get("tracker") else facts["name"], **where, **cores) as session:
             tuner = Tuner(session, opened, target_for(session.facts()))
-            compared = [compare(tuner, plans, layer) for layer in tqdm(layers, desc="comparing", unit="layer")]
+            try:
+                for layer in tqdm(layers, desc="comparing", unit="layer"):
+                    compared.append(compare(tuner, plans, layer))
+            except (CoexecError, KeyboardInterrupt):
+                if compared:
+                    write(compared, out, f"{title} (broken off: {len(compared)} of {len(layers)} layers)", facts)
+                raise
+    write(compared, out, title, facts)
+    return compared
+
+
+def write(compared: Sequence[Compared], out: str, title: str, facts: Mapping[str, Any]) -> None:
     result = {"layers": [one.to_json() for one in compared], "summary": summary(compared)}
     text = markdown_table(HEADER, map(row, compared))
     text += "\n" + "".join(f"- {name}: {value:.3g}\n" for name, value in result["summary"].items())
@@ -201,7 +214,6 @@ def compare_all(profile: str, layers: Sequence[AnyLayer], out: str, title: str, 
         "and synchronised before and after it.\n"
     )
     Report(out, title, facts).write(result, text, lambda axes: draw(axes, compared))
-    return compared
 
 
 def main() -> None:

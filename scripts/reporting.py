@@ -32,7 +32,7 @@ def describe(layer: AnyLayer) -> str:
         sizes = f"{layer.h}×{layer.w}×{layer.in_channels}→{layer.out_channels} {layer.kernel[0]}×{layer.kernel[1]}"
         sizes += f"/{layer.stride[0]}" * (layer.stride != (1, 1)) + f" in {layer.groups} groups" * (layer.groups > 1)
     else:
-        sizes = f"{layer.kind} {layer.m}×{layer.n}"
+        sizes = f"{getattr(layer, 'kind', layer.op)} {'×'.join(map(str, layer.output_size))}"
     if layer.axis == "lines":
         sizes += " by lines"
     return " ".join([sizes, *(step for step in layer.epilogue if step != "bias")])

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tvm_coexec.errors import InputError
+from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import Linear, Opaque, Operand, RowWise
 from tvm_coexec.planning.samples import Candidate, Point, PointTimes
 from tvm_coexec.profile import Profile
-from tvm_coexec.rpc.client import Measurement, RefusedError
+from tvm_coexec.rpc.client import Measurement, RefusedError, SessionLostError
 from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, repeats_for, training_points
 from tvm_coexec.tuning import check_layers, planner, rehearse_all, tune
@@ -34,12 +34,19 @@ LAYER = Linear(3, 64, 128, ("bias",))
 class FakeSession:
     """Answers as a device would, and counts the points it was asked for."""
 
-    def __init__(self, refuses: bool = False) -> None:
+    def __init__(self, refuses: bool = False, lost: int = 0, gone: bool = False) -> None:
         self.points: list[Point] = []
-        self.refuses = refuses
+        self.refuses, self.lost, self.gone = refuses, lost, gone
+
+    def reconnect(self) -> None:
+        if self.gone:
+            raise MeasurementError("the device does not answer")
 
     def measure(self, module: bytes, points: list[Point], **_: object) -> Measurement:
         self.points += points
+        if self.lost:
+            self.lost -= 1
+            raise SessionLostError("the session broke off")
         if self.refuses:
             raise RefusedError("the result is wrong")
         times = [
@@ -83,6 +90,30 @@ def test_a_candidate_that_failed_is_not_tried_again(tmp_path: Path) -> None:
     assert len(session.points) == asked
     assert one.profile.failure(candidate) == "the result is wrong"
     assert list(one.profile.samples()) == []
+
+
+def test_a_session_that_is_lost_once_is_not_the_candidates_fault(tmp_path: Path) -> None:
+    session = FakeSession(lost=1)
+    one = tuner(session, tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) is None
+    assert splits(session.points) == splits(training_points(LAYER))
+
+
+def test_what_loses_two_sessions_is_not_tried_again(tmp_path: Path) -> None:
+    one = tuner(FakeSession(lost=2), tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) == "the session broke off"
+
+
+def test_a_device_that_is_gone_ends_the_tuning_and_blames_nobody(tmp_path: Path) -> None:
+    one = tuner(FakeSession(lost=1, gone=True), tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    with pytest.raises(MeasurementError, match="does not answer"):
+        one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) is None
 
 
 def test_a_module_does_not_say_when_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

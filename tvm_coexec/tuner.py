@@ -14,7 +14,7 @@ from .layers import AnyLayer, Variant
 from .packaging import single_layer
 from .planning.samples import Candidate, Point, PointTimes, samples_of
 from .profile import Profile
-from .rpc.client import RefusedError, SessionLostError
+from .rpc.client import Measurement, RefusedError, SessionLostError
 from .target import Target
 
 if TYPE_CHECKING:
@@ -67,8 +67,21 @@ class Tuner:
         Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
         """
         a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
-        times = self.session.measure(self.module(candidate), a_round * ROUNDS, check=check).points
+        times = self.ask(candidate, a_round * ROUNDS, check=check).points
         return [_joined(times[place :: len(points)]) for place in range(len(points))]
+
+    def ask(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> Measurement:
+        """One call to the device; once more, in a session of its own, where the first one was lost on the way.
+
+        What ends a session twice is the candidate's fault; a server that was stopped, or a machine that stood still,
+        ends it once.
+        """
+        module = self.module(candidate)
+        try:
+            return self.session.measure(module, points, check=check)
+        except SessionLostError:
+            self.session.reconnect()
+            return self.session.measure(module, points, check=check)
 
     def module(self, candidate: Candidate) -> bytes:
         """A module file of the candidate alone."""

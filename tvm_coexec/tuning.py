@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -134,7 +135,7 @@ def tune(
     with open_session(device, tracker=tracker, key=key, cpu_cores=cpu_cores, gpu_cores=gpu_cores) as session:
         facts = session.facts()
         path = Path(out)
-        opener = Profile.open if path.exists() and any(path.iterdir()) else Profile.create
+        opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
         with opener(path, facts) as profile:
             tuner = Tuner(session, profile, target_for(facts))
             asked_for = check_layers(tuner, layers)
@@ -302,6 +303,10 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
     while True:
         splits = sorted({round(float(split)) for split in np.linspace(low, high, 7)})
         tuner.measure(candidate, [Point(split, layer.units - split, repeats_for(layer)) for split in splits])
+        failure = tuner.profile.failure(candidate)
+        if failure is not None:
+            warnings.warn(f"the splits of {layer} cannot be measured: {failure}", stacklevel=2)
+            return
         best = plan_measured("layer", layer, tuner.profile.samples(), Overheads(0.0)).cpu_units
         if len(splits) == high - low + 1:
             return
