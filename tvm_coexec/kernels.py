@@ -96,7 +96,9 @@ def _from_cache(
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     kept = cache_folder() / digest[-2:] / digest
     if kept.exists():
-        return _from_bytes(kept.read_bytes(), side)
+        found = _from_bytes(kept.read_bytes(), side)
+        if found:
+            return found
     kernels = _generate(build, side, target, f"{name}_{digest}", what)
     _write_whole(kept, _to_bytes(kernels))
     return kernels
@@ -112,9 +114,16 @@ def _to_bytes(kernels: Sequence[Kernel]) -> bytes:
 
 
 def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
+    """What :func:`_to_bytes` was given; nothing where the file was cut off, as a loss of power leaves it."""
     line, _, rest = content.partition(b"\n")
     kernels = []
-    for head in json.loads(line):
+    try:
+        heads = json.loads(line)
+    except ValueError:
+        return ()
+    if sum(head["bytes"] for head in heads) != len(rest):
+        return ()
+    for head in heads:
         code, rest = rest[: head["bytes"]], rest[head["bytes"] :]
         operands = tuple((name, tuple(shape), dtype) for name, shape, dtype in head["operands"])
         dispatch = Dispatch(**head["dispatch"] | {key: tuple(head["dispatch"][key]) for key in ("grid", "group")})
@@ -203,7 +212,8 @@ def link(kernels: Iterable[Kernel]) -> bytes:
         command = [compiler, *_CFLAGS, *map(str, (*STITCH_SOURCES, *objects)), "-o", str(output), "-ldl", "-lm"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise ToolchainError(f"{compiler} cannot link the CPU kernels: {result.stderr.strip().splitlines()[-1]}")
+            reason = (result.stderr.strip().splitlines() or [f"it ends with status {result.returncode}"])[-1]
+            raise ToolchainError(f"{compiler} cannot link the CPU kernels: {reason}")
         return output.read_bytes()
 
 
