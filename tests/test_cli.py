@@ -85,6 +85,26 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "tvm-coexec: interrupted\n"
 
 
+def test_a_disk_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(**_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(devices, "run", fail)
+    assert cli.main(["devices"]) == 1
+    assert capsys.readouterr().err == "tvm-coexec: error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "command", [["build", "m.onnx"], ["plan", "m.onnx", "--profile", "p"], ["run", "m.coexec"]], ids=lambda c: c[0]
+)
+def test_a_place_that_cannot_be_written_is_refused_first(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (tmp_path, tmp_path / "missing" / "out"):
+        assert cli.main([*command, "--out", str(out)]) == 1
+        assert f"--out {out}: " in capsys.readouterr().err
+
+
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**_: object) -> int:
         raise ZeroDivisionError

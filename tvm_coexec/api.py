@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import schedules
-from .errors import FileFormatError, InputError
+from .errors import InputError
 from .frontends import to_graph
 from .graph import Graph, Node
 from .layers import AnyLayer, Hardware, ways_to_divide
@@ -111,11 +111,7 @@ def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner 
     if profile is None:
         return None
     with Profile.open(profile) as opened:
-        if opened.facts["name"] != device.info.name:
-            raise FileFormatError(
-                f"the profile {os.fspath(profile)} is of {opened.facts['name']}, the device is {device.info.name}; "
-                "tune a profile for it"
-            )
+        opened.check_device(device.facts())
         return planner(opened)
 
 

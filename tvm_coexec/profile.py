@@ -105,6 +105,10 @@ class Profile:
         """Let go of the database; everything added is stored already."""
         self._store.close()
 
+    def check_device(self, facts: Mapping[str, Any]) -> None:
+        """Refuse a device that is another, or has other cores, than the one that was measured."""
+        _check_device(self.path, self.facts, facts)
+
     @property
     def facts(self) -> dict[str, Any]:
         """The device, as it was when the profile was made."""

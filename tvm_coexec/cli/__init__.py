@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CoexecError as error:
         print(f"tvm-coexec: error: {one_line(error)}", file=sys.stderr)
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be read: none is a bug of ours
+        print(f"tvm-coexec: error: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("tvm-coexec: interrupted", file=sys.stderr)
         return 130

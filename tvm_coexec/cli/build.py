@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_core_options, add_device_option
+from .options import add_core_options, add_device_option, check_out
 
 EXAMPLES = """\
 examples:
@@ -46,6 +46,7 @@ def run(
 ) -> int:
     from tvm_coexec.api import build
 
+    check_out(out)
     module = build(
         model,
         device=device,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
+
+from tvm_coexec.errors import InputError
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +30,13 @@ def add_core_options(parser: argparse.ArgumentParser) -> None:
         type=parse_cores,
         help="cores on which an OpenCL CPU device works, when one plays the GPU (default: half of the machine's)",
     )
+
+
+def check_out(path: Path | None) -> None:
+    """Refuse a file that cannot be written before anything is computed for it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        reason = "it is a directory" if path.is_dir() else f"there is no directory {path.absolute().parent}"
+        raise InputError(f"--out {path}: {reason}; name a file in a directory that exists")
 
 
 def parse_cores(text: str) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import check_out
+
 EXAMPLES = """\
 examples:
   tvm-coexec plan model.onnx --profile profile
@@ -28,6 +30,7 @@ def run(*, model: str, profile: Path, out: Path | None) -> int:
     from tvm_coexec.profile import Profile
     from tvm_coexec.tuning import planner
 
+    check_out(out)
     with Profile.open(profile) as opened:
         planned, facts = planner(opened), opened.facts
     plan = plan_network(to_graph(model), planned, facts["label"], facts["mechanism"])

@@ -7,11 +7,12 @@ predictors are needed.
 from __future__ import annotations
 
 import argparse
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_device_option
+from .options import add_core_options, add_device_option, check_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=float, default=5.0, metavar="S", help="bound on every wait (default: %(default)g s)"
     )
     add_device_option(parser)
+    add_core_options(parser)
 
 
 def run(
@@ -54,13 +56,17 @@ def run(
     timeline: bool,
     timeout: float,
     device: str | None,
+    cpu_cores: tuple[int, ...] | None,
+    gpu_cores: tuple[int, ...] | None,
 ) -> int:
     import numpy as np
 
     from tvm_coexec.runtime.module import load
 
-    loaded = load(module, device=device, timeout_s=timeout)
-    results = loaded(**_arrays(inputs, loaded))
+    check_out(out)
+    loaded = load(module, device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores, timeout_s=timeout)
+    arrays = _arrays(inputs, loaded)
+    results = loaded(**arrays) if isinstance(arrays, Mapping) else loaded(*arrays)
     named = results if isinstance(results, Mapping) else {next(iter(loaded.outputs)): results}
     for name, array in named.items():
         print(f"{name}: {array.dtype} {array.shape}, from {array.min():.6g} to {array.max():.6g}")
@@ -75,18 +81,23 @@ def run(
     return 0
 
 
-def _arrays(files: Sequence[str], module: Module) -> dict[str, np.ndarray]:
-    """The inputs by name, from files or at random."""
+def _arrays(files: Sequence[str], module: Module) -> dict[str, np.ndarray] | list[np.ndarray]:
+    """The inputs, by name or in order, from files or at random."""
     import numpy as np
 
-    shapes = module.input_shapes
     if not files:
         rng = np.random.default_rng(0)
-        return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        types = {name: view.dtype for name, view in module.inputs.items()}
+        return {name: _random(rng, shape, types[name]) for name, shape in module.input_shapes.items()}
     loaded = [_load(file) for file in files]
-    if len(loaded) == 1 and isinstance(loaded[0], dict):
-        return loaded[0]
-    return dict(zip(shapes, loaded, strict=False))
+    return loaded[0] if len(loaded) == 1 and isinstance(loaded[0], dict) else loaded
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Whole numbers are 0 and 1, which every table of tokens and every mask has."""
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
 
 
 def _load(file: str) -> Any:
@@ -97,5 +108,5 @@ def _load(file: str) -> Any:
     try:
         content = np.load(file, allow_pickle=False)
         return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read {file} as .npy or .npz: {error}") from None
