@@ -103,7 +103,7 @@ def _ncnn_param(path: Path, inputs: Inputs) -> Path:
     if not param.exists():
         package = importlib.util.find_spec("pnnx")  # not imported: its Python side needs torch, its converter does not
         if package is None or package.origin is None:
-            raise PeerError("not converted: pnnx is not installed")
+            raise PeerError("not installed: pnnx, which converts networks for ncnn")
         shapes = ",".join(f"[{','.join(map(str, a.shape))}]{_pnnx_type(a)}" for a in inputs.values())
         converter = Path(package.origin).with_name("pnnx")
         command = [str(converter), path.name, f"inputshape={shapes}", "fp16=0"]
