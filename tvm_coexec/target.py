@@ -9,12 +9,19 @@ from typing import Any
 
 from .errors import DeviceError
 from .layers import Hardware
+from .runtime.machine import instructions, instructions_here
 
 _VECTORS = (  # a CPU feature, the width of its vector registers in bytes, their number
     ("avx512f", 64, 32),
     ("avx2", 32, 16),
     ("asimd", 16, 32),
     ("neon", 16, 32),
+)
+
+_LEVELS = (  # of x86-64, and what the kernel calls the features by which they are known
+    ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    ("x86-64-v3", {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),
+    ("x86-64", set[str]()),
 )
 
 
@@ -47,10 +54,19 @@ def target_for(facts: Mapping[str, Any]) -> Target:
     features = set(facts["cpu_features"])
     width, registers = next(((w, r) for name, w, r in _VECTORS if name in features), (16, 16))
     hardware = Hardware(width, registers, facts["device_type"], facts["max_group_size"], facts["compute_units"])
-    return Target((("kind", "llvm"), ("mcpu", _host_cpu())), hardware)
+    return Target((("kind", "llvm"), ("mcpu", _cpu(machine, instructions(features)))), hardware)
 
 
-def _host_cpu() -> str:
+def _cpu(machine: str, available: frozenset[str]) -> str:
+    """LLVM's name of this machine's CPU, if the device's has all its instructions, else of what they have in common."""
+    if instructions_here() <= available:
+        return _cpu_here()
+    if machine == "x86_64":
+        return next(name for name, needed in _LEVELS if needed <= available)
+    return "generic"
+
+
+def _cpu_here() -> str:
     from tvm.target.codegen import llvm_get_system_cpu
 
     return str(llvm_get_system_cpu())

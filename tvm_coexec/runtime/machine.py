@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,21 @@ def check_cpu(built_for: Mapping[str, Any]) -> None:
         raise FileFormatError(
             f"the module was built for a CPU of kind {machine}, this one is {platform.machine()}; build it again here"
         )
-    here = set(_features(_cpuinfo()))
-    missing = [name for name in features or () if _INSTRUCTIONS.match(name) and name not in here]
+    missing = sorted(instructions(features or ()) - instructions_here())
     if missing:
         raise FileFormatError(
             f"the module was built for a CPU with {', '.join(missing)}, which this one lacks; build it again here"
         )
+
+
+def instructions(features: Iterable[str]) -> frozenset[str]:
+    """Of a CPU's features those that a compiler makes use of."""
+    return frozenset(name for name in features if _INSTRUCTIONS.match(name))
+
+
+def instructions_here() -> frozenset[str]:
+    """The instructions that this machine's CPU has."""
+    return instructions(_features(_cpuinfo()))
 
 
 def _features(described: Mapping[str, str]) -> list[str]:
