@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import tvm_coexec
 from tvm_coexec.errors import DeviceError
+from tvm_coexec.layers import Linear
+from tvm_coexec.planning.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.discovery import find_device
 
@@ -42,3 +46,12 @@ def device(device_name: str) -> Iterator[Device]:
     opened = open_device(device_name)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def tuned(device: Device, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Evaluation]]:
+    """A profile of the device that was tuned for as short as can be, and what tuning returned; copy it to change it."""
+    path = tmp_path_factory.mktemp("tuned") / "profile"
+    layers = [Linear(9, 64, 96), Linear(3, 70, 64), Linear(9, 70, 64), Linear(9, 130, 70, ("bias",))]
+    families = ["linear", "rowwise"]
+    return path, tvm_coexec.tune(path, device=device.info.name, minutes=0.01, layers=layers, families=families)

@@ -1,5 +1,6 @@
 """From a model to answers: build, whatever the split, against ONNX Runtime; and what build refuses."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tvm_coexec
 from tvm_coexec.errors import DeviceError, FileFormatError, InputError, ModelError
-from tvm_coexec.layers import Linear
 from tvm_coexec.planning.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
 
@@ -76,12 +76,14 @@ def test_every_way_to_split_gives_onnxruntimes_answer(
 
 
 def test_a_tuned_profile_predicts_a_plan_and_the_module_survives_its_file(
-    model: onnx.ModelProto, images: np.ndarray, expected: np.ndarray, device: Device, tmp_path: Path
+    model: onnx.ModelProto,
+    images: np.ndarray,
+    expected: np.ndarray,
+    device: Device,
+    tuned: tuple[Path, list[Evaluation]],
+    tmp_path: Path,
 ) -> None:
-    profile = tmp_path / "profile"
-    layers = [Linear(9, 70, 64), Linear(9, 130, 70, ("bias",))]
-    families = ["linear", "rowwise"]
-    evaluations = tvm_coexec.tune(profile, device=device.info.name, minutes=0.01, layers=layers, families=families)
+    profile, evaluations = tuned
     assert isinstance(evaluations[0], Evaluation) and [one.side for one in evaluations] == ["cpu", "gpu"]
     module = tvm_coexec.build(model, device=device, profile=profile)
     np.testing.assert_allclose(module(images), expected, rtol=1e-4, atol=1e-6)
@@ -93,9 +95,15 @@ def test_a_tuned_profile_predicts_a_plan_and_the_module_survives_its_file(
 
 
 def test_a_model_that_was_tuned_for_keeps_the_best_plan_that_was_rehearsed(
-    model: onnx.ModelProto, images: np.ndarray, expected: np.ndarray, device: Device, tmp_path: Path
+    model: onnx.ModelProto,
+    images: np.ndarray,
+    expected: np.ndarray,
+    device: Device,
+    tuned: tuple[Path, list[Evaluation]],
+    tmp_path: Path,
 ) -> None:
     profile = tmp_path / "profile"
+    shutil.copytree(tuned[0], profile)
     tvm_coexec.tune(profile, device=device.info.name, minutes=0.01, models=[model], families=["linear", "rowwise"])
     module = tvm_coexec.build(model, device=device, profile=profile)
     assert module.plan.rehearsed and module.plan.total_us > 0

@@ -12,8 +12,7 @@ import pytest
 from onnx_builder import OnnxBuilder, linear
 from peers import PEERS
 
-import tvm_coexec
-from tvm_coexec.layers import Linear
+from tvm_coexec.planning.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -35,11 +34,9 @@ def result_of(name: str, out: Path, *arguments: str) -> dict[str, Any]:
     return result
 
 
-@pytest.fixture(scope="module")
-def profile(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("profile") / "p"
-    tvm_coexec.tune(path, device=device.info.name, minutes=0.01, layers=[Linear(9, 64, 96), Linear(3, 70, 64)])
-    return path
+@pytest.fixture
+def profile(tuned: tuple[Path, list[Evaluation]]) -> Path:
+    return tuned[0]
 
 
 @pytest.fixture
