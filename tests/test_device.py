@@ -13,7 +13,7 @@ import pytest
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.runtime import cores, probe
 from tvm_coexec.runtime import device as device_module
-from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.device import KEPT_PROGRAMS, Device, open_device
 from tvm_coexec.runtime.discovery import DeviceInfo, Found, list_devices
 
 USABLE = cores.usable_cores()
@@ -73,6 +73,17 @@ def test_a_kernel_that_is_polled_runs_on_the_workers_alone(device: Device) -> No
     assert used[os.getpid()] < theirs / 2  # it has only slept, and asked
     others = used.keys() - set(device.workers) - {os.getpid()}
     assert sum(used[thread] for thread in others) < theirs / 10
+
+
+def test_the_last_programs_are_built_once(device: Device) -> None:
+    sources = [f"__kernel void one(__global int* x) {{ x[0] = {number}; }}" for number in range(KEPT_PROGRAMS + 1)]
+    first = device.build(sources[0])
+    assert device.build(sources[0]) is first
+    assert device.build(sources[0], "-DOTHER") is not first
+    assert device.build(sources[0]) is first
+    for source in sources[1:]:
+        device.build(source)
+    assert device.build(sources[0]) is not first
 
 
 def test_opening_again_gives_the_same(device: Device, device_name: str) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,10 +202,15 @@ def link(kernels: Iterable[Kernel]) -> bytes:
     ToolchainError
         There is no C compiler, or it fails.
     """
-    compiler = c_compiler()
+    return _linked(tuple({kernel.symbol: kernel for kernel in kernels}.values()), c_compiler())
+
+
+@lru_cache(maxsize=16)
+def _linked(kernels: tuple[Kernel, ...], compiler: str) -> bytes:
+    """The last libraries are kept: calibration, comparisons and rehearsals package the same modules again and again."""
     with tempfile.TemporaryDirectory() as folder:
         objects = []
-        for kernel in {kernel.symbol: kernel for kernel in kernels}.values():
+        for kernel in kernels:
             objects.append(Path(folder) / f"{kernel.symbol}.o")
             objects[-1].write_bytes(kernel.code)
         output = Path(folder) / "cpu.so"

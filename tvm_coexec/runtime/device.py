@@ -17,6 +17,9 @@ from .machine import machine_facts
 _confined: weakref.WeakSet[Device] = weakref.WeakSet()
 """Open CPU devices: the threads of one driver cannot serve two of them on different cores."""
 
+KEPT_PROGRAMS = 32
+"""Built programs that a device keeps: enough for the modules that calibration measures in turn."""
+
 
 class Device:
     """A CPU and an OpenCL device that work side by side; made by :func:`open_device`.
@@ -56,6 +59,7 @@ class Device:
         self.gpu_cores = gpu_cores
         self.notes = notes
         self.workers: tuple[int, ...] = ()
+        self._programs: dict[tuple[str, ...], Any] = {}
 
     @property
     def mechanism(self) -> str:
@@ -81,6 +85,22 @@ class Device:
 
         return cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
 
+    def build(self, source: str, *options: str) -> Any:
+        """The program of an OpenCL source, the same one for as long as it is among the last that were asked for.
+
+        Tuning and comparisons load a module again and again, which some drivers take seconds to build.
+        """
+        import pyopencl as cl
+
+        key = (source, *options)
+        program = self._programs.pop(key, None)
+        if program is None:
+            program = cl.Program(self.context, source).build(list(options), cache_dir=False)
+        self._programs[key] = program
+        if len(self._programs) > KEPT_PROGRAMS:
+            del self._programs[next(iter(self._programs))]
+        return program
+
     def facts(self) -> dict[str, Any]:
         """Everything that a measurement on this device depends on, as JSON values."""
         return {
@@ -96,6 +116,7 @@ class Device:
     def close(self) -> None:
         """Finish what is enqueued; another device may then use the same driver's threads on other cores."""
         self.queue.finish()
+        self._programs.clear()
         _confined.discard(self)
 
     def __repr__(self) -> str:

@@ -217,7 +217,7 @@ def _build(device: Device, source: SteppedSource) -> Any:
     try:
         if source.symbols:
             return build_newest(device, source.text)
-        return cl.Program(device.context, source.text).build(cache_dir=False)
+        return device.build(source.text)
     except cl.Error as error:
         first = str(error).strip().splitlines()
         raise KernelError(

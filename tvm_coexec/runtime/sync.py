@@ -117,5 +117,5 @@ def build_newest(device: Device, source: str) -> Any:
 
     for standard in ("CL3.0", "CL2.0"):
         with suppress(cl.Error):
-            return cl.Program(device.context, source).build([f"-cl-std={standard}"], cache_dir=False)
-    return cl.Program(device.context, source).build(["-cl-std=CL1.2"], cache_dir=False)
+            return device.build(source, f"-cl-std={standard}")
+    return device.build(source, "-cl-std=CL1.2")
