@@ -37,10 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="Non-empty compiler output")
     try:
         return int(command.run(**values))
-    except CoexecError as error:
-        print(f"tvm-coexec: error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except OSError as error:  # a disk that is full, a folder that may not be read: none is a bug of ours
+    except (CoexecError, OSError) as error:  # a disk that is full, a folder that may not be read: no bug of ours
         print(f"tvm-coexec: error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -117,5 +117,7 @@ int coexec_pool_call(struct coexec_pool* pool, const coexec_call* call);
 void coexec_pool_copy_error(const struct coexec_pool* pool, char* text);
 void coexec_pool_stop(struct coexec_pool* pool);
 int coexec_call_range(const coexec_call* call, int32_t begin, int32_t count);
+/* What the last kernel that failed on this thread said; room as above. */
+void coexec_copy_error(char* text);
 
 #endif
