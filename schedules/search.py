@@ -131,7 +131,7 @@ def _cpu_device_variants(
             order=order,
             unroll=unroll,
             **({"channels": channels} if channels < TILE else {}),
-            **_run(rows, lanes, space),
+            **_run(rows, hardware, space),
         )
         for rows, channels, k_split in tiles[:6]
         for order in ((0, 1) if space.rows > rows else (0,))
@@ -139,12 +139,15 @@ def _cpu_device_variants(
     ]
 
 
-def _run(rows: int, lanes: int, space: Space) -> dict[str, int]:
-    """How many blocks a work-item computes one after the other: enough of them, and a divisor of all."""
-    if space.taps is None:
+def _run(rows: int, hardware: Hardware, space: Space) -> dict[str, int]:
+    """How many blocks a work-item computes one after the other: enough of them, and a divisor of all.
+
+    A device of one core goes through all work-groups in a loop of ours, in which the next one costs nothing.
+    """
+    if space.taps is None or hardware.workers == 1:
         return {}
     blocks = space.padded_rows(rows) // rows // space.parts
-    wanted = _ENOUGH_WORK / (rows * (TILE // lanes) * space.taps)
+    wanted = _ENOUGH_WORK / (rows * (TILE // hardware.lanes) * space.taps)
     return {"run": max(run for run in range(1, blocks + 1) if blocks % run == 0 and (run == 1 or run < 2 * wanted))}
 
 

@@ -1,6 +1,5 @@
 """CPU kernels of every family against float64, whatever the variant, the epilogue and the range of units."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,33 +151,3 @@ def test_search_spaces_are_not_empty_and_fit_the_hardware(hardware: Hardware, m:
             launch = schedules.family(layer).dispatch(layer, side, variant)
             assert launch.group_size <= hardware.max_group_size
             assert launch.padded_rows >= m
-
-
-def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvm_coexec.kernels import compile_half
-    from tvm_coexec.target import Target
-
-    monkeypatch.setattr("tvm_coexec.kernels.cache_folder", lambda: tmp_path)
-    layer, target = Linear(3, 5, 7, ()), Target((("kind", "llvm"),), HARDWARE)
-    variant = schedules.linear.default_variant(layer, "gpu", HARDWARE)
-    compiled = compile_half(layer, "gpu", variant, target)
-    (entry,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    whole = entry.read_bytes()
-    for left in (0, 10, len(whole) - 1):
-        entry.write_bytes(whole[:left])
-        assert compile_half(layer, "gpu", variant, target) == compiled
-        assert entry.read_bytes() == whole
-
-
-def test_the_opencl_kernel_takes_its_buffers_in_order() -> None:
-    from tvm_coexec.kernels import compile_half
-    from tvm_coexec.target import Target
-
-    layer = Linear(13, 64, 96, ("bias", "residual"))
-    target = Target((("kind", "llvm"),), HARDWARE)
-    (kernel,) = compile_half(layer, "gpu", schedules.linear.default_variant(layer, "gpu", HARDWARE), target)
-    places = [
-        kernel.code.decode().index(f"p{place:02d}_{role}_ptr")
-        for place, role in enumerate(("input", "weights", "bias", "residual", "output"))
-    ]
-    assert places == sorted(places)

@@ -133,8 +133,8 @@ def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
 
 @cache
 def _generator_key() -> str:
-    """Changes with TVM and with every line of the schedules and of the layers that they compute."""
-    digest = hashlib.sha256(importlib.metadata.version("apache-tvm").encode())
+    """Changes with TVM and with every line of the schedules, of the layers that they compute, and of this file."""
+    digest = hashlib.sha256(importlib.metadata.version("apache-tvm").encode() + Path(__file__).read_bytes())
     for folder in (*schedules.__path__, *layers.__path__):
         for path in sorted(Path(folder).glob("*.py")):
             digest.update(path.read_bytes())
@@ -191,7 +191,23 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     expected = [f"p{place:02d}_{role}_ptr" for place, role in enumerate(roles)] + ["begin", "count"]
     if names != expected:
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
+    if target.hardware.opencl_type == "cpu":
+        source = _with_wide_indices(source, symbol)
     return source.encode()
+
+
+def _with_wide_indices(source: str, symbol: str) -> str:
+    """The kernel with indices of 64 bits, which a CPU adds to addresses as they are.
+
+    Compilers extend those of 32 bits at every access, since they lose track of what does not overflow: depthwise and
+    direct convolutions take 20 to 30 % longer. Kernels that work on integers, or vectors of them, stay as they are.
+    """
+    head, opening, definition = source.rpartition(f"__kernel void {symbol}_kernel(")
+    parameters, brace, body = definition.partition("{")
+    if re.search(r"\bint\d*\s*\*|\bint\d", definition):
+        return source
+    body = re.sub(r"\bint\b", "long", body).replace("convert_int(", "convert_long(")
+    return f"{head}{opening}{parameters}{brace}{body}"
 
 
 def link(kernels: Iterable[Kernel]) -> bytes:

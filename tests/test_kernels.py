@@ -1,0 +1,68 @@
+"""Compiled kernels: the cache that they are kept in, and what their OpenCL source looks like."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tvm_coexec import schedules
+from tvm_coexec.kernels import compile_half
+from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, RowWise
+from tvm_coexec.target import Target
+
+CPU_DEVICE = Target((("kind", "llvm"),), Hardware(64, 32, "cpu"))
+GPU = Target((("kind", "llvm"),), Hardware(64, 32, "gpu"))
+DEPTHWISE = Conv2d(12, 12, 64, 64, (3, 3), (1, 1), (1, 1, 1, 1), groups=64, epilogue=("bias", "relu6"))
+
+
+def gpu_source(layer: AnyLayer, target: Target) -> str:
+    variant = schedules.family(layer).default_variant(layer, "gpu", target.hardware)
+    return b"".join(kernel.code for kernel in compile_half(layer, "gpu", variant, target)).decode()
+
+
+def body(source: str) -> str:
+    return source[source.rindex("__kernel void") :].partition("{")[2]
+
+
+def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_coexec.kernels.cache_folder", lambda: tmp_path)
+    layer = Linear(3, 5, 7, ())
+    variant = schedules.linear.default_variant(layer, "gpu", CPU_DEVICE.hardware)
+    compiled = compile_half(layer, "gpu", variant, CPU_DEVICE)
+    (entry,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    whole = entry.read_bytes()
+    for left in (0, 10, len(whole) - 1):
+        entry.write_bytes(whole[:left])
+        assert compile_half(layer, "gpu", variant, CPU_DEVICE) == compiled
+        assert entry.read_bytes() == whole
+
+
+def test_the_opencl_kernel_takes_its_buffers_in_order() -> None:
+    source = gpu_source(Linear(13, 64, 96, ("bias", "residual")), CPU_DEVICE)
+    places = [
+        source.index(f"p{place:02d}_{role}_ptr")
+        for place, role in enumerate(("input", "weights", "bias", "residual", "output"))
+    ]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("layer", [DEPTHWISE, Linear(13, 64, 96), RowWise("softmax", 17, 96)], ids=lambda one: one.op)
+def test_a_cpu_device_counts_in_64_bits_and_a_gpu_in_32(layer: AnyLayer) -> None:
+    wide, narrow = (gpu_source(layer, target) for target in (CPU_DEVICE, GPU))
+    assert "int begin, int count" in wide and "int begin, int count" in narrow
+    assert re.search(r"\blong\b", body(wide)) and not re.search(r"\bint\b", body(wide))
+    assert re.search(r"\bint\b", body(narrow)) and not re.search(r"\blong\b", body(narrow))
+
+
+def test_kernels_that_compute_with_vectors_of_integers_stay_as_they_are() -> None:
+    layer = Linear(5, 33, 70, ("bias", "sigmoid"))  # the last tile's channels are told from its padding by a vector
+    assert re.search(r"\bint8\b|\bint16\b", body(gpu_source(layer, CPU_DEVICE)))
+    assert re.search(r"\bint\b", body(gpu_source(layer, CPU_DEVICE)))
+
+
+def test_only_where_a_device_runs_several_groups_at_once_does_one_of_them_compute_several_blocks() -> None:
+    def runs(workers: int) -> set[bool]:
+        hardware = Hardware(32, 16, "cpu", workers=workers)
+        return {"run" in dict(one.params) for one in schedules.family(DEPTHWISE).variants(DEPTHWISE, "gpu", hardware)}
+
+    assert runs(workers=1) == {False} and runs(workers=2) == {True}
