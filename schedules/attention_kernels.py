@@ -38,8 +38,8 @@ class Packed:
 class Steps:
     """Builds the steps of a kernel from its buffers."""
 
-    def __init__(self, layer: Attention, variant: Variant, buffers: dict[str, Buffer], native_exp: bool) -> None:
-        self.layer, self.buffers, self.native_exp = layer, buffers, native_exp
+    def __init__(self, layer: Attention, variant: Variant, buffers: dict[str, Buffer]) -> None:
+        self.layer, self.buffers = layer, buffers
         self.rows, self.lanes, self.width = variant["rows"], variant["lanes"], variant["channels"]
         self.key_vectors = -(-layer.keys // self.lanes)
         self.value_vectors = -(-layer.head_dim // self.lanes)
@@ -148,7 +148,7 @@ class Steps:
             T.buffer_store(wide, T.max(wide[lane], scores[row, vector * lanes + lane]), [lane])
         T.buffer_store(highest, self._fold(wide, T.max), [0])
         self._fill(wide, 0.0)
-        epilogue = Epilogue(self.native_exp)
+        epilogue = Epilogue()
         power = epilogue.exp(lambda values: values[0])
         with T.serial(0, self.key_vectors) as vector:
             kept: list[Buffer] = []
@@ -228,7 +228,7 @@ def cpu_launch(layer: Attention, variant: Variant, operands: tuple[Operand, ...]
     """Pack a head's operands and compute all its queries, then the next head's."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel(operands)
-        steps = Steps(layer, variant, buffers, native_exp=False)
+        steps = Steps(layer, variant, buffers)
         packed = Packed(*(T.alloc_buffer(shape, "float32") for shape in steps.packed_shapes()))
 
         def compute(_number: Any, head: Any) -> None:
@@ -246,7 +246,7 @@ def opencl_launches(
     layer: Attention, variant: Variant, operands: tuple[Operand, ...], dispatch: Dispatch
 ) -> tuple[Launch, ...]:
     """A kernel that packs, one item of the batch to a work-item, and one that computes a block to a work-item."""
-    shapes = Steps(layer, variant, {}, native_exp=True).packed_shapes()
+    shapes = Steps(layer, variant, {}).packed_shapes()
     places = (layer.units, layer.unit_heads, layer.batch)
     scratch = tuple(Operand(f"{SCRATCH}{number}", (*places, *shape)) for number, shape in enumerate(shapes))
     named = {operand.name: operand for operand in operands}
@@ -284,7 +284,7 @@ def _opencl(
 ) -> Launch:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel(operands)
-        steps = Steps(layer, variant, buffers, native_exp=True)
+        steps = Steps(layer, variant, buffers)
         packed = Packed(*(buffers[f"{SCRATCH}{number}"] for number in range(3)))
         threads = dispatch.group[0]
         with (

@@ -1,8 +1,8 @@
 """What happens to a layer's result before it is stored: bias, residual add, activations.
 
 An epilogue becomes a list of *stages*. A stage's value is kept in a register, so that an expression that needs a
-value many times (a polynomial) does not repeat its text. Transcendental functions are written out for the CPU, where
-LLVM would call the C library once per element; OpenCL's own ``exp`` is a vector function already.
+value many times (a polynomial) does not repeat its text. Transcendental functions are written out: LLVM would call the
+C library once per element, and the ``exp`` of a CPU's OpenCL takes longer.
 """
 
 from __future__ import annotations
@@ -45,16 +45,9 @@ def _clamp(x: Expr, low: float, high: float) -> Expr:
 
 
 class Epilogue:
-    """Collects the stages of one epilogue.
+    """Collects the stages of one epilogue."""
 
-    Parameters
-    ----------
-    native_exp
-        Whether the target's own ``exp`` works on vectors (OpenCL), so that it need not be written out.
-    """
-
-    def __init__(self, native_exp: bool) -> None:
-        self.native_exp = native_exp
+    def __init__(self) -> None:
         self.stages: list[Stage] = []
 
     def keep(self, value: Stage) -> Stage:
@@ -64,8 +57,6 @@ class Epilogue:
         return lambda values: values[index]
 
     def exp(self, value: Stage) -> Stage:
-        if self.native_exp:
-            return lambda v: T.exp(value(v))
         x = self.keep(lambda v: _clamp(value(v), *_EXP_RANGE))
         n = self.keep(lambda v: T.floor(x(v) * T.float32(math.log2(math.e)) + T.float32(0.5)))
         r = self.keep(lambda v: x(v) - n(v) * T.float32(_LN2_HIGH) - n(v) * T.float32(_LN2_LOW))
@@ -107,14 +98,12 @@ def keeps_zero(steps: Sequence[str]) -> bool:
     return "sigmoid" not in steps
 
 
-def stages(
-    steps: Sequence[str], bias: Callable[[], Expr], residual: Callable[[], Expr], native_exp: bool
-) -> list[Stage]:
+def stages(steps: Sequence[str], bias: Callable[[], Expr], residual: Callable[[], Expr]) -> list[Stage]:
     """Stages for the steps of an epilogue; the last one's value is what is stored.
 
     ``bias`` and ``residual`` give the operand's element at the current index when a stage is built.
     """
-    epilogue = Epilogue(native_exp)
+    epilogue = Epilogue()
     value: Stage = lambda v: v[0]  # noqa: E731
     for step in steps:
         value = _step(epilogue, step, value, bias, residual)

@@ -151,7 +151,7 @@ class Description:
     combine: Callable[[Any, Any], Any] = operator.add
     finish: Callable[[dict[str, Buffer], list[Any], Any, Any], Any] | None = None
 
-    def prim_func(self, native_exp: bool, together: int = TILE) -> Any:
+    def prim_func(self, together: int = TILE) -> Any:
         """The description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores.
 
         So many channels will be accumulated ``together``; none are where a tile holds no more channels.
@@ -161,7 +161,7 @@ class Description:
             part = Part.of(begin, count, self.channels, self.rows, self.unit_rows)
             accumulator = T.sblock_alloc_buffer((part.rows, part.tiles, self.partial_sums, TILE), "float32")
             self._accumulate(accumulator, buffers, part, together)
-            self._epilogue(accumulator, buffers, part, native_exp)
+            self._epilogue(accumulator, buffers, part)
         return builder.get()
 
     def _accumulate(self, accumulator: Buffer, buffers: dict[str, Buffer], part: Part, together: int) -> None:
@@ -185,7 +185,7 @@ class Description:
             return None
         return tile * TILE + channel // together * together < self.channels
 
-    def _epilogue(self, accumulator: Buffer, buffers: dict[str, Buffer], part: Part, native_exp: bool) -> None:
+    def _epilogue(self, accumulator: Buffer, buffers: dict[str, Buffer], part: Part) -> None:
         index: list[Any] = []
 
         def row() -> Any:
@@ -204,7 +204,6 @@ class Description:
             residual=lambda: buffers["residual"][
                 self.residual_row(row()), self.residual_tile + part.first_tile + index[1], index[2]
             ],
-            native_exp=native_exp,
         )
         kept: list[Buffer] = []
         for number, stage in enumerate(chain):
@@ -257,7 +256,7 @@ def schedule_cpu(description: Description, *, rows: int, channels: int, order: i
     unroll
         Steps of the innermost reduction loop that are written out; divides it.
     """
-    func = description.prim_func(native_exp=False, together=channels)
+    func = description.prim_func(together=channels)
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     store = sch.get_sblock("store")
     t, i, j = sch.get_loops(store)
@@ -302,7 +301,7 @@ def schedule_gpu(
         Channels that it computes at once; all of its own, if not given.
     """
     channels = channels or TILE // channel_threads
-    func = description.prim_func(native_exp=True, together=channels)
+    func = description.prim_func(together=channels)
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     store = sch.get_sblock("store")
     t, i, j = sch.get_loops(store)

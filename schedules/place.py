@@ -85,18 +85,18 @@ def build(layer: Place, side: str, variant: Variant, layouts: ImageLayouts | Non
         buffers, begin, count = begin_kernel(arguments)
         if side == "cpu":
             with T.serial(0, rows) as row, T.serial(0, count) as unit:
-                _place(layer, variant["lanes"], buffers, row, begin + unit, native_exp=False)
+                _place(layer, variant["lanes"], buffers, row, begin + unit)
         else:
             with (
                 T.launch_thread("blockIdx.x", rows) as row,
                 T.launch_thread("blockIdx.y", count) as unit,
                 T.launch_thread("threadIdx.x", 1),
             ):
-                _place(layer, variant["lanes"], buffers, row, begin + unit, native_exp=True)
+                _place(layer, variant["lanes"], buffers, row, begin + unit)
     return (Launch(tvm.IRModule({"main": builder.get()}), arguments, geometry),)
 
 
-def _place(layer: Place, lanes: int, buffers: dict[str, Any], row: Any, unit: Any, *, native_exp: bool) -> None:
+def _place(layer: Place, lanes: int, buffers: dict[str, Any], row: Any, unit: Any) -> None:
     """Compute one tile of a row, in vectors."""
     from tvm.script.ir_builder import tirx as T
 
@@ -118,7 +118,6 @@ def _place(layer: Place, lanes: int, buffers: dict[str, Any], row: Any, unit: An
         layer.epilogue,
         bias=lambda: buffers["bias"][unit, channel],
         residual=lambda: buffers["residual"][row, unit, channel],
-        native_exp=native_exp,
     )
     with T.serial(0, TILE // lanes) as vector:
         kept: list[Any] = []

@@ -26,9 +26,8 @@ _FOLD = 8
 class _RowKernel:
     """Builds one kernel: blocks are added in order, and all are computed row by row."""
 
-    def __init__(self, layer: RowWise, operands: Sequence[Operand], native_exp: bool) -> None:
+    def __init__(self, layer: RowWise, operands: Sequence[Operand]) -> None:
         self.layer = layer
-        self.native_exp = native_exp
         self.vector_blocks: list[str] = []
         self.buffers, self.begin, self.count = begin_kernel(operands)
 
@@ -122,7 +121,7 @@ def _layer_norm(kernel: _RowKernel) -> Term:
 
 def _exp_below(kernel: _RowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
     """``exp(x - highest)``, zero where a position holds no channel; one expression, since it stands in a reduction."""
-    epilogue = Epilogue(kernel.native_exp)
+    epilogue = Epilogue()
     power = epilogue.exp(lambda v: v[0])
     values = [kernel.element(i, t, j) - highest[i, 0]]
     for stage in epilogue.stages:
@@ -153,14 +152,13 @@ _VALUES = {"layer_norm": _layer_norm, "softmax": _softmax, "map": _map}
 def schedule_rows(layer: RowWise, operands: Sequence[Operand], *, lanes: int, gpu: bool) -> tvm.IRModule:
     """A row at a time, in vectors of ``lanes`` channels; on the GPU a work-item computes a unit."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        kernel = _RowKernel(layer, operands, native_exp=gpu)
+        kernel = _RowKernel(layer, operands)
         value = _VALUES[layer.kind](kernel)
         index: list[Any] = []
         chain = stages(
             layer.epilogue,
             bias=lambda: kernel.buffers["bias"][index[1], index[2]],
             residual=lambda: kernel.buffers["residual"][index[0], index[1], index[2]],
-            native_exp=gpu,
         )
         kernel.store(chain, value, index)
     sch = s_tir.Schedule(tvm.IRModule({"main": builder.get()}))

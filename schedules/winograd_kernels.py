@@ -44,7 +44,6 @@ class Steps:
     begin: Any
     lanes: int
     rows: int
-    native_exp: bool
 
     @property
     def chunks(self) -> int:
@@ -135,7 +134,6 @@ class Steps:
             layer.epilogue,
             bias=lambda: buffers["bias"][unit, channel],
             residual=lambda: buffers["residual"][residual, layouts.residual.first_tile + unit, channel],
-            native_exp=self.native_exp,
         )
         kept: list[Buffer] = []
         for number, stage in enumerate(chain):
@@ -160,7 +158,7 @@ def cpu_kernel(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, 
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel(operands)
         part = part_of(tiles, begin, count)
-        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], native_exp=False)
+        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"])
         spread, products = (T.alloc_buffer(shape, "float32") for shape in scratch_shapes(tiles, variant))
         Blocks(steps, variant, spread, products).build(part)
     return tvm.IRModule({"main": builder.get()})

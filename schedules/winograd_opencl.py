@@ -36,7 +36,7 @@ def blocked_launch(tiles: WinogradTiles, variant: Variant, operands: tuple[Opera
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel(all_operands)
         part = part_of(tiles, begin, count)
-        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], native_exp=True)
+        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"])
         extents = (("blockIdx.x", workers), ("blockIdx.y", 1), *((thread, 1) for thread in _THREADS))
         with ExitStack() as stack:
             worker, *_ = (stack.enter_context(T.launch_thread(*extent)) for extent in extents)
@@ -97,7 +97,7 @@ class OpenCLKernels:
         dispatch = grid_of(blocks, self.variant, self.groups * self.group_rows)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             buffers, begin, count = begin_kernel(operands)
-            steps = Steps(self.tiles, buffers, begin, self.lanes, self.rows, native_exp=True)
+            steps = Steps(self.tiles, buffers, begin, self.lanes, self.rows)
             x, y = (count if axis == dispatch.unit_axis else blocks for axis in (0, 1))
             extents = (("blockIdx.x", x), ("blockIdx.y", y), *zip(_THREADS, dispatch.group, strict=True))
             with ExitStack() as stack:

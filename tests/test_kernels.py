@@ -7,7 +7,7 @@ import pytest
 
 from tvm_coexec import schedules
 from tvm_coexec.kernels import compile_half
-from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, RowWise
+from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, Place, RowWise
 from tvm_coexec.target import Target
 
 CPU_DEVICE = Target((("kind", "llvm"),), Hardware(64, 32, "cpu"))
@@ -54,10 +54,10 @@ def test_a_cpu_device_counts_in_64_bits_and_a_gpu_in_32(layer: AnyLayer) -> None
     assert re.search(r"\bint\b", body(narrow)) and not re.search(r"\blong\b", body(narrow))
 
 
-def test_kernels_that_compute_with_vectors_of_integers_stay_as_they_are() -> None:
-    layer = Linear(5, 33, 70, ("bias", "sigmoid"))  # the last tile's channels are told from its padding by a vector
-    assert re.search(r"\bint8\b|\bint16\b", body(gpu_source(layer, CPU_DEVICE)))
-    assert re.search(r"\bint\b", body(gpu_source(layer, CPU_DEVICE)))
+def test_a_kernel_with_a_select_stays_as_it_is() -> None:
+    layer = Place(batch=2, in_rows=6, out_rows=7, channels=70, shift=1, has_summand=False)
+    source = body(gpu_source(layer, CPU_DEVICE))
+    assert "select(" in source and not re.search(r"\blong\b", source)
 
 
 def test_only_where_a_device_runs_several_groups_at_once_does_one_of_them_compute_several_blocks() -> None:

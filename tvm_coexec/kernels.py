@@ -200,11 +200,12 @@ def _with_wide_indices(source: str, symbol: str) -> str:
     """The kernel with indices of 64 bits, which a CPU adds to addresses as they are.
 
     Compilers extend those of 32 bits at every access, since they lose track of what does not overflow: depthwise and
-    direct convolutions take 20 to 30 % longer. Kernels that work on integers, or vectors of them, stay as they are.
+    direct convolutions take 20 to 30 % longer. Kernels of integer data stay as they are, and those with a ``select``,
+    whose condition must be as wide as what it selects.
     """
     head, opening, definition = source.rpartition(f"__kernel void {symbol}_kernel(")
     parameters, brace, body = definition.partition("{")
-    if re.search(r"\bint\d*\s*\*|\bint\d", definition):
+    if re.search(r"\bint\d*\s*\*|\bselect\(", definition):
         return source
     body = re.sub(r"\bint\b", "long", body).replace("convert_int(", "convert_long(")
     return f"{head}{opening}{parameters}{brace}{body}"
