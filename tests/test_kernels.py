@@ -1,12 +1,13 @@
 """Compiled kernels: the cache that they are kept in, and what their OpenCL source looks like."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tvm_coexec import schedules
-from tvm_coexec.kernels import compile_half
+from tvm_coexec.kernels import STITCH_SOURCES, c_compiler, compile_half
 from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, Place, RowWise
 from tvm_coexec.target import Target
 
@@ -66,3 +67,9 @@ def test_only_where_a_device_runs_several_groups_at_once_does_one_of_them_comput
         return {"run" in dict(one.params) for one in schedules.family(DEPTHWISE).variants(DEPTHWISE, "gpu", hardware)}
 
     assert runs(workers=1) == {False} and runs(workers=2) == {True}
+
+
+@pytest.mark.parametrize("source", STITCH_SOURCES, ids=lambda path: path.name)
+def test_the_stitch_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
+    command = [c_compiler(), "-std=c11", "-Wall", "-Wextra", "-Werror", "-c", str(source), "-o", str(tmp_path / "o")]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""

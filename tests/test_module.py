@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +193,41 @@ def test_the_timeline_has_both_sides_and_their_waits(device: Device) -> None:
     assert all(event.end_us >= event.start_us for event in events)
 
 
+def test_chained_kernels_say_when_they_ran(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    monkeypatch.setattr(
+        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=True)
+    )
+    events = Module(chain(device, 3, 5, 64)[0], device).profile()
+    gpu = [event for event in events if event.side == "gpu"]
+    assert [(event.kind, event.step) for event in gpu] == [
+        ("kernel", "layer0"),
+        ("wait", "layer0"),
+        ("kernel", "layer1"),
+        ("wait", "layer1"),
+        ("kernel", "layer2"),
+    ]
+    assert all(before.end_us <= after.start_us for before, after in pairwise(gpu))
+    cpu = {event.step: event for event in events if (event.side, event.kind) == ("cpu", "call")}
+    for wait in (event for event in gpu if event.kind == "wait"):
+        slack_us = 5.0  # of the processor's counter against the clock
+        assert wait.end_us >= cpu[wait.step].end_us - slack_us, "a wait ends when what it awaits is there"
+
+
 def test_benchmark_keeps_every_sample(device: Device) -> None:
     built, _ = chain(device, 2, 5, 64)
     assert len(Module(built, device).benchmark(repeats=7).latency_us) == 7
 
 
-def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(device: Device) -> None:
+def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    monkeypatch.setattr(
+        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=False)
+    )
     built, nodes = chain(device, 3, 5, 64)
     module = Module(built, device, timeout_s=0.3)
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)

@@ -10,7 +10,7 @@ import pytest
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.manifest import LaunchSpec
 from tvm_coexec.runtime.memory import SvmMemory, reach
-from tvm_coexec.runtime.steps import CHAIN_ENTRY, add_steps
+from tvm_coexec.runtime.steps import CHAIN_ENTRY, STAMPS, add_steps
 from tvm_coexec.runtime.stitch import FLAG_WORDS
 from tvm_coexec.runtime.sync import FLAGS_SOURCE, SyncKernels, build_newest
 
@@ -184,6 +184,8 @@ def test_a_chain_awaits_a_flag_between_its_rows(device: Device) -> None:
     assert chain.has(2, 2)
     assert chain.flags[GPU_DONE] == 3
     assert chain.flags[ABORT] == chain.flags[GPU_GAVE_UP] == 0
+    ticks = chain.table.array.reshape(3, -1)[:, STAMPS].ravel()
+    assert ticks[0] > 0 and np.all(np.diff(ticks.astype(np.int64)) >= 0), "steps begin and end one after the other"
 
 
 def test_a_flag_that_never_comes_ends_a_chain(device: Device) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,6 @@ from .sync import SyncKernels, build_newest
 
 if TYPE_CHECKING:
     from .device import Device
-
-_EMPTY_LAUNCHES = 25
 
 _unfinished: list[Executor | Block] = []
 """Whose memory a kernel that hangs may still read and write."""
@@ -67,8 +65,7 @@ class Executor:
         self.hang: str | None = None
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         launches = self._launches() if self.sync else []
-        # a CPU device of one compute unit computes groups one after the other, and each launch costs it 2 to 6 us
-        self.stepped = add_steps(opencl_source, launches, chains=device.is_bench and device.info.compute_units == 1)
+        self.stepped = add_steps(opencl_source, launches, chains=_chains(device))
         self._opencl = _build(device, self.stepped) if opencl_source.strip() else None
         self._launch_once()
 
@@ -131,19 +128,6 @@ class Executor:
             _unfinished.append(table)
         else:
             queue.finish()
-
-    @cached_property
-    def launch_us(self) -> float:
-        """Time of a launch of chained kernels that computes nothing, by its event: a run has one for all its layers."""
-        import pyopencl as cl
-
-        if not self.stepped.chained:
-            return 0.0
-        table, queue = self.allocate_table(1), self.device.profiling_queue
-        kernel = self.chain_kernel(table, 0, 0)
-        events = [cl.enqueue_nd_range_kernel(queue, kernel, (1, 1), (1, 1)) for _ in range(_EMPTY_LAUNCHES)]
-        queue.finish()
-        return float(np.median([event.profile.end - event.profile.start for event in events])) / 1e3
 
     def table_row(self, launch: LaunchSpec, units: int, awaited: int, done: int) -> list[int]:
         """A layer's chained kernel with its arguments; see :meth:`layer_kernel`."""
@@ -209,6 +193,13 @@ class Executor:
 
     def spec(self, name: str) -> TensorSpec:
         return self._tensors[name]
+
+
+def _chains(device: Device) -> bool:
+    """Whether to chain kernels: a CPU device of one compute unit computes groups one after the other, and each launch
+    costs it 2 to 6 us. Chained kernels are timed by the processor's counter, which other machines keep to themselves.
+    """
+    return device.is_bench and device.info.compute_units == 1 and platform.machine() in ("x86_64", "AMD64")
 
 
 def _build(device: Device, source: SteppedSource) -> Any:

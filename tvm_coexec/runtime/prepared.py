@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tvm_coexec.errors import DeviceError, InputError, KernelError, SyncTimeoutError
 from tvm_coexec.layers import ROW_BLOCK
@@ -13,6 +15,7 @@ from tvm_coexec.layers import ROW_BLOCK
 from . import stitch
 from .manifest import HalfSpec, LaunchSpec, StepSpec, TensorSpec
 from .program import Call, Command, Lowered, Operation, Read, Work, lower
+from .steps import STAMPS
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -31,7 +34,7 @@ class Prepared:
         self.executor = executor
         self.steps = [step for step, _ in sequence]
         manifest = executor.manifest
-        works, chains = [], not timeline
+        works, chains = [], True
         for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
             check_split(step, cpu_units)
             written = {step.output, *executor.spec(step.output).wholes}
@@ -39,8 +42,10 @@ class Prepared:
             gpu_units = step.units - cpu_units
             cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0
             symbols = [launch.symbol for launch in _half(step, "gpu").launches] if gpu_units else []
-            gpu_steps = bool(symbols) and not timeline and executor.stepped.symbols.issuperset(symbols)
-            chains = chains and set(symbols).issubset(executor.stepped.chained)
+            is_chained = set(symbols).issubset(executor.stepped.chained)
+            # an event of a kernel by itself must not hold its wait
+            gpu_steps = bool(symbols) and (is_chained or not timeline) and executor.stepped.symbols.issuperset(symbols)
+            chains = chains and is_chained
             works.append(Work(cpu_units, gpu_units, read, is_output, cpu_launches, len(symbols), gpu_steps, step.axis))
         self.works = works
         mechanism = executor.device.mechanism
@@ -56,6 +61,7 @@ class Prepared:
     def _program(self) -> stitch.Program:
         executor, device, sync = self.executor, self.executor.device, self.executor.sync
         launched: list[stitch.Command] = []
+        self._launched_as: list[int] = []
         operations = (stitch.Operation * len(self.lowered.operations))(
             *(self._operation(operation, launched) for operation in self.lowered.operations)
         )
@@ -101,20 +107,24 @@ class Prepared:
         first, last = operation.first, operation.last
         if operation.kind == "enqueue":
             start = len(launched)
-            launched += self._launched(range(first, last))
+            for is_chained, together in groupby(range(first, last), self.is_chained):
+                self._launch_commands(list(together), is_chained, launched)
             first, last = start, len(launched)
         return stitch.Operation(stitch.OPERATION_KINDS.index(operation.kind), operation.step, first, last)
 
-    def _launched(self, numbers: range) -> Iterator[stitch.Command]:
-        """Commands for the stitch: one for all chained kernels in a row, unless each has to have an event."""
-        for is_chained, together in groupby(numbers, self.is_chained):
-            if not is_chained:
-                yield from (self._command(self.lowered.commands[number]) for number in together)
-            elif self.timeline:
-                yield from (self._chain(number, number + 1) for number in together)
-            else:
-                chain = list(together)
-                yield self._chain(chain[0], chain[-1] + 1)
+    def _launch_commands(self, numbers: list[int], is_chained: bool, launched: list[stitch.Command]) -> None:
+        """Append a launch for each command, or one for all of them where they are chained."""
+        if is_chained:
+            self._launched_as += [len(launched)] * len(numbers)
+            launched.append(self._chain(numbers[0], numbers[-1] + 1))
+        else:
+            self._launched_as += range(len(launched), len(launched) + len(numbers))
+            launched += (self._command(self.lowered.commands[number]) for number in numbers)
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether a timeline changes nothing of the run: all that the GPU does is chained."""
+        return all(map(self.is_chained, range(len(self.lowered.commands))))
 
     def is_chained(self, number: int) -> bool:
         """Whether a command is a row of the table."""
@@ -123,15 +133,19 @@ class Prepared:
 
     def _chain(self, first: int, last: int) -> stitch.Command:
         assert self.table is not None
-        rows = self.table.array.reshape(-1, self.executor.stepped.row_words)
         for number in range(first, last):
             command = self.lowered.commands[number]
             units = self.works[command.step - 1].gpu_units
-            rows[number] = self.executor.table_row(self._launch(command), units, command.awaited, command.done)
-        content = rows[first:last].tobytes()
-        if content not in self._kernels:
-            self._kernels[content] = self.executor.chain_kernel(self.table, first, last)
-        return stitch.Command(self._kernels[content].int_ptr, (1, 1), (1, 1))
+            self._rows[number] = self.executor.table_row(self._launch(command), units, command.awaited, command.done)
+        kernel = self.executor.chain_kernel(self.table, first, last)
+        self._keep.append(kernel)
+        return stitch.Command(kernel.int_ptr, (1, 1), (1, 1))
+
+    @property
+    def _rows(self) -> np.ndarray:
+        assert self.table is not None
+        rows: np.ndarray = self.table.array.reshape(-1, self.executor.stepped.row_words)
+        return rows
 
     def _launch(self, command: Command) -> LaunchSpec:
         return _half(self.steps[command.step - 1], "gpu").launches[command.launch]
@@ -221,14 +235,39 @@ class Prepared:
             raise KernelError(f"layer {layer!r}: the CPU kernel failed: {program.text.decode(errors='replace')}")
         raise DeviceError(f"layer {layer!r}: OpenCL error {program.opencl_error} on {device.info.name}")
 
-    def take_events(self) -> list[Any]:
-        """The OpenCL events of the last run of a program with a timeline, one for each command."""
+    def gpu_spans_us(self) -> list[tuple[float, float]]:
+        """When each command of the last run of a program with a timeline began and ended, from the start of the run.
+
+        Chained kernels say it themselves, and begin when what they await is there; for others it is their event.
+        """
+        events = self._take_events()
+        if not events:
+            return []
+        offset_ns = events[0].profile.queued - self._enqueue_ns()
+        program, spans_us = self.program, []
+        us_per_tick = (program.end_ns - program.start_ns) / 1e3 / max(program.end_ticks - program.start_ticks, 1)
+        for number, place in enumerate(self._launched_as):
+            if self.is_chained(number):
+                start, end = (int(ticks) - program.start_ticks for ticks in self._rows[number, STAMPS])
+                spans_us.append((start * us_per_tick, end * us_per_tick))
+            else:
+                profile = events[place].profile
+                spans_us.append(((profile.start - offset_ns) / 1e3, (profile.end - offset_ns) / 1e3))
+        return spans_us
+
+    def _take_events(self) -> list[Any]:
+        """The OpenCL events of the last run, one for each launch."""
         import pyopencl as cl
 
         self.executor.device.profiling_queue.finish()
         events = [cl.Event.from_int_ptr(pointer, retain=False) for pointer in self.events]
         ctypes.memset(self.events, 0, ctypes.sizeof(self.events))
         return events
+
+    def _enqueue_ns(self) -> int:
+        """When the first command was queued, from the start of the run."""
+        kinds = [operation.kind for operation in self.lowered.operations]
+        return int(self.operation_ns[kinds.index("enqueue")][0])
 
     def close(self) -> None:
         self.executor.library.stop(self.program)

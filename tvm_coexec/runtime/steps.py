@@ -1,7 +1,8 @@
 """Entries by which layers' kernels themselves await the CPU's flag and store the GPU's: one launch instead of three.
 
 An entry ``<symbol>_step`` is for one kernel. Where a device has nothing to gain from its kernels being launched one by
-one, all of them are in one entry, which goes through a table of steps: a whole network is a single launch.
+one, all of them are in one entry, which goes through a table of steps: a whole network is a single launch. It writes
+down when each step began and ended, since such a launch has one event for all.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ _FIRST_ITEM = "get_local_id(0) == 0 && get_local_id(1) == 0"
 _STEP_PARAMETERS = "volatile __global int* flags, int awaited, int done, ulong limit"
 _KERNEL = re.compile(r"__kernel void (\w+)_kernel\(([^)]*)\)\s*(;|\{)")
 _NOT_CALLABLE = re.compile(r"\b(__local|local|get_global_id|get_global_size|get_num_groups|get_group_id\(2\))")
-_HEAD_WORDS = 5
-"""Of a row of the table: the kernel's number, the step to await, the step to report, work-groups on both axes."""
+_HEAD_WORDS = 7
+"""Of a row of the table: the kernel's number, the step to await, the step to report, work-groups on both axes, and the
+processor's ticks at the begin and at the end of the kernel."""
+
+STAMPS = slice(5, 7)
+"""Place of the ticks in a row."""
 
 _CHAIN = """
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {entry}(
-    __global const ulong* restrict table, int first, int last, volatile __global int* flags, ulong limit) {{
+    __global ulong* restrict table, int first, int last, volatile __global int* flags, ulong limit) {{
   for (int number = first; number < last; ++number) {{
-    __global const ulong* row = table + number * {row_words};
+    __global ulong* row = table + number * {row_words};
     int awaited = (int)row[1], done = (int)row[2], columns = (int)row[3], lines = (int)row[4];
     if (awaited) coexec_wait_for(flags, awaited, limit);
+    row[5] = __builtin_readcyclecounter();
     if (!COEXEC_LOAD(flags + COEXEC_ABORT)) switch ((int)row[0]) {{
 {cases}    }}
+    row[6] = __builtin_readcyclecounter();
     if (done) coexec_report(flags, done);
   }}
 }}
@@ -63,7 +70,7 @@ class SteppedSource:
 
     def row(self, symbol: str, steps: tuple[int, int], grid: tuple[int, int], arguments: Sequence[int]) -> list[int]:
         """A row of the table: addresses and numbers that a chained kernel takes, and the steps to await and report."""
-        row = [self.chained.index(symbol), *steps, *grid, *arguments]
+        row = [self.chained.index(symbol), *steps, *grid, 0, 0, *arguments]
         return row + [0] * (self.row_words - len(row))
 
 

@@ -115,6 +115,14 @@ static int64_t now_ns(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+static uint64_t now_ticks(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  return __builtin_ia32_rdtsc();
+#else
+  return 0;
+#endif
+}
+
 static inline void relax(int yields) {
   if (yields) {
     sched_yield();
@@ -258,6 +266,7 @@ int coexec_run(coexec_program* p) {
     for (int word = 0; word < COEXEC_FLAG_WORDS; word += COEXEC_CPU_DONE - COEXEC_GPU_DONE)
       atomic_store_explicit(flag(p, word), 0, memory_order_release);
   p->start_ns = now_ns();
+  p->start_ticks = now_ticks();
   for (int32_t i = 0; i < p->operation_count; ++i) {
     if (p->operation_ns) p->operation_ns[2 * i] = now_ns() - p->start_ns;
     int status = operate(p, &p->operations[i]);
@@ -267,6 +276,8 @@ int coexec_run(coexec_program* p) {
       break;
     }
   }
+  p->end_ns = now_ns();
+  p->end_ticks = now_ticks();
   if (p->command_count) linger(p);
   if (p->pool) coexec_pool_sleep(p->pool);
   if (p->core_count && CPU_COUNT(&before)) sched_setaffinity(0, sizeof before, &before);

@@ -93,7 +93,8 @@ typedef struct {
   int32_t yields;          /* give up the processor while waiting */
   int64_t* operation_ns;   /* start and end of each operation, or NULL */
   void** events;           /* cl_event of each command, or NULL */
-  int64_t start_ns;
+  int64_t start_ns, end_ns;       /* of the last run */
+  uint64_t start_ticks, end_ticks; /* the same by the processor's counter, by which chained kernels are timed; or 0 */
   int32_t status, status_step, opencl_error, padding;
   char text[COEXEC_TEXT];
   struct coexec_pool* pool;

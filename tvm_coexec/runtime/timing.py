@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -47,8 +46,8 @@ def time_runs(program: Prepared, *, repeats: int, warmup: int) -> list[float]:
 def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int) -> StepTimes:
     """See :meth:`Module.time_step`.
 
-    Walls are of programs as they run in earnest; the GPU's own times need an event for each kernel, and so a run of
-    their own.
+    Walls are of programs as they run in earnest; where the GPU's own times need an event for each kernel, they have a
+    run of their own.
     """
     part = replace(executor.manifest.steps[step], units=cpu_units + gpu_units)
 
@@ -57,15 +56,18 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
         return executor.prepare([(part, cpu_units)] * count, reads, timeline=timeline)
 
     gpu_us: list[float] = []
-    if gpu_units:
-        timed = chain(warmup + repeats, timeline=True)
+    timed = chain(warmup + repeats, timeline=True) if gpu_units else None
+    if timed:
         timed.run()
         gpu_us = list(_gpu_times_us(timed).values())[warmup:]
     if not cpu_units:
         long_enough = math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3))
         return StepTimes([], gpu_us, _means_us(chain(min(warmup + repeats, max(2, long_enough))), repeats, warmup))
-    program = chain(warmup + repeats)
-    program.run()
+    if timed and timed.keeps_time:
+        program = timed
+    else:
+        program = chain(warmup + repeats)
+        program.run()
     calls_ns = [times for operation, times in _timed(program) if operation.kind == "call"]
     ends_us = [end_ns / 1e3 for _, end_ns in calls_ns]
     for operation, (_, end_ns) in _timed(program):
@@ -102,25 +104,12 @@ def _cpu_times_us(program: Prepared) -> dict[int, float]:
 
 def _gpu_times_us(program: Prepared) -> dict[int, float]:
     """The GPU halves' own times in the last run of a program with a timeline, by their steps: of each from its first
-    start to its last end, or what chained kernels take beside their launches."""
+    start to its last end."""
     spans_us: dict[int, tuple[float, float]] = {}
-    for place, (command, event) in enumerate(zip(program.lowered.commands, program.take_events(), strict=True)):
-        if command.kind != "kernel":
-            continue
-        start_us, end_us = _span_us(program, place, event)
-        first_us, last_us = spans_us.get(command.step, (start_us, start_us))
-        spans_us[command.step] = (first_us, last_us + end_us - start_us if program.is_chained(place) else end_us)
+    for command, (start_us, end_us) in zip(program.lowered.commands, program.gpu_spans_us(), strict=True):
+        if command.kind == "kernel":
+            spans_us[command.step] = (spans_us.get(command.step, (start_us, end_us))[0], end_us)
     return {step: end_us - start_us for step, (start_us, end_us) in spans_us.items()}
-
-
-def _span_us(program: Prepared, place: int, event: Any) -> tuple[float, float]:
-    """Start and end of a command by the device's clock; of a chained kernel without its launch.
-
-    The launch by itself is known only as well as a clock of that resolution tells, so that a quarter is always left.
-    """
-    start_us, end_us = event.profile.start / 1e3, event.profile.end / 1e3
-    launch_us = program.executor.launch_us if program.is_chained(place) else 0.0
-    return start_us, max(end_us - launch_us, start_us + (end_us - start_us) / 4)
 
 
 def timeline(program: Prepared) -> list[Event]:
@@ -129,13 +118,12 @@ def timeline(program: Prepared) -> list[Event]:
     for operation, (start_ns, end_ns) in _timed(program):
         step = program.steps[operation.step - 1].name if operation.step else "inputs"
         events.append(Event("cpu", operation.kind, step, start_ns / 1e3, end_ns / 1e3))
-    gpu = list(zip(program.lowered.commands, program.take_events(), strict=True))
-    if gpu:
-        offset_ns = _clock_offset_ns(program, gpu[0][1].profile.queued)
-        for place, (command, event) in enumerate(gpu):
-            step = program.steps[command.step - 1].name
-            start_us, end_us = (stamp_us - offset_ns / 1e3 for stamp_us in _span_us(program, place, event))
-            events.append(Event("gpu", command.kind, step, start_us, end_us))
+    last_us = 0.0
+    for command, (start_us, end_us) in zip(program.lowered.commands, program.gpu_spans_us(), strict=True):
+        if command.awaited and start_us > last_us:
+            events.append(Event("gpu", "wait", program.steps[command.awaited - 1].name, last_us, start_us))
+        events.append(Event("gpu", command.kind, program.steps[command.step - 1].name, start_us, end_us))
+        last_us = end_us
     return sorted(events, key=lambda event: event.start_us)
 
 
@@ -154,11 +142,5 @@ def run_timeline(program: Prepared, warmup: int) -> None:
     """Run a program with a timeline, warm: reading the events of a run before lets caches and queue go cold."""
     for _ in range(warmup):
         program.run()
-        program.take_events()
+        program.gpu_spans_us()
     program.run()
-
-
-def _clock_offset_ns(program: Prepared, first_queued_ns: int) -> int:
-    """The device's clock at the start of the run: its first command was queued when the first enqueue began."""
-    kinds = [operation.kind for operation in program.lowered.operations]
-    return int(first_queued_ns - program.operation_ns[kinds.index("enqueue")][0])
