@@ -255,12 +255,16 @@ class Prepared:
                 spans_us.append(((profile.start - offset_ns) / 1e3, (profile.end - offset_ns) / 1e3))
         return spans_us
 
+    def release_events(self) -> None:
+        """Forget when the commands of the last run began and ended."""
+        self._take_events()
+
     def _take_events(self) -> list[Any]:
-        """The OpenCL events of the last run, one for each launch."""
+        """The OpenCL events of the last run, one for each launch; none without a timeline."""
         import pyopencl as cl
 
         self.executor.device.profiling_queue.finish()
-        events = [cl.Event.from_int_ptr(pointer, retain=False) for pointer in self.events]
+        events = [cl.Event.from_int_ptr(pointer, retain=False) for pointer in self.events if pointer]
         ctypes.memset(self.events, 0, ctypes.sizeof(self.events))
         return events
 

@@ -16,6 +16,9 @@ from .program import Operation, Read
 _GPU_CHAIN_US = 2000.0
 """Length of a chain of layers whose start and end hardly count."""
 
+_WARM_UP_NS = 3_000_000
+"""For so long a program runs before the run that counts: cores that were idle take up to twice as long at first."""
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -58,7 +61,7 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
     gpu_us: list[float] = []
     timed = chain(warmup + repeats, timeline=True) if gpu_units else None
     if timed:
-        timed.run()
+        _run_warm(timed)
         gpu_us = list(_gpu_times_us(timed).values())[warmup:]
     if not cpu_units:
         long_enough = math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3))
@@ -67,7 +70,7 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
         program = timed
     else:
         program = chain(warmup + repeats)
-        program.run()
+        _run_warm(program)
     calls_ns = [times for operation, times in _timed(program) if operation.kind == "call"]
     ends_us = [end_ns / 1e3 for _, end_ns in calls_ns]
     for operation, (_, end_ns) in _timed(program):
@@ -76,6 +79,14 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
     cpu_us = [(end_ns - start_ns) / 1e3 for start_ns, end_ns in calls_ns]
     walls_us = np.diff(ends_us, prepend=0.0)
     return StepTimes(cpu_us[warmup:], gpu_us, [float(wall) for wall in walls_us[warmup:]])
+
+
+def _run_warm(program: Prepared) -> None:
+    start_ns = time.perf_counter_ns()
+    program.run()
+    while time.perf_counter_ns() - start_ns < _WARM_UP_NS:
+        program.release_events()
+        program.run()
 
 
 def _timed(program: Prepared) -> Iterator[tuple[Operation, tuple[int, int]]]:
@@ -142,5 +153,5 @@ def run_timeline(program: Prepared, warmup: int) -> None:
     """Run a program with a timeline, warm: reading the events of a run before lets caches and queue go cold."""
     for _ in range(warmup):
         program.run()
-        program.gpu_spans_us()
+        program.release_events()
     program.run()
