@@ -1,10 +1,11 @@
 """What does synchronisation cost? Flags in shared memory against OpenCL events, on single layers and chains of 12.
 
 All layers of a chain are halved. Its time beyond the longer half of every layer, summed, is what synchronising costs;
-the halves' own times come from the timeline of the same module, so that contention counts as the halves' own, and leave
-launches out where the chain has only one for all layers: that flags allow this on a CPU device of one core is part of
-what they save. Both are measured in short rounds, since a shared machine's speed changes slowly, and the cost is the
-median of the rounds' differences, not the difference of the medians over all rounds, which are shown beside it.
+the halves' own times come from the timeline of the same run, so that contention counts as the halves' own. (Where
+flags need kernels of their own for a timeline, they come from other runs of the same round.) Launches are part of the
+cost: that flags allow one for all layers on a CPU device of one core is part of what they save. The mechanisms take
+turns in short rounds, since a shared machine's speed changes slowly, and the cost is the median of the runs'
+differences, not the difference of the medians, which are shown beside it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from tvm_coexec.target import target_for
 DEPTH = 12
 ROUNDS = 27
 RUNS_A_ROUND = 5
-TIMELINES_A_ROUND = 3
 LAYERS = [Linear(m, k, k, ("bias",)) for m, k in ((48, 768), (6, 768), (1, 768), (1, 1024))]
 
 
@@ -45,12 +45,14 @@ class Chain:
     overheads_us: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
-        """One round: whole runs, then the halves' own times."""
-        chain_us = self.module.benchmark(repeats=RUNS_A_ROUND, warmup=3).latency_us
-        halves_us = longer_halves_us(self.module, TIMELINES_A_ROUND)
+        """One round: runs, and the longer halves of each."""
+        runs = [run_and_longer_halves_us(self.module) for _ in range(RUNS_A_ROUND)]
+        chain_us, halves_us = (list(times_us) for times_us in zip(*runs, strict=True))
+        if not self.module.keeps_time:
+            chain_us = [median_us(self.module.benchmark(repeats=RUNS_A_ROUND, warmup=3).latency_us)] * RUNS_A_ROUND
         self.chain_us += chain_us
         self.halves_us += halves_us
-        self.overheads_us.append((median_us(chain_us) - median_us(halves_us)) / self.depth)
+        self.overheads_us += [(run - half) / self.depth for run, half in zip(chain_us, halves_us, strict=True)]
 
     @property
     def overhead_us_per_layer(self) -> float:
@@ -58,7 +60,7 @@ class Chain:
 
     @property
     def shown_overhead(self) -> str:
-        """With the quartiles of the rounds."""
+        """With the quartiles of the runs."""
         first, third = np.quantile(self.overheads_us, (0.25, 0.75))
         return f"{self.overhead_us_per_layer:.1f} ({first:.1f}–{third:.1f})"
 
@@ -74,10 +76,16 @@ class Chain:
         }
 
 
-def longer_halves_us(module: Module, runs: int) -> list[float]:
-    """The longer half's own time of every layer, summed, in each of some runs."""
-    layers = module.time_halves(repeats=runs)
-    return [sum(max(cpu_us[run], gpu_us[run]) for cpu_us, gpu_us in layers) for run in range(runs)]
+def run_and_longer_halves_us(module: Module) -> tuple[float, float]:
+    """What a run took, and the longer half's own time of every layer, summed."""
+    events = module.profile(warmup=1)
+    halves_us: dict[str, dict[str, float]] = {}
+    for event in events:
+        if event.kind in ("call", "kernel"):
+            halves_us.setdefault(event.step, {})[event.side] = event.end_us - event.start_us
+    return max(event.end_us for event in events if event.side == "cpu"), sum(
+        map(max, map(dict.values, halves_us.values()))
+    )
 
 
 def halved_chain(layer: Linear, depth: int, device: Device) -> Chain:

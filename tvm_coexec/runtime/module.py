@@ -188,6 +188,11 @@ class Module:
         timing.run_timeline(program, warmup)
         return timing.timeline(program)
 
+    @property
+    def keeps_time(self) -> bool:
+        """Whether a run whose halves are timed takes what any other takes: nothing is launched for it in addition."""
+        return self._program(timeline=True).keeps_time
+
     def time_halves(self, *, repeats: int, warmup: int = 1) -> list[tuple[list[float], list[float]]]:
         """Time the halves of all layers as they run in the network.
 
