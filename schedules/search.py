@@ -10,6 +10,8 @@ from tvm_coexec.layers import TILE, Hardware, Variant
 _MAX_ROWS = 14
 _ENOUGH_ACCUMULATORS = 8
 """Independent multiply-adds in flight that hide their latency on every core met so far."""
+_FEW_REGISTERS = 16
+"""Of machines that cannot multiply by an element in memory: a tile of a single vector loads one for each product."""
 _UNROLLS = (1, 4)
 _ENOUGH_WRITTEN_OUT = 24
 """Multiply-adds in the body of the innermost loop beside which its own instructions do not count."""
@@ -82,6 +84,8 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
     ranked = []
     for channels in {TILE, max(TILE // 2, lanes), max(TILE // 4, lanes)}:
         vectors = channels // lanes
+        if vectors == 1 and hardware.vector_registers <= _FEW_REGISTERS:
+            continue
         for rows in range(1, min(_MAX_ROWS, space.rows) + 1):
             for k_split in (1, 2, 4):
                 accumulators = rows * vectors * k_split
