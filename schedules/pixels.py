@@ -205,6 +205,7 @@ def space(layer: Conv2d | Pool, layouts: ImageLayouts, **rest: Any) -> Space:
         rows=layer.batch * layer.out_h * layer.out_w,
         padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
         parts=layer.units if layer.axis == "lines" else 1,
+        line=layer.out_w if Pixels(layer, layouts, 1, 1).runs_on else None,
         **rest,
     )
 

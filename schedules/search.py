@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,12 @@ _ENOUGH_ACCUMULATORS = 8
 """Independent multiply-adds in flight that hide their latency on every core met so far."""
 _FEW_REGISTERS = 16
 """Of machines that cannot multiply by an element in memory: a tile of a single vector loads one for each product."""
+_WORTH_A_VECTOR = 0.9
+"""Such a tile pays where it leaves out a tenth of what two vectors would compute in vain."""
+_NEAREST_CACHE_BYTES = 24 << 10
+"""Weights that stay in the first-level cache, with room for a block of rows."""
+_PLACE_COST = 4.0
+"""Products that could be added up in the time that finding a row's own place in an image takes."""
 _UNROLLS = (1, 4)
 _ENOUGH_WRITTEN_OUT = 24
 """Multiply-adds in the body of the innermost loop beside which its own instructions do not count."""
@@ -34,11 +41,14 @@ class Space:
     reduction
         Extent of the innermost reduction axis, of which ``k_split`` and ``unroll`` are divisors.
     taps
-        Products that are added up for one output element, if blocks of short reductions may share a work-item.
+        Products that are added up for one output element, if rows are pixels: where they are few, what else a block of
+        rows takes counts.
     channels
         Output channels, if parts of a tile that hold none are left out.
     parts
         Units of rows, each of which has whole blocks.
+    line
+        Rows of a line of the image, where blocks may run on from one to the next: rows then have places of their own.
     """
 
     rows: int
@@ -47,6 +57,7 @@ class Space:
     taps: int | None = None
     channels: int = TILE
     parts: int = 1
+    line: int | None = None
 
 
 RegisterTile = tuple[int, int, int]
@@ -84,7 +95,7 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
     ranked = []
     for channels in {TILE, max(TILE // 2, lanes), max(TILE // 4, lanes)}:
         vectors = channels // lanes
-        if vectors == 1 and hardware.vector_registers <= _FEW_REGISTERS:
+        if vectors == 1 and hardware.vector_registers <= _FEW_REGISTERS and not _saves(space.channels, channels):
             continue
         for rows in range(1, min(_MAX_ROWS, space.rows) + 1):
             for k_split in (1, 2, 4):
@@ -96,13 +107,26 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
                 exposed = max(1.0, _ENOUGH_ACCUMULATORS / accumulators)
                 reload = 0.4 / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
                 crowded = 0.05 if left < hardware.vector_registers // 8 else 0.0
-                ranked.append((padding * exposed * (1 + reload + crowded), (rows, channels, k_split)))
+                scattered = _PLACE_COST / (space.taps or math.inf) if (space.line or rows) % rows else 0.0
+                ranked.append((padding * exposed * (1 + reload + crowded + scattered), (rows, channels, k_split)))
     return [tile for _, tile in sorted(ranked)]
 
 
 def _filled_up(channels: int, together: int) -> float:
     """Channels that are computed where so many are computed together, over those that exist."""
     return -(-channels // together) * together / channels
+
+
+def _saves(channels: int, together: int) -> bool:
+    return _filled_up(channels, together) <= _WORTH_A_VECTOR * _filled_up(channels, 2 * together)
+
+
+def _orders(space: Space, rows: int) -> tuple[int, ...]:
+    """Weights that are always near need no tile to be finished first: a block of rows is, which is stored in one go."""
+    if space.rows <= rows:
+        return (0,)
+    weight_bytes = 4 * (space.taps or math.inf) * space.channels
+    return (1,) if weight_bytes <= _NEAREST_CACHE_BYTES else (0, 1)
 
 
 def _unrolls(hardware: Hardware, space: Space, tile: RegisterTile) -> list[int]:
@@ -117,7 +141,7 @@ def _cpu_variants(implementation: str, hardware: Hardware, tiles: list[RegisterT
     return [
         Variant.make(implementation, rows=rows, channels=channels, k_split=k_split, order=order, unroll=unroll)
         for rows, channels, k_split in tiles[:6]
-        for order in ((0, 1) if space.rows > rows else (0,))
+        for order in _orders(space, rows)
         for unroll in _unrolls(hardware, space, (rows, channels, k_split))
     ]
 
@@ -138,7 +162,7 @@ def _cpu_device_variants(
             **_run(rows, hardware, space),
         )
         for rows, channels, k_split in tiles[:6]
-        for order in ((0, 1) if space.rows > rows else (0,))
+        for order in _orders(space, rows)
         for unroll in _unrolls(hardware, space, (rows, channels, k_split))
     ]
 

@@ -80,8 +80,8 @@ def test_work_groups_of_a_gpu(layer: ImageLayer, device: Device) -> None:
 @pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])
 def test_the_search_space(layer: ImageLayer, hardware: Hardware) -> None:
     found = images.variants(layer, "cpu", hardware)
-    assert len(found) == len(set(found)) >= 4
-    for variant in found[::4]:
+    assert len(found) == len(set(found)) >= 2
+    for variant in found:
         assert Half(layer, variant).error(0, layer.units) < TOLERANCE, str(variant)
 
 

@@ -73,3 +73,22 @@ def test_only_where_a_device_runs_several_groups_at_once_does_one_of_them_comput
 def test_the_stitch_compiles_without_a_warning(source: Path, tmp_path: Path) -> None:
     command = [c_compiler(), "-std=c11", "-Wall", "-Wextra", "-Werror", "-c", str(source), "-o", str(tmp_path / "o")]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
+
+
+def test_blocks_of_short_reductions_divide_a_line_and_store_it_in_one_go() -> None:
+    hardware = Hardware(32, 16, "cpu")
+    short, long = (Conv2d(112, 112, k, 96, (1, 1)) for k in (16, 512))
+    for side in ("cpu", "gpu"):
+        best = [schedules.family(layer).variants(layer, side, hardware) for layer in (short, long)]
+        assert 112 % best[0][0]["rows"] == 0 and {one["order"] for one in best[0]} == {1}
+        assert best[1][0]["rows"] == 6 and {one["order"] for one in best[1]} == {0, 1}
+
+
+def test_a_tile_of_one_vector_must_save_something_where_registers_are_few() -> None:
+    def fewest_vectors(channels: int) -> int:
+        hardware, layer = Hardware(32, 16, "cpu"), Conv2d(14, 14, 480, channels, (1, 1))
+        found = schedules.family(layer).variants(layer, "cpu", hardware)
+        return min(one["channels"] for one in found) // hardware.lanes
+
+    assert fewest_vectors(24) == 1, "it leaves out a quarter of the tile"
+    assert fewest_vectors(96) == 2
