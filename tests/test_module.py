@@ -185,6 +185,13 @@ def test_time_step_gives_one_entry_a_repetition(mechanism_device: Device) -> Non
         assert min(times.wall_us + times.cpu_us + times.gpu_us) > 0
 
 
+def launch_together(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
+    """Launch kernels together, as on a CPU device of one compute unit, or each by itself."""
+    monkeypatch.setattr(
+        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=together)
+    )
+
+
 def test_the_timeline_has_both_sides_and_their_waits(device: Device) -> None:
     built, _ = chain(device, 3, 5, 64)
     events = Module(built, device).profile()
@@ -196,9 +203,7 @@ def test_the_timeline_has_both_sides_and_their_waits(device: Device) -> None:
 def test_chained_kernels_say_when_they_ran(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
-    monkeypatch.setattr(
-        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=True)
-    )
+    launch_together(monkeypatch, True)
     events = Module(chain(device, 3, 5, 64)[0], device).profile()
     gpu = [event for event in events if event.side == "gpu"]
     assert [(event.kind, event.step) for event in gpu] == [
@@ -225,9 +230,7 @@ def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(
 ) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
-    monkeypatch.setattr(
-        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=False)
-    )
+    launch_together(monkeypatch, False)
     built, nodes = chain(device, 3, 5, 64)
     module = Module(built, device, timeout_s=0.3)
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
@@ -251,9 +254,7 @@ def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(
 def chains(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether kernels are launched together, as on a CPU device of one compute unit, or each by itself."""
     together: bool = request.param == "in one launch"
-    monkeypatch.setattr(
-        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=together)
-    )
+    launch_together(monkeypatch, together)
     return together
 
 

@@ -240,7 +240,7 @@ class Prepared:
 
         Chained kernels say it themselves, and begin when what they await is there; for others it is their event.
         """
-        events = self._take_events()
+        events = self.take_events()
         if not events:
             return []
         offset_ns = events[0].profile.queued - self._enqueue_ns()
@@ -255,11 +255,7 @@ class Prepared:
                 spans_us.append(((profile.start - offset_ns) / 1e3, (profile.end - offset_ns) / 1e3))
         return spans_us
 
-    def release_events(self) -> None:
-        """Forget when the commands of the last run began and ended."""
-        self._take_events()
-
-    def _take_events(self) -> list[Any]:
+    def take_events(self) -> list[Any]:
         """The OpenCL events of the last run, one for each launch; none without a timeline."""
         import pyopencl as cl
 

@@ -34,10 +34,10 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {entry}(
     __global ulong* row = table + number * {row_words};
     int awaited = (int)row[1], done = (int)row[2], columns = (int)row[3], lines = (int)row[4];
     if (awaited) coexec_wait_for(flags, awaited, limit);
-    row[5] = __builtin_readcyclecounter();
+    row[{begin_stamp}] = __builtin_readcyclecounter();
     if (!COEXEC_LOAD(flags + COEXEC_ABORT)) switch ((int)row[0]) {{
 {cases}    }}
-    row[6] = __builtin_readcyclecounter();
+    row[{end_stamp}] = __builtin_readcyclecounter();
     if (done) coexec_report(flags, done);
   }}
 }}
@@ -94,7 +94,12 @@ def add_steps(source: str, launches: Iterable[LaunchSpec], *, chains: bool) -> S
     row_words = _HEAD_WORDS + max((len(kernel.parameters) for kernel in chained.values()), default=0)
     if chained:
         cases = "".join(kernel.case(number) for number, kernel in enumerate(chained.values()))
-        pieces.append(_CHAIN.format(entry=CHAIN_ENTRY, row_words=row_words, cases=cases))
+        begin_stamp, end_stamp = range(STAMPS.start, STAMPS.stop)
+        pieces.append(
+            _CHAIN.format(
+                entry=CHAIN_ENTRY, row_words=row_words, cases=cases, begin_stamp=begin_stamp, end_stamp=end_stamp
+            )
+        )
     if own or chained:
         pieces.insert(0, FLAGS_SOURCE.read_text())
     return SteppedSource("\n".join(pieces), frozenset(own), tuple(chained), row_words)

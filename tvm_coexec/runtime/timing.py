@@ -85,7 +85,7 @@ def _run_warm(program: Prepared) -> None:
     start_ns = time.perf_counter_ns()
     program.run()
     while time.perf_counter_ns() - start_ns < _WARM_UP_NS:
-        program.release_events()
+        program.take_events()
         program.run()
 
 
@@ -153,5 +153,5 @@ def run_timeline(program: Prepared, warmup: int) -> None:
     """Run a program with a timeline, warm: reading the events of a run before lets caches and queue go cold."""
     for _ in range(warmup):
         program.run()
-        program.release_events()
+        program.take_events()
     program.run()
