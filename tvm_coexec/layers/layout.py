@@ -62,11 +62,16 @@ class ImageLayouts:
 
     @classmethod
     def alone(cls, layer: Layer) -> ImageLayouts:
-        """Those of a network that consists of this layer."""
+        """Those of a layer that is measured by itself.
+
+        What follows a pointwise layer often reads a halo, for which some of its variants take much longer than without
+        and none a little: so it writes one here too.
+        """
         if not isinstance(layer, Conv2d):
             return cls(others=(ImageLayout(),) * (len(layer.input_sizes) - 1))
         top, left, bottom, right = layer.padding
-        return cls(ImageLayout((max(top, bottom), max(left, right)), layer.in_channels <= MAX_NARROW))
+        around = ImageLayout((max(top, bottom), max(left, right)), layer.in_channels <= MAX_NARROW)
+        return cls(around, ImageLayout((1, 1)) if layer.kernel == (1, 1) else ImageLayout())
 
     @property
     def inputs(self) -> tuple[ImageLayout, ...]:
