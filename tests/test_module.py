@@ -1,30 +1,24 @@
-"""Modules on a real OpenCL device: every split is exact, waits are bounded, files are checked."""
+"""Modules on a real OpenCL device: every split is exact, and waits are bounded."""
 
-import json
-import platform
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_modules import chain, expected, one_layer
 
 from tvm_coexec import schedules
-from tvm_coexec.errors import FileFormatError, InputError, KernelError, SyncTimeoutError
-from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.errors import InputError, KernelError, SyncTimeoutError
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
-from tvm_coexec.packaging import Choice, package, single_layer
+from tvm_coexec.packaging import single_layer
 from tvm_coexec.runtime import executor
 from tvm_coexec.runtime.device import Device, open_device
-from tvm_coexec.runtime.module import Module, load
-from tvm_coexec.runtime.modulefile import Package
-from tvm_coexec.runtime.reference import evaluate, relative_error
+from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.reference import relative_error
 from tvm_coexec.runtime.steps import add_steps
 from tvm_coexec.target import target_for
 
@@ -51,55 +45,6 @@ LAYERS = [
     Conv2d(28, 6, 40, 33, 3, 1, 1, axis="lines"),
     Pool("max", 57, 5, 40, (3, 3), (1, 1), (1, 1, 1, 1), axis="lines"),
 ]
-
-
-def one_layer(layer: AnyLayer, device: Device) -> Package:
-    target = target_for(device.facts())
-    family = schedules.family(layer)
-    variants = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
-    return single_layer(layer, *variants, target, device.facts())
-
-
-def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:
-    """A module of such a graph, and its nodes."""
-    graph, choices = chain_of(device, depth, m, width)
-    return package(graph, choices, target_for(device.facts()), device.facts(), {}), graph.nodes
-
-
-def chain_of(device: Device, depth: int, m: int, width: int) -> tuple[Graph, list[Choice]]:
-    """Layers with a residual over every second one, so that dependencies reach back; each divided in the middle."""
-    rng = np.random.default_rng(3)
-    target = target_for(device.facts())
-    tensors = {f"t{i}": Tensor(f"t{i}", (m, width)) for i in range(depth + 1)}
-    nodes = []
-    for i in range(depth):
-        residual = f"t{i - 1}" if i % 2 else None
-        layer = Linear(m, width, width, ("bias", *(["residual"] if residual else []), "relu"))
-        params = {
-            "weights": rng.standard_normal((width, width), np.float32) / 8,
-            "bias": rng.standard_normal(width, np.float32),
-        }
-        nodes.append(Node(f"layer{i}", layer, f"t{i}", residual, f"t{i + 1}", params))
-    graph = Graph(tensors, ["t0"], [f"t{depth}"], nodes)
-    graph.validate()
-    choices = [
-        Choice(
-            node.layer.units // 2,
-            *(schedules.linear.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu")),
-        )
-        for node in nodes
-    ]
-    return graph, choices
-
-
-def expected(nodes: list[Node], x: np.ndarray) -> np.ndarray:
-    values: dict[str, Any] = {"t0": x}
-    for node in nodes:
-        operands = {"input": values[node.input], **node.params}
-        if node.residual:
-            operands["residual"] = values[node.residual]
-        values[node.output] = evaluate(node.layer, operands)
-    return values[nodes[-1].output]
 
 
 @pytest.fixture(params=["svm", "event"])
@@ -347,65 +292,6 @@ def test_a_cpu_that_never_signals_is_reported_as_the_gpus_wait(device: Device) -
     for i in signals:
         program.program.operations[i].step = program.lowered.operations[i].step
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
-
-
-def test_a_file_survives_a_round_trip(device: Device, tmp_path: Path) -> None:
-    built, _ = chain(device, 2, 5, 64)
-    module = Module(built, device)
-    module.export(tmp_path / "m.coexec")
-    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    again = load(tmp_path / "m.coexec", device=device)
-    np.testing.assert_array_equal(again(x), module(x))
-    assert again.splits == module.splits
-
-
-def test_damaged_files_are_refused(device: Device, tmp_path: Path) -> None:
-    path = tmp_path / "m.coexec"
-    Module(one_layer(LAYERS[2], device), device).export(path)
-    with pytest.raises(FileFormatError, match="no module at"):
-        load(tmp_path / "none", device=device)
-    content = path.read_bytes()
-    for cut in (10, len(content) // 2, len(content) - 30):
-        path.write_bytes(content[:cut])
-        with pytest.raises(FileFormatError, match="no module or is damaged"):
-            load(path, device=device)
-    place = content.index(b"PK\x01\x02") + 8
-    for encrypted_or_compressed in (b"\x01\x00\x00\x00", b"\x00\x00\x09\x00", b"\x00\x00\x08\x00"):
-        path.write_bytes(content[:place] + encrypted_or_compressed + content[place + 4 :])
-        with pytest.raises(FileFormatError, match="no module or is damaged"):
-            load(path, device=device)
-    path.write_bytes(content[:200] + bytes(byte ^ 255 for byte in content[200:210]) + content[210:])
-    with pytest.raises(FileFormatError):
-        load(path, device=device)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"version": 99}, "format version 99"),
-        ({"format": "other"}, "no tvm-coexec module"),
-        ({"inputs": ["nothing"]}, "names 'nothing'"),
-        ({"surprise": 1}, "manifest is damaged"),
-        ({"device": None}, "manifest is damaged"),
-        ({"plan": [1]}, "manifest is damaged"),
-        ({"device": {"machine": "abacus"}}, "built for a CPU of kind abacus"),
-        (
-            {"device": {"machine": platform.machine(), "cpu_features": ["tsc", "avx9000"]}},
-            "for a CPU with avx9000, which this one lacks",
-        ),
-    ],
-)
-def test_foreign_manifests_are_refused(change: dict[str, Any], message: str, device: Device, tmp_path: Path) -> None:
-    path = tmp_path / "m.coexec"
-    Module(one_layer(LAYERS[2], device), device).export(path)
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    entries["manifest.json"] = json.dumps({**json.loads(entries["manifest.json"]), **change}).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    with pytest.raises(FileFormatError, match=message):
-        load(path, device=device)
 
 
 def test_wrong_inputs_are_named(device: Device) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from test_module import chain, chain_of, expected
+from small_modules import chain, chain_of, expected
 from test_opaque import token_model
 
 from tvm_coexec.api import plan_graph

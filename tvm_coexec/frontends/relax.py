@@ -3,57 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from tvm import IRModule, ir, relax, tirx
+from tvm import IRModule, ir, relax
 
 from ..errors import ModelError
 from . import relax_images
+from .relax_calls import (
+    OPERATIONS,
+    attributes_of,
+    axes_of,
+    can_fold,
+    check_float32,
+    folded,
+    operator_name,
+    static_type,
+    transpose_or_reshape,
+)
 from .trace import Operation, Source, Trace, Whole, claim_name
 from .whole import cut_out, evaluate
-
-OPERATIONS = {
-    "relax.add": "add",
-    "relax.astype": "reshape",
-    "relax.broadcast_to": "broadcast",
-    "relax.divide": "divide",
-    "relax.erf": "erf",
-    "relax.expand_dims": "reshape",
-    "relax.flatten": "reshape",
-    "relax.matmul": "matmul",
-    "relax.mean": "mean",
-    "relax.multiply": "multiply",
-    "relax.nn.dropout": "reshape",
-    "relax.nn.gelu": "gelu",
-    "relax.nn.gelu_tanh": "gelu_tanh",
-    "relax.nn.layer_norm": "layer_norm",
-    "relax.nn.relu": "relu",
-    "relax.nn.silu": "silu",
-    "relax.nn.softmax": "softmax",
-    "relax.permute_dims": "reshape",
-    "relax.power": "power",
-    "relax.reshape": "reshape",
-    "relax.sigmoid": "sigmoid",
-    "relax.sqrt": "sqrt",
-    "relax.squeeze": "reshape",
-    "relax.subtract": "subtract",
-    "relax.tanh": "tanh",
-    **relax_images.OPERATIONS,
-}
-"""Relax's operators that can be part of a layer, and the operations that they become."""
-
-_FOLDS: dict[str, Callable[..., np.ndarray]] = {
-    "add": np.add,
-    "divide": np.divide,
-    "matmul": np.matmul,
-    "multiply": np.multiply,
-    "power": np.power,
-    "sqrt": np.sqrt,
-    "subtract": np.subtract,
-}
 
 
 @dataclass(frozen=True)
@@ -94,7 +63,7 @@ def trace_relax(module: IRModule) -> Trace:
         values[variable] = claim_name(variable.name, taken)
     for binding in bindings(function):
         values[binding.var] = claim_name(binding.var.name, taken)
-        sources[binding.var] = Source(_operator_name(binding.value), values[binding.var], "variable")
+        sources[binding.var] = Source(operator_name(binding.value), values[binding.var], "variable")
     outputs = [(values.get(value, "output"), value) for value in returned(function)]
     return trace_function(module, Naming(values, sources, outputs))
 
@@ -154,7 +123,7 @@ class _Tracer:
 
     def add_input(self, parameter: relax.Var) -> None:
         name = self.naming.values[parameter]
-        shape, dtype = _static_type(parameter.ty, f"input {name!r}")
+        shape, dtype = static_type(parameter.ty, f"input {name!r}")
         self._set_type(name, dtype)
         if 0 in shape or not shape:
             raise ModelError(
@@ -190,7 +159,7 @@ class _Tracer:
             return  # shapes are written into what reads them
         made_by = value.tuple_value if isinstance(value, relax.TupleGetItem) else variable
         source = self.naming.sources.get(made_by, self.naming.sources[variable])
-        shape, dtype = _static_type(variable.ty, str(source))
+        shape, dtype = static_type(variable.ty, str(source))
         if 0 in shape:
             raise refusal
         name = self.naming.values[variable]
@@ -221,7 +190,7 @@ class _Tracer:
             self.traced[variable] = self._operand(value, str(source))
         elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.splits:
             self._add_part(variable, value, source)
-        elif isinstance(value, relax.Call) and _operator_name(value) == "relax.split":
+        elif isinstance(value, relax.Call) and operator_name(value) == "relax.split":
             self.splits[variable] = value
         elif isinstance(value, relax.TupleGetItem) and value.tuple_value in self.traced:
             # dropout and batch norm make tuples; all but item 0 means nothing in inference
@@ -233,7 +202,7 @@ class _Tracer:
             raise ModelError(f"{source} takes an item of a tuple that no layer makes")
         elif isinstance(value, relax.Tuple):
             self.tuples[variable] = list(value.fields)
-        elif isinstance(value, relax.Call) and _operator_name(value) in OPERATIONS:
+        elif isinstance(value, relax.Call) and operator_name(value) in OPERATIONS:
             self._add_call(variable, value, source)
         elif not isinstance(value, relax.ShapeExpr):
             raise ModelError(
@@ -256,28 +225,28 @@ class _Tracer:
         raise ModelError(f"{reader} reads something that is no float32 tensor; only tensors can pass between operators")
 
     def _add_call(self, variable: relax.Var, call: relax.Call, source: Source) -> None:
-        op = OPERATIONS[_operator_name(call)]
+        op = OPERATIONS[operator_name(call)]
         inputs = tuple(self._operand(operand, str(source)) for operand in self._operands(op, call))
         result_type = variable.ty.fields[0] if isinstance(variable.ty, relax.TupleType) else variable.ty
-        shape, dtype = _static_type(result_type, str(source))
+        shape, dtype = static_type(result_type, str(source))
         name = self.naming.values[variable]
         constants = [self.trace.constants[operand] for operand in inputs if operand in self.trace.constants]
-        if len(constants) == len(inputs) and (op in ("broadcast", "concat", "reshape") or op in _FOLDS):
+        if len(constants) == len(inputs) and can_fold(op):
             self.traced[variable] = name
-            self.trace.constants[name] = _fold(call, op, constants, shape).astype(dtype)
+            self.trace.constants[name] = folded(call, op, constants, shape).astype(dtype)
             return
         if len(constants) == len(inputs):
             raise ModelError(f"{source} is applied to constants alone; replace it by its result")
-        _check_float32(dtype, str(source))
-        if _operator_name(call) == "relax.astype":
-            _check_float32(self.trace.dtypes.get(inputs[0], "float32"), f"what {source} converts")
+        check_float32(dtype, str(source))
+        if operator_name(call) == "relax.astype":
+            check_float32(self.trace.dtypes.get(inputs[0], "float32"), f"what {source} converts")
         if op == "broadcast":
             raise ModelError(f"{source} repeats an activation; only constants can be broadcast to a shape")
         if op == "clip":
             op = relax_images.clip(*relax_images.clip_bounds(call, source), source)
-        if _operator_name(call) == "relax.permute_dims":
-            op = _transpose_or_reshape(_axes(call, len(shape)), self.trace.shapes[inputs[0]])
-        attributes = _attributes(op, call, len(shape), source)
+        if operator_name(call) == "relax.permute_dims":
+            op = transpose_or_reshape(axes_of(call, len(shape)), self.trace.shapes[inputs[0]])
+        attributes = attributes_of(op, call, len(shape), source)
         if op == "batch_norm":
             self._add_batch_norm(variable, inputs, attributes["epsilon"], source)
             return
@@ -293,8 +262,8 @@ class _Tracer:
         return list(call.args)
 
     def _add_known(self, variable: relax.Var, known: Known, source: Source) -> None:
-        shape, dtype = _static_type(variable.ty, str(source))
-        _check_float32(dtype, str(source))
+        shape, dtype = static_type(variable.ty, str(source))
+        check_float32(dtype, str(source))
         inputs = tuple(self._operand(operand, str(source)) for operand in known.inputs)
         attributes = known.attributes
         if 0 in shape:
@@ -306,11 +275,11 @@ class _Tracer:
     def _add_part(self, variable: relax.Var, item: relax.TupleGetItem, source: Source) -> None:
         """One of the parts that an activation is split into."""
         call = self.splits[item.tuple_value]
-        shape, dtype = _static_type(variable.ty, str(source))
-        _check_float32(dtype, str(source))
+        shape, dtype = static_type(variable.ty, str(source))
+        check_float32(dtype, str(source))
         operand = self._operand(call.args[0], str(source))
         axis = int(call.attrs.axis) % len(shape)
-        before = [_static_type(part, str(source))[0][axis] for part in call.ty.fields[: item.index]]
+        before = [static_type(part, str(source))[0][axis] for part in call.ty.fields[: item.index]]
         attributes = {"axis": axis, "begin": sum(before), "count": shape[axis]}
         self._add(variable, Operation("slice", (operand,), self.naming.values[variable], source, attributes), shape)
 
@@ -342,67 +311,3 @@ def _cut(shape: tuple[int, ...], result: tuple[int, ...], axis: int, begin: int)
     axis %= len(shape)
     begin = min(max(begin + shape[axis] if begin < 0 else begin, 0), shape[axis])
     return {"axis": axis, "begin": begin, "count": math.prod(result) * shape[axis] // math.prod(shape)}
-
-
-def _operator_name(value: relax.Expr) -> str:
-    if not isinstance(value, relax.Call):
-        return f"relax.{type(value).__name__}"
-    return value.op.name if isinstance(value.op, ir.Op) else f"call of {getattr(value.op, 'name_hint', value.op)}"
-
-
-def _static_type(tensor_type: ir.Type, owner: str) -> tuple[tuple[int, ...], str]:
-    if not isinstance(tensor_type, relax.TensorType) or not isinstance(tensor_type.shape, relax.ShapeExpr):
-        raise ModelError(f"{owner} is no tensor of known shape (it is {tensor_type}); give every tensor a fixed shape")
-    for axis, size in enumerate(tensor_type.shape.values):
-        if not isinstance(size, tirx.IntImm):
-            raise ModelError(
-                f"{owner} has the dynamic dimension {str(size)!r} (axis {axis}); "
-                "fix it with tvm.relax.transform.BindSymbolicVars before building"
-            )
-    return tuple(int(size) for size in tensor_type.shape.values), str(tensor_type.dtype)
-
-
-def _check_float32(dtype: str, owner: str) -> None:
-    if dtype != "float32":
-        raise ModelError(f"{owner} is {dtype}; layers with kernels of their own take float32 alone")
-
-
-def _transpose_or_reshape(axes: list[int], shape: tuple[int, ...]) -> str:
-    """What a permutation of axes is: if it keeps the order of the elements, a reshape."""
-    moved = [axis for axis in axes if shape[axis] > 1]
-    return "reshape" if moved == sorted(moved) else "transpose"
-
-
-def _fold(call: relax.Call, op: str, constants: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    if op == "concat":
-        return np.concatenate(constants, axis=relax_images.concat_axis(call))
-    if op == "broadcast":
-        return np.broadcast_to(constants[0], shape)
-    if op != "reshape":
-        return np.asarray(_FOLDS[op](*constants))
-    if _operator_name(call) == "relax.permute_dims":
-        return constants[0].transpose(_axes(call, len(shape)))
-    return constants[0].reshape(shape)
-
-
-def _axes(call: relax.Call, rank: int) -> list[int]:
-    axes = call.attrs.axes if hasattr(call.attrs, "axes") else call.attrs.axis
-    if axes is None:
-        return list(reversed(range(rank)))
-    return [int(axis) % rank for axis in ([axes] if isinstance(axes, int) else axes)]
-
-
-def _attributes(op: str, call: relax.Call, rank: int, source: Source) -> dict[str, Any]:
-    if op == "transpose":
-        return {"axes": tuple(_axes(call, rank))}
-    if op not in ("mean", "max", "softmax", "layer_norm"):
-        return relax_images.attributes(op, call, source)
-    rank = len(call.args[0].ty.shape)
-    attributes: dict[str, Any] = {"axes": tuple(sorted(_axes(call, rank)))}
-    if op in ("mean", "max"):
-        attributes["keep_axes"] = bool(call.attrs.keepdims)
-    if op == "layer_norm":
-        if not (call.attrs.center and call.attrs.scale):
-            raise ModelError(f"{source} leaves out its scale or its shift; give it ones or zeros and let it use both")
-        attributes["epsilon"] = float(call.attrs.epsilon)
-    return attributes

@@ -1,0 +1,63 @@
+"""Modules of one layer, and chains of linear layers, for tests of what runs them."""
+
+from typing import Any
+
+import numpy as np
+
+from tvm_coexec import schedules
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import AnyLayer, Linear
+from tvm_coexec.packaging import Choice, package, single_layer
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.modulefile import Package
+from tvm_coexec.runtime.reference import evaluate
+from tvm_coexec.target import target_for
+
+
+def one_layer(layer: AnyLayer, device: Device) -> Package:
+    target = target_for(device.facts())
+    family = schedules.family(layer)
+    variants = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
+    return single_layer(layer, *variants, target, device.facts())
+
+
+def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:
+    """A module of such layers, and its nodes."""
+    graph, choices = chain_of(device, depth, m, width)
+    return package(graph, choices, target_for(device.facts()), device.facts(), {}), graph.nodes
+
+
+def chain_of(device: Device, depth: int, m: int, width: int) -> tuple[Graph, list[Choice]]:
+    """Layers with a residual over every second one, so that dependencies reach back; each divided in the middle."""
+    rng = np.random.default_rng(3)
+    target = target_for(device.facts())
+    tensors = {f"t{i}": Tensor(f"t{i}", (m, width)) for i in range(depth + 1)}
+    nodes = []
+    for i in range(depth):
+        residual = f"t{i - 1}" if i % 2 else None
+        layer = Linear(m, width, width, ("bias", *(["residual"] if residual else []), "relu"))
+        params = {
+            "weights": rng.standard_normal((width, width), np.float32) / 8,
+            "bias": rng.standard_normal(width, np.float32),
+        }
+        nodes.append(Node(f"layer{i}", layer, f"t{i}", residual, f"t{i + 1}", params))
+    graph = Graph(tensors, ["t0"], [f"t{depth}"], nodes)
+    graph.validate()
+    choices = [
+        Choice(
+            node.layer.units // 2,
+            *(schedules.linear.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu")),
+        )
+        for node in nodes
+    ]
+    return graph, choices
+
+
+def expected(nodes: list[Node], x: np.ndarray) -> np.ndarray:
+    values: dict[str, Any] = {"t0": x}
+    for node in nodes:
+        operands = {"input": values[node.input], **node.params}
+        if node.residual:
+            operands["residual"] = values[node.residual]
+        values[node.output] = evaluate(node.layer, operands)
+    return values[nodes[-1].output]
