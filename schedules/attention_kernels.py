@@ -22,8 +22,6 @@ from .dispatch import Dispatch
 from .epilogue import Epilogue
 from .frame import Buffer, Launch, Operand, begin_kernel, where
 
-_FIRST_MAXIMUM = -3.0e38
-
 
 @dataclass
 class Packed:
@@ -143,7 +141,7 @@ class Steps:
         lanes = self.lanes
         wide = T.alloc_buffer((lanes,), "float32", scope="local")
         highest = T.alloc_buffer((1,), "float32", scope="local")
-        self._fill(wide, _FIRST_MAXIMUM)
+        self._fill(wide, -math.inf)
         with T.serial(0, self.key_vectors) as vector, T.vectorized(0, lanes) as lane:
             T.buffer_store(wide, T.max(wide[lane], scores[row, vector * lanes + lane]), [lane])
         T.buffer_store(highest, self._fold(wide, T.max), [0])

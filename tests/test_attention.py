@@ -47,6 +47,19 @@ def test_kernels_for_a_gpu(layer: Any, device: Device) -> None:
     assert built.check_step(0, 0, layer.units) < built.error_bound(0)
 
 
+def test_where_all_keys_are_masked_they_count_alike(device: Device) -> None:
+    layer = Attention(2, 2, 4, 5, 32, 0.2, (64,) * 3, mask="input")
+    built = module(layer, device)
+    rng = np.random.default_rng(0)
+    x, keys, values, mask = (rng.standard_normal(shape).astype(np.float32) for shape in built.input_shapes.values())
+    mask[1] = np.finfo(np.float32).min  # as exporters write it
+    for cpu_units in (0, layer.units):
+        built.set_splits({"layer": cpu_units})
+        result = built(x, keys, values, mask).reshape(2, 4, 64)
+        expected = values.reshape(2, 5, 64)[1].mean(axis=0)
+        np.testing.assert_allclose(result[1], np.broadcast_to(expected, (4, 64)), rtol=1e-5, atol=1e-6)
+
+
 def test_units_are_heads_that_fill_tiles() -> None:
     units = {24: (4, 96), 32: (1, 32), 48: (2, 96), 64: (1, 64)}
     for head_dim, (heads, channels) in units.items():
