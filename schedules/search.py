@@ -100,7 +100,9 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
         for rows in range(1, min(_MAX_ROWS, space.rows) + 1):
             for k_split in (1, 2, 4):
                 accumulators = rows * vectors * k_split
-                left = hardware.vector_registers - accumulators - vectors
+                # Each part of the reduction has weights of its own in flight. A sum that finds no register is stored
+                # and read again in every step, which takes up to twice as long where addresses are alike.
+                left = hardware.vector_registers - accumulators - vectors * k_split
                 if space.reduction % k_split or left < 1:  # one is for the element of the input
                     continue
                 padding = space.padded_rows(rows) / space.rows * _filled_up(space.channels, channels)
