@@ -49,7 +49,7 @@ def blocks(layer: Attention, variant: Variant) -> int:
     return -(-layer.queries // variant["rows"])
 
 
-def dispatch(layer: Attention, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+def dispatch(layer: Attention, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of the kernel that computes; its groups are blocks of queries."""
     count = blocks(layer, variant)
     padded_rows = layer.batch * count * variant["rows"]
@@ -61,12 +61,12 @@ def dispatch(layer: Attention, side: str, variant: Variant, layouts: ImageLayout
     )
 
 
-def default_variant(layer: Attention, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
+def default_variant(layer: Attention, side: str, hardware: Hardware) -> Variant:
     """A good variant for a layer that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: Attention, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
+def variants(layer: Attention, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
     if side == "gpu" and hardware.opencl_type == "gpu":
         threads = [count for count in _GPU_THREADS if count <= hardware.max_group_size] or [1]

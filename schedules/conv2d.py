@@ -45,17 +45,17 @@ def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> d
     return packed
 
 
-def default_variant(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
+def default_variant(layer: Conv2d, side: str, hardware: Hardware) -> Variant:
     """A good variant for a layer that was never tuned."""
-    return variants(layer, side, hardware, layouts)[0]
+    return variants(layer, side, hardware)[0]
 
 
-def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
+def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first.
 
     A variant suits every layout, not equally: blocks of pixels that run across the lines of an image lose by a halo.
     """
-    layouts = layouts or ImageLayouts.alone(layer)
+    layouts = ImageLayouts.alone(layer)
     able = [module for module in _IMPLEMENTATIONS.values() if module.can_compute(layer)]
     able.sort(key=lambda module: module.cost(layer))
     return [variant for module in able for variant in module.variants(layer, side, hardware, layouts)]
@@ -85,9 +85,9 @@ def error_bound(variant: Variant) -> float:
     return bound
 
 
-def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+def dispatch(layer: Conv2d, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of a half's main kernel."""
-    return _implementation(variant).dispatch(layer, side, variant, layouts or ImageLayouts.alone(layer))
+    return _implementation(variant).dispatch(layer, side, variant, ImageLayouts.alone(layer))
 
 
 def build(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:

@@ -55,19 +55,19 @@ def error_bound(variant: Variant) -> float:
     return ERROR_BOUND
 
 
-def dispatch(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+def dispatch(layer: ImageLayer, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of a half."""
-    return Pixels.of(window(layer), layouts or ImageLayouts.alone(layer), variant).dispatch(side, variant)
+    return Pixels.of(window(layer), ImageLayouts.alone(layer), variant).dispatch(side, variant)
 
 
-def default_variant(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
+def default_variant(layer: ImageLayer, side: str, hardware: Hardware) -> Variant:
     """A good variant for a layer that was never tuned."""
-    return variants(layer, side, hardware, layouts)[0]
+    return variants(layer, side, hardware)[0]
 
 
-def variants(layer: ImageLayer, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
+def variants(layer: ImageLayer, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    layouts = layouts or ImageLayouts.alone(layer)
+    layouts = ImageLayouts.alone(layer)
     read = window(layer)
     found = dense_variants(
         IMPLEMENTATION,

@@ -42,17 +42,17 @@ def error_bound(variant: Variant) -> float:
     return ERROR_BOUND
 
 
-def dispatch(layer: Linear, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+def dispatch(layer: Linear, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of a half."""
     return dense_dispatch(side, variant, layer.m)
 
 
-def default_variant(layer: Linear, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
+def default_variant(layer: Linear, side: str, hardware: Hardware) -> Variant:
     """A good variant for a layer that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: Linear, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
+def variants(layer: Linear, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
     space = Space(rows=layer.m, padded_rows=lambda block: -(-layer.m // block) * block, reduction=layer.k)
     return dense_variants(IMPLEMENTATION, side, hardware, space)

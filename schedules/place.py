@@ -38,18 +38,18 @@ def error_bound(variant: Variant) -> float:
     return ERROR_BOUND
 
 
-def dispatch(layer: Place, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+def dispatch(layer: Place, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of a half."""
     rows = layer.batch * layer.out_rows
     return Dispatch(grid=(rows, 1), group=(1, 1), unit_axis=1, padded_rows=rows)
 
 
-def default_variant(layer: Place, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
+def default_variant(layer: Place, side: str, hardware: Hardware) -> Variant:
     """A good variant for a layer that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: Place, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
+def variants(layer: Place, side: str, hardware: Hardware) -> list[Variant]:
     """The one variant of a side."""
     lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]

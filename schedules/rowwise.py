@@ -41,17 +41,17 @@ def error_bound(variant: Variant) -> float:
     return ERROR_BOUND
 
 
-def dispatch(layer: RowWise, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> Dispatch:
+def dispatch(layer: RowWise, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of a half: one work-group of one work-item a unit."""
     return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
 
 
-def default_variant(layer: RowWise, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> Variant:
+def default_variant(layer: RowWise, side: str, hardware: Hardware) -> Variant:
     """A good variant for an operator that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: RowWise, side: str, hardware: Hardware, layouts: ImageLayouts | None = None) -> list[Variant]:
+def variants(layer: RowWise, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
     lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]

@@ -234,7 +234,7 @@ def test_kernels_leave_other_parts_alone(layer: Any, device: Device) -> None:
     others = (ImageLayout((0, 1), whole_tiles=5, first_tile=3),) * (len(layer.input_sizes) - 1)
     layouts = replace(LAYOUTS, others=others)
     for side, where in (("cpu", None), ("gpu", device)):
-        found = family(layer).variants(layer, side, CPU, layouts)
+        found = family(layer).variants(layer, side, CPU)
         for variant in {one.implementation: one for one in reversed(found)}.values():
             bound = family(layer).error_bound(variant)
             assert Half(layer, variant, where, layouts).worst_error() < max(bound, 3e-6), variant

@@ -89,15 +89,15 @@ def test_the_search_space(layer: ImageLayer, hardware: Hardware) -> None:
 def test_halos_are_left_alone(layer: ImageLayer) -> None:
     others = (ImageLayout((1, 3)), ImageLayout((0, 2)))[: len(layer.input_sizes) - 1]
     halos = ImageLayouts(ImageLayout((2, 1)), ImageLayout((1, 4)), ImageLayout((2, 0)), others)
-    assert Half(layer, images.variants(layer, "cpu", CPU, halos)[0], None, halos).worst_error() < TOLERANCE
+    assert Half(layer, images.variants(layer, "cpu", CPU)[0], None, halos).worst_error() < TOLERANCE
 
 
 @pytest.mark.parametrize("halo", [(0, 0), (1, 2)])
 def test_one_operand_is_copied_to_another_layout(halo: tuple[int, int], device: Device) -> None:
     narrow = ImageLayouts(ImageLayout(halo, narrow=True), ImageLayout((3, 3)))
     layer = Concat(6, 5, (3,), batch=2)
-    assert Half(layer, images.variants(layer, "cpu", CPU, narrow)[0], None, narrow).worst_error() == 0
-    assert Half(layer, images.variants(layer, "gpu", CPU, narrow)[0], device, narrow).worst_error() == 0
+    assert Half(layer, images.variants(layer, "cpu", CPU)[0], None, narrow).worst_error() == 0
+    assert Half(layer, images.variants(layer, "gpu", CPU)[0], device, narrow).worst_error() == 0
 
 
 @pytest.mark.parametrize("layer", NORMS, ids=str)
@@ -109,7 +109,7 @@ def test_a_local_norm_reads_nothing_beside_the_image(layer: LocalNorm) -> None:
 def test_a_maximum_below_zero_is_not_the_padding() -> None:
     layer = Pool("max", 5, 5, 32, (3, 3), (2, 2), (1, 1, 1, 1))
     layouts = ImageLayouts(ImageLayout((1, 1)))
-    half = Half(layer, images.variants(layer, "cpu", CPU, layouts)[0], None, layouts)
+    half = Half(layer, images.variants(layer, "cpu", CPU)[0], None, layouts)
     for array in (half.images["input"], half.buffers["input"]):
         np.copyto(array, -np.abs(array) - (array != 0))
     assert half.expected().max() < -1

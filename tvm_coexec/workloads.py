@@ -40,7 +40,6 @@ VIT_TOKENS = 197
 _TEST_SEED, _TRAINING_SEED = 2025, 1
 _TEST_COUNT = 40
 _M_RANGE, _KN_RANGE, _N_ROWWISE_RANGE = (1, 512), (64, 4096), (32, 4096)
-_EXAMPLE = {"op": "linear", "m": 1, "k": 64, "n": 64}
 _EPILOGUES = (("bias",), ("bias", "relu"), ("bias", "gelu"), ("bias", "residual"), ())
 _BIAS_RELU, _SHORTCUT = ("bias", "relu"), ("bias", "residual", "relu")
 _CONV_EPILOGUES = (("bias",), _BIAS_RELU, _BIAS_RELU, _SHORTCUT, ("bias", "relu6"), ())

@@ -61,7 +61,7 @@ class _Finder:
         if (k.shape, v.shape) != (expected, expected) or None in columns:
             return None
         mask = () if scores.mask is None else (scores.mask,)
-        if mask and not self._is_mask(mask[0], batch, queries, keys):
+        if mask and not self._is_mask(mask[0], batch, keys):
             return None
         result = self._rows(product, q.shape) if v.factor == 1 else None
         if result is None:
@@ -105,7 +105,7 @@ class _Finder:
                 return name, mask
         return None
 
-    def _is_mask(self, name: str, batch: int, queries: int, keys: int) -> bool:
+    def _is_mask(self, name: str, batch: int, keys: int) -> bool:
         """Whether a summand of the scores is one number for each key, of each item or of all."""
         constant = self.trace.constants.get(name)
         shape = self.trace.shapes[name] if constant is None else constant.shape
