@@ -65,11 +65,14 @@ def test_a_kernel_that_is_polled_runs_on_the_workers_alone(device: Device) -> No
     run = probe.busy_runner(device.context, device.queue, len(device.workers))
     run()
     before = cores._cpu_times()
-    for _ in range(5):
+    theirs, used = 0, {}
+    for _ in range(500):  # until what else happens once in a process no longer counts
         run()
-    used = {thread: after - before.get(thread, 0) for thread, after in cores._cpu_times().items()}
-    theirs = sum(used[worker] for worker in device.workers)
-    assert theirs > 0
+        used = {thread: after - before.get(thread, 0) for thread, after in cores._cpu_times().items()}
+        theirs = sum(used[worker] for worker in device.workers)
+        if theirs >= 100e6:
+            break
+    assert theirs >= 100e6
     assert used[os.getpid()] < theirs / 2  # it has only slept, and asked
     others = used.keys() - set(device.workers) - {os.getpid()}
     assert sum(used[thread] for thread in others) < theirs / 10
@@ -167,6 +170,13 @@ def test_one_drivers_threads_cannot_be_at_two_places(device: Device, device_name
         open_device(device_name, gpu_cores=device.cpu_cores[:1], cpu_cores=device.gpu_cores[:1])
 
 
+@pytest.mark.usefixtures("only_a_gpu")
+def test_a_gpu_leaves_all_cores_to_the_cpus_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "_context", lambda info, handle: None)
+    monkeypatch.setattr(device_module, "Device", lambda info, context, cpu_cores: cpu_cores)
+    assert open_device() == open_device(cpu_cores=USABLE) == USABLE
+
+
 def open_elsewhere(arguments: str, before: str = "", **environment: str) -> dict[str, object]:
     """What a device opened in a fresh process is like."""
     code = f"""
@@ -255,5 +265,5 @@ def test_a_kernel_that_cannot_be_built_is_an_error_with_the_drivers_words(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "_SOURCE", "__kernel void broken( {")
-    with pytest.raises(probe.KernelError, match=r"compiles no kernel.*reinstall or update the driver"):
+    with pytest.raises(probe.KernelError, match=r"compiles no kernel.*reinstall or update it"):
         probe.build(device.context)

@@ -39,7 +39,7 @@ def test_damaged_files_are_refused(device: Device, tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match="no module or is damaged"):
             load(path, device=device)
     place = content.index(b"PK\x01\x02") + 8
-    for encrypted_or_compressed in (b"\x01\x00\x00\x00", b"\x00\x00\x09\x00", b"\x00\x00\x08\x00"):
+    for encrypted_or_compressed in (b"\x01\x00\x00\x00", b"\x00\x00\x09\x00", b"\x00\x00\x08\x00", b"\x00\x00\x0e\x00"):
         path.write_bytes(content[:place] + encrypted_or_compressed + content[place + 4 :])
         with pytest.raises(FileFormatError, match="no module or is damaged"):
             load(path, device=device)

@@ -90,6 +90,7 @@ def test_nothing_is_computed_before_the_awaited_flag(
 ) -> None:
     launcher = Launcher(device, sizes, group, timeout_s=30.0)
     launcher.launch(7, 8)
+    time.sleep(0.05)  # the kernel is at work by now, and would have written
     assert np.all(launcher.output.array == 0)
     assert launcher.flags[GPU_DONE] == 0
     launcher.flags[CPU_DONE] = 7

@@ -39,6 +39,11 @@ class MeasurementError(CoexecError):
     """A measuring session failed: tracker out of reach, device lost, or a kernel that hangs."""
 
 
+def first_line(error: Exception) -> str:
+    """The line of an error's message that names the cause; OpenCL's go on with build logs."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def last_line(error: Exception, otherwise: str = "no reason given") -> str:
     """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
     lines = str(error).strip().splitlines()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from . import layers, schedules
-from .errors import KernelError, ToolchainError
+from .errors import KernelError, ToolchainError, last_line
 from .layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from .runtime.stitch import SOURCES as STITCH_SOURCES
 from .schedules.dispatch import Dispatch
@@ -163,8 +163,7 @@ def _generate(
             code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
             kernels.append(Kernel(symbol, side, code, operands, launch.dispatch))
     except (RuntimeError, TypeError, ValueError) as error:
-        first = next(line for line in str(error).splitlines() if line.strip())
-        raise KernelError(f"{what} does not compile: {first}") from error
+        raise KernelError(f"{what} does not compile: {last_line(error)}") from error
     return tuple(kernels)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -33,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 1 for an error that the user can repair, 2 for a wrong call."""
     values = vars(_parser().parse_args(argv))
     command = _module(values.pop("command"))
-    # pyopencl reports every build log that is not empty, and some drivers always write one
-    warnings.filterwarnings("ignore", message="Non-empty compiler output")
     try:
         return int(command.run(**values))
     except (CoexecError, OSError) as error:  # a disk that is full, a folder that may not be read: no bug of ours

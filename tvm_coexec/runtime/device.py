@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import weakref
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from tvm_coexec.errors import DeviceError
+from tvm_coexec.errors import DeviceError, first_line
 
 from . import cores, probe
 from .discovery import MECHANISMS, DeviceInfo, discover, select
@@ -40,6 +41,8 @@ class Device:
         How the sides synchronise: ``svm`` or ``event``.
     notes
         What a reader of measurements has to know.
+    hangs
+        Whether a kernel did not end: nothing that is enqueued may be waited for any more.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Device:
         self.gpu_cores = gpu_cores
         self.notes = notes
         self.workers: tuple[int, ...] = ()
+        self.hangs = False
         self._programs: dict[tuple[str, ...], Any] = {}
 
     @property
@@ -95,7 +99,9 @@ class Device:
         key = (source, *options)
         program = self._programs.pop(key, None)
         if program is None:
-            program = cl.Program(self.context, source).build(list(options), cache_dir=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", cl.CompilerWarning)  # some drivers praise themselves in the build log
+                program = cl.Program(self.context, source).build(list(options), cache_dir=False)
         self._programs[key] = program
         if len(self._programs) > KEPT_PROGRAMS:
             del self._programs[next(iter(self._programs))]
@@ -115,7 +121,8 @@ class Device:
 
     def close(self) -> None:
         """Finish what is enqueued; another device may then use the same driver's threads on other cores."""
-        self.queue.finish()
+        if not self.hangs:
+            self.queue.finish()
         self._programs.clear()
         _confined.discard(self)
 
@@ -159,7 +166,7 @@ def open_device(
         return _open_bench(info, handle, bench_cpu, bench_gpu)
     if gpu_chosen:
         raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
-    return Device(info, _context(handle), cpu_chosen or cores.usable_cores())
+    return Device(info, _context(info, handle), cpu_chosen or cores.usable_cores())
 
 
 def _divide(
@@ -172,11 +179,6 @@ def _divide(
     usable = cores.usable_cores()
     gpu = gpu_chosen or tuple(core for core in usable if core not in (cpu_chosen or ())) or usable
     cpu = cpu_chosen or tuple(core for core in usable if core not in gpu) or usable
-    if len(usable) > 1 and set(gpu) & set(cpu):
-        raise DeviceError(
-            f"the CPU's side gets {cores.listed(cpu)} and the OpenCL device {cores.listed(gpu)}, but each spins while "
-            f"it waits for the other; give them different --cpu-cores and --gpu-cores"
-        )
     return gpu, cpu
 
 
@@ -190,14 +192,28 @@ def _with_mechanism(info: DeviceInfo, mechanism: str | None) -> DeviceInfo:
     return dataclasses.replace(info, mechanism=mechanism, mechanism_reason="as asked for")
 
 
-def _context(handle: Any) -> Any:
+def _context(info: DeviceInfo, handle: Any) -> Any:
     import pyopencl as cl
 
-    return cl.Context([handle])
+    try:
+        context = cl.Context([handle])
+        cl.CommandQueue(context)
+    except cl.Error as error:
+        raise DeviceError(
+            f"{info.name} cannot be opened ({first_line(error)}); end other programs that use it, or reinstall its "
+            "driver"
+        ) from None
+    return context
 
 
 def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_cores: tuple[int, ...]) -> Device:
     """Open a CPU device whose threads run on ``gpu_cores`` alone."""
+    shared = set(cpu_cores) & set(gpu_cores)
+    if shared and len(cores.usable_cores()) > 1:
+        raise DeviceError(
+            f"the CPU's side gets {cores.listed(cpu_cores)} and the OpenCL device {cores.listed(gpu_cores)}, but each "
+            f"spins while it waits for the other; give them different --cpu-cores and --gpu-cores"
+        )
     for other in _confined:
         if other.info.alias == info.alias and other.gpu_cores != gpu_cores:
             raise DeviceError(
@@ -205,13 +221,13 @@ def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_c
                 f"{cores.listed(gpu_cores)} too; close() that device first"
             )
     notes = []
-    if set(cpu_cores) & set(gpu_cores):
+    if shared:
         notes.append("this process may use one core only: the CPU's side and the OpenCL device share it")
     part, workers = _part(info, handle, len(gpu_cores))
     if workers > len(gpu_cores):
         notes.append(f"the driver had been started with {workers} threads, which share {len(gpu_cores)} core(s)")
     info = dataclasses.replace(info, compute_units=len(gpu_cores))
-    device = Device(info, _context(part), cpu_cores, gpu_cores, tuple(notes))
+    device = Device(info, _context(info, part), cpu_cores, gpu_cores, tuple(notes))
     device.workers = cores.find_workers(probe.busy_runner(device.context, device.queue, workers), workers)
     if len(device.workers) < workers:
         raise DeviceError(

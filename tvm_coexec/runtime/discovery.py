@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_coexec.errors import DeviceError
+from tvm_coexec.errors import DeviceError, first_line
 
 from . import cores, loader
 
@@ -72,7 +72,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True)
 class Found:
-    """Every device with its pyopencl object, in order of preference, and the drivers that fail."""
+    """Every device with its pyopencl object, in order of preference, and what of drivers and devices fails."""
 
     devices: list[tuple[DeviceInfo, Any]]
     problems: list[str]
@@ -102,13 +102,19 @@ def find_device(name: str | None = None) -> DeviceInfo:
 
 def discover(worker_count: int | None = None) -> Found:
     """Query every driver; ``worker_count`` is the number of PoCL's threads if this is the process's first query."""
+    import pyopencl as cl
+
     count = worker_count or len(cores.default_cores()[0])
     platforms, problems = loader.query_devices(count)
     found: list[tuple[DeviceInfo, Any]] = []
     names: dict[str, int] = {}
     for platform, devices in platforms:
         for device in devices:
-            info = _describe(platform, device, count)
+            try:
+                info = _describe(platform, device, count)
+            except cl.Error as error:
+                problems.append(f"a device of {platform.name.strip()!r} fails: {first_line(error)}")
+                continue
             names[info.name] = names.get(info.name, 0) + 1
             if names[info.name] > 1:
                 info = dataclasses.replace(info, name=f"{info.name} #{names[info.name]}")

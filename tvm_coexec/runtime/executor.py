@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.errors import FileFormatError, KernelError
+from tvm_coexec.errors import FileFormatError, KernelError, first_line
 
 from . import stitch
 from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
@@ -120,6 +120,9 @@ class Executor:
     def give_up(self, why: str) -> None:
         """The GPU hangs: no later run is begun, and what its kernels may still touch stays, whoever lets go of it."""
         self.hang = why
+        self.device.hangs = True
+        if self.sync:
+            self.sync.leave_lingering()
         _unfinished.append(self)
 
     def retire(self, table: Block, queue: Any) -> None:
@@ -210,7 +213,4 @@ def _build(device: Device, source: SteppedSource) -> Any:
             return build_newest(device, source.text)
         return device.build(source.text)
     except cl.Error as error:
-        first = str(error).strip().splitlines()
-        raise KernelError(
-            f"{device.info.name} refuses the module's OpenCL code: {first[0] if first else error}"
-        ) from None
+        raise KernelError(f"{device.info.name} refuses the module's OpenCL code: {first_line(error)}") from None

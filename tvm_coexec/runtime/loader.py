@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tvm_coexec.errors import first_line
+
 INTEL_PACKAGE = "intel-opencl-rt"
 _SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
 _VENDOR_VARIABLES = ("OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH")
@@ -64,7 +66,7 @@ def query_devices(worker_count: int) -> tuple[list[tuple[Any, list[Any]]], list[
             try:
                 found.append((platform, platform.get_devices()))
             except cl.Error as error:
-                problems.append(f"the driver {platform.name.strip()!r} fails: {_first_line(error)}")
+                problems.append(f"the driver {platform.name.strip()!r} fails: {first_line(error)}")
         _started = True
         return found, problems
 
@@ -76,10 +78,6 @@ def _platforms(cl: Any) -> list[Any]:
         if error.code == cl.status_code.PLATFORM_NOT_FOUND_KHR:
             return []
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _pocl_threads(worker_count: int) -> dict[str, str]:

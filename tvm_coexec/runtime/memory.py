@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from tvm_coexec.errors import DeviceError, first_line
 
 from .stitch import opencl_loader
 
@@ -76,9 +79,24 @@ class SvmMemory:
         if atomics:
             flags |= cl.svm_mem_flags.SVM_ATOMICS
         nbytes = max(count, 1) * np.dtype(dtype).itemsize
-        allocation = cl.SVMAllocation(self._context, nbytes, ALIGNMENT, flags)
+        with _naming_the_cause(nbytes):
+            allocation = cl.SVMAllocation(self._context, nbytes, ALIGNMENT, flags)
         raw = (ctypes.c_char * nbytes).from_address(allocation.svm_ptr)
         return Block(np.frombuffer(memoryview(raw), dtype), allocation, allocation)
+
+
+@contextmanager
+def _naming_the_cause(nbytes: int) -> Iterator[None]:
+    """Around an allocation, which a driver refuses in its own words."""
+    import pyopencl as cl
+
+    try:
+        yield
+    except cl.Error as error:
+        raise DeviceError(
+            f"the OpenCL device gives no {nbytes} bytes of memory ({first_line(error)}); run a smaller network, or end "
+            "other programs that use the device"
+        ) from None
 
 
 def _prefer_huge_pages(array: np.ndarray) -> None:
@@ -95,14 +113,15 @@ def _prefer_huge_pages(array: np.ndarray) -> None:
 
 def reach(kernel: Any, blocks: Iterable[Block]) -> None:
     """Tell the driver which SVM a kernel reaches by addresses that are no arguments of its own."""
-    import pyopencl as cl
-
     addresses = sorted({block.address for block in blocks})
     pointers = (ctypes.c_void_p * len(addresses))(*addresses)
     size = ctypes.c_size_t(ctypes.sizeof(pointers))
     error = _loader().clSetKernelExecInfo(ctypes.c_void_p(kernel.int_ptr), _EXEC_INFO_SVM_PTRS, size, pointers)
     if error:
-        raise cl.RuntimeError(f"clSetKernelExecInfo failed: {error}")
+        raise DeviceError(
+            f"the OpenCL driver does not take addresses in shared memory (clSetKernelExecInfo failed with {error}); "
+            "update the driver, or use the mechanism 'event'"
+        )
 
 
 @cache
@@ -125,10 +144,9 @@ class BufferMemory:
             raise ValueError("buffers hold no flags: atomics need fine-grained SVM")
         array = _aligned_zeros(max(count, 1), dtype)
         flags = cl.mem_flags.READ_WRITE
-        if self._unified:
-            buffer = cl.Buffer(self._context, flags | cl.mem_flags.USE_HOST_PTR, hostbuf=array)
-        else:
-            buffer = cl.Buffer(self._context, flags | cl.mem_flags.COPY_HOST_PTR, hostbuf=array)
+        flags |= cl.mem_flags.USE_HOST_PTR if self._unified else cl.mem_flags.COPY_HOST_PTR
+        with _naming_the_cause(array.nbytes):
+            buffer = cl.Buffer(self._context, flags, hostbuf=array)
         return Block(array, buffer, array, buffer)
 
     def allocate_all(self, counts: Mapping[str, int]) -> dict[str, Block]:

@@ -80,8 +80,6 @@ class Prepared:
             exchanges=exchanges,
             operation_count=len(operations),
             command_count=len(commands),
-            call_count=len(calls),
-            exchange_count=len(exchanges),
             queue=self.queue.int_ptr,
             flags=sync.flags.address if sync else None,
             active=sync.active.address if sync else None,
@@ -212,6 +210,8 @@ class Prepared:
 
     def _raise(self, status: int) -> None:
         program, device = self.program, self.executor.device
+        if self.timeline and status != stitch.STATUS_GPU_HANGS:
+            self.take_events()
         step = program.status_step
         layer = self.steps[step - 1].name if 0 < step <= len(self.steps) else "the module's inputs"
         bound = f"{self.executor.timeout_s:g} s"

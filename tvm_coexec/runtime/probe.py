@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_coexec.errors import KernelError, SyncTimeoutError
+from tvm_coexec.errors import KernelError, SyncTimeoutError, first_line
 
 _SOURCE = """
 __kernel void iota(__global int* out) { out[get_global_id(0)] = get_global_id(0) * 3; }
@@ -54,9 +54,9 @@ def build(context: Any) -> Any:
             warnings.simplefilter("ignore", cl.CompilerWarning)  # some drivers praise themselves in the build log
             return cl.Program(context, _SOURCE).build(cache_dir=False)
     except cl.Error as error:
-        line = next(iter(str(error).strip().splitlines()), "no reason given")
-        name = context.devices[0].name
-        raise KernelError(f"the driver of {name} compiles no kernel ({line}); reinstall or update the driver") from None
+        raise KernelError(
+            f"the driver of {context.devices[0].name} compiles no kernel ({first_line(error)}); reinstall or update it"
+        ) from None
 
 
 def check_arithmetic(context: Any, queue: Any) -> None:
@@ -121,8 +121,11 @@ def flag_round_trip_us(context: Any, queue: Any, rounds: int = 2000) -> float:
     kernel.set_args(memory, np.int32(rounds), np.uint64(_SPIN_LIMIT))
     cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
     queue.flush()
-    answered_s = [_exchange(words, number) for number in range(1, rounds + 1)]
-    queue.finish()
+    try:
+        answered_s = [_exchange(words, number) for number in range(1, rounds + 1)]
+    finally:
+        words[0] = rounds  # a kernel that was too slow runs through, and ends before its words are freed
+        queue.finish()
     return float(np.median(np.diff(answered_s))) * 1e6
 
 

@@ -255,6 +255,15 @@ static void pin(const coexec_program* p, cpu_set_t* before) {
   if (!CPU_EQUAL(before, &wanted)) sched_setaffinity(0, sizeof wanted, &wanted);
 }
 
+/* The clock and the processor's counter at one moment: once more where the thread was interrupted between them. */
+static void read_clocks(int64_t* ns, uint64_t* ticks) {
+  int tries = 0;
+  do {
+    *ns = now_ns();
+    *ticks = now_ticks();
+  } while (now_ns() - *ns > 1000 && ++tries < 8);
+}
+
 int coexec_run(coexec_program* p) {
   cpu_set_t before;
   p->status = COEXEC_OK;
@@ -265,8 +274,7 @@ int coexec_run(coexec_program* p) {
   if (p->flags)
     for (int word = 0; word < COEXEC_FLAG_WORDS; word += COEXEC_CPU_DONE - COEXEC_GPU_DONE)
       atomic_store_explicit(flag(p, word), 0, memory_order_release);
-  p->start_ns = now_ns();
-  p->start_ticks = now_ticks();
+  read_clocks(&p->start_ns, &p->start_ticks);
   for (int32_t i = 0; i < p->operation_count; ++i) {
     if (p->operation_ns) p->operation_ns[2 * i] = now_ns() - p->start_ns;
     int status = operate(p, &p->operations[i]);
@@ -276,8 +284,7 @@ int coexec_run(coexec_program* p) {
       break;
     }
   }
-  p->end_ns = now_ns();
-  p->end_ticks = now_ticks();
+  read_clocks(&p->end_ns, &p->end_ticks);
   if (p->command_count) linger(p);
   if (p->pool) coexec_pool_sleep(p->pool);
   if (p->core_count && CPU_COUNT(&before)) sched_setaffinity(0, sizeof before, &before);

@@ -82,7 +82,7 @@ typedef struct {
   const coexec_command* commands;
   const coexec_call* calls;
   const coexec_exchange* exchanges;
-  int32_t operation_count, command_count, call_count, exchange_count;
+  int32_t operation_count, command_count;
   void* queue;     /* cl_command_queue */
   int32_t* flags;  /* COEXEC_FLAG_WORDS in fine-grained SVM, or NULL where no operation uses them */
   int32_t* active; /* a word in SVM, the device's own: 1 while a run is under way; or NULL */

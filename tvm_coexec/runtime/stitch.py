@@ -92,7 +92,7 @@ class Program(ctypes.Structure):
         ("commands", ctypes.POINTER(Command)),
         ("calls", ctypes.POINTER(Call)),
         ("exchanges", ctypes.POINTER(Exchange)),
-        *((f"{name}_count", ctypes.c_int32) for name in ("operation", "command", "call", "exchange")),
+        *((f"{name}_count", ctypes.c_int32) for name in ("operation", "command")),
         ("queue", ctypes.c_void_p),
         ("flags", ctypes.c_void_p),
         ("active", ctypes.c_void_p),

@@ -37,6 +37,7 @@ class _Compiled:
     program: Any
     spins_per_s: float
     active: Block
+    at_end: weakref.finalize[Any, Device]
 
 
 _compiled: weakref.WeakKeyDictionary[Device, _Compiled] = weakref.WeakKeyDictionary()
@@ -50,10 +51,11 @@ class SyncKernels:
         if device not in _compiled:
             program = _build(device)
             active = memory.allocate(FLAG_WORDS, "int32", atomics=True)
-            weakref.finalize(device, _end_lingering, device.queue, active)
-            _compiled[device] = _Compiled(program, self._calibrate(device, program), active)
+            at_end = weakref.finalize(device, _end_lingering, device.queue, active)
+            _compiled[device] = _Compiled(program, self._calibrate(device, program), active, at_end)
         self._program = _compiled[device].program
         self.active = _compiled[device].active
+        self._at_end = _compiled[device].at_end
         self.linger = self._lingering(_compiled[device].spins_per_s)
         # a little more than the CPU's own bound, so that the CPU reports first
         self.limit = max(int(1.5 * timeout_s * _compiled[device].spins_per_s), 1)
@@ -71,6 +73,10 @@ class SyncKernels:
     def step_arguments(self, awaited: int, done: int) -> tuple[Any, ...]:
         """The last arguments of a layer's kernel that awaits and reports steps itself; 0 stands for none."""
         return self.flags.argument, np.int32(awaited), np.int32(done), np.uint64(self.limit)
+
+    def leave_lingering(self) -> None:
+        """After a hang: the process must be able to end, without waiting for the queue."""
+        self._at_end.detach()
 
     def _lingering(self, spins_per_s: float) -> Any:
         import pyopencl as cl
