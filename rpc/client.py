@@ -33,6 +33,10 @@ class RefusedError(MeasurementError):
     """The device is well and the session goes on; the module or the request is at fault."""
 
 
+class DeviceFailedError(MeasurementError):
+    """The device cannot be opened, or lacks what a session needs; the module is not at fault."""
+
+
 class SessionLostError(MeasurementError):
     """The session ended: its time was over, its process died, or its server vanished; the next call gets a new one."""
 
@@ -67,7 +71,8 @@ class Session:
     ------
     MeasurementError
         From every method: :class:`RefusedError` where the request failed and the device is well,
-        :class:`SessionLostError` where the session ended, itself where no device can be had.
+        :class:`DeviceFailedError` where it is not, :class:`SessionLostError` where the session ended, itself where no
+        device can be had.
     """
 
     def __init__(
@@ -141,7 +146,8 @@ class Session:
             Index of the layer.
         check
             Compare the result at each point against float64 before anything is timed. A result that is wrong by more
-            than 1e-5 is an error, and nothing is timed.
+            than the variant's bound (:func:`tvm_coexec.schedules.conv2d.error_bound`, of most 1e-5) is an error, and
+            nothing is timed.
         seed
             Of the random operands of the check.
         """
@@ -221,7 +227,8 @@ class Session:
         remote = self._remote
         response = json.loads(self._exchange(lambda: remote.get_function(function)(json.dumps(request))))
         if "error" in response:
-            raise RefusedError(f"the device {self._key!r} reports: {response['error']}")
+            kind = DeviceFailedError if response["of_device"] else RefusedError
+            raise kind(f"the device {self._key!r} reports: {response['error']}")
         return response["result"]
 
     def _exchange(self, work: Callable[[], _Result]) -> _Result:

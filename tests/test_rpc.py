@@ -19,12 +19,12 @@ import psutil
 import pytest
 
 from tvm_coexec import schedules
-from tvm_coexec.errors import KernelError, MeasurementError
+from tvm_coexec.errors import DeviceError, KernelError, MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.packaging import single_layer
 from tvm_coexec.planning.samples import Point
 from tvm_coexec.rpc import remote
-from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
+from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
@@ -58,6 +58,8 @@ class PretendedModule:
         match self.orders["do"]:
             case "raise":
                 raise KernelError("first line\nthe kernel does not compile")
+            case "lack a device":
+                raise DeviceError("the device cannot be opened")
             case "raise unexpectedly":
                 raise ZeroDivisionError("a trace\ndivision by nothing")
             case "hang":
@@ -173,6 +175,11 @@ def test_a_remote_error_arrives_as_its_last_line_and_leaves_the_session(
         with pytest.raises(RefusedError, match=message):
             session.measure(orders(do), POINTS)
         assert session.facts()["pid"] == before
+
+
+def test_an_error_of_the_device_is_no_refusal_of_the_module(tracker: TrackerAddress) -> None:
+    with Session(tracker, KEY) as session, pytest.raises(DeviceFailedError, match="the device cannot be opened"):
+        session.measure(orders("lack a device"), POINTS)
 
 
 @pytest.mark.parametrize(

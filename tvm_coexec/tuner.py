@@ -14,7 +14,7 @@ from .layers import AnyLayer, Variant
 from .packaging import single_layer
 from .planning.samples import Candidate, Point, PointTimes, samples_of
 from .profile import Profile
-from .rpc.client import Measurement, RefusedError, SessionLostError
+from .rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
 from .target import Target
 
 if TYPE_CHECKING:
@@ -74,12 +74,12 @@ class Tuner:
         """One call to the device; once more, in a session of its own, where the first one was lost on the way.
 
         What ends a session twice is the candidate's fault; a server that was stopped, or a machine that stood still,
-        ends it once.
+        ends it once. A device that fails twice is nobody's fault here, and ends the tuning: what was measured is kept.
         """
         module = self.module(candidate)
         try:
             return self.session.measure(module, points, check=check)
-        except SessionLostError:
+        except (SessionLostError, DeviceFailedError):
             self.session.reconnect()
             return self.session.measure(module, points, check=check)
 
