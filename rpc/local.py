@@ -42,7 +42,7 @@ def _run(settings: dict[str, Any], stop: threading.Event, answers: TextIO) -> No
 
 
 def _serve(address: TrackerAddress, settings: dict[str, Any], stop: threading.Event, answers: TextIO) -> None:
-    choice = DeviceChoice(settings["device"], _cores(settings["cpu_cores"]), _cores(settings["gpu_cores"]))
+    choice = DeviceChoice.from_json(settings["choice"])
     server = DeviceServer(address, device_key(choice.name), functools.partial(register, choice))
     try:
         server.wait_until_registered(stop)
@@ -50,10 +50,6 @@ def _serve(address: TrackerAddress, settings: dict[str, Any], stop: threading.Ev
         server.serve(stop)
     finally:
         server.close()
-
-
-def _cores(listed: list[int] | None) -> tuple[int, ...] | None:
-    return None if listed is None else tuple(listed)
 
 
 def _answer(answers: TextIO, **fields: Any) -> None:

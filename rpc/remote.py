@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.errors import CoexecError, KernelError, last_line
+from tvm_coexec.errors import CoexecError, DeviceError, KernelError, last_line
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.device import Device
@@ -34,6 +34,13 @@ class DeviceChoice:
     name: str | None = None
     cpu_cores: tuple[int, ...] | None = None
     gpu_cores: tuple[int, ...] | None = None
+    mechanism: str | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DeviceChoice:
+        """From the fields by name, lists standing for tuples."""
+        fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
+        return cls(**fields)
 
 
 class SessionFunctions:
@@ -95,7 +102,9 @@ class SessionFunctions:
             from tvm_coexec.runtime.device import open_device
 
             choice = self._choice
-            self._opened = open_device(choice.name, cpu_cores=choice.cpu_cores, gpu_cores=choice.gpu_cores)
+            self._opened = open_device(
+                choice.name, cpu_cores=choice.cpu_cores, gpu_cores=choice.gpu_cores, mechanism=choice.mechanism
+            )
         return self._opened
 
 
@@ -156,9 +165,9 @@ def _answering(function: Callable[[Any], Any]) -> Callable[[str], str]:
         try:
             return json.dumps({"result": function(json.loads(request))})
         except CoexecError as error:
-            return json.dumps({"error": last_line(error)})
+            return json.dumps({"error": last_line(error), "of_device": isinstance(error, DeviceError)})
         except Exception as error:  # whatever it is, the caller on the other machine has to learn of it
             traceback.print_exc(file=sys.stderr)
-            return json.dumps({"error": f"{type(error).__name__}: {last_line(error)}"})
+            return json.dumps({"error": f"{type(error).__name__}: {last_line(error)}", "of_device": False})
 
     return answer

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             server.serve(stop)
         finally:
             server.close()
-    except CoexecError as error:
+    except (CoexecError, OSError, ValueError) as error:  # the last two: no such address, no free port
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

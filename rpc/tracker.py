@@ -39,6 +39,7 @@ def local_tracker(
     device: str | None = None,
     cpu_cores: tuple[int, ...] | None = None,
     gpu_cores: tuple[int, ...] | None = None,
+    mechanism: str | None = None,
     serve: bool = True,
 ) -> Iterator[TrackerAddress]:
     """Start a tracker on loopback, and a server that offers a device of this machine under :func:`device_key`.
@@ -47,12 +48,13 @@ def local_tracker(
 
     Parameters
     ----------
-    device, cpu_cores, gpu_cores
+    device, cpu_cores, gpu_cores, mechanism
         As for :func:`tvm_coexec.runtime.device.open_device`.
     serve
         Whether to offer the device; without, the tracker has no servers.
     """
-    settings = {"device": device, "cpu_cores": cpu_cores, "gpu_cores": gpu_cores, "serve": serve}
+    choice = {"name": device, "cpu_cores": cpu_cores, "gpu_cores": gpu_cores, "mechanism": mechanism}
+    settings = {"choice": choice, "serve": serve}
     helper = subprocess.Popen(
         [sys.executable, "-m", "tvm_coexec.rpc.local"],
         stdin=subprocess.PIPE,
@@ -73,12 +75,13 @@ def use_tracker(
     device: str | None = None,
     cpu_cores: tuple[int, ...] | None = None,
     gpu_cores: tuple[int, ...] | None = None,
+    mechanism: str | None = None,
 ) -> Iterator[TrackerAddress]:
     """The tracker that the user named, or, if none was named, a local one that offers the device."""
     if named is not None:
         yield parse_tracker(named)
         return
-    with local_tracker(device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores) as address:
+    with local_tracker(device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores, mechanism=mechanism) as address:
         yield address
 
 

@@ -23,7 +23,13 @@ from tvm_coexec.planning.rehearsal import Rehearsal
 from tvm_coexec.planning.samples import Candidate, NetworkTimes, Point, PointTimes, Sample, samples_of
 from tvm_coexec.profile import Profile
 
-FACTS = {"name": "pretended: gpu", "driver_version": "1.0", "cpu_cores": [1], "gpu_cores": [0]}
+FACTS = {
+    "name": "pretended: gpu",
+    "driver_version": "1.0",
+    "mechanism": "svm",
+    "cpu_cores": [1],
+    "gpu_cores": [0],
+}
 CPU, GPU = Variant.make("direct", rows=6), Variant.make("direct", rows=8, lanes=16)
 CANDIDATE = Candidate(Linear(48, 768, 768, ("bias",)), CPU, GPU)
 PLANNED = LayerPlan("fc", CANDIDATE.layer, 10, CPU, GPU, 3.0, 4.0, 5.0, "split")
@@ -237,6 +243,8 @@ def test_another_device_is_refused_by_name_and_by_cores(tmp_path: Path) -> None:
     Profile.create(tmp_path / "p", FACTS).close()
     with pytest.raises(FileFormatError, match="belongs to 'pretended: gpu', the device is 'other'"):
         Profile.open(tmp_path / "p", {**FACTS, "name": "other"})
+    with pytest.raises(FileFormatError, match="measured with the mechanism 'svm', the device is open with 'event'"):
+        Profile.open(tmp_path / "p", {**FACTS, "mechanism": "event"})
     with pytest.raises(FileFormatError, match="measured with 1 GPU cores, not 2"):
         Profile.open(tmp_path / "p", {**FACTS, "gpu_cores": [0, 2]})
 

@@ -1,17 +1,20 @@
 """Tuning: it resumes without repeating, remembers what failed, and says when it is not done."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tvm_coexec.errors import InputError, MeasurementError
+from tvm_coexec.errors import FileFormatError, InputError, MeasurementError
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import Linear, Opaque, Operand, RowWise
+from tvm_coexec.planning.evaluation import Evaluation
 from tvm_coexec.planning.samples import Candidate, Point, PointTimes
 from tvm_coexec.profile import Profile
-from tvm_coexec.rpc.client import Measurement, RefusedError, SessionLostError
+from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
 from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, repeats_for, training_points
 from tvm_coexec.tuning import check_layers, planner, rehearse_all, tune
@@ -23,6 +26,7 @@ FACTS = {
     "machine": __import__("platform").machine(),
     "cpu_features": ["avx2"],
     "device_type": "cpu",
+    "mechanism": "svm",
     "max_group_size": 64,
     "cpu_cores": [1],
     "gpu_cores": [0],
@@ -34,9 +38,9 @@ LAYER = Linear(3, 64, 128, ("bias",))
 class FakeSession:
     """Answers as a device would, and counts the points it was asked for."""
 
-    def __init__(self, refuses: bool = False, lost: int = 0, gone: bool = False) -> None:
+    def __init__(self, refuses: bool = False, lost: int = 0, fails: int = 0, gone: bool = False) -> None:
         self.points: list[Point] = []
-        self.refuses, self.lost, self.gone = refuses, lost, gone
+        self.refuses, self.lost, self.fails, self.gone = refuses, lost, fails, gone
 
     def reconnect(self) -> None:
         if self.gone:
@@ -47,6 +51,9 @@ class FakeSession:
         if self.lost:
             self.lost -= 1
             raise SessionLostError("the session broke off")
+        if self.fails:
+            self.fails -= 1
+            raise DeviceFailedError("the device cannot be opened")
         if self.refuses:
             raise RefusedError("the result is wrong")
         times = [
@@ -101,6 +108,17 @@ def test_a_session_that_is_lost_once_is_not_the_candidates_fault(tmp_path: Path)
     assert splits(session.points) == splits(training_points(LAYER))
 
 
+def test_a_device_that_fails_is_never_the_candidates_fault(tmp_path: Path) -> None:
+    session = FakeSession(fails=3)
+    one = tuner(session, tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    with pytest.raises(MeasurementError, match="the device cannot be opened"):
+        one.measure(candidate, training_points(LAYER))
+    one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) is None
+    assert len(list(one.profile.samples())) > 0
+
+
 def test_what_loses_two_sessions_is_not_tried_again(tmp_path: Path) -> None:
     one = tuner(FakeSession(lost=2), tmp_path / "p")
     candidate = one.default_candidate(LAYER)
@@ -150,6 +168,10 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         tune(tmp_path / "p", families=["conv"])
     with pytest.raises(InputError, match="minutes must be positive"):
         tune(tmp_path / "p", minutes=0)
+    with pytest.raises(InputError, match="chosen where its server is started"):
+        tune(tmp_path / "p", tracker="127.0.0.1:9190", cpu_cores=(0,))
+    with pytest.raises(InputError, match="name that too, with --tracker"):
+        tune(tmp_path / "p", key="phone")
     with (
         Profile.create(tmp_path / "p", FACTS) as profile,
         pytest.raises(
@@ -158,6 +180,15 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         ),
     ):
         planner(profile)
+
+
+def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: tuple[Path, list[Evaluation]]) -> None:
+    changed = Path(shutil.copytree(tuned[0], tmp_path / "p")) / "profile.json"
+    content = json.loads(changed.read_text())
+    for wrong in ({"overheads": 5}, {"overheads": {"nothing": 1}}, {"estimates_us": []}, {"traffic": None}):
+        changed.write_text(json.dumps({**content, "planning": {**content["planning"], **wrong}}))
+        with Profile.open(changed.parent) as profile, pytest.raises(FileFormatError, match="damaged"):
+            planner(profile)
 
 
 def test_a_network_that_cannot_be_rehearsed_is_named_and_the_others_are(

@@ -44,7 +44,7 @@ class Profile:
         path
             A directory that does not exist yet, or is empty.
         facts
-            What the device says of itself; ``name`` and ``driver_version`` at least.
+            What the device says of itself; ``name``, ``mechanism`` and ``driver_version`` at least.
 
         Raises
         ------
@@ -74,8 +74,8 @@ class Profile:
         Parameters
         ----------
         facts
-            What the device at hand says of itself. Its name and its number of cores must be the profile's. Another
-            driver version is warned of; what is added is then kept as another run.
+            What the device at hand says of itself. Its name, mechanism and number of cores must be the profile's.
+            Another driver version is warned of; what is added is then kept as another run.
 
         Raises
         ------
@@ -208,6 +208,11 @@ def _check_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) 
         raise FileFormatError(
             f"the profile {path} belongs to {own.get('name')!r}, the device is {facts['name']!r};"
             " choose that device, or tune into another directory"
+        )
+    if own.get("mechanism") != facts["mechanism"]:
+        raise FileFormatError(
+            f"the profile {path} was measured with the mechanism {own.get('mechanism')!r}, the device is open with "
+            f"{facts['mechanism']!r}; open it with the profile's, or tune into another directory"
         )
     for side in ("cpu", "gpu"):
         counts = [len(some.get(f"{side}_cores") or ()) for some in (own, facts)]

@@ -33,6 +33,7 @@ from .planning.split import Overheads, Planner
 from .planning.traffic import Traffic
 from .profile import Profile
 from .rehearsing import SESSION_S, Rehearser
+from .samplestore import damaged
 from .target import target_for
 from .tuner import Tuner, repeats_for, training_points
 from .workloads import (
@@ -68,14 +69,24 @@ def open_session(
     key: str | None = None,
     cpu_cores: Sequence[int] | None = None,
     gpu_cores: Sequence[int] | None = None,
+    mechanism: str | None = None,
 ) -> Iterator[Session]:
-    """A session on a device of the tracker that the user named, or on a local device; see :func:`tune`."""
+    """A session on a device of the tracker that the user named, or on a local one; see :func:`tune` and
+    :func:`~tvm_coexec.runtime.device.open_device`.
+    """
     from .rpc.client import Session
     from .rpc.tracker import device_key, use_tracker
 
+    if tracker is not None and (cpu_cores or gpu_cores):
+        raise InputError(
+            "the cores of a device at a tracker are chosen where its server is started; leave out --cpu-cores and "
+            "--gpu-cores, or --tracker"
+        )
+    if tracker is None and key is not None:
+        raise InputError(f"the key {key!r} names a device at a tracker; name that too, with --tracker")
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
     with (
-        use_tracker(tracker, device=device, cpu_cores=cpu, gpu_cores=gpu) as address,
+        use_tracker(tracker, device=device, cpu_cores=cpu, gpu_cores=gpu, mechanism=mechanism) as address,
         Session(address, key or device_key(device)) as session,
     ):
         yield session
@@ -101,7 +112,8 @@ def tune(
     out
         The profile's directory. If it is there already, tuning goes on where it stopped.
     device
-        Any unambiguous part of the name of a local device; not to be given with ``tracker``.
+        Any unambiguous part of the name of a local device. With a ``tracker``: what the device's server was started
+        for, of which its key is made if none is given.
     families
         Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
         placed by an estimate.
@@ -282,7 +294,12 @@ def measure_splits(
 
     with ExitStack() as stack:
         session = stack.enter_context(
-            open_session(device.info.name, cpu_cores=device.cpu_cores, gpu_cores=device.gpu_cores or None)
+            open_session(
+                device.info.name,
+                cpu_cores=device.cpu_cores,
+                gpu_cores=device.gpu_cores or None,
+                mechanism=device.mechanism,
+            )
         )
         facts = session.facts()
         if profile is None:
@@ -316,24 +333,29 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
 
 def planner(profile: Profile) -> Planner:
     """The planner of a tuned profile."""
-    missing = {"overheads", "traffic", "estimates_us", "disturbance"} - set(profile.planning or ())
+    known = profile.planning if isinstance(profile.planning, dict) else {}
+    missing = {"overheads", "traffic", "estimates_us", "disturbance"} - known.keys()
     if missing:
         raise InputError(
             f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
             f" go on with `tvm-coexec tune --out {profile.path}`, its device and families"
         )
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
-    overheads = Overheads(**profile.planning["overheads"])
-    estimates = {side: BaseTime(tuple(terms.items())) for side, terms in profile.planning["estimates_us"].items()}
-    hardware = target_for(profile.facts).hardware
+    try:
+        overheads = Overheads(**known["overheads"])
+        estimates = {side: BaseTime(tuple(terms.items())) for side, terms in known["estimates_us"].items()}
+        traffic, disturbance = Traffic.from_json(known["traffic"]), Disturbance(**known["disturbance"])
+        hardware = target_for(profile.facts).hardware
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(profile.path, error) from None
     return Planner(
         cpu,
         gpu,
         hardware,
         overheads,
         estimates=estimates,
-        traffic=Traffic.from_json(profile.planning["traffic"]),
-        disturbance=Disturbance(**profile.planning["disturbance"]),
+        traffic=traffic,
+        disturbance=disturbance,
         measured=profile.measured_variants(),
         failed=profile.failed_variants(),
         rehearsals=profile.rehearsals(),
