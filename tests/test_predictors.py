@@ -52,6 +52,15 @@ def test_evaluations_are_printed_and_stored():
     assert f"{evaluation.samples} samples of 3 shapes" in table
 
 
+def test_kernels_of_a_single_shape_are_not_held_out():
+    samples = []
+    for layer in (Conv2d(28, 28, 64, 64, 1), Conv2d(28, 28, 96, 64, 1, axis="lines")):
+        variant = family(layer).default_variant(layer, "cpu", HARDWARE)
+        samples += [Sample(layer, "cpu", variant, units, 0, (float(units),) * 3) for units in (1, layer.units)]
+    with pytest.raises(MeasurementError, match="two shapes of one kind of layer"):
+        evaluate(samples, "cpu", PROCESSOR)
+
+
 def test_an_epilogue_does_not_make_a_shape_a_new_one():
     layers = [Linear(8, 64, 64), Linear(8, 64, 64, ("bias",)), Linear(8, 64, 64, ("relu",))]
     with pytest.raises(MeasurementError, match="two shapes of one kind of layer"):

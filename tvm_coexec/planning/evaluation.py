@@ -22,6 +22,7 @@ WITHOUT_KERNEL = "without kernel and dispatch features"
 FLOPS_REGRESSION = "linear regression on FLOPs"
 
 _FOLDS = 5
+_TOO_FEW = "held-out errors need two shapes of one kind of layer; tune for longer"
 _NEVER = -1
 _SEED = 0
 
@@ -70,8 +71,12 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
         held_out = fold & _kernels_among(samples, kept)
         scored |= held_out
         hidden = [sample for sample, hidden in zip(samples, held_out, strict=True) if hidden]
+        if not hidden:
+            continue
         for name, fit in models.items():
             predicted_us[name][held_out] = fit(kept, side, processor)(hidden)
+    if not scored.any():
+        raise MeasurementError(_TOO_FEW)
     return Evaluation(
         side=side,
         samples=len(samples),
@@ -122,7 +127,7 @@ def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
         fold_of |= {shape: index % _FOLDS if len(of_op) > 1 else _NEVER for index, shape in enumerate(of_op)}
     fold = np.array([fold_of[_shape(sample.layer)] for sample in samples])
     if fold.max(initial=_NEVER) == _NEVER:
-        raise MeasurementError("held-out errors need two shapes of one kind of layer; tune for longer")
+        raise MeasurementError(_TOO_FEW)
     for index in range(fold.max() + 1):
         yield fold == index
 

@@ -157,7 +157,9 @@ class LatencyPredictor:
         )
         content = bytes(booster.save_raw("ubj"))
         digest = hashlib.sha256(content).hexdigest()
-        path.write_bytes(content.replace(_NO_CHECKSUM, b"sha256:" + digest.encode(), 1))
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(content.replace(_NO_CHECKSUM, b"sha256:" + digest.encode(), 1))
+        partial.replace(path)  # whole: an interrupted tuning leaves the old one
 
     @classmethod
     def load(cls, path: Path) -> LatencyPredictor:
