@@ -58,7 +58,7 @@ def test_every_command_has_a_summary_and_examples(command: str, capsys: pytest.C
     assert f"tvm-coexec {command}" in capsys.readouterr().out.partition("examples:")[2]
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["devices", "--wings"]])
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["devices", "--wings"], ["run", "m.coexec", "--benchmark", "0"]])
 def test_a_wrong_call_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)

@@ -2,7 +2,8 @@
 
 For each device: its type, its compute units, its kinds of shared virtual memory (SVM), whether it has command
 buffers and shares the CPU's memory, and the mechanism by which it would synchronise with the CPU: flags in SVM, or
-OpenCL events. A CPU device can play the GPU; the compute units are then the cores that it would get.
+blocking OpenCL commands, which wait for events. A CPU device can play the GPU; the compute units are then the cores
+that it would get.
 """
 
 from __future__ import annotations

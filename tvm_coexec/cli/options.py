@@ -39,6 +39,13 @@ def check_out(path: Path | None) -> None:
         raise InputError(f"--out {path}: {reason}; name a file in a directory that exists")
 
 
+def positive_int(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def parse_cores(text: str) -> tuple[int, ...]:
     """Read ``0``, ``0,2`` or ``0,4-7``."""
     cores: list[int] = []

@@ -19,7 +19,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="an ONNX file")
+    parser.add_argument("model", metavar="MODEL", help="an ONNX or TFLite file")
     parser.add_argument("--profile", required=True, type=Path, metavar="DIR", help="made by `tvm-coexec tune`")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the plan as JSON, too")
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_core_options, add_device_option, check_out
+from .options import add_core_options, add_device_option, check_out, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .npy file for each input, in the model's order, or one .npz file with all by name",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the outputs by name to an .npz file")
-    parser.add_argument("--benchmark", type=int, default=0, metavar="N", help="time N runs")
+    parser.add_argument("--benchmark", type=positive_int, default=0, metavar="N", help="time N runs")
     parser.add_argument("--timeline", action="store_true", help="print what both sides did in one run, waits included")
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="bound on every wait (default: %(default)g s)"
@@ -108,5 +109,5 @@ def _load(file: str) -> Any:
     try:
         content = np.load(file, allow_pickle=False)
         return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot read {file} as .npy or .npz: {error}") from None

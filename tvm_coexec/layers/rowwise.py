@@ -29,6 +29,8 @@ class RowWise:
     def __post_init__(self) -> None:
         if self.kind not in self.KINDS:
             raise ValueError(f"unknown row-wise kind {self.kind!r}; known: {', '.join(self.KINDS)}")
+        if min(self.m, self.n) < 1:
+            raise ValueError(f"row-wise sizes must be at least 1, got m={self.m}, n={self.n}")
         check_epilogue(self.epilogue)
 
     @property
