@@ -7,7 +7,7 @@ one and each side alone are then measured again, in turn, and these figures are 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,21 +191,24 @@ def compare_all(profile: str, layers: Sequence[AnyLayer], out: str, title: str, 
     compared: list[Compared] = []
     with Profile.open(profile) as opened:
         facts, plans = opened.facts, planner(opened)
-        cores = {"cpu_cores": facts["cpu_cores"], "gpu_cores": facts["gpu_cores"] or None}
-        with open_session(None if where.get("tracker") else facts["name"], **where, **cores) as session:
+        report = Report(out, title, facts)
+        own_cores = {"cpu_cores": facts["cpu_cores"], "gpu_cores": facts["gpu_cores"] or None}
+        tracked = where.get("tracker") is not None
+        with open_session(None if tracked else facts["name"], **where, **({} if tracked else own_cores)) as session:
             tuner = Tuner(session, opened, target_for(session.facts()))
             try:
                 for layer in tqdm(layers, desc="comparing", unit="layer"):
                     compared.append(compare(tuner, plans, layer))
             except (CoexecError, KeyboardInterrupt):
                 if compared:
-                    write(compared, out, f"{title} (broken off: {len(compared)} of {len(layers)} layers)", facts)
+                    report.title = f"{title} (broken off: {len(compared)} of {len(layers)} layers)"
+                    write(compared, report)
                 raise
-    write(compared, out, title, facts)
+    write(compared, report)
     return compared
 
 
-def write(compared: Sequence[Compared], out: str, title: str, facts: Mapping[str, Any]) -> None:
+def write(compared: Sequence[Compared], report: Report) -> None:
     result = {"layers": [one.to_json() for one in compared], "summary": summary(compared)}
     text = markdown_table(HEADER, map(row, compared))
     text += "\n" + "".join(f"- {name}: {value:.3g}\n" for name, value in result["summary"].items())
@@ -213,7 +216,7 @@ def write(compared: Sequence[Compared], out: str, title: str, facts: Mapping[str
         "\nEach figure is the median time of the layer as it runs inside a network: again and again, both sides warm "
         "and synchronised before and after it.\n"
     )
-    Report(out, title, facts).write(result, text, lambda axes: draw(axes, compared))
+    report.write(result, text, lambda axes: draw(axes, compared))
 
 
 def main() -> None:

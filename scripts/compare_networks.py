@@ -25,7 +25,7 @@ from reporting import Report, bars, markdown_table, median_us, run_main
 from tqdm import tqdm
 
 import tvm_coexec
-from tvm_coexec.errors import FileFormatError, InputError, ModelError
+from tvm_coexec.errors import CoexecError, FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
@@ -295,11 +295,22 @@ def main() -> None:
     if len(cores) < max(THREADS):
         raise InputError("engines with two threads need two cores; this machine lends one")
     device = open_device(facts["name"], cpu_cores=facts["cpu_cores"], gpu_cores=facts["gpu_cores"] or None)
-    compared = []
-    for name, make in tqdm(models.items(), desc="comparing", unit="network"):
-        compared.append(compare(name, make(), device, options.profile, cores, options.rounds))
+    report = Report(options.out, "Whole networks", facts)
+    compared: list[Compared] = []
+    try:
+        for name, make in tqdm(models.items(), desc="comparing", unit="network"):
+            compared.append(compare(name, make(), device, options.profile, cores, options.rounds))
+    except (CoexecError, KeyboardInterrupt):
+        report.title += f" (broken off: {len(compared)} of {len(models)})"
+        if compared:
+            write(compared, report)
+        raise
+    write(compared, report)
+
+
+def write(compared: Sequence[Compared], report: Report) -> None:
     result = {"models": [one.to_json() for one in compared]}
-    Report(options.out, "Whole networks", facts).write(result, table(compared), lambda axes: draw(axes, compared))
+    report.write(result, table(compared), lambda axes: draw(axes, compared))
 
 
 if __name__ == "__main__":

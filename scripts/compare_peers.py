@@ -72,6 +72,7 @@ def main() -> None:
     layers = linear_only(layers_named(options.layers))
     with Profile.open(options.profile) as profile:
         facts, plans = profile.facts, planner(profile)
+        report = Report(options.out, f"Beside ONNX Runtime: {options.layers}", facts)
         cores = [*facts["cpu_cores"][:1], *(facts["gpu_cores"] or facts["cpu_cores"][1:])]
         if len(cores) < 2:
             raise InputError("ONNX Runtime with two threads needs two cores; this machine lends one")
@@ -93,9 +94,7 @@ def main() -> None:
         series = {name: [entry["ort1_us"] / entry[f"{name}_us"] for entry in compared] for name in SERIES}
         bars(axes, names, series, "speed, ONNX Runtime with one thread = 1")
 
-    Report(options.out, f"Beside ONNX Runtime: {options.layers}", facts).write(
-        {"layers": compared, "summary": summary}, text, draw
-    )
+    report.write({"layers": compared, "summary": summary}, text, draw)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ _ACTIVATION_NODES = {
     "relu": lambda x, y: [helper.make_node("Relu", [x], [y])],
     "gelu": lambda x, y: [helper.make_node("Gelu", [x], [y])],
     "gelu_tanh": lambda x, y: [helper.make_node("Gelu", [x], [y], approximate="tanh")],
+    "relu6": lambda x, y: [helper.make_node("Clip", [x, "zero", "six"], [y])],
+    "hard_swish": lambda x, y: [helper.make_node("HardSwish", [x], [y])],
+    "sigmoid": lambda x, y: [helper.make_node("Sigmoid", [x], [y])],
     "silu": lambda x, y: [
         helper.make_node("Sigmoid", [x], [f"{y}.sigmoid"]),
         helper.make_node("Mul", [x, f"{y}.sigmoid"], [y]),
@@ -32,8 +35,6 @@ _ACTIVATION_NODES = {
 class Peer:
     """An engine ready to run; ``run`` computes the layer ``copies`` times."""
 
-    name: str
-    threads: int
     run: Callable[[], None]
     cores: tuple[int, ...]
     copies: int = COPIES
@@ -59,6 +60,7 @@ def linear_model(layer: Linear, copies: int = 1, seed: int = 0) -> onnx.ModelPro
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((layer.k, layer.n), np.float32) / np.float32(np.sqrt(layer.k))
     constants = {"weights": weights, "bias": rng.standard_normal(layer.n, np.float32)}
+    constants |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
     nodes, inputs, outputs = [], [], []
     for copy in range(copies):
         inputs.append(helper.make_tensor_value_info(f"x{copy}", TensorProto.FLOAT, [layer.m, layer.k]))
@@ -103,4 +105,4 @@ def onnxruntime_peer(model: onnx.ModelProto, threads: int, cores: Sequence[int],
     for value in session.get_outputs():
         room = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(value.shape), np.float32)
         binding.bind_ortvalue_output(value.name, room)
-    return Peer("onnxruntime", threads, lambda: session.run_with_iobinding(binding), tuple(cores), copies)
+    return Peer(lambda: session.run_with_iobinding(binding), tuple(cores), copies)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
+from reporting import run_main
 
 import tvm_coexec
 from tvm_coexec.errors import CoexecError
@@ -184,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -41,7 +41,6 @@ class PeerProcess:
     """
 
     def __init__(self, engine: str, folder: Path, threads: int, cores: Sequence[int]) -> None:
-        self.engine, self.threads = engine, threads
         self._result = folder / f"{engine}{threads}.npy"
         command = [sys.executable, __file__, engine, str(folder), str(threads), *map(str, cores)]
         self._process = subprocess.Popen(

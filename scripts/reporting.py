@@ -54,7 +54,6 @@ class Report:
         self.title = title
         self.label = str(facts["label"])
         self.fields: dict[str, Any] = {
-            "title": title,
             "device": self.label,
             "mechanism": facts["mechanism"],
             "facts": dict(facts),
@@ -71,7 +70,7 @@ class Report:
         draw
             Draws on a matplotlib axes.
         """
-        json_text = json.dumps({**self.fields, **result}, indent=1)
+        json_text = json.dumps({"title": self.title, **self.fields, **result}, indent=1)
         (self.folder / "result.json").write_text(json_text + "\n")
         head = f"# {self.title}\n\nDevice: {self.label}. Synchronised by {self.fields['mechanism']}.\n\n"
         (self.folder / "result.md").write_text(head + text)
@@ -107,7 +106,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a script; what a user can repair is one line and a non-zero exit, a bug keeps its traceback."""
     try:
         main()
-    except CoexecError as error:
+    except (CoexecError, OSError) as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
