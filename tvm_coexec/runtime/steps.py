@@ -42,11 +42,14 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {entry}(
   }}
 }}
 """
-_CASE = """      case {number}:
-        for (int y = 0; y < lines; ++y)
-          for (int x = 0; x < columns; ++x) {symbol}_group({arguments}, x, y);
-        break;
+_CASE = "      case {number}: {symbol}_groups(row, columns, lines); break;\n"
+_GROUPS = """
+__attribute__((noinline)) void {symbol}_groups(__global ulong* restrict row, int columns, int lines) {{
+  for (int y = 0; y < lines; ++y)
+    for (int x = 0; x < columns; ++x) {symbol}_group({arguments}, x, y);
+}}
 """
+"""A function of its own, whose variables leave the stack when it is done: those of a whole network overflow it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def add_steps(source: str, launches: Iterable[LaunchSpec], *, chains: bool) -> S
         pieces.append(kernel.function())
         if chains and groups[kernel.symbol] == (1, 1):
             chained[kernel.symbol] = kernel
+            pieces.append(kernel.groups())
         else:
             own.add(kernel.symbol)
             pieces.append(kernel.entry(groups[kernel.symbol]))
@@ -146,11 +150,15 @@ class _Kernel:
 
     def case(self, number: int) -> str:
         """Its place in the entry of all chained kernels."""
+        return _CASE.format(number=number, symbol=self.symbol)
+
+    def groups(self) -> str:
+        """What all work-groups do, one after the other, with arguments from a row of the table."""
         arguments = ", ".join(
             f"({kind.replace('restrict', '').strip()})row[{place}]"
             for place, (kind, _) in enumerate(self.parameters, _HEAD_WORDS)
         )
-        return _CASE.format(number=number, symbol=self.symbol, arguments=arguments)
+        return _GROUPS.format(symbol=self.symbol, arguments=arguments)
 
 
 def _kernels(source: str) -> Iterator[_Kernel]:
