@@ -34,7 +34,7 @@ class RefusedError(MeasurementError):
 
 
 class DeviceFailedError(MeasurementError):
-    """The device cannot be opened, or lacks what a session needs; the module is not at fault."""
+    """The device cannot be opened; the module is not at fault."""
 
 
 class SessionLostError(MeasurementError):
@@ -227,7 +227,7 @@ class Session:
         remote = self._remote
         response = json.loads(self._exchange(lambda: remote.get_function(function)(json.dumps(request))))
         if "error" in response:
-            kind = DeviceFailedError if response["of_device"] else RefusedError
+            kind = DeviceFailedError if response.get("of_device") else RefusedError
             raise kind(f"the device {self._key!r} reports: {response['error']}")
         return response["result"]
 

@@ -43,6 +43,10 @@ class DeviceChoice:
         return cls(**fields)
 
 
+class _NotOpenedError(DeviceError):
+    """The device is at fault, whatever the module is."""
+
+
 class SessionFunctions:
     """The functions of one session; the device is opened by the first call that needs it."""
 
@@ -102,9 +106,12 @@ class SessionFunctions:
             from tvm_coexec.runtime.device import open_device
 
             choice = self._choice
-            self._opened = open_device(
-                choice.name, cpu_cores=choice.cpu_cores, gpu_cores=choice.gpu_cores, mechanism=choice.mechanism
-            )
+            try:
+                self._opened = open_device(
+                    choice.name, cpu_cores=choice.cpu_cores, gpu_cores=choice.gpu_cores, mechanism=choice.mechanism
+                )
+            except DeviceError as error:
+                raise _NotOpenedError(str(error)) from None
         return self._opened
 
 
@@ -165,7 +172,7 @@ def _answering(function: Callable[[Any], Any]) -> Callable[[str], str]:
         try:
             return json.dumps({"result": function(json.loads(request))})
         except CoexecError as error:
-            return json.dumps({"error": last_line(error), "of_device": isinstance(error, DeviceError)})
+            return json.dumps({"error": last_line(error), "of_device": isinstance(error, _NotOpenedError)})
         except Exception as error:  # whatever it is, the caller on the other machine has to learn of it
             traceback.print_exc(file=sys.stderr)
             return json.dumps({"error": f"{type(error).__name__}: {last_line(error)}", "of_device": False})

@@ -300,7 +300,7 @@ def main() -> None:
     try:
         for name, make in tqdm(models.items(), desc="comparing", unit="network"):
             compared.append(compare(name, make(), device, options.profile, cores, options.rounds))
-    except (CoexecError, KeyboardInterrupt):
+    except (CoexecError, OSError, KeyboardInterrupt):
         report.title += f" (broken off: {len(compared)} of {len(models)})"
         if compared:
             write(compared, report)

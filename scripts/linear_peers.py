@@ -60,7 +60,8 @@ def linear_model(layer: Linear, copies: int = 1, seed: int = 0) -> onnx.ModelPro
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((layer.k, layer.n), np.float32) / np.float32(np.sqrt(layer.k))
     constants = {"weights": weights, "bias": rng.standard_normal(layer.n, np.float32)}
-    constants |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    if "relu6" in layer.epilogue:
+        constants |= {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
     nodes, inputs, outputs = [], [], []
     for copy in range(copies):
         inputs.append(helper.make_tensor_value_info(f"x{copy}", TensorProto.FLOAT, [layer.m, layer.k]))

@@ -213,7 +213,7 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: (path / "profile.json").write_bytes(b"\xff\xfe\x00"), r"profile.json is damaged"),
         (lambda path: (path / "profile.json").write_text("[]"), "is no profile"),
         (lambda path: damage_json(path, lambda d: d.update(format="other")), "is no profile"),
-        (lambda path: damage_json(path, lambda d: d.update(version=99)), "version 99, this program reads version 3"),
+        (lambda path: damage_json(path, lambda d: d.update(version=99)), "version 99, this program reads version 4"),
         (lambda path: damage_json(path, lambda d: d.pop("report")), r"damaged \(report cannot be found\)"),
         (lambda path: (path / "samples.sqlite").unlink(), r"samples.sqlite is damaged"),
         (lambda path: (path / "samples.sqlite").write_bytes(b""), r"its version is 0"),

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tvm_coexec import schedules
-from tvm_coexec.errors import DeviceError, KernelError, MeasurementError
+from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.packaging import single_layer
 from tvm_coexec.planning.samples import Point
@@ -58,8 +58,6 @@ class PretendedModule:
         match self.orders["do"]:
             case "raise":
                 raise KernelError("first line\nthe kernel does not compile")
-            case "lack a device":
-                raise DeviceError("the device cannot be opened")
             case "raise unexpectedly":
                 raise ZeroDivisionError("a trace\ndivision by nothing")
             case "hang":
@@ -177,9 +175,13 @@ def test_a_remote_error_arrives_as_its_last_line_and_leaves_the_session(
         assert session.facts()["pid"] == before
 
 
-def test_an_error_of_the_device_is_no_refusal_of_the_module(tracker: TrackerAddress) -> None:
-    with Session(tracker, KEY) as session, pytest.raises(DeviceFailedError, match="the device cannot be opened"):
-        session.measure(orders("lack a device"), POINTS)
+def test_a_device_that_cannot_be_opened_is_no_refusal_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = remote._answering(remote.SessionFunctions(remote.DeviceChoice("no such device")).facts)("null")
+    session = Session(TrackerAddress("127.0.0.1", 1), KEY)
+    monkeypatch.setattr(session, "_renew", lambda: None)
+    monkeypatch.setattr(session, "_exchange", lambda _work: answer)
+    with pytest.raises(DeviceFailedError, match="reports: no OpenCL device"):
+        session.facts()
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def single_layer(
 
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
-    """Those of a network that consists of one layer; None where its activations are no images."""
+    """Those of a layer that is measured by itself; None where its activations are no images."""
     return ImageLayouts.alone(layer) if isinstance(layer, ImageLayer) else None
 
 

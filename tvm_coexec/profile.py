@@ -106,7 +106,7 @@ class Profile:
         self._store.close()
 
     def check_device(self, facts: Mapping[str, Any]) -> None:
-        """Refuse a device that is another, or has other cores, than the one that was measured."""
+        """Refuse a device that is another, or has other cores or another mechanism, than the one that was measured."""
         _check_device(self.path, self.facts, facts)
 
     @property

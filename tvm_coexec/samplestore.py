@@ -18,7 +18,7 @@ from .layers import AnyLayer, Variant, layer_from_json, layer_to_json
 from .planning.rehearsal import Rehearsal
 from .planning.samples import Candidate, Point, Sample, VariantSets
 
-VERSION = 3
+VERSION = 4
 
 _BUSY_TIMEOUT_S = 30
 _SCHEMA = f"""

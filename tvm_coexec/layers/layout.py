@@ -64,8 +64,8 @@ class ImageLayouts:
     def alone(cls, layer: Layer) -> ImageLayouts:
         """Those of a layer that is measured by itself.
 
-        What follows a pointwise layer often reads a halo, for which some of its variants take much longer than without
-        and none a little: so it writes one here too.
+        What follows a pointwise layer often reads a halo. Some of its variants take much longer where they write one,
+        so that it is measured with one too.
         """
         if not isinstance(layer, Conv2d):
             return cls(others=(ImageLayout(),) * (len(layer.input_sizes) - 1))

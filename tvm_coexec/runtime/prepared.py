@@ -210,7 +210,7 @@ class Prepared:
 
     def _raise(self, status: int) -> None:
         program, device = self.program, self.executor.device
-        if self.timeline and status != stitch.STATUS_GPU_HANGS:
+        if self.timeline and status not in (stitch.STATUS_GPU_HANGS, stitch.STATUS_OPENCL_FAILED):
             self.take_events()
         step = program.status_step
         layer = self.steps[step - 1].name if 0 < step <= len(self.steps) else "the module's inputs"
