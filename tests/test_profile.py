@@ -220,7 +220,7 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: overwrite(path, 0, b"nonsense"), r"samples.sqlite is damaged"),
         (lambda path: overwrite(path, 4096, bytes(4096)), r"samples.sqlite is damaged"),
         (lambda path: (path / "samples.sqlite").write_bytes((path / "samples.sqlite").read_bytes()[:9000]), "damaged"),
-        (lambda path: execute(path, "PRAGMA user_version = 4"), "its version is 4 instead of 3"),
+        (lambda path: execute(path, "PRAGMA user_version = 5"), "its version is 5 instead of 4"),
         (lambda path: execute(path, "UPDATE samples SET layer = '{}'"), "sample of layer {} cannot be read"),
         (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),
         (lambda path: execute(path, "UPDATE runs SET facts = '{'"), "facts of a run cannot be read"),
