@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tvm_coexec.errors import CoexecError, ModelError
+from tvm_coexec.errors import CoexecError, ModelError, first_line
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -167,5 +167,5 @@ def prepare(name: str, path: Path, inputs: Inputs, threads: int) -> Prepared:
     except PeerError:
         raise
     except Exception as error:  # engines raise what they like, and a comparison goes on without one of them
-        raise PeerError(f"refused: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+        raise PeerError(f"refused: {first_line(error)}") from error
     return prepared

@@ -172,8 +172,7 @@ def test_one_drivers_threads_cannot_be_at_two_places(device: Device, device_name
 
 @pytest.mark.usefixtures("only_a_gpu")
 def test_a_gpu_leaves_all_cores_to_the_cpus_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "_context", lambda info, handle: None)
-    monkeypatch.setattr(device_module, "Device", lambda info, context, cpu_cores: cpu_cores)
+    monkeypatch.setattr(device_module, "_make", lambda info, handle, cpu_cores: cpu_cores)
     assert open_device() == open_device(cpu_cores=USABLE) == USABLE
 
 

@@ -166,7 +166,7 @@ def open_device(
         return _open_bench(info, handle, bench_cpu, bench_gpu)
     if gpu_chosen:
         raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
-    return Device(info, _context(info, handle), cpu_chosen or cores.usable_cores())
+    return _make(info, handle, cpu_chosen or cores.usable_cores())
 
 
 def _divide(
@@ -192,18 +192,23 @@ def _with_mechanism(info: DeviceInfo, mechanism: str | None) -> DeviceInfo:
     return dataclasses.replace(info, mechanism=mechanism, mechanism_reason="as asked for")
 
 
-def _context(info: DeviceInfo, handle: Any) -> Any:
+def _make(
+    info: DeviceInfo,
+    handle: Any,
+    cpu_cores: tuple[int, ...],
+    gpu_cores: tuple[int, ...] = (),
+    notes: Iterable[str] = (),
+) -> Device:
+    """The device with a context of its own."""
     import pyopencl as cl
 
     try:
-        context = cl.Context([handle])
-        cl.CommandQueue(context)
+        return Device(info, cl.Context([handle]), cpu_cores, gpu_cores, tuple(notes))
     except cl.Error as error:
         raise DeviceError(
             f"{info.name} cannot be opened ({first_line(error)}); end other programs that use it, or reinstall its "
             "driver"
         ) from None
-    return context
 
 
 def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_cores: tuple[int, ...]) -> Device:
@@ -227,7 +232,7 @@ def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_c
     if workers > len(gpu_cores):
         notes.append(f"the driver had been started with {workers} threads, which share {len(gpu_cores)} core(s)")
     info = dataclasses.replace(info, compute_units=len(gpu_cores))
-    device = Device(info, _context(info, part), cpu_cores, gpu_cores, tuple(notes))
+    device = _make(info, part, cpu_cores, gpu_cores, notes)
     device.workers = cores.find_workers(probe.busy_runner(device.context, device.queue, workers), workers)
     if len(device.workers) < workers:
         raise DeviceError(

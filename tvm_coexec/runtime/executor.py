@@ -127,7 +127,7 @@ class Executor:
 
     def retire(self, table: Block, queue: Any) -> None:
         """Let go of a table once no launch in a queue reads it, which after a hang may be never."""
-        if self.hang or self.device.hangs:
+        if self.device.hangs:
             _unfinished.append(table)
         else:
             queue.finish()
