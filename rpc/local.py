@@ -1,7 +1,7 @@
 """The process behind :func:`tvm_coexec.rpc.tracker.local_tracker`: a tracker, and a server for a local device.
 
-It reads its settings from standard input, answers with the tracker's port, and lives until standard input closes,
-which happens however its parent ends.
+It reads the device to offer, if there is one, from standard input, answers with the tracker's port, and lives until
+standard input closes, which happens however its parent ends.
 """
 
 from __future__ import annotations
@@ -10,39 +10,41 @@ import contextlib
 import functools
 import json
 import os
+import random
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, TextIO
 
 from tvm_coexec.errors import CoexecError, last_line
+from tvm_coexec.runtime.device import DeviceChoice
 
 from .lease import TrackerAddress
-from .remote import DeviceChoice, register
+from .remote import register
 from .server import DeviceServer, keep_off_measured_cores, stop_on_signals
 from .tracker import LOOPBACK, device_key
 
 _PORTS = (9190, 9990)
+"""Where a tracker may listen, from a random port on: two that start at once may both take one port for free."""
 
 
-def _run(settings: dict[str, Any], stop: threading.Event, answers: TextIO) -> None:
+def _run(choice: DeviceChoice | None, stop: threading.Event, answers: TextIO) -> None:
     from tvm.rpc.tracker import Tracker
 
     with _children_without_stderr():
-        tracker = Tracker(LOOPBACK, *_PORTS, silent=True)
+        tracker = Tracker(LOOPBACK, random.randrange(*_PORTS), _PORTS[1], silent=True)
     try:
         address = TrackerAddress(LOOPBACK, tracker.port)
-        if settings["serve"]:
-            _serve(address, settings, stop, answers)
-        else:
+        if choice is None:
             _answer(answers, port=address.port)
             stop.wait()
+        else:
+            _serve(address, choice, stop, answers)
     finally:
         tracker.terminate()
 
 
-def _serve(address: TrackerAddress, settings: dict[str, Any], stop: threading.Event, answers: TextIO) -> None:
-    choice = DeviceChoice.from_json(settings["choice"])
+def _serve(address: TrackerAddress, choice: DeviceChoice, stop: threading.Event, answers: TextIO) -> None:
     server = DeviceServer(address, device_key(choice.name), functools.partial(register, choice))
     try:
         server.wait_until_registered(stop)
@@ -82,10 +84,10 @@ def main() -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on: what children print must not fill the pipe
     stop = stop_on_signals()
     keep_off_measured_cores()
-    settings = json.loads(sys.stdin.readline())
+    fields = json.loads(sys.stdin.readline())
     threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
     try:
-        _run(settings, stop, answers)
+        _run(fields and DeviceChoice.from_json(fields), stop, answers)
     except (CoexecError, OSError, ValueError) as error:
         _answer(answers, error=last_line(error))
         return 1

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, KernelError, last_line
+from tvm_coexec.runtime.device import DeviceChoice
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.device import Device
@@ -25,22 +25,6 @@ RUN = "tvm_coexec.run"
 REHEARSE = "tvm_coexec.rehearse"
 
 _WORK_PATH = "tvm.rpc.server.workpath"
-
-
-@dataclass(frozen=True)
-class DeviceChoice:
-    """The device that a server offers; None leaves a choice to :func:`tvm_coexec.runtime.device.open_device`."""
-
-    name: str | None = None
-    cpu_cores: tuple[int, ...] | None = None
-    gpu_cores: tuple[int, ...] | None = None
-    mechanism: str | None = None
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> DeviceChoice:
-        """From the fields by name, lists standing for tuples."""
-        fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
-        return cls(**fields)
 
 
 class _NotOpenedError(DeviceError):
@@ -103,13 +87,8 @@ class SessionFunctions:
 
     def _device(self) -> Device:
         if self._opened is None:
-            from tvm_coexec.runtime.device import open_device
-
-            choice = self._choice
             try:
-                self._opened = open_device(
-                    choice.name, cpu_cores=choice.cpu_cores, gpu_cores=choice.gpu_cores, mechanism=choice.mechanism
-                )
+                self._opened = self._choice.open()
             except DeviceError as error:
                 raise _NotOpenedError(str(error)) from None
         return self._opened

@@ -18,9 +18,10 @@ from typing import Any
 
 from tvm_coexec.cli.options import parse_cores
 from tvm_coexec.errors import CoexecError, MeasurementError
+from tvm_coexec.runtime.device import DeviceChoice
 
 from .lease import TrackerAddress, TrackerConnection
-from .remote import DeviceChoice, register
+from .remote import register
 from .tracker import LOOPBACK, device_key, parse_tracker
 
 _PORTS = (9091, 9990)

@@ -8,9 +8,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import asdict
 
 from tvm_coexec.errors import MeasurementError
+from tvm_coexec.runtime.device import DeviceChoice
 
 from .lease import TrackerAddress
 
@@ -34,27 +35,16 @@ def device_key(device: str | None) -> str:
 
 
 @contextlib.contextmanager
-def local_tracker(
-    *,
-    device: str | None = None,
-    cpu_cores: tuple[int, ...] | None = None,
-    gpu_cores: tuple[int, ...] | None = None,
-    mechanism: str | None = None,
-    serve: bool = True,
-) -> Iterator[TrackerAddress]:
+def local_tracker(choice: DeviceChoice | None) -> Iterator[TrackerAddress]:
     """Start a tracker on loopback, and a server that offers a device of this machine under :func:`device_key`.
 
     Both live in processes of their own, which end with the context, and with this process however it ends.
 
     Parameters
     ----------
-    device, cpu_cores, gpu_cores, mechanism
-        As for :func:`tvm_coexec.runtime.device.open_device`.
-    serve
-        Whether to offer the device; without, the tracker has no servers.
+    choice
+        The device; without one, the tracker has no servers.
     """
-    choice = {"name": device, "cpu_cores": cpu_cores, "gpu_cores": gpu_cores, "mechanism": mechanism}
-    settings = {"choice": choice, "serve": serve}
     helper = subprocess.Popen(
         [sys.executable, "-m", "tvm_coexec.rpc.local"],
         stdin=subprocess.PIPE,
@@ -63,33 +53,21 @@ def local_tracker(
         start_new_session=True,  # Ctrl-C in a terminal is for this process, which then ends the helper
     )
     try:
-        yield TrackerAddress(LOOPBACK, _start(helper, settings))
+        yield TrackerAddress(LOOPBACK, _start(helper, choice))
     finally:
         _stop(helper)
 
 
-@contextlib.contextmanager
-def use_tracker(
-    named: str | None,
-    *,
-    device: str | None = None,
-    cpu_cores: tuple[int, ...] | None = None,
-    gpu_cores: tuple[int, ...] | None = None,
-    mechanism: str | None = None,
-) -> Iterator[TrackerAddress]:
+def use_tracker(named: str | None, choice: DeviceChoice) -> contextlib.AbstractContextManager[TrackerAddress]:
     """The tracker that the user named, or, if none was named, a local one that offers the device."""
-    if named is not None:
-        yield parse_tracker(named)
-        return
-    with local_tracker(device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores, mechanism=mechanism) as address:
-        yield address
+    return local_tracker(choice) if named is None else contextlib.nullcontext(parse_tracker(named))
 
 
-def _start(helper: subprocess.Popen[str], settings: dict[str, Any]) -> int:
-    """Hand the settings over, and wait for the tracker's port."""
+def _start(helper: subprocess.Popen[str], choice: DeviceChoice | None) -> int:
+    """Hand the choice over, and wait for the tracker's port."""
     assert helper.stdin is not None and helper.stdout is not None
     try:
-        helper.stdin.write(json.dumps(settings) + "\n")
+        helper.stdin.write(json.dumps(choice and asdict(choice)) + "\n")
         helper.stdin.flush()
         answer = json.loads(helper.stdout.readline() or "{}")
     except BrokenPipeError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_coexec.layers import Variant
+from tvm_coexec.layers import Variant, grid_for
 
 ERROR_BOUND = 1e-5
 """Largest error of sums of products, relative to the largest value of the output."""
@@ -25,9 +25,7 @@ class Dispatch:
 
     def grid_for(self, units: int) -> tuple[int, int]:
         """Work-groups on each axis for a number of units."""
-        factors = (units if axis == self.unit_axis else 1 for axis in (0, 1))
-        x, y = (groups * factor for groups, factor in zip(self.grid, factors, strict=True))
-        return x, y
+        return grid_for(self.grid, self.unit_axis, units)
 
     def groups(self, units: int) -> int:
         x, y = self.grid_for(units)

@@ -9,19 +9,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from networks import NETWORKS, network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
-from tqdm import tqdm
 
-from tvm_coexec.errors import CoexecError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import AnyLayer, Conv2d, layer_to_json
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.samples import Candidate, Point
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
+from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, repeats_for
 from tvm_coexec.tuning import open_session, planner
@@ -186,26 +186,16 @@ def draw(axes: Any, layers: Sequence[Compared]) -> None:
     axes.axhline(1, color="black", linewidth=0.8)
 
 
-def compare_all(profile: str, layers: Sequence[AnyLayer], out: str, title: str, **where: Any) -> list[Compared]:
-    """Compare layers on the profile's device, and write the report, if it breaks off that of what was measured."""
-    compared: list[Compared] = []
+def compare_all(
+    profile: str, layers: Sequence[AnyLayer], out: str, title: str, tracker: str | None = None, key: str | None = None
+) -> list[Compared]:
+    """Compare layers on the profile's device, and write the report."""
     with Profile.open(profile) as opened:
-        facts, plans = opened.facts, planner(opened)
-        report = Report(out, title, facts)
-        own_cores = {"cpu_cores": facts["cpu_cores"], "gpu_cores": facts["gpu_cores"] or None}
-        tracked = where.get("tracker") is not None
-        with open_session(None if tracked else facts["name"], **where, **({} if tracked else own_cores)) as session:
+        plans, report = planner(opened), Report(out, title, opened.facts)
+        choice = DeviceChoice.again(opened.facts) if tracker is None else DeviceChoice()
+        with open_session(choice, tracker, key) as session:
             tuner = Tuner(session, opened, target_for(session.facts()))
-            try:
-                for layer in tqdm(layers, desc="comparing", unit="layer"):
-                    compared.append(compare(tuner, plans, layer))
-            except (CoexecError, KeyboardInterrupt):
-                if compared:
-                    report.title = f"{title} (broken off: {len(compared)} of {len(layers)} layers)"
-                    write(compared, report)
-                raise
-    write(compared, report)
-    return compared
+            return report.collect(layers, partial(compare, tuner, plans), write)
 
 
 def write(compared: Sequence[Compared], report: Report) -> None:
@@ -232,9 +222,8 @@ def main() -> None:
     parser.add_argument("--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback")
     parser.add_argument("--key", help="key of the device at the tracker")
     options = parser.parse_args()
-    where = {"tracker": options.tracker, "key": options.key}
     title = f"Planned split against the grid search: {options.layers}"
-    compare_all(options.profile, layers_of(options.layers), options.out, title, **where)
+    compare_all(options.profile, layers_of(options.layers), options.out, title, options.tracker, options.key)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ import numpy as np
 import onnx
 from networks import NETWORKS, network
 from onnx import TensorProto
-from peer_process import PeerProcess, save_network
+from peer_process import PeerProcess, engine_cores, save_network
 from peers import PEERS, PeerError
 from reporting import Report, bars, markdown_table, median_us, run_main
 from tqdm import tqdm
 
 import tvm_coexec
-from tvm_coexec.errors import CoexecError, FileFormatError, InputError, ModelError
+from tvm_coexec.errors import FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
-from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.device import Device, DeviceChoice
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.runtime.usage import MemoryUse
 
@@ -291,21 +291,13 @@ def main() -> None:
         raise InputError(f"--rounds must be at least 1, got {options.rounds}")
     with Profile.open(options.profile) as profile:
         facts = profile.facts
-    cores = [*facts["cpu_cores"][:1], *(facts["gpu_cores"] or facts["cpu_cores"][1:])]
-    if len(cores) < max(THREADS):
-        raise InputError("engines with two threads need two cores; this machine lends one")
-    device = open_device(facts["name"], cpu_cores=facts["cpu_cores"], gpu_cores=facts["gpu_cores"] or None)
-    report = Report(options.out, "Whole networks", facts)
-    compared: list[Compared] = []
-    try:
-        for name, make in tqdm(models.items(), desc="comparing", unit="network"):
-            compared.append(compare(name, make(), device, options.profile, cores, options.rounds))
-    except (CoexecError, OSError, KeyboardInterrupt):
-        report.title += f" (broken off: {len(compared)} of {len(models)})"
-        if compared:
-            write(compared, report)
-        raise
-    write(compared, report)
+    cores = engine_cores(facts)
+    device = DeviceChoice.again(facts).open()
+
+    def compare_named(name: str) -> Compared:
+        return compare(name, models[name](), device, options.profile, cores, options.rounds)
+
+    Report(options.out, "Whole networks", facts).collect(list(models), compare_named, write, "network")
 
 
 def write(compared: Sequence[Compared], report: Report) -> None:

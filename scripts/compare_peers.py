@@ -1,31 +1,42 @@
 """How fast are the halves, and both together, beside ONNX Runtime with one thread and with two?
 
 All are measured in turn, warm, in one run. ONNX Runtime's one thread runs on the CPU's core, its two threads on the
-cores of both sides.
+cores of both sides; each is a process that is stopped while others are measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from linear_peers import linear_model, onnxruntime_peer
+import onnx
+from compare_networks import random_inputs
+from linear_model import linear_model
+from peer_process import PeerProcess, engine_cores, save_network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
-from tqdm import tqdm
 
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import AnyLayer, Linear, layer_to_json
 from tvm_coexec.planning.samples import Candidate, Point
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
+from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.target import target_for
 from tvm_coexec.tuner import Tuner, repeats_for
 from tvm_coexec.tuning import open_session, planner
 from tvm_coexec.workloads import NAMED, layers_named
 
 ROUNDS = 9
-SERIES = ("cpu", "gpu", "planned", "ort1", "ort2")
+ENGINES = {"ort1": 1, "ort2": 2}
+"""ONNX Runtime's threads, by the names of the figures."""
+SERIES = ("cpu", "gpu", "planned", *ENGINES)
+COPIES = 4
+"""Times that a layer stands in what ONNX Runtime runs, each on inputs of its own: they share what a call costs."""
 
 
 def compare(tuner: Tuner, plans: Planner, layer: Linear, cores: Sequence[int]) -> dict[str, Any]:
@@ -35,23 +46,31 @@ def compare(tuner: Tuner, plans: Planner, layer: Linear, cores: Sequence[int]) -
     default = tuner.default_candidate(layer)
     planned = Candidate(layer, plan.cpu or default.cpu, plan.gpu or default.gpu)
     singles = Candidate(layer, alone[0] or default.cpu, alone[1] or default.gpu)
-    model = linear_model(layer, copies=4)
-    engines = {
-        "ort1": onnxruntime_peer(model, 1, cores[:1]),
-        "ort2": onnxruntime_peer(model, 2, cores[:2]),
-    }
     repeats, units = repeats_for(layer), layer.units
     samples_us: dict[str, list[float]] = {name: [] for name in SERIES}
-    for _ in range(ROUNDS):
-        ends = [Point(units, 0, repeats), Point(0, units, repeats)]
-        for name, point in zip(("cpu", "gpu"), tuner.measure_now(singles, ends), strict=True):
-            samples_us[name] += point.wall_us
-        (point,) = tuner.measure_now(planned, [Point(plan.cpu_units, plan.gpu_units, repeats)])
-        samples_us["planned"] += point.wall_us
-        for name, engine in engines.items():
-            samples_us[name] += engine.time_us(repeats)
+    with ExitStack() as stack:
+        engines = start_engines(linear_model(layer, COPIES), cores, stack)
+        for _ in range(ROUNDS):
+            ends = [Point(units, 0, repeats), Point(0, units, repeats)]
+            for name, point in zip(("cpu", "gpu"), tuner.measure_now(singles, ends), strict=True):
+                samples_us[name] += point.wall_us
+            (point,) = tuner.measure_now(planned, [Point(plan.cpu_units, plan.gpu_units, repeats)])
+            samples_us["planned"] += point.wall_us
+            for name, engine in engines.items():
+                samples_us[name] += [run_us / COPIES for run_us in engine.time_us(repeats)]
     medians = {f"{name}_us": median_us(samples) for name, samples in samples_us.items()}
     return {**layer_to_json(layer), **medians, "planned_split": plan.cpu_units, "samples_us": samples_us}
+
+
+def start_engines(model: onnx.ModelProto, cores: Sequence[int], stack: ExitStack) -> dict[str, PeerProcess]:
+    """ONNX Runtime with every number of threads, until the stack is unwound."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm-coexec-")))
+    save_network(folder, model, random_inputs(model))
+    engines = {}
+    for name, threads in ENGINES.items():
+        engines[name] = PeerProcess("onnxruntime", folder, threads, cores[:threads])
+        stack.callback(engines[name].close)
+    return engines
 
 
 def linear_only(layers: Sequence[AnyLayer]) -> list[Linear]:
@@ -73,14 +92,15 @@ def main() -> None:
     with Profile.open(options.profile) as profile:
         facts, plans = profile.facts, planner(profile)
         report = Report(options.out, f"Beside ONNX Runtime: {options.layers}", facts)
-        cores = [*facts["cpu_cores"][:1], *(facts["gpu_cores"] or facts["cpu_cores"][1:])]
-        if len(cores) < 2:
-            raise InputError("ONNX Runtime with two threads needs two cores; this machine lends one")
-        where = {"cpu_cores": facts["cpu_cores"], "gpu_cores": facts["gpu_cores"] or None}
-        with open_session(facts["name"], **where) as session:
+        cores = engine_cores(facts)
+        with open_session(DeviceChoice.again(facts)) as session:
             tuner = Tuner(session, profile, target_for(session.facts()))
-            compared = [compare(tuner, plans, layer, cores) for layer in tqdm(layers, desc="comparing", unit="layer")]
-    names = [describe(layer) for layer in layers]
+            report.collect(layers, lambda layer: compare(tuner, plans, layer, cores), partial(write, layers))
+
+
+def write(layers: Sequence[Linear], compared: Sequence[dict[str, Any]], report: Report) -> None:
+    """Write the figures of the first layers, as many as were compared."""
+    names = [describe(layer) for layer in layers[: len(compared)]]
     rows = [[name, *(entry[f"{series}_us"] for series in SERIES)] for name, entry in zip(names, compared, strict=True)]
     summary = {
         "cpu_speed_over_ort1": geometric_mean(entry["ort1_us"] / entry["cpu_us"] for entry in compared),

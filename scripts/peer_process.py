@@ -6,6 +6,7 @@ line each, and answers with their times.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -21,8 +22,23 @@ import numpy as np
 import onnx
 from peers import PeerError, prepare
 
+from tvm_coexec.errors import InputError
+
 MODEL, INPUTS = "model.onnx", "inputs.npz"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+WARM_UP_S = 0.005
+"""What runs before any is counted, once at least: a process that was stopped finds its caches and clocks cold."""
+
+
+def engine_cores(facts: Mapping[str, Any]) -> list[int]:
+    """For engines with one thread and with two: a core of the CPU's side, then those of the device that plays the GPU.
+
+    Beside a GPU, they are more of the CPU's.
+    """
+    cores = [*facts["cpu_cores"][:1], *(facts["gpu_cores"] or facts["cpu_cores"][1:])]
+    if len(cores) < 2:
+        raise InputError("engines with two threads need two cores; this machine lends one")
+    return cores
 
 
 def save_network(folder: Path, model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> None:
@@ -63,7 +79,7 @@ class PeerProcess:
         return np.load(self._result)
 
     def time_us(self, repeats: int) -> list[float]:
-        """Microseconds of so many runs, after one that is not counted."""
+        """Microseconds of so many runs, after some that are not counted."""
         self._process.send_signal(signal.SIGCONT)
         try:
             assert self._process.stdin is not None
@@ -76,7 +92,8 @@ class PeerProcess:
     def _stop(self) -> None:
         """Stop the process, and wait until it has stopped."""
         self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ChildProcessError):  # it died, which the answer tells
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -110,7 +127,9 @@ def main() -> None:
     np.save(path / f"{engine}{threads}.npy", prepared.output())
     print(json.dumps({"times_us": []}), file=answers)
     for line in sys.stdin:
-        prepared.run()
+        warm_at = time.perf_counter() + WARM_UP_S
+        while time.perf_counter() < warm_at:
+            prepared.run()
         times_us = []
         for _ in range(int(line)):
             start = time.perf_counter_ns()

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
+
+Item = TypeVar("Item")
+Measured = TypeVar("Measured")
 
 
 def median_us(samples: Sequence[float]) -> float:
@@ -59,6 +63,26 @@ class Report:
             "facts": dict(facts),
             "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+    def collect(
+        self,
+        items: Sequence[Item],
+        measure: Callable[[Item], Measured],
+        write_up: Callable[[Sequence[Measured], Report], None],
+        unit: str = "layer",
+    ) -> list[Measured]:
+        """Measure one item after the other, then write; if measuring breaks off, write what there is until then."""
+        measured: list[Measured] = []
+        try:
+            for item in tqdm(items, desc="comparing", unit=unit):
+                measured.append(measure(item))
+        except (CoexecError, OSError, KeyboardInterrupt):
+            if measured:
+                self.title += f" (broken off: {len(measured)} of {len(items)})"
+                write_up(measured, self)
+            raise
+        write_up(measured, self)
+        return measured
 
     def write(self, result: Mapping[str, Any], text: str, draw: Callable[[Any], None]) -> None:
         """Write all three files.

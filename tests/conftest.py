@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import tvm_coexec
 from tvm_coexec.errors import DeviceError
@@ -16,6 +17,9 @@ from tvm_coexec.runtime.discovery import find_device
 
 RUNTIMES = ("pocl", "intel")
 
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -25,6 +29,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="fail, instead of skipping, the tests of this OpenCL runtime where it is missing; may be repeated",
     )
+    parser.addoption(
+        "--share",
+        choices=("intel", "others"),
+        help="run the tests on Intel's OpenCL runtime alone, or all others: two processes then share the work",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    share = config.getoption("--share")
+    if share is None:
+        return
+    of_intel = [_runtime_of(item) == "intel" for item in items]
+    left = [item for item, its in zip(items, of_intel, strict=True) if its != (share == "intel")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item, its in zip(items, of_intel, strict=True) if its == (share == "intel")]
+
+
+def _runtime_of(item: pytest.Item) -> str | None:
+    """The OpenCL runtime that a test is for; None where it is for none or for whichever is there."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("device_name") if callspec else None
 
 
 @pytest.fixture(scope="session", params=RUNTIMES)

@@ -1,5 +1,6 @@
 """An open device: who works for it, and where."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import pytest
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.runtime import cores, probe
 from tvm_coexec.runtime import device as device_module
-from tvm_coexec.runtime.device import KEPT_PROGRAMS, Device, open_device
+from tvm_coexec.runtime.device import KEPT_PROGRAMS, Device, DeviceChoice, open_device
 from tvm_coexec.runtime.discovery import DeviceInfo, Found, list_devices
 
 USABLE = cores.usable_cores()
@@ -266,3 +267,24 @@ def test_a_kernel_that_cannot_be_built_is_an_error_with_the_drivers_words(
     monkeypatch.setattr(probe, "_SOURCE", "__kernel void broken( {")
     with pytest.raises(probe.KernelError, match=r"compiles no kernel.*reinstall or update it"):
         probe.build(device.context)
+
+
+@pytest.mark.usefixtures("only_a_gpu")
+def test_a_device_that_gives_no_context_is_an_error_with_the_drivers_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(devices: object) -> None:
+        raise cl.RuntimeError("clCreateContext failed: DEVICE_NOT_AVAILABLE")
+
+    monkeypatch.setattr(cl, "Context", refuse)
+    with pytest.raises(DeviceError, match=r"mali: G78 cannot be opened \(.*DEVICE_NOT_AVAILABLE\); end other programs"):
+        open_device()
+
+
+def test_a_device_is_opened_again_by_its_facts(device_name: str) -> None:
+    facts = open_device(device_name, mechanism="event").facts()
+    choice = DeviceChoice.again(facts)
+    assert DeviceChoice.from_json(json.loads(json.dumps(dataclasses.asdict(choice)))) == choice
+    assert choice.open().facts() == facts
+
+
+def test_a_choice_that_is_left_open_stays_open() -> None:
+    assert DeviceChoice.from_json(json.loads(json.dumps(dataclasses.asdict(DeviceChoice())))) == DeviceChoice()

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypa
         entry.write_bytes(whole[:left])
         assert compile_half(layer, "gpu", variant, CPU_DEVICE) == compiled
         assert entry.read_bytes() == whole
+
+
+def test_devices_that_need_the_same_code_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_coexec.kernels.cache_folder", lambda: tmp_path)
+    layer, hardware = Linear(3, 5, 7, ()), CPU_DEVICE.hardware
+    like = replace(CPU_DEVICE, hardware=replace(hardware, max_group_size=2 * hardware.max_group_size, workers=3))
+    variants = {side: schedules.linear.default_variant(layer, side, hardware) for side in ("cpu", "gpu")}
+    compiled = {side: compile_half(layer, side, variant, CPU_DEVICE) for side, variant in variants.items()}
+    monkeypatch.setattr("tvm_coexec.kernels._generate", lambda *given: ())
+    assert {side: compile_half(layer, side, variant, like) for side, variant in variants.items()} == compiled
+    for side, other in (("cpu", replace(like, llvm=(("kind", "llvm"), ("mcpu", "x86-64")))), ("gpu", GPU)):
+        assert compile_half(layer, side, variants[side], other) == ()
 
 
 def test_the_opencl_kernel_takes_its_buffers_in_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tvm_coexec.errors import DeviceError
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.memory import ALIGNMENT, BufferMemory, SvmMemory
 
@@ -25,3 +26,10 @@ def test_blocks_are_zero_aligned_and_apart(device: Device, kind: type[SvmMemory 
             block.array[:] = number
         for number, block in enumerate(blocks.values(), 1):
             assert (block.array == number).all()
+
+
+def test_memory_that_the_device_has_not_is_named(device: Device) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    with pytest.raises(DeviceError, match=f"gives no {4 << 50} bytes of memory .*; run a smaller network"):
+        SvmMemory(device).allocate(1 << 50)

@@ -1,15 +1,20 @@
 """Engines beside ours: each computes what ONNX Runtime computes, in a process that can be stopped."""
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from linear_model import linear_model
 from networks import NETWORKS
 from onnx_builder import OnnxBuilder, linear, random_inputs, run_onnx
 from peer_process import PeerProcess, save_network
 from peers import PEERS, PeerError, prepare
 
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.layers import Linear
 from tvm_coexec.runtime.cores import usable_cores
 
 SMALL = {name: (75 if name == "inception_v3" else 32) for name in NETWORKS if name != "minilm"}
@@ -73,3 +78,19 @@ def test_what_an_engine_refuses_is_said(tmp_path: Path) -> None:
     save_network(tmp_path, builder.model(builder.add("Unheard", "x")), {"x": np.zeros((3, 16), np.float32)})
     with pytest.raises(PeerError, match=r"refused: .*Unheard"):
         PeerProcess("onnxruntime", tmp_path, 1, usable_cores()[:1])
+
+
+def test_an_engine_that_dies_while_it_is_timed_is_an_error(tmp_path: Path) -> None:
+    model = linear_model(Linear(3, 8, 4))
+    save_network(tmp_path, model, random_inputs(model))
+    engine = PeerProcess("onnxruntime", tmp_path, 1, usable_cores()[:1])
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(PeerError, match="died with status -9"):
+        engine.time_us(1)
+    engine.close()
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "gelu", "gelu_tanh", "silu", "hard_swish", "sigmoid"])
+def test_the_model_of_a_layer_is_that_layer(activation: str) -> None:
+    layer = Linear(5, 40, 70, ("bias", "residual", activation))
+    assert [node.layer for node in to_graph(linear_model(layer, copies=2)).nodes] == [layer, layer]

@@ -1,8 +1,12 @@
-"""Reports: every kind of layer that can be measured has a name in a table's cell."""
+"""Reports: layers' names in a table's cells, and what is written when measuring breaks off."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
-from reporting import describe
+from reporting import Report, describe
 
+from tvm_coexec.errors import DeviceError
 from tvm_coexec.layers import AnyLayer, Linear, Product, RowWise
 from tvm_coexec.workloads import NAMED, layers_named
 
@@ -23,3 +27,26 @@ def test_every_layer_of_a_named_set_has_a_description(name: str) -> None:
 )
 def test_descriptions(layer: AnyLayer, expected: str) -> None:
     assert describe(layer) == expected
+
+
+@pytest.mark.parametrize("error", [DeviceError, KeyboardInterrupt, OSError])
+def test_what_was_measured_is_written_when_measuring_breaks_off(error: type[BaseException], tmp_path: Path) -> None:
+    def measure(item: int) -> int:
+        if item == 3:
+            raise error
+        return 10 * item
+
+    def write(measured: Sequence[int], report: Report) -> None:
+        written.append((list(measured), report.title))
+
+    written: list[tuple[list[int], str]] = []
+    report = Report(str(tmp_path), "Numbers", {"label": "a device", "mechanism": "svm"})
+    with pytest.raises(error):
+        report.collect([3, 4], measure, write)
+    assert not written
+    with pytest.raises(error):
+        report.collect([1, 2, 3, 4], measure, write)
+    assert written == [([10, 20], "Numbers (broken off: 2 of 4)")]
+    report = Report(str(tmp_path), "Numbers", {"label": "a device", "mechanism": "svm"})
+    assert report.collect([1, 2], measure, write) == [10, 20]
+    assert written[1:] == [([10, 20], "Numbers")]

@@ -29,6 +29,8 @@ from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
 from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
+from tvm_coexec.runtime import device as device_module
+from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.target import target_for
 
 KEY = "pretended"
@@ -93,11 +95,11 @@ def prepare_pretended_device() -> None:
     def load(path: str, *, device: types.SimpleNamespace) -> PretendedModule:
         return PretendedModule(json.loads(Path(path).read_bytes()))
 
-    for name, function in (("device", open_device), ("module", load)):
-        module = types.ModuleType(f"tvm_coexec.runtime.{name}")
-        setattr(module, function.__name__, function)
-        sys.modules[module.__name__] = module
-    remote.register(remote.DeviceChoice())
+    device_module.open_device = open_device  # type: ignore[assignment]
+    module = types.ModuleType("tvm_coexec.runtime.module")
+    module.load = load  # type: ignore[attr-defined]
+    sys.modules[module.__name__] = module
+    remote.register(DeviceChoice())
 
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -106,7 +108,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 @pytest.fixture(scope="module")
 def tracker() -> Iterator[TrackerAddress]:
     stop = threading.Event()
-    with local_tracker(serve=False) as address:
+    with local_tracker(None) as address:
         server = DeviceServer(address, KEY, prepare_pretended_device)
         server.wait_until_registered(stop)
         thread = threading.Thread(target=server.serve, args=(stop,))
@@ -176,7 +178,7 @@ def test_a_remote_error_arrives_as_its_last_line_and_leaves_the_session(
 
 
 def test_a_device_that_cannot_be_opened_is_no_refusal_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = remote._answering(remote.SessionFunctions(remote.DeviceChoice("no such device")).facts)("null")
+    answer = remote._answering(remote.SessionFunctions(DeviceChoice("no such device")).facts)("null")
     session = Session(TrackerAddress("127.0.0.1", 1), KEY)
     monkeypatch.setattr(session, "_renew", lambda: None)
     monkeypatch.setattr(session, "_exchange", lambda _work: answer)
@@ -269,9 +271,9 @@ def test_a_bad_address_is_refused(text: str) -> None:
 
 def test_a_named_tracker_is_used_and_nothing_is_started() -> None:
     before = psutil.Process().children(recursive=True)
-    with use_tracker("board.example:9190", device="pocl") as address:
+    with use_tracker("board.example:9190", DeviceChoice("pocl")) as address:
         assert address == TrackerAddress("board.example", 9190)
-        assert psutil.Process().children(recursive=True) == before
+        assert set(psutil.Process().children(recursive=True)) <= set(before)
 
 
 def test_a_key_is_fit_for_the_protocol() -> None:
@@ -281,7 +283,7 @@ def test_a_key_is_fit_for_the_protocol() -> None:
 
 def test_a_local_tracker_leaves_no_process_behind() -> None:
     before = set(psutil.Process().children(recursive=True))
-    with contextlib.suppress(KeyboardInterrupt), local_tracker() as address:
+    with contextlib.suppress(KeyboardInterrupt), local_tracker(DeviceChoice()) as address:
         started = set(psutil.Process().children(recursive=True)) - before
         with TrackerConnection(address, 5.0) as connection:
             assert connection.servers(device_key(None)) == 1
@@ -292,7 +294,8 @@ def test_a_local_tracker_leaves_no_process_behind() -> None:
 
 def test_a_killed_parent_leaves_no_process_behind() -> None:
     script = (
-        "from tvm_coexec.rpc.tracker import local_tracker\nwith local_tracker(): print('started', flush=True); input()"
+        "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.runtime.device import DeviceChoice\n"
+        "with local_tracker(DeviceChoice()): print('started', flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
@@ -344,7 +347,7 @@ def test_the_server_s_command_names_a_tracker_that_is_not_there(capsys: pytest.C
 
 def test_a_layer_is_checked_and_timed_on_the_device_of_this_machine(tmp_path: Path) -> None:
     layer = Linear(5, 40, 100, ("bias", "relu"))
-    with local_tracker() as address, Session(address, device_key(None)) as session:
+    with local_tracker(DeviceChoice()) as address, Session(address, device_key(None)) as session:
         facts = session.facts()
         hardware = target_for(facts).hardware
         cpu, gpu = (schedules.linear.default_variant(layer, side, hardware) for side in ("cpu", "gpu"))

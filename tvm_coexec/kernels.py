@@ -92,7 +92,7 @@ def _from_cache(
     described: list[Any], name: str, side: str, target: Target, build: Callable[[], Sequence[Launch]], what: str
 ) -> tuple[Kernel, ...]:
     """What was compiled of the same description, else what is compiled now; ``name`` begins the symbols."""
-    key = json.dumps([name, *described, target.key, _generator_key()])
+    key = json.dumps([name, *described, target.key(side), _generator_key()])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     kept = cache_folder() / digest[-2:] / digest
     if kept.exists():
@@ -181,8 +181,7 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     """The kernel's source; its arguments must be the buffers, then begin and count."""
     import tvm
 
-    device = {"kind": "opencl", "max_num_threads": target.hardware.max_group_size}
-    compiled = tvm.compile(module, target=tvm.target.Target(device, host=dict(target.llvm)))
+    compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
     source: str = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
     declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
     arguments = declarations[0].split(",") if len(declarations) == 1 else []

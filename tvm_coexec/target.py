@@ -32,10 +32,9 @@ class Target:
     llvm: tuple[tuple[str, str], ...]
     hardware: Hardware
 
-    @property
-    def key(self) -> str:
-        """Names everything that changes the code generated."""
-        return f"{self.llvm} {self.hardware}"
+    def key(self, side: str) -> str:
+        """Names all of it that changes the code of a side's kernels; devices that are alike in that share them."""
+        return str(self.llvm) if side == "cpu" else self.hardware.opencl_type
 
 
 def target_for(facts: Mapping[str, Any]) -> Target:

@@ -33,6 +33,7 @@ from .planning.split import Overheads, Planner
 from .planning.traffic import Traffic
 from .profile import Profile
 from .rehearsing import SESSION_S, Rehearser
+from .runtime.device import DeviceChoice
 from .samplestore import damaged
 from .target import target_for
 from .tuner import Tuner, repeats_for, training_points
@@ -62,33 +63,19 @@ _SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
 
 
 @contextmanager
-def open_session(
-    device: str | None,
-    *,
-    tracker: str | None = None,
-    key: str | None = None,
-    cpu_cores: Sequence[int] | None = None,
-    gpu_cores: Sequence[int] | None = None,
-    mechanism: str | None = None,
-) -> Iterator[Session]:
-    """A session on a device of the tracker that the user named, or on a local one; see :func:`tune` and
-    :func:`~tvm_coexec.runtime.device.open_device`.
-    """
+def open_session(choice: DeviceChoice, tracker: str | None = None, key: str | None = None) -> Iterator[Session]:
+    """A session on the local device that was chosen, or on that of the tracker that is named; see :func:`tune`."""
     from .rpc.client import Session
     from .rpc.tracker import device_key, use_tracker
 
-    if tracker is not None and (cpu_cores or gpu_cores):
+    if tracker is not None and (choice.cpu_cores or choice.gpu_cores):
         raise InputError(
             "the cores of a device at a tracker are chosen where its server is started; leave out --cpu-cores and "
             "--gpu-cores, or --tracker"
         )
     if tracker is None and key is not None:
         raise InputError(f"the key {key!r} names a device at a tracker; name that too, with --tracker")
-    cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
-    with (
-        use_tracker(tracker, device=device, cpu_cores=cpu, gpu_cores=gpu, mechanism=mechanism) as address,
-        Session(address, key or device_key(device)) as session,
-    ):
+    with use_tracker(tracker, choice) as address, Session(address, key or device_key(choice.name)) as session:
         yield session
 
 
@@ -144,7 +131,8 @@ def tune(
         raise InputError(f"minutes must be positive, got {minutes:g}")
     graphs = [to_graph(model).without_weights() for model in models]
     layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
-    with open_session(device, tracker=tracker, key=key, cpu_cores=cpu_cores, gpu_cores=gpu_cores) as session:
+    cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
+    with open_session(DeviceChoice(device, cpu, gpu), tracker, key) as session:
         facts = session.facts()
         path = Path(out)
         opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
@@ -293,14 +281,7 @@ def measure_splits(
     from tqdm import tqdm
 
     with ExitStack() as stack:
-        session = stack.enter_context(
-            open_session(
-                device.info.name,
-                cpu_cores=device.cpu_cores,
-                gpu_cores=device.gpu_cores or None,
-                mechanism=device.mechanism,
-            )
-        )
+        session = stack.enter_context(open_session(DeviceChoice.again(device.facts())))
         facts = session.facts()
         if profile is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm-coexec-"))

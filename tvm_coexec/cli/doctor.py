@@ -172,7 +172,7 @@ def _tracker() -> str:
         from tvm_coexec.rpc.lease import TrackerConnection
         from tvm_coexec.rpc.tracker import local_tracker
 
-        with local_tracker(serve=False) as address, TrackerConnection(address, _TRACKER_TIMEOUT_S) as connection:
+        with local_tracker(None) as address, TrackerConnection(address, _TRACKER_TIMEOUT_S) as connection:
             connection.keys()
     except ImportError as error:
         raise MeasurementError(

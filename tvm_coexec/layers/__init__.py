@@ -37,7 +37,7 @@ from .registry import (
     ways_to_divide,
 )
 from .rowwise import RowWise
-from .variants import Hardware, Variant
+from .variants import Hardware, Variant, grid_for
 
 __all__ = [
     "ACTIVATIONS",
@@ -68,6 +68,7 @@ __all__ = [
     "by_lines",
     "check_epilogue",
     "constant_name",
+    "grid_for",
     "has_lines",
     "layer_from_json",
     "layer_to_json",

@@ -59,3 +59,9 @@ class Variant:
 
     def __str__(self) -> str:
         return " ".join([self.implementation, *(f"{name}={value}" for name, value in self.params)])
+
+
+def grid_for(grid: tuple[int, int], unit_axis: int | None, units: int) -> tuple[int, int]:
+    """Work-groups of a launch on both axes, from those of one unit, which the units multiply on ``unit_axis``."""
+    columns, lines = (groups * (units if axis == unit_axis else 1) for axis, groups in enumerate(grid))
+    return columns, lines

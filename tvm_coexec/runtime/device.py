@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -167,6 +167,32 @@ def open_device(
     if gpu_chosen:
         raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
     return _make(info, handle, cpu_chosen or cores.usable_cores())
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceChoice:
+    """A device of a machine, its cores and its mechanism; None leaves a choice to :func:`open_device`."""
+
+    name: str | None = None
+    cpu_cores: tuple[int, ...] | None = None
+    gpu_cores: tuple[int, ...] | None = None
+    mechanism: str | None = None
+
+    @classmethod
+    def again(cls, facts: Mapping[str, Any]) -> DeviceChoice:
+        """The device that has these facts, opened as it was when they were asked for."""
+        cpu_cores, gpu_cores = (tuple(facts[f"{side}_cores"]) or None for side in ("cpu", "gpu"))
+        return cls(facts["name"], cpu_cores, gpu_cores, facts["mechanism"])
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DeviceChoice:
+        """From the fields by name, lists standing for tuples."""
+        fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
+        return cls(**fields)
+
+    def open(self) -> Device:
+        """The device, in this process."""
+        return open_device(self.name, cpu_cores=self.cpu_cores, gpu_cores=self.gpu_cores, mechanism=self.mechanism)
 
 
 def _divide(

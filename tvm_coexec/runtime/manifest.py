@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, row_tiles, tile_count
+from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, grid_for, row_tiles, tile_count
 
 FORMAT = "tvm-coexec module"
 VERSION = 7
@@ -170,8 +170,7 @@ class LaunchSpec:
 
     def grid_for(self, units: int) -> tuple[int, int]:
         """Work-groups on both axes for a number of units."""
-        columns, lines = (size * (units if axis == self.unit_axis else 1) for axis, size in enumerate(self.grid))
-        return columns, lines
+        return grid_for(self.grid, self.unit_axis, units)
 
     def sizes(self, units: int) -> tuple[int, int]:
         """Work-items on both axes for a number of units."""
