@@ -31,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--share",
-        choices=("intel", "others"),
-        help="run the tests on Intel's OpenCL runtime alone, or all others: two processes then share the work",
+        choices=("pocl", "others"),
+        help="run the tests on PoCL alone, or all others: two processes then share the work",
     )
 
 
@@ -40,16 +40,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     share = config.getoption("--share")
     if share is None:
         return
-    of_intel = [_runtime_of(item) == "intel" for item in items]
-    left = [item for item, its in zip(items, of_intel, strict=True) if its != (share == "intel")]
-    config.hook.pytest_deselected(items=left)
-    items[:] = [item for item, its in zip(items, of_intel, strict=True) if its == (share == "intel")]
+    config.hook.pytest_deselected(items=[item for item in items if _is_of_pocl(item) != (share == "pocl")])
+    items[:] = [item for item in items if _is_of_pocl(item) == (share == "pocl")]
 
 
-def _runtime_of(item: pytest.Item) -> str | None:
-    """The OpenCL runtime that a test is for; None where it is for none or for whichever is there."""
+def _is_of_pocl(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("device_name") if callspec else None
+    return callspec is not None and callspec.params.get("device_name") == "pocl"
 
 
 @pytest.fixture(scope="session", params=RUNTIMES)
