@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, KernelError, last_line
-from tvm_coexec.runtime.device import DeviceChoice
+from tvm_coexec.runtime.device import Device, DeviceChoice
 
 if TYPE_CHECKING:
-    from tvm_coexec.runtime.device import Device
     from tvm_coexec.runtime.module import Module
 
 FACTS = "tvm_coexec.facts"
