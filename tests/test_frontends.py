@@ -271,7 +271,7 @@ def test_to_graph_is_imported_without_onnx_or_tvm():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_random_chains_equal_onnxruntime(data):
     rows = data.draw(st.sampled_from([(1,), (3,), (2, 5)]), label="rows")

@@ -102,7 +102,7 @@ def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: D
     x = np.random.default_rng(0).standard_normal((11, 96), np.float32)
     wanted = expected(nodes, x)
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.integers(0, 3), min_size=5, max_size=5))
     def check(units: list[int]) -> None:
         module.set_splits({f"layer{i}": count for i, count in enumerate(units)})

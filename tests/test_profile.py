@@ -60,7 +60,7 @@ samples = st.builds(
 
 
 @given(st.lists(st.lists(samples, max_size=4), max_size=3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_samples_come_back_in_order_and_exactly(batches: list[list[Sample]]) -> None:
     with TemporaryDirectory() as folder:
         with Profile.create(Path(folder) / "profile", FACTS) as profile:
