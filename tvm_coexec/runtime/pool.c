@@ -43,7 +43,10 @@ static void* work(void* argument) {
     while (!atomic_load(&pool->awake) && !pool->quits) pthread_cond_wait(&pool->changed, &pool->mutex);
     int quits = pool->quits;
     pthread_mutex_unlock(&pool->mutex);
-    if (quits) return NULL;
+    if (quits) {
+      coexec_release_workspace();
+      return NULL;
+    }
     while (atomic_load_explicit(&pool->awake, memory_order_acquire)) {
       int32_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
       if (ticket == seen) continue;

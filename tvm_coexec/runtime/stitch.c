@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 /* ---- OpenCL, found at run time: any loader will do, since OpenCL's objects carry their own dispatch tables ---- */
@@ -57,30 +58,51 @@ int coexec_open_opencl(const char* path) {
 
 /* ---- what TVM's kernels call: defined here so that a module needs no TVM library ---- */
 
-/* Scratch that a kernel wants for the time of one call; kernels free it in the reverse order. */
-enum { WORKSPACE_BYTES = 1 << 18, WORKSPACE_ALIGNMENT = 128 };
+/* Scratch that kernels want for the time of one call, and free in the reverse order. A thread keeps as much as its calls
+   have wanted, in huge pages where it is much: memory that is given back after each call is cleared for the next one,
+   and small pages lie where they fall, some of them at the same place of a cache. */
+enum { WORKSPACE_ALIGNMENT = 128, SMALL_PAGE = 1 << 12, HUGE_PAGE = 1 << 21 };
 static _Thread_local struct {
-  _Alignas(WORKSPACE_ALIGNMENT) char bytes[WORKSPACE_BYTES];
-  size_t used;
+  char* bytes;
+  size_t size, used, wanted;
 } workspace;
 
+static size_t rounded_up(size_t size, size_t unit) { return (size + unit - 1) & ~(unit - 1); }
+
+static void workspace_grow(void) {
+  size_t page = workspace.wanted < HUGE_PAGE / 8 ? SMALL_PAGE : HUGE_PAGE;
+  size_t size = rounded_up(workspace.wanted, page);
+  free(workspace.bytes);
+  workspace.bytes = aligned_alloc(page, size);
+  workspace.size = workspace.bytes ? size : 0;
+  if (workspace.bytes && page == HUGE_PAGE) madvise(workspace.bytes, size, MADV_HUGEPAGE);
+}
+
 static void* workspace_alloc(int device_type, int device_id, uint64_t size, int code_hint, int bits_hint) {
-  size_t rounded = (size + WORKSPACE_ALIGNMENT - 1) & ~(size_t)(WORKSPACE_ALIGNMENT - 1);
+  size_t rounded = rounded_up(size, WORKSPACE_ALIGNMENT), wanted = workspace.used + rounded;
   (void)device_type, (void)device_id, (void)code_hint, (void)bits_hint;
-  if (rounded > WORKSPACE_BYTES - workspace.used) return aligned_alloc(WORKSPACE_ALIGNMENT, rounded);
-  void* start = workspace.bytes + workspace.used;
-  workspace.used += rounded;
-  return start;
+  if (wanted > workspace.wanted) workspace.wanted = wanted;
+  if (!workspace.used && workspace.wanted > workspace.size) workspace_grow();
+  if (wanted > workspace.size) return aligned_alloc(WORKSPACE_ALIGNMENT, rounded); /* once: the next call finds room */
+  workspace.used = wanted;
+  return workspace.bytes + wanted - rounded;
 }
 
 static int workspace_free(int device_type, int device_id, void* start) {
   (void)device_type, (void)device_id;
   ptrdiff_t place = (char*)start - workspace.bytes;
-  if (place >= 0 && place < WORKSPACE_BYTES)
+  if (place >= 0 && place < (ptrdiff_t)workspace.size)
     workspace.used = (size_t)place;
   else
     free(start);
   return 0;
+}
+
+void coexec_release_workspace(void) {
+  if (workspace.used) return;
+  free(workspace.bytes);
+  workspace.bytes = NULL;
+  workspace.size = 0;
 }
 
 __attribute__((visibility("hidden"))) void* (*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = workspace_alloc;
@@ -300,4 +322,5 @@ int coexec_start(coexec_program* p) {
 void coexec_stop(coexec_program* p) {
   if (p->pool) coexec_pool_stop(p->pool);
   p->pool = NULL;
+  coexec_release_workspace();
 }

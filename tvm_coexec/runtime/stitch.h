@@ -118,6 +118,8 @@ int coexec_pool_call(struct coexec_pool* pool, const coexec_call* call);
 void coexec_pool_copy_error(const struct coexec_pool* pool, char* text);
 void coexec_pool_stop(struct coexec_pool* pool);
 int coexec_call_range(const coexec_call* call, int32_t begin, int32_t count);
+/* Give back the scratch memory that this thread has kept for its kernels. */
+void coexec_release_workspace(void);
 /* What the last kernel that failed on this thread said; room as above. */
 void coexec_copy_error(char* text);
 
