@@ -130,7 +130,7 @@ class ProportionalPlanner:
     def for_kernels(self, layers: Sequence[LayerPlan]) -> "ProportionalPlanner":
         return self.outgrown or self
 
-    def learning_from(self, rehearsals: Sequence[Rehearsal]) -> "ProportionalPlanner":
+    def learning_from(self, rehearsals: Sequence[Rehearsal], untried: float = 1.0) -> "ProportionalPlanner":
         return self
 
     def knows(self, layer: AnyLayer) -> bool:

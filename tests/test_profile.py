@@ -34,7 +34,7 @@ CPU, GPU = Variant.make("direct", rows=6), Variant.make("direct", rows=8, lanes=
 CANDIDATE = Candidate(Linear(48, 768, 768, ("bias",)), CPU, GPU)
 PLANNED = LayerPlan("fc", CANDIDATE.layer, 10, CPU, GPU, 3.0, 4.0, 5.0, "split")
 TIMES = NetworkTimes((6.0, 5.5), (((3.5,), (4.5,)),))
-REHEARSAL = Rehearsal("a network", Plan("pretended", "svm", (PLANNED,), 5.0), TIMES)
+REHEARSAL = Rehearsal("a network", Plan("pretended", "svm", (PLANNED,), 5.0), TIMES, "2026-11-27T23:30:44+00:00")
 CO_RUN, CPU_ALONE, GPU_ALONE = Point(10, 14), Point(24, 0), Point(0, 24)
 
 

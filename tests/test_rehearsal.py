@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise
 from tvm_coexec.planning.network import plan_anew, plan_network
 from tvm_coexec.planning.plan import Plan
-from tvm_coexec.planning.rehearsal import Rehearsal, Surroundings, fingerprint
+from tvm_coexec.planning.rehearsal import Rehearsal, fingerprint
 from tvm_coexec.planning.samples import NetworkTimes
+from tvm_coexec.planning.surroundings import Surroundings
 
 GRAPH = network(*[Linear(197, 768, 768)] * 4, Linear(50, 768, 512))
+DAYS = count()
 
 times_us = st.lists(st.floats(0.1, 1e6), max_size=3).map(tuple)
 
@@ -26,21 +29,23 @@ times_us = st.lists(st.floats(0.1, 1e6), max_size=3).map(tuple)
 def rehearsals(draw):
     plan = draw(plans())
     halves_us = tuple((draw(times_us), draw(times_us)) for _ in plan.layers)
-    return Rehearsal(draw(st.text()), plan, NetworkTimes(draw(times_us.filter(bool)), halves_us))
+    return Rehearsal(draw(st.text()), plan, NetworkTimes(draw(times_us.filter(bool)), halves_us), draw(st.text()))
 
 
 @given(rehearsals())
 def test_a_rehearsal_survives_json(rehearsal: Rehearsal) -> None:
-    assert Rehearsal.from_json(rehearsal.network, json.loads(json.dumps(rehearsal.to_json()))) == rehearsal
+    values = json.loads(json.dumps(rehearsal.to_json()))
+    assert Rehearsal.from_json(rehearsal.network, rehearsal.rehearsed, values) == rehearsal
 
 
-def rehearsed(plan: Plan, cpu: float, gpu: float, total_us: float = 5000.0) -> Rehearsal:
-    """Every half took so many times as long as planned."""
+def rehearsed(plan: Plan, cpu: float, gpu: float, total_us: float = 5000.0, when: str | None = None) -> Rehearsal:
+    """Every half took so many times as long as planned; each at a time of its own, if none is given."""
     halves_us = tuple(
         ((cpu * layer.cpu_us,) * 3 if layer.cpu else (), (gpu * layer.gpu_us,) * 3 if layer.gpu else ())
         for layer in plan.layers
     )
-    return Rehearsal(fingerprint(GRAPH), plan, NetworkTimes((0.9 * total_us, total_us, 9 * total_us), halves_us))
+    times = NetworkTimes((0.9 * total_us, total_us, 9 * total_us), halves_us)
+    return Rehearsal(fingerprint(GRAPH), plan, times, when or f"noon, {next(DAYS)}")
 
 
 def gpu_share(plan: Plan) -> float:
@@ -95,7 +100,7 @@ def test_layers_that_only_estimates_know_learn_too() -> None:
     graph = network(norm)
     first = plan_anew(graph, planner(), "device", "svm")
     halves_us = tuple(((3 * one.cpu_us,), (one.gpu_us,) if one.gpu else ()) for one in first.layers)
-    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us))
+    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us), "noon")
     second = plan_anew(graph, planner(), "device", "svm", [run])
     assert 0 < second.layers[0].cpu_units < first.layers[0].cpu_units
 
@@ -104,7 +109,7 @@ def test_a_network_of_one_layer_learns() -> None:
     graph = network(Linear(197, 768, 3072))
     first = plan_anew(graph, planner(), "device", "svm")
     halves_us = tuple(((one.cpu_us,), (2 * one.gpu_us,)) for one in first.layers)
-    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us))
+    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us), "noon")
     second = plan_anew(graph, planner(), "device", "svm", [run])
     assert second.layers[0].gpu_units < 0.8 * first.layers[0].gpu_units
 
@@ -123,7 +128,30 @@ def test_a_damaged_rehearsal_is_refused(damage) -> None:
     values = json.loads(json.dumps(values))
     damage(values)
     with pytest.raises((ValueError, FileFormatError)):
-        Rehearsal.from_json("a network", values)
+        Rehearsal.from_json("a network", "noon", values)
+
+
+def test_kernels_that_did_not_run_are_tried_where_they_may_be_better() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    run = rehearsed(first, 1.0, 1.0)
+    ran = {(side, one.layer, getattr(one, side)) for one in first.layers for side in ("cpu", "gpu")}
+    hopeful = plan_anew(GRAPH, planner(), "device", "svm", [run], untried=0.5)
+    assert not ran & {(side, one.layer, getattr(one, side)) for one in hopeful.layers for side in ("cpu", "gpu")}
+    sober = plan_anew(GRAPH, planner(), "device", "svm", [run, rehearsed(hopeful, 2.0, 2.0)])
+    assert [(one.cpu, one.gpu) for one in sober.layers] == [(one.cpu, one.gpu) for one in first.layers]
+
+
+def test_kernels_are_compared_where_they_ran_turn_by_turn() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    quiet = rehearsed(first, 1.0, 1.0)
+    other = plan_anew(GRAPH, planner(), "device", "svm", [quiet], untried=0.5)  # expects half of what is known
+    while_busy = [rehearsed(first, 3.0, 3.0, when="busy"), rehearsed(other, 5.0, 5.0, when="busy")]
+    around = planner().learning_from([quiet, *while_busy]).surroundings
+    for before, after in zip(first.layers, other.layers, strict=True):
+        for side in ("cpu", "gpu"):
+            known, tried = around.factors(side, before.layer, [getattr(before, side), getattr(after, side)])
+            assert known == pytest.approx(1.0, abs=0.04)
+            assert 5 / 6 - 0.01 < tried / known < 0.95, "not 2.5, as against the quiet run"
 
 
 def test_nothing_is_learned_from_nothing() -> None:
@@ -141,7 +169,11 @@ def test_the_plan_of_a_rehearsed_network_is_the_last_one_that_ran_and_takes_the_
     runs = [rehearsed(first, 1.0, 2.0, 100.0), rehearsed(best, 1.0, 2.0, 4000.0), rehearsed(best, 1.0, 2.0, 7000.0)]
     known = replace(planner(), rehearsals={fingerprint(GRAPH): [*runs, rehearsed(events, 1.0, 1.0)]})
     plan = plan_network(GRAPH, known, "device", "svm")
-    assert (plan.layers, plan.total_us, plan.rehearsed) == (best.layers, pytest.approx(6650.0), True)
+    assert (plan.total_us, plan.rehearsed) == (pytest.approx(6650.0), True)
+    for ran, planned in zip(plan.layers, best.layers, strict=True):
+        took = replace(planned, gpu_us=2 * planned.gpu_us)
+        longer_us = max(took.cpu_us, took.gpu_us) - max(planned.cpu_us, planned.gpu_us)
+        assert ran == replace(took, total_us=pytest.approx(planned.total_us + longer_us))
     assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, rehearsed in 6650.0 us"
     other = network(*[Linear(197, 768, 768)] * 3)
     assert plan_network(other, known, "device", "svm") == plan_anew(other, planner(), "device", "svm")

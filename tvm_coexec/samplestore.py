@@ -190,19 +190,19 @@ class SampleStore:
 
     def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
         """Store rehearsals, all or none."""
-        run, rehearsed = self._current_run(), now()
-        rows = [(run, rehearsed, one.network, json.dumps(one.to_json())) for one in rehearsals]
+        run = self._current_run()
+        rows = [(run, one.rehearsed, one.network, json.dumps(one.to_json())) for one in rehearsals]
         with self._transaction() as database:
             database.executemany("INSERT INTO rehearsals (run, rehearsed, network, content) VALUES (?, ?, ?, ?)", rows)
 
     def rehearsals(self) -> dict[str, list[Rehearsal]]:
         """Those of each network, in the order in which they were added."""
         with self._reading() as database:
-            rows = database.execute("SELECT network, content FROM rehearsals ORDER BY id").fetchall()
+            rows = database.execute("SELECT network, rehearsed, content FROM rehearsals ORDER BY id").fetchall()
         found: dict[str, list[Rehearsal]] = {}
-        for network, content in rows:
+        for network, rehearsed, content in rows:
             try:
-                found.setdefault(network, []).append(Rehearsal.from_json(network, json.loads(content)))
+                found.setdefault(network, []).append(Rehearsal.from_json(network, rehearsed, json.loads(content)))
             except (ValueError, KeyError, TypeError, FileFormatError) as error:
                 raise damaged(self._path, f"a rehearsal cannot be read: {error}") from None
         return found
@@ -237,7 +237,7 @@ class SampleStore:
 
 def now() -> str:
     """The time of day as ISO 8601, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def damaged(path: Path, error: object) -> FileFormatError:

@@ -73,21 +73,28 @@ def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) ->
 
 
 def plan_anew(
-    graph: Graph, planner: Planner, device: str, mechanism: str, rehearsals: Sequence[Rehearsal] = ()
+    graph: Graph,
+    planner: Planner,
+    device: str,
+    mechanism: str,
+    rehearsals: Sequence[Rehearsal] = (),
+    untried: float = 1.0,
 ) -> Plan:
     """The plan that is expected to be the best, from what earlier plans' ``rehearsals`` taught of this network.
 
-    Whether weights come from memory depends on the kernels that are chosen: where theirs do, all is planned anew.
+    With a factor below 1 for the times of kernels that are ``untried`` in the network, it tries those that may be
+    better there than the ones that ran. Whether weights come from memory depends on the kernels that are chosen: where
+    theirs do, all is planned anew.
     """
     planner = planner.for_network(graph)
-    learned = planner.learning_from(rehearsals)
+    learned = planner.learning_from(rehearsals, untried)
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
         layers: tuple[LayerPlan, ...] = (learned.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
         layers = _plan_together(graph, learned)
         informed = planner.for_kernels(layers)
         if informed.streams_weights != planner.streams_weights:
-            layers = _plan_together(graph, informed.learning_from(rehearsals))
+            layers = _plan_together(graph, informed.learning_from(rehearsals, untried))
     return assemble(graph, layers, planner.overheads, device, mechanism, planner.disturbance)
 
 

@@ -18,8 +18,9 @@ from .estimates import estimate_us
 from .features import Halves
 from .plan import LayerPlan
 from .predictors import LatencyPredictor
-from .rehearsal import Rehearsal, Surroundings
+from .rehearsal import Rehearsal
 from .samples import VariantSets
+from .surroundings import Surroundings
 from .traffic import Traffic, packed_bytes, packing
 
 SPLIT_MARGIN = 0.05
@@ -165,10 +166,10 @@ class Planner:
         streams_weights = self.traffic is not None and self.traffic.streams_weights(weight_bytes)
         return replace(self, streams_weights=self.streams_weights or streams_weights)
 
-    def learning_from(self, rehearsals: Sequence[Rehearsal]) -> Planner:
-        """This planner where it is known what halves took in the same network."""
+    def learning_from(self, rehearsals: Sequence[Rehearsal], untried: float = 1.0) -> Planner:
+        """This planner where it is known what halves took in the same network; ``untried`` as in ``Surroundings``."""
         plain = replace(self, surroundings=Surroundings())
-        return replace(self, surroundings=Surroundings.of(rehearsals, plain.expect_us))
+        return replace(self, surroundings=Surroundings.of(rehearsals, plain.expect_us, untried))
 
     def expect_us(self, side: str, layer: AnyLayer, variant: Variant, units: int, other_units: int) -> float:
         """What a half is expected to take; 0 where nothing is known of it."""
