@@ -11,12 +11,12 @@ differences, not the difference of the medians, which are shown beside it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from reporting import Report, bars, describe, markdown_table, median_us, run_main
-from tqdm import tqdm
 
 from tvm_coexec import schedules
 from tvm_coexec.graph import Graph, Node, Tensor
@@ -106,20 +106,16 @@ def halved_chain(layer: Linear, depth: int, device: Device) -> Chain:
     return Chain(layer, depth, device.mechanism, module)
 
 
-def measure(device_name: str | None) -> tuple[list[Chain], dict[str, Any]]:
-    """Chains of every layer and depth, the mechanisms in turn."""
-    first = open_device(device_name)
-    mechanisms = ["svm", "event"] if first.info.mechanism == "svm" else ["event"]
-    devices = [open_device(first.info.name, mechanism=mechanism) for mechanism in mechanisms]
+def measure(layer: Linear, devices: Sequence[Device]) -> list[Chain]:
+    """Chains of a layer of every depth, the devices in turn: they are one, by different mechanisms."""
     chains = []
-    for layer in tqdm(LAYERS, desc="comparing", unit="layer"):
-        for depth in (1, DEPTH):
-            turn = [halved_chain(layer, depth, device) for device in devices]
-            for number in range(ROUNDS):
-                for chain in turn[:: -1 if number % 2 else 1]:
-                    chain.measure()
-            chains += turn
-    return chains, first.facts()
+    for depth in (1, DEPTH):
+        turn = [halved_chain(layer, depth, device) for device in devices]
+        for number in range(ROUNDS):
+            for chain in turn[:: -1 if number % 2 else 1]:
+                chain.measure()
+        chains += turn
+    return chains
 
 
 def main() -> None:
@@ -127,7 +123,16 @@ def main() -> None:
     parser.add_argument("--device", metavar="NAME", help="any unambiguous part of a device's name")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
     options = parser.parse_args()
-    chains, facts = measure(options.device)
+    first = open_device(options.device)
+    mechanisms = ["svm", "event"] if first.info.mechanism == "svm" else ["event"]
+    devices = [open_device(first.info.name, mechanism=mechanism) for mechanism in mechanisms]
+    report = Report(options.out, "Synchronisation: flags in shared memory against OpenCL events", first.facts())
+    report.collect(LAYERS, lambda layer: measure(layer, devices), write)
+
+
+def write(measured: Sequence[Sequence[Chain]], report: Report) -> None:
+    """Write the figures of the first layers, as many as were measured."""
+    chains = [chain for of_layer in measured for chain in of_layer]
     rows = [
         [
             describe(chain.layer),
@@ -151,9 +156,9 @@ def main() -> None:
             mechanism: [max(c.overhead_us_per_layer, 0.0) for c in deep if c.mechanism == mechanism]
             for mechanism in dict.fromkeys(chain.mechanism for chain in deep)
         }
-        bars(axes, [describe(layer) for layer in LAYERS], series, f"overhead, µs a layer, chains of {DEPTH}")
+        names = [describe(layer) for layer in LAYERS[: len(measured)]]
+        bars(axes, names, series, f"overhead, µs a layer, chains of {DEPTH}")
 
-    report = Report(options.out, "Synchronisation: flags in shared memory against OpenCL events", facts)
     report.write(result, markdown_table(header, rows), draw)
 
 

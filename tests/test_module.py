@@ -1,9 +1,12 @@
 """Modules on a real OpenCL device: every split is exact, and waits are bounded."""
 
+import mmap
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +71,29 @@ def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mechanism_device: Devi
     module = Module(one_layer(layer, mechanism_device), mechanism_device)
     for cpu_units in range(layer.units + 1):
         assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < module.error_bound(0)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_scratch_memory_serves_all_calls_of_a_program_and_goes_with_it(device: Device) -> None:
+    layer, target = Conv2d(58, 58, 64, 64, 3, 1, 1), target_for(device.facts())
+    variants = [v for v in schedules.conv2d.variants(layer, "cpu", target.hardware) if v.implementation == "winograd"]
+    scratch_bytes = {v: 4 * (v["m"] + 2) ** 2 * v["block_groups"] * v["rows"] * layer.in_channels for v in variants}
+    largest = max(scratch_bytes, key=scratch_bytes.__getitem__)
+    assert scratch_bytes[largest] > 2 << 20, "a huge page is not enough"
+    gpu = schedules.conv2d.default_variant(layer, "gpu", target.hardware)
+    module = Module(single_layer(layer, largest, gpu, target, device.facts()), device)
+    assert module.check_step(0, 1, 1) < module.error_bound(0)
+    x = np.random.default_rng(5).standard_normal(module.inputs["x"].shape, np.float32)
+    results = [np.array(module(x=x)) for _ in range(3)]
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+    before = resident_bytes()
+    for _ in range(24):  # programs of other threads, which end where they did not run
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(module.check_step, 0, 2, 0).result() < module.error_bound(0)
+    assert resident_bytes() - before < 8 * scratch_bytes[largest]
 
 
 @pytest.mark.parametrize("implementation", ["winograd", "direct"])

@@ -25,7 +25,8 @@ from .samplestore import now
 from .target import Target
 
 _CURIOUS_PLANS, _PLANS = 4, 2
-"""Plans that are tried at most, each of which has learned from those before: with and without hopes for new kernels."""
+"""Plans that are tried at most, each of which has learned from those before: with and without hopes for new kernels.
+Where nothing has run yet, there is nothing to hope beyond."""
 
 _HOPE = 0.9
 """By which factor a kernel may well be better in a network than by itself, other kernels being no better."""
@@ -91,8 +92,8 @@ class Rehearser:
         repeats = int(np.clip(_TURN_US / max(plans[-1].total_us, 1.0), 2, 20))
         times = self.session.rehearse(modules, rounds=_ROUNDS, repeats=repeats, timelines=_TIMELINES)
         network = fingerprint(graph)
-        rehearsed = now()
-        runs = [Rehearsal(network, plan, one, rehearsed) for plan, one in zip(plans, times, strict=True)]
+        rehearsed_at = now()
+        runs = [Rehearsal(network, plan, one, rehearsed_at) for plan, one in zip(plans, times, strict=True)]
         if len(runs) > 1 and _is_slower(runs[1], runs[0]):
             runs.reverse()
         self.profile.add_rehearsals(runs)

@@ -191,7 +191,7 @@ class SampleStore:
     def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
         """Store rehearsals, all or none."""
         run = self._current_run()
-        rows = [(run, one.rehearsed, one.network, json.dumps(one.to_json())) for one in rehearsals]
+        rows = [(run, one.rehearsed_at, one.network, json.dumps(one.to_json())) for one in rehearsals]
         with self._transaction() as database:
             database.executemany("INSERT INTO rehearsals (run, rehearsed, network, content) VALUES (?, ?, ?, ?)", rows)
 

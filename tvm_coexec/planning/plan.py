@@ -27,8 +27,8 @@ class LayerPlan:
     cpu, gpu
         The variant of each half; None where that side has no units.
     cpu_us, gpu_us, total_us
-        Expected times while nothing disturbs: of each half (0 where there is none), and of the layer, synchronisation
-        included.
+        Expected times while nothing disturbs, or the medians of a rehearsal: of each half (0 where there is none), and
+        of the layer, synchronisation included.
     """
 
     name: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from tvm_coexec.graph import Graph
 from tvm_coexec.layers import layer_to_json
 
 from .plan import LayerPlan, Plan
-from .samples import NetworkTimes, Sample, Side
+from .samples import HalvesUs, NetworkTimes, Sample, Side
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Rehearsal:
     ----------
     network
         The network's :func:`fingerprint`.
-    rehearsed
+    rehearsed_at
         When, as ISO 8601; plans that ran turn by turn have the same.
     """
 
     network: str
     plan: Plan
     times: NetworkTimes
-    rehearsed: str
+    rehearsed_at: str
 
     def __post_init__(self) -> None:
         if len(self.times.halves_us) != len(self.plan.layers) or not self.times.latency_us:
@@ -48,7 +48,7 @@ class Rehearsal:
     @property
     def usual_us(self) -> float:
         """The median of the runs."""
-        return _median(self.times.latency_us)
+        return float(np.median(self.times.latency_us))
 
     def is_by(self, plan: Plan) -> bool:
         """Whether the network ran by a plan that divides and computes all layers as another does."""
@@ -61,10 +61,10 @@ class Rehearsal:
         return {"plan": self.plan.to_json(), **asdict(self.times)}
 
     @classmethod
-    def from_json(cls, network: str, rehearsed: str, values: Mapping[str, Any]) -> Rehearsal:
+    def from_json(cls, network: str, rehearsed_at: str, values: Mapping[str, Any]) -> Rehearsal:
         """Inverse of :meth:`to_json`."""
         times = NetworkTimes.from_json(values)
-        return cls(network, Plan.from_json(values["plan"]), times, rehearsed)
+        return cls(network, Plan.from_json(values["plan"]), times, rehearsed_at)
 
     def samples(self, side: Side) -> Iterator[tuple[int, Sample]]:
         """A side's halves as they ran, with the number of their layer."""
@@ -88,20 +88,22 @@ def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
     plan = rehearsals[-1].plan
     times = [rehearsal.times for rehearsal in rehearsals if rehearsal.is_by(plan)]
     layers = tuple(
-        _as_it_ran(layer, *(_median(us for one in times for us in one.halves_us[number][place]) for place in (0, 1)))
-        for number, layer in enumerate(plan.layers)
+        _as_it_ran(layer, [one.halves_us[number] for one in times]) for number, layer in enumerate(plan.layers)
     )
-    return replace(plan, layers=layers, total_us=_median(us for one in times for us in one.latency_us), rehearsed=True)
+    total_us = float(np.median([us for one in times for us in one.latency_us]))
+    return replace(plan, layers=layers, total_us=total_us, rehearsed=True)
 
 
-def _as_it_ran(layer: LayerPlan, cpu_us: float, gpu_us: float) -> LayerPlan:
-    total_us = layer.total_us - max(layer.cpu_us, layer.gpu_us) + max(cpu_us, gpu_us)
-    return replace(layer, cpu_us=cpu_us, gpu_us=gpu_us, total_us=total_us)
-
-
-def _median(times_us: Iterable[float]) -> float:
-    found = list(times_us)
-    return float(np.median(found)) if found else 0.0
+def _as_it_ran(layer: LayerPlan, halves_us: Sequence[HalvesUs]) -> LayerPlan:
+    """A layer with the medians of its halves' times, where these were taken."""
+    cpu_us, gpu_us = ([us for one in halves_us for us in one[place]] for place in (0, 1))
+    ran = replace(
+        layer,
+        cpu_us=float(np.median(cpu_us)) if cpu_us else layer.cpu_us,
+        gpu_us=float(np.median(gpu_us)) if gpu_us else layer.gpu_us,
+    )
+    longer_us = max(ran.cpu_us, ran.gpu_us) - max(layer.cpu_us, layer.gpu_us)
+    return replace(ran, total_us=layer.total_us + longer_us)
 
 
 def fingerprint(graph: Graph) -> str:

@@ -130,6 +130,8 @@ class Planner:
         Of networks, by their fingerprints; the last one of each is by the best plan.
     surroundings
         What is known from them of the network at hand.
+    untried
+        Factor on the times of kernels that were measured, but never ran in it: below 1, plans try them.
     """
 
     cpu: LatencyPredictor
@@ -146,6 +148,7 @@ class Planner:
     failed: VariantSets = field(default_factory=dict)
     rehearsals: Mapping[str, Sequence[Rehearsal]] = field(default_factory=dict)
     surroundings: Surroundings = field(default_factory=Surroundings)
+    untried: float = 1.0
 
     def for_network(self, graph: Graph) -> Planner:
         """This planner for the layers of one network; those of a network of a single layer are on their own."""
@@ -167,9 +170,9 @@ class Planner:
         return replace(self, streams_weights=self.streams_weights or streams_weights)
 
     def learning_from(self, rehearsals: Sequence[Rehearsal], untried: float = 1.0) -> Planner:
-        """This planner where it is known what halves took in the same network; ``untried`` as in ``Surroundings``."""
-        plain = replace(self, surroundings=Surroundings())
-        return replace(self, surroundings=Surroundings.of(rehearsals, plain.expect_us, untried))
+        """This planner where it is known what halves took in the same network."""
+        plain = replace(self, surroundings=Surroundings(), untried=1.0)
+        return replace(self, surroundings=Surroundings.of(rehearsals, plain.expect_us), untried=untried)
 
     def expect_us(self, side: str, layer: AnyLayer, variant: Variant, units: int, other_units: int) -> float:
         """What a half is expected to take; 0 where nothing is known of it."""
@@ -251,6 +254,8 @@ class Planner:
         measured = self.measured.get((side, layer))
         if measured:
             times_us *= np.array([[1.0 if variant in measured else _UNMEASURED] for variant in variants])
+            tried = [variant not in measured or self.surroundings.has_run(side, layer, variant) for variant in variants]
+            times_us *= np.where(tried, 1.0, self.untried)[:, None]
         if self.traffic is not None and self.streams_weights:
             rows = zip(variants, times_us, strict=True)
             times_us = np.stack(

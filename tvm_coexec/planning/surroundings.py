@@ -5,7 +5,7 @@ data are. Of a network that was rehearsed it is known by how much.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -33,93 +33,94 @@ class Surroundings:
         Of each side, the logarithm of the factor that half of its time is below.
     remembered
         What is left, of the very kernels and layers that ran.
-    untried
-        By which factor kernels that never ran in the network are expected to do better there than is known of them.
     """
 
     usual: Mapping[str, float] = field(default_factory=dict)
     remembered: Mapping[str, Remembered] = field(default_factory=dict)
-    untried: float = 1.0
 
     @classmethod
-    def of(cls, rehearsals: Sequence[Rehearsal], expect: Expect, untried: float = 1.0) -> Surroundings:
+    def of(cls, rehearsals: Sequence[Rehearsal], expect: Expect) -> Surroundings:
         """Compare what halves took with what is expected of them without this knowledge."""
         usual: dict[str, float] = {}
         remembered: dict[str, Remembered] = {}
         for side in _SIDES:
-            runs = [run for runs in _runs_by_layer(rehearsals, side, expect) for run in _of_equal_speed(runs)]
-            if runs:
-                samples = [run.sample for run in runs]
-                log_errors = np.array([run.log_error for run in runs])
-                usual[side] = _weighted_median(log_errors, np.array([run.expected_us for run in runs]))
-                remembered[side] = Remembered.of(samples, log_errors - usual[side], weights(samples))
-        return cls(usual, remembered, untried)
+            ran = [half for halves in _halves_by_layer(rehearsals, side, expect) for half in _of_equal_speed(halves)]
+            if ran:
+                samples, expected_us, log_errors = zip(*ran, strict=True)
+                usual[side] = _weighted_median(np.array(log_errors), np.array(expected_us))
+                remembered[side] = Remembered.of(samples, np.array(log_errors) - usual[side], weights(samples))
+        return cls(usual, remembered)
 
     def factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
         """By what the expected times of a layer's halves are to be multiplied, an entry a variant."""
         if side not in self.usual:
             return np.ones(len(variants))
-        kernels = [(layer, variant) for variant in variants]
-        hopes = [1.0 if kernel in self.remembered[side].kernels else self.untried for kernel in kernels]
-        own: np.ndarray = self.remembered[side].factors(kernels)
-        return np.exp(self.usual[side]) * own * hopes
+        own: np.ndarray = self.remembered[side].factors([(layer, variant) for variant in variants])
+        return np.exp(self.usual[side]) * own
+
+    def has_run(self, side: str, layer: AnyLayer, variant: Variant) -> bool:
+        """Whether a kernel ran in the network."""
+        return side in self.remembered and (layer, variant) in self.remembered[side].kernels
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A half as it ran in a rehearsal, and the logarithm of its time over the expected one."""
+@dataclass
+class _Half:
+    """A half of one layer, as it ran in some rehearsals.
+
+    Parameters
+    ----------
+    sample
+        The shortest.
+    log_errors
+        Logarithms of the time over the expected one, by the moment of the rehearsal.
+    """
 
     sample: Sample
-    rehearsed: str
     expected_us: float
-    log_error: float
+    log_errors: dict[str, float] = field(default_factory=dict)
+
+    def add(self, sample: Sample, moment: str) -> None:
+        """Two plans that ran turn by turn may have the half in common."""
+        least_us, took_us = labels_us([self.sample, sample])
+        if self.expected_us <= 0 or took_us <= 0:
+            return
+        if took_us < least_us:
+            self.sample = sample
+        log_error = float(np.log(took_us / self.expected_us))
+        self.log_errors[moment] = (self.log_errors.get(moment, log_error) + log_error) / 2
 
 
-def _runs_by_layer(rehearsals: Iterable[Rehearsal], side: Side, expect: Expect) -> Iterable[list[_Run]]:
-    """Of each layer of the network its runs on a side; equal layers at two places in it stay two."""
-    found: dict[int, list[_Run]] = defaultdict(list)
+def _halves_by_layer(rehearsals: Iterable[Rehearsal], side: Side, expect: Expect) -> Iterable[list[_Half]]:
+    """Of each layer of the network the halves that ran on a side; equal layers at two places in it stay two."""
+    found: dict[int, dict[Sample, _Half]] = defaultdict(dict)
     for rehearsal in rehearsals:
-        for number, one in rehearsal.samples(side):
-            expected_us = expect(side, one.layer, one.variant, one.units, one.other_units)
-            took_us = float(labels_us([one])[0])
-            if expected_us > 0 and took_us > 0:
-                log_error = float(np.log(took_us / expected_us))
-                found[number].append(_Run(one, rehearsal.rehearsed, expected_us, log_error))
-    return found.values()
+        for number, sample in rehearsal.samples(side):
+            half = found[number].get(name := replace(sample, latency_us=()))
+            if half is None:
+                expected_us = expect(side, sample.layer, sample.variant, sample.units, sample.other_units)
+                half = found[number][name] = _Half(sample, expected_us)
+            half.add(sample, rehearsal.rehearsed_at)
+    return [[half for half in halves.values() if half.log_errors] for halves in found.values()]
 
 
-def _of_equal_speed(runs: Sequence[_Run]) -> list[_Run]:
-    """A layer's runs as if the machine had always been as fast as in the best run of its commonest kernel.
+def _of_equal_speed(halves: Sequence[_Half]) -> Iterator[tuple[Sample, float, float]]:
+    """A layer's halves with what is expected of each and the logarithm of its error, had the machine kept its speed.
 
-    Kernels that ran turn by turn are compared with each other. What they took at different times cannot be: memory that
-    other programs use as well may be half as fast a minute later, and a machine that was busy once must not be believed
-    for ever.
+    Plans that ran turn by turn are compared with each other, from the one that ran most often, at its best, to those
+    that ran beside it, and on to those that ran beside these. What halves took at different times cannot be compared:
+    memory that other programs use as well may be half as fast a minute later, and a machine that was busy once must not
+    be believed for ever.
     """
-    errors: dict[str, dict[Variant, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        errors[run.rehearsed][run.sample.variant].append(run.log_error)
-    at = {when: {kernel: float(np.mean(each)) for kernel, each in kernels.items()} for when, kernels in errors.items()}
-    times = defaultdict(list)
-    for when, kernels in at.items():
-        for kernel in kernels:
-            times[kernel].append(when)
-    commonest = max(times, key=lambda kernel: len(times[kernel]))
-    known = {commonest: min(at[when][commonest] for when in times[commonest])}
-    while True:
-        slower = {
-            when: float(np.mean([error - known[kernel] for kernel, error in kernels.items() if kernel in known]))
-            for when, kernels in at.items()
-            if known.keys() & kernels.keys()
-        }
-        beside = {kernel: [when for when in times[kernel] if when in slower] for kernel in times.keys() - known.keys()}
-        found = {
-            kernel: float(np.mean([at[when][kernel] - slower[when] for when in whens]))
-            for kernel, whens in beside.items()
-            if whens
-        }
-        if not found:
-            return [replace(run, log_error=run.log_error - slower.get(run.rehearsed, 0.0)) for run in runs]
-        known |= found
+    unknown = sorted(halves, key=lambda half: -len(half.log_errors))
+    slower: dict[str, float] = {}
+    while unknown:
+        half = next((one for one in unknown if slower.keys() & one.log_errors.keys()), unknown[0])
+        beside = [error - slower[moment] for moment, error in half.log_errors.items() if moment in slower]
+        log_error = float(np.mean(beside)) if beside else min(half.log_errors.values())
+        for moment, error in half.log_errors.items():
+            slower.setdefault(moment, error - log_error)
+        unknown.remove(half)
+        yield half.sample, half.expected_us, log_error
 
 
 def _weighted_median(values: np.ndarray, shares: np.ndarray) -> float:

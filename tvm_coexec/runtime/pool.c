@@ -11,6 +11,7 @@
 struct coexec_pool {
   pthread_t* threads;
   int32_t* cores;
+  coexec_workspace* workspaces; /* the program's, one for each thread */
   int32_t thread_count, started; /* thread_count counts the calling thread, which computes the first share */
   pthread_mutex_t mutex;
   pthread_cond_t changed;
@@ -38,15 +39,13 @@ static void* work(void* argument) {
   struct coexec_pool* pool = me.pool;
   int32_t seen = 0;
   free(argument);
+  coexec_use_workspace(&pool->workspaces[me.index]);
   for (;;) {
     pthread_mutex_lock(&pool->mutex);
     while (!atomic_load(&pool->awake) && !pool->quits) pthread_cond_wait(&pool->changed, &pool->mutex);
     int quits = pool->quits;
     pthread_mutex_unlock(&pool->mutex);
-    if (quits) {
-      coexec_release_workspace();
-      return NULL;
-    }
+    if (quits) return NULL;
     while (atomic_load_explicit(&pool->awake, memory_order_acquire)) {
       int32_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
       if (ticket == seen) continue;
@@ -73,10 +72,11 @@ static int start_worker(struct coexec_pool* pool, int32_t index) {
   return 0;
 }
 
-struct coexec_pool* coexec_pool_start(const int32_t* cores, int32_t core_count) {
+struct coexec_pool* coexec_pool_start(const int32_t* cores, int32_t core_count, coexec_workspace* workspaces) {
   struct coexec_pool* pool = calloc(1, sizeof *pool);
   if (!pool) return NULL;
   pool->thread_count = core_count;
+  pool->workspaces = workspaces;
   pool->threads = calloc((size_t)core_count, sizeof *pool->threads);
   pool->cores = calloc((size_t)core_count, sizeof *pool->cores);
   pthread_mutex_init(&pool->mutex, NULL);

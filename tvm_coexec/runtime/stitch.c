@@ -58,51 +58,59 @@ int coexec_open_opencl(const char* path) {
 
 /* ---- what TVM's kernels call: defined here so that a module needs no TVM library ---- */
 
-/* Scratch that kernels want for the time of one call, and free in the reverse order. A thread keeps as much as its calls
-   have wanted, in huge pages where it is much: memory that is given back after each call is cleared for the next one,
-   and small pages lie where they fall, some of them at the same place of a cache. */
-enum { WORKSPACE_ALIGNMENT = 128, SMALL_PAGE = 1 << 12, HUGE_PAGE = 1 << 21 };
-static _Thread_local struct {
-  char* bytes;
-  size_t size, used, wanted;
-} workspace;
+/* Scratch that kernels want for the time of one call, and free in the reverse order. A program keeps for each of its
+   threads as much as a call has wanted, in huge pages where it is much: memory that is given back after each call is
+   cleared for the next one, and small pages lie where they fall, some of them at the same place of a cache. */
+enum { WORKSPACE_ALIGNMENT = 128, SMALL_PAGE = 1 << 12, HUGE_PAGE = 1 << 21, WORTH_A_HUGE_PAGE = 1 << 18 };
+static _Thread_local coexec_workspace* workspace; /* that of the program that runs on this thread; or NULL */
+
+void coexec_use_workspace(coexec_workspace* own) { workspace = own; }
 
 static size_t rounded_up(size_t size, size_t unit) { return (size + unit - 1) & ~(unit - 1); }
 
 static void workspace_grow(void) {
-  size_t page = workspace.wanted < HUGE_PAGE / 8 ? SMALL_PAGE : HUGE_PAGE;
-  size_t size = rounded_up(workspace.wanted, page);
-  free(workspace.bytes);
-  workspace.bytes = aligned_alloc(page, size);
-  workspace.size = workspace.bytes ? size : 0;
-  if (workspace.bytes && page == HUGE_PAGE) madvise(workspace.bytes, size, MADV_HUGEPAGE);
+  size_t page = workspace->wanted < WORTH_A_HUGE_PAGE ? SMALL_PAGE : HUGE_PAGE;
+  size_t size = rounded_up(workspace->wanted, page);
+  free(workspace->start);
+  workspace->start = aligned_alloc(page, size);
+  workspace->size = workspace->start ? size : 0;
+  if (workspace->start && page == HUGE_PAGE) madvise(workspace->start, size, MADV_HUGEPAGE);
 }
 
-static void* workspace_alloc(int device_type, int device_id, uint64_t size, int code_hint, int bits_hint) {
-  size_t rounded = rounded_up(size, WORKSPACE_ALIGNMENT), wanted = workspace.used + rounded;
+/* Memory of its own, behind a word that says how much it is. */
+static void* allocate_apart(size_t size) {
+  char* block = aligned_alloc(WORKSPACE_ALIGNMENT, size + WORKSPACE_ALIGNMENT);
+  if (!block) return NULL;
+  memcpy(block, &size, sizeof size);
+  return block + WORKSPACE_ALIGNMENT;
+}
+
+static void* workspace_alloc(int device_type, int device_id, uint64_t wanted, int code_hint, int bits_hint) {
+  size_t size = rounded_up(wanted, WORKSPACE_ALIGNMENT);
   (void)device_type, (void)device_id, (void)code_hint, (void)bits_hint;
-  if (wanted > workspace.wanted) workspace.wanted = wanted;
-  if (!workspace.used && workspace.wanted > workspace.size) workspace_grow();
-  if (wanted > workspace.size) return aligned_alloc(WORKSPACE_ALIGNMENT, rounded); /* once: the next call finds room */
-  workspace.used = wanted;
-  return workspace.bytes + wanted - rounded;
+  if (!workspace) return allocate_apart(size);
+  workspace->in_use += size;
+  if (workspace->in_use > workspace->wanted) workspace->wanted = workspace->in_use;
+  if (workspace->in_use == size && workspace->wanted > workspace->size) workspace_grow();
+  if (size > workspace->size - workspace->used) return allocate_apart(size); /* the next call finds room */
+  workspace->used += size;
+  return workspace->start + workspace->used - size;
 }
 
-static int workspace_free(int device_type, int device_id, void* start) {
+static int workspace_free(int device_type, int device_id, void* pointer) {
   (void)device_type, (void)device_id;
-  ptrdiff_t place = (char*)start - workspace.bytes;
-  if (place >= 0 && place < (ptrdiff_t)workspace.size)
-    workspace.used = (size_t)place;
-  else
-    free(start);
+  uintptr_t start = workspace ? (uintptr_t)workspace->start : 0, place = (uintptr_t)pointer;
+  if (workspace && place >= start && place < start + workspace->size) {
+    workspace->in_use -= workspace->used - (place - start);
+    workspace->used = place - start;
+    return 0;
+  }
+  char* block = (char*)pointer - WORKSPACE_ALIGNMENT;
+  size_t size;
+  memcpy(&size, block, sizeof size);
+  if (workspace) workspace->in_use -= size;
+  free(block);
   return 0;
-}
-
-void coexec_release_workspace(void) {
-  if (workspace.used) return;
-  free(workspace.bytes);
-  workspace.bytes = NULL;
-  workspace.size = 0;
 }
 
 __attribute__((visibility("hidden"))) void* (*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = workspace_alloc;
@@ -122,6 +130,7 @@ void coexec_copy_error(char* text) { memcpy(text, kernel_error, sizeof kernel_er
 
 int coexec_call_range(const coexec_call* call, int32_t begin, int32_t count) {
   if (count <= 0) return 0;
+  if (workspace) workspace->used = workspace->in_use = 0; /* a kernel that failed may have freed nothing */
   coexec_argument arguments[call->argument_count], result = {0};
   memcpy(arguments, call->arguments, (size_t)call->argument_count * sizeof *arguments);
   arguments[call->argument_count - 2].value.integer = begin;
@@ -292,6 +301,7 @@ int coexec_run(coexec_program* p) {
   p->opencl_error = 0;
   p->text[0] = 0;
   if (p->core_count) pin(p, &before);
+  coexec_use_workspace(p->workspaces);
   if (p->pool) coexec_pool_wake(p->pool);
   if (p->flags)
     for (int word = 0; word < COEXEC_FLAG_WORDS; word += COEXEC_CPU_DONE - COEXEC_GPU_DONE)
@@ -309,18 +319,25 @@ int coexec_run(coexec_program* p) {
   read_clocks(&p->end_ns, &p->end_ticks);
   if (p->command_count) linger(p);
   if (p->pool) coexec_pool_sleep(p->pool);
+  coexec_use_workspace(NULL);
   if (p->core_count && CPU_COUNT(&before)) sched_setaffinity(0, sizeof before, &before);
   return p->status;
 }
 
+static int32_t thread_count(const coexec_program* p) { return p->core_count > 1 ? p->core_count : 1; }
+
 int coexec_start(coexec_program* p) {
-  if (p->core_count < 2) return 0;
-  p->pool = coexec_pool_start(p->cores, p->core_count);
+  p->workspaces = calloc((size_t)thread_count(p), sizeof *p->workspaces);
+  if (!p->workspaces) return -1;
+  if (thread_count(p) == 1) return 0;
+  p->pool = coexec_pool_start(p->cores, p->core_count, p->workspaces);
   return p->pool ? 0 : -1;
 }
 
 void coexec_stop(coexec_program* p) {
   if (p->pool) coexec_pool_stop(p->pool);
   p->pool = NULL;
-  coexec_release_workspace();
+  for (int32_t i = 0; p->workspaces && i < thread_count(p); ++i) free(p->workspaces[i].start);
+  free(p->workspaces);
+  p->workspaces = NULL;
 }

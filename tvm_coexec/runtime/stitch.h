@@ -57,6 +57,13 @@ typedef struct {
   size_t global[2], local[2];
 } coexec_command;
 
+/* Scratch memory for the kernels of one thread. */
+typedef struct {
+  char* start;
+  size_t size, used;     /* of that memory, in bytes */
+  size_t in_use, wanted; /* bytes that kernels use now, there or elsewhere, and the most that they have used at a time */
+} coexec_workspace;
+
 /* What has to travel between host and device memory after a step, where they are not one. */
 typedef struct {
   void* buffer; /* cl_mem */
@@ -98,6 +105,7 @@ typedef struct {
   int32_t status, status_step, opencl_error, padding;
   char text[COEXEC_TEXT];
   struct coexec_pool* pool;
+  coexec_workspace* workspaces; /* one for each thread; coexec_stop frees them */
 } coexec_program;
 
 /* Find OpenCL's functions in the library at `path`; 0, or -1 with no such library or function. */
@@ -109,7 +117,7 @@ int coexec_run(coexec_program* program);
 void coexec_stop(coexec_program* program);
 
 /* The pool of CPU threads, used by the stitch alone. */
-struct coexec_pool* coexec_pool_start(const int32_t* cores, int32_t core_count);
+struct coexec_pool* coexec_pool_start(const int32_t* cores, int32_t core_count, coexec_workspace* workspaces);
 void coexec_pool_wake(struct coexec_pool* pool);
 void coexec_pool_sleep(struct coexec_pool* pool);
 /* Compute one call, its units divided among the threads; 0 or the kernel's error. */
@@ -118,8 +126,8 @@ int coexec_pool_call(struct coexec_pool* pool, const coexec_call* call);
 void coexec_pool_copy_error(const struct coexec_pool* pool, char* text);
 void coexec_pool_stop(struct coexec_pool* pool);
 int coexec_call_range(const coexec_call* call, int32_t begin, int32_t count);
-/* Give back the scratch memory that this thread has kept for its kernels. */
-void coexec_release_workspace(void);
+/* Let kernels on this thread find their scratch memory there; NULL: wherever there is some. */
+void coexec_use_workspace(coexec_workspace* workspace);
 /* What the last kernel that failed on this thread said; room as above. */
 void coexec_copy_error(char* text);
 

@@ -107,7 +107,7 @@ class Program(ctypes.Structure):
         *((name, ctypes.c_uint64) for name in ("start_ticks", "end_ticks")),
         *((name, ctypes.c_int32) for name in ("status", "status_step", "opencl_error", "padding")),
         ("text", ctypes.c_char * 256),
-        ("pool", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("pool", "workspaces")),
     )
 
 

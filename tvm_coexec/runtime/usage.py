@@ -16,7 +16,8 @@ class MemoryUse:
     Parameters
     ----------
     weight_bytes, activation_bytes, scratch_bytes
-        Packed constants; tensors, in the slots that they share; what a half passes from one kernel to its next.
+        Packed constants; tensors, in the slots that they share; what a half passes from one kernel to its next. What
+        kernels on the CPU allocate for themselves is not known before they run, and not in it.
     activation_bound_bytes
         The most that tensors that are needed at the same time take, padding and halos included: no plan needs less.
     """
