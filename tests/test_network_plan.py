@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from synthetic_device import HARDWARE, OVERHEADS, trained
 
+from tvm_coexec import schedules
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.basetime import BaseTime
@@ -21,6 +22,17 @@ ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4)
 
 def planner(estimates=ESTIMATES, split_us=OVERHEADS.split_us):
     return Planner(trained("cpu"), trained("gpu"), HARDWARE, Overheads(split_us), estimates=estimates)
+
+
+def planner_of_measured(graph: Graph) -> Planner:
+    """A planner that knows every kernel of the graph by measurement."""
+    known = planner()
+    kernels = {
+        (side, layer): frozenset(schedules.family(layer).variants(layer, side, known.hardware))
+        for layer in {node.layer for node in graph.nodes}
+        for side in ("cpu", "gpu")
+    }
+    return replace(known, measured=kernels)
 
 
 def network(*layers):

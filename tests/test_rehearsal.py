@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_network_plan import network, planner
+from test_network_plan import network, planner, planner_of_measured
 from test_plan import plans
 
-from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import AnyLayer, Linear, RowWise, Variant
 from tvm_coexec.planning.network import plan_anew, plan_network
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rehearsal import Rehearsal, fingerprint
 from tvm_coexec.planning.samples import NetworkTimes
-from tvm_coexec.planning.split import Planner
 from tvm_coexec.planning.surroundings import Surroundings
 
 GRAPH = network(*[Linear(197, 768, 768)] * 4, Linear(50, 768, 512))
@@ -48,18 +46,6 @@ def rehearsed(plan: Plan, cpu: float, gpu: float, total_us: float = 5000.0, when
     )
     times = NetworkTimes((0.9 * total_us, total_us, 9 * total_us), halves_us)
     return Rehearsal(fingerprint(GRAPH), plan, times, when or f"noon, {next(DAYS)}")
-
-
-def curious() -> Planner:
-    """A planner that knows every kernel of the graph by measurement."""
-    known = planner()
-    layers = {node.layer for node in GRAPH.nodes}
-    kernels = {
-        (side, layer): frozenset(schedules.family(layer).variants(layer, side, known.hardware))
-        for layer in layers
-        for side in ("cpu", "gpu")
-    }
-    return replace(known, measured=kernels)
 
 
 def kernels_of(plan: Plan) -> set[tuple[str, AnyLayer, Variant]]:
@@ -150,32 +136,32 @@ def test_a_damaged_rehearsal_is_refused(damage) -> None:
 
 
 def test_kernels_that_did_not_run_are_tried_where_they_may_be_better() -> None:
-    first = plan_anew(GRAPH, curious(), "device", "svm")
+    first = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm")
     run = rehearsed(first, 1.0, 1.0)
-    hopeful = plan_anew(GRAPH, curious(), "device", "svm", [run], untried=0.5)
+    hopeful = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [run], untried=0.5)
     assert not kernels_of(first) & kernels_of(hopeful)
-    sober = plan_anew(GRAPH, curious(), "device", "svm", [run, rehearsed(hopeful, 2.0, 2.0)])
+    sober = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [run, rehearsed(hopeful, 2.0, 2.0)])
     assert kernels_of(sober) == kernels_of(first)
 
 
 def test_kernels_that_were_never_measured_are_not_hoped_for() -> None:
-    first = plan_anew(GRAPH, curious(), "device", "svm")
+    first = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm")
     known = {(side, layer): frozenset({variant}) for side, layer, variant in kernels_of(first)}
-    narrow = replace(curious(), measured=known)
+    narrow = replace(planner_of_measured(GRAPH), measured=known)
     assert kernels_of(plan_anew(GRAPH, narrow, "device", "svm", [rehearsed(first, 1.0, 1.0)], untried=0.5)) == (
         kernels_of(first)
     )
 
 
 def test_kernels_are_compared_where_they_ran_turn_by_turn() -> None:
-    first = plan_anew(GRAPH, curious(), "device", "svm")
+    first = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm")
     quiet = rehearsed(first, 1.0, 1.0)
-    second = plan_anew(GRAPH, curious(), "device", "svm", [quiet], untried=0.5)  # expects half of what is known
+    second = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [quiet], untried=0.5)  # expects half
     while_busy = [rehearsed(first, 3.0, 3.0, when="busy"), rehearsed(second, 5.0, 5.0, when="busy")]
-    third = plan_anew(GRAPH, curious(), "device", "svm", [quiet, *while_busy], untried=0.5)
+    third = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [quiet, *while_busy], untried=0.5)
     assert not kernels_of(third) & (kernels_of(first) | kernels_of(second))
     later = [rehearsed(second, 10.0, 10.0, when="busier"), rehearsed(third, 10.0, 10.0, when="busier")]
-    around = curious().learning_from([quiet, *while_busy, *later]).surroundings
+    around = planner_of_measured(GRAPH).learning_from([quiet, *while_busy, *later]).surroundings
     for layers in zip(first.layers, second.layers, third.layers, strict=True):
         for side in ("cpu", "gpu"):
             known = around.factors(side, layers[0].layer, [getattr(layer, side) for layer in layers])

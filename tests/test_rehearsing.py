@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_network_plan import network, planner
+from test_network_plan import network, planner, planner_of_measured
 from test_tuning import FACTS
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import Linear, parameter_shapes
+from tvm_coexec.layers import Linear, Variant, parameter_shapes
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rehearsal import Rehearsal, fingerprint
 from tvm_coexec.planning.samples import NetworkTimes
+from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.rehearsing import Rehearser
 from tvm_coexec.rpc.client import RefusedError
@@ -69,8 +70,10 @@ def profile(tmp_path: Path) -> Iterator[Profile]:
         yield opened
 
 
-def rehearse_with(session: Any, profile: Profile, mechanism: str = "svm") -> list[Rehearsal]:
-    Rehearser(planner(), session, profile, TARGET, {**profile.facts, "mechanism": mechanism}).rehearse(GRAPH)
+def rehearse_with(
+    session: Any, profile: Profile, mechanism: str = "svm", plans: Planner | None = None
+) -> list[Rehearsal]:
+    Rehearser(plans or planner(), session, profile, TARGET, {**profile.facts, "mechanism": mechanism}).rehearse(GRAPH)
     return profile.rehearsals()[fingerprint(GRAPH)]
 
 
@@ -82,6 +85,25 @@ def test_plans_learn_until_nothing_better_comes_and_the_last_run_is_by_the_best(
     assert last[0].layers == runs[-1].plan.layers
     assert runs[-1].usual_us == min(run.usual_us for run in runs) < runs[0].usual_us
     assert sum(layer.gpu_units for layer in runs[-1].plan.layers) < sum(layer.gpu_units for layer in first[0].layers)
+
+
+def test_a_kernel_that_is_better_in_the_network_than_alone_is_found(profile: Profile) -> None:
+    usual: list[Variant | None] = []
+
+    def better_than_usual(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
+        usual[:] = usual or [plan.layers[0].cpu]
+        halves_us = [
+            (layer.cpu_units * (10.0 if layer.cpu == usual[0] else 6.0), layer.gpu_units * 30.0)
+            for layer in plan.layers
+        ]
+        return sum(map(max, halves_us)), halves_us
+
+    session = FakeSession(better_than_usual)
+    runs = rehearse_with(session, profile, plans=planner_of_measured(GRAPH))
+    assert all(layer.cpu not in (None, usual[0]) for layer in runs[-1].plan.layers)
+    assert len(session.asked) <= 7
+    moments = [run.rehearsed_at for run in runs]
+    assert [moments.count(moment) for moment in dict.fromkeys(moments)] == [len(plans) for plans in session.asked]
 
 
 def test_a_worse_plan_does_not_win(profile: Profile) -> None:
