@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent import futures
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from tvm_coexec.errors import MeasurementError, last_line
 from tvm_coexec.planning.samples import NetworkTimes, Point, PointTimes
 
+from .connection import Connection, in_thread
 from .lease import TrackerAddress, request_lease
 from .remote import FACTS, MEASURE, REHEARSE, RUN
 
@@ -86,7 +86,7 @@ class Session:
     ) -> None:
         self._tracker, self._key, self._priority = tracker, key, priority
         self._session_timeout_s, self._request_timeout_s = session_timeout_s, request_timeout_s
-        self._remote: Any = None
+        self._connection: Connection | None = None
         self._ends = 0.0
 
     def __enter__(self) -> Session:
@@ -99,31 +99,18 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Give the device back."""
-        self._remote = None
+        """Give the device back, at the latest when it has answered."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.shut_down()
 
     def reconnect(self) -> None:
         """Give the device back and take a new lease, of this device or of another with the same key."""
-        self.close()
-        deadline = time.monotonic() + self._request_timeout_s
-        lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=self._request_timeout_s)
-        import tvm.rpc
-
-        def connect() -> Any:
-            return tvm.rpc.connect(lease.host, lease.port, lease.match_key, self._session_timeout_s)
-
-        try:
-            self._remote = _bounded(connect, min(_CONNECT_TIMEOUT_S, max(1.0, deadline - time.monotonic())))
-        except (RuntimeError, TimeoutError) as error:
-            raise MeasurementError(
-                f"the device at {lease.host}:{lease.port} does not answer ({last_line(error)}); restart its server"
-            ) from None
-        self._ends = time.monotonic() + self._session_timeout_s
+        self._connect()
 
     def facts(self) -> dict[str, Any]:
         """Everything that a measurement on the device depends on."""
-        self._renew()
-        return dict(self._call(FACTS, None))
+        return dict(self._call(self._renew(), FACTS, None))
 
     def measure(
         self,
@@ -151,15 +138,15 @@ class Session:
         seed
             Of the random operands of the check.
         """
-        self._renew()
+        connection = self._renew()
         request = {
-            "module": self._upload(module),
+            "module": self._upload(connection, module),
             "step": step,
             "points": [asdict(point) for point in points],
             "check": check,
             "seed": seed,
         }
-        response = self._call(MEASURE, request)
+        response = self._call(connection, MEASURE, request)
         return Measurement(tuple(_point_times(point) for point in response["points"]), response["max_rel_error"])
 
     def time_runs(
@@ -176,9 +163,13 @@ class Session:
         repeats
             Length of these lists.
         """
-        self._renew()
-        request = {"module": self._upload(module), "splits": [dict(one) for one in splits], "repeats": repeats}
-        return [list(times_us) for times_us in self._call(RUN, request)["latency_us"]]
+        connection = self._renew()
+        request = {
+            "module": self._upload(connection, module),
+            "splits": [dict(one) for one in splits],
+            "repeats": repeats,
+        }
+        return [list(times_us) for times_us in self._call(connection, RUN, request)["latency_us"]]
 
     def rehearse(self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int) -> list[NetworkTimes]:
         """Time whole runs of modules in turn, and the halves of their layers as they run in the network.
@@ -192,14 +183,15 @@ class Session:
         repeats, timelines
             Runs in a turn, and runs in a turn of which the halves are timed.
         """
-        self._renew()
+        connection = self._renew()
+        names = [f"rehearsed-{place}.module" for place in range(len(modules))]
         request = {
-            "modules": [self._upload(module, f"rehearsed-{place}.module") for place, module in enumerate(modules)],
+            "modules": [self._upload(connection, *each) for each in zip(modules, names, strict=True)],
             "rounds": rounds,
             "repeats": repeats,
             "timelines": timelines,
         }
-        return [NetworkTimes.from_json(answer) for answer in self._call(REHEARSE, request)]
+        return [NetworkTimes.from_json(answer) for answer in self._call(connection, REHEARSE, request)]
 
     def for_longer(self, session_timeout_s: float) -> Session:
         """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""
@@ -212,37 +204,59 @@ class Session:
             request_timeout_s=self._request_timeout_s,
         )
 
-    def _upload(self, module: str | os.PathLike[str] | bytes, name: str = "measured.module") -> str:
+    def _connect(self) -> Connection:
+        self.close()
+        deadline = time.monotonic() + self._request_timeout_s
+        lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=self._request_timeout_s)
+        import tvm.rpc
+
+        def connect() -> Connection:
+            return Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, self._session_timeout_s))
+
+        connecting = in_thread(connect)
+        try:
+            connection = connecting.result(min(_CONNECT_TIMEOUT_S, max(1.0, deadline - time.monotonic())))
+        except (RuntimeError, futures.TimeoutError) as error:
+            connecting.add_done_callback(lambda late: None if late.exception() else late.result().shut_down())
+            raise MeasurementError(
+                f"the device at {lease.host}:{lease.port} does not answer ({last_line(error)}); restart its server"
+            ) from None
+        self._connection, self._ends = connection, time.monotonic() + self._session_timeout_s
+        return connection
+
+    def _renew(self) -> Connection:
+        connection = self._connection
+        if connection is None or self._ends - time.monotonic() < self._session_timeout_s / 2:
+            connection = self._connect()
+        return connection
+
+    def _upload(
+        self, connection: Connection, module: str | os.PathLike[str] | bytes, name: str = "measured.module"
+    ) -> str:
         """Send a module file; its name there."""
         content = module if isinstance(module, bytes) else Path(module).read_bytes()
-        remote = self._remote
-        self._exchange(lambda: remote.upload(bytearray(content), name))
+        self._wait_for(connection.upload(content, name))
         return name
 
-    def _renew(self) -> None:
-        if self._remote is None or self._ends - time.monotonic() < self._session_timeout_s / 2:
-            self.reconnect()
-
-    def _call(self, function: str, request: Any) -> Any:
-        remote = self._remote
-        response = json.loads(self._exchange(lambda: remote.get_function(function)(json.dumps(request))))
+    def _call(self, connection: Connection, function: str, request: Any) -> Any:
+        response = json.loads(self._wait_for(connection.call(function, json.dumps(request))))
         if "error" in response:
             kind = DeviceFailedError if response.get("of_device") else RefusedError
             raise kind(f"the device {self._key!r} reports: {response['error']}")
         return response["result"]
 
-    def _exchange(self, work: Callable[[], _Result]) -> _Result:
+    def _wait_for(self, exchange: futures.Future[_Result]) -> _Result:
         from tvm.error import RPCSessionTimeoutError
 
         try:
-            return _bounded(work, self._ends - time.monotonic() + _GRACE_S)
+            return exchange.result(self._ends - time.monotonic() + _GRACE_S)
         except RPCSessionTimeoutError:
             self.close()
             raise SessionLostError(
                 f"the device {self._key!r} did not finish before its session of {self._session_timeout_s:g} s ended;"
                 " the kernel hangs, or the session is too short for what is measured"
             ) from None
-        except TimeoutError:
+        except futures.TimeoutError:
             self.close()
             raise SessionLostError(
                 f"the device {self._key!r} has been silent for {_GRACE_S:g} s after its session ended; check that its"
@@ -259,29 +273,3 @@ class Session:
 def _point_times(fields: dict[str, Any]) -> PointTimes:
     times = {name: tuple(fields[name]) for name in ("cpu_us", "gpu_us", "wall_us")}
     return PointTimes(fields["cpu_units"], fields["gpu_units"], **times)
-
-
-def _bounded(work: Callable[[], _Result], timeout_s: float) -> _Result:
-    """Run in a thread that is left behind if it takes too long: a blocked exchange cannot be cancelled.
-
-    Raises
-    ------
-    TimeoutError
-        It took longer than ``timeout_s``.
-    """
-    outcome: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            outcome.put((True, work()))
-        except Exception as error:  # raised again in the thread that waits
-            outcome.put((False, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        succeeded, value = outcome.get(timeout=timeout_s)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {timeout_s:.0f} s") from None
-    if not succeeded:
-        raise value
-    return value

@@ -1,6 +1,7 @@
 """Measuring over a real tracker, server and session on loopback, most of it with a device that only pretends."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from tvm_coexec.packaging import single_layer
 from tvm_coexec.planning.samples import Point
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
+from tvm_coexec.rpc.connection import in_thread
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
@@ -40,6 +42,14 @@ POINTS = [Point(2, 3, repeats=4), Point(0, 5, repeats=1)]
 
 ordered: list[str] = []
 """In the process of a session: the networks that ran, one after the other."""
+
+
+def write_to_client(content: bytes) -> None:
+    """In the process of a session: as if two processes wrote at once."""
+    connections = psutil.Process().net_connections("tcp")
+    listening = {connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN}
+    (client,) = (one for one in connections if one.status == psutil.CONN_ESTABLISHED and one.laddr in listening)
+    os.write(client.fd, content)
 
 
 class PretendedModule:
@@ -68,6 +78,8 @@ class PretendedModule:
                 os._exit(3)
             case "be killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "write nonsense":
+                write_to_client(b"a message of another process")
         times_us = [float(step + index) for index in range(repeats)]
         return types.SimpleNamespace(
             cpu_us=times_us if cpu_units else [], gpu_us=times_us if gpu_units else [], wall_us=times_us
@@ -180,14 +192,19 @@ def test_a_remote_error_arrives_as_its_last_line_and_leaves_the_session(
 def test_a_device_that_cannot_be_opened_is_no_refusal_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = remote._answering(remote.SessionFunctions(DeviceChoice("no such device")).facts)("null")
     session = Session(TrackerAddress("127.0.0.1", 1), KEY)
-    monkeypatch.setattr(session, "_renew", lambda: None)
-    monkeypatch.setattr(session, "_exchange", lambda _work: answer)
+    monkeypatch.setattr(session, "_renew", lambda: types.SimpleNamespace(call=lambda *_: in_thread(lambda: answer)))
     with pytest.raises(DeviceFailedError, match="reports: no OpenCL device"):
         session.facts()
 
 
 @pytest.mark.parametrize(
-    ("do", "message"), [("hang", "kernel hangs"), ("exit", "broke off"), ("be killed", "broke off")]
+    ("do", "message"),
+    [
+        ("hang", "kernel hangs"),
+        ("exit", "broke off"),
+        ("be killed", "broke off"),
+        ("write nonsense", "broke off"),
+    ],
 )
 def test_a_lost_session_is_reported_and_the_next_call_gets_a_new_one(
     tracker: TrackerAddress, do: str, message: str
@@ -195,6 +212,7 @@ def test_a_lost_session_is_reported_and_the_next_call_gets_a_new_one(
     with Session(tracker, KEY, session_timeout_s=SHORT_S) as session:
         with pytest.raises(SessionLostError, match=message):
             session.measure(orders(do), POINTS)
+        gc.collect()  # what is left of the connection goes without a word
         assert session.measure(orders("work"), POINTS).points[0].cpu_us
     with Session(tracker, KEY) as session:
         assert session.facts()["name"] == "pretended"
@@ -222,6 +240,24 @@ def test_a_silent_server_is_given_up(tracker: TrackerAddress, monkeypatch: pytes
             server.resume()
             process.resume()
         assert session.facts()["name"] == "pretended"
+
+
+def test_a_device_that_is_lost_is_given_back_without_a_word(tracker: TrackerAddress) -> None:
+    script = (
+        "import sys\n"
+        "import psutil\n"
+        "from tvm_coexec.planning.samples import Point\n"
+        "from tvm_coexec.rpc.client import Session\n"
+        "from tvm_coexec.rpc.tracker import parse_tracker\n"
+        "with Session(parse_tracker(sys.argv[1]), sys.argv[2]) as session:\n"
+        "    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
+        "    process = psutil.Process(session.facts()['pid'])\n"
+        "    process.suspend()\n"
+        "print('given back')\n"
+        "process.resume()\n"
+    )
+    command = [sys.executable, "-c", script, str(tracker), KEY, orders("work").decode()]
+    assert subprocess.run(command, stdout=subprocess.PIPE, timeout=60.0, check=True).stdout == b"given back\n"
 
 
 def test_a_device_in_use_is_waited_for_no_longer_than_asked(tracker: TrackerAddress) -> None:

@@ -1,0 +1,70 @@
+"""A connection to a TVM RPC server, with waits that are bounded and an end that asks nothing of the other side.
+
+TVM has the server free whatever it handed out, a function say, when the last reference to it goes. Whoever drops that
+reference waits for the answer, with Python's lock held and for ever if the device is lost; and TVM aborts the process
+where the answer makes no sense, as when a session and the server that ends it have written at once. So functions live
+as long as their connection, which is shut down before it is dropped: on one that is shut down, nothing is asked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Connection:
+    """What a session does by way of TVM; one call at a time.
+
+    Parameters
+    ----------
+    remote
+        Of ``tvm.rpc.connect``.
+    """
+
+    def __init__(self, remote: Any) -> None:
+        self._remote = remote
+        self._functions: dict[str, Any] = {}
+        self._last: Future[Any] | None = None
+
+    def upload(self, content: bytes, name: str) -> Future[None]:
+        """Write a file in the session's folder."""
+        return self._start(lambda: self._remote.upload(bytearray(content), name))
+
+    def call(self, function: str, request: str) -> Future[str]:
+        """Call a function that the server has registered."""
+
+        def work() -> str:
+            if function not in self._functions:
+                self._functions[function] = self._remote.get_function(function)
+            return str(self._functions[function](request))
+
+        return self._start(work)
+
+    def shut_down(self) -> None:
+        """End the session, once the call in progress has come back."""
+        if self._last is None:
+            self._remote.get_function("CloseRPCConnection")()
+        else:
+            self._last.add_done_callback(lambda _: self._remote.get_function("CloseRPCConnection")())
+
+    def _start(self, work: Callable[[], _Result]) -> Future[_Result]:
+        self._last = future = in_thread(work)
+        return future
+
+
+def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
+    """Run in a thread that may be left behind: a blocked exchange cannot be cancelled."""
+    future: Future[_Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised again in the thread that waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
