@@ -107,7 +107,7 @@ def halved_chain(layer: Linear, depth: int, device: Device) -> Chain:
 
 
 def measure(layer: Linear, devices: Sequence[Device]) -> list[Chain]:
-    """Chains of a layer of every depth, the devices in turn: they are one, by different mechanisms."""
+    """Chains of a layer, of every depth, on each of the devices (one by another mechanism) in turn."""
     chains = []
     for depth in (1, DEPTH):
         turn = [halved_chain(layer, depth, device) for device in devices]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,9 @@ from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.discovery import find_device
 
 RUNTIMES = ("pocl", "intel")
+
+STDERR = pytest.StashKey[int]()
+"""The stream that is read by whoever runs the tests, whatever is captured."""
 
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -34,6 +39,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("pocl", "others"),
         help="run the tests on PoCL alone, or all others: two processes then share the work",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[STDERR] = os.dup(2)  # nothing is captured yet
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """See that a crash names the test: OpenCL runtimes put their own handlers in place, whose report is captured."""
+    faulthandler.disable()
+    faulthandler.enable(file=item.config.stash[STDERR])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

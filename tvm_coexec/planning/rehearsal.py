@@ -96,14 +96,11 @@ def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
 
 def _as_it_ran(layer: LayerPlan, halves_us: Sequence[HalvesUs]) -> LayerPlan:
     """A layer with the medians of its halves' times, where these were taken."""
-    cpu_us, gpu_us = ([us for one in halves_us for us in one[place]] for place in (0, 1))
-    ran = replace(
-        layer,
-        cpu_us=float(np.median(cpu_us)) if cpu_us else layer.cpu_us,
-        gpu_us=float(np.median(gpu_us)) if gpu_us else layer.gpu_us,
-    )
-    longer_us = max(ran.cpu_us, ran.gpu_us) - max(layer.cpu_us, layer.gpu_us)
-    return replace(ran, total_us=layer.total_us + longer_us)
+    planned = (layer.cpu_us, layer.gpu_us)
+    taken = ([us for one in halves_us for us in one[side]] for side in range(len(planned)))
+    cpu_us, gpu_us = (float(np.median(us)) if us else plan for us, plan in zip(taken, planned, strict=True))
+    longer_us = max(cpu_us, gpu_us) - max(planned)
+    return replace(layer, cpu_us=cpu_us, gpu_us=gpu_us, total_us=layer.total_us + longer_us)
 
 
 def fingerprint(graph: Graph) -> str:
