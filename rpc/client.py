@@ -99,7 +99,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Give the device back, at the latest when it has answered."""
+        """Give the device back: now, or when the call in progress returns."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.shut_down()
@@ -213,13 +213,13 @@ class Session:
         def connect() -> Connection:
             return Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, self._session_timeout_s))
 
-        connecting = in_thread(connect)
+        timeout_s = round(min(_CONNECT_TIMEOUT_S, max(1.0, deadline - time.monotonic())), 1)
         try:
-            connection = connecting.result(min(_CONNECT_TIMEOUT_S, max(1.0, deadline - time.monotonic())))
+            connection = in_thread(connect).result(timeout_s)
         except (RuntimeError, futures.TimeoutError) as error:
-            connecting.add_done_callback(lambda late: None if late.exception() else late.result().shut_down())
+            reason = last_line(error) if isinstance(error, RuntimeError) else f"not within {timeout_s:g} s"
             raise MeasurementError(
-                f"the device at {lease.host}:{lease.port} does not answer ({last_line(error)}); restart its server"
+                f"the device at {lease.host}:{lease.port} does not answer ({reason}); restart its server"
             ) from None
         self._connection, self._ends = connection, time.monotonic() + self._session_timeout_s
         return connection

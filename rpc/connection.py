@@ -1,13 +1,14 @@
-"""A connection to a TVM RPC server, with waits that are bounded and an end that asks nothing of the other side.
+"""A connection to a TVM RPC server: calls that run in threads, and an end that asks nothing of the other side.
 
 TVM has the server free whatever it handed out, a function say, when the last reference to it goes. Whoever drops that
 reference waits for the answer, with Python's lock held and for ever if the device is lost; and TVM aborts the process
 where the answer makes no sense, as when a session and the server that ends it have written at once. So functions live
-as long as their connection, which is shut down before it is dropped: on one that is shut down, nothing is asked.
+as long as their connection, which is shut down before it goes: on one that is shut down, nothing is asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 class Connection:
-    """What a session does by way of TVM; one call at a time.
+    """What a session does by way of TVM, one call at a time.
 
     Parameters
     ----------
@@ -28,7 +29,11 @@ class Connection:
     def __init__(self, remote: Any) -> None:
         self._remote = remote
         self._functions: dict[str, Any] = {}
-        self._last: Future[Any] | None = None
+        self._in_use = threading.Lock()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # TVM may be half gone where the interpreter ends
+            self._close()
 
     def upload(self, content: bytes, name: str) -> Future[None]:
         """Write a file in the session's folder."""
@@ -45,15 +50,24 @@ class Connection:
         return self._start(work)
 
     def shut_down(self) -> None:
-        """End the session, once the call in progress has come back."""
-        if self._last is None:
-            self._remote.get_function("CloseRPCConnection")()
+        """End the session: now, or when the call in progress returns; later calls fail."""
+        if self._in_use.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._in_use.release()
         else:
-            self._last.add_done_callback(lambda _: self._remote.get_function("CloseRPCConnection")())
+            self._start(self._close)
 
     def _start(self, work: Callable[[], _Result]) -> Future[_Result]:
-        self._last = future = in_thread(work)
-        return future
+        def run() -> _Result:
+            with self._in_use:
+                return work()
+
+        return in_thread(run)
+
+    def _close(self) -> None:
+        self._remote.get_function("CloseRPCConnection")()
 
 
 def in_thread(work: Callable[[], _Result]) -> Future[_Result]:

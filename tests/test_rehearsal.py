@@ -15,7 +15,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import AnyLayer, Linear, RowWise, Variant
 from tvm_coexec.planning.network import plan_anew, plan_network
 from tvm_coexec.planning.plan import Plan
-from tvm_coexec.planning.rehearsal import Rehearsal, fingerprint
+from tvm_coexec.planning.rehearsal import Rehearsal, best_plan, fingerprint
 from tvm_coexec.planning.samples import NetworkTimes
 from tvm_coexec.planning.surroundings import Surroundings
 
@@ -204,17 +204,30 @@ def test_the_plan_of_a_rehearsed_network_is_the_last_one_that_ran_and_takes_the_
     first = plan_anew(GRAPH, planner(), "device", "svm")
     best = plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 2.0)])
     events = replace(best, mechanism="event")
-    runs = [rehearsed(first, 1.0, 2.0, 100.0), rehearsed(best, 1.0, 2.0, 4000.0), rehearsed(best, 1.0, 2.0, 7000.0)]
+    runs = [rehearsed(first, 1.0, 2.0, 100.0), rehearsed(best, 1.0, 2.0, 4000.0), rehearsed(best, 1.44, 2.88, 5760.0)]
     known = replace(planner(), rehearsals={fingerprint(GRAPH): [*runs, rehearsed(events, 1.0, 1.0)]})
     plan = plan_network(GRAPH, known, "device", "svm")
-    assert (plan.total_us, plan.rehearsed) == (pytest.approx(6650.0), True)
+    assert (plan.total_us, plan.rehearsed) == (pytest.approx(4800.0), True)
     for ran, planned in zip(plan.layers, best.layers, strict=True):
-        took = replace(planned, gpu_us=2 * planned.gpu_us)
-        longer_us = max(took.cpu_us, took.gpu_us) - max(planned.cpu_us, planned.gpu_us)
-        assert ran == replace(took, total_us=pytest.approx(planned.total_us + longer_us))
-    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, rehearsed in 6650.0 us"
+        cpu_us, gpu_us = 1.2 * planned.cpu_us, 2.4 * planned.gpu_us
+        total_us = planned.total_us + max(cpu_us, gpu_us) - max(planned.cpu_us, planned.gpu_us)
+        expected = {"cpu_us": cpu_us, "gpu_us": gpu_us, "total_us": total_us}
+        assert ran == replace(planned, **{name: pytest.approx(us) for name, us in expected.items()})
+    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, rehearsed in 4800.0 us"
     other = network(*[Linear(197, 768, 768)] * 3)
     assert plan_network(other, known, "device", "svm") == plan_anew(other, planner(), "device", "svm")
+
+
+def test_a_rehearsed_plan_takes_what_it_would_at_the_usual_speed_of_the_machine() -> None:
+    first = plan_anew(GRAPH, planner(), "device", "svm")
+    second = plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 2.0)])
+    alone, fast, slow = rehearsed(first, 1, 1, 1000.0), rehearsed(first, 2, 2, 2000.0), rehearsed(second, 6, 6, 2700.0)
+    beside = rehearsed(second, 4, 4, 1800.0, when=fast.rehearsed_at)
+    plan = best_plan([alone, fast, beside, slow])
+    assert plan.total_us == pytest.approx(1800.0), "the machine was half as fast beside the first, and a third at last"
+    assert plan.layers[0].cpu_us == pytest.approx(4 * second.layers[0].cpu_us)
+    unlinked = rehearsed(first, 1, 1, 100.0)
+    assert best_plan([unlinked, beside, slow]).total_us == pytest.approx((1800.0 * 2700.0) ** 0.5)
 
 
 def test_networks_are_told_apart_by_their_layers_and_by_what_joins_them() -> None:

@@ -26,8 +26,8 @@ from tvm_coexec.packaging import single_layer
 from tvm_coexec.planning.samples import Point
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
-from tvm_coexec.rpc.connection import in_thread
-from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
+from tvm_coexec.rpc.connection import Connection, in_thread
+from tvm_coexec.rpc.lease import Lease, TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
 from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
@@ -249,15 +249,68 @@ def test_a_device_that_is_lost_is_given_back_without_a_word(tracker: TrackerAddr
         "from tvm_coexec.planning.samples import Point\n"
         "from tvm_coexec.rpc.client import Session\n"
         "from tvm_coexec.rpc.tracker import parse_tracker\n"
-        "with Session(parse_tracker(sys.argv[1]), sys.argv[2]) as session:\n"
+        "with Session(parse_tracker(sys.argv[1]), sys.argv[2], session_timeout_s=300.0) as session:\n"
         "    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
         "    process = psutil.Process(session.facts()['pid'])\n"
+        "    print(process.pid, flush=True)\n"
         "    process.suspend()\n"
-        "print('given back')\n"
-        "process.resume()\n"
+        "print('given back', flush=True)\n"
     )
     command = [sys.executable, "-c", script, str(tracker), KEY, orders("work").decode()]
-    assert subprocess.run(command, stdout=subprocess.PIPE, timeout=60.0, check=True).stdout == b"given back\n"
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        suspended = psutil.Process(int(client.stdout.readline()))
+        try:
+            output, _ = client.communicate(timeout=60.0)
+        finally:
+            client.kill()
+            suspended.resume()
+    assert output == b"given back\n"
+
+
+def test_a_connection_is_shut_down_when_its_last_call_returns_and_before_its_functions_go() -> None:
+    happened: list[str] = []
+    free = threading.Event()
+
+    def wait_until(last: str) -> None:
+        deadline = time.monotonic() + 10.0
+        while happened[-1:] != [last] and time.monotonic() < deadline:
+            time.sleep(0.01)
+            gc.collect()
+
+    class Function:
+        def __call__(self, request: str) -> str:
+            free.wait()
+            happened.append(request)
+            return request
+
+        def __del__(self) -> None:
+            happened.append("freed")
+
+    class Remote:
+        def get_function(self, name: str) -> object:
+            return (lambda: happened.append("closed")) if name == "CloseRPCConnection" else Function()
+
+    connection = Connection(Remote())
+    called = connection.call("wait", "called")
+    connection.shut_down()
+    assert not happened
+    free.set()
+    assert called.result(10.0) == "called"
+    wait_until("closed")
+    assert happened == ["called", "closed"]
+    del connection, called
+    wait_until("freed")
+    assert happened == ["called", "closed", "closed", "freed"]
+
+
+def test_a_mute_in_the_server_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_coexec.rpc.client._CONNECT_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        lease = Lease("127.0.0.1", listening.getsockname()[1], "key:1")
+        monkeypatch.setattr("tvm_coexec.rpc.client.request_lease", lambda *_, **__: lease)
+        with pytest.raises(MeasurementError, match=r"does not answer \(not within 0.5 s\)"):
+            Session(TrackerAddress("127.0.0.1", 1), KEY).reconnect()
 
 
 def test_a_device_in_use_is_waited_for_no_longer_than_asked(tracker: TrackerAddress) -> None:

@@ -83,15 +83,39 @@ def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
     """The plan of the last of some rehearsals, expected to take the median of all runs by it, and each half likewise.
 
     Not the time of its least disturbed rehearsal: a user's runs are disturbed as well, and the least of several noisy
-    figures is too small.
+    figures is too small. Its runs are taken as if the machine had been as fast as it usually was while the network was
+    rehearsed, since some plans happen to run when it is slow.
     """
     plan = rehearsals[-1].plan
-    times = [rehearsal.times for rehearsal in rehearsals if rehearsal.is_by(plan)]
+    slowness = _slowness(rehearsals)
+    times = [one.times.faster(slowness[one.rehearsed_at]) for one in rehearsals if one.is_by(plan)]
     layers = tuple(
         _as_it_ran(layer, [one.halves_us[number] for one in times]) for number, layer in enumerate(plan.layers)
     )
     total_us = float(np.median([us for one in times for us in one.latency_us]))
     return replace(plan, layers=layers, total_us=total_us, rehearsed=True)
+
+
+def _slowness(rehearsals: Sequence[Rehearsal]) -> dict[str, float]:
+    """How many times as long as usual runs took, at each moment that can be compared with that of the last rehearsal.
+
+    Plans that ran turn by turn at one moment tell it from others at which one of them ran, too, and so on from these.
+    """
+    plans: list[tuple[Rehearsal, dict[str, float]]] = []
+    for one in rehearsals:
+        log_us = next((known for other, known in plans if one.is_by(other.plan)), None)
+        if log_us is None:
+            plans.append((one, log_us := {}))
+        log_us[one.rehearsed_at] = float(np.log(one.usual_us))
+    slower = {rehearsals[-1].rehearsed_at: 0.0}
+    unknown = [log_us for _, log_us in plans]
+    while linked := next((one for one in unknown if slower.keys() & one.keys()), None):
+        usual = float(np.mean([us - slower[moment] for moment, us in linked.items() if moment in slower]))
+        for moment, us in linked.items():
+            slower.setdefault(moment, us - usual)
+        unknown.remove(linked)
+    median = float(np.median(list(slower.values())))
+    return {moment: float(np.exp(log_factor - median)) for moment, log_factor in slower.items()}
 
 
 def _as_it_ran(layer: LayerPlan, halves_us: Sequence[HalvesUs]) -> LayerPlan:

@@ -95,6 +95,15 @@ class NetworkTimes:
         halves_us = tuple((_floats(cpu_us), _floats(gpu_us)) for cpu_us, gpu_us in fields["halves_us"])
         return cls(_floats(fields["latency_us"]), halves_us)
 
+    def faster(self, factor: float) -> NetworkTimes:
+        """The times, had all been so many times as fast."""
+
+        def divided(times_us: Sequence[float]) -> tuple[float, ...]:
+            return tuple(us / factor for us in times_us)
+
+        halves_us = tuple((divided(cpu_us), divided(gpu_us)) for cpu_us, gpu_us in self.halves_us)
+        return NetworkTimes(divided(self.latency_us), halves_us)
+
 
 def _floats(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(map(float, values))
