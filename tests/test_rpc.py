@@ -1,6 +1,5 @@
 """Measuring over a real tracker, server and session on loopback, most of it with a device that only pretends."""
 
-import contextlib
 import gc
 import json
 import os
@@ -18,6 +17,7 @@ import cloudpickle
 import numpy as np
 import psutil
 import pytest
+from test_tracker import free_port
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import KernelError, MeasurementError
@@ -26,11 +26,11 @@ from tvm_coexec.packaging import single_layer
 from tvm_coexec.planning.samples import Point
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
-from tvm_coexec.rpc.connection import Connection, in_thread
-from tvm_coexec.rpc.lease import Lease, TrackerAddress, TrackerConnection
+from tvm_coexec.rpc.connection import in_thread
+from tvm_coexec.rpc.lease import Lease, TrackerAddress
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
-from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
+from tvm_coexec.rpc.tracker import device_key, local_tracker
 from tvm_coexec.runtime import device as device_module
 from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.target import target_for
@@ -268,42 +268,6 @@ def test_a_device_that_is_lost_is_given_back_without_a_word(tracker: TrackerAddr
     assert output == b"given back\n"
 
 
-def test_a_connection_is_shut_down_when_its_last_call_returns_and_before_its_functions_go() -> None:
-    happened: list[str] = []
-    free = threading.Event()
-
-    def wait_until(last: str) -> None:
-        deadline = time.monotonic() + 10.0
-        while happened[-1:] != [last] and time.monotonic() < deadline:
-            time.sleep(0.01)
-            gc.collect()
-
-    class Function:
-        def __call__(self, request: str) -> str:
-            free.wait()
-            happened.append(request)
-            return request
-
-        def __del__(self) -> None:
-            happened.append("freed")
-
-    class Remote:
-        def get_function(self, name: str) -> object:
-            return (lambda: happened.append("closed")) if name == "CloseRPCConnection" else Function()
-
-    connection = Connection(Remote())
-    called = connection.call("wait", "called")
-    connection.shut_down()
-    assert not happened
-    free.set()
-    assert called.result(10.0) == "called"
-    wait_until("closed")
-    assert happened == ["called", "closed"]
-    del connection, called
-    wait_until("freed")
-    assert happened == ["called", "closed", "closed", "freed"]
-
-
 def test_a_mute_in_the_server_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvm_coexec.rpc.client._CONNECT_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -324,74 +288,6 @@ def test_a_device_in_use_is_waited_for_no_longer_than_asked(tracker: TrackerAddr
 def test_an_unknown_key_names_the_known_ones(tracker: TrackerAddress) -> None:
     with pytest.raises(MeasurementError, match=f"no device with key 'other'.* has {KEY};"):
         Session(tracker, "other", request_timeout_s=0.2).reconnect()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
-def test_a_tracker_that_is_not_there() -> None:
-    with pytest.raises(MeasurementError, match=r"out of reach.*correct --tracker"):
-        Session(TrackerAddress("127.0.0.1", free_port()), KEY).reconnect()
-
-
-@pytest.mark.parametrize(("greeting", "message"), [(b"HTTP", "no TVM RPC tracker"), (b"", "out of reach")])
-def test_a_stranger_or_a_mute_in_the_tracker_s_place(greeting: bytes, message: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def greet() -> None:
-            connection, _ = listening.accept()
-            connection.sendall(greeting)
-            connection.recv(64)
-            connection.recv(64)
-
-        threading.Thread(target=greet, daemon=True).start()
-        address = TrackerAddress("127.0.0.1", listening.getsockname()[1])
-        with pytest.raises(MeasurementError, match=message):
-            TrackerConnection(address, 0.3)
-
-
-@pytest.mark.parametrize("text", ["9190", "host:", ":9190", "host:x", "host:0", "host:65536"])
-def test_a_bad_address_is_refused(text: str) -> None:
-    with pytest.raises(MeasurementError, match="write host:port"):
-        parse_tracker(text)
-
-
-def test_a_named_tracker_is_used_and_nothing_is_started() -> None:
-    before = psutil.Process().children(recursive=True)
-    with use_tracker("board.example:9190", DeviceChoice("pocl")) as address:
-        assert address == TrackerAddress("board.example", 9190)
-        assert set(psutil.Process().children(recursive=True)) <= set(before)
-
-
-def test_a_key_is_fit_for_the_protocol() -> None:
-    assert device_key("pocl: cpu-x86 (1)") == "tvm-coexec-pocl-cpu-x86-1"
-    assert device_key(None) == "tvm-coexec-default"
-
-
-def test_a_local_tracker_leaves_no_process_behind() -> None:
-    before = set(psutil.Process().children(recursive=True))
-    with contextlib.suppress(KeyboardInterrupt), local_tracker(DeviceChoice()) as address:
-        started = set(psutil.Process().children(recursive=True)) - before
-        with TrackerConnection(address, 5.0) as connection:
-            assert connection.servers(device_key(None)) == 1
-        raise KeyboardInterrupt
-    assert len(started) >= 3
-    assert not psutil.wait_procs(started, timeout=5.0)[1]
-
-
-def test_a_killed_parent_leaves_no_process_behind() -> None:
-    script = (
-        "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.runtime.device import DeviceChoice\n"
-        "with local_tracker(DeviceChoice()): print('started', flush=True); input()"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as parent:
-        assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
-        started = psutil.Process(parent.pid).children(recursive=True)
-        parent.kill()
-    assert len(started) >= 3
-    assert not psutil.wait_procs(started, timeout=10.0)[1]
 
 
 def test_a_client_that_is_killed_while_it_measures_gives_the_device_back(tracker: TrackerAddress) -> None:

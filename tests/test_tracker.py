@@ -1,0 +1,84 @@
+"""Trackers: those that are named, those that are not there, and those that run on this machine."""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+
+import psutil
+import pytest
+
+from tvm_coexec.errors import MeasurementError
+from tvm_coexec.rpc.client import Session
+from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
+from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
+from tvm_coexec.runtime.device import DeviceChoice
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+def test_a_tracker_that_is_not_there() -> None:
+    with pytest.raises(MeasurementError, match=r"out of reach.*correct --tracker"):
+        Session(TrackerAddress("127.0.0.1", free_port()), "any").reconnect()
+
+
+@pytest.mark.parametrize(("greeting", "message"), [(b"HTTP", "no TVM RPC tracker"), (b"", "out of reach")])
+def test_a_stranger_or_a_mute_in_the_tracker_s_place(greeting: bytes, message: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            connection, _ = listening.accept()
+            connection.sendall(greeting)
+            connection.recv(64)
+            connection.recv(64)
+
+        threading.Thread(target=greet, daemon=True).start()
+        address = TrackerAddress("127.0.0.1", listening.getsockname()[1])
+        with pytest.raises(MeasurementError, match=message):
+            TrackerConnection(address, 0.3)
+
+
+@pytest.mark.parametrize("text", ["9190", "host:", ":9190", "host:x", "host:0", "host:65536"])
+def test_a_bad_address_is_refused(text: str) -> None:
+    with pytest.raises(MeasurementError, match="write host:port"):
+        parse_tracker(text)
+
+
+def test_a_named_tracker_is_used_and_nothing_is_started() -> None:
+    before = psutil.Process().children(recursive=True)
+    with use_tracker("board.example:9190", DeviceChoice("pocl")) as address:
+        assert address == TrackerAddress("board.example", 9190)
+        assert set(psutil.Process().children(recursive=True)) <= set(before)
+
+
+def test_a_key_is_fit_for_the_protocol() -> None:
+    assert device_key("pocl: cpu-x86 (1)") == "tvm-coexec-pocl-cpu-x86-1"
+    assert device_key(None) == "tvm-coexec-default"
+
+
+def test_a_local_tracker_leaves_no_process_behind() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    with contextlib.suppress(KeyboardInterrupt), local_tracker(DeviceChoice()) as address:
+        started = set(psutil.Process().children(recursive=True)) - before
+        with TrackerConnection(address, 5.0) as connection:
+            assert connection.servers(device_key(None)) == 1
+        raise KeyboardInterrupt
+    assert len(started) >= 3
+    assert not psutil.wait_procs(started, timeout=5.0)[1]
+
+
+def test_a_killed_parent_leaves_no_process_behind() -> None:
+    script = (
+        "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.runtime.device import DeviceChoice\n"
+        "with local_tracker(DeviceChoice()): print('started', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"started\n"
+        started = psutil.Process(parent.pid).children(recursive=True)
+        parent.kill()
+    assert len(started) >= 3
+    assert not psutil.wait_procs(started, timeout=10.0)[1]
