@@ -184,9 +184,10 @@ class Session:
             Runs in a turn, and runs in a turn of which the halves are timed.
         """
         connection = self._renew()
-        names = [f"rehearsed-{place}.module" for place in range(len(modules))]
         request = {
-            "modules": [self._upload(connection, *each) for each in zip(modules, names, strict=True)],
+            "modules": [
+                self._upload(connection, module, f"rehearsed-{place}.module") for place, module in enumerate(modules)
+            ],
             "rounds": rounds,
             "repeats": repeats,
             "timelines": timelines,

@@ -135,6 +135,20 @@ def orders(do: str) -> bytes:
     return json.dumps({"do": do}).encode()
 
 
+def client_process(tracker: TrackerAddress, do: str, session_timeout_s: float, script: str) -> subprocess.Popen[bytes]:
+    """Another process with a session, in which the script begins; the orders are its third argument."""
+    prelude = (
+        "import sys\n"
+        "import psutil\n"
+        "from tvm_coexec.planning.samples import Point\n"
+        "from tvm_coexec.rpc.client import Session\n"
+        "from tvm_coexec.rpc.tracker import parse_tracker\n"
+        f"with Session(parse_tracker(sys.argv[1]), sys.argv[2], session_timeout_s={session_timeout_s}) as session:\n"
+    )
+    command = [sys.executable, "-c", prelude + script, str(tracker), KEY, orders(do).decode()]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
+
+
 def test_every_repetition_of_every_point_arrives(tracker: TrackerAddress) -> None:
     with Session(tracker, KEY) as session:
         measurement = session.measure(orders("work"), POINTS, step=7)
@@ -244,20 +258,13 @@ def test_a_silent_server_is_given_up(tracker: TrackerAddress, monkeypatch: pytes
 
 def test_a_device_that_is_lost_is_given_back_without_a_word(tracker: TrackerAddress) -> None:
     script = (
-        "import sys\n"
-        "import psutil\n"
-        "from tvm_coexec.planning.samples import Point\n"
-        "from tvm_coexec.rpc.client import Session\n"
-        "from tvm_coexec.rpc.tracker import parse_tracker\n"
-        "with Session(parse_tracker(sys.argv[1]), sys.argv[2], session_timeout_s=300.0) as session:\n"
         "    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
         "    process = psutil.Process(session.facts()['pid'])\n"
         "    print(process.pid, flush=True)\n"
         "    process.suspend()\n"
         "print('given back', flush=True)\n"
     )
-    command = [sys.executable, "-c", script, str(tracker), KEY, orders("work").decode()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+    with client_process(tracker, "work", 300.0, script) as client:
         assert client.stdout is not None
         suspended = psutil.Process(int(client.stdout.readline()))
         try:
@@ -291,17 +298,8 @@ def test_an_unknown_key_names_the_known_ones(tracker: TrackerAddress) -> None:
 
 
 def test_a_client_that_is_killed_while_it_measures_gives_the_device_back(tracker: TrackerAddress) -> None:
-    script = (
-        "import sys\n"
-        "from tvm_coexec.planning.samples import Point\n"
-        "from tvm_coexec.rpc.client import Session\n"
-        "from tvm_coexec.rpc.tracker import parse_tracker\n"
-        "with Session(parse_tracker(sys.argv[1]), sys.argv[2], session_timeout_s=3.0) as session:\n"
-        "    print('measures', flush=True)\n"
-        "    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
-    )
-    command = [sys.executable, "-c", script, str(tracker), KEY, orders("hang").decode()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+    script = "    print('measures', flush=True)\n    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
+    with client_process(tracker, "hang", 3.0, script) as client:
         assert client.stdout is not None and client.stdout.readline() == b"measures\n"
         time.sleep(0.3)
         client.kill()

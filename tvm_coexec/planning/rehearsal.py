@@ -108,14 +108,34 @@ def _slowness(rehearsals: Sequence[Rehearsal]) -> dict[str, float]:
             plans.append((one, log_us := {}))
         log_us[one.rehearsed_at] = float(np.log(one.usual_us))
     slower = {rehearsals[-1].rehearsed_at: 0.0}
-    unknown = [log_us for _, log_us in plans]
-    while linked := next((one for one in unknown if slower.keys() & one.keys()), None):
-        usual = float(np.mean([us - slower[moment] for moment, us in linked.items() if moment in slower]))
-        for moment, us in linked.items():
-            slower.setdefault(moment, us - usual)
-        unknown.remove(linked)
+    compare_moments([log_us for _, log_us in plans], slower)
     median = float(np.median(list(slower.values())))
     return {moment: float(np.exp(log_factor - median)) for moment, log_factor in slower.items()}
+
+
+def compare_moments(took: Sequence[Mapping[str, float]], slower: dict[str, float]) -> dict[int, float]:
+    """Tell how slow the machine was at some moments from what ran at these and at others, and so on from these.
+
+    Parameters
+    ----------
+    took
+        Logarithms of times, by the moment, of whatever ran at several.
+    slower
+        Logarithms of how slow the machine was at the moments to begin with; those that can be compared are added.
+
+    Returns
+    -------
+    dict
+        By number and in the order found, the logarithm at a moment of 0 of each entry of ``took`` that can be compared.
+    """
+    found: dict[int, float] = {}
+    unknown = dict(enumerate(took))
+    while (number := next((number for number, one in unknown.items() if slower.keys() & one.keys()), None)) is not None:
+        one = unknown.pop(number)
+        found[number] = float(np.mean([log - slower[moment] for moment, log in one.items() if moment in slower]))
+        for moment, log in one.items():
+            slower.setdefault(moment, log - found[number])
+    return found
 
 
 def _as_it_ran(layer: LayerPlan, halves_us: Sequence[HalvesUs]) -> LayerPlan:

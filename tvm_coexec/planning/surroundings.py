@@ -13,7 +13,7 @@ import numpy as np
 from tvm_coexec.layers import AnyLayer, Variant
 
 from .predictors import labels_us, weights
-from .rehearsal import Rehearsal
+from .rehearsal import Rehearsal, compare_moments
 from .remembered import Remembered
 from .samples import Sample, Side
 
@@ -114,13 +114,12 @@ def _of_equal_speed(halves: Sequence[_Half]) -> Iterator[tuple[Sample, float, fl
     unknown = sorted(halves, key=lambda half: -len(half.log_errors))
     slower: dict[str, float] = {}
     while unknown:
-        half = next((one for one in unknown if slower.keys() & one.log_errors.keys()), unknown[0])
-        beside = [error - slower[moment] for moment, error in half.log_errors.items() if moment in slower]
-        log_error = float(np.mean(beside)) if beside else min(half.log_errors.values())
-        for moment, error in half.log_errors.items():
-            slower.setdefault(moment, error - log_error)
-        unknown.remove(half)
-        yield half.sample, half.expected_us, log_error
+        first = unknown[0].log_errors
+        slower[min(first, key=first.__getitem__)] = 0.0
+        compared = compare_moments([half.log_errors for half in unknown], slower)
+        for number, log_error in compared.items():
+            yield unknown[number].sample, unknown[number].expected_us, log_error
+        unknown = [half for number, half in enumerate(unknown) if number not in compared]
 
 
 def _weighted_median(values: np.ndarray, shares: np.ndarray) -> float:
