@@ -86,9 +86,12 @@ def test_scratch_memory_serves_all_calls_of_a_program_and_goes_with_it(device: D
     gpu = schedules.conv2d.default_variant(layer, "gpu", target.hardware)
     module = Module(single_layer(layer, largest, gpu, target, device.facts()), device)
     assert module.check_step(0, 1, 1) < module.error_bound(0)
+    unused = module.memory
     x = np.random.default_rng(5).standard_normal(module.inputs["x"].shape, np.float32)
     results = [np.array(module(x=x)) for _ in range(3)]
     assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+    grown = module.memory.peak_bytes - unused.peak_bytes
+    assert grown == module.memory.scratch_bytes - unused.scratch_bytes >= scratch_bytes[largest]
     before = resident_bytes()
     for _ in range(24):  # programs of other threads, which end where they did not run
         with ThreadPoolExecutor(1) as thread:
@@ -273,6 +276,22 @@ def test_after_a_hang_nothing_is_launched(device: Device) -> None:
     module._executor.hang = "a kernel hangs: restart the process"
     with pytest.raises(SyncTimeoutError, match="restart the process"):
         module(np.zeros((5, 64), np.float32))
+
+
+def test_a_kernel_that_hangs_when_a_module_is_loaded(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_FIRST_LAUNCH_S", 0.2)
+    launch_together(monkeypatch, False)
+    device = open_device(device_name)
+    built, _ = chain(device, 2, 5, 64)
+    symbol = built.manifest.steps[0].gpu.launches[0].symbol
+    definition = re.compile(rf"{symbol}_kernel\([^)]*\)\s*\{{")
+    slow, count = definition.subn(r"\g<0>\nfor (volatile long i = 0; i < 1000000000; ++i);", built.opencl_source)
+    assert count
+    with pytest.raises(SyncTimeoutError, match=rf"the kernel {symbol}\w* does not finish .* within 0.2 s: restart"):
+        Module(replace(built, opencl_source=slow), device)
+    with pytest.raises(SyncTimeoutError, match=r"an earlier kernel hangs on .*: restart the process"):
+        Module(built, device)
+    device.queue.finish()  # it only seems to hang, so that later tests have the device
 
 
 def test_every_split_is_exact_however_kernels_are_launched(device: Device, chains: bool) -> None:

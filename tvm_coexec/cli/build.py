@@ -56,7 +56,8 @@ def run(
         gpu_cores=gpu_cores,
     )
     module.export(out)
-    print(f"{module.plan}\n{module.sync_count} synchronisations a run\nmemory: {module.memory}\nmodule: {out}")
+    memory = f"{module.memory}, and what CPU kernels want as they run"
+    print(f"{module.plan}\n{module.sync_count} synchronisations a run\nmemory: {memory}\nmodule: {out}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.errors import FileFormatError, KernelError, first_line
+from tvm_coexec.errors import FileFormatError, KernelError, SyncTimeoutError, first_line
 
 from . import stitch
 from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
@@ -28,6 +29,11 @@ _unfinished: list[Executor | Block] = []
 
 TIMEOUT_S = 5.0
 """Default bound on every wait of one processor for the other."""
+
+_FIRST_LAUNCH_S = 60.0
+"""Bound on a kernel's first launch, for which some drivers compile it."""
+
+_POLL_S = 5e-5
 
 
 @dataclass
@@ -86,20 +92,36 @@ class Executor:
         """
         import pyopencl as cl
 
+        name = self.device.info.name
+        if self.device.hangs:
+            raise SyncTimeoutError(f"an earlier kernel hangs on {name}: restart the process")
         try:
             for launch in self._launches():
                 if launch.symbol not in self.stepped.chained:
-                    kernel, sizes = self.layer_kernel(launch, 1), launch.sizes(1)
-                    cl.enqueue_nd_range_kernel(self.device.queue, kernel, sizes, launch.group)
+                    self._launch_alone(self.layer_kernel(launch, 1), launch.sizes(1), launch.group)
             if self.stepped.chained:
                 table = self.allocate_table(1)
-                kernel = self.chain_kernel(table, 0, 0)
-                cl.enqueue_nd_range_kernel(self.device.queue, kernel, (1, 1), (1, 1))
-            self.device.queue.finish()
+                self._launch_alone(self.chain_kernel(table, 0, 0), (1, 1), (1, 1))
         except cl.Error as error:
             raise KernelError(
-                f"{self.device.info.name} cannot run the module's OpenCL code ({error}); build it with other variants"
+                f"{name} cannot run the module's OpenCL code ({error}); build it with other variants"
             ) from None
+
+    def _launch_alone(self, kernel: Any, sizes: tuple[int, int], group: tuple[int, int]) -> None:
+        import pyopencl as cl
+
+        event = cl.enqueue_nd_range_kernel(self.device.queue, kernel, sizes, group)
+        self.device.queue.flush()
+        deadline = time.monotonic() + _FIRST_LAUNCH_S
+        while event.command_execution_status > cl.command_execution_status.COMPLETE:
+            if time.monotonic() > deadline:
+                self.give_up(
+                    f"the kernel {kernel.function_name} does not finish on {self.device.info.name} within "
+                    f"{_FIRST_LAUNCH_S:g} s: restart the process, and build the module with other variants"
+                )
+                raise SyncTimeoutError(self.hang)
+            time.sleep(_POLL_S)
+        event.wait()  # raises the error of a launch that failed
 
     def layer_kernel(self, launch: LaunchSpec, units: int, awaited: int = 0, done: int = 0) -> Any:
         """A layer's kernel with its arguments, to compute ``units`` units; it may await and report steps."""

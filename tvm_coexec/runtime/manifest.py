@@ -14,7 +14,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, grid_for, row_tiles, tile_count
 
 FORMAT = "tvm-coexec module"
-VERSION = 7
+VERSION = 8
 
 
 def words(count: int, dtype: str) -> int:

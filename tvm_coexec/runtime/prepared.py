@@ -120,6 +120,11 @@ class Prepared:
             launched += (self._command(self.lowered.commands[number]) for number in numbers)
 
     @property
+    def held_by_threads(self) -> int:
+        """Bytes of scratch memory that kernels on the CPU's threads have wanted so far."""
+        return int(self.executor.library.held_bytes(self.program))
+
+    @property
     def keeps_time(self) -> bool:
         """Whether the GPU does the same with a timeline as without: no flag has a kernel of its own for it."""
         return all(command.kind == "kernel" for command in self.lowered.commands)

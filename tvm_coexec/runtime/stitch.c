@@ -334,6 +334,15 @@ int coexec_start(coexec_program* p) {
   return p->pool ? 0 : -1;
 }
 
+size_t coexec_held_bytes(const coexec_program* p) {
+  size_t bytes = 0;
+  for (int32_t i = 0; p->workspaces && i < thread_count(p); ++i) {
+    const coexec_workspace* own = &p->workspaces[i];
+    bytes += own->size > own->wanted ? own->size : own->wanted; /* a call that found too little makes room next time */
+  }
+  return bytes;
+}
+
 void coexec_stop(coexec_program* p) {
   if (p->pool) coexec_pool_stop(p->pool);
   p->pool = NULL;

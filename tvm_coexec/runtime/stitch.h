@@ -114,6 +114,8 @@ int coexec_open_opencl(const char* path);
 int coexec_start(coexec_program* program);
 /* Run once; returns program->status. Not to be called for one program by two threads at a time. */
 int coexec_run(coexec_program* program);
+/* Scratch memory that the threads' kernels have wanted so far. Not to be called during a run. */
+size_t coexec_held_bytes(const coexec_program* program);
 void coexec_stop(coexec_program* program);
 
 /* The pool of CPU threads, used by the stitch alone. */

@@ -121,12 +121,11 @@ class Library:
             raise FileFormatError(
                 f"the module's CPU code cannot be loaded ({error}); build the module for this machine"
             ) from None
-        for name in ("coexec_start", "coexec_run", "coexec_stop"):
-            function = getattr(self._library, name)
+        names = ("start", "run", "stop", "held_bytes")
+        self.start, self.run, self.stop, self.held_bytes = (getattr(self._library, f"coexec_{name}") for name in names)
+        for function in (self.start, self.run, self.stop, self.held_bytes):
             function.argtypes = [ctypes.POINTER(Program)]
-        self.start, self.run, self.stop = (
-            getattr(self._library, f"coexec_{name}") for name in ("start", "run", "stop")
-        )
+        self.held_bytes.restype = ctypes.c_size_t
         self._library.coexec_open_opencl.argtypes = [ctypes.c_char_p]
         loader = opencl_loader()
         if self._library.coexec_open_opencl(str(loader).encode()):

@@ -16,8 +16,8 @@ class MemoryUse:
     Parameters
     ----------
     weight_bytes, activation_bytes, scratch_bytes
-        Packed constants; tensors, in the slots that they share; what a half passes from one kernel to its next. What
-        kernels on the CPU allocate for themselves is not known before they run, and not in it.
+        Packed constants; tensors, in the slots that they share; what a half passes from one kernel to its next, and
+        what the CPU's threads hold for their kernels, which these ask for as they run: nothing before the first run.
     activation_bound_bytes
         The most that tensors that are needed at the same time take, padding and halos included: no plan needs less.
     """
@@ -45,8 +45,8 @@ class MemoryUse:
         )
 
 
-def memory_use(manifest: Manifest) -> MemoryUse:
-    """What a module with this manifest allocates."""
+def memory_use(manifest: Manifest, held_by_threads: int) -> MemoryUse:
+    """What a module with this manifest allocates, with the bytes that the CPU's threads hold."""
     counts, shared = manifest.word_counts(), manifest.shared()
     tensors = {tensor.name for tensor in manifest.tensors}
     constants = {constant.name for constant in manifest.constants}
@@ -54,8 +54,12 @@ def memory_use(manifest: Manifest) -> MemoryUse:
     weights = sum(counts[name] for name in constants)
     activations = sum(sizes[memory] for memory in {shared[name] for name in tensors})
     scratch = sum(counts[name] for name in counts if name not in tensors | constants)
-    used = (weights, activations, scratch, _bound(manifest, counts))
-    return MemoryUse(*(_WORD_BYTES * size for size in used))
+    return MemoryUse(
+        weight_bytes=_WORD_BYTES * weights,
+        activation_bytes=_WORD_BYTES * activations,
+        scratch_bytes=_WORD_BYTES * scratch + held_by_threads,
+        activation_bound_bytes=_WORD_BYTES * _bound(manifest, counts),
+    )
 
 
 def _bound(manifest: Manifest, counts: dict[str, int]) -> int:
