@@ -101,7 +101,7 @@ def halved_chain(layer: Linear, depth: int, device: Device) -> Chain:
     variants = (schedules.family(layer).default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
     choice = Choice(layer.units // 2, *variants)
     graph = Graph(tensors, ["t0"], [f"t{depth}"], nodes)
-    module = Module(package(graph, [choice] * depth, target, device.facts(), {}), device)
+    module = Module(package(graph, [choice] * depth, target, device.facts()), device)
     module.inputs["t0"][:] = rng.standard_normal((layer.m, layer.k), np.float32)
     return Chain(layer, depth, device.mechanism, module)
 

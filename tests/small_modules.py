@@ -24,7 +24,7 @@ def one_layer(layer: AnyLayer, device: Device) -> Package:
 def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:
     """A module of such layers, and its nodes."""
     graph, choices = chain_of(device, depth, m, width)
-    return package(graph, choices, target_for(device.facts()), device.facts(), {}), graph.nodes
+    return package(graph, choices, target_for(device.facts()), device.facts()), graph.nodes
 
 
 def chain_of(device: Device, depth: int, m: int, width: int) -> tuple[Graph, list[Choice]]:

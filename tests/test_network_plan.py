@@ -12,9 +12,10 @@ from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.basetime import BaseTime
 from tvm_coexec.planning.disturbance import Disturbance
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
-from tvm_coexec.planning.plan import LayerPlan
+from tvm_coexec.planning.plan import LayerPlan, Plan, Sync
 from tvm_coexec.planning.rehearsal import Rehearsal
 from tvm_coexec.planning.split import Division, Half, Overheads, Planner
+from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.runtime.program import Read, Work, lower
 
 ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4))) for side in ("cpu", "gpu")}
@@ -50,6 +51,10 @@ def planned(*layers, **settings):
     return plan_network(network(*layers), planner(**settings), "device", "svm")
 
 
+def waits_in(plan: Plan, graph: Graph) -> list[Sync]:
+    return list(synchronisations(plan.layers, reads_of(graph)))
+
+
 def test_a_network_of_one_layer_is_planned_as_the_layer_is():
     for layer in (Linear(197, 768, 3072), Linear(1, 64, 64), Linear(500, 4000, 30)):
         plan, alone = planned(layer), planner().plan_layer("n0", layer)
@@ -58,13 +63,14 @@ def test_a_network_of_one_layer_is_planned_as_the_layer_is():
 
 
 def test_a_chain_of_large_layers_is_split_throughout_and_takes_their_sum():
-    plan = planned(*[Linear(197, 768, 768)] * 6)
+    graph = network(*[Linear(197, 768, 768)] * 6)
+    plan = plan_network(graph, planner(), "device", "svm")
     assert all(0.4 < layer.cpu_units / layer.layer.units < 0.6 for layer in plan.layers)
     assert plan.total_us == pytest.approx(sum(layer.total_us for layer in plan.layers), rel=0.02)
-    assert [(sync.layer, sync.side) for sync in plan.syncs[:2]] == [("n1", "cpu"), ("n1", "gpu")]
-    gpu_units = plan.layers[0].gpu_units
-    assert plan.syncs[0].why == f"reads all channels of 'n0', whose first {gpu_units} tiles the GPU computes"
-    assert plan.syncs[-1].layer is None
+    syncs, gpu_units = waits_in(plan, graph), plan.layers[0].gpu_units
+    assert [(sync.layer, sync.side) for sync in syncs[:2]] == [("n1", "cpu"), ("n1", "gpu")]
+    assert syncs[0].why == f"reads all channels of 'n0', whose first {gpu_units} tiles the GPU computes"
+    assert syncs[-1].layer is None
 
 
 def test_a_network_is_expected_to_take_longer_where_halves_are_disturbed():
@@ -82,18 +88,32 @@ def test_every_synchronisation_of_the_runtime_is_in_the_plan():
     works = [
         Work(layer.cpu_units, layer.gpu_units, reads) for layer, reads in zip(plan.layers, reads_of(graph), strict=True)
     ]
-    assert len(plan.syncs) == lower(works, "svm").sync_count
+    assert len(waits_in(plan, graph)) == lower(works, "svm").sync_count
+
+
+def test_a_wait_for_memory_says_so_unless_there_is_another_reason() -> None:
+    graph = network(*[Linear(50, 768, 768)] * 3)
+    layers = [planner().plan_split(node.name, node.layer, 12) for node in graph.nodes]
+    for data, why in (((), "overwrites memory that the CPU needs until its half of 'n1' is done"), ((Read(2),), None)):
+        syncs = list(synchronisations(layers, [(), (), (*data, Read(2, overwrites=True))]))
+        assert [(sync.layer, sync.side, sync.awaits) for sync in syncs] == [
+            ("n2", "cpu", "n1"),
+            ("n2", "gpu", "n1"),
+            (None, "cpu", "n2"),
+        ]
+        assert syncs[1].why == (why or "reads all channels of 'n1', whose last 12 tiles the CPU computes")
 
 
 def test_row_wise_layers_that_nobody_measured_follow_each_other():
     norm, softmax = RowWise("layer_norm", 4096, 256, epsilon=1e-5), RowWise("softmax", 4096, 256)
-    plan = planned(norm, softmax, softmax)
+    graph = network(norm, softmax, softmax)
+    plan = plan_network(graph, planner(), "device", "svm")
     assert len({layer.cpu_units for layer in plan.layers}) == 1 and 0 < plan.layers[0].cpu_units < 512
     assert plan.layers[1].reason == (
         "split as 'n0' is, which takes no synchronisation; "
         "the times are estimates, since the profile is not tuned for rowwise layers"
     )
-    assert [sync.layer for sync in plan.syncs] == [None]
+    assert [sync.layer for sync in waits_in(plan, graph)] == [None]
 
 
 def test_without_estimates_layers_that_nobody_measured_stay_on_the_cpu():
@@ -122,7 +142,7 @@ def test_plans_made_elsewhere_are_put_together_alike():
     ]
     plan = assemble(graph, layers, OVERHEADS, "device", "svm", Disturbance())
     assert plan.total_us == pytest.approx(layers[0].gpu_us + layers[1].cpu_us + OVERHEADS.split_us)
-    assert [(sync.layer, sync.awaits, sync.why) for sync in plan.syncs] == [
+    assert [(sync.layer, sync.awaits, sync.why) for sync in waits_in(plan, graph)] == [
         ("n1", "n0", "reads 'n0', which the GPU computes")
     ]
 
@@ -181,14 +201,17 @@ def test_a_network_whose_kernels_read_more_weights_than_the_cache_holds_is_plann
 def test_layers_of_one_tile_are_divided_by_lines() -> None:
     narrow = Conv2d(56, 56, 32, 32, 1)
     around = Conv2d(56, 56, 32, 32, 3, 1, 1)
-    plan = plan_network(images(around, narrow, narrow, around), ProportionalPlanner(), "device", "svm")
+    graph = images(around, narrow, narrow, around)
+    plan = plan_network(graph, ProportionalPlanner(), "device", "svm")
     assert [layer.layer.axis for layer in plan.layers] == ["lines"] * 4
     assert {layer.cpu_units for layer in plan.layers} == {7}
     assert plan.layers[0].reason.startswith("split by lines: ")
     assert plan.layers[1].reason == "split as 'n0' is, which takes no synchronisation"
-    waits = [(sync.layer, sync.side) for sync in plan.syncs]
-    assert waits == [("n3", "cpu"), ("n3", "gpu"), (None, "cpu")], "pointwise layers wait for nobody"
-    assert plan.syncs[0].why == "reads all lines of 'n2', whose first 7 line blocks the GPU computes"
+    syncs = waits_in(plan, graph)
+    assert [(sync.layer, sync.side) for sync in syncs] == [("n3", "cpu"), ("n3", "gpu"), (None, "cpu")], (
+        "pointwise layers wait for nobody"
+    )
+    assert syncs[0].why == "reads all lines of 'n2', whose first 7 line blocks the GPU computes"
 
 
 def test_a_residual_may_be_read_along_either_axis() -> None:

@@ -42,7 +42,7 @@ def test_operators_that_run_whole_keep_their_constants(device: Device) -> None:
 def test_a_module_for_measuring_makes_its_own_weights(device: Device) -> None:
     graph, choices = chain_of(device, 3, 5, 64)
     target = target_for(device.facts())
-    real, light = (Module(package(graph, choices, target, device.facts(), {}, seed=seed), device) for seed in (None, 4))
+    real, light = (Module(package(graph, choices, target, device.facts(), seed=seed), device) for seed in (None, 4))
     assert len(light._package.to_bytes()) + 3 * 64 * 64 * 4 <= len(real._package.to_bytes()) + 1024
     params = [random_params(node.layer, 4) for node in graph.nodes]
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)

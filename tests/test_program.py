@@ -218,12 +218,13 @@ def test_every_part_waits_for_who_used_its_memory_before() -> None:
     wholes = {"a": ("ab",), "b": ("ab",)}
     steps = [Named("x", ()), Named("y", ("x",)), Named("a", ("y",)), Named("b", ("y",)), Named("z", ("ab",))]
     memory = {"x": "one", "y": "two", "a": "one", "b": "one", "ab": "one", "z": "two"}
+    before = tuple(Read(number, overwrites=True) for number in (1, 2))
     assert network_reads(steps, wholes, memory) == [
         (),
         (Read(1),),
-        (Read(2), Read(1), Read(2)),
-        (Read(2), Read(1), Read(2)),
-        (Read(3), Read(4), Read(2), Read(3), Read(4)),
+        (Read(2), *before),
+        (Read(2), *before),
+        (Read(3), Read(4), *(Read(number, overwrites=True) for number in (2, 3, 4))),
     ]
 
 

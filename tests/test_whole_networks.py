@@ -1,5 +1,6 @@
 """Whole networks, built and run: every way to divide them gives what ONNX Runtime gives."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from tvm_coexec.layers import by_lines
 from tvm_coexec.packaging import Choice, package
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.program import Work, network_reads, waits_of
+from tvm_coexec.runtime.program import Read, Work, waits_of
 from tvm_coexec.slots import halos_to_clear
 from tvm_coexec.target import target_for
 
@@ -33,9 +34,10 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def no_clearing_is_spared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small networks have little memory to share, for which no halo would be cleared."""
+def all_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks have little memory to share, for which no halo would be cleared, and nobody would wait."""
     monkeypatch.setattr(slots, "_CLEARING_WORDS", 0)
+    monkeypatch.setattr(slots, "_WAITING_WORDS", 0)
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -54,6 +56,8 @@ def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> N
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
     module = tvm_coexec.build(model, device=device, split=0.5)
+    if device.mechanism == "svm":
+        assert len(module.plan.syncs) == module.sync_count
     steps = module._executor.manifest.steps
     random = np.random.default_rng(3)
     assert error(module, inputs, expected) < 1e-4
@@ -80,16 +84,6 @@ def test_networks_of_the_onnx_package(name: str, device: Device) -> None:
     assert np.argmax(module(**inputs)) == np.argmax(expected)
 
 
-def test_memory_that_is_shared_makes_no_divided_step_wait(model: onnx.ModelProto, device: Device) -> None:
-    manifest = tvm_coexec.build(model, device=device, split=0.5)._executor.manifest
-    wholes = {tensor.name: tensor.wholes for tensor in manifest.tensors}
-    needed, shared = (network_reads(manifest.steps, wholes, memory) for memory in (None, manifest.shared()))
-    assert needed != shared
-    for side in ("cpu", "gpu"):
-        waits = [waits_of([Work(1, 1, read) for read in reads], side) for reads in (needed, shared)]
-        assert waits[0] == waits[1]
-
-
 def divided_at_random(model: onnx.ModelProto, device: Device, seed: int, lines: float = 0.7) -> Module:
     """The network, each layer divided at a random place, such a share of those that can be by lines, or by channels."""
     graph, facts = to_graph(model), device.facts()
@@ -103,7 +97,39 @@ def divided_at_random(model: onnx.ModelProto, device: Device, seed: int, lines: 
             choices.append(Choice(int(random.integers(node.layer.units + 1)), *variants))
         else:
             choices.append(Choice(node.layer.units, family.default_variant(node.layer, "cpu", target.hardware), None))
-    return Module(package(graph, choices, target, facts, {}), device)
+    return Module(package(graph, choices, target, facts), device)
+
+
+def waits_for_memory(module: Module) -> int:
+    """By how many waits a module whose steps are all divided has more than its data needs."""
+    manifest = module._executor.manifest
+    data = [tuple(read for read in reads if not read.overwrites) for reads in manifest.reads()]
+    assert data != manifest.reads(), "memory is shared"
+
+    def count(reads: Sequence[tuple[Read, ...]]) -> int:
+        works = [Work(1, 1, read, axis=step.axis) for read, step in zip(reads, manifest.steps, strict=True)]
+        return sum(len(waits_of(works, side)) for side in ("cpu", "gpu"))
+
+    return count(manifest.reads()) - count(data)
+
+
+def test_where_waits_are_dear_nobody_waits_for_memory(model: onnx.ModelProto, device: Device) -> None:
+    apart = open_device(device.info.name, mechanism="event")
+    assert waits_for_memory(tvm_coexec.build(model, device=apart, split=0.5)) == 0
+
+
+def test_where_waits_are_cheap_they_save_memory(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    model = NETWORKS["mobilenet_v2"](**SMALL["mobilenet_v2"])
+    inputs = random_inputs(model)
+    (expected,) = run_onnx(model, inputs).values()
+    module = divided_at_random(model, device, seed=0, lines=1.0)
+    assert waits_for_memory(module) > 0
+    assert error(module, inputs, expected) < 1e-4
+    assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
+    monkeypatch.setattr(slots, "_WAITING_WORDS", 1 << 40)
+    assert divided_at_random(model, device, seed=0, lines=1.0).memory.activation_bytes > module.memory.activation_bytes
 
 
 @pytest.mark.parametrize(  # some runtimes compile the largest for minutes

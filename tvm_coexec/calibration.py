@@ -117,7 +117,7 @@ def _module(tuner: Tuner, graph: Graph) -> bytes:
     """A module file of the network, each half by its default variant."""
     candidates = [tuner.default_candidate(node.layer) for node in graph.nodes]
     choices = [Choice(one.layer.units, one.cpu, one.gpu) for one in candidates]
-    return package(graph, choices, tuner.target, tuner.profile.facts, {}).to_bytes()
+    return package(graph, choices, tuner.target, tuner.profile.facts).to_bytes()
 
 
 def _handing_over() -> Graph:

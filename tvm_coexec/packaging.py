@@ -25,6 +25,7 @@ from .layers import (
     unit_channels,
 )
 from .layouts import image_layouts, node_layouts
+from .planning.synchronisations import synchronisations
 from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .schedules.halo import Halo
@@ -49,7 +50,6 @@ def package(
     choices: Sequence[Choice],
     target: Target,
     device: Mapping[str, Any],
-    plan: Mapping[str, Any],
     progress: Callable[[Iterable[Node]], Iterable[Node]] = iter,
     seed: int | None = None,
 ) -> Package:
@@ -87,9 +87,10 @@ def package(
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
-        plan=dict(plan),
+        plan={},
     )
-    slotted = assign_slots(manifest.tensors, steps, manifest.word_counts(), {*graph.inputs, *graph.outputs})
+    kept, may_wait = {*graph.inputs, *graph.outputs}, device["mechanism"] == "svm"
+    slotted = assign_slots(manifest.tensors, steps, manifest.word_counts(), kept, may_wait=may_wait)
     to_clear = halos_to_clear(slotted)
     for halves in nodes:
         if (output := halves.tensors["output"]) in to_clear:
@@ -107,10 +108,15 @@ def package_plan(
     progress: Callable[[Iterable[Node]], Iterable[Node]] = iter,
     seed: int | None = None,
 ) -> Package:
-    """The module of a graph whose layers are divided as planned; see :func:`package`."""
+    """The module of a graph whose layers are divided as planned; see :func:`package`.
+
+    Its plan lists the synchronisations, some of which are there since tensors share memory.
+    """
     choices = [Choice(layer.cpu_units, layer.cpu, layer.gpu) for layer in plan.layers]
     divided = [replace(node, layer=layer.layer) for node, layer in zip(graph.nodes, plan.layers, strict=True)]
-    return package(replace(graph, nodes=divided), choices, target, device, plan.to_json(), progress, seed)
+    built = package(replace(graph, nodes=divided), choices, target, device, progress, seed)
+    listed = replace(plan, syncs=tuple(synchronisations(plan.layers, built.manifest.reads())))
+    return replace(built, manifest=replace(built.manifest, plan=listed.to_json()))
 
 
 def _roles(node: Node) -> dict[str, str | None]:

@@ -14,6 +14,10 @@ from .runtime.manifest import StepSpec, TensorSpec, lifetimes
 _CLEARING_WORDS = 8192
 """A slot may grow by so many words, 32 KiB, to spare the clearing of a halo: one kernel more in every run."""
 
+_WAITING_WORDS = 131072
+"""By so many, 512 KiB, to spare a wait for the other side, which seldom is that far behind: memory that no cache holds
+any more takes longer."""
+
 Geometry = tuple[int, ...] | None
 
 
@@ -45,11 +49,11 @@ class _Slot:
         """The last step that used so many words: the later it was, the more of them a cache still holds."""
         return max((use.last for use in self.uses if use.words >= words), default=-1)
 
-    def cost_words(self, words: int, geometry: Geometry) -> int:
-        """By what the slot grows for one tensor more, and what the halos count that must then be cleared."""
+    def cost_words(self, words: int, geometry: Geometry, *, waits: bool) -> int:
+        """By what the slot grows for one tensor more; what the halos to clear count that it adds, and a wait."""
         geometries = [use.geometry for use in self.uses]
         more = _to_clear([*geometries, geometry]) - _to_clear(geometries)
-        return max(words - self.words, 0) + _CLEARING_WORDS * more
+        return max(words - self.words, 0) + _CLEARING_WORDS * more + _WAITING_WORDS * waits
 
 
 def _to_clear(geometries: Sequence[Geometry]) -> int:
@@ -58,9 +62,16 @@ def _to_clear(geometries: Sequence[Geometry]) -> int:
 
 
 def assign_slots(
-    tensors: Sequence[TensorSpec], steps: Sequence[StepSpec], words: Mapping[str, int], kept: Collection[str]
+    tensors: Sequence[TensorSpec],
+    steps: Sequence[StepSpec],
+    words: Mapping[str, int],
+    kept: Collection[str],
+    *,
+    may_wait: bool,
 ) -> tuple[TensorSpec, ...]:
     """Give every tensor a slot that holds nothing else while the tensor is needed.
+
+    Where waits are cheap, a side may have to wait until the other needs a slot no more: not for the step just before.
 
     All parts of a whole have its slot, from when the first is written until none is needed any more.
 
@@ -70,6 +81,8 @@ def assign_slots(
         Of four bytes: how much memory each tensor needs.
     kept
         Tensors with a slot of their own: what the user writes and reads between runs.
+    may_wait
+        Whether a wait is worth the memory that it saves.
     """
     lives, free_since = lifetimes(tensors, steps), _free_since(tensors, steps)
     needed = dict.fromkeys(lives, 0)
@@ -79,9 +92,10 @@ def assign_slots(
     numbers: dict[str, int] = {}
     wholes = [tensor for tensor in tensors if not tensor.wholes]
     for tensor in sorted(wholes, key=lambda tensor: lives[tensor.name][0]):
-        name, (_, last) = tensor.name, lives[tensor.name]
+        name, (first, last) = tensor.name, lives[tensor.name]
         since = -1 if name in kept else free_since[name]
-        slot = _free_slot(slots, tensor.halo_geometry, needed[name], since)
+        after_wait = max(since, first - 2) if may_wait and name not in kept else since
+        slot = _free_slot(slots, tensor.halo_geometry, needed[name], (since, after_wait))
         slot.uses.append(_Use(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry))
         numbers[name] = slot.number
     return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
@@ -109,11 +123,18 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
     return since
 
 
-def _free_slot(slots: list[_Slot], geometry: Geometry, words: int, since: int) -> _Slot:
-    """The cheapest of the slots that are free since a step and of a new one, and of equals the last used."""
-    new = _Slot(len(slots))
-    free = [slot for slot in slots if slot.needed_until <= since]
-    found = min([*free, new], key=lambda slot: (slot.cost_words(words, geometry), -slot.last_use(words), slot.words))
+def _free_slot(slots: list[_Slot], geometry: Geometry, words: int, free: tuple[int, int]) -> _Slot:
+    """The cheapest of a new slot and of those that are free since a step, or since another for a side that waits.
+
+    Of equals it is the last used.
+    """
+    new, (since, after_wait) = _Slot(len(slots)), free
+
+    def order(slot: _Slot) -> tuple[int, int, int]:
+        waits = bool(slot.uses) and slot.needed_until > since
+        return (slot.cost_words(words, geometry, waits=waits), -slot.last_use(words), slot.words)
+
+    found = min([*(slot for slot in slots if slot.needed_until <= after_wait), new], key=order)
     if found is new:
         slots.append(new)
     return found

@@ -1,4 +1,4 @@
-"""The plan of a whole network: splits and variants of all layers together, and every synchronisation with its reason.
+"""The plan of a whole network: splits and variants of all layers together.
 
 A layer's best split depends on those around it: a channel-local layer follows the layer that it reads, as one of single
 lines does along these, a small one stays where its input is, and one that follows an uneven layer may let the other
@@ -12,18 +12,16 @@ from dataclasses import dataclass, replace
 
 from tvm_coexec.graph import Graph, Node
 from tvm_coexec.layers import AnyLayer, ways_to_divide
-from tvm_coexec.runtime.program import Read, Work, needs_other, network_reads, waits_of
+from tvm_coexec.runtime.program import Read, needs_other, network_reads
 
 from .disturbance import Disturbance
-from .plan import LayerPlan, Plan, Sync, no_gpu_kernels
+from .plan import LayerPlan, Plan, no_gpu_kernels
 from .rehearsal import Rehearsal, best_plan, fingerprint
 from .schedule import Costs, Option, Written, search, simulate
 from .split import DOUBT, Division, Overheads, Planner
 
 _NEIGHBOURS = (0, -1, 1, -2, 2, -4, 4, -8, 8, -16, 16)
 """Places beside the balanced split, among a layer's splits, that are tried: uneven ones let a side catch up."""
-
-_UNIT_NAMES = {"channels": "tile", "rows": "row block", "lines": "line block"}
 
 
 @dataclass(frozen=True)
@@ -106,12 +104,12 @@ def assemble(
     mechanism: str,
     disturbance: Disturbance,
 ) -> Plan:
-    """The plan of a network from those of its layers: with its time and its synchronisations."""
+    """The plan of a network from those of its layers, with its time."""
     reads = reads_of(graph)
     options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us, one.layer.axis) for one in layers]
     usual = [disturbance.lengthen(option) for option in options]
     total_us = simulate(reads, usual, Costs(overheads.split_us, overheads.gpu_alone_us))
-    return Plan(device, mechanism, tuple(layers), total_us, tuple(_synchronisations(layers, reads)))
+    return Plan(device, mechanism, tuple(layers), total_us)
 
 
 def _plan_together(graph: Graph, planner: Planner) -> tuple[LayerPlan, ...]:
@@ -246,42 +244,3 @@ class _Menu:
 def _option(layer: AnyLayer, division: Division) -> Option:
     cpu_us, gpu_us = (half.us if half else 0.0 for half in (division.cpu, division.gpu))
     return Option(division.cpu_units, layer.units - division.cpu_units, cpu_us, gpu_us, layer.axis)
-
-
-def _synchronisations(layers: Sequence[LayerPlan], reads: Sequence[Sequence[Read]]) -> Iterator[Sync]:
-    """In the order of the layers before which a side waits."""
-    works = [
-        Work(one.cpu_units, one.gpu_units, tuple(read), axis=one.layer.axis)
-        for one, read in zip(layers, reads, strict=True)
-    ]
-    waits = {side: waits_of(works, side) for side in ("cpu", "gpu")}
-    for number, layer in enumerate(layers, 1):
-        for side in ("cpu", "gpu"):
-            awaited = waits[side].get(number)
-            if awaited is not None:
-                writer = layers[awaited - 1]
-                local = layer.layer.axis == writer.layer.axis and all(
-                    layer.layer.axis in read.local for read in reads[number - 1] if read.step == awaited
-                )
-                why = _why(side, layer, writer, local)
-                yield Sync(layer.name, side, layers[awaited - 1].name, why)
-    last_gpu = max((number for number, work in enumerate(works, 1) if work.gpu_units), default=0)
-    if last_gpu and last_gpu not in waits["cpu"].values():
-        name = layers[last_gpu - 1].name
-        yield Sync(None, "cpu", name, f"the run ends when the GPU has computed its half of {name!r}")
-
-
-def _why(side: str, reader: LayerPlan, writer: LayerPlan, local: bool) -> str:
-    other, count = ("GPU", writer.gpu_units) if side == "cpu" else ("CPU", writer.cpu_units)
-    if local:
-        crossing = _counted(abs(reader.gpu_units - writer.gpu_units), writer.layer)
-        return f"its half reads {crossing} of {writer.name!r} that the {other} computes"
-    if count == writer.layer.units:
-        return f"reads {writer.name!r}, which the {other} computes"
-    end = "first" if side == "cpu" else "last"
-    crossing = _counted(count, writer.layer)
-    return f"reads all {writer.layer.axis} of {writer.name!r}, whose {end} {crossing} the {other} computes"
-
-
-def _counted(count: int, layer: AnyLayer) -> str:
-    return f"{count} {_UNIT_NAMES.get(layer.axis, 'unit')}{'' if count == 1 else 's'}"

@@ -133,7 +133,8 @@ class Plan:
         Expected time of the whole network, in which a side may be ahead of the other, disturbed as usual; 0 where
         nothing is expected.
     syncs
-        Every point at which a side waits for the other.
+        Every point at which a side waits for the other, once the network is packaged: which tensors share memory
+        decides as well.
     rehearsed
         Whether ``total_us`` is what the network took by this plan when the profile was tuned for it.
     """

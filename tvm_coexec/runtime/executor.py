@@ -17,7 +17,7 @@ from . import stitch
 from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for, reach
 from .prepared import Prepared
-from .program import Read, network_reads
+from .program import Read
 from .steps import CHAIN_ENTRY, SteppedSource, add_steps
 from .sync import SyncKernels, build_newest
 
@@ -197,10 +197,6 @@ class Executor:
     def prepare_part(self, step: StepSpec, cpu_units: int, gpu_units: int) -> Prepared:
         """A program of one step of which the sides may leave units out."""
         return self.prepare([(replace(step, units=cpu_units + gpu_units), cpu_units)], [()])
-
-    def network_reads(self) -> list[tuple[Read, ...]]:
-        """For each step of the module the steps that it has to wait for."""
-        return network_reads(self.manifest.steps, self.manifest.wholes(), self.manifest.shared())
 
     def opencl_kernel(self, name: str) -> Any:
         """A kernel object of its own, since arguments belong to the object."""

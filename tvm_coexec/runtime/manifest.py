@@ -13,6 +13,8 @@ import numpy as np
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, grid_for, row_tiles, tile_count
 
+from .program import Read, network_reads
+
 FORMAT = "tvm-coexec module"
 VERSION = 8
 
@@ -288,6 +290,10 @@ class Manifest:
         for name, memory in self.shared().items():
             words_of[memory] = max(words_of.get(memory, 0), counts[name])
         return words_of
+
+    def reads(self) -> list[tuple[Read, ...]]:
+        """For each step those that it has to wait for: whose outputs it reads, or whose memory it overwrites."""
+        return network_reads(self.steps, self.wholes(), self.shared())
 
     def wholes(self) -> dict[str, tuple[str, ...]]:
         """What each tensor is part of, the innermost first."""

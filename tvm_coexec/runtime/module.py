@@ -161,10 +161,9 @@ class Module:
 
     def _program(self, *, timeline: bool) -> Prepared:
         if timeline not in self._prepared:
-            sequence = list(zip(self._package.manifest.steps, self._splits, strict=True))
-            self._prepared[timeline] = self._executor.prepare(
-                sequence, self._executor.network_reads(), timeline=timeline
-            )
+            manifest = self._package.manifest
+            sequence = list(zip(manifest.steps, self._splits, strict=True))
+            self._prepared[timeline] = self._executor.prepare(sequence, manifest.reads(), timeline=timeline)
         return self._prepared[timeline]
 
     @property

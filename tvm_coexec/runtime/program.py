@@ -45,13 +45,14 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Read:
-    """The number of a step whose result another reads (or overwrites).
+    """The number of a step whose result another reads, or which used the memory that it ``overwrites``.
 
     Where both are divided along one of the axes in ``local``, each unit reads the same unit.
     """
 
     step: int
     local: tuple[str, ...] = ()
+    overwrites: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def network_reads(
                 for name in step.inputs
                 for number in writers.get(name, ())
             ),
-            *(Read(number) for number in sorted(users)),
+            *(Read(number, overwrites=True) for number in sorted(users)),
         )
         for step, users in zip(steps, overwrites, strict=True)
     ]
