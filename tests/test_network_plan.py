@@ -12,7 +12,7 @@ from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.basetime import BaseTime
 from tvm_coexec.planning.disturbance import Disturbance
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
-from tvm_coexec.planning.plan import LayerPlan, Plan, Sync
+from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.rehearsal import Rehearsal
 from tvm_coexec.planning.split import Division, Half, Overheads, Planner
 from tvm_coexec.planning.synchronisations import synchronisations
@@ -51,10 +51,6 @@ def planned(*layers, **settings):
     return plan_network(network(*layers), planner(**settings), "device", "svm")
 
 
-def waits_in(plan: Plan, graph: Graph) -> list[Sync]:
-    return list(synchronisations(plan.layers, reads_of(graph)))
-
-
 def test_a_network_of_one_layer_is_planned_as_the_layer_is():
     for layer in (Linear(197, 768, 3072), Linear(1, 64, 64), Linear(500, 4000, 30)):
         plan, alone = planned(layer), planner().plan_layer("n0", layer)
@@ -67,7 +63,7 @@ def test_a_chain_of_large_layers_is_split_throughout_and_takes_their_sum():
     plan = plan_network(graph, planner(), "device", "svm")
     assert all(0.4 < layer.cpu_units / layer.layer.units < 0.6 for layer in plan.layers)
     assert plan.total_us == pytest.approx(sum(layer.total_us for layer in plan.layers), rel=0.02)
-    syncs, gpu_units = waits_in(plan, graph), plan.layers[0].gpu_units
+    syncs, gpu_units = plan.syncs, plan.layers[0].gpu_units
     assert [(sync.layer, sync.side) for sync in syncs[:2]] == [("n1", "cpu"), ("n1", "gpu")]
     assert syncs[0].why == f"reads all channels of 'n0', whose first {gpu_units} tiles the GPU computes"
     assert syncs[-1].layer is None
@@ -88,20 +84,33 @@ def test_every_synchronisation_of_the_runtime_is_in_the_plan():
     works = [
         Work(layer.cpu_units, layer.gpu_units, reads) for layer, reads in zip(plan.layers, reads_of(graph), strict=True)
     ]
-    assert len(waits_in(plan, graph)) == lower(works, "svm").sync_count
+    assert len(plan.syncs) == lower(works, "svm").sync_count
 
 
-def test_a_wait_for_memory_says_so_unless_there_is_another_reason() -> None:
-    graph = network(*[Linear(50, 768, 768)] * 3)
+MEMORY = "overwrites memory that the CPU needs until its half of 'n2' is done"
+
+
+@pytest.mark.parametrize(
+    ("reads", "why"),
+    [
+        ((Read(3, overwrites=True),), MEMORY),
+        (
+            (Read(2), Read(3, overwrites=True)),
+            f"reads all channels of 'n1', whose last 12 tiles the CPU computes, and {MEMORY}",
+        ),
+        ((Read(3), Read(3, overwrites=True)), "reads all channels of 'n2', whose last 12 tiles the CPU computes"),
+    ],
+)
+def test_a_wait_names_the_data_and_the_memory_that_it_is_for(reads: tuple[Read, ...], why: str) -> None:
+    graph = network(*[Linear(50, 768, 768)] * 4)
     layers = [planner().plan_split(node.name, node.layer, 12) for node in graph.nodes]
-    for data, why in (((), "overwrites memory that the CPU needs until its half of 'n1' is done"), ((Read(2),), None)):
-        syncs = list(synchronisations(layers, [(), (), (*data, Read(2, overwrites=True))]))
-        assert [(sync.layer, sync.side, sync.awaits) for sync in syncs] == [
-            ("n2", "cpu", "n1"),
-            ("n2", "gpu", "n1"),
-            (None, "cpu", "n2"),
-        ]
-        assert syncs[1].why == (why or "reads all channels of 'n1', whose last 12 tiles the CPU computes")
+    syncs = list(synchronisations(layers, [(), (), (), reads]))
+    assert [(sync.layer, sync.side, sync.awaits) for sync in syncs] == [
+        ("n3", "cpu", "n2"),
+        ("n3", "gpu", "n2"),
+        (None, "cpu", "n3"),
+    ]
+    assert syncs[1].why == why
 
 
 def test_row_wise_layers_that_nobody_measured_follow_each_other():
@@ -110,10 +119,10 @@ def test_row_wise_layers_that_nobody_measured_follow_each_other():
     plan = plan_network(graph, planner(), "device", "svm")
     assert len({layer.cpu_units for layer in plan.layers}) == 1 and 0 < plan.layers[0].cpu_units < 512
     assert plan.layers[1].reason == (
-        "split as 'n0' is, which takes no synchronisation; "
+        "split as 'n0' is, of which it needs nothing that the other side computes; "
         "the times are estimates, since the profile is not tuned for rowwise layers"
     )
-    assert [sync.layer for sync in waits_in(plan, graph)] == [None]
+    assert [sync.layer for sync in plan.syncs] == [None]
 
 
 def test_without_estimates_layers_that_nobody_measured_stay_on_the_cpu():
@@ -142,7 +151,7 @@ def test_plans_made_elsewhere_are_put_together_alike():
     ]
     plan = assemble(graph, layers, OVERHEADS, "device", "svm", Disturbance())
     assert plan.total_us == pytest.approx(layers[0].gpu_us + layers[1].cpu_us + OVERHEADS.split_us)
-    assert [(sync.layer, sync.awaits, sync.why) for sync in waits_in(plan, graph)] == [
+    assert [(sync.layer, sync.awaits, sync.why) for sync in plan.syncs] == [
         ("n1", "n0", "reads 'n0', which the GPU computes")
     ]
 
@@ -206,8 +215,8 @@ def test_layers_of_one_tile_are_divided_by_lines() -> None:
     assert [layer.layer.axis for layer in plan.layers] == ["lines"] * 4
     assert {layer.cpu_units for layer in plan.layers} == {7}
     assert plan.layers[0].reason.startswith("split by lines: ")
-    assert plan.layers[1].reason == "split as 'n0' is, which takes no synchronisation"
-    syncs = waits_in(plan, graph)
+    assert plan.layers[1].reason == "split as 'n0' is, of which it needs nothing that the other side computes"
+    syncs = plan.syncs
     assert [(sync.layer, sync.side) for sync in syncs] == [("n3", "cpu"), ("n3", "gpu"), (None, "cpu")], (
         "pointwise layers wait for nobody"
     )

@@ -228,6 +228,48 @@ def test_every_part_waits_for_who_used_its_memory_before() -> None:
     ]
 
 
+@st.composite
+def networks_in_memory(draw: st.DrawFn) -> tuple[list[Named], dict[str, str], list[int]]:
+    """Steps that read some of those before them, where their outputs lie, and the GPU's units of each."""
+    steps: list[Named] = []
+    for number in range(draw(st.integers(2, 9))):
+        inputs = draw(st.sets(st.sampled_from([step.output for step in steps[-4:]]), max_size=2)) if steps else set()
+        local = tuple(name for name in sorted(inputs) if draw(st.booleans()))
+        axis = draw(st.sampled_from(["lines", "lines", "channels"]))
+        steps.append(Named(f"t{number}", tuple(sorted(inputs)), local, axis=axis))
+    memory: dict[str, str] = {}
+    for number, step in enumerate(steps):
+        needed = {name for later in steps[number:] for name in later.inputs}
+        taken = {memory[name] for name in needed if name in memory}
+        memory[step.output] = draw(st.sampled_from(sorted({"a", "b", step.output} - taken)))
+    return steps, memory, [draw(st.integers(0, step.units)) for step in steps]
+
+
+class FlagsAndMemory(Flags):
+    """Checks that no half overwrites what an earlier one of the other side may still read or write."""
+
+    def __init__(self, steps: list[Named], memory: dict[str, str], gpu_units: list[int], seed: int) -> None:
+        works = [
+            Work(step.units - units, units, reads, axis=step.axis)
+            for step, units, reads in zip(steps, gpu_units, network_reads(steps, {}, memory), strict=True)
+        ]
+        super().__init__(works, lower(works, "svm"), seed)
+        self.places = [{memory[name] for name in (step.output, *step.inputs)} for step in steps]
+        self.outputs = [memory[step.output] for step in steps]
+
+    def check_reads(self, side: str, step: int) -> None:
+        super().check_reads(side, step)
+        other = "gpu" if side == "cpu" else "cpu"
+        for earlier in range(1, step):
+            if self.outputs[step - 1] in self.places[earlier - 1] and units_of(self.works[earlier - 1], other):
+                assert earlier in self.done[other], f"{side} overwrites in {step} what {other} needs in {earlier}"
+
+
+@given(networks_in_memory(), st.integers(0, 1000))
+def test_memory_is_never_overwritten_early(network: tuple[list[Named], dict[str, str], list[int]], seed: int) -> None:
+    FlagsAndMemory(*network, seed).run()
+
+
 def test_one_side_alone_synchronises_nothing() -> None:
     chain = [Work(4, 0), Work(4, 0, (Read(1),)), Work(4, 0, (Read(2),), True)]
     lowered = lower(chain, "svm")

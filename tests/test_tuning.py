@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -191,7 +192,7 @@ def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: t
             planner(profile)
 
 
-def test_a_network_that_cannot_be_rehearsed_is_named_and_the_others_are(
+def test_networks_are_rehearsed_in_turn_and_one_that_cannot_be_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
@@ -200,9 +201,11 @@ def test_a_network_that_cannot_be_rehearsed_is_named_and_the_others_are(
         def __init__(self, *_: object) -> None:
             pass
 
-        def rehearse(self, graph: Graph) -> None:
-            tried.append(graph.outputs[0])
-            if tried == ["first"]:
+        def rehearse(self, graph: Graph) -> Iterator[SimpleNamespace]:
+            for number in range(2 if graph.outputs[0] == "first" else 3):
+                tried.append(f"{graph.outputs[0]} {number}")
+                yield SimpleNamespace(usual_us=1.0)
+            if graph.outputs[0] == "first":
                 raise RefusedError("out of memory")
 
     @contextmanager
@@ -215,7 +218,7 @@ def test_a_network_that_cannot_be_rehearsed_is_named_and_the_others_are(
     one.session.for_longer = for_longer  # type: ignore[method-assign, assignment]
     graphs = [Graph({}, [], [name], []) for name in ("first", "second")]
     rehearse_all(one, graphs, FACTS)
-    assert tried == ["first", "second"]
+    assert tried == ["first 0", "second 0", "first 1", "second 1", "second 2"]
     assert "the network of 'first' was not rehearsed to the end (out of memory)" in capsys.readouterr().err
 
 

@@ -17,7 +17,9 @@ from tvm_coexec.layers import by_lines
 from tvm_coexec.packaging import Choice, package
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.modulefile import Package
 from tvm_coexec.runtime.program import Read, Work, waits_of
+from tvm_coexec.runtime.usage import memory_use
 from tvm_coexec.slots import halos_to_clear
 from tvm_coexec.target import target_for
 
@@ -85,6 +87,10 @@ def test_networks_of_the_onnx_package(name: str, device: Device) -> None:
 
 
 def divided_at_random(model: onnx.ModelProto, device: Device, seed: int, lines: float = 0.7) -> Module:
+    return Module(packaged_at_random(model, device, seed, lines), device)
+
+
+def packaged_at_random(model: onnx.ModelProto, device: Device, seed: int, lines: float) -> Package:
     """The network, each layer divided at a random place, such a share of those that can be by lines, or by channels."""
     graph, facts = to_graph(model), device.facts()
     target, random = target_for(facts), np.random.default_rng(seed)
@@ -97,25 +103,26 @@ def divided_at_random(model: onnx.ModelProto, device: Device, seed: int, lines: 
             choices.append(Choice(int(random.integers(node.layer.units + 1)), *variants))
         else:
             choices.append(Choice(node.layer.units, family.default_variant(node.layer, "cpu", target.hardware), None))
-    return Module(package(graph, choices, target, facts), device)
+    return package(graph, choices, target, facts)
 
 
-def waits_for_memory(module: Module) -> int:
-    """By how many waits a module whose steps are all divided has more than its data needs."""
+def waits_with_and_without_memory(module: Module) -> tuple[list[dict[int, int]], list[dict[int, int]]]:
+    """The waits of both sides of a module whose steps are all divided, and those that its data needs."""
     manifest = module._executor.manifest
     data = [tuple(read for read in reads if not read.overwrites) for reads in manifest.reads()]
     assert data != manifest.reads(), "memory is shared"
 
-    def count(reads: Sequence[tuple[Read, ...]]) -> int:
+    def waits(reads: Sequence[tuple[Read, ...]]) -> list[dict[int, int]]:
         works = [Work(1, 1, read, axis=step.axis) for read, step in zip(reads, manifest.steps, strict=True)]
-        return sum(len(waits_of(works, side)) for side in ("cpu", "gpu"))
+        return [waits_of(works, side) for side in ("cpu", "gpu")]
 
-    return count(manifest.reads()) - count(data)
+    return waits(manifest.reads()), waits(data)
 
 
 def test_where_waits_are_dear_nobody_waits_for_memory(model: onnx.ModelProto, device: Device) -> None:
     apart = open_device(device.info.name, mechanism="event")
-    assert waits_for_memory(tvm_coexec.build(model, device=apart, split=0.5)) == 0
+    shared, needed = waits_with_and_without_memory(tvm_coexec.build(model, device=apart, split=0.5))
+    assert shared == needed
 
 
 def test_where_waits_are_cheap_they_save_memory(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +132,13 @@ def test_where_waits_are_cheap_they_save_memory(device: Device, monkeypatch: pyt
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
     module = divided_at_random(model, device, seed=0, lines=1.0)
-    assert waits_for_memory(module) > 0
+    shared, needed = waits_with_and_without_memory(module)
+    assert sum(map(len, shared)) > sum(map(len, needed))
     assert error(module, inputs, expected) < 1e-4
     assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
     monkeypatch.setattr(slots, "_WAITING_WORDS", 1 << 40)
-    assert divided_at_random(model, device, seed=0, lines=1.0).memory.activation_bytes > module.memory.activation_bytes
+    without = memory_use(packaged_at_random(model, device, seed=0, lines=1.0).manifest, held_by_threads=0)
+    assert without.activation_bytes > module.memory.activation_bytes
 
 
 @pytest.mark.parametrize(  # some runtimes compile the largest for minutes

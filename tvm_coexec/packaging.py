@@ -110,7 +110,7 @@ def package_plan(
 ) -> Package:
     """The module of a graph whose layers are divided as planned; see :func:`package`.
 
-    Its plan lists the synchronisations, some of which are there since tensors share memory.
+    Its plan lists those synchronisations, too, that are there since tensors share memory.
     """
     choices = [Choice(layer.cpu_units, layer.cpu, layer.gpu) for layer in plan.layers]
     divided = [replace(node, layer=layer.layer) for node, layer in zip(graph.nodes, plan.layers, strict=True)]

@@ -3,12 +3,13 @@
 Two kernels that are close by themselves may not be so in a network, where both sides read weights from memory. So the
 first plans give those kernels a chance that have not run in it yet, and the last ones use what is known. Every plan
 runs beside the best so far, turn by turn, so that a machine that slows down slows both. The best runs once more by
-itself at the end: the fastest of several noisy figures is likely to have been lucky.
+itself at the end: the fastest of several noisy figures is likely to have been lucky. Several networks take turns plan
+by plan: what each is expected to take then comes from the whole time of rehearsing, not from one minute of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,9 @@ from .target import Target
 _CURIOUS_PLANS, _PLANS = 4, 2
 """Plans that are tried at most, each of which has learned from those before: with and without hopes for new kernels.
 Where nothing has run yet, there is nothing to hope beyond."""
+
+MOST_RUNS = _CURIOUS_PLANS + _PLANS + 1
+"""Of a network: that of every plan, and the last one."""
 
 _HOPE = 0.9
 """By which factor a kernel may well be better in a network than by itself, other kernels being no better."""
@@ -58,8 +62,13 @@ class Rehearser:
     ) -> None:
         self.planner, self.session, self.profile, self.target, self.facts = planner, session, profile, target, facts
 
-    def rehearse(self, graph: Graph) -> None:
+    def rehearse(self, graph: Graph) -> Iterator[Rehearsal]:
         """Run a network by ever better plans, and store the runs as they come; the last one stored is by the best.
+
+        Yields
+        ------
+        Rehearsal
+            The best plan so far, as it ran: after each of at most ``MOST_RUNS`` runs.
 
         Raises
         ------
@@ -68,23 +77,18 @@ class Rehearser:
         KernelError
             A kernel does not compile.
         """
-        from tqdm import tqdm
-
         mechanism = self.facts["mechanism"]
         known = [
             one for one in self.profile.rehearsals().get(fingerprint(graph), ()) if one.plan.mechanism == mechanism
         ]
-        with tqdm(total=_CURIOUS_PLANS + _PLANS + 1, desc=f"rehearsing {graph.outputs[0]}", unit="plan") as bar:
-            for untried, most in ((_HOPE, _CURIOUS_PLANS), (1.0, _PLANS)):
-                for _ in range(most):
-                    plan = plan_anew(graph, self.planner, self.facts["label"], mechanism, known, untried)
-                    if any(one.is_by(plan) for one in known):
-                        break
-                    known += self._run(graph, [*(one.plan for one in known[-1:]), plan])
-                    bar.set_postfix_str(f"{known[-1].usual_us / 1e3:.2f} ms")
-                    bar.update()
-            self._run(graph, [known[-1].plan])
-            bar.update(bar.total - bar.n)
+        for untried, most in ((_HOPE, _CURIOUS_PLANS), (1.0, _PLANS)):
+            for _ in range(most):
+                plan = plan_anew(graph, self.planner, self.facts["label"], mechanism, known, untried)
+                if any(one.is_by(plan) for one in known):
+                    break
+                known += self._run(graph, [*(one.plan for one in known[-1:]), plan])
+                yield known[-1]
+        yield from self._run(graph, [known[-1].plan])
 
     def _run(self, graph: Graph, plans: Sequence[Plan]) -> list[Rehearsal]:
         """Run the network by each plan, turn by turn, and store the runs, the best one last."""

@@ -102,7 +102,8 @@ def assign_slots(
 
 
 def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dict[str, int]:
-    """For each tensor that is no part of another: the step after which its memory must not have been needed.
+    """For each tensor that is no part of another: the step after which its memory must not have been needed, or a side
+    may have to wait.
 
     It is the last one that both sides have done whenever a step writes into the tensor, if all steps are divided,
     so that none has to wait for the sake of memory. Where a step reads all channels, it has waited for whatever

@@ -32,7 +32,7 @@ from .planning.samples import Point, Sample
 from .planning.split import Overheads, Planner
 from .planning.traffic import Traffic
 from .profile import Profile
-from .rehearsing import SESSION_S, Rehearser
+from .rehearsing import MOST_RUNS, SESSION_S, Rehearser
 from .runtime.device import DeviceChoice
 from .samplestore import damaged
 from .target import target_for
@@ -150,22 +150,29 @@ def tune(
 
 
 def rehearse_all(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]) -> None:
-    """Find the best plan of each network by running it; a network that cannot be run is named and left out."""
+    """Find the best plan of each network by running all in turn; one that cannot be run is named and left out."""
     from tqdm import tqdm
 
     if not graphs:
         return
     with tuner.session.for_longer(SESSION_S) as session:
         rehearser = Rehearser(planner(tuner.profile), session, tuner.profile, tuner.target, facts)
-        for graph in graphs:
-            try:
-                rehearser.rehearse(graph)
-            except (MeasurementError, KernelError) as error:
-                tqdm.write(
-                    f"the network of {graph.outputs[0]!r} was not rehearsed to the end ({error}); the profile is "
-                    "complete, and plans it by what was measured so far",
-                    file=sys.stderr,
-                )
+        networks = [(graph.outputs[0], rehearser.rehearse(graph)) for graph in graphs]
+        with tqdm(total=MOST_RUNS * len(networks), desc="rehearsing", unit="run") as bar:
+            for _ in range(MOST_RUNS):
+                for name, runs in networks:
+                    try:
+                        best = next(runs, None)
+                    except (MeasurementError, KernelError) as error:
+                        best = None
+                        tqdm.write(
+                            f"the network of {name!r} was not rehearsed to the end ({error}); the profile is complete, "
+                            "and plans it by what was measured so far",
+                            file=sys.stderr,
+                        )
+                    if best is not None:
+                        bar.set_postfix_str(f"{name}: {best.usual_us / 1e3:.2f} ms")
+                    bar.update()
 
 
 def _check_families(families: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ from .plan import LayerPlan, Plan, no_gpu_kernels
 from .rehearsal import Rehearsal, best_plan, fingerprint
 from .schedule import Costs, Option, Written, search, simulate
 from .split import DOUBT, Division, Overheads, Planner
+from .synchronisations import synchronisations
 
 _NEIGHBOURS = (0, -1, 1, -2, 2, -4, 4, -8, 8, -16, 16)
 """Places beside the balanced split, among a layer's splits, that are tried: uneven ones let a side catch up."""
@@ -104,12 +105,12 @@ def assemble(
     mechanism: str,
     disturbance: Disturbance,
 ) -> Plan:
-    """The plan of a network from those of its layers, with its time."""
+    """The plan of a network from those of its layers: with its time, and where a side waits for the other's results."""
     reads = reads_of(graph)
     options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us, one.layer.axis) for one in layers]
     usual = [disturbance.lengthen(option) for option in options]
     total_us = simulate(reads, usual, Costs(overheads.split_us, overheads.gpu_alone_us))
-    return Plan(device, mechanism, tuple(layers), total_us)
+    return Plan(device, mechanism, tuple(layers), total_us, tuple(synchronisations(layers, reads)))
 
 
 def _plan_together(graph: Graph, planner: Planner) -> tuple[LayerPlan, ...]:
@@ -211,7 +212,7 @@ class _Menu:
 
     def _reason(self, division: Division, inputs: _Inputs, is_split: bool, overheads: Overheads, axis: str) -> str:
         if is_split and inputs.reads and not inputs.waits:
-            return f"split as {inputs.names} is, which takes no synchronisation"
+            return f"split as {inputs.names} is, of which it needs nothing that the other side computes"
         divisions = self.divisions[self.layer.axis]
         alone = [one for one in divisions.values() if not (one.cpu and one.gpu)]
         best = min(alone, key=lambda one: one.total_us)

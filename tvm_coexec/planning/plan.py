@@ -131,10 +131,10 @@ class Plan:
     ----------
     total_us
         Expected time of the whole network, in which a side may be ahead of the other, disturbed as usual; 0 where
-        nothing is expected.
+        nothing is expected. Waits for memory count only in what was rehearsed.
     syncs
-        Every point at which a side waits for the other, once the network is packaged: which tensors share memory
-        decides as well.
+        Every point at which a side waits for the other to compute something and, in the plan of a module, which knows
+        what shares memory, to need something no longer.
     rehearsed
         Whether ``total_us`` is what the network took by this plan when the profile was tuned for it.
     """

@@ -25,25 +25,44 @@ def synchronisations(layers: Sequence[LayerPlan], reads: Sequence[Sequence[Read]
         for one, read in zip(layers, reads, strict=True)
     ]
     waits = {side: waits_of(works, side) for side in ("cpu", "gpu")}
+    known = {"cpu": 0, "gpu": 0}
     for number, layer in enumerate(layers, 1):
         for side in ("cpu", "gpu"):
             awaited = waits[side].get(number)
             if awaited is not None:
-                writer, halves = layers[awaited - 1], (works[number - 1], works[awaited - 1])
-                crossing = [r for r in reads[number - 1] if r.step == awaited and needs_other(side, *halves, r)]
-                yield Sync(layer.name, side, writer.name, _why(side, layer, writer, crossing))
+                crossing = [
+                    read
+                    for read in reads[number - 1]
+                    if read.step > known[side] and needs_other(side, works[number - 1], works[read.step - 1], read)
+                ]
+                yield Sync(layer.name, side, layers[awaited - 1].name, _why(side, layer, layers, crossing))
+                known[side] = awaited
     last_gpu = max((number for number, work in enumerate(works, 1) if work.gpu_units), default=0)
     if last_gpu and last_gpu not in waits["cpu"].values():
         name = layers[last_gpu - 1].name
         yield Sync(None, "cpu", name, f"the run ends when the GPU has computed its half of {name!r}")
 
 
-def _why(side: str, reader: LayerPlan, writer: LayerPlan, crossing: Sequence[Read]) -> str:
-    reads = [read for read in crossing if not read.overwrites]
+def _why(side: str, reader: LayerPlan, layers: Sequence[LayerPlan], crossing: Sequence[Read]) -> str:
+    """The last of the data that a side waits for, and memory that is needed for longer than that."""
+    data, memory = (
+        max((read.step for read in crossing if read.overwrites == overwrites), default=0)
+        for overwrites in (False, True)
+    )
+    reasons = []
+    if data:
+        local = all(reader.layer.axis in read.local for read in crossing if read.step == data and not read.overwrites)
+        reasons.append(_what_it_reads(side, reader, layers[data - 1], local))
+    if memory > data:
+        other = "GPU" if side == "cpu" else "CPU"
+        name = layers[memory - 1].name
+        reasons.append(f"overwrites memory that the {other} needs until its half of {name!r} is done")
+    return ", and ".join(reasons)
+
+
+def _what_it_reads(side: str, reader: LayerPlan, writer: LayerPlan, local: bool) -> str:
     other, count = ("GPU", writer.gpu_units) if side == "cpu" else ("CPU", writer.cpu_units)
-    if not reads:
-        return f"overwrites memory that the {other} needs until its half of {writer.name!r} is done"
-    if reader.layer.axis == writer.layer.axis and all(reader.layer.axis in read.local for read in reads):
+    if local and reader.layer.axis == writer.layer.axis:
         units = _counted(abs(reader.gpu_units - writer.gpu_units), writer.layer)
         return f"its half reads {units} of {writer.name!r} that the {other} computes"
     if count == writer.layer.units:

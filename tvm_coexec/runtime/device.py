@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from tvm_coexec.errors import DeviceError, first_line
+from tvm_coexec.errors import DeviceError, SyncTimeoutError, first_line
 
 from . import cores, probe
 from .discovery import MECHANISMS, DeviceInfo, discover, select
@@ -41,8 +41,8 @@ class Device:
         How the sides synchronise: ``svm`` or ``event``.
     notes
         What a reader of measurements has to know.
-    hangs
-        Whether a kernel did not end: nothing that is enqueued may be waited for any more.
+    hang
+        Set once a kernel did not end, and says so: nothing that is enqueued may be waited for any more.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Device:
         self.gpu_cores = gpu_cores
         self.notes = notes
         self.workers: tuple[int, ...] = ()
-        self.hangs = False
+        self.hang: str | None = None
         self._programs: dict[tuple[str, ...], Any] = {}
 
     @property
@@ -119,9 +119,14 @@ class Device:
             **machine_facts(self.cpu_cores[0]),
         }
 
+    def check_usable(self) -> None:
+        """Raise the error of a kernel that hangs, if one does."""
+        if self.hang is not None:
+            raise SyncTimeoutError(self.hang)
+
     def close(self) -> None:
         """Finish what is enqueued; another device may then use the same driver's threads on other cores."""
-        if not self.hangs:
+        if self.hang is None:
             self.queue.finish()
         self._programs.clear()
         _confined.discard(self)

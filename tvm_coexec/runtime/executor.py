@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -30,8 +30,8 @@ _unfinished: list[Executor | Block] = []
 TIMEOUT_S = 5.0
 """Default bound on every wait of one processor for the other."""
 
-_FIRST_LAUNCH_S = 60.0
-"""Bound on a kernel's first launch, for which some drivers compile it."""
+_FIRST_LAUNCH_S = 600.0
+"""Bound on a kernel's first launch, for which some drivers compile it, and all that are chained: for minutes."""
 
 _POLL_S = 5e-5
 
@@ -60,6 +60,7 @@ class Executor:
         timeout_s: float,
         yields: bool,
     ) -> None:
+        device.check_usable()
         self.manifest = manifest
         self.device = device
         self.timeout_s = timeout_s
@@ -68,7 +69,6 @@ class Executor:
         self._memory = memory_for(device)
         self._tensors = {tensor.name: tensor for tensor in manifest.tensors}
         self.blocks = self._allocate()
-        self.hang: str | None = None
         self.sync = SyncKernels(device, self._memory, timeout_s) if isinstance(self._memory, SvmMemory) else None
         launches = self._launches() if self.sync else []
         self.stepped = add_steps(opencl_source, launches, chains=_chains(device))
@@ -92,19 +92,19 @@ class Executor:
         """
         import pyopencl as cl
 
-        name = self.device.info.name
-        if self.device.hangs:
-            raise SyncTimeoutError(f"an earlier kernel hangs on {name}: restart the process")
         try:
             for launch in self._launches():
                 if launch.symbol not in self.stepped.chained:
                     self._launch_alone(self.layer_kernel(launch, 1), launch.sizes(1), launch.group)
             if self.stepped.chained:
                 table = self.allocate_table(1)
-                self._launch_alone(self.chain_kernel(table, 0, 0), (1, 1), (1, 1))
+                try:
+                    self._launch_alone(self.chain_kernel(table, 0, 0), (1, 1), (1, 1))
+                finally:
+                    self.retire(table, self.device.queue)
         except cl.Error as error:
             raise KernelError(
-                f"{name} cannot run the module's OpenCL code ({error}); build it with other variants"
+                f"{self.device.info.name} cannot run the module's OpenCL code ({error}); build it with other variants"
             ) from None
 
     def _launch_alone(self, kernel: Any, sizes: tuple[int, int], group: tuple[int, int]) -> None:
@@ -116,10 +116,9 @@ class Executor:
         while event.command_execution_status > cl.command_execution_status.COMPLETE:
             if time.monotonic() > deadline:
                 self.give_up(
-                    f"the kernel {kernel.function_name} does not finish on {self.device.info.name} within "
+                    f"the kernel {kernel.function_name} is neither compiled nor done on {self.device.info.name} within "
                     f"{_FIRST_LAUNCH_S:g} s: restart the process, and build the module with other variants"
                 )
-                raise SyncTimeoutError(self.hang)
             time.sleep(_POLL_S)
         event.wait()  # raises the error of a launch that failed
 
@@ -139,17 +138,23 @@ class Executor:
         """What the entry of chained kernels reads."""
         return self._memory.allocate(rows * self.stepped.row_words, "uint64")
 
-    def give_up(self, why: str) -> None:
-        """The GPU hangs: no later run is begun, and what its kernels may still touch stays, whoever lets go of it."""
-        self.hang = why
-        self.device.hangs = True
+    def give_up(self, why: str) -> NoReturn:
+        """The GPU hangs: no later run is begun, and what its kernels may still touch stays, whoever lets go of it.
+
+        Raises
+        ------
+        SyncTimeoutError
+            With the reason, as whatever uses the device from now on.
+        """
+        self.device.hang = why
         if self.sync:
             self.sync.leave_lingering()
         _unfinished.append(self)
+        raise SyncTimeoutError(why)
 
     def retire(self, table: Block, queue: Any) -> None:
         """Let go of a table once no launch in a queue reads it, which after a hang may be never."""
-        if self.device.hangs:
+        if self.device.hang:
             _unfinished.append(table)
         else:
             queue.finish()

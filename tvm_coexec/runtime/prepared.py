@@ -207,8 +207,7 @@ class Prepared:
 
     def run(self) -> None:
         """Run once; raises where a side waits in vain, or a kernel or OpenCL fails."""
-        if self.executor.hang:
-            raise SyncTimeoutError(self.executor.hang)
+        self.executor.device.check_usable()
         status = self.executor.library.run(self.program)
         if status != stitch.STATUS_OK:
             self._raise(status)
@@ -235,7 +234,6 @@ class Prepared:
                 f"layer {layer!r}: the GPU does not finish within {bound}, even after its waits were ended; a kernel "
                 f"hangs on {device.info.name}: restart the process"
             )
-            raise SyncTimeoutError(self.executor.hang)
         if status == stitch.STATUS_KERNEL_FAILED:
             raise KernelError(f"layer {layer!r}: the CPU kernel failed: {program.text.decode(errors='replace')}")
         raise DeviceError(f"layer {layer!r}: OpenCL error {program.opencl_error} on {device.info.name}")

@@ -1,8 +1,8 @@
 """Lowers the steps of a module, with a split for each, to the stitch's two programs.
 
-Steps are numbered from 1 as the flags count them. Only true dependencies are synchronised: a side waits for the other
-before it reads what the other wrote, and a side signals only where it is waited for. A side that reads only what it
-wrote itself, as a chain of channel-local steps does, or one of pointwise steps by lines, waits for nobody.
+Steps are numbered from 1 as the flags count them. A side waits for the other before it reads what the other wrote, or
+overwrites memory that the other used, and a side signals only where it is waited for. A side that reads only what it
+wrote itself, as a chain of channel-local steps does, or one of pointwise steps by lines, waits for nobody's results.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _overwrites(
 
 
 def needs_other(side: str, reader: Divided, writer: Divided, read: Read) -> bool:
-    """Whether the half of one side reads what the other side's half wrote."""
+    """Whether the half of one side reads what the other side's half wrote, or overwrites what it used."""
     local = reader.axis == writer.axis and reader.axis in read.local
     if side == "cpu":
         return bool(reader.cpu_units and writer.gpu_units) and (not local or reader.gpu_units < writer.gpu_units)
@@ -215,7 +215,7 @@ def waits_of(steps: Sequence[Work], waiting: str) -> dict[int, int]:
 
 
 def _crossing_reads(steps: Sequence[Work], step: Work, side: str) -> list[int]:
-    """The steps of which a side needs what the other wrote."""
+    """The steps of which a side needs the other's half to be done."""
     return [read.step for read in step.reads if needs_other(side, step, steps[read.step - 1], read)]
 
 
@@ -286,7 +286,7 @@ def _kernels(number: int, step: Work, awaited: int = 0, done: int = 0) -> list[C
 
 
 def _lower_events(steps: Sequence[Work], inputs: int) -> Lowered:
-    """A blocking exchange after each step whose result the other side needs; the queue cannot run ahead of it.
+    """A blocking exchange after each step that the other side awaits; the queue cannot run ahead of it.
 
     Unlike a flag, an exchange makes only its own tensor visible, so every tensor that crosses has one.
     """
