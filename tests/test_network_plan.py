@@ -59,14 +59,13 @@ def test_a_network_of_one_layer_is_planned_as_the_layer_is():
 
 
 def test_a_chain_of_large_layers_is_split_throughout_and_takes_their_sum():
-    graph = network(*[Linear(197, 768, 768)] * 6)
-    plan = plan_network(graph, planner(), "device", "svm")
+    plan = planned(*[Linear(197, 768, 768)] * 6)
     assert all(0.4 < layer.cpu_units / layer.layer.units < 0.6 for layer in plan.layers)
     assert plan.total_us == pytest.approx(sum(layer.total_us for layer in plan.layers), rel=0.02)
-    syncs, gpu_units = plan.syncs, plan.layers[0].gpu_units
-    assert [(sync.layer, sync.side) for sync in syncs[:2]] == [("n1", "cpu"), ("n1", "gpu")]
-    assert syncs[0].why == f"reads all channels of 'n0', whose first {gpu_units} tiles the GPU computes"
-    assert syncs[-1].layer is None
+    gpu_units = plan.layers[0].gpu_units
+    assert [(sync.layer, sync.side) for sync in plan.syncs[:2]] == [("n1", "cpu"), ("n1", "gpu")]
+    assert plan.syncs[0].why == f"reads all channels of 'n0', whose first {gpu_units} tiles the GPU computes"
+    assert plan.syncs[-1].layer is None
 
 
 def test_a_network_is_expected_to_take_longer_where_halves_are_disturbed():
@@ -115,8 +114,7 @@ def test_a_wait_names_the_data_and_the_memory_that_it_is_for(reads: tuple[Read, 
 
 def test_row_wise_layers_that_nobody_measured_follow_each_other():
     norm, softmax = RowWise("layer_norm", 4096, 256, epsilon=1e-5), RowWise("softmax", 4096, 256)
-    graph = network(norm, softmax, softmax)
-    plan = plan_network(graph, planner(), "device", "svm")
+    plan = planned(norm, softmax, softmax)
     assert len({layer.cpu_units for layer in plan.layers}) == 1 and 0 < plan.layers[0].cpu_units < 512
     assert plan.layers[1].reason == (
         "split as 'n0' is, of which it needs nothing that the other side computes; "
