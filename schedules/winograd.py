@@ -31,6 +31,8 @@ _TRANSFORM_COST = 4
 """Multiply-adds that an element costs on its way through the transforms."""
 _CACHE_BYTES = 1 << 20
 """A core's own cache, roughly."""
+_SHARED_CACHE_BYTES = 16 << 20
+"""What a layer may find in the cache of all cores, roughly."""
 _BLOCK_PARTS = (0.3, 0.8, 4.0)
 """Sizes of blocks, of that cache."""
 _NEAR = 0.25
@@ -120,25 +122,35 @@ def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
 
 
 def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str, int]]:
-    """How many groups of tiles a worker transforms before it multiplies them, and in which order; the best first.
-
-    Small blocks stay in the core's cache, but all weights are read again for each of them.
-    """
+    """How many groups of tiles a worker transforms before it multiplies them, and in which order; the best first."""
     groups = -(-tiles.at_once // (rows * workers))
     group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
     cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in _BLOCK_PARTS}
     sizes = {-(-groups // -(-groups // cut)) for cut in cuts}
-    weights = _weight_bytes(tiles.layer, tiles.m)
+    found = [(size, order) for size in sorted(sizes) for order in ((0, 1) if size > 1 else (0,))]
+    found.sort(key=lambda block: _passing_cost(tiles, groups, group_bytes, *block))
+    return [{"block_groups": size, "order": order} for size, order in found]
 
-    def passing_bytes(size: int) -> float:
-        again = tile_count(tiles.layer.out_channels) * groups * group_bytes if size * group_bytes > _CACHE_BYTES else 0
-        return max(-(-groups // size) * weights - _CACHE_BYTES, 0) + _NEAR * again
 
-    return [
-        {"block_groups": size, "order": order}
-        for size in sorted(sizes, key=lambda size: (passing_bytes(size), size))
-        for order in ((0, 1) if size > 1 else (0,))
-    ]
+def _passing_cost(tiles: WinogradTiles, groups: int, group_bytes: int, size: int, order: int) -> float:
+    """What it costs that a core's own cache does not hold everything, in bytes from memory.
+
+    All weights are read for each block of ``size`` groups, and a block that is larger than the cache for each unit.
+    Group by group (``order`` 0) a unit's weights are read for each group, too, unless they and a group fit into the
+    cache.
+    """
+    weights, units = _weight_bytes(tiles.layer, tiles.m), tile_count(tiles.layer.out_channels)
+    blocks = -(-groups // size)
+    near = far = 0.0
+    if weights > _SHARED_CACHE_BYTES:
+        far = (blocks - 1) * weights
+    elif weights + size * group_bytes > _CACHE_BYTES:
+        near = (blocks - 1) * weights
+    if size * group_bytes > _CACHE_BYTES:
+        near += units * groups * group_bytes
+    if order == 0 and weights / units + group_bytes > _CACHE_BYTES:
+        near += (groups - blocks) * weights
+    return far + _NEAR * near
 
 
 def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
