@@ -1,7 +1,7 @@
 """Winograd's convolution as TIR: transform the input, multiply at each point, transform back and store.
 
 A *group* is the tiles that one register block or work-group multiplies. Between the steps, the transformed input lies
-in ``[points², groups, chunks, tiles of a group, lanes]``, a chunk being ``lanes`` input channels, and the products in
+in ``[points², groups · chunks · tiles of a group, lanes]``, a chunk being ``lanes`` input channels, and the products in
 ``[…, points², tiles of a group, 32]``. On the CPU both are scratch of the call: a block of tiles is transformed and
 multiplied while it is in the cache. In OpenCL scratch memory is an operand, and a GPU takes each step in
 a kernel of its own.
@@ -37,6 +37,8 @@ class Steps:
         The first tile of channels.
     rows
         Tiles that are multiplied at once.
+    group_rows
+        Tiles of a group.
     """
 
     tiles: WinogradTiles
@@ -44,6 +46,7 @@ class Steps:
     begin: Any
     lanes: int
     rows: int
+    group_rows: int
 
     @property
     def chunks(self) -> int:
@@ -62,7 +65,12 @@ class Steps:
             for j in range(points):
                 with T.vectorized(0, self.lanes) as lane:
                     line = [lines[i, k, lane] for k in range(points)]
-                    T.buffer_store(target, apply(matrix, line)[j], [i * points + j, group, chunk, row, lane])
+                    place = self._place(group, chunk, row)
+                    T.buffer_store(target, apply(matrix, line)[j], [i * points + j, place, lane])
+
+    def _place(self, group: Any, chunk: Any, row: Any) -> Any:
+        """Where a tile of a group lies in the transformed input."""
+        return (group * self.chunks + chunk) * self.group_rows + row
 
     def _input(self, tile: Any, i: int, j: int, channel: Any) -> Any:
         pixel, exists = self.tiles.input_pixel(tile, i, j)
@@ -87,7 +95,8 @@ class Steps:
                 factor = weights[
                     self.begin + unit, point, chunk * lanes + channel, first_channel + vector * lanes + lane
                 ]
-                return sums[row, vector, lane] + spread[point, group, chunk, first_row + row, channel] * factor
+                place = self._place(group, chunk, first_row + row)
+                return sums[row, vector, lane] + spread[point, place, channel] * factor
 
             for_all(value)
 
@@ -158,7 +167,7 @@ def cpu_kernel(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, 
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel(operands)
         part = part_of(tiles, begin, count)
-        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"])
+        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], variant["rows"])
         spread, products = (T.alloc_buffer(shape, "float32") for shape in scratch_shapes(tiles, variant))
         Blocks(steps, variant, spread, products).build(part)
     return tvm.IRModule({"main": builder.get()})
@@ -171,12 +180,21 @@ def part_of(tiles: WinogradTiles, begin: Any, count: Any) -> Part:
 
 def scratch_shapes(tiles: WinogradTiles, variant: Variant, workers: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of the transformed input and of the products of :class:`Blocks`, for so many who work side by side."""
-    squared, rows, groups = tiles.points**2, variant["rows"], variant["block_groups"]
-    chunks = -(-tiles.layer.in_channels // variant["lanes"])
+    rows, groups = variant["rows"], variant["block_groups"]
     return (
-        (squared, workers * groups, chunks, rows, variant["lanes"]),
-        (workers * (groups if variant["order"] else 1), squared, rows, TILE),
+        spread_shape(tiles, workers * groups * rows, variant["lanes"]),
+        (workers * (groups if variant["order"] else 1), tiles.points**2, rows, TILE),
     )
+
+
+def spread_shape(tiles: WinogradTiles, rows: int, lanes: int) -> tuple[int, int, int]:
+    """Shape of the transformed input of so many tiles.
+
+    The points of a tile, which are written one after the other, are an odd number of vectors apart: else they could
+    all fall into one set of the cache.
+    """
+    vectors = rows * -(-tiles.layer.in_channels // lanes)
+    return tiles.points**2, vectors + 1 - vectors % 2, lanes
 
 
 class Blocks:

@@ -20,7 +20,7 @@ from tvm_coexec.layers import TILE, Variant, tile_count
 
 from .dispatch import Dispatch, grid_of, rows_of_group
 from .frame import Buffer, Launch, Operand, begin_kernel, where
-from .winograd_kernels import Blocks, Steps, part_of, scratch_shapes
+from .winograd_kernels import Blocks, Steps, part_of, scratch_shapes, spread_shape
 from .winograd_tiles import WinogradTiles, weights_name
 
 SPREAD, PRODUCTS = "scratch_0", "scratch_1"
@@ -36,7 +36,7 @@ def blocked_launch(tiles: WinogradTiles, variant: Variant, operands: tuple[Opera
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel(all_operands)
         part = part_of(tiles, begin, count)
-        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"])
+        steps = Steps(tiles, buffers, part.first_tile, variant["lanes"], variant["rows"], variant["rows"])
         extents = (("blockIdx.x", workers), ("blockIdx.y", 1), *((thread, 1) for thread in _THREADS))
         with ExitStack() as stack:
             worker, *_ = (stack.enter_context(T.launch_thread(*extent)) for extent in extents)
@@ -71,7 +71,7 @@ class OpenCLKernels:
         self.channels = TILE // variant["channel_threads"]
         self.squared = tiles.points**2
         named = {operand.name: operand for operand in operands}
-        self.spread = Operand(SPREAD, (self.squared, self.groups, self.chunks, self.group_rows, self.lanes))
+        self.spread = Operand(SPREAD, spread_shape(tiles, self.groups * self.group_rows, self.lanes))
         self.products = Operand(
             PRODUCTS, (tile_count(tiles.layer.out_channels), self.groups, self.squared, self.group_rows, TILE)
         )
@@ -97,7 +97,7 @@ class OpenCLKernels:
         dispatch = grid_of(blocks, self.variant, self.groups * self.group_rows)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             buffers, begin, count = begin_kernel(operands)
-            steps = Steps(self.tiles, buffers, begin, self.lanes, self.rows)
+            steps = Steps(self.tiles, buffers, begin, self.lanes, self.rows, self.group_rows)
             x, y = (count if axis == dispatch.unit_axis else blocks for axis in (0, 1))
             extents = (("blockIdx.x", x), ("blockIdx.y", y), *zip(_THREADS, dispatch.group, strict=True))
             with ExitStack() as stack:

@@ -94,6 +94,20 @@ def test_the_search_space(hardware: Hardware) -> None:
         assert Half(layer, variant).error(0, 2) < TOLERANCES[variant["m"]], str(variant)
 
 
+@pytest.mark.parametrize("side", ["cpu", "gpu"])
+def test_weights_that_no_cache_holds_are_read_once(side: str) -> None:
+    variant = first(conv(28, 28, 512, 512, 3, padding=1), side, 4)
+    assert variant["order"] == 1  # point by point
+    assert variant["block_groups"] * variant["rows"] >= 49  # one block holds all tiles
+
+
+def test_blocks_stay_in_the_cache_beside_small_weights() -> None:
+    layer = conv(224, 224, 64, 64, 3, padding=1)
+    variant = first(layer, "cpu", 4)
+    block_bytes = 4 * variant["block_groups"] * variant["rows"] * 36 * layer.in_channels
+    assert block_bytes + winograd.weight_bytes(layer, variant) <= 1 << 20
+
+
 def test_halos_wider_than_the_padding_are_left_alone(device: Device) -> None:
     layer = conv(6, 7, 9, 40, 3, padding=1, epilogue=("residual", "relu"))
     layouts = ImageLayouts(ImageLayout((3, 2)), ImageLayout((1, 4)), ImageLayout((2, 0)))
