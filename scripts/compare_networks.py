@@ -1,8 +1,9 @@
 """How fast is a whole network on the CPU, on the GPU, on both by the plan, and in the engines that a user would pick?
 
 All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
-cores of both sides; each is a process that is stopped while others are measured. What a plan expected is predicted or,
-of a model that the profile was tuned for, what it took when it was rehearsed.
+cores of both sides; each is a process that is stopped while others are measured. A turn is repeated, whosever it is,
+where a layer that is none of theirs says that the machine was slower than at its best. What a plan expected is
+predicted or, of a model that the profile was tuned for, what it took when it was rehearsed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from onnx import TensorProto
 from peer_process import PeerProcess, engine_cores, save_network
 from peers import PEERS, PeerError
 from reporting import Report, bars, markdown_table, median_us, run_main
+from steadiness import Timer, Turns, Yardstick
 from tqdm import tqdm
 
 import tvm_coexec
@@ -37,8 +39,6 @@ MEMORY_COLUMNS = ("peak MiB", "activations MiB", "at least MiB")
 TURN_US = 250e3
 """What a contender runs for in a round, if that is 2 to 25 runs."""
 
-Timer = Callable[[int], Sequence[float]]
-
 
 @dataclass
 class Compared:
@@ -51,21 +51,19 @@ class Compared:
     memory: MemoryUse
     same_top1: bool
     max_rel_error: float
-    samples_us: dict[str, list[float]] = field(default_factory=dict)
+    turns: dict[str, Turns] = field(default_factory=dict)
     peer_errors: dict[str, float] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
 
     def us(self, contender: str) -> float:
-        return median_us(self.samples_us[contender])
+        return median_us(self.turns[contender].samples_us)
 
     @property
     def peers(self) -> dict[str, dict[str, float]]:
         """Microseconds by engine and number of threads."""
         figures = {
             engine: {
-                str(threads): self.us(key)
-                for threads in THREADS
-                if (key := peer_key(engine, threads)) in self.samples_us
+                str(threads): self.us(key) for threads in THREADS if (key := peer_key(engine, threads)) in self.turns
             }
             for engine in PEERS
         }
@@ -82,7 +80,7 @@ class Compared:
         return min(self.us("cpu"), self.us("gpu")) / self.us("coexec")
 
     def to_json(self) -> dict[str, Any]:
-        spread = {name: list(np.percentile(samples, [10, 90])) for name, samples in self.samples_us.items()}
+        spread = {name: list(np.percentile(turns.samples_us, [10, 90])) for name, turns in self.turns.items()}
         return {
             "name": self.name,
             **{f"{side}_us": self.us(side) for side in SPLITS},
@@ -99,7 +97,9 @@ class Compared:
             "peer_errors": self.peer_errors,
             "not_measured": self.not_measured,
             "spread_us": spread,
-            "samples_us": self.samples_us,
+            "samples_us": {name: turns.samples_us for name, turns in self.turns.items()},
+            "repeated_us": {name: turns.repeated_us for name, turns in self.turns.items()},
+            "unsteady_turns": {name: turns.unsteady for name, turns in self.turns.items()},
         }
 
 
@@ -179,18 +179,20 @@ def start_peers(folder: Path, cores: Sequence[int], stack: ExitStack) -> tuple[d
     return started, missing
 
 
-def measure_in_turn(timers: Mapping[str, Timer], rounds: int, bar: tqdm[Any]) -> dict[str, list[float]]:
-    """Samples of every contender, a few runs each a round."""
+def measure_in_turn(
+    timers: Mapping[str, Timer], rounds: int, is_steady: Callable[[], bool], bar: tqdm[Any]
+) -> dict[str, Turns]:
+    """The turns of every contender, a few runs each a round."""
     repeats = {}
     for name, timer in timers.items():
         repeats[name] = int(np.clip(TURN_US / median_us(timer(2)), 2, 25))
-    samples_us: dict[str, list[float]] = {name: [] for name in timers}
+    turns = {name: Turns() for name in timers}
     for _ in range(rounds):
         for name, timer in timers.items():
             bar.set_postfix_str(name)
-            samples_us[name] += timer(repeats[name])
+            turns[name].take(timer, repeats[name], is_steady)
             bar.update()
-    return samples_us
+    return turns
 
 
 def _timer(module: Module) -> Timer:
@@ -198,7 +200,13 @@ def _timer(module: Module) -> Timer:
 
 
 def compare(
-    name: str, model: onnx.ModelProto, device: Device, profile: str, cores: Sequence[int], rounds: int
+    name: str,
+    model: onnx.ModelProto,
+    device: Device,
+    profile: str,
+    cores: Sequence[int],
+    rounds: int,
+    yardstick: Yardstick,
 ) -> Compared:
     """Measure one network; ``cores`` are the CPU's first, then the other side's."""
     inputs = random_inputs(model)
@@ -226,7 +234,7 @@ def compare(
         timers: dict[str, Timer] = {side: _timer(module) for side, module in modules.items()}
         timers |= {key: process.time_us for key, process in peers.items()}
         with tqdm(total=rounds * len(timers), desc=name, unit="turn", leave=False) as bar:
-            compared.samples_us = measure_in_turn(timers, rounds, bar)
+            compared.turns = measure_in_turn(timers, rounds, yardstick.is_steady, bar)
     return compared
 
 
@@ -237,14 +245,14 @@ def first_output(module: Module, inputs: Mapping[str, np.ndarray]) -> np.ndarray
 
 def table(compared: Sequence[Compared]) -> str:
     """Milliseconds of all contenders, one network a row, and what is known of the runs."""
-    peer_names = list(dict.fromkeys(key for one in compared for key in one.samples_us if key not in SPLITS))
+    peer_names = list(dict.fromkeys(key for one in compared for key in one.turns if key not in SPLITS))
     header = ["network", "CPU ms", "GPU ms", "co-executed ms", "speedup", "expected ms"]
     header += [f"{name.replace(' ', ', ')} threads ms".replace("1 threads", "1 thread") for name in peer_names]
     rows = []
     for one in compared:
         expected = _ms(one.predicted_us) + (" (rehearsed)" if one.rehearsed else "")
         row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×", expected]
-        row += [_ms(one.us(peer)) if peer in one.samples_us else "none" for peer in peer_names]
+        row += [_ms(one.us(peer)) if peer in one.turns else "none" for peer in peer_names]
         rows.append(row)
     facts = [
         [
@@ -252,12 +260,15 @@ def table(compared: Sequence[Compared]) -> str:
             f"{one.max_rel_error:.1e}",
             "same" if one.same_top1 else "different",
             one.syncs,
+            sum(len(turns.repeated_us) for turns in one.turns.values()),
+            sum(turns.unsteady for turns in one.turns.values()),
             *(f"{size / 2**20:.1f}" for size in one.memory_sizes),
         ]
         for one in compared
     ]
     text = markdown_table(header, rows) + "\n"
-    text += markdown_table(["network", "relative error", "top-1", "synchronisations", *MEMORY_COLUMNS], facts)
+    columns = ["relative error", "top-1", "synchronisations", "turns repeated", "turns unsteady", *MEMORY_COLUMNS]
+    text += markdown_table(["network", *columns], facts)
     missing = [f"- {one.name}, {engine}: {why}\n" for one in compared for engine, why in one.not_measured.items()]
     return text + ("\nNot measured:\n\n" + "".join(missing) if missing else "")
 
@@ -271,9 +282,9 @@ def draw(axes: Any, compared: Sequence[Compared]) -> None:
     series = {"co-executed": [one.speedup for one in compared]}
     for engine in PEERS:
         key = peer_key(engine, 2)
-        if any(key in one.samples_us for one in compared):
+        if any(key in one.turns for one in compared):
             series[f"{engine}, 2 threads"] = [
-                min(one.us("cpu"), one.us("gpu")) / one.us(key) if key in one.samples_us else 0.0 for one in compared
+                min(one.us("cpu"), one.us("gpu")) / one.us(key) if key in one.turns else 0.0 for one in compared
             ]
     bars(axes, [one.name for one in compared], series, "speed, the faster side alone = 1")
     axes.axhline(1, color="black", linewidth=0.8)
@@ -293,9 +304,10 @@ def main() -> None:
         facts = profile.facts
     cores = engine_cores(facts)
     device = DeviceChoice.again(facts).open()
+    yardstick = Yardstick(device)
 
     def compare_named(name: str) -> Compared:
-        return compare(name, models[name](), device, options.profile, cores, options.rounds)
+        return compare(name, models[name](), device, options.profile, cores, options.rounds, yardstick)
 
     Report(options.out, "Whole networks", facts).collect(list(models), compare_named, write, "network")
 

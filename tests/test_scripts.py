@@ -104,6 +104,7 @@ def test_networks_are_compared_with_every_engine(profile: Path, mlp: Path, tmp_p
     assert all(error < 1e-5 for error in model["peer_errors"].values())
     assert model["syncs"] >= 0 and model["peak_bytes"] > 4 * (64 * 96 + 96 * 40)
     assert set(model["samples_us"]) == set(model["spread_us"]) >= {"cpu", "gpu", "coexec", "onnxruntime 2"}
+    assert set(model["repeated_us"]) == set(model["unsteady_turns"]) == set(model["samples_us"])
     text = (tmp_path / "out" / "result.md").read_text()
     assert all(f"mlp, {engine}: {why}" in text for engine, why in model["not_measured"].items())
 
