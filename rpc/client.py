@@ -171,13 +171,17 @@ class Session:
         }
         return [list(times_us) for times_us in self._call(connection, RUN, request)["latency_us"]]
 
-    def rehearse(self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int) -> list[NetworkTimes]:
+    def rehearse(
+        self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
+    ) -> list[NetworkTimes]:
         """Time whole runs of modules in turn, and the halves of their layers as they run in the network.
 
         Parameters
         ----------
         modules
             Contents of module files.
+        yardstick
+            Likewise, of the one that tells whether the machine is as fast as at its best: a turn is repeated if not.
         rounds
             How often every module has its turn.
         repeats, timelines
@@ -188,6 +192,7 @@ class Session:
             "modules": [
                 self._upload(connection, module, f"rehearsed-{place}.module") for place, module in enumerate(modules)
             ],
+            "yardstick": self._upload(connection, yardstick, "yardstick.module"),
             "rounds": rounds,
             "repeats": repeats,
             "timelines": timelines,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, KernelError, last_line
 from tvm_coexec.runtime.device import Device, DeviceChoice
+from tvm_coexec.runtime.steadiness import Yardstick, take_turn
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.module import Module
@@ -36,6 +38,7 @@ class SessionFunctions:
     def __init__(self, choice: DeviceChoice) -> None:
         self._choice = choice
         self._opened: Device | None = None
+        self._yardstick: Yardstick | None = None
 
     def facts(self, request: Any) -> dict[str, Any]:
         """Everything that a measurement on the device depends on."""
@@ -66,16 +69,25 @@ class SessionFunctions:
         answers: list[dict[str, Any]] = [
             {"latency_us": [], "halves_us": [([], []) for _ in module.splits]} for module in modules
         ]
-        turn = list(zip(modules, answers, strict=True))
+        is_steady = self._see_yardstick(request["yardstick"])
+        order = list(zip(modules, answers, strict=True))
         for _ in range(request["rounds"]):
-            for module, answer in turn:
-                answer["latency_us"] += module.benchmark(repeats=request["repeats"], warmup=1).latency_us
-                halves_us = module.time_halves(repeats=request["timelines"])
+            for module, answer in order:
+                latency_us, halves_us = take_turn(partial(_rehearse_once, module, request), is_steady).taken
+                answer["latency_us"] += latency_us
                 for kept, new in zip(answer["halves_us"], halves_us, strict=True):
                     for side in (0, 1):
                         kept[side].extend(new[side])
-            turn.reverse()
+            order.reverse()
         return answers
+
+    def _see_yardstick(self, name: str) -> Callable[[], bool]:
+        """Whether the machine is steady: one yardstick knows its best for as long as the session lasts."""
+        if self._yardstick is None:
+            module = self._load({"module": name})
+            _fill(module)
+            self._yardstick = Yardstick(module)
+        return self._yardstick.is_steady
 
     def _load(self, request: Any) -> Module:
         import tvm_ffi
@@ -106,6 +118,12 @@ def register(choice: DeviceChoice) -> None:
     }
     for name, function in offered.items():
         tvm_ffi.register_global_func(name, _answering(function), override=True)
+
+
+def _rehearse_once(module: Module, request: Any) -> tuple[Sequence[float], Sequence[tuple[list[float], list[float]]]]:
+    """One turn of a module: the times of whole runs, then those of halves."""
+    latency_us = module.benchmark(repeats=request["repeats"], warmup=1).latency_us
+    return latency_us, module.time_halves(repeats=request["timelines"])
 
 
 def _fill(module: Module) -> None:

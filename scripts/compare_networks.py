@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,25 @@ from onnx import TensorProto
 from peer_process import PeerProcess, engine_cores, save_network
 from peers import PEERS, PeerError
 from reporting import Report, bars, markdown_table, median_us, run_main
-from steadiness import Timer, Turns, Yardstick
 from tqdm import tqdm
 
 import tvm_coexec
+from tvm_coexec import packaging
 from tvm_coexec.errors import FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import Device, DeviceChoice
 from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.steadiness import Turn, Yardstick, take_turn
 from tvm_coexec.runtime.usage import MemoryUse
+from tvm_coexec.target import target_for
 
 SPLITS = {"cpu": "cpu", "gpu": "gpu", "coexec": "predicted"}
 THREADS = (1, 2)
 MEMORY_COLUMNS = ("peak MiB", "activations MiB", "at least MiB")
 TURN_US = 250e3
 """What a contender runs for in a round, if that is 2 to 25 runs."""
+
+Timer = Callable[[int], Sequence[float]]
 
 
 @dataclass
@@ -51,12 +56,27 @@ class Compared:
     memory: MemoryUse
     same_top1: bool
     max_rel_error: float
-    turns: dict[str, Turns] = field(default_factory=dict)
+    turns: dict[str, list[Turn[Sequence[float]]]] = field(default_factory=dict)
     peer_errors: dict[str, float] = field(default_factory=dict)
     not_measured: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def samples_us(self) -> dict[str, list[float]]:
+        """Of every contender, all that count."""
+        return {name: [us for turn in turns for us in turn.taken] for name, turns in self.turns.items()}
+
+    @property
+    def repeated_us(self) -> dict[str, list[list[float]]]:
+        """Of every contender, each turn that was repeated."""
+        return {name: [list(us) for turn in turns for us in turn.repeated] for name, turns in self.turns.items()}
+
+    @property
+    def unsteady_turns(self) -> dict[str, int]:
+        """Of every contender, the turns that count although the machine was never steady."""
+        return {name: sum(not turn.is_steady for turn in turns) for name, turns in self.turns.items()}
+
     def us(self, contender: str) -> float:
-        return median_us(self.turns[contender].samples_us)
+        return median_us(self.samples_us[contender])
 
     @property
     def peers(self) -> dict[str, dict[str, float]]:
@@ -80,7 +100,7 @@ class Compared:
         return min(self.us("cpu"), self.us("gpu")) / self.us("coexec")
 
     def to_json(self) -> dict[str, Any]:
-        spread = {name: list(np.percentile(turns.samples_us, [10, 90])) for name, turns in self.turns.items()}
+        samples_us = self.samples_us
         return {
             "name": self.name,
             **{f"{side}_us": self.us(side) for side in SPLITS},
@@ -96,10 +116,10 @@ class Compared:
             "activation_bound_bytes": self.memory.activation_bound_bytes,
             "peer_errors": self.peer_errors,
             "not_measured": self.not_measured,
-            "spread_us": spread,
-            "samples_us": {name: turns.samples_us for name, turns in self.turns.items()},
-            "repeated_us": {name: turns.repeated_us for name, turns in self.turns.items()},
-            "unsteady_turns": {name: turns.unsteady for name, turns in self.turns.items()},
+            "spread_us": {name: list(np.percentile(samples, [10, 90])) for name, samples in samples_us.items()},
+            "samples_us": samples_us,
+            "repeated_us": self.repeated_us,
+            "unsteady_turns": self.unsteady_turns,
         }
 
 
@@ -181,16 +201,16 @@ def start_peers(folder: Path, cores: Sequence[int], stack: ExitStack) -> tuple[d
 
 def measure_in_turn(
     timers: Mapping[str, Timer], rounds: int, is_steady: Callable[[], bool], bar: tqdm[Any]
-) -> dict[str, Turns]:
+) -> dict[str, list[Turn[Sequence[float]]]]:
     """The turns of every contender, a few runs each a round."""
     repeats = {}
     for name, timer in timers.items():
         repeats[name] = int(np.clip(TURN_US / median_us(timer(2)), 2, 25))
-    turns = {name: Turns() for name in timers}
+    turns: dict[str, list[Turn[Sequence[float]]]] = {name: [] for name in timers}
     for _ in range(rounds):
         for name, timer in timers.items():
             bar.set_postfix_str(name)
-            turns[name].take(timer, repeats[name], is_steady)
+            turns[name].append(take_turn(partial(timer, repeats[name]), is_steady))
             bar.update()
     return turns
 
@@ -260,8 +280,8 @@ def table(compared: Sequence[Compared]) -> str:
             f"{one.max_rel_error:.1e}",
             "same" if one.same_top1 else "different",
             one.syncs,
-            sum(len(turns.repeated_us) for turns in one.turns.values()),
-            sum(turns.unsteady for turns in one.turns.values()),
+            sum(map(len, one.repeated_us.values())),
+            sum(one.unsteady_turns.values()),
             *(f"{size / 2**20:.1f}" for size in one.memory_sizes),
         ]
         for one in compared
@@ -304,7 +324,7 @@ def main() -> None:
         facts = profile.facts
     cores = engine_cores(facts)
     device = DeviceChoice.again(facts).open()
-    yardstick = Yardstick(device)
+    yardstick = Yardstick(Module(packaging.yardstick(target_for(device.facts()), device.facts()), device))
 
     def compare_named(name: str) -> Compared:
         return compare(name, models[name](), device, options.profile, cores, options.rounds, yardstick)

@@ -41,7 +41,10 @@ class FakeSession:
         self.times = times
         self.asked: list[list[Plan]] = []
 
-    def rehearse(self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int) -> list[NetworkTimes]:
+    def rehearse(
+        self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
+    ) -> list[NetworkTimes]:
+        assert yardstick not in modules
         self.asked.append([plan_in(module) for module in modules])
         assert max(map(len, modules)) < 4 * 256 * 256, "weights are not sent"
         answers = []
@@ -125,9 +128,9 @@ def test_a_worse_plan_does_not_win(profile: Profile) -> None:
 def test_a_burst_of_other_work_does_not_decide(profile: Profile) -> None:
     class Disturbed(FakeSession):
         def rehearse(
-            self, modules: Sequence[bytes], *, rounds: int, repeats: int, timelines: int
+            self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
         ) -> list[NetworkTimes]:
-            answers = super().rehearse(modules, rounds=rounds, repeats=repeats, timelines=timelines)
+            answers = super().rehearse(modules, yardstick, rounds=rounds, repeats=repeats, timelines=timelines)
             if len(answers) == 1:
                 return answers
             before, new = (np.array(answer.latency_us) for answer in answers)
@@ -156,10 +159,10 @@ def test_runs_by_another_mechanism_are_left_alone(profile: Profile) -> None:
 
 def test_what_was_rehearsed_before_a_failure_stays(profile: Profile) -> None:
     class Failing(FakeSession):
-        def rehearse(self, modules: Sequence[bytes], **settings: int) -> Any:
+        def rehearse(self, modules: Sequence[bytes], yardstick: bytes, **settings: int) -> Any:
             if self.asked:
                 raise RefusedError("out of memory")
-            return super().rehearse(modules, **settings)
+            return super().rehearse(modules, yardstick, **settings)
 
     with pytest.raises(MeasurementError, match="out of memory"):
         rehearse_with(Failing(slow_gpu), profile)

@@ -1,65 +1,54 @@
-"""Turns are repeated where the machine is unsteady, and nothing that was measured is lost."""
+"""What is timed is timed again where the machine is unsteady, and nothing that was timed is lost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
-import steadiness
-from steadiness import MOST_TRIES, Turns, Yardstick
 
+from tvm_coexec.packaging import yardstick
+from tvm_coexec.runtime import steadiness
 from tvm_coexec.runtime.device import Device
-
-
-def numbered() -> Callable[[int], list[float]]:
-    """A timer whose runs take 1, 2, 3 … µs."""
-    runs = iter(range(1, 1000))
-    return lambda repeats: [float(next(runs)) for _ in range(repeats)]
+from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.steadiness import MOST_TRIES, Turn, Yardstick, take_turn
+from tvm_coexec.target import target_for
 
 
 @pytest.mark.parametrize(
-    ("answers", "counted", "repeated", "unsteady"),
+    ("answers", "expected"),
     [
-        ([True, True], [1, 2], [], 0),
-        ([False, False, True, True], [1, 2], [], 0),
-        ([True, False, True, True], [3, 4], [[1, 2]], 0),
-        ([True, False, False, True, True], [3, 4], [[1, 2]], 0),
-        ([False] * MOST_TRIES, [1, 2], [], 1),
-        ([True, False] * MOST_TRIES, [9, 10], [[1, 2], [3, 4], [5, 6], [7, 8]], 1),
-        ([*[False] * (MOST_TRIES - 1), True, True], [1, 2], [], 0),
+        ([True, True], Turn(1, (), is_steady=True)),
+        ([False, False, True, True], Turn(1, (), is_steady=True)),
+        ([True, False, True, True], Turn(2, (1,), is_steady=True)),
+        ([True, False, False, True, True], Turn(2, (1,), is_steady=True)),
+        ([False] * MOST_TRIES, Turn(1, (), is_steady=False)),
+        ([True, False] * MOST_TRIES, Turn(5, (1, 2, 3, 4), is_steady=False)),
+        ([*[False] * (MOST_TRIES - 1), True, True], Turn(1, (), is_steady=True)),
     ],
     ids=["steady", "before", "after", "both", "never", "always after", "at last"],
 )
 def test_a_turn_is_repeated_while_the_machine_is_unsteady(
-    monkeypatch: pytest.MonkeyPatch,
-    answers: Sequence[bool],
-    counted: list[float],
-    repeated: list[list[float]],
-    unsteady: int,
+    monkeypatch: pytest.MonkeyPatch, answers: Sequence[bool], expected: Turn[int]
 ) -> None:
     monkeypatch.setattr(steadiness, "_PAUSE_S", 0.0)
-    left = iter(answers)
-    turns = Turns()
-    turns.take(numbered(), 2, lambda: next(left))
-    assert (turns.samples_us, turns.repeated_us, turns.unsteady) == (counted, repeated, unsteady)
-    assert not list(left)  # nothing was asked in vain
+    asked, taken = iter(answers), iter(range(1, 100))
+    assert take_turn(lambda: next(taken), lambda: next(asked)) == expected
+    assert not list(asked), "nothing was asked in vain"
 
 
-def test_turns_add_up() -> None:
-    turns, timer = Turns(), numbered()
-    for _ in range(3):
-        turns.take(timer, 2, lambda: True)
-    assert turns.samples_us == [1, 2, 3, 4, 5, 6]
+@pytest.fixture
+def small_layer(device: Device) -> Module:
+    return Module(yardstick(target_for(device.facts()), device.facts()), device)
 
 
-def test_the_yardstick_compares_with_its_best(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    yardstick = Yardstick(device)
+def test_the_yardstick_compares_with_its_best(small_layer: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Yardstick(small_layer)
     taken_us = iter([8.0, 10.0, 10.1, 1000.0, 4.0, 8.0])
-    monkeypatch.setattr(yardstick, "_best_us", 8.0)
-    monkeypatch.setattr(yardstick, "_take_us", lambda: next(taken_us))
-    assert [yardstick.is_steady() for _ in range(6)] == [True, True, False, False, True, False]
+    monkeypatch.setattr(measure, "_best_us", 8.0)
+    monkeypatch.setattr(measure, "_take_us", lambda: next(taken_us))
+    assert [measure.is_steady() for _ in range(6)] == [True, True, False, False, True, False]
 
 
-def test_the_yardstick_runs_on_both_sides(device: Device) -> None:
-    module = Yardstick(device)._module
-    (step,) = module._package.manifest.steps
-    assert 0 < next(iter(module.splits.values())) < step.units
-    assert Yardstick(device)._take_us() > 0
+def test_the_yardstick_runs_on_both_sides(small_layer: Module) -> None:
+    ((name, units),) = small_layer.splits.items()
+    measure = Yardstick(small_layer)
+    assert 0 < small_layer.splits[name] < units
+    assert measure._take_us() > 0

@@ -17,6 +17,7 @@ from .layers import (
     ImageLayer,
     ImageLayout,
     ImageLayouts,
+    Linear,
     Opaque,
     Variant,
     layer_to_json,
@@ -232,6 +233,17 @@ def single_layer(
     step = halves.step(layer.units)
     manifest = Manifest(dict(device), tuple(tensors.values()), (), step.inputs, (step.output,), (step,), {})
     return _package(manifest, halves.kernels, {})
+
+
+_YARDSTICK = Linear(64, 512, 512, ("bias",))
+"""Takes some 0.2 ms on two cores of a server, and reads from their own caches."""
+
+
+def yardstick(target: Target, device: Mapping[str, Any]) -> Package:
+    """A small layer by which :class:`tvm_coexec.runtime.steadiness.Yardstick` sees how fast the machine is."""
+    family = schedules.family(_YARDSTICK)
+    cpu, gpu = (family.default_variant(_YARDSTICK, side, target.hardware) for side in ("cpu", "gpu"))
+    return single_layer(_YARDSTICK, cpu, gpu, target, device)
 
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:

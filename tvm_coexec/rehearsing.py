@@ -2,7 +2,8 @@
 
 Two kernels that are close by themselves may not be so in a network, where both sides read weights from memory. So the
 first plans give those kernels a chance that have not run in it yet, and the last ones use what is known. Every plan
-runs beside the best so far, turn by turn, so that a machine that slows down slows both. The best runs once more by
+runs beside the best so far, turn by turn, so that a machine that slows down slows both; a turn in which it was much
+slower than at its best is repeated. The best runs once more by
 itself at the end: the fastest of several noisy figures is likely to have been lucky. Several networks take turns plan
 by plan: what each is expected to take then comes from the whole time of rehearsing, not from one minute of it.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .graph import Graph
-from .packaging import package_plan
+from .packaging import package_plan, yardstick
 from .planning.network import plan_anew
 from .planning.plan import Plan
 from .planning.rehearsal import Rehearsal, fingerprint
@@ -61,6 +62,7 @@ class Rehearser:
         self, planner: Planner, session: Session, profile: Profile, target: Target, facts: Mapping[str, Any]
     ) -> None:
         self.planner, self.session, self.profile, self.target, self.facts = planner, session, profile, target, facts
+        self._yardstick = yardstick(target, facts).to_bytes()
 
     def rehearse(self, graph: Graph) -> Iterator[Rehearsal]:
         """Run a network by ever better plans, and store the runs as they come; the last one stored is by the best.
@@ -94,7 +96,7 @@ class Rehearser:
         """Run the network by each plan, turn by turn, and store the runs, the best one last."""
         modules = [package_plan(graph, plan, self.target, self.facts, seed=_SEED).to_bytes() for plan in plans]
         repeats = int(np.clip(_TURN_US / max(plans[-1].total_us, 1.0), 2, 20))
-        times = self.session.rehearse(modules, rounds=_ROUNDS, repeats=repeats, timelines=_TIMELINES)
+        times = self.session.rehearse(modules, self._yardstick, rounds=_ROUNDS, repeats=repeats, timelines=_TIMELINES)
         network = fingerprint(graph)
         rehearsed_at = now()
         runs = [Rehearsal(network, plan, one, rehearsed_at) for plan, one in zip(plans, times, strict=True)]
