@@ -181,7 +181,8 @@ class Session:
         modules
             Contents of module files.
         yardstick
-            Likewise, of the one that tells whether the machine is as fast as at its best: a turn is repeated if not.
+            Likewise, of the one that tells whether the machine is as fast as at its best: if not, a turn is repeated
+            some times, within the request's first minute.
         rounds
             How often every module has its turn.
         repeats, timelines

@@ -133,11 +133,11 @@ def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str,
 
 
 def _passing_cost(tiles: WinogradTiles, groups: int, group_bytes: int, size: int, order: int) -> float:
-    """What it costs that a core's own cache does not hold everything, in bytes from memory.
+    """What it costs that a core's own cache does not hold everything, in bytes from memory, the products left out.
 
-    All weights are read for each block of ``size`` groups, and a block that is larger than the cache for each unit.
-    Group by group (``order`` 0) a unit's weights are read for each group, too, unless they and a group fit into the
-    cache.
+    All weights are read again for each further block of ``size`` groups, and a block that is larger than the cache for
+    each unit. Group by group (``order`` 0) a unit's weights are read again for each group, unless they and a group fit
+    into the cache.
     """
     weights, units = _weight_bytes(tiles.layer, tiles.m), tile_count(tiles.layer.out_channels)
     blocks = -(-groups // size)

@@ -2,7 +2,7 @@
 
 All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
 cores of both sides; each is a process that is stopped while others are measured. A turn is repeated, whosever it is,
-where a layer that is none of theirs says that the machine was slower than at its best. What a plan expected is
+where a small layer, computed by both sides, took longer than at its best just before or after. What a plan expected is
 predicted or, of a model that the profile was tuned for, what it took when it was rehearsed.
 """
 
@@ -71,6 +71,11 @@ class Compared:
         return {name: [list(us) for turn in turns for us in turn.repeated] for name, turns in self.turns.items()}
 
     @property
+    def put_off(self) -> dict[str, int]:
+        """Of every contender, how often a turn had to wait for a steady machine."""
+        return {name: sum(turn.put_off for turn in turns) for name, turns in self.turns.items()}
+
+    @property
     def unsteady_turns(self) -> dict[str, int]:
         """Of every contender, the turns that count although the machine was never steady."""
         return {name: sum(not turn.is_steady for turn in turns) for name, turns in self.turns.items()}
@@ -119,6 +124,7 @@ class Compared:
             "spread_us": {name: list(np.percentile(samples, [10, 90])) for name, samples in samples_us.items()},
             "samples_us": samples_us,
             "repeated_us": self.repeated_us,
+            "turns_put_off": self.put_off,
             "unsteady_turns": self.unsteady_turns,
         }
 
@@ -281,13 +287,14 @@ def table(compared: Sequence[Compared]) -> str:
             "same" if one.same_top1 else "different",
             one.syncs,
             sum(map(len, one.repeated_us.values())),
+            sum(one.put_off.values()),
             sum(one.unsteady_turns.values()),
             *(f"{size / 2**20:.1f}" for size in one.memory_sizes),
         ]
         for one in compared
     ]
     text = markdown_table(header, rows) + "\n"
-    columns = ["relative error", "top-1", "synchronisations", "turns repeated", "turns unsteady", *MEMORY_COLUMNS]
+    columns = ["relative error", "top-1", "synchronisations", "turns repeated", "put off", "unsteady", *MEMORY_COLUMNS]
     text += markdown_table(["network", *columns], facts)
     missing = [f"- {one.name}, {engine}: {why}\n" for one in compared for engine, why in one.not_measured.items()]
     return text + ("\nNot measured:\n\n" + "".join(missing) if missing else "")

@@ -191,6 +191,17 @@ def test_a_network_is_rehearsed_again_where_the_machine_was_unsteady(tracker: Tr
     assert times.halves_us == (((1.0,) * 2, (2.0,) * 2), ((), (3.0,) * 2))
 
 
+@pytest.mark.parametrize(("patience_s", "expected"), [(60.0, False), (0.0, True)])
+def test_turns_are_repeated_for_a_while_only(
+    patience_s: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PATIENCE_S", patience_s)
+    functions = remote.SessionFunctions(DeviceChoice())
+    monkeypatch.setattr(functions, "_yardstick", types.SimpleNamespace(is_steady=lambda: False))
+    is_steady = functions._steadiness("yardstick.module")
+    assert is_steady() == expected
+
+
 def test_the_device_is_opened_once_a_session_in_a_process_of_its_own(tracker: TrackerAddress) -> None:
     with Session(tracker, KEY) as session:
         first, second = session.facts(), session.facts()

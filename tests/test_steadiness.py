@@ -15,13 +15,13 @@ from tvm_coexec.target import target_for
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ([True, True], Turn(1, (), is_steady=True)),
-        ([False, False, True, True], Turn(1, (), is_steady=True)),
-        ([True, False, True, True], Turn(2, (1,), is_steady=True)),
-        ([True, False, False, True, True], Turn(2, (1,), is_steady=True)),
-        ([False] * MOST_TRIES, Turn(1, (), is_steady=False)),
-        ([True, False] * MOST_TRIES, Turn(5, (1, 2, 3, 4), is_steady=False)),
-        ([*[False] * (MOST_TRIES - 1), True, True], Turn(1, (), is_steady=True)),
+        ([True, True], Turn(1, (), 0, is_steady=True)),
+        ([False, False, True, True], Turn(1, (), 2, is_steady=True)),
+        ([True, False, True, True], Turn(2, (1,), 0, is_steady=True)),
+        ([True, False, False, True, True], Turn(2, (1,), 1, is_steady=True)),
+        ([False] * MOST_TRIES, Turn(1, (), MOST_TRIES - 1, is_steady=False)),
+        ([True, False] * MOST_TRIES, Turn(5, (1, 2, 3, 4), 0, is_steady=False)),
+        ([*[False] * (MOST_TRIES - 1), True, True], Turn(1, (), MOST_TRIES - 1, is_steady=True)),
     ],
     ids=["steady", "before", "after", "both", "never", "always after", "at last"],
 )

@@ -10,6 +10,8 @@ from test_conv2d import conv
 from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import conv2d, winograd
+from tvm_coexec.schedules.winograd_kernels import spread_shape
+from tvm_coexec.schedules.winograd_tiles import WinogradTiles
 from tvm_coexec.schedules.winograd_transforms import INPUT, OUTPUT, WEIGHTS, apply
 
 TOLERANCES = {2: 3e-6, 4: 5e-5}
@@ -79,10 +81,21 @@ def test_a_core_computes_one_block_after_the_other(order: int, device: Device) -
 
 
 @pytest.mark.parametrize("m", [2, 4])
-def test_a_gpu_runs_three_kernels(m: int, device: Device) -> None:
-    half = Half(LAYERS[1], first(LAYERS[1], "gpu", m, GPU), device)
+@pytest.mark.parametrize("layer", [LAYERS[1], conv(19, 17, 24, 40, 3, padding=1, epilogue=("bias",))], ids=str)
+def test_a_gpu_runs_three_kernels(layer: Conv2d, m: int, device: Device) -> None:
+    half = Half(layer, first(layer, "gpu", m, GPU), device)
     assert len(half.launches) == 3
     assert half.worst_error() < TOLERANCES[m]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 48])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_points_lie_an_odd_number_of_vectors_apart(rows: int, lanes: int) -> None:
+    layer = LAYERS[1]
+    points, apart, width = spread_shape(WinogradTiles(layer, ImageLayouts.alone(layer), 4), rows, lanes)
+    needed = rows * -(-layer.in_channels // lanes)
+    assert (points, width) == (36, lanes)
+    assert apart % 2 == 1 and needed <= apart <= needed + 1
 
 
 @pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])

@@ -82,9 +82,9 @@ class Rehearsal:
 def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
     """The plan of the last of some rehearsals, expected to take the median of all runs by it, and each half likewise.
 
-    Not the time of its least disturbed rehearsal: a user's runs are disturbed as well, and the least of several noisy
-    figures is too small. Its runs are taken as if the machine had been as fast as it usually was while the network was
-    rehearsed, since some plans happen to run when it is slow.
+    Not the time of its least disturbed rehearsal: other programs disturb a user's runs as well, and the least of
+    several noisy figures is too small. Its runs are taken as if the machine had been as fast as it usually was while
+    the network was rehearsed, since some plans happen to run when it is slow.
     """
     plan = rehearsals[-1].plan
     slowness = _slowness(rehearsals)
