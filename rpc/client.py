@@ -181,8 +181,8 @@ class Session:
         modules
             Contents of module files.
         yardstick
-            Likewise, of the one that tells whether the machine is as fast as at its best: if not, a turn is repeated
-            some times, within the request's first minute.
+            Likewise, of the one that tells whether the machine is as fast as at its best: if not, turns are put off
+            or repeated, for a minute in all.
         rounds
             How often every module has its turn.
         repeats, timelines

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, KernelError, last_line
 from tvm_coexec.runtime.device import Device, DeviceChoice
-from tvm_coexec.runtime.steadiness import Yardstick, take_turn
+from tvm_coexec.runtime.steadiness import Turns, Yardstick
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.module import Module
@@ -27,7 +26,10 @@ RUN = "tvm_coexec.run"
 REHEARSE = "tvm_coexec.rehearse"
 
 _PATIENCE_S = 60.0
-"""For how long turns of a request are repeated where the machine is unsteady: the session must not end before it."""
+"""What a request may spend on a machine that is unsteady: its session must not end before it."""
+
+_Rehearsed = tuple[Sequence[float], Sequence[tuple[list[float], list[float]]]]
+"""The times of whole runs, and those of each layer's halves."""
 
 _WORK_PATH = "tvm.rpc.server.workpath"
 
@@ -73,11 +75,11 @@ class SessionFunctions:
         answers: list[dict[str, Any]] = [
             {"latency_us": [], "halves_us": [([], []) for _ in module.splits]} for module in modules
         ]
-        is_steady = self._steadiness(request["yardstick"])
+        turns: Turns[_Rehearsed] = Turns(self._steadiness(request["yardstick"]), _PATIENCE_S)
         order = list(zip(modules, answers, strict=True))
         for _ in range(request["rounds"]):
             for module, answer in order:
-                latency_us, halves_us = take_turn(partial(_rehearse_once, module, request), is_steady).taken
+                latency_us, halves_us = turns.take(partial(_rehearse_once, module, request)).taken
                 answer["latency_us"] += latency_us
                 for kept, new in zip(answer["halves_us"], halves_us, strict=True):
                     for side in (0, 1):
@@ -86,13 +88,12 @@ class SessionFunctions:
         return answers
 
     def _steadiness(self, name: str) -> Callable[[], bool]:
-        """Tells whether the machine is steady, for a while; the session's first yardstick knows its best ever since."""
+        """Tells whether the machine is steady; the session's first yardstick knows its best ever since."""
         if self._yardstick is None:
             module = self._load({"module": name})
             _fill(module)
             self._yardstick = Yardstick(module)
-        yardstick, until = self._yardstick, time.monotonic() + _PATIENCE_S
-        return lambda: time.monotonic() > until or yardstick.is_steady()
+        return self._yardstick.is_steady
 
     def _load(self, request: Any) -> Module:
         import tvm_ffi
@@ -125,8 +126,8 @@ def register(choice: DeviceChoice) -> None:
         tvm_ffi.register_global_func(name, _answering(function), override=True)
 
 
-def _rehearse_once(module: Module, request: Any) -> tuple[Sequence[float], Sequence[tuple[list[float], list[float]]]]:
-    """One turn of a module: the times of whole runs, then those of halves."""
+def _rehearse_once(module: Module, request: Any) -> _Rehearsed:
+    """One turn of a module."""
     latency_us = module.benchmark(repeats=request["repeats"], warmup=1).latency_us
     return latency_us, module.time_halves(repeats=request["timelines"])
 

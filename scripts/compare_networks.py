@@ -2,7 +2,7 @@
 
 All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
 cores of both sides; each is a process that is stopped while others are measured. A turn is repeated, whosever it is,
-where a small layer, computed by both sides, took longer than at its best just before or after. What a plan expected is
+where a few small layers, computed by both sides, took longer than at best just before or after. What a plan expected is
 predicted or, of a model that the profile was tuned for, what it took when it was rehearsed.
 """
 
@@ -32,7 +32,7 @@ from tvm_coexec.errors import FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import Device, DeviceChoice
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.steadiness import Turn, Yardstick, take_turn
+from tvm_coexec.runtime.steadiness import Turn, Turns, Yardstick
 from tvm_coexec.runtime.usage import MemoryUse
 from tvm_coexec.target import target_for
 
@@ -41,6 +41,9 @@ THREADS = (1, 2)
 MEMORY_COLUMNS = ("peak MiB", "activations MiB", "at least MiB")
 TURN_US = 250e3
 """What a contender runs for in a round, if that is 2 to 25 runs."""
+
+PATIENCE_S = 120.0
+"""What a network's turns may spend on a machine that is unsteady."""
 
 Timer = Callable[[int], Sequence[float]]
 
@@ -206,7 +209,7 @@ def start_peers(folder: Path, cores: Sequence[int], stack: ExitStack) -> tuple[d
 
 
 def measure_in_turn(
-    timers: Mapping[str, Timer], rounds: int, is_steady: Callable[[], bool], bar: tqdm[Any]
+    timers: Mapping[str, Timer], rounds: int, steady: Turns[Sequence[float]], bar: tqdm[Any]
 ) -> dict[str, list[Turn[Sequence[float]]]]:
     """The turns of every contender, a few runs each a round."""
     repeats = {}
@@ -216,7 +219,7 @@ def measure_in_turn(
     for _ in range(rounds):
         for name, timer in timers.items():
             bar.set_postfix_str(name)
-            turns[name].append(take_turn(partial(timer, repeats[name]), is_steady))
+            turns[name].append(steady.take(partial(timer, repeats[name])))
             bar.update()
     return turns
 
@@ -260,7 +263,7 @@ def compare(
         timers: dict[str, Timer] = {side: _timer(module) for side, module in modules.items()}
         timers |= {key: process.time_us for key, process in peers.items()}
         with tqdm(total=rounds * len(timers), desc=name, unit="turn", leave=False) as bar:
-            compared.turns = measure_in_turn(timers, rounds, yardstick.is_steady, bar)
+            compared.turns = measure_in_turn(timers, rounds, Turns(yardstick.is_steady, PATIENCE_S), bar)
     return compared
 
 

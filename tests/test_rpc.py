@@ -59,11 +59,8 @@ class PretendedModule:
     def __init__(self, orders: dict[str, Any]) -> None:
         self.orders = orders
         self.inputs = {"x": np.zeros(3, np.float32), "indices": np.zeros(3, np.int64)}
-        self.splits = {"first": 4, "second": 0}
+        self.splits = {"first": 1, "second": 0}
         self.asked = 0
-
-    def set_splits(self, splits: dict[str, int]) -> None:
-        self.splits = splits
 
     def error_bound(self, step: int) -> float:
         return 1e-5
@@ -95,7 +92,6 @@ class PretendedModule:
         if self.orders["do"] == "raise":
             raise KernelError("the network does not run")
         if self.orders["do"] == "tell":
-            assert 0 < self.splits["first"] < 4
             self.asked += 1
             return types.SimpleNamespace(latency_us=(2.0 if self.asked in self.orders["slow"] else 1.0,) * repeats)
         ordered.append(self.orders["name"])
@@ -189,17 +185,6 @@ def test_a_network_is_rehearsed_again_where_the_machine_was_unsteady(tracker: Tr
         (times,) = session.rehearse([network], yardstick(12, 14), rounds=2, repeats=1, timelines=1)
     assert times.latency_us == (3.0, 4.0), "the first two turns were unsteady at their end"
     assert times.halves_us == (((1.0,) * 2, (2.0,) * 2), ((), (3.0,) * 2))
-
-
-@pytest.mark.parametrize(("patience_s", "expected"), [(60.0, False), (0.0, True)])
-def test_turns_are_repeated_for_a_while_only(
-    patience_s: float, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "_PATIENCE_S", patience_s)
-    functions = remote.SessionFunctions(DeviceChoice())
-    monkeypatch.setattr(functions, "_yardstick", types.SimpleNamespace(is_steady=lambda: False))
-    is_steady = functions._steadiness("yardstick.module")
-    assert is_steady() == expected
 
 
 def test_the_device_is_opened_once_a_session_in_a_process_of_its_own(tracker: TrackerAddress) -> None:

@@ -235,15 +235,28 @@ def single_layer(
     return _package(manifest, halves.kernels, {})
 
 
-_YARDSTICK = Linear(64, 512, 512, ("bias",))
-"""Takes some 0.2 ms on two cores of a server, and reads from their own caches."""
+_YARDSTICK = [Linear(512, 64, 64)] * 8
+"""Work for some 0.2 ms on two cores of a server, half of which each hands over to the other."""
 
 
 def yardstick(target: Target, device: Mapping[str, Any]) -> Package:
-    """A small layer by which :class:`tvm_coexec.runtime.steadiness.Yardstick` sees how fast the machine is."""
-    family = schedules.family(_YARDSTICK)
-    cpu, gpu = (family.default_variant(_YARDSTICK, side, target.hardware) for side in ("cpu", "gpu"))
-    return single_layer(_YARDSTICK, cpu, gpu, target, device)
+    """A chain of layers by which :class:`tvm_coexec.runtime.steadiness.Yardstick` sees how fast the machine is.
+
+    Each side computes half of every layer and reads what both have just computed: how fast cores compute by themselves
+    says nothing of a machine whose cores may lie far from each other.
+    """
+    tensors = {f"t{place}": Tensor(f"t{place}", (layer.m, layer.k)) for place, layer in enumerate(_YARDSTICK)}
+    last = f"t{len(_YARDSTICK)}"
+    tensors[last] = Tensor(last, (_YARDSTICK[-1].m, _YARDSTICK[-1].n))
+    nodes = [
+        Node(f"layer{place}", layer, f"t{place}", None, f"t{place + 1}", {}) for place, layer in enumerate(_YARDSTICK)
+    ]
+    family = schedules.family(_YARDSTICK[0])
+    halves = [
+        Choice(layer.units // 2, *(family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu")))
+        for layer in _YARDSTICK
+    ]
+    return package(Graph(tensors, ["t0"], [last], nodes), halves, target, device, seed=1)
 
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
