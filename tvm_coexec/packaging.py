@@ -235,7 +235,7 @@ def single_layer(
     return _package(manifest, halves.kernels, {})
 
 
-_YARDSTICK = [Linear(512, 64, 64)] * 8
+_YARDSTICK_LAYER, _YARDSTICK_DEPTH = Linear(512, 64, 64), 8
 """Work for some 0.2 ms on two cores of a server, half of which each hands over to the other."""
 
 
@@ -245,18 +245,15 @@ def yardstick(target: Target, device: Mapping[str, Any]) -> Package:
     Each side computes half of every layer and reads what both have just computed: how fast cores compute by themselves
     says nothing of a machine whose cores may lie far from each other.
     """
-    tensors = {f"t{place}": Tensor(f"t{place}", (layer.m, layer.k)) for place, layer in enumerate(_YARDSTICK)}
-    last = f"t{len(_YARDSTICK)}"
-    tensors[last] = Tensor(last, (_YARDSTICK[-1].m, _YARDSTICK[-1].n))
+    layer, names = _YARDSTICK_LAYER, [f"t{place}" for place in range(_YARDSTICK_DEPTH + 1)]
+    tensors = {name: Tensor(name, (layer.m, layer.n)) for name in names}
     nodes = [
-        Node(f"layer{place}", layer, f"t{place}", None, f"t{place + 1}", {}) for place, layer in enumerate(_YARDSTICK)
+        Node(f"layer{place}", layer, names[place], None, names[place + 1], {}) for place in range(_YARDSTICK_DEPTH)
     ]
-    family = schedules.family(_YARDSTICK[0])
-    halves = [
-        Choice(layer.units // 2, *(family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu")))
-        for layer in _YARDSTICK
-    ]
-    return package(Graph(tensors, ["t0"], [last], nodes), halves, target, device, seed=1)
+    family = schedules.family(layer)
+    cpu, gpu = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
+    halves = [Choice(layer.units // 2, cpu, gpu)] * _YARDSTICK_DEPTH
+    return package(Graph(tensors, names[:1], names[-1:], nodes), halves, target, device, seed=1)
 
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
