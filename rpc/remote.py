@@ -71,7 +71,7 @@ class SessionFunctions:
         """Time whole runs of uploaded modules, and their halves, in turn, on random inputs."""
         modules = [self._load({"module": name}) for name in request["modules"]]
         for module in modules:
-            _fill(module)
+            module.randomize_inputs()
         answers: list[dict[str, Any]] = [
             {"latency_us": [], "halves_us": [([], []) for _ in module.splits]} for module in modules
         ]
@@ -90,9 +90,7 @@ class SessionFunctions:
     def _steadiness(self, name: str) -> Callable[[], bool]:
         """Tells whether the machine is steady; the session's first yardstick knows its best ever since."""
         if self._yardstick is None:
-            module = self._load({"module": name})
-            _fill(module)
-            self._yardstick = Yardstick(module)
+            self._yardstick = Yardstick(self._load({"module": name}))
         return self._yardstick.is_steady
 
     def _load(self, request: Any) -> Module:
@@ -130,16 +128,6 @@ def _rehearse_once(module: Module, request: Any) -> _Rehearsed:
     """One turn of a module."""
     latency_us = module.benchmark(repeats=request["repeats"], warmup=1).latency_us
     return latency_us, module.time_halves(repeats=request["timelines"])
-
-
-def _fill(module: Module) -> None:
-    """Random numbers for inputs that are no indices: what is zero, or was there before, may be slow to compute with."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    for view in module.inputs.values():
-        if view.dtype == np.float32:
-            view[:] = rng.standard_normal(view.shape, np.float32)
 
 
 def _check(module: Module, request: Any) -> float:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm_coexec.cli.options import parse_cores
+from tvm_coexec.cli.options import add_core_options, add_device_option
 from tvm_coexec.errors import CoexecError, MeasurementError
 from tvm_coexec.runtime.device import DeviceChoice
 
@@ -132,10 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Offer a device of this machine until the process is told to end."""
     parser = argparse.ArgumentParser(prog="python -m tvm_coexec.rpc.server", description=main.__doc__)
     parser.add_argument("--tracker", required=True, metavar="HOST:PORT", help="the tracker to register with")
-    parser.add_argument("--device", help="any unambiguous part of the device's name")
+    add_device_option(parser)
+    add_core_options(parser)
     parser.add_argument("--key", help="the name that clients ask the tracker for; by default made of --device")
-    parser.add_argument("--cpu-cores", type=parse_cores, metavar="LIST", help="cores of the CPU's side")
-    parser.add_argument("--gpu-cores", type=parse_cores, metavar="LIST", help="cores of an OpenCL CPU device")
     parser.add_argument(
         "--host", default=LOOPBACK, help="address to listen on; whoever reaches it can run any code as this user"
     )

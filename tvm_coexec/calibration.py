@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from .graph import Graph, Node, Tensor
-from .layers import AnyLayer, Conv2d, Linear, parameter_shapes
-from .packaging import Choice, package
+from .layers import AnyLayer, Conv2d, Linear
+from .packaging import package_halved
 from .planning.features import touched_bytes
 from .planning.network import reads_of
 from .planning.samples import Point, PointTimes
@@ -74,7 +74,7 @@ def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
 def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
     """How fast activations are handed over, from what a network takes longer than the sum of its layers."""
     graph = _handing_over()
-    module = _module(tuner, graph)
+    module = package_halved(graph, tuner.target, tuner.profile.facts).to_bytes()
     trials = [_trial(tuner, graph, module, overheads, check=number == 0) for number in range(_TRIALS)]
     extra_us = np.median(trials, axis=0).tolist()
     cpu, gpu, both = (
@@ -113,13 +113,6 @@ def _trial(tuner: Tuner, graph: Graph, module: bytes, overheads: Overheads, *, c
     return [max(run - own, _LEAST_SHARE * run) for run, own in zip(runs_us.tolist(), sums_us, strict=True)]
 
 
-def _module(tuner: Tuner, graph: Graph) -> bytes:
-    """A module file of the network, each half by its default variant."""
-    candidates = [tuner.default_candidate(node.layer) for node in graph.nodes]
-    choices = [Choice(one.layer.units, one.cpu, one.gpu) for one in candidates]
-    return package(graph, choices, tuner.target, tuner.profile.facts).to_bytes()
-
-
 def _handing_over() -> Graph:
     """Blocks that expand, filter and narrow an image, each at half the size of the one before."""
     layers: list[Conv2d] = []
@@ -131,14 +124,9 @@ def _handing_over() -> Graph:
             Conv2d(half, half, expanded, following, (1, 1), epilogue=("bias",)),
         ]
     tensors, nodes = [_image("x0", layers[0].input_sizes[0])], []
-    rng = np.random.default_rng(0)
     for number, layer in enumerate(layers, 1):
         tensors.append(_image(f"x{number}", layer.output_size))
-        params = {
-            name: (rng.standard_normal(shape) / np.sqrt(layer.in_channels)).astype(np.float32)
-            for name, shape in parameter_shapes(layer).items()
-        }
-        nodes.append(Node(f"layer{number}", layer, f"x{number - 1}", None, f"x{number}", params))
+        nodes.append(Node(f"layer{number}", layer, f"x{number - 1}", None, f"x{number}", {}))
     return Graph({tensor.name: tensor for tensor in tensors}, [tensors[0].name], [tensors[-1].name], nodes)
 
 

@@ -235,6 +235,16 @@ def single_layer(
     return _package(manifest, halves.kernels, {})
 
 
+def package_halved(graph: Graph, target: Target, device: Mapping[str, Any]) -> Package:
+    """A module for measuring, each of whose layers is divided in two equal parts, computed by the default variants."""
+    choices = []
+    for node in graph.nodes:
+        family = schedules.family(node.layer)
+        cpu, gpu = (family.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu"))
+        choices.append(Choice(node.layer.units // 2, cpu, gpu))
+    return package(graph, choices, target, device, seed=1)
+
+
 _YARDSTICK_LAYER, _YARDSTICK_DEPTH = Linear(512, 64, 64), 8
 """Work for some 0.2 ms on two cores of a server, half of which each hands over to the other."""
 
@@ -250,10 +260,7 @@ def yardstick(target: Target, device: Mapping[str, Any]) -> Package:
     nodes = [
         Node(f"layer{place}", layer, names[place], None, names[place + 1], {}) for place in range(_YARDSTICK_DEPTH)
     ]
-    family = schedules.family(layer)
-    cpu, gpu = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
-    halves = [Choice(layer.units // 2, cpu, gpu)] * _YARDSTICK_DEPTH
-    return package(Graph(tensors, names[:1], names[-1:], nodes), halves, target, device, seed=1)
+    return package_halved(Graph(tensors, names[:1], names[-1:], nodes), target, device)
 
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:

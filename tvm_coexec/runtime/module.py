@@ -112,6 +112,13 @@ class Module:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the inputs, to be written before :meth:`run`."""
         return {name: self._executor.view(name) for name in self._package.manifest.inputs}
 
+    def randomize_inputs(self, seed: int = 0) -> None:
+        """Write random numbers to all inputs but indices: what is zero, or was there before, may be slow to compute."""
+        rng = np.random.default_rng(seed)
+        for view in self.inputs.values():
+            if view.dtype.kind == "f":
+                view[:] = rng.standard_normal(view.shape, np.float32)
+
     @property
     def outputs(self) -> dict[str, np.ndarray]:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the outputs, valid after :meth:`run`."""

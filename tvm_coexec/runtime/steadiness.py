@@ -40,6 +40,7 @@ class Yardstick:
 
     def __init__(self, module: Module) -> None:
         self._module = module
+        module.randomize_inputs()
         self._best_us = self._take_us()
         for _ in range(_FIRST_LOOKS - 1):
             time.sleep(_PAUSE_S)
