@@ -28,6 +28,30 @@ def test_a_file_survives_a_round_trip(device: Device, tmp_path: Path) -> None:
     assert again.splits == module.splits
 
 
+def test_a_module_holds_its_weights_once(device: Device, tmp_path: Path) -> None:
+    built, _ = chain(device, 2, 5, 64)
+    module = Module(built, device)
+    module.export(tmp_path / "m.coexec")
+    loaded = load(tmp_path / "m.coexec", device=device)
+    for one in (module, loaded):
+        assert one._package.constants
+        for name, array in one._package.constants.items():
+            assert np.shares_memory(array, one._executor.blocks[name].array)
+            np.testing.assert_array_equal(array, built.constants[name])
+    loaded.export(tmp_path / "again.coexec")
+    assert (tmp_path / "again.coexec").read_bytes() == (tmp_path / "m.coexec").read_bytes() == built.to_bytes()
+
+
+def test_a_file_may_be_replaced_while_its_module_runs(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "m.coexec"
+    Module(chain(device, 2, 5, 64)[0], device).export(path)
+    module = load(path, device=device)
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    before = module(x)
+    path.write_bytes(b"")
+    np.testing.assert_array_equal(module(x), before)
+
+
 def test_damaged_files_are_refused(device: Device, tmp_path: Path) -> None:
     path = tmp_path / "m.coexec"
     Module(one_layer(LAYER, device), device).export(path)

@@ -151,3 +151,12 @@ def test_a_number_beyond_a_table_reads_its_last_entry(device: Device) -> None:
     module = tvm_coexec.build(b.model(b.add("Gather", b.const(table), "ids", axis=0)), device=device, split="cpu")
     np.testing.assert_array_equal(module(ids=np.array([[1, 10**6, 5]])), table[[1, 4, 4]][None])
     assert sum(layer.layer.weight_bytes for layer in module.plan.layers) == 4 * 3 * 4
+
+
+def test_random_inputs_leave_indices_alone(device: Device) -> None:
+    b = OnnxBuilder(x=(7, 40))
+    b.inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, (1, 7)))
+    rows = b.add("Gather", b.weights(11, 40), "ids")
+    module = tvm_coexec.build(b.model(b.add("Add", linear(b, "x", 40, 40), rows)), device=device, split="cpu")
+    module.randomize_inputs()
+    assert np.unique(module.inputs["x"]).size == 7 * 40 and not module.inputs["ids"].any()

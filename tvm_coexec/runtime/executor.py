@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -185,6 +185,16 @@ class Executor:
     def read(self, name: str) -> np.ndarray:
         """A copy of a tensor in its user's order."""
         return self._tensors[name].read(self.blocks[name].array)
+
+    def write_constants(self, constants: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Fill memory that no program writes; the views of what is there now."""
+        views = {}
+        for name, array in constants.items():
+            memory = self.blocks[name].array.view(np.uint8)[: array.nbytes]
+            views[name] = memory.view(array.dtype).reshape(array.shape)
+            views[name][...] = array
+        self.publish(list(constants))
+        return views
 
     def publish(self, names: Sequence[str]) -> None:
         for name in names:

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,6 @@ class Module:
     def __init__(self, package: Package, device: Device, *, timeout_s: float = TIMEOUT_S, yields: bool = False) -> None:
         if not 0 < timeout_s < math.inf:
             raise InputError(f"timeout_s must be a positive number of seconds, got {timeout_s}")
-        self._package = package
         self.device = device
         manifest = package.manifest
         with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder:
@@ -59,19 +58,16 @@ class Module:
             self._executor = Executor(
                 manifest, library, package.opencl_source, device, timeout_s=timeout_s, yields=yields
             )
-        self._load_constants()
+        self._package = replace(package, constants=self._load(package))
         self._splits = [step.cpu_units for step in manifest.steps]
         self._prepared: dict[bool, Prepared] = {}
 
-    def _load_constants(self) -> None:
-        constants = dict(self._package.constants)
-        for step in self._package.manifest.steps:
+    def _load(self, package: Package) -> dict[str, np.ndarray]:
+        """Write all constants to the device's memory; the package's, where they lie there: nobody keeps them twice."""
+        for step in package.manifest.steps:
             if step.seed is not None:
-                constants |= checking.random_constants(step)
-        for name, array in constants.items():
-            memory = self._executor.blocks[name].array.view(np.uint8)
-            memory[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self._executor.publish(list(constants))
+                self._executor.write_constants(checking.random_constants(step))
+        return self._executor.write_constants(package.constants)
 
     @property
     def plan(self) -> Plan:

@@ -5,20 +5,32 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import math
+import mmap
 import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError
 
-from .manifest import Manifest
+from .manifest import ConstantSpec, Manifest
 
 _MANIFEST, _LIBRARY, _OPENCL, _CONSTANTS = "manifest.json", "cpu.so", "gpu.cl", "constants/{}.npy"
+
+_LENGTHS, _LENGTHS_AT = struct.Struct("<HH"), 26
+"""Of an entry's name and of what is added to it, just before them: the file format's specification, section 4.3.7."""
+
+_LONG_BYTES = 1 << 31
+"""From which size on an entry needs numbers of 64 bits, its small header aside."""
+
+_PART_BYTES = 1 << 20
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, EOFError, OSError, RuntimeError, ValueError)
 """What reading an archive raises where any of its bytes is another: a RuntimeError is its "encrypted", for one."""
@@ -37,33 +49,36 @@ class Package:
         """Write the file whole, or not at all."""
         path = Path(path)
         partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(self.to_bytes())
+        with partial.open("wb") as file:
+            self._write_to(file)
         partial.replace(path)
 
     def to_bytes(self) -> bytes:
         """The file's content: the same for the same module, whenever it is made."""
         content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-            for name, entry in self._entries():
-                archive.writestr(zipfile.ZipInfo(name), entry)  # whose date is always the same
+        self._write_to(content)
         return content.getvalue()
 
-    def _entries(self) -> Iterator[tuple[str, str | bytes]]:
-        """Names and contents of what the file holds."""
-        yield _MANIFEST, json.dumps(self.manifest.to_json(), indent=1)
-        yield _LIBRARY, self.library
-        yield _OPENCL, self.opencl_source
-        for name, array in self.constants.items():
-            buffer = io.BytesIO()
-            np.save(buffer, array, allow_pickle=False)
-            yield _CONSTANTS.format(name), buffer.getvalue()
+    def _write_to(self, file: IO[bytes]) -> None:
+        """Write all entries, of which no more than a part of a constant is ever copied."""
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(zipfile.ZipInfo(_MANIFEST), json.dumps(self.manifest.to_json(), indent=1))
+            archive.writestr(zipfile.ZipInfo(_LIBRARY), self.library)
+            archive.writestr(zipfile.ZipInfo(_OPENCL), self.opencl_source)
+            for name, array in self.constants.items():
+                info = zipfile.ZipInfo(_CONSTANTS.format(name))  # whose date is always the same
+                with archive.open(info, "w", force_zip64=array.nbytes >= _LONG_BYTES) as entry:
+                    np.save(entry, np.ascontiguousarray(array), allow_pickle=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Package:
-        """Read and check; :class:`FileFormatError` where the file is missing, damaged or of another version."""
+        """Map and check a file; :class:`FileFormatError` where it is missing, damaged or of another version.
+
+        Constants stay in the file until they are used.
+        """
         try:
-            with zipfile.ZipFile(path) as archive:
-                return cls._from_archive(archive)
+            with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
+                return cls._from_archive(archive, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError:
             raise FileFormatError(
                 f"there is no module at {os.fspath(path)}; make one with `tvm-coexec build`"
@@ -72,21 +87,34 @@ class Package:
             raise FileFormatError(f"{os.fspath(path)} is no module or is damaged ({error}); build it again") from None
 
     @classmethod
-    def _from_archive(cls, archive: zipfile.ZipFile) -> Package:
+    def _from_archive(cls, archive: zipfile.ZipFile, content: mmap.mmap) -> Package:
         try:
             manifest = Manifest.from_json(json.loads(archive.read(_MANIFEST)))
         except json.JSONDecodeError as error:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
-        constants = {}
-        for constant in manifest.constants:
-            try:
-                array = np.load(io.BytesIO(archive.read(_CONSTANTS.format(constant.name))), allow_pickle=False)
-            except ValueError as error:
-                raise FileFormatError(f"constant {constant.name!r} of the module is damaged ({error})") from None
-            if array.shape != constant.shape or array.dtype != constant.dtype:
-                raise FileFormatError(
-                    f"constant {constant.name!r} of the module is {array.dtype} {array.shape}, its manifest says "
-                    f"{constant.dtype} {constant.shape}; build the module again"
-                )
-            constants[constant.name] = array
+        constants = {constant.name: _mapped(archive, content, constant) for constant in manifest.constants}
         return cls(manifest, archive.read(_LIBRARY), archive.read(_OPENCL).decode(), constants)
+
+
+def _mapped(archive: zipfile.ZipFile, content: mmap.mmap, constant: ConstantSpec) -> np.ndarray:
+    """A constant where it lies in the file, once its checksum is seen to be right."""
+    info = archive.getinfo(_CONSTANTS.format(constant.name))
+    with archive.open(info) as entry:
+        try:
+            np.lib.format.read_magic(entry)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(entry)
+        except ValueError as error:
+            raise FileFormatError(f"constant {constant.name!r} of the module is damaged ({error})") from None
+        if shape != constant.shape or dtype != constant.dtype:
+            raise FileFormatError(
+                f"constant {constant.name!r} of the module is {dtype} {shape}, its manifest says "
+                f"{constant.dtype} {constant.shape}; build the module again"
+            )
+        start = entry.tell()
+        while entry.read(_PART_BYTES):
+            pass  # the checksum is compared where an entry ends
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"constant {constant.name!r} is compressed")
+    name_bytes, extra_bytes = _LENGTHS.unpack_from(content, info.header_offset + _LENGTHS_AT)
+    start += info.header_offset + _LENGTHS_AT + _LENGTHS.size + name_bytes + extra_bytes
+    return np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
