@@ -236,7 +236,7 @@ def single_layer(
 
 
 def package_halved(graph: Graph, target: Target, device: Mapping[str, Any]) -> Package:
-    """A module for measuring, each of whose layers is divided in two equal parts, computed by the default variants."""
+    """A module for measuring, each of whose layers is halved as far as its units allow, by the default variants."""
     choices = []
     for node in graph.nodes:
         family = schedules.family(node.layer)

@@ -187,7 +187,7 @@ class Executor:
         return self._tensors[name].read(self.blocks[name].array)
 
     def write_constants(self, constants: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Fill memory that no program writes; the views of what is there now."""
+        """Fill memory that no program writes; returns views of it, which do not keep it: the executor does."""
         views = {}
         for name, array in constants.items():
             memory = self.blocks[name].array.view(np.uint8)[: array.nbytes]

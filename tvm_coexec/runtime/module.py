@@ -58,12 +58,15 @@ class Module:
             self._executor = Executor(
                 manifest, library, package.opencl_source, device, timeout_s=timeout_s, yields=yields
             )
-        self._package = replace(package, constants=self._load(package))
+        self._package = replace(package, constants=self._load_constants(package))
         self._splits = [step.cpu_units for step in manifest.steps]
         self._prepared: dict[bool, Prepared] = {}
 
-    def _load(self, package: Package) -> dict[str, np.ndarray]:
-        """Write all constants to the device's memory; the package's, where they lie there: nobody keeps them twice."""
+    def _load_constants(self, package: Package) -> dict[str, np.ndarray]:
+        """Write all constants to the device's memory, and return the package's as they lie there.
+
+        For an export they need not be kept a second time.
+        """
         for step in package.manifest.steps:
             if step.seed is not None:
                 self._executor.write_constants(checking.random_constants(step))
@@ -109,7 +112,7 @@ class Module:
         return {name: self._executor.view(name) for name in self._package.manifest.inputs}
 
     def randomize_inputs(self, seed: int = 0) -> None:
-        """Write random numbers to all inputs but indices: what is zero, or was there before, may be slow to compute."""
+        """Write random numbers to all inputs of floats: with what is zero, or was there before, times may differ."""
         rng = np.random.default_rng(seed)
         for view in self.inputs.values():
             if view.dtype.kind == "f":
@@ -257,7 +260,8 @@ def load(
     Parameters
     ----------
     path
-        What :meth:`Module.export` or ``tvm-coexec build`` wrote.
+        What :meth:`Module.export` or ``tvm-coexec build`` wrote. While it is loaded, the file may be replaced but not
+        written to.
     device
         An open device or any unambiguous part of a device's name; by default the device of the same name as the one
         that the module was built for.

@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -27,8 +28,8 @@ _MANIFEST, _LIBRARY, _OPENCL, _CONSTANTS = "manifest.json", "cpu.so", "gpu.cl", 
 _LENGTHS, _LENGTHS_AT = struct.Struct("<HH"), 26
 """Of an entry's name and of what is added to it, just before them: the file format's specification, section 4.3.7."""
 
-_LONG_BYTES = 1 << 31
-"""From which size on an entry needs numbers of 64 bits, its small header aside."""
+_LONG_BYTES = 1 << 30
+"""Larger constants get an entry whose size has 64 bits, which all have to have from 2 GiB on, headers included."""
 
 _PART_BYTES = 1 << 20
 
@@ -60,7 +61,7 @@ class Package:
         return content.getvalue()
 
     def _write_to(self, file: IO[bytes]) -> None:
-        """Write all entries, of which no more than a part of a constant is ever copied."""
+        """Write all entries; of a constant no more than a part is copied at a time, if it is contiguous."""
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo(_MANIFEST), json.dumps(self.manifest.to_json(), indent=1))
             archive.writestr(zipfile.ZipInfo(_LIBRARY), self.library)
@@ -68,17 +69,18 @@ class Package:
             for name, array in self.constants.items():
                 info = zipfile.ZipInfo(_CONSTANTS.format(name))  # whose date is always the same
                 with archive.open(info, "w", force_zip64=array.nbytes >= _LONG_BYTES) as entry:
-                    np.save(entry, np.ascontiguousarray(array), allow_pickle=False)
+                    np.save(entry, np.asarray(array, order="C"), allow_pickle=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Package:
         """Map and check a file; :class:`FileFormatError` where it is missing, damaged or of another version.
 
-        Constants stay in the file until they are used.
+        Constants stay in the file until they are used: until then it may be replaced by another, as :meth:`write`
+        does, but not written to.
         """
         try:
             with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
-                return cls._from_archive(archive, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                return cls._from_archive(archive, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
         except FileNotFoundError:
             raise FileFormatError(
                 f"there is no module at {os.fspath(path)}; make one with `tvm-coexec build`"
@@ -100,21 +102,23 @@ def _mapped(archive: zipfile.ZipFile, content: mmap.mmap, constant: ConstantSpec
     """A constant where it lies in the file, once its checksum is seen to be right."""
     info = archive.getinfo(_CONSTANTS.format(constant.name))
     with archive.open(info) as entry:
+        while entry.read(_PART_BYTES):
+            pass  # the checksum is compared at the end
+        entry.seek(0)
         try:
             np.lib.format.read_magic(entry)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(entry)
-        except ValueError as error:
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(entry)
+        except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
             raise FileFormatError(f"constant {constant.name!r} of the module is damaged ({error})") from None
-        if shape != constant.shape or dtype != constant.dtype:
-            raise FileFormatError(
-                f"constant {constant.name!r} of the module is {dtype} {shape}, its manifest says "
-                f"{constant.dtype} {constant.shape}; build the module again"
-            )
         start = entry.tell()
-        while entry.read(_PART_BYTES):
-            pass  # the checksum is compared where an entry ends
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"constant {constant.name!r} is compressed")
+    if shape != constant.shape or dtype != constant.dtype:
+        raise FileFormatError(
+            f"constant {constant.name!r} of the module is {dtype} {shape}, its manifest says "
+            f"{constant.dtype} {constant.shape}; build the module again"
+        )
+    count = math.prod(shape)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != start + count * dtype.itemsize:
+        raise ValueError(f"constant {constant.name!r} is compressed or cut off")
     name_bytes, extra_bytes = _LENGTHS.unpack_from(content, info.header_offset + _LENGTHS_AT)
     start += info.header_offset + _LENGTHS_AT + _LENGTHS.size + name_bytes + extra_bytes
-    return np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+    return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if is_fortran else "C")
