@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 from reporting import Report, bars, describe, markdown_table, median_us, run_main
 
-from tvm_coexec import schedules
-from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import Linear, layer_to_json
-from tvm_coexec.packaging import Choice, package
+from tvm_coexec.packaging import halved_chain
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.target import target_for
@@ -88,21 +86,11 @@ def run_and_longer_halves_us(module: Module) -> tuple[float, float]:
     )
 
 
-def halved_chain(layer: Linear, depth: int, device: Device) -> Chain:
+def halved(layer: Linear, depth: int, device: Device) -> Chain:
     """``depth`` layers one after the other, half of each on either side."""
-    rng = np.random.default_rng(0)
-    target = target_for(device.facts())
-    tensors = {f"t{place}": Tensor(f"t{place}", (layer.m, layer.k)) for place in range(depth + 1)}
-    nodes = []
-    for place in range(depth):
-        weights = rng.standard_normal((layer.k, layer.n), np.float32) / np.float32(np.sqrt(layer.k))
-        params = {"weights": weights, "bias": rng.standard_normal(layer.n, np.float32)}
-        nodes.append(Node(f"layer{place}", layer, f"t{place}", None, f"t{place + 1}", params))
-    variants = (schedules.family(layer).default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
-    choice = Choice(layer.units // 2, *variants)
-    graph = Graph(tensors, ["t0"], [f"t{depth}"], nodes)
-    module = Module(package(graph, [choice] * depth, target, device.facts()), device)
-    module.inputs["t0"][:] = rng.standard_normal((layer.m, layer.k), np.float32)
+    facts = device.facts()
+    module = Module(halved_chain(layer, depth, target_for(facts), facts), device)
+    module.randomize_inputs()
     return Chain(layer, depth, device.mechanism, module)
 
 
@@ -110,7 +98,7 @@ def measure(layer: Linear, devices: Sequence[Device]) -> list[Chain]:
     """Chains of a layer, of every depth, on each of the devices (one by another mechanism) in turn."""
     chains = []
     for depth in (1, DEPTH):
-        turn = [halved_chain(layer, depth, device) for device in devices]
+        turn = [halved(layer, depth, device) for device in devices]
         for number in range(ROUNDS):
             for chain in turn[:: -1 if number % 2 else 1]:
                 chain.measure()

@@ -245,6 +245,14 @@ def package_halved(graph: Graph, target: Target, device: Mapping[str, Any]) -> P
     return package(graph, choices, target, device, seed=1)
 
 
+def halved_chain(layer: Linear, depth: int, target: Target, device: Mapping[str, Any]) -> Package:
+    """A module for measuring: equal layers in a chain, each as wide as its input, half of it on either side."""
+    names = [f"t{place}" for place in range(depth + 1)]
+    tensors = {name: Tensor(name, (layer.m, layer.n)) for name in names}
+    nodes = [Node(f"layer{place}", layer, names[place], None, names[place + 1], {}) for place in range(depth)]
+    return package_halved(Graph(tensors, names[:1], names[-1:], nodes), target, device)
+
+
 _YARDSTICK_LAYER, _YARDSTICK_DEPTH = Linear(512, 64, 64), 8
 """Work for some 0.2 ms on two cores of a server, half of which each hands over to the other."""
 
@@ -255,12 +263,7 @@ def yardstick(target: Target, device: Mapping[str, Any]) -> Package:
     Each side computes half of every layer and reads what both have just computed: how fast cores compute by themselves
     says nothing of a machine whose cores may lie far from each other.
     """
-    layer, names = _YARDSTICK_LAYER, [f"t{place}" for place in range(_YARDSTICK_DEPTH + 1)]
-    tensors = {name: Tensor(name, (layer.m, layer.n)) for name in names}
-    nodes = [
-        Node(f"layer{place}", layer, names[place], None, names[place + 1], {}) for place in range(_YARDSTICK_DEPTH)
-    ]
-    return package_halved(Graph(tensors, names[:1], names[-1:], nodes), target, device)
+    return halved_chain(_YARDSTICK_LAYER, _YARDSTICK_DEPTH, target, device)
 
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
