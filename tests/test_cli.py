@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,33 @@ def test_a_disk_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(devices, "run", fail)
     assert cli.main(["devices"]) == 1
     assert capsys.readouterr().err == "tvm-coexec: error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_ends_a_command_quietly(lines: int) -> None:
+    code = f"""
+import sys
+from tvm_coexec import cli
+from tvm_coexec.cli import devices
+devices.run = lambda **_: print("line\\n" * {lines}) or 0
+sys.exit(cli.main(["devices"]))
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_connection_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(**_: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(devices, "run", fail)
+    assert cli.main(["devices"]) == 1
+    assert capsys.readouterr().err == "tvm-coexec: error: [Errno 32] Broken pipe\n"
 
 
 @pytest.mark.parametrize(

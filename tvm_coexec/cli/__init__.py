@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -33,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = vars(_parser().parse_args(argv))
     command = _module(values.pop("command"))
     try:
-        return int(command.run(**values))
+        status = int(command.run(**values))
+        sys.stdout.flush()  # so that what cannot be written is an error here, not while the interpreter ends
+        return status
     except (CoexecError, OSError) as error:  # a disk that is full, a folder that may not be read: no bug of ours
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 128 + signal.SIGPIPE  # as a program ends that the signal kills, such as `yes | head`
         print(f"tvm-coexec: error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -45,6 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def one_line(error: Exception) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split())
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more, as after `| head`; then nothing more is written to it.
+
+    A connection to a phone breaks with the same error, which has to be told.
+    """
+    output = 1
+    poll = select.poll()
+    poll.register(output, 0)  # errors are always reported
+    gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _parser() -> argparse.ArgumentParser:
