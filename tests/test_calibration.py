@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from test_tuning import FakeSession, tuner
+from test_tuning import FACTS, FakeSession, tuner
 
 from tvm_coexec.calibration import measure_overheads, measure_traffic
 from tvm_coexec.planning.split import Overheads
+from tvm_coexec.profile import Profile
+from tvm_coexec.target import target_for
+from tvm_coexec.tuner import Tuner
+from tvm_coexec.tuning import processors
 
 
 class RunningSession(FakeSession):
@@ -58,3 +62,11 @@ def test_one_disturbed_trial_does_not_count(tmp_path: Path) -> None:
 def test_a_network_that_seems_faster_than_its_layers_leaves_rates_finite(tmp_path: Path) -> None:
     rates = measure_traffic(tuner(RunningSession(1.0), tmp_path / "p"), Overheads(0.0, 0.0)).activations
     assert all(0 < rate < float("inf") for rate in (*rates.alone.values(), *rates.beside.values()))
+
+
+@pytest.mark.parametrize(("told_mib", "usable_mib"), [(32, 32), (480, 64)])
+def test_of_a_cache_that_a_whole_host_shares_a_part_counts(told_mib: int, usable_mib: int, tmp_path: Path) -> None:
+    facts = {**FACTS, "cache_bytes": {"l2": 1 << 20, "l3": told_mib << 20}}
+    one = Tuner(RunningSession(1.0), Profile.create(tmp_path / "p", facts), target_for(facts))  # type: ignore[arg-type]
+    assert measure_traffic(one, Overheads(0.0, 0.0)).cache_bytes == usable_mib << 20
+    assert processors(facts)["gpu"].shared_cache_bytes == usable_mib << 20

@@ -15,7 +15,7 @@ from .planning.network import reads_of
 from .planning.samples import Point, PointTimes
 from .planning.schedule import Costs, Option, simulate
 from .planning.split import Overheads
-from .planning.traffic import Rates, Traffic, streaming_layer
+from .planning.traffic import Rates, Traffic, streaming_layer, usable_cache_bytes
 from .tuner import Tuner
 
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
@@ -52,7 +52,8 @@ def measure_overheads(tuner: Tuner) -> Overheads:
 
 def measure_traffic(tuner: Tuner, overheads: Overheads) -> Traffic:
     """What weights that come from memory, and activations that come from elsewhere, add to the times of halves."""
-    cache_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0) or _USUAL_CACHE_BYTES
+    told_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0)
+    cache_bytes = usable_cache_bytes(told_bytes or _USUAL_CACHE_BYTES)
     return Traffic(_weight_rates(tuner, cache_bytes), _activation_rates(tuner, overheads), cache_bytes)
 
 

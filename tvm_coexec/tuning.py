@@ -30,7 +30,7 @@ from .planning.measured import plan_measured
 from .planning.predictors import LatencyPredictor, train, undisturbed
 from .planning.samples import Point, Sample
 from .planning.split import Overheads, Planner
-from .planning.traffic import Traffic
+from .planning.traffic import Traffic, usable_cache_bytes
 from .profile import Profile
 from .rehearsing import MOST_RUNS, SESSION_S, Rehearser
 from .runtime.device import DeviceChoice
@@ -245,7 +245,7 @@ def _measure_until(until: float, tuner: Tuner, layers: Iterator[AnyLayer], at_le
 def processors(facts: dict[str, Any]) -> dict[str, Processor]:
     """What the features know of each side's processor."""
     caches = facts.get("cache_bytes", {})
-    own, shared = caches.get("l2", 0), caches.get("l3", 0)
+    own, shared = caches.get("l2", 0), usable_cache_bytes(caches.get("l3", 0))
     workers = {"cpu": len(facts["cpu_cores"]), "gpu": facts["compute_units"]}
     return {side: Processor(count, own, shared) for side, count in workers.items()}
 

@@ -22,6 +22,10 @@ _CACHE_SHARE = 0.25
 """Of the last-level cache, what weights can count on from one run to the next: activations and all other programs on
 the machine pass through it meanwhile."""
 
+_MOST_CACHE_BYTES = 64 << 20
+"""A virtual machine is told the size of its host's cache, which others use as well: of 480 MiB a core read 64 at the
+cache's speed, and 128 MiB little faster than memory."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -104,6 +108,11 @@ def packed_bytes(layer: AnyLayer, variant: Variant) -> int:
 def packing(layer: AnyLayer, variant: Variant) -> str:
     """Variants of the same packing read the same weights."""
     return schedules.conv2d.weights_name(variant) if isinstance(layer, Conv2d) else ""
+
+
+def usable_cache_bytes(told_bytes: int) -> int:
+    """Of a last-level cache that is told to be so large, what a core can count on."""
+    return min(told_bytes, _MOST_CACHE_BYTES)
 
 
 def streaming_layer(cache_bytes: int) -> Linear:
