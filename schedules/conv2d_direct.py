@@ -113,6 +113,7 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
         reduction=_inner_reduction(layer, layouts),
         taps=_taps(layer),
         channels=layer.out_channels,
+        weighted=True,
     )
     return [
         Variant.make(IMPLEMENTATION, **dict(variant.params), skip=skip)
@@ -158,13 +159,17 @@ def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
     (kernel_h, kernel_w), span = layer.kernel, _span(layer)
     columns = () if _has_long_lines(layer, layouts) else (kernel_w,)
 
+    def weight(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        _row, t, channel, s, tap_h, *column, k = index
+        tap = tap_h * kernel_w + (column[0] if column else 0)
+        return buffers[WEIGHTS][begin + t, tap * span + k * k_split + s, channel]
+
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
-        row, t, channel, s, tap_h, *column, k = index
-        tap_w = column[0] if column else 0
-        first = _first_channel(layer, begin + t, T.min)
-        k = k * k_split + s
-        source = layouts.input.element(pixels.input_pixel(row, tap_h, tap_w), first + k, layer.in_channels)
-        return buffers["input"][source] * buffers[WEIGHTS][begin + t, (tap_h * kernel_w + tap_w) * span + k, channel]
+        row, t, _channel, s, tap_h, *column, k = index
+        pixel = pixels.input_pixel(row, tap_h, column[0] if column else 0)
+        channel = _first_channel(layer, begin + t, T.min) + k * k_split + s
+        source = layouts.input.element(pixel, channel, layer.in_channels)
+        return buffers["input"][source] * weight(buffers, index, begin)
 
     def is_needed(row: Any, tap_h: Any, *rest: Any) -> Any:
         return pixels.is_inside(row, tap_h, rest[0] if skip == SKIP_COLUMNS else None) if skip else None
@@ -175,6 +180,7 @@ def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
         (tile_count(layer.out_channels), kernel_h * kernel_w * span, TILE),
         reduction=(kernel_h, *columns, _inner_reduction(layer, layouts) // k_split),
         term=term,
+        weight=weight,
         partial_sums=k_split,
         is_needed=is_needed,
         written_out=(1,) if skip == SKIP_COLUMNS else (),

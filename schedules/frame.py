@@ -24,6 +24,7 @@ from tvm_coexec.layers import TILE, Layer, Variant, tile_count
 
 from .dispatch import Dispatch, dense_dispatch
 from .epilogue import keeps_zero, stages
+from .fetching import Nest, fetch_ahead
 
 Buffer = Any
 Reduce = Callable[[dict[str, Buffer], list[Any], Any], Any]
@@ -31,6 +32,10 @@ Reduce = Callable[[dict[str, Buffer], list[Any], Any], Any]
 first tile of the range to the product that is added up."""
 Condition = Callable[..., Any]
 """A condition on a row (and, for a term, the reduction's indices); None where it always holds."""
+
+
+_UPDATE = "accumulate_update"
+"""What ``decompose_reduction`` calls the block that adds terms to an accumulator."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class Description:
         The place, among the tiles of such a row, of the layer's first one.
     is_needed
         Whether a term can change the result; the others are left out.
+    weight
+        The weight of a term, whatever the row, where weights may be fetched before they are needed.
     written_out
         Axes of the reduction that are unrolled, so that ``is_needed`` is decided when the kernel is built.
     start, combine
@@ -146,6 +153,7 @@ class Description:
     residual_tile: int = 0
     is_stored: Condition = lambda row: None
     is_needed: Condition = lambda row, *reduction: None
+    weight: Reduce | None = None
     written_out: tuple[int, ...] = ()
     start: float = 0.0
     combine: Callable[[Any, Any], Any] = operator.add
@@ -244,7 +252,9 @@ def _stage_count(func: Any) -> int:
     return str(func).count('T.sblock("stage_')
 
 
-def schedule_cpu(description: Description, *, rows: int, channels: int, order: int, unroll: int) -> tvm.IRModule:
+def schedule_cpu(
+    description: Description, *, rows: int, channels: int, order: int, unroll: int, ahead: int = 0
+) -> tvm.IRModule:
     """Keep ``rows × channels`` accumulators in vector registers.
 
     Parameters
@@ -255,6 +265,8 @@ def schedule_cpu(description: Description, *, rows: int, channels: int, order: i
         0: a tile's weights stay in the cache while the rows go by; 1: a block of rows stays while the tiles go by.
     unroll
         Steps of the innermost reduction loop that are written out; divides it.
+    ahead
+        Whether weights are fetched before they are needed.
     """
     func = description.prim_func(together=channels)
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
@@ -269,7 +281,10 @@ def schedule_cpu(description: Description, *, rows: int, channels: int, order: i
     for block in _inner_blocks(sch, _stage_count(func)):
         sch.compute_at(block, j0, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
-        _registers(sch, block, description, skip=len(outer), lanes=None, unroll=unroll)
+        reduced = _registers(sch, block, description, skip=len(outer), lanes=None, unroll=unroll)
+        if ahead and reduced:
+            nest = Nest((1 - order,), len(outer), *reduced, tile_stays=order == 0, rows=rows, channels=channels)
+            fetch_ahead(sch, sch.get_sblock(_UPDATE), description, nest, opencl=False)
     return sch.mod
 
 
@@ -284,6 +299,7 @@ def schedule_gpu(
     unroll: int,
     run: int = 1,
     channels: int | None = None,
+    ahead: int = 0,
 ) -> tvm.IRModule:
     """A work-group of ``channel_threads × row_threads`` items computes one tile of a block of rows.
 
@@ -299,6 +315,8 @@ def schedule_gpu(
         Blocks of rows that a work-item computes one after the other.
     channels
         Channels that it computes at once; all of its own, if not given.
+    ahead
+        As in :func:`schedule_cpu`, where a work-group is one work-item.
     """
     channels = channels or TILE // channel_threads
     func = description.prim_func(together=channels)
@@ -318,14 +336,21 @@ def schedule_gpu(
     for block in _inner_blocks(sch, _stage_count(func)):
         sch.compute_at(block, jr, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
-        _registers(sch, block, description, skip=6, lanes=lanes, unroll=unroll)
+        reduced = _registers(sch, block, description, skip=6, lanes=lanes, unroll=unroll)
+        if ahead and reduced:
+            nest = Nest((1, 4), 6, *reduced, tile_stays=order == 0, rows=rows, channels=channels)
+            fetch_ahead(sch, sch.get_sblock(_UPDATE), description, nest, opencl=True)
     return sch.mod
 
 
 def _registers(
     sch: s_tir.Schedule, block: Any, description: Description, *, skip: int, lanes: int | None, unroll: int
-) -> None:
-    """Hold a block's values in registers: vectors over the channels, everything else but the reduction unrolled."""
+) -> tuple[int, int] | None:
+    """Hold a block's values in registers: vectors over the channels, everything else but the reduction unrolled.
+
+    Returns the places of the reduction's last loop and of the innermost one, which is another where steps are written
+    out; None where nothing is reduced.
+    """
     loops = sch.get_loops(block)[skip:]
     if sch.get(block).name_hint == "accumulate":
         _t, i, s, j, *reduction = loops
@@ -340,15 +365,17 @@ def _registers(
     sch.vectorize(j)
     for loop in spatial:
         sch.unroll(loop)
-    if reduction:
-        outermost = reduction[0]
-        for axis in description.written_out:
-            sch.unroll(reduction[axis])
-        if unroll > 1:
-            last_outer, last_inner = sch.split(reduction[-1], [None, unroll])
-            sch.unroll(last_inner)
-            outermost = last_outer if len(reduction) == 1 else outermost
-        sch.decompose_reduction(block, outermost)
+    if not reduction:
+        return None
+    outermost = reduction[0]
+    for axis in description.written_out:
+        sch.unroll(reduction[axis])
+    if unroll > 1:
+        last_outer, last_inner = sch.split(reduction[-1], [None, unroll])
+        sch.unroll(last_inner)
+        outermost = last_outer if len(reduction) == 1 else outermost
+    sch.decompose_reduction(block, outermost)
+    return skip + len(reduction), skip + len(reduction) + (unroll > 1)
 
 
 def launch(description: Description, side: str, variant: Variant, params: Mapping[str, int]) -> Launch:

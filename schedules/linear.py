@@ -54,7 +54,9 @@ def default_variant(layer: Linear, side: str, hardware: Hardware) -> Variant:
 
 def variants(layer: Linear, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    space = Space(rows=layer.m, padded_rows=lambda block: -(-layer.m // block) * block, reduction=layer.k)
+    space = Space(
+        rows=layer.m, padded_rows=lambda block: -(-layer.m // block) * block, reduction=layer.k, weighted=True
+    )
     return dense_variants(IMPLEMENTATION, side, hardware, space)
 
 
@@ -71,10 +73,13 @@ def describe(layer: Linear, variant: Variant, rows: int) -> Description:
         "output": (rows, row_tiles(layer.n), TILE),
     }
 
+    def weight(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        _i, t, j, s, k = index
+        return buffers["weights"][begin + t, k * k_split + s, j]
+
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
-        i, t, j, s, k = index
-        position = k * k_split + s
-        return buffers["input"][i, position] * buffers["weights"][begin + t, position, j]
+        i, _t, _j, s, k = index
+        return buffers["input"][i, k * k_split + s] * weight(buffers, index, begin)
 
     return Description(
         layer=layer,
@@ -83,6 +88,7 @@ def describe(layer: Linear, variant: Variant, rows: int) -> Description:
         channels=layer.n,
         reduction=(layer.k // k_split,),
         term=term,
+        weight=weight,
         partial_sums=k_split,
     )
 

@@ -181,6 +181,8 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     """The kernel's source; its arguments must be the buffers, then begin and count."""
     import tvm
 
+    from .schedules.fetching import with_fetch
+
     compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
     source: str = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
     declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
@@ -191,7 +193,7 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
     if target.hardware.opencl_type == "cpu":
         source = _with_wide_indices(source, symbol)
-    return source.encode()
+    return with_fetch(source).encode()
 
 
 def _with_wide_indices(source: str, symbol: str) -> str:
