@@ -95,8 +95,8 @@ def test_a_disk_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err == "tvm-coexec: error: [Errno 28] No space left on device\n"
 
 
-@pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_leaves_ends_a_command_quietly(lines: int) -> None:
+def printing(lines: int, output: int) -> subprocess.CompletedProcess[str]:
+    """A command that prints so many lines to a file descriptor."""
     code = f"""
 import sys
 from tvm_coexec import cli
@@ -104,13 +104,30 @@ from tvm_coexec.cli import devices
 devices.run = lambda **_: print("line\\n" * {lines}) or 0
 sys.exit(cli.main(["devices"]))
 """
+    return subprocess.run([sys.executable, "-c", code], stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_leaves_ends_a_command_quietly(lines: int) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    result = subprocess.run(
-        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
-    )
+    result = printing(lines, writing)
     os.close(writing)
     assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_to_a_full_disk_is_one_line(lines: int) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = printing(lines, full.fileno())
+    assert (result.returncode, result.stderr) == (1, "tvm-coexec: error: [Errno 28] No space left on device\n")
+
+
+def test_a_command_needs_no_standard_output() -> None:
+    code = "import sys; from tvm_coexec import cli; from tvm_coexec.cli import devices; devices.run = lambda **_: 0; "
+    command = f"{sys.executable} -c '{code}sys.exit(cli.main([\"devices\"]))' >&-"
+    result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_connection_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

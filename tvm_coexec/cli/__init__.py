@@ -20,6 +20,9 @@ from tvm_coexec.errors import CoexecError
 
 COMMANDS = ("devices", "doctor", "tune", "plan", "build", "run")
 
+_OUTPUT = 1
+"""The file descriptor of the standard output."""
+
 _EXAMPLES = """\
 examples:
   tvm-coexec doctor              check that everything works on this machine
@@ -37,10 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = _module(values.pop("command"))
     try:
         status = int(command.run(**values))
-        sys.stdout.flush()  # so that what cannot be written is an error here, not while the interpreter ends
+        _flush()  # so that what cannot be written is an error here, not while the interpreter ends
         return status
     except (CoexecError, OSError) as error:  # a disk that is full, a folder that may not be read: no bug of ours
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        gone = isinstance(error, BrokenPipeError) and _reader_is_gone()
+        _drop_what_cannot_be_written()
+        if gone:
             return 128 + signal.SIGPIPE  # as a program ends that the signal kills, such as `yes | head`
         print(f"tvm-coexec: error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -54,18 +59,26 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _flush() -> None:
+    print(end="", flush=True)  # unlike the stream's own method, where the standard output is closed as well
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Else the interpreter tries again when it ends, complains, and changes the exit status."""
+    try:
+        _flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _OUTPUT)
+
+
 def _reader_is_gone() -> bool:
-    """Whether nobody reads the standard output any more, as after `| head`; then nothing more is written to it.
+    """Whether nobody reads the standard output any more, as after `| head`.
 
     A connection to a phone breaks with the same error, which has to be told.
     """
-    output = 1
     poll = select.poll()
-    poll.register(output, 0)  # errors are always reported
-    gone = any(events & select.POLLERR for _, events in poll.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return gone
+    poll.register(_OUTPUT, 0)  # errors are always reported
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:
