@@ -86,13 +86,23 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "tvm-coexec: interrupted\n"
 
 
-def test_a_disk_that_is_full_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (BrokenPipeError(32, "Broken pipe"), "[Errno 32] Broken pipe"),  # a connection's, not the standard output's
+    ],
+    ids=str,
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(**_: object) -> int:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(devices, "run", fail)
     assert cli.main(["devices"]) == 1
-    assert capsys.readouterr().err == "tvm-coexec: error: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == f"tvm-coexec: error: {told}\n"
 
 
 def printing(lines: int, output: int) -> subprocess.CompletedProcess[str]:
@@ -128,15 +138,6 @@ def test_a_command_needs_no_standard_output() -> None:
     command = f"{sys.executable} -c '{code}sys.exit(cli.main([\"devices\"]))' >&-"
     result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
-
-
-def test_a_connection_that_breaks_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(**_: object) -> int:
-        raise BrokenPipeError(32, "Broken pipe")
-
-    monkeypatch.setattr(devices, "run", fail)
-    assert cli.main(["devices"]) == 1
-    assert capsys.readouterr().err == "tvm-coexec: error: [Errno 32] Broken pipe\n"
 
 
 @pytest.mark.parametrize(
