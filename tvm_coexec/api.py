@@ -42,6 +42,7 @@ def build(
     gpu_cores: Sequence[int] | None = None,
     timeout_s: float = TIMEOUT_S,
     yields: bool = False,
+    check: bool = False,
 ) -> Module:
     """Build a module whose layers run on the CPU and the GPU at the same time.
 
@@ -66,21 +67,43 @@ def build(
         Bound on every wait of one processor for the other.
     yields
         Give up the CPU while waiting, at the price of a slower wake-up.
+    check
+        Run the module once on random inputs, and compare what it computes with an engine that shares no code with it:
+        ONNX Runtime or ONNX's reference evaluator, LiteRT, or torch itself.
 
     Raises
     ------
     ModelError
-        The model holds what cannot be built; operator and node are named.
+        The model holds what cannot be built, with operator and node named; or no engine can check it.
     InputError
         The split or the profile does not fit.
+    KernelError
+        The check finds an output that differs; the first node whose value differs is named.
     """
     if not isinstance(device, Device):
         device = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
     graph = to_graph(model)
+    module = build_graph(graph, device, profile=profile, split=split, timeout_s=timeout_s, yields=yields)
+    if check:
+        from .verification import NetworkCheck
+
+        NetworkCheck(model, graph).verdict(module).raise_for_findings()
+    return module
+
+
+def build_graph(
+    graph: Graph,
+    device: Device,
+    *,
+    profile: str | os.PathLike[str] | None = None,
+    split: Split = "predicted",
+    timeout_s: float = TIMEOUT_S,
+    yields: bool = False,
+) -> Module:
+    """Build a module of a graph that was read before; see :func:`build`."""
     facts = device.facts()
-    target = target_for(facts)
     plan = plan_graph(graph, device, profile=profile, split=split)
-    built = package_plan(graph, plan, target, facts, _progress)
+    built = package_plan(graph, plan, target_for(facts), facts, _progress)
     return Module(built, device, timeout_s=timeout_s, yields=yields)
 
 

@@ -1,0 +1,185 @@
+"""The check of whole networks: that it sees what is wrong, names the node, and is silent where all is right."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx_builder import OnnxBuilder, linear
+from onnx_to_tflite import convert
+
+import tvm_coexec
+from tvm_coexec import api, cli, frontends
+from tvm_coexec.api import build_graph
+from tvm_coexec.errors import KernelError
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.graph import Graph
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.verification import NetworkCheck
+from tvm_coexec.verification.differences import difference
+from tvm_coexec.verification.evaluators import evaluator_for
+from tvm_coexec.verification.inputs import random_inputs
+from tvm_coexec.verification.onnx_evaluators import OnnxRuntimeEvaluator, ReferenceEvaluator
+
+
+def image_network() -> onnx.ModelProto:
+    builder = OnnxBuilder(x=(1, 3, 8, 8))
+    first = builder.add("Relu", builder.add("Conv", "x", builder.weights(40, 3, 3, 3), pads=[1, 1, 1, 1]))
+    second = builder.add("Conv", first, builder.weights(40, 40, 1, 1))
+    pooled = builder.add("GlobalAveragePool", builder.add("Add", second, first))
+    flat = builder.add("Flatten", pooled)
+    return builder.model(builder.add("Softmax", linear(builder, flat, 40, 7)))
+
+
+def spoilt(graph: Graph, node_name: str) -> Graph:
+    """The graph with one of a node's weights changed."""
+    nodes = []
+    for node in graph.nodes:
+        params = {name: array.copy() for name, array in node.params.items()}
+        if node.name == node_name:
+            params["weights"].reshape(-1)[5] += 3
+        nodes.append(replace(node, params=params))
+    return replace(graph, nodes=nodes)
+
+
+def test_a_right_network_is_found_right(device: Device) -> None:
+    model = image_network()
+    graph = to_graph(model)
+    check = NetworkCheck(model, graph)
+    for split in ("cpu", "gpu", 0.5):
+        verdict = check.verdict(build_graph(graph, device, split=split))
+        assert verdict.agrees and 0 <= verdict.largest < 1e-5 and verdict.finite_share == 1
+        assert str(verdict).startswith("everything agrees with ONNX Runtime")
+
+
+@pytest.mark.parametrize(("spoilt_node", "value"), [("n0", "v1"), ("n2", "v3"), ("n6", "v7")])
+def test_the_first_node_that_differs_is_named(device: Device, spoilt_node: str, value: str) -> None:
+    model = image_network()
+    graph = spoilt(to_graph(model), spoilt_node)
+    verdict = NetworkCheck(model, graph).verdict(build_graph(graph, device, split=0.5))
+    assert not verdict.agrees and len(verdict.findings) == 2
+    assert "output 'v8' differs from ONNX Runtime" in verdict.findings[0]
+    assert f"is {value!r}, of node {spoilt_node!r}" in verdict.findings[1]
+
+
+def test_build_raises_what_the_check_finds(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    tvm_coexec.build(image_network(), device=device, split=0.5, check=True)
+    monkeypatch.setattr(api, "to_graph", lambda model: spoilt(to_graph(model), "n2"))
+    with pytest.raises(KernelError, match=r"output 'v8' differs .* of node 'n2' \(conv2d\).*; do not use the module"):
+        tvm_coexec.build(image_network(), device=device, split=0.5, check=True)
+
+
+def test_the_command_says_what_agrees(device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(image_network(), path)
+    assert cli.main(["check", str(path), "--device", device.info.name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["split cpu", "split gpu", "split 0.5"]
+    assert all("everything agrees with ONNX Runtime" in line for line in lines)
+
+
+def test_the_command_fails_where_something_differs(
+    device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(image_network(), path)
+    monkeypatch.setattr(frontends, "to_graph", lambda model: spoilt(to_graph(model), "n2"))
+    assert cli.main(["check", str(path), "--device", device.info.name, "--split", "0.5"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("split 0.5: ") for line in lines)
+    assert "'v3', of node 'n2'" in lines[1]
+
+
+def test_a_tflite_file_is_compared_with_litert(device: Device, tmp_path: Path) -> None:
+    source, path = tmp_path / "model.onnx", tmp_path / "model.tflite"
+    builder = OnnxBuilder(x=(1, 3, 8, 8))
+    builder.add("Relu", builder.add("Conv", "x", builder.weights(40, 3, 3, 3), builder.weights(40)))
+    onnx.save(builder.model("v1"), source)
+    path.write_bytes(convert(source))
+    graph = to_graph(path)
+    check = NetworkCheck(path, graph)
+    verdict = check.verdict(build_graph(graph, device, split=0.5))
+    assert verdict.agrees and verdict.engine.startswith("LiteRT")
+    assert not check.verdict(build_graph(spoilt(graph, graph.nodes[0].name), device, split=0.5)).agrees
+
+
+def test_a_relax_module_is_compared_with_its_own_compilation(device: Device) -> None:
+    from tvm.relax.frontend.onnx import from_onnx
+
+    module = from_onnx(image_network())
+    graph = to_graph(module)
+    check = NetworkCheck(module, graph)
+    verdict = check.verdict(build_graph(graph, device, split=0.5))
+    assert verdict.agrees and verdict.engine.startswith("TVM")
+    first = next(node.name for node in graph.nodes if node.layer.op == "conv2d")
+    assert not check.verdict(build_graph(spoilt(graph, first), device, split=0.5)).agrees
+
+
+def test_both_evaluators_of_onnx_see_the_same_inner_values() -> None:
+    model = image_network()
+    inputs = random_inputs(to_graph(model), {}, seed=3)
+    runtime, reference = OnnxRuntimeEvaluator(model), ReferenceEvaluator(model)
+    wanted = list(runtime.values)
+    assert wanted == list(reference.values) and len(wanted) == len(model.graph.node)
+    expected = reference.run(inputs, wanted)
+    for name, array in runtime.run(inputs, wanted).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_without_onnx_runtime_the_reference_evaluator_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert evaluator_for(image_network()).engine.startswith("ONNX's reference evaluator")
+
+
+def test_numbers_of_table_entries_stay_within_their_table() -> None:
+    builder = OnnxBuilder()
+    builder.inputs.append(helper.make_tensor_value_info("token", TensorProto.INT64, [2, 50]))
+    row = builder.add("Gather", builder.weights(6, 8), builder.add("Unsqueeze", "token", builder.const([2], "int64")))
+    model = builder.model(builder.add("Relu", row))
+    (tokens,) = random_inputs(to_graph(model), evaluator_for(model).index_bounds, seed=0)
+    assert set(tokens.reshape(-1)) == set(range(6))
+
+
+floats = st.floats(-1e6, 1e6, width=32)
+arrays: Any = st.lists(floats, min_size=1, max_size=30).map(lambda values: np.array(values, np.float32))
+
+
+@given(arrays)
+def test_what_is_equal_does_not_differ(array: np.ndarray) -> None:
+    apart = difference(array, array.copy())
+    assert apart.size == 0 and apart.is_allowed
+
+
+@given(arrays, st.integers(0, 29), st.floats(2e-3, 1e3))
+def test_a_large_difference_is_found_where_it_is(array: np.ndarray, place: int, share: float) -> None:
+    place %= len(array)
+    step = np.float32(share * (np.abs(array).max() or 1))
+    found = array.copy()
+    found[place] += step
+    apart = difference(found, array)
+    assert not apart.is_allowed and apart.where == (place,)
+    assert apart.size == pytest.approx(share, rel=0.02)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_no_finite_number_must_be_the_same(number: float) -> None:
+    expected = np.array([1, number, 2], np.float32)
+    assert difference(expected.copy(), expected).is_allowed
+    for other in (0, -number if np.isinf(number) else np.inf):
+        apart = difference(np.array([1, other, 2], np.float32), expected)
+        assert not apart.is_allowed and apart.size == np.inf and apart.where == (1,)
+    assert not difference(expected, np.array([1, 0, 2], np.float32)).is_allowed
+
+
+def test_whole_numbers_are_compared_exactly_but_for_quantised_ones() -> None:
+    expected = np.array([3, 100, 250])
+    assert not difference(expected + 1, expected).is_allowed
+    assert difference((expected + 1).astype(np.uint8), expected.astype(np.uint8)).is_allowed
+    assert not difference((expected + 2).astype(np.uint8), expected.astype(np.uint8)).is_allowed
+    assert not difference(expected > 3, expected > 200).is_allowed

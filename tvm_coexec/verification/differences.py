@@ -1,0 +1,71 @@
+"""How far two arrays that should hold the same lie apart, and how far they may."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_BOUNDS = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-4}
+"""Largest difference of floats, relative to the largest value; weights are float32 where a model has float64."""
+
+_STEPS = 1
+"""Units by which numbers of one byte may differ: quantised values that lie between two are rounded to either."""
+
+_UNEQUAL_SHARE = 5e-3
+"""The part of whole numbers that may differ: an index chooses either of two values that are nearly equal."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference of two arrays.
+
+    Attributes
+    ----------
+    size
+        For floats relative to the largest finite value expected; infinite where just one of both is not finite. For
+        other types the part of the elements that differ.
+    is_allowed
+        Whether rounding explains it.
+    where
+        The element that differs most.
+    found, expected
+        What stands there.
+    """
+
+    size: float
+    is_allowed: bool
+    where: tuple[int, ...]
+    found: float
+    expected: float
+
+    def __str__(self) -> str:
+        return f"{self.size:.1e}, at {list(self.where)}: {self.found:.6g} instead of {self.expected:.6g}"
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> Difference:
+    """Compare two arrays of one shape and type."""
+    if not expected.size:
+        return Difference(0.0, True, (), 0.0, 0.0)
+    distances = _distances(found, expected)
+    place = int(np.argmax(distances))
+    where = tuple(int(index) for index in np.unravel_index(place, expected.shape))
+    largest = float(distances[place])
+    if expected.dtype.kind == "f":
+        finite = np.abs(expected[np.isfinite(expected)])
+        size = largest / (float(finite.max(initial=0.0)) or 1.0)
+        is_allowed = size <= _BOUNDS.get(str(expected.dtype), 1e-4)
+    else:
+        steps = _STEPS if expected.dtype.itemsize == 1 and expected.dtype.kind in "iu" else 0
+        size = float(np.mean(distances > steps))
+        is_allowed = size <= _UNEQUAL_SHARE
+    return Difference(size, is_allowed, where, float(found[where]), float(expected[where]))
+
+
+def _distances(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """The distance of each pair of elements; equal infinities, and two that are no number, lie 0 apart."""
+    x, y = found.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        distances = np.abs(x - y)
+    distances[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
+    return np.nan_to_num(distances, nan=np.inf, posinf=np.inf)

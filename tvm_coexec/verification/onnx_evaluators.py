@@ -1,0 +1,137 @@
+"""ONNX models in ONNX Runtime or, where it is not installed or refuses them, in ONNX's own reference evaluator."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..errors import ModelError, first_line
+
+_LARGEST_PROTO = 2**31 - 2**20
+"""Bytes beyond which a model needs files beside it for its weights."""
+
+_VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+"""Operators whose result holds the numbers of their first operand."""
+
+
+def onnx_evaluator(model: onnx.ModelProto | str | os.PathLike[str]) -> OnnxRuntimeEvaluator | ReferenceEvaluator:
+    """ONNX Runtime if it is installed and takes the model, else the reference evaluator."""
+    if isinstance(model, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+    else:
+        proto = onnx.load(model)
+    try:
+        return OnnxRuntimeEvaluator(proto)
+    except (ImportError, ModelError) as refusal:
+        try:
+            return ReferenceEvaluator(proto)
+        except Exception as error:  # it raises whatever it stumbles over
+            reason = f"{first_line(refusal)}; {first_line(error)}"
+            raise ModelError(f"neither ONNX Runtime nor ONNX's reference evaluator takes the model: {reason}") from None
+
+
+class _OnnxEvaluator:
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._proto = proto
+        constants = {tensor.name for tensor in proto.graph.initializer}
+        self._inputs = [value.name for value in proto.graph.input if value.name not in constants]
+        self.outputs = [output.name for output in proto.graph.output]
+        self.values = [name for node in proto.graph.node for name in node.output if name]
+        self.index_bounds = {
+            name: min(bounds) for name in self._inputs if (bounds := list(_table_sizes(proto.graph, name)))
+        }
+
+
+class OnnxRuntimeEvaluator(_OnnxEvaluator):
+    """ONNX Runtime, which rewrites nothing before it runs the model."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        import onnxruntime
+
+        super().__init__(proto)
+        self.engine = f"ONNX Runtime {onnxruntime.__version__}"
+        self._sessions: dict[tuple[str, ...], Any] = {}
+        self._session(())
+
+    def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        inner = tuple(name for name in wanted if name not in self.outputs)
+        given = dict(zip(self._inputs, arrays, strict=True))
+        try:
+            results = self._session(inner).run(list(wanted), given)
+        except Exception as error:  # it has a class of its own for every kind of failure
+            raise ModelError(f"{self.engine} cannot run the model: {first_line(error)}") from None
+        return dict(zip(wanted, results, strict=True))
+
+    def _session(self, inner: tuple[str, ...]) -> Any:
+        """The model with inner values among its outputs."""
+        import onnxruntime
+
+        if inner not in self._sessions:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(self._proto)
+            proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.log_severity_level = 4
+            with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder:
+                try:
+                    self._sessions[inner] = onnxruntime.InferenceSession(
+                        _readable(proto, Path(folder)), options, providers=["CPUExecutionProvider"]
+                    )
+                except Exception as error:  # it has a class of its own for every kind of failure
+                    raise ModelError(f"{self.engine} refuses the model: {first_line(error)}") from None
+        return self._sessions[inner]
+
+
+class ReferenceEvaluator(_OnnxEvaluator):
+    """ONNX's reference evaluator, in numpy: slow, and part of the package that reads the models."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        from onnx.reference import ReferenceEvaluator as Reference
+
+        super().__init__(proto)
+        self.engine = f"ONNX's reference evaluator {onnx.__version__}"
+        self._reference = Reference(proto)
+
+    def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
+        given = dict(zip(self._inputs, arrays, strict=True))
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                results: Any = self._reference.run(None, given, intermediate=True)
+        except Exception as error:  # it raises whatever it stumbles over
+            raise ModelError(f"{self.engine} cannot run the model: {first_line(error)}") from None
+        return {name: np.asarray(results[name]) for name in wanted}
+
+
+def _readable(proto: onnx.ModelProto, folder: Path) -> bytes | str:
+    """The model as ONNX Runtime takes it."""
+    if proto.ByteSize() < _LARGEST_PROTO:
+        content: bytes = proto.SerializeToString()
+        return content
+    path = str(folder / "model.onnx")
+    onnx.save(proto, path, save_as_external_data=True)
+    return path
+
+
+def _table_sizes(graph: onnx.GraphProto, name: str) -> Iterator[int]:
+    """How many entries the constant tables have from which an input chooses."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
+            shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
+    followed = {name}
+    for node in graph.node:
+        if node.op_type in _VIEWS and node.input[0] in followed:
+            followed.add(node.output[0])
+        elif node.op_type.startswith("Gather") and node.input[1] in followed and node.input[0] in shapes:
+            axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
+            yield shapes[node.input[0]][axes[0] if axes else 0]
