@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tvm_coexec.errors import CoexecError
+from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
 
 Item = TypeVar("Item")
@@ -95,11 +96,15 @@ class Report:
             Draws on a matplotlib axes.
         """
         json_text = json.dumps({"title": self.title, **self.fields, **result}, indent=1)
-        (self.folder / "result.json").write_text(json_text + "\n")
+        self._write("result.json", json_text + "\n")
         head = f"# {self.title}\n\nDevice: {self.label}. Synchronised by {self.fields['mechanism']}.\n\n"
-        (self.folder / "result.md").write_text(head + text)
+        self._write("result.md", head + text)
         self._draw(draw)
         print(f"{head}{text}\nwritten to {self.folder}/result.json, result.md and result.png")
+
+    def _write(self, name: str, text: str) -> None:
+        with whole_file(self.folder / name) as file:
+            file.write(text.encode())
 
     def _draw(self, draw: Callable[[Any], None]) -> None:
         import matplotlib as mpl
@@ -110,7 +115,8 @@ class Report:
         figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
         draw(axes)
         axes.set_title(f"{self.title}\n{self.label}", fontsize=10)
-        figure.savefig(self.folder / "result.png", dpi=110)
+        with whole_file(self.folder / "result.png") as file:
+            figure.savefig(file, format="png", dpi=110)
         plt.close(figure)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tvm_coexec.runtime.manifest import Source
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.slots import halos_to_clear
 
@@ -13,15 +14,16 @@ NAN = np.float32("nan")
 def poison(module: Module) -> None:
     """Make every element a NaN that a run has to write before it is read; zeros stay in halos that no run clears."""
     executor = module._executor
+    memory_of = executor.manifest.memory_of()
     cleared = halos_to_clear(executor.manifest.tensors)
     halo = {
-        executor.manifest.shared()[tensor.name]
+        memory_of[Source.tensor(tensor.name)]
         for tensor in executor.manifest.tensors
         if tensor.halo_geometry is not None and tensor.name not in cleared
     }
     for tensor in executor.manifest.tensors:
-        if executor.manifest.shared()[tensor.name] in halo:
+        if memory_of[Source.tensor(tensor.name)] in halo:
             executor.view(tensor.name)[:] = NAN
         else:
-            executor.blocks[tensor.name].array[:] = NAN
+            executor.tensor_block(tensor.name).array[:] = NAN
         executor.publish([tensor.name])

@@ -7,7 +7,7 @@ import pytest
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import ImageLayout, Linear, layer_to_json
-from tvm_coexec.runtime.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
+from tvm_coexec.runtime.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, Source, StepSpec, TensorSpec
 
 IMAGE = TensorSpec.of_size("x", (2, 3, 5, 40), ImageLayout((1, 2)))
 NARROW = TensorSpec.of_size("n", (1, 4, 4, 3), ImageLayout((1, 1), narrow=True))
@@ -15,9 +15,12 @@ ROWS = TensorSpec("y", (3, 40))
 PART = TensorSpec.of_size("p", (2, 3, 5, 8), ImageLayout((1, 2), False, 2, 1))
 
 
-def step(seed: int | None, source: str) -> StepSpec:
+def step(seed: int | None, source: Source) -> StepSpec:
     launches = (
-        LaunchSpec("first", (ArgumentSpec("input", "y", (3, 64)), ArgumentSpec("scratch_0", "a.gpu.scratch_0", (7,)))),
+        LaunchSpec(
+            "first",
+            (ArgumentSpec("input", Source.tensor("y"), (3, 64)), ArgumentSpec("s", Source.scratch("gpu", "s"), (7,))),
+        ),
         LaunchSpec("second", (ArgumentSpec("weights", source, (2, 3)),), (4, 1), (8, 2), 1),
     )
     layer = layer_to_json(Linear(3, 40, 40))
@@ -51,11 +54,11 @@ def test_a_part_of_an_image_covers_its_own_channels() -> None:
 
 
 def test_a_manifest_reads_back_as_it_was_written() -> None:
-    written = manifest(step(1, "a.weights"))
+    written = manifest(step(1, Source.constant("a", "weights")))
     assert Manifest.from_json(json.loads(json.dumps(written.to_json()))) == written
 
 
 def test_what_no_file_holds_must_follow_from_a_seed() -> None:
-    fields = manifest(step(None, "a.weights")).to_json()
-    with pytest.raises(FileFormatError, match=r"names 'a.weights', which it does not hold"):
+    fields = manifest(step(None, Source.constant("a", "weights"))).to_json()
+    with pytest.raises(FileFormatError, match=r"names the weights of 'a', which it does not hold"):
         Manifest.from_json(json.loads(json.dumps(fields)))

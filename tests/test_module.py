@@ -122,7 +122,7 @@ def test_the_halo_of_an_image_stays_zero(mechanism_device: Device) -> None:
     x = np.random.default_rng(0).standard_normal((1, 6, 7, 40), np.float32)
     first = module(x)
     np.testing.assert_array_equal(module(x), first)
-    assert np.count_nonzero(module._executor.blocks["x"].array) == x.size
+    assert np.count_nonzero(module._executor.tensor_block("x").array) == x.size
 
 
 def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: Device) -> None:

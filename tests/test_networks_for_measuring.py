@@ -32,8 +32,8 @@ def test_operators_that_run_whole_keep_their_constants(device: Device) -> None:
     plan = plan_graph(graph, device, split="cpu")
     built = package_plan(graph.without_weights(), plan, target, device.facts(), seed=4)
     opaque = [node for node in graph.nodes if isinstance(node.layer, Opaque)]
-    kept = {f"{node.name}.{role}" for node in opaque for role in node.params}
-    assert {spec.name for spec in built.manifest.constants} == kept != set()
+    kept = {(node.name, role) for node in opaque for role in node.params}
+    assert {(spec.step, spec.role) for spec in built.manifest.constants} == kept != set()
     module = Module(built, device)
     module.run()
     assert all(len(cpu_us) == 2 and not gpu_us for cpu_us, gpu_us in module.time_halves(repeats=2))

@@ -44,6 +44,12 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def readable(name: str, longest: int = 80) -> str:
+    """What a model calls a part of it, for a line of text: without control characters, and of a bearable length."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
+
+
 def last_line(error: Exception, otherwise: str = "no reason given") -> str:
     """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
     lines = str(error).strip().splitlines()

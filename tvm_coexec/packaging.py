@@ -27,7 +27,7 @@ from .layers import (
 )
 from .layouts import image_layouts, node_layouts
 from .planning.synchronisations import synchronisations
-from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
+from .runtime.manifest import ArgumentSpec, ConstantSpec, HalfSpec, LaunchSpec, Manifest, Source, StepSpec, TensorSpec
 from .runtime.modulefile import Package
 from .schedules.halo import Halo
 from .slots import assign_slots, halos_to_clear
@@ -66,7 +66,7 @@ def package(
     progress
         Wraps the iteration over the nodes, as ``tqdm`` does.
     """
-    constants: dict[str, np.ndarray] = {}
+    constants: dict[Source, np.ndarray] = {}
     layouts = image_layouts(graph)
     tensors = {name: _tensor_spec(tensor, layouts.get(name), graph) for name, tensor in graph.tensors.items()}
     nodes = []
@@ -78,20 +78,23 @@ def package(
                 halves.add(side, variant, target)
                 if halves.seed is None:
                     packed = schedules.family(node.layer).pack(node.layer, node.params, variant)
-                    constants.update({halves.constant(role): array for role, array in packed.items()})
+                    constants |= {Source.constant(node.name, role): array for role, array in packed.items()}
         nodes.append(halves)
     steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     manifest = Manifest(
         device=dict(device),
         tensors=tuple(tensors.values()),
-        constants=tuple(ConstantSpec(name, array.shape, str(array.dtype)) for name, array in constants.items()),
+        constants=tuple(
+            ConstantSpec(source.owner, source.role, array.shape, str(array.dtype))
+            for source, array in constants.items()
+        ),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
         plan={},
     )
     kept, may_wait = {*graph.inputs, *graph.outputs}, device["mechanism"] == "svm"
-    slotted = assign_slots(manifest.tensors, steps, manifest.word_counts(), kept, may_wait=may_wait)
+    slotted = assign_slots(manifest.tensors, steps, manifest.tensor_words(), kept, may_wait=may_wait)
     to_clear = halos_to_clear(slotted)
     for halves in nodes:
         if (output := halves.tensors["output"]) in to_clear:
@@ -139,7 +142,7 @@ def _tensor_spec(tensor: Tensor, layout: ImageLayout | None, graph: Graph) -> Te
     )
 
 
-def _package(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[str, np.ndarray]) -> Package:
+def _package(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[Source, np.ndarray]) -> Package:
     sources = {kernel.symbol: kernel.code.decode() for kernel in kernels if kernel.side == "gpu"}
     return Package(manifest, link(k for k in kernels if k.side == "cpu"), "\n".join(sources.values()), constants)
 
@@ -163,9 +166,6 @@ class _Halves:
         self.tensors = {role: tensor for role, tensor in tensors.items() if tensor is not None}
         self.kernels: list[Kernel] = []
         self._specs: dict[str, HalfSpec] = {}
-
-    def constant(self, role: str) -> str:
-        return f"{self.name}.{role}"
 
     def add(self, side: str, variant: Variant, target: Target) -> None:
         """Compile a half."""
@@ -191,11 +191,10 @@ class _Halves:
         dispatch = kernel.dispatch
         return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
 
-    def _source(self, role: str, side: str) -> str:
-        """Scratch is a side's own, constants are read by both."""
+    def _source(self, role: str, side: str) -> Source:
         if role.startswith(SCRATCH):
-            return f"{side}.{role}"
-        return self.tensors.get(role) or self.constant(role)
+            return Source.scratch(side, role)
+        return Source.tensor(self.tensors[role]) if role in self.tensors else Source.constant(self.name, role)
 
     def step(self, cpu_units: int) -> StepSpec:
         return StepSpec(

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from .errors import FileFormatError
+from .files import whole_file
 from .planning.rehearsal import Rehearsal
 from .planning.samples import Candidate, Point, Sample, VariantSets
 from .samplestore import VERSION, SampleStore, damaged, now
@@ -234,11 +235,5 @@ def _warn_of_driver(path: Path, last: Mapping[str, Any], facts: Mapping[str, Any
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the file whole, so that an interrupted write leaves the old one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with whole_file(path) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())

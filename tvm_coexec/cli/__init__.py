@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import select
 import signal
@@ -36,6 +37,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 1 for an error that the user can repair, 2 for a wrong call."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may have what the terminal cannot show
     values = vars(_parser().parse_args(argv))
     command = _module(values.pop("command"))
     try:

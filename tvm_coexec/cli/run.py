@@ -13,12 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_coexec.errors import readable
+
 from .options import add_core_options, add_device_option, check_out, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
 
     from tvm_coexec.runtime.module import Module
+
+_LONGEST_NAME = 65_000
+"""Bytes; the file format counts them by 16 bits."""
 
 EXAMPLES = """\
 examples:
@@ -60,7 +65,6 @@ def run(
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
-    import numpy as np
 
     from tvm_coexec.runtime.module import load
 
@@ -70,15 +74,15 @@ def run(
     results = loaded(**arrays) if isinstance(arrays, Mapping) else loaded(*arrays)
     named = results if isinstance(results, Mapping) else {next(iter(loaded.outputs)): results}
     for name, array in named.items():
-        print(f"{name}: {array.dtype} {array.shape}, from {array.min():.6g} to {array.max():.6g}")
+        print(f"{readable(name)}: {array.dtype} {array.shape}, from {array.min():.6g} to {array.max():.6g}")
     if out is not None:
-        np.savez(out, **named)
+        _save(out, named)
     if benchmark:
         print(f"{loaded.device.label}: {loaded.benchmark(repeats=benchmark)}")
     if timeline:
         for event in loaded.profile():
             took_us = event.end_us - event.start_us
-            print(f"{event.start_us:10.1f} {took_us:9.1f} us  {event.side} {event.kind:12} {event.step}")
+            print(f"{event.start_us:10.1f} {took_us:9.1f} us  {event.side} {event.kind:12} {readable(event.step)}")
     return 0
 
 
@@ -92,6 +96,38 @@ def _arrays(files: Sequence[str], module: Module) -> dict[str, np.ndarray] | lis
         return {name: _random(rng, shape, types[name]) for name, shape in module.input_shapes.items()}
     loaded = [_load(file) for file in files]
     return loaded[0] if len(loaded) == 1 and isinstance(loaded[0], dict) else loaded
+
+
+def _save(out: Path, named: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as numpy's ``savez`` does, which takes no file's name as it is and no array called ``file``.
+
+    Raises
+    ------
+    InputError
+        An array's name could not be read back.
+    """
+    import numpy as np
+
+    from tvm_coexec.errors import InputError
+    from tvm_coexec.files import whole_file
+
+    for name in named:
+        if not _can_name_an_entry(name):
+            raise InputError(
+                f"--out {out}: no .npz file can hold an array called {readable(name)!r}; give the model's output "
+                "another name"
+            )
+    with whole_file(out) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in named.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.save(entry, array, allow_pickle=False)
+
+
+def _can_name_an_entry(name: str) -> bool:
+    try:
+        return "\0" not in name and len(name.encode()) <= _LONGEST_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tvm_coexec.errors import FileFormatError
+from tvm_coexec.errors import FileFormatError, readable
+from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
@@ -194,7 +195,8 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write the plan as indented JSON."""
-        path.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(f"{json.dumps(self.to_json(), indent=2, allow_nan=False)}\n".encode())
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -218,14 +220,14 @@ def no_gpu_kernels(layer: AnyLayer) -> str:
 
 def format_table(plan: Plan) -> str:
     """The plan for the terminal: a line a layer, then a line a synchronisation."""
-    names = [layer.name for layer in plan.layers]
+    names = [readable(layer.name) for layer in plan.layers]
     width = max([5, *map(len, names)])
     header = f"{'layer':{width}}  {'CPU':>5} {'GPU':>5} {'units':8} {'CPU us':>9} {'GPU us':>9} {'total us':>9}  why"
     lines = [f"device {plan.device}, synchronised by {plan.mechanism}", header]
-    for layer in plan.layers:
+    for name, layer in zip(names, plan.layers, strict=True):
         units = f"{layer.cpu_units:>5} {layer.gpu_units:>5} {layer.layer.axis:8}"
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
-        lines.append(f"{layer.name:{width}}  {units} {times}  {layer.reason}")
+        lines.append(f"{name:{width}}  {units} {times}  {layer.reason}")
     known = "rehearsed in" if plan.rehearsed else "expected"
     lines.append(f"{len(plan.layers)} layers, {known} {plan.total_us:.1f} us")
     return "\n".join([*lines, *_sync_lines(plan.syncs)])
@@ -235,7 +237,8 @@ def _sync_lines(syncs: Sequence[Sync]) -> list[str]:
     """The synchronisations for the terminal: a line each."""
     if not syncs:
         return ["no synchronisations"]
-    rows = [("the end" if sync.layer is None else sync.layer, sync.side.upper(), sync.awaits) for sync in syncs]
+    layers = ("the end" if sync.layer is None else readable(sync.layer) for sync in syncs)
+    rows = [(layer, sync.side.upper(), readable(sync.awaits)) for layer, sync in zip(layers, syncs, strict=True)]
     rows = [("before", "waits", "for"), *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     reasons = ["why", *(sync.why for sync in syncs)]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, MeasurementError, last_line
+from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Variant
 
 from .basetime import KERNEL_TERMS, LAYER_TERMS, BaseTime
@@ -157,9 +158,8 @@ class LatencyPredictor:
         )
         content = bytes(booster.save_raw("ubj"))
         digest = hashlib.sha256(content).hexdigest()
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content.replace(_NO_CHECKSUM, b"sha256:" + digest.encode(), 1))
-        partial.replace(path)  # whole: an interrupted tuning leaves the old one
+        with whole_file(path) as file:
+            file.write(content.replace(_NO_CHECKSUM, b"sha256:" + digest.encode(), 1))
 
     @classmethod
     def load(cls, path: Path) -> LatencyPredictor:

@@ -24,7 +24,7 @@ from tvm_coexec.layers import (
 )
 
 from .executor import Executor
-from .manifest import StepSpec
+from .manifest import Source, StepSpec
 from .reference import evaluate, relative_error
 
 _CHECKED_FLOPS = 50_000_000
@@ -43,7 +43,7 @@ def random_params(layer: AnyLayer, seed: int) -> dict[str, np.ndarray]:
     return params
 
 
-def random_constants(step: StepSpec) -> dict[str, np.ndarray]:
+def random_constants(step: StepSpec) -> dict[Source, np.ndarray]:
     """The constants of a step with a seed, packed as its halves read them."""
     layer = layer_from_json(step.layer)
     assert step.seed is not None
@@ -52,7 +52,7 @@ def random_constants(step: StepSpec) -> dict[str, np.ndarray]:
     for half in (step.cpu, step.gpu):
         if half is not None:
             packed |= schedules.family(layer).pack(layer, params, Variant.from_json(half.variant))
-    return {f"{step.name}.{role}": array for role, array in packed.items()}
+    return {Source.constant(step.name, role): array for role, array in packed.items()}
 
 
 def error_bound(step: StepSpec) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from tvm_coexec.errors import FileFormatError, KernelError, SyncTimeoutError, first_line
 
 from . import stitch
-from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec, TensorSpec
+from .manifest import ArgumentSpec, LaunchSpec, Manifest, Source, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for, reach
 from .prepared import Prepared
 from .program import Read
@@ -80,10 +80,10 @@ class Executor:
         halves = [step.gpu for step in self.manifest.steps if step.gpu is not None]
         return list({launch.symbol: launch for half in halves for launch in half.launches}.values())
 
-    def _allocate(self) -> dict[str, Block]:
+    def _allocate(self) -> dict[Source, Block]:
         """A block for all that a kernel touches; tensors of one slot have the same."""
         blocks = self._memory.allocate_all(self.manifest.memory_words())
-        return {name: blocks[memory] for name, memory in self.manifest.shared().items()}
+        return {source: blocks[memory] for source, memory in self.manifest.memory_of().items()}
 
     def _launch_once(self) -> None:
         """Launch every kernel, for one unit, and the entry of chained ones, while no memory holds anything yet.
@@ -176,29 +176,34 @@ class Executor:
 
     def view(self, name: str) -> np.ndarray:
         """The CPU's view of a tensor; see :meth:`TensorSpec.view`."""
-        return self._tensors[name].view(self.blocks[name].array)
+        return self._tensors[name].view(self.tensor_block(name).array)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Fill a tensor with elements in its user's order."""
-        self._tensors[name].write(self.blocks[name].array, array)
+        self._tensors[name].write(self.tensor_block(name).array, array)
 
     def read(self, name: str) -> np.ndarray:
         """A copy of a tensor in its user's order."""
-        return self._tensors[name].read(self.blocks[name].array)
+        return self._tensors[name].read(self.tensor_block(name).array)
 
-    def write_constants(self, constants: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def tensor_block(self, name: str) -> Block:
+        """The memory that holds a tensor, which others may share."""
+        return self.blocks[Source.tensor(name)]
+
+    def write_constants(self, constants: Mapping[Source, np.ndarray]) -> dict[Source, np.ndarray]:
         """Fill memory that no program writes; returns views of it, which do not keep it: the executor does."""
         views = {}
-        for name, array in constants.items():
-            memory = self.blocks[name].array.view(np.uint8)[: array.nbytes]
-            views[name] = memory.view(array.dtype).reshape(array.shape)
-            views[name][...] = array
-        self.publish(list(constants))
+        for source, array in constants.items():
+            memory = self.blocks[source].array.view(np.uint8)[: array.nbytes]
+            views[source] = memory.view(array.dtype).reshape(array.shape)
+            views[source][...] = array
+            self.blocks[source].publish(self.device.queue)
         return views
 
     def publish(self, names: Sequence[str]) -> None:
+        """Let the device see what was written to tensors while no program ran."""
         for name in names:
-            self.blocks[name].publish(self.device.queue)
+            self.tensor_block(name).publish(self.device.queue)
 
     def prepare(
         self, sequence: Sequence[tuple[StepSpec, int]], reads: Sequence[tuple[Read, ...]], *, timeline: bool = False

@@ -11,17 +11,52 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import SCRATCH, TILE, ImageLayout, grid_for, row_tiles, tile_count
+from tvm_coexec.layers import TILE, ImageLayout, grid_for, row_tiles, tile_count
 
 from .program import Read, network_reads
 
 FORMAT = "tvm-coexec module"
-VERSION = 8
+VERSION = 9
 
 
 def words(count: int, dtype: str) -> int:
     """Words of four bytes, in which memory is counted, that hold ``count`` elements."""
     return -(-count * np.dtype(dtype).itemsize // 4)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What fills a kernel's buffer. Its kind keeps apart what a model may call by the same name.
+
+    A ``tensor`` has its name as the ``owner``, a ``constant`` the name of its step, and ``scratch`` its side; the
+    latter two have a ``role`` there.
+    """
+
+    kind: str
+    owner: str
+    role: str = ""
+
+    @classmethod
+    def tensor(cls, name: str) -> Source:
+        """The activation of that name."""
+        return cls("tensor", name)
+
+    @classmethod
+    def constant(cls, step: str, role: str) -> Source:
+        """A constant of a step, which both sides read."""
+        return cls("constant", step, role)
+
+    @classmethod
+    def scratch(cls, side: str, role: str) -> Source:
+        """What a side's own kernels pass on to each other."""
+        return cls("scratch", side, role)
+
+    def __str__(self) -> str:
+        return f"the {self.role} of {self.owner!r}" if self.role else repr(self.owner)
+
+
+Memory = Source | int
+"""A piece of memory: the number of a slot, which tensors share, or what has it alone."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +170,24 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ConstantSpec:
-    """A packed constant."""
+    """A packed constant of a step, and its role there."""
 
-    name: str
+    step: str
+    role: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+
+    @property
+    def source(self) -> Source:
+        return Source.constant(self.step, self.role)
 
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """A kernel's buffer: its role, what fills it (a tensor, a constant, scratch), and the shape and type it expects."""
+    """A kernel's buffer: its role, what fills it, and the shape and type it expects."""
 
     role: str
-    source: str
+    source: Source
     shape: tuple[int, ...]
     dtype: str = "float32"
 
@@ -212,8 +252,9 @@ class StepSpec:
 
     def makes(self, argument: ArgumentSpec) -> bool:
         """Whether what fills an argument is in no file: scratch, or a constant that follows from the seed."""
-        is_own = argument.source.startswith(f"{self.name}.")
-        return argument.role.startswith(SCRATCH) or (is_own and self.seed is not None)
+        source = argument.source
+        is_own = source == Source.constant(self.name, source.role)
+        return source.kind == "scratch" or (is_own and self.seed is not None)
 
     @property
     def arguments(self) -> Iterator[ArgumentSpec]:
@@ -263,51 +304,56 @@ class Manifest:
             )
         try:
             manifest = _read(cls, {key: value for key, value in fields.items() if key not in ("format", "version")})
+            manifest._check_sources()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
         if not isinstance(manifest.device, dict) or not isinstance(manifest.plan, dict):
             raise FileFormatError("the module's manifest is damaged (no device or no plan); build the module again")
-        manifest._check_names()
         return manifest
 
-    def word_counts(self) -> dict[str, int]:
-        """Words of all that kernels touch, by name: enough for the padding of every kernel that touches it."""
-        counts = {tensor.name: tensor.memory_words for tensor in self.tensors}
-        counts.update({constant.name: words(math.prod(constant.shape), constant.dtype) for constant in self.constants})
+    def word_counts(self) -> dict[Source, int]:
+        """Words of all that kernels touch: enough for the padding of every kernel that touches it."""
+        counts = {Source.tensor(tensor.name): tensor.memory_words for tensor in self.tensors}
+        counts |= {constant.source: words(math.prod(constant.shape), constant.dtype) for constant in self.constants}
         for step in self.steps:
             for argument in step.arguments:
                 counts[argument.source] = max(counts.get(argument.source, 0), argument.memory_words)
         return counts
 
-    def shared(self) -> dict[str, str]:
-        """For each name that kernels touch the name of its memory: that of its slot, or its own."""
-        slots = {tensor.name: f"slot {tensor.slot}" for tensor in self.tensors if tensor.slot is not None}
-        return {name: slots.get(name, name) for name in self.word_counts()}
+    def tensor_words(self) -> dict[str, int]:
+        """Words of all tensors, by their names; see :meth:`word_counts`."""
+        return {source.owner: count for source, count in self.word_counts().items() if source.kind == "tensor"}
 
-    def memory_words(self) -> dict[str, int]:
-        """Words of each piece of memory, by the names that :meth:`shared` gives: enough for all that lies there."""
-        counts, words_of = self.word_counts(), dict[str, int]()
-        for name, memory in self.shared().items():
-            words_of[memory] = max(words_of.get(memory, 0), counts[name])
+    def memory_of(self) -> dict[Source, Memory]:
+        """Where all lies that kernels touch: in a slot, or in memory of its own."""
+        slots = {Source.tensor(tensor.name): tensor.slot for tensor in self.tensors if tensor.slot is not None}
+        return {source: slots.get(source, source) for source in self.word_counts()}
+
+    def memory_words(self) -> dict[Memory, int]:
+        """Words of each piece of memory: enough for all that lies there."""
+        counts, words_of = self.word_counts(), dict[Memory, int]()
+        for source, memory in self.memory_of().items():
+            words_of[memory] = max(words_of.get(memory, 0), counts[source])
         return words_of
 
     def reads(self) -> list[tuple[Read, ...]]:
         """For each step those that it has to wait for: whose outputs it reads, or whose memory it overwrites."""
-        return network_reads(self.steps, self.wholes(), self.shared())
+        memory_of = {source.owner: memory for source, memory in self.memory_of().items() if source.kind == "tensor"}
+        return network_reads(self.steps, self.wholes(), memory_of)
 
     def wholes(self) -> dict[str, tuple[str, ...]]:
         """What each tensor is part of, the innermost first."""
         return {tensor.name: tensor.wholes for tensor in self.tensors}
 
-    def _check_names(self) -> None:
-        known = {tensor.name for tensor in self.tensors} | {constant.name for constant in self.constants}
-        used = [*self.inputs, *self.outputs, *(name for tensor in self.tensors for name in tensor.wholes)]
-        for step in self.steps:
-            used += [*step.inputs, step.output]
-            used += [argument.source for argument in step.arguments if not step.makes(argument)]
-        for name in used:
-            if name not in known:
-                raise FileFormatError(f"the module's manifest names {name!r}, which it does not hold; build it again")
+    def _check_sources(self) -> None:
+        known = {Source.tensor(tensor.name) for tensor in self.tensors}
+        known |= {constant.source for constant in self.constants}
+        names = [*self.inputs, *self.outputs, *(name for tensor in self.tensors for name in tensor.wholes)]
+        names += [name for step in self.steps for name in (*step.inputs, step.output)]
+        made = [argument.source for step in self.steps for argument in step.arguments if not step.makes(argument)]
+        for source in (*map(Source.tensor, names), *made):
+            if source not in known:
+                raise FileFormatError(f"the module's manifest names {source}, which it does not hold; build it again")
 
 
 _NESTED = {
@@ -315,6 +361,7 @@ _NESTED = {
     "constants": ConstantSpec,
     "steps": StepSpec,
     "arguments": ArgumentSpec,
+    "source": Source,
     "launches": LaunchSpec,
     "layout": ImageLayout,
     "cpu": HalfSpec,

@@ -14,6 +14,7 @@ import numpy as np
 
 from tvm_coexec.errors import DeviceError, first_line
 
+from .manifest import Memory
 from .stitch import opencl_loader
 
 if TYPE_CHECKING:
@@ -60,12 +61,12 @@ class SvmMemory:
         block.array[:] = 0
         return block
 
-    def allocate_all(self, counts: Mapping[str, int]) -> dict[str, Block]:
-        """Zeroed memory for so many numbers under each name, in huge pages where the system has some.
+    def allocate_all(self, counts: Mapping[Memory, int]) -> dict[Memory, Block]:
+        """Zeroed memory for so many numbers under each key, in huge pages where the system has some.
 
         None is touched before all is there: a huge page may then reach from one block into its neighbour.
         """
-        blocks = {name: self._reserve(count, "float32", atomics=False) for name, count in counts.items()}
+        blocks = {memory: self._reserve(count, "float32", atomics=False) for memory, count in counts.items()}
         for block in blocks.values():
             _prefer_huge_pages(block.array)
         for block in blocks.values():
@@ -149,9 +150,9 @@ class BufferMemory:
             buffer = cl.Buffer(self._context, flags, hostbuf=array)
         return Block(array, buffer, array, buffer)
 
-    def allocate_all(self, counts: Mapping[str, int]) -> dict[str, Block]:
-        """Zeroed memory for so many numbers under each name; numpy sees to huge pages."""
-        return {name: self.allocate(count) for name, count in counts.items()}
+    def allocate_all(self, counts: Mapping[Memory, int]) -> dict[Memory, Block]:
+        """Zeroed memory for so many numbers under each key; numpy sees to huge pages."""
+        return {memory: self.allocate(count) for memory, count in counts.items()}
 
 
 def _aligned_zeros(count: int, dtype: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from . import checking, timing
 from .device import Device, open_device
 from .executor import TIMEOUT_S, Event, Executor
 from .machine import check_cpu
+from .manifest import Source
 from .modulefile import Package
 from .prepared import Prepared, check_split
 from .usage import MemoryUse, memory_use
@@ -62,7 +63,7 @@ class Module:
         self._splits = [step.cpu_units for step in manifest.steps]
         self._prepared: dict[bool, Prepared] = {}
 
-    def _load_constants(self, package: Package) -> dict[str, np.ndarray]:
+    def _load_constants(self, package: Package) -> dict[Source, np.ndarray]:
         """Write all constants to the device's memory, and return the package's as they lie there.
 
         For an export they need not be kept a second time.
@@ -127,7 +128,7 @@ class Module:
         """Run once on what the inputs hold, copying nothing."""
         self._program(timeline=False).run()
 
-    def __call__(self, *arrays: np.ndarray, **named: np.ndarray) -> Any:
+    def __call__(self, /, *arrays: np.ndarray, **named: np.ndarray) -> Any:
         """Run the network.
 
         Parameters

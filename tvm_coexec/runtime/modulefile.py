@@ -20,10 +20,12 @@ from typing import IO
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError
+from tvm_coexec.files import whole_file
 
-from .manifest import ConstantSpec, Manifest
+from .manifest import ConstantSpec, Manifest, Source
 
 _MANIFEST, _LIBRARY, _OPENCL, _CONSTANTS = "manifest.json", "cpu.so", "gpu.cl", "constants/{}.npy"
+"""Constants have numbers: a name that a model gives may be no name for an entry."""
 
 _LENGTHS, _LENGTHS_AT = struct.Struct("<HH"), 26
 """Of an entry's name and of what is added to it, just before them: the file format's specification, section 4.3.7."""
@@ -44,15 +46,12 @@ class Package:
     manifest: Manifest
     library: bytes
     opencl_source: str
-    constants: Mapping[str, np.ndarray]
+    constants: Mapping[Source, np.ndarray]
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole, or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
+        with whole_file(path) as file:
             self._write_to(file)
-        partial.replace(path)
 
     def to_bytes(self) -> bytes:
         """The file's content: the same for the same module, whenever it is made."""
@@ -66,8 +65,8 @@ class Package:
             archive.writestr(zipfile.ZipInfo(_MANIFEST), json.dumps(self.manifest.to_json(), indent=1))
             archive.writestr(zipfile.ZipInfo(_LIBRARY), self.library)
             archive.writestr(zipfile.ZipInfo(_OPENCL), self.opencl_source)
-            for name, array in self.constants.items():
-                info = zipfile.ZipInfo(_CONSTANTS.format(name))  # whose date is always the same
+            for number, array in enumerate(self.constants.values()):
+                info = zipfile.ZipInfo(_CONSTANTS.format(number))  # whose date is always the same
                 with archive.open(info, "w", force_zip64=array.nbytes >= _LONG_BYTES) as entry:
                     np.save(entry, np.asarray(array, order="C"), allow_pickle=False)
 
@@ -94,13 +93,16 @@ class Package:
             manifest = Manifest.from_json(json.loads(archive.read(_MANIFEST)))
         except json.JSONDecodeError as error:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
-        constants = {constant.name: _mapped(archive, content, constant) for constant in manifest.constants}
+        constants = {
+            constant.source: _mapped(archive, content, number, constant)
+            for number, constant in enumerate(manifest.constants)
+        }
         return cls(manifest, archive.read(_LIBRARY), archive.read(_OPENCL).decode(), constants)
 
 
-def _mapped(archive: zipfile.ZipFile, content: mmap.mmap, constant: ConstantSpec) -> np.ndarray:
+def _mapped(archive: zipfile.ZipFile, content: mmap.mmap, number: int, constant: ConstantSpec) -> np.ndarray:
     """A constant where it lies in the file, once its checksum is seen to be right."""
-    info = archive.getinfo(_CONSTANTS.format(constant.name))
+    info = archive.getinfo(_CONSTANTS.format(number))
     with archive.open(info) as entry:
         while entry.read(_PART_BYTES):
             pass  # the checksum is compared at the end
@@ -109,16 +111,18 @@ def _mapped(archive: zipfile.ZipFile, content: mmap.mmap, constant: ConstantSpec
             np.lib.format.read_magic(entry)
             shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(entry)
         except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
-            raise FileFormatError(f"constant {constant.name!r} of the module is damaged ({error})") from None
+            raise FileFormatError(
+                f"{constant.source} cannot be read from the module ({error}); build it again"
+            ) from None
         start = entry.tell()
     if shape != constant.shape or dtype != constant.dtype:
         raise FileFormatError(
-            f"constant {constant.name!r} of the module is {dtype} {shape}, its manifest says "
+            f"the module has {constant.source} as {dtype} {shape}, its manifest says "
             f"{constant.dtype} {constant.shape}; build the module again"
         )
     count = math.prod(shape)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != start + count * dtype.itemsize:
-        raise ValueError(f"constant {constant.name!r} is compressed or cut off")
+        raise ValueError(f"{constant.source} is compressed or cut off")
     name_bytes, extra_bytes = _LENGTHS.unpack_from(content, info.header_offset + _LENGTHS_AT)
     start += info.header_offset + _LENGTHS_AT + _LENGTHS.size + name_bytes + extra_bytes
     return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if is_fortran else "C")

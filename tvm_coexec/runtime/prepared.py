@@ -182,7 +182,7 @@ class Prepared:
 
     def _exchange(self, name: str, step: StepSpec | None, gpu_units: int) -> stitch.Exchange:
         """What travels after a step; all of an input, which no step writes, from the CPU."""
-        block, tensor = self.executor.blocks[name], self.executor.spec(name)
+        block, tensor = self.executor.tensor_block(name), self.executor.spec(name)
         rows, row_bytes = tensor.memory_rows, tensor.row_bytes
         begin, end = tensor.own_bytes
         if step is not None and step.axis == "channels":

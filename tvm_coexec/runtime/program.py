@@ -7,7 +7,7 @@ wrote itself, as a chain of channel-local steps does, or one of pointwise steps 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Protocol
@@ -138,7 +138,7 @@ def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0, *, chains: boo
 
 
 def network_reads(
-    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, str] | None = None
+    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable] | None = None
 ) -> list[tuple[Read, ...]]:
     """For each step the steps whose outputs it reads, and those that used the memory that it overwrites.
 
@@ -147,7 +147,7 @@ def network_reads(
     wholes
         What a tensor is part of, the innermost first: whoever reads such a whole reads what many steps wrote.
     memory
-        The name of each tensor's memory, where tensors share some.
+        What tells each tensor's memory from that of others, where tensors share some.
     """
     writers: dict[str, list[int]] = {}
     for number, step in enumerate(steps, 1):
@@ -175,15 +175,15 @@ def network_reads(
 
 
 def _overwrites(
-    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, str]
+    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable]
 ) -> list[set[int]]:
     """For each step those that wrote or read what was in the memory of its output before.
 
     Parts of one whole do not overwrite each other: each of them overwrites what was there before the first.
     """
-    contents: dict[str, str] = {}
-    users: dict[str, set[int]] = {}
-    before: dict[str, set[int]] = {}
+    contents: dict[Hashable, str] = {}
+    users: dict[Hashable, set[int]] = {}
+    before: dict[Hashable, set[int]] = {}
     overwrites = []
     for number, step in enumerate(steps, 1):
         place, content = memory[step.output], (step.output, *wholes.get(step.output, ()))[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .manifest import Manifest, lifetimes
+from .manifest import Manifest, Source, lifetimes
 
 _WORD_BYTES = 4
 
@@ -47,18 +47,14 @@ class MemoryUse:
 
 def memory_use(manifest: Manifest, held_by_threads: int) -> MemoryUse:
     """What a module with this manifest allocates, with the bytes that the CPU's threads hold."""
-    counts, shared = manifest.word_counts(), manifest.shared()
-    tensors = {tensor.name for tensor in manifest.tensors}
-    constants = {constant.name for constant in manifest.constants}
-    sizes = manifest.memory_words()
-    weights = sum(counts[name] for name in constants)
-    activations = sum(sizes[memory] for memory in {shared[name] for name in tensors})
-    scratch = sum(counts[name] for name in counts if name not in tensors | constants)
+    bytes_of = dict.fromkeys(("tensor", "constant", "scratch"), 0)
+    for memory, words in manifest.memory_words().items():
+        bytes_of[memory.kind if isinstance(memory, Source) else "tensor"] += _WORD_BYTES * words
     return MemoryUse(
-        weight_bytes=_WORD_BYTES * weights,
-        activation_bytes=_WORD_BYTES * activations,
-        scratch_bytes=_WORD_BYTES * scratch + held_by_threads,
-        activation_bound_bytes=_WORD_BYTES * _bound(manifest, counts),
+        weight_bytes=bytes_of["constant"],
+        activation_bytes=bytes_of["tensor"],
+        scratch_bytes=bytes_of["scratch"] + held_by_threads,
+        activation_bound_bytes=_WORD_BYTES * _bound(manifest, manifest.tensor_words()),
     )
 
 
