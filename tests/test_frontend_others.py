@@ -1,4 +1,4 @@
-"""Programs of torch.export and TFLite files."""
+"""TFLite files, and what is no model."""
 
 from pathlib import Path
 from typing import Any
@@ -9,25 +9,6 @@ from reference import evaluate
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
-
-
-def test_a_program_of_torch_export() -> None:
-    torch = pytest.importorskip("torch", reason="needs torch, to export a program")
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1),
-        torch.nn.BatchNorm2d(8),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Flatten(),
-        torch.nn.Linear(128, 10),
-        torch.nn.Softplus(),
-    ).eval()
-    x = torch.randn(2, 3, 8, 8)
-    graph = to_graph(torch.export.export(network, (x,)))
-    ops = [node.layer.op for node in graph.nodes]
-    assert ops[:2] == ["conv2d", "pool"] and "opaque" in ops
-    (result,) = evaluate(graph, {graph.inputs[0]: x.numpy()}).values()
-    np.testing.assert_allclose(result, network(x).detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tflite_file(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ..layouts import fit_images
 
 if TYPE_CHECKING:
     import onnx
-    from torch.export import ExportedProgram  # type: ignore[import-not-found, unused-ignore]
+    from torch.export import ExportedProgram
     from tvm import IRModule
 
     from .trace import Trace
