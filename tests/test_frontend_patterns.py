@@ -150,3 +150,54 @@ def test_spelled_out_transformer_block_of_opset_12():
         ("linear", ("bias", "gelu")),
         ("linear", ("bias", "residual")),
     ]
+
+
+def spelled_out_norm(b: OnnxBuilder, x: str, axes: list[int]) -> str:
+    places = b.const(axes, "int64")
+    centred = b.add("Sub", x, b.add("ReduceMean", x, places))
+    variance = b.add("ReduceMean", b.add("Mul", centred, centred), places)
+    return b.add("Div", centred, b.add("Sqrt", b.add("Add", variance, b.const(1e-5))))
+
+
+@pytest.mark.parametrize("axes", [[-1], [2], [1], [1, 2, 3]], ids=str)
+def test_normalisation_of_images_over_any_axes(axes: list[int]) -> None:
+    b = OnnxBuilder(x=(2, 3, 6, 5))
+    image = b.add("Conv", "x", b.weights(8, 3, 3, 3))
+    out = b.add("Conv", spelled_out_norm(b, image, axes), b.weights(4, 8, 1, 1))
+    graph = check_against_onnxruntime(b.model(out))
+    assert (layers(graph)[1][0] == "layer_norm") == (axes == [1])
+
+
+@pytest.mark.parametrize("op", ["Sigmoid", "HardSwish", "Mul"])
+def test_what_reads_a_padded_image(op: str) -> None:
+    b = OnnxBuilder(x=(1, 4, 5, 6))
+    padded = b.add("Pad", "x", b.const([0, 0, 1, 2, 0, 0, 1, 0], "int64"))
+    steps = {
+        "Sigmoid": lambda: b.add("Mul", padded, b.add("Sigmoid", padded)),
+        "HardSwish": lambda: b.add("HardSwish", padded),
+        "Mul": lambda: b.add("Add", b.add("Mul", padded, b.weights(4, 1, 1)), b.weights(4, 1, 1)),
+    }
+    check_against_onnxruntime(b.model(b.add("Conv", steps[op](), b.weights(8, 4, 3, 3))))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+def test_softmax_over_any_axis_between_others(axis: int) -> None:
+    b = OnnxBuilder(x=(2, 3, 4, 7))
+    turned = b.add("Transpose", "x", perm=[0, 2, 3, 1])
+    probabilities = b.add("Softmax", turned, axis=axis)
+    check_against_onnxruntime(b.model(b.add("MatMul", probabilities, b.weights(3, 5))))
+
+
+def test_softmax_over_what_were_channels() -> None:
+    b = OnnxBuilder(x=(1, 4, 7))
+    probabilities = b.add("Softmax", b.add("Transpose", "x", perm=[0, 2, 1]), axis=1)
+    check_against_onnxruntime(b.model(b.add("MatMul", probabilities, b.weights(4, 64))))
+
+
+def test_others_may_read_parts_of_a_pattern_that_fits_no_layer() -> None:
+    b = OnnxBuilder(x=(2, 3, 6, 5))
+    image = b.add("Conv", "x", b.weights(8, 3, 3, 3))
+    centred = b.add("Sub", image, b.add("ReduceMean", image, b.const([3], "int64")))
+    variance = b.add("ReduceMean", b.add("Mul", centred, centred), b.const([3], "int64"))
+    norm = b.add("Div", centred, b.add("Sqrt", b.add("Add", variance, b.const(1e-5))))
+    check_against_onnxruntime(b.model(b.add("Relu", norm), b.add("Abs", centred), b.add("Add", image, norm)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .trace import Operation, Trace
 from .views import View, follow, scaling, view_of
@@ -14,9 +14,7 @@ def collapse_attention(trace: Trace) -> Trace:
     """Replace every attention by one operation ``attention`` on the tensors that its operands are columns of."""
     finder = _Finder(trace)
     found = [finder.attention(operation) for operation in trace.operations if operation.op == "softmax"]
-    collapsed = {operation.output: operation for operation in found if operation is not None}
-    operations = [collapsed.get(operation.output, operation) for operation in trace.operations]
-    return replace(trace, operations=trace.without_unused(operations))
+    return trace.collapsed(pattern for pattern in found if pattern is not None)
 
 
 @dataclass(frozen=True)

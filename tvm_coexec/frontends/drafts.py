@@ -37,6 +37,9 @@ class DraftTensor:
         if self.image is not None and not seen_by_user:
             return Tensor(self.name, self.image, 1, self.image, dtype=self.dtype)
         axes = trailing_axes(self.shape, self.channels)
+        if axes is None and not seen_by_user:
+            # the model sees its channels elsewhere, which only its readers have to know
+            return Tensor(self.name, (self.rows, self.channels), 1, dtype=self.dtype)
         if axes is None:
             raise ValueError(f"tensor {self.name!r} of shape {self.shape} cannot have {self.channels} channels")
         return Tensor(self.name, self.shape, axes, self.image, dtype=self.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -56,8 +57,9 @@ class Fuser:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.drafts: list[Draft] = []
-        self.roots = _view_roots(trace)
-        self.reads = _count_reads(trace, self.roots)
+        self.roots = _view_roots(trace.operations, {})
+        self.reads = Counter(_reads(trace.operations, self.roots))
+        self.reads.update(self.roots.get(value, value) for _, value in trace.outputs)
         self.inputs = [input_tensor(trace, name) for name in trace.inputs]
         self.values = {
             tensor.name: Value(tensor, tensor.shape, tensor.image[0] if tensor.image else tensor.rows)
@@ -65,7 +67,7 @@ class Fuser:
         }
 
     def add(self, operation: Operation) -> None:
-        """Form a layer, or an opaque one of what fits into no other."""
+        """Form a layer, or of what fits into none the layers of its parts, or else an opaque one."""
         before = list(self.drafts)
         refusal = self._foreign(operation)
         if refusal is None:
@@ -73,10 +75,23 @@ class Fuser:
                 self._form(operation)
             except ModelError as error:
                 refusal = error
-        if refusal is not None:
-            used = {value.tensor for value in self.values.values()}
-            self.drafts = [draft for draft in self.drafts if draft in before or draft.output in used]
+        if refusal is None:
+            return
+        used = {value.tensor for value in self.values.values()}
+        self.drafts = [draft for draft in self.drafts if draft in before or draft.output in used]
+        if operation.parts:
+            self._add_parts(operation)
+        else:
             add_opaque(self, operation, refusal)
+
+    def _add_parts(self, pattern: Operation) -> None:
+        """Form layers of what a pattern stands for; what others read too has its layers already."""
+        parts = [part for part in pattern.parts if part.output not in self.values]
+        self.roots |= _view_roots(parts, self.roots)
+        self.reads.subtract(_reads([pattern], self.roots))
+        self.reads.update(_reads(parts, self.roots))
+        for part in parts:
+            self.add(part)
 
     def _foreign(self, operation: Operation) -> ModelError | None:
         """Why only Relax can know what an operation does, if that is so."""
@@ -293,13 +308,13 @@ class Fuser:
         return draft, value
 
     def value(self, name: str, source: Source) -> Value:
-        """A value that is read as it is, so that it must be an activation without padding."""
+        """A value that is read as it is; padding that waits for a convolution or pooling is written out."""
         if name in self.trace.constants:
             raise ModelError(f"{source} is applied to a constant; replace it by its result")
         value = self.values[name]
-        if value.padding != NO_PADDING:
-            raise ModelError(f"{source} reads a padded image; padding is supported before convolutions and pooling")
-        return value
+        if value.padding == NO_PADDING:
+            return value
+        return concrete(self, name, ModelError(f"{source} reads a padded image; pad only what convolutions read"))
 
     def materialised(self, name: str, source: Source) -> Value:
         """A value with nothing pending: what was is applied by a map."""
@@ -336,20 +351,20 @@ class Fuser:
             )
 
 
-def _view_roots(trace: Trace) -> dict[str, str]:
-    """The value that each reshaped or transposed value is, seen in another way."""
-    roots: dict[str, str] = {}
-    for operation in trace.operations:
+def _view_roots(operations: Iterable[Operation], known: Mapping[str, str]) -> dict[str, str]:
+    """The value that each reshaped or transposed value is, seen in another way; ``known`` are those of earlier ones."""
+    roots = dict(known)
+    for operation in operations:
         if operation.op in VIEWS:
             roots[operation.output] = roots.get(operation.inputs[0], operation.inputs[0])
     return roots
 
 
-def _count_reads(trace: Trace, roots: dict[str, str]) -> Counter[str]:
-    """How often each value is read, in whatever view, being a model output included."""
-    reads = [name for operation in trace.operations if operation.op not in VIEWS for name in operation.inputs]
-    reads += [value for _, value in trace.outputs]
-    return Counter(roots.get(name, name) for name in reads)
+def _reads(operations: Iterable[Operation], roots: Mapping[str, str]) -> Iterator[str]:
+    """Each value that the operations read, in whatever view, as often as they do."""
+    for operation in operations:
+        if operation.op not in VIEWS:
+            yield from (roots.get(name, name) for name in operation.inputs)
 
 
 def _affine(operation: Operation, vector: np.ndarray, constant_first: bool) -> Affine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .trace import Operation, Trace
 
@@ -42,7 +42,7 @@ _FORMS = (
 def collapse_patterns(trace: Trace) -> Trace:
     """Replace every spelled-out GELU, SiLU, hard swish and layer normalisation by one operation.
 
-    What is left of a pattern is dropped, unless something else reads it.
+    What is left of a pattern is its parts; it stays in the trace only where something else reads it.
     """
     producers = {operation.output: operation for operation in trace.operations}
     readers: dict[str, list[Operation]] = defaultdict(list)
@@ -50,13 +50,8 @@ def collapse_patterns(trace: Trace) -> Trace:
         for name in set(operation.inputs):
             readers[name].append(operation)
     finder = _Finder(trace, producers, readers)
-    collapsed = {}
-    for operation in trace.operations:
-        found = finder.activation(operation) or finder.layer_norm(operation)
-        if found is not None:
-            collapsed[found.output] = found
-    operations = [collapsed.get(operation.output, operation) for operation in trace.operations]
-    return replace(trace, operations=trace.without_unused(operations))
+    found = [finder.activation(operation) or finder.layer_norm(operation) for operation in trace.operations]
+    return trace.collapsed(pattern for pattern in found if pattern is not None)
 
 
 @dataclass(frozen=True)
@@ -81,45 +76,44 @@ class _Finder:
         """The normalisation, without scale and shift, that ``quotient`` ends."""
         if quotient.op != "divide":
             return None
-        x = self._centred(quotient.inputs[0])
+        x, axis = self._centred(quotient.inputs[0])
         root = self._made_by("sqrt", quotient.inputs[1])
         shifted = self._made_by("add", root.inputs[0]) if root else None
         if x is None or shifted is None:
             return None
         for variance, epsilon in (shifted.inputs, shifted.inputs[::-1]):
             number = self.trace.scalar(epsilon)
-            if number is not None and self._variance(variance) == x:
-                axes = (len(self.trace.shapes[x]) - 1,)
-                attributes = {"axes": axes, "epsilon": number}
+            if number is not None and self._variance(variance) == (x, axis):
+                attributes = {"axes": (axis,), "epsilon": number}
                 return Operation("layer_norm", (x,), quotient.output, quotient.source, attributes)
         return None
 
-    def _variance(self, name: str) -> str | None:
-        """``x`` if the value is the mean of the squares of centred ``x``."""
-        square = self._mean_of(name)
+    def _variance(self, name: str) -> tuple[str | None, int]:
+        """``x`` and the axis if the value is the mean of the squares of centred ``x``."""
+        square, axis = self._mean_of(name)
         operation = self.producers.get(square) if square else None
         if operation is None:
-            return None
+            return None, 0
         first, second = operation.inputs[0], operation.inputs[-1]
-        if operation.op == "power" and self.trace.scalar(second) == 2:
-            return self._centred(first)
-        if operation.op == "multiply" and self._centred(first) == self._centred(second):
-            return self._centred(first)
-        return None
+        is_square = operation.op == "power" and self.trace.scalar(second) == 2
+        is_product = operation.op == "multiply" and self._centred(first) == self._centred(second)
+        found = self._centred(first)
+        return found if (is_square or is_product) and found[1] == axis else (None, 0)
 
-    def _centred(self, name: str) -> str | None:
-        """``x`` if the value is ``x`` less its mean over the last axis."""
+    def _centred(self, name: str) -> tuple[str | None, int]:
+        """``x`` and the axis if the value is ``x`` less its mean over one axis."""
         operation = self._made_by("subtract", name)
-        if operation is not None and self._mean_of(operation.inputs[1]) == operation.inputs[0]:
-            return operation.inputs[0]
-        return None
+        if operation is not None:
+            mean_of, axis = self._mean_of(operation.inputs[1])
+            if mean_of == operation.inputs[0]:
+                return mean_of, axis
+        return None, 0
 
-    def _mean_of(self, name: str) -> str | None:
+    def _mean_of(self, name: str) -> tuple[str | None, int]:
         operation = self._made_by("mean", name)
-        if operation is None or not operation.attributes["keep_axes"]:
-            return None
-        last = len(self.trace.shapes[operation.inputs[0]]) - 1
-        return operation.inputs[0] if operation.attributes["axes"] == (last,) else None
+        if operation is None or not operation.attributes["keep_axes"] or len(operation.attributes["axes"]) != 1:
+            return None, 0
+        return operation.inputs[0], operation.attributes["axes"][0]
 
     def _made_by(self, op: str, name: str) -> Operation | None:
         operation = self.producers.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,8 @@ class Operation:
         layer has them.
     whole
         Makes the program that Relax has for the operation, if it has one.
+    parts
+        What a recognised pattern is in the model, in execution order: computed in its place where no layer can be it.
     """
 
     op: str
@@ -61,6 +63,7 @@ class Operation:
     source: Source
     attributes: dict[str, Any] = field(default_factory=dict)
     whole: Callable[[], Whole] | None = field(default=None, compare=False, repr=False)
+    parts: tuple[Operation, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_on_images(self) -> bool:
@@ -91,6 +94,26 @@ class Trace:
         """The number that a constant of one element holds; None for all else."""
         constant = self.constants.get(name)
         return float(constant.reshape(())) if constant is not None and constant.size == 1 else None
+
+    def collapsed(self, patterns: Iterable[Operation]) -> Trace:
+        """The trace with patterns in the places of the operations whose results they make."""
+        found = {pattern.output: pattern for pattern in patterns}
+        operations = [
+            replace(found[operation.output], parts=self._between(found[operation.output]))
+            if operation.output in found
+            else operation
+            for operation in self.operations
+        ]
+        return replace(self, operations=self.without_unused(operations))
+
+    def _between(self, pattern: Operation) -> tuple[Operation, ...]:
+        """The operations that lead from the inputs of a pattern to its result."""
+        needed, parts = {pattern.output}, []
+        for operation in reversed(self.operations):
+            if operation.output in needed:
+                parts.append(operation)
+                needed.update(name for name in operation.inputs if name not in pattern.inputs)
+        return tuple(reversed(parts))
 
     def without_unused(self, operations: Iterable[Operation]) -> list[Operation]:
         """Those of ``operations`` that the outputs depend on, in the same order."""
