@@ -1,14 +1,22 @@
-"""TFLite files, imported by TVM's own Relax front end."""
+"""TFLite files: read, imported operator by operator, and traced by the names that they give their tensors."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tvm import relax
+from . import tflite_axes, tflite_elementwise, tflite_images
+from .relax import Naming, bindings, trace_function
+from .tflite_file import FileOperator, TfliteFile
+from .tflite_import import Converter, Imported, import_file
+from .tflite_tvm import by_tvm
+from .trace import Source, Trace, claim_name
 
-from ..errors import ModelError, last_line
-from .relax import trace_relax
-from .trace import Trace
+_CONVERTERS = {
+    **{code: Converter(write, "first") for code, write in tflite_images.CONVERTERS.items()},
+    **{code: Converter(write, "either") for code, write in tflite_elementwise.CONVERTERS.items()},
+    **{code: Converter(write, "either") for code, write in tflite_axes.IN_EITHER_ORDER.items()},
+    **{code: Converter(write, "file") for code, write in tflite_axes.IN_FILE_ORDER.items()},
+}
 
 
 def trace_tflite(path: Path) -> Trace:
@@ -19,19 +27,23 @@ def trace_tflite(path: Path) -> Trace:
     ModelError
         The file cannot be read, or no layer can compute what is in it.
     """
-    import tflite
-    from tvm.relax.frontend.tflite import from_tflite
+    imported = import_file(TfliteFile(path), _converter)
+    return trace_function(imported.module, _naming(imported))
 
-    if not path.is_file():
-        raise ModelError(f"there is no model file {str(path)!r}; give the path of a TFLite file")
-    content = path.read_bytes()
-    if content[4:8] != b"TFL3":
-        raise ModelError(f"{str(path)!r} is no TFLite model; convert it again")
-    try:
-        module = from_tflite(tflite.Model.GetRootAsModel(content, 0))
-    except Exception as error:  # TVM's converters raise whatever they stumble over
-        reason = last_line(error, type(error).__name__)
-        raise ModelError(f"TVM cannot import {str(path)!r} ({reason}); replace what it names") from error
-    # layers expect the order of axes in which ONNX and torch have their images
-    channels_first = {"relax.nn.conv2d": ["NCHW", "OIHW"]}
-    return trace_relax(relax.transform.ConvertLayout(channels_first)(module))
+
+def _converter(operator: FileOperator) -> Converter:
+    return _CONVERTERS.get(operator.code, Converter(by_tvm, "file"))
+
+
+def _naming(imported: Imported) -> Naming:
+    """Names as the file has them; of several variables that one operator became, the last is called as its result."""
+    function = imported.module["main"]
+    taken: set[str] = set()
+    values, sources = {}, {}
+    for parameter in function.params:
+        values[parameter] = claim_name(imported.values[parameter], taken)
+    source = Source("the result", imported.outputs[0][0], "output")
+    for binding in reversed(bindings(function)):
+        source = sources[binding.var] = imported.sources.get(binding.var, source)
+        values[binding.var] = claim_name(imported.values.get(binding.var, source.name), taken)
+    return Naming(values, sources, imported.outputs)

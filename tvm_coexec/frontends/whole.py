@@ -150,9 +150,17 @@ def written(types: Sequence[relax.TensorType], compute: Callable[..., relax.Expr
 
 def evaluate(whole: Whole) -> np.ndarray:
     """What a program of constants alone computes."""
+    result: np.ndarray = _run(tvm.script.from_source(whole.text), whole.constants).numpy()
+    return result
+
+
+def computed(module: IRModule) -> list[np.ndarray]:
+    """What a module without inputs computes, whose function ``main`` returns a tuple."""
+    return [result.numpy() for result in _run(module, ())]
+
+
+def _run(module: IRModule, constants: Sequence[np.ndarray]) -> Any:
     # the class is made when TVM's runtime is loaded, where type checkers do not find it
     machine = importlib.import_module("tvm.relax").VirtualMachine
-    executable = tvm.compile(tvm.script.from_source(whole.text), target="llvm")
-    arrays = [tvm.runtime.tensor(array) for array in whole.constants]
-    result: np.ndarray = machine(executable, tvm.cpu())["main"](*arrays).numpy()
-    return result
+    executable = tvm.compile(module, target="llvm")
+    return machine(executable, tvm.cpu())["main"](*[tvm.runtime.tensor(array) for array in constants])
