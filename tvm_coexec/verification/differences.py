@@ -15,6 +15,12 @@ _STEPS = 1
 _UNEQUAL_SHARE = 5e-3
 """The part of whole numbers that may differ: an index chooses either of two values that are nearly equal."""
 
+_TIMES_NOISE = 10
+"""How much more may differ than what a model makes of inputs that differ by a rounding: every layer rounds anew."""
+
+_LARGEST_BOUND = 1e-2
+"""What a model may make of rounding at most; one that makes more of it cannot be judged."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -43,8 +49,14 @@ class Difference:
         return f"{self.size:.1e}, at {list(self.where)}: {self.found:.6g} instead of {self.expected:.6g}"
 
 
-def difference(found: np.ndarray, expected: np.ndarray) -> Difference:
-    """Compare two arrays of one shape and type."""
+def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0) -> Difference:
+    """Compare two arrays of one shape and type.
+
+    Parameters
+    ----------
+    noise
+        The size of the difference that rounding the model's inputs makes.
+    """
     if not expected.size:
         return Difference(0.0, True, (), 0.0, 0.0)
     distances = _distances(found, expected)
@@ -54,11 +66,12 @@ def difference(found: np.ndarray, expected: np.ndarray) -> Difference:
     if expected.dtype.kind == "f":
         finite = np.abs(expected[np.isfinite(expected)])
         size = largest / (float(finite.max(initial=0.0)) or 1.0)
-        is_allowed = size <= _BOUNDS.get(str(expected.dtype), 1e-4)
+        bound = _BOUNDS.get(str(expected.dtype), _BOUNDS["float32"])
     else:
         steps = _STEPS if expected.dtype.itemsize == 1 and expected.dtype.kind in "iu" else 0
         size = float(np.mean(distances > steps))
-        is_allowed = size <= _UNEQUAL_SHARE
+        bound = _UNEQUAL_SHARE
+    is_allowed = size <= max(bound, min(_TIMES_NOISE * noise, _LARGEST_BOUND))
     return Difference(size, is_allowed, where, float(found[where]), float(expected[where]))
 
 

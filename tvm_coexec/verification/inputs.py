@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,3 +28,14 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, b
     if dtype.itemsize == 1 and dtype.kind in "iu":
         return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     return rng.integers(0, 2, shape).astype(dtype)
+
+
+def nudged(arrays: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+    """Inputs that differ from the given ones by a rounding: what a model makes of that is its noise."""
+    rng = np.random.default_rng(seed)
+    return [_nudged(rng, array) if array.dtype.kind == "f" else array for array in arrays]
+
+
+def _nudged(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
+    towards = np.where(rng.integers(0, 2, array.shape), np.inf, -np.inf).astype(array.dtype)
+    return np.nextafter(array, towards)

@@ -13,7 +13,7 @@ from ..graph import Graph, Node
 from ..layers import Opaque
 from .differences import Difference, difference
 from .evaluators import Evaluator, evaluator_for
-from .inputs import random_inputs
+from .inputs import nudged, random_inputs
 
 if TYPE_CHECKING:
     from ..frontends import Model
@@ -68,7 +68,16 @@ class Verdict:
 
 
 class NetworkCheck:
-    """A model's results on random inputs, as an independent engine computes them; modules are compared with them.
+    """A model's results as an independent engine computes them; modules are compared with them.
+
+    Parameters
+    ----------
+    model, graph
+        A model, and the graph that was read from it.
+    seed
+        Of random inputs.
+    arrays
+        Inputs to take instead, in the graph's order.
 
     Raises
     ------
@@ -76,34 +85,47 @@ class NetworkCheck:
         No engine for the model is installed, or it refuses the model.
     """
 
-    def __init__(self, model: Model, graph: Graph, seed: int = 0) -> None:
+    def __init__(self, model: Model, graph: Graph, seed: int = 0, arrays: Sequence[np.ndarray] | None = None) -> None:
         self._graph = graph
         self._evaluator: Evaluator = evaluator_for(model)
-        self._arrays = random_inputs(graph, self._evaluator.index_bounds, seed)
-        self._expected = self._evaluator.run(self._arrays, self._evaluator.outputs)
+        if arrays is None:
+            arrays = random_inputs(graph, self._evaluator.index_bounds, seed)
+        self._arrays, self._nudged = arrays, nudged(arrays)
+        self._expected, self._noise = self._expect(self._evaluator.outputs)
+
+    def _expect(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Values by name, and how far each differs where the inputs differ by a rounding."""
+        expected = self._evaluator.run(self._arrays, names)
+        others = self._evaluator.run(self._nudged, names)
+        noise = {
+            # where a shape depends on numbers, it may change with them
+            name: difference(others[name], array).size if others[name].shape == array.shape else 0.0
+            for name, array in expected.items()
+        }
+        return expected, noise
 
     def verdict(self, module: Module) -> Verdict:
         """Compare a module that was built from the graph."""
         results = _results(module, self._arrays)
-        expected = [self._expected[name] for name in self._evaluator.outputs]
+        expected = [(self._expected[name], self._noise[name]) for name in self._evaluator.outputs]
         if len(results) != len(expected):
             finding = f"there are {len(results)} outputs, {self._evaluator.engine} has {len(expected)}"
             return Verdict(self._evaluator.engine, (finding,), np.inf, 1.0)
         findings, largest = [], 0.0
-        for (name, result), array in zip(results.items(), expected, strict=True):
+        for (name, result), (array, noise) in zip(results.items(), expected, strict=True):
             if (result.shape, result.dtype) != (array.shape, array.dtype):
                 findings.append(
                     f"output {name!r} is {result.dtype} {list(result.shape)}, "
                     f"{self._evaluator.engine} has {array.dtype} {list(array.shape)}"
                 )
                 continue
-            apart = difference(result, array)
+            apart = difference(result, array, noise)
             largest = max(largest, apart.size)
             if not apart.is_allowed:
                 findings.append(f"output {name!r} differs from {self._evaluator.engine}'s by {apart}")
         if findings:
             findings.append(self._first_difference(module))
-        finite = [np.isfinite(array).mean() for array in expected if array.size and array.dtype.kind == "f"]
+        finite = [np.isfinite(array).mean() for array, _ in expected if array.size and array.dtype.kind == "f"]
         return Verdict(self._evaluator.engine, tuple(findings), largest, float(np.mean(finite)) if finite else 1.0)
 
     def _first_difference(self, module: Module) -> str:
@@ -114,13 +136,13 @@ class NetworkCheck:
         found = _results(exposed, self._arrays)
         renamed = dict(zip(graph.outputs, self._evaluator.outputs, strict=True))
         names = {name: renamed.get(name, name) for name in dict.fromkeys([*seen, *graph.outputs])}
-        expected = self._evaluator.run(self._arrays, list(dict.fromkeys(names.values())))
+        expected, noise = self._expect(list(dict.fromkeys(names.values())))
         apart: dict[str, Difference] = {}
         for node in graph.nodes:
             for name in (node.output, *graph.wholes(node.output)):
                 if name not in names or names[name] not in expected or name in apart:
                     continue
-                nearest = _nearest(found[name], expected[names[name]])
+                nearest = _nearest(found[name], expected[names[name]], noise[names[name]])
                 if nearest is None:
                     continue
                 apart[name] = nearest
@@ -156,7 +178,7 @@ def _with_outputs(graph: Graph, module: Module, names: Sequence[str]) -> Module:
     return Module(exposed, module.device)
 
 
-def _nearest(found: np.ndarray, expected: np.ndarray) -> Difference | None:
+def _nearest(found: np.ndarray, expected: np.ndarray, noise: float) -> Difference | None:
     """The difference in the order of axes in which both are nearest: images have their channels last here."""
     if found.size != expected.size or found.dtype != expected.dtype:
         return None
@@ -166,7 +188,7 @@ def _nearest(found: np.ndarray, expected: np.ndarray) -> Difference | None:
     if found.size and found.size % (batch * channels) == 0:
         first = found.reshape(batch, -1, channels).swapaxes(1, 2)
         orders.append(np.ascontiguousarray(first).reshape(expected.shape))
-    return min((difference(order, expected) for order in orders), key=lambda apart: apart.size)
+    return min((difference(order, expected, noise) for order in orders), key=lambda apart: apart.size)
 
 
 def _named(node: Node, name: str, apart: Difference, before: Sequence[float]) -> str:

@@ -1,0 +1,94 @@
+"""Campaigns: random trials for a given time, in processes of their own, so that deaths and hangs are seen.
+
+    python tests/campaigns --minutes 5
+    python tests/campaigns --seeds 17,42        what an earlier run found
+
+Every run draws new seeds. A line tells what each trial that is not right ended in, with its seed; the exit status is 1
+if any was wrong, raised an error that is none of ours, died or hung, or if more were refused than the campaign allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+from outcomes import BAD
+from trial_process import TrialProcess
+
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What a campaign allows: the part of its trials that is refused, and how long one takes on a busy machine."""
+
+    refused: float
+    longest_s: float
+
+
+CAMPAIGNS = {"graphs": Bars(refused=0.01, longest_s=300)}
+"""By the names of the modules beside this one that have their trials."""
+
+
+def new_seeds(until_s: float) -> Iterator[int]:
+    """Seeds until a time of the monotonic clock."""
+    while time.monotonic() < until_s:
+        yield random.randint(0, LARGEST_SEED)
+
+
+def run(name: str, seeds: Iterator[int], processes: int) -> bool:
+    """One campaign; whether it went well."""
+    bars, lock = CAMPAIGNS[name], Lock()
+    counts: Counter[str] = Counter()
+
+    def next_seed() -> int | None:
+        with lock:
+            return next(seeds, None)
+
+    def work() -> None:
+        process = TrialProcess(name, bars.longest_s)
+        try:
+            while (seed := next_seed()) is not None:
+                outcome = process.trial(seed)
+                counts[outcome.kind] += 1
+                if outcome.kind != "right":
+                    print(f"{name}, seed {seed}: {outcome.kind}: {' '.join(outcome.reason.split())}", flush=True)
+        finally:
+            process.close()
+
+    with ThreadPoolExecutor(processes) as pool:
+        for future in [pool.submit(work) for _ in range(processes)]:
+            future.result()
+    total = sum(counts.values())
+    print(f"{name}: {total} trials: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
+    return not any(counts[kind] for kind in BAD) and counts["refused"] <= bars.refused * total
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "campaigns", nargs="*", default=list(CAMPAIGNS), help=f"of {', '.join(CAMPAIGNS)} (default: all)"
+    )
+    parser.add_argument("--minutes", type=float, default=5, help="for each campaign (default: 5)")
+    parser.add_argument("--seeds", help="the seeds to try instead, separated by commas")
+    parser.add_argument("--processes", type=int, default=2, help="trials at once (default: 2)")
+    options = parser.parse_args()
+    if unknown := set(options.campaigns) - set(CAMPAIGNS):
+        parser.error(f"there is no campaign {', '.join(sorted(unknown))}")
+    well = True
+    for name in options.campaigns:
+        given = [int(seed) for seed in options.seeds.split(",")] if options.seeds else None
+        seeds = iter(given) if given else new_seeds(time.monotonic() + 60 * options.minutes)
+        well &= run(name, seeds, options.processes)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
