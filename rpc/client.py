@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from tvm_coexec.errors import MeasurementError, last_line
-from tvm_coexec.planning.samples import NetworkTimes, Point, PointTimes
+from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
 from .connection import Connection, in_thread
 from .lease import TrackerAddress, request_lease

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from tvm_coexec.bench.steadiness import Turns, Yardstick
 from tvm_coexec.errors import CoexecError, DeviceError, KernelError, last_line
 from tvm_coexec.runtime.device import Device, DeviceChoice
-from tvm_coexec.runtime.steadiness import Turns, Yardstick
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.module import Module

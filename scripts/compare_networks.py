@@ -27,14 +27,14 @@ from reporting import Report, bars, markdown_table, median_us, run_main
 from tqdm import tqdm
 
 import tvm_coexec
-from tvm_coexec import packaging
+from tvm_coexec.bench.steadiness import Turn, Turns, Yardstick
+from tvm_coexec.compiler import packaging
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import Device, DeviceChoice
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.steadiness import Turn, Turns, Yardstick
 from tvm_coexec.runtime.usage import MemoryUse
-from tvm_coexec.target import target_for
 
 SPLITS = {"cpu": "cpu", "gpu": "gpu", "coexec": "predicted"}
 THREADS = (1, 2)

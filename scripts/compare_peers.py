@@ -20,16 +20,17 @@ from linear_model import linear_model
 from peer_process import PeerProcess, engine_cores, save_network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
 
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import AnyLayer, Linear, layer_to_json
-from tvm_coexec.planning.samples import Candidate, Point
+from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Candidate, Point
 from tvm_coexec.runtime.device import DeviceChoice
-from tvm_coexec.target import target_for
-from tvm_coexec.tuner import Tuner, repeats_for
-from tvm_coexec.tuning import open_session, planner
-from tvm_coexec.workloads import NAMED, layers_named
+from tvm_coexec.tuning.session import open_session
+from tvm_coexec.tuning.tuner import Tuner, repeats_for
+from tvm_coexec.tuning.workloads import NAMED, layers_named
 
 ROUNDS = 9
 ENGINES = {"ort1": 1, "ort2": 2}

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from reporting import Report, bars, describe, markdown_table, median_us, run_main
 
+from tvm_coexec.compiler.probes import halved_chain
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.layers import Linear, layer_to_json
-from tvm_coexec.packaging import halved_chain
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.target import target_for
 
 DEPTH = 12
 ROUNDS = 27

@@ -21,8 +21,8 @@ from reporting import run_main
 import tvm_coexec
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.frontends import to_graph
-from tvm_coexec.planning.evaluation import format_table
-from tvm_coexec.workloads import vit_base
+from tvm_coexec.prediction.evaluation import format_table
+from tvm_coexec.tuning.workloads import vit_base
 
 
 def run_digits(digits: Digits, profile: Path, device: str | None) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvm_coexec.runtime.manifest import Source
+from tvm_coexec.compiler.buffers import halos_to_clear
+from tvm_coexec.module.manifest import Source
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.slots import halos_to_clear
 
 NAN = np.float32("nan")
 

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec import schedules
+from tvm_coexec.compiler.packaging import Choice, package
+from tvm_coexec.compiler.probes import single_layer
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Linear
-from tvm_coexec.packaging import Choice, package, single_layer
+from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.runtime.modulefile import Package
-from tvm_coexec.runtime.reference import evaluate
-from tvm_coexec.target import target_for
+from tvm_coexec.verification.reference import evaluate
 
 
 def one_layer(layer: AnyLayer, device: Device) -> Package:

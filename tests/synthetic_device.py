@@ -8,10 +8,10 @@ from functools import lru_cache
 
 from tvm_coexec import schedules
 from tvm_coexec.layers import TILE, Hardware, Linear, Variant
-from tvm_coexec.planning.features import Processor
-from tvm_coexec.planning.predictors import LatencyPredictor, train
-from tvm_coexec.planning.samples import Sample
 from tvm_coexec.planning.split import Overheads
+from tvm_coexec.prediction.features import Processor
+from tvm_coexec.prediction.predictors import LatencyPredictor, train
+from tvm_coexec.profile.records import Sample
 
 HARDWARE = Hardware(64, 32, "cpu", 4096)
 PROCESSOR = Processor(workers=1, core_cache_bytes=1 << 20, shared_cache_bytes=32 << 20)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tvm_coexec
 from tvm_coexec.errors import DeviceError, FileFormatError, InputError, ModelError
-from tvm_coexec.planning.evaluation import Evaluation
+from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
 
 BATCH, WIDTH, HIDDEN = 9, 70, 130

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from tvm_coexec import schedules
+from tvm_coexec.compiler.probes import single_layer
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.layers import Attention, Hardware, Place, layer_from_json, layer_to_json
-from tvm_coexec.packaging import single_layer
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.target import target_for
 
 GPU = Hardware(16, 32, "gpu", 64)
 LAYERS = [

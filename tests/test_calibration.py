@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from test_tuning import FACTS, FakeSession, tuner
 
-from tvm_coexec.calibration import measure_overheads, measure_traffic
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.planning.split import Overheads
 from tvm_coexec.profile import Profile
-from tvm_coexec.target import target_for
-from tvm_coexec.tuner import Tuner
-from tvm_coexec.tuning import processors
+from tvm_coexec.tuning.calibration import measure_overheads, measure_traffic
+from tvm_coexec.tuning.fitting import processors
+from tvm_coexec.tuning.tuner import Tuner
 
 
 class RunningSession(FakeSession):

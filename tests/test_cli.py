@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvm_coexec import cli, kernels
+from tvm_coexec import cli
 from tvm_coexec.cli import devices, doctor
 from tvm_coexec.cli.options import parse_cores
+from tvm_coexec.compiler import kernels
 from tvm_coexec.errors import DeviceError, ToolchainError
 from tvm_coexec.runtime import loader
 from tvm_coexec.runtime.discovery import find_device, list_devices
-from tvm_coexec.workloads import vit_base
+from tvm_coexec.tuning.workloads import vit_base
 
 HEAVY = ("tvm", "xgboost", "pyopencl", "onnx", "numpy")
 

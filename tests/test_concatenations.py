@@ -15,8 +15,8 @@ from reference import evaluate
 import tvm_coexec
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph
+from tvm_coexec.graph.layouts import image_layouts
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, ImageLayout, ImageLayouts, LocalNorm, Pool, Product
-from tvm_coexec.layouts import image_layouts
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.schedules import family, images

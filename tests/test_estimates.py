@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from tvm_coexec.layers import Conv2d, Linear, Pool, Variant
-from tvm_coexec.planning.basetime import BaseTime
-from tvm_coexec.planning.estimates import estimate_us, fit_estimates
-from tvm_coexec.planning.samples import Sample
+from tvm_coexec.prediction.base_time import BaseTime
+from tvm_coexec.prediction.estimates import estimate_us, fit_estimates
+from tvm_coexec.profile.records import Sample
 
 VARIANT = Variant.make("direct", rows=1)
 

@@ -6,8 +6,8 @@ from synthetic_device import HARDWARE, PROCESSOR, variants
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise, Variant
-from tvm_coexec.planning.features import GROUPS, FeatureSet, Halves, Processor, describe
-from tvm_coexec.planning.samples import Sample
+from tvm_coexec.prediction.features import GROUPS, FeatureSet, Halves, Processor, describe
+from tvm_coexec.profile.records import Sample
 from tvm_coexec.schedules import conv2d, family
 
 GPU_VARIANT = Variant.make("direct", rows=4, lanes=4, channel_threads=8, row_threads=8, k_split=1, order=0, unroll=1)

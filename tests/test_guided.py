@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_tuning import FakeSession, tuner
 
-from tvm_coexec.guided import first_candidates, search_variants
 from tvm_coexec.layers import Conv2d, Variant
-from tvm_coexec.planning.features import Halves
-from tvm_coexec.planning.samples import Candidate
+from tvm_coexec.prediction.features import Halves
+from tvm_coexec.profile.records import Candidate
 from tvm_coexec.rpc.client import RefusedError
-from tvm_coexec.tuner import Tuner, training_points
+from tvm_coexec.tuning.guided import first_candidates, search_variants
+from tvm_coexec.tuning.tuner import Tuner, training_points
 
 LAYER = Conv2d(14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
 

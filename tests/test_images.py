@@ -18,9 +18,9 @@ from tvm_coexec.layers import (
     layer_to_json,
 )
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.runtime.reference import evaluate
 from tvm_coexec.schedules import images
 from tvm_coexec.schedules.image_geometry import ImageLayer
+from tvm_coexec.verification.reference import evaluate
 
 TOLERANCE = 3e-6
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tvm_coexec import schedules
-from tvm_coexec.kernels import STITCH_SOURCES, c_compiler, compile_half
+from tvm_coexec.compiler.kernels import compile_half
+from tvm_coexec.compiler.target import Target
+from tvm_coexec.compiler.toolchain import STITCH_SOURCES, c_compiler
 from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, Place, RowWise
-from tvm_coexec.target import Target
 
 CPU_DEVICE = Target((("kind", "llvm"),), Hardware(64, 32, "cpu"))
 GPU = Target((("kind", "llvm"),), Hardware(64, 32, "gpu"))
@@ -27,7 +28,7 @@ def body(source: str) -> str:
 
 
 def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_coexec.kernels.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("tvm_coexec.compiler.kernels.cache_folder", lambda: tmp_path)
     layer = Linear(3, 5, 7, ())
     variant = schedules.linear.default_variant(layer, "gpu", CPU_DEVICE.hardware)
     compiled = compile_half(layer, "gpu", variant, CPU_DEVICE)
@@ -40,12 +41,12 @@ def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypa
 
 
 def test_devices_that_need_the_same_code_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_coexec.kernels.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("tvm_coexec.compiler.kernels.cache_folder", lambda: tmp_path)
     layer, hardware = Linear(3, 5, 7, ()), CPU_DEVICE.hardware
     like = replace(CPU_DEVICE, hardware=replace(hardware, max_group_size=2 * hardware.max_group_size, workers=3))
     variants = {side: schedules.linear.default_variant(layer, side, hardware) for side in ("cpu", "gpu")}
     compiled = {side: compile_half(layer, side, variant, CPU_DEVICE) for side, variant in variants.items()}
-    monkeypatch.setattr("tvm_coexec.kernels._generate", lambda *given: ())
+    monkeypatch.setattr("tvm_coexec.compiler.kernels._generate", lambda *given: ())
     assert {side: compile_half(layer, side, variant, like) for side, variant in variants.items()} == compiled
     for side, other in (("cpu", replace(like, llvm=(("kind", "llvm"), ("mcpu", "x86-64")))), ("gpu", GPU)):
         assert compile_half(layer, side, variants[side], other) == ()

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from small_modules import chain, expected, one_layer
 
 from tvm_coexec import schedules
+from tvm_coexec.compiler.probes import single_layer
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError, KernelError, SyncTimeoutError
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise
-from tvm_coexec.packaging import single_layer
 from tvm_coexec.runtime import executor
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.reference import relative_error
 from tvm_coexec.runtime.steps import add_steps
-from tvm_coexec.target import target_for
+from tvm_coexec.verification.reference import relative_error
 
 LAYERS = [
     Linear(13, 33, 161, ("bias", "gelu")),

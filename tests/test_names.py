@@ -16,12 +16,12 @@ from small_modules import chain_of
 
 import tvm_coexec
 from tvm_coexec.cli import main
+from tvm_coexec.compiler.packaging import package
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.packaging import package
+from tvm_coexec.module.manifest import Manifest
+from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device, open_device
-from tvm_coexec.runtime.manifest import Manifest
-from tvm_coexec.runtime.modulefile import Package
-from tvm_coexec.target import target_for
 
 DEPTH = 3
 OWN_WORDS = ["", "0", "slot 0", "slot 1", "tensor", "constant", "scratch", "cpu", "gpu", "gpu.scratch_0", "input"]

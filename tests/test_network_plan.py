@@ -8,15 +8,16 @@ from synthetic_device import HARDWARE, OVERHEADS, trained
 
 from tvm_coexec import schedules
 from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.graph.dependencies import Read, Work
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
-from tvm_coexec.planning.basetime import BaseTime
-from tvm_coexec.planning.disturbance import Disturbance
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
 from tvm_coexec.planning.plan import LayerPlan
-from tvm_coexec.planning.rehearsal import Rehearsal
 from tvm_coexec.planning.split import Division, Half, Overheads, Planner
 from tvm_coexec.planning.synchronisations import synchronisations
-from tvm_coexec.runtime.program import Read, Work, lower
+from tvm_coexec.prediction.base_time import BaseTime
+from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.profile.trial_runs import Rehearsal
+from tvm_coexec.runtime.program import lower
 
 ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4))) for side in ("cpu", "gpu")}
 

@@ -7,14 +7,14 @@ from small_modules import chain, chain_of, expected
 from test_opaque import token_model
 
 from tvm_coexec.api import plan_graph
+from tvm_coexec.compiler.packaging import package, package_plan
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import Opaque
-from tvm_coexec.packaging import package, package_plan
-from tvm_coexec.runtime.checking import random_params
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.reference import relative_error
-from tvm_coexec.target import target_for
+from tvm_coexec.verification.checking import random_params
+from tvm_coexec.verification.reference import relative_error
 
 
 def test_halves_are_timed_as_they_run_in_the_network(device: Device) -> None:

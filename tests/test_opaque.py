@@ -16,8 +16,8 @@ from tvm_coexec.api import plan_graph
 from tvm_coexec.errors import InputError, ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import Hardware, Opaque, Operand, layer_from_json, layer_to_json
+from tvm_coexec.module.manifest import TensorSpec
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.runtime.manifest import TensorSpec
 
 
 def mixed_model() -> onnx.ModelProto:

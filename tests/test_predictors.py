@@ -7,9 +7,9 @@ from synthetic_device import HARDWARE, PROCESSOR, latency_us, measure, some_laye
 
 from tvm_coexec.errors import FileFormatError, MeasurementError
 from tvm_coexec.layers import Conv2d, Linear, RowWise, Variant, ways_to_divide
-from tvm_coexec.planning import predictors
-from tvm_coexec.planning.basetime import LAYER_TERMS, BaseTime
-from tvm_coexec.planning.evaluation import (
+from tvm_coexec.prediction import predictors
+from tvm_coexec.prediction.base_time import LAYER_TERMS, BaseTime
+from tvm_coexec.prediction.evaluation import (
     FLOPS_REGRESSION,
     FULL,
     WITHOUT_KERNEL,
@@ -18,9 +18,9 @@ from tvm_coexec.planning.evaluation import (
     format_table,
     noise_percent,
 )
-from tvm_coexec.planning.features import Halves
-from tvm_coexec.planning.predictors import LatencyPredictor, train, undisturbed
-from tvm_coexec.planning.samples import Sample
+from tvm_coexec.prediction.features import Halves
+from tvm_coexec.prediction.predictors import LatencyPredictor, train, undisturbed
+from tvm_coexec.profile.records import Sample
 from tvm_coexec.schedules import family
 
 LAYER = Linear(197, 768, 3072)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
 from tvm_coexec.planning.plan import LayerPlan, Plan
-from tvm_coexec.planning.rehearsal import Rehearsal
-from tvm_coexec.planning.samples import Candidate, NetworkTimes, Point, PointTimes, Sample, samples_of
 from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Candidate, NetworkTimes, Point, PointTimes, Sample, samples_of
+from tvm_coexec.profile.trial_runs import Rehearsal
 
 FACTS = {
     "name": "pretended: gpu",
@@ -160,7 +160,7 @@ for number in range(1, 1_000_000):
 
 WRITER_SAMPLES = f"""
 from tvm_coexec.layers import Linear, Variant
-from tvm_coexec.planning.samples import Sample
+from tvm_coexec.profile.records import Sample
 FACTS = {FACTS!r}
 def batch(number):
     layer, variant = Linear(1, 1, 1), Variant("direct")

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvm_coexec.runtime.program import LOOKAHEAD, Lowered, Read, Work, lower, network_reads
+from tvm_coexec.graph.dependencies import Read, Work, network_reads
+from tvm_coexec.runtime.program import LOOKAHEAD, Lowered, lower
 
 
 @st.composite

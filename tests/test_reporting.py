@@ -8,7 +8,7 @@ from reporting import Report, describe
 
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.layers import AnyLayer, Linear, Product, RowWise
-from tvm_coexec.workloads import NAMED, layers_named
+from tvm_coexec.tuning.workloads import NAMED, layers_named
 
 
 @pytest.mark.parametrize("name", NAMED)

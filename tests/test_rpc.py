@@ -20,10 +20,11 @@ import pytest
 from test_tracker import free_port
 
 from tvm_coexec import schedules
+from tvm_coexec.compiler.probes import single_layer
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.layers import Linear
-from tvm_coexec.packaging import single_layer
-from tvm_coexec.planning.samples import Point
+from tvm_coexec.profile.records import Point
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.connection import in_thread
@@ -33,7 +34,6 @@ from tvm_coexec.rpc.server import main as server_main
 from tvm_coexec.rpc.tracker import device_key, local_tracker
 from tvm_coexec.runtime import device as device_module
 from tvm_coexec.runtime.device import DeviceChoice
-from tvm_coexec.target import target_for
 
 KEY = "pretended"
 SHORT_S = 2.0
@@ -147,7 +147,7 @@ def client_process(tracker: TrackerAddress, do: str, session_timeout_s: float, s
     prelude = (
         "import sys\n"
         "import psutil\n"
-        "from tvm_coexec.planning.samples import Point\n"
+        "from tvm_coexec.profile.records import Point\n"
         "from tvm_coexec.rpc.client import Session\n"
         "from tvm_coexec.rpc.tracker import parse_tracker\n"
         f"with Session(parse_tracker(sys.argv[1]), sys.argv[2], session_timeout_s={session_timeout_s}) as session:\n"

@@ -8,7 +8,7 @@ import tvm
 
 from tvm_coexec import schedules
 from tvm_coexec.layers import ACTIVATIONS, ROW_BLOCK, TILE, Hardware, Linear, RowWise, Variant, row_tiles
-from tvm_coexec.runtime.reference import evaluate, relative_error
+from tvm_coexec.verification.reference import evaluate, relative_error
 
 HARDWARE = Hardware(64, 32, "cpu")
 LAYERS = [

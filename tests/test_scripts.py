@@ -12,7 +12,7 @@ import pytest
 from onnx_builder import OnnxBuilder, linear
 from peers import PEERS
 
-from tvm_coexec.planning.evaluation import Evaluation
+from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

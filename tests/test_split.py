@@ -23,9 +23,9 @@ from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.layers import Conv2d, Linear, Variant
 from tvm_coexec.planning.measured import plan_measured
 from tvm_coexec.planning.plan import LayerPlan
-from tvm_coexec.planning.samples import Sample
 from tvm_coexec.planning.split import DOUBT, Overheads, Planner
-from tvm_coexec.planning.traffic import Rates, Traffic
+from tvm_coexec.prediction.memory_model import Rates, Traffic
+from tvm_coexec.profile.records import Sample
 
 
 def planner(split_us=OVERHEADS.split_us, **settings_):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from tvm_coexec.packaging import yardstick
-from tvm_coexec.runtime import steadiness
+from tvm_coexec.bench import steadiness
+from tvm_coexec.bench.steadiness import Turn, Turns, Yardstick
+from tvm_coexec.compiler.probes import yardstick
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.steadiness import Turn, Turns, Yardstick
-from tvm_coexec.target import target_for
 
 
 class Clock:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tvm_coexec.module.manifest import LaunchSpec
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.runtime.manifest import LaunchSpec
 from tvm_coexec.runtime.memory import SvmMemory, reach
 from tvm_coexec.runtime.steps import CHAIN_ENTRY, STAMPS, add_steps
 from tvm_coexec.runtime.stitch import FLAG_WORDS

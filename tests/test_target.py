@@ -4,9 +4,9 @@ import platform
 
 import pytest
 
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.runtime.machine import machine_facts
-from tvm_coexec.target import target_for
 
 OPENCL = {"device_type": "gpu", "max_group_size": 256, "compute_units": 1}
 

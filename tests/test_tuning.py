@@ -9,17 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import FileFormatError, InputError, MeasurementError
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import Linear, Opaque, Operand, RowWise
-from tvm_coexec.planning.evaluation import Evaluation
-from tvm_coexec.planning.samples import Candidate, Point, PointTimes
+from tvm_coexec.planning.from_profile import planner
+from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Candidate, Point, PointTimes
 from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
-from tvm_coexec.target import target_for
-from tvm_coexec.tuner import Tuner, repeats_for, training_points
-from tvm_coexec.tuning import check_layers, planner, rehearse_all, tune
-from tvm_coexec.workloads import linear_test_layers, linear_training_layers, vit_base
+from tvm_coexec.tuning import tune
+from tvm_coexec.tuning.tuner import Tuner, repeats_for, training_points
+from tvm_coexec.tuning.tuning import check_layers, rehearse_all
+from tvm_coexec.tuning.workloads import linear_test_layers, linear_training_layers, vit_base
 
 FACTS = {
     "name": "pocl: test",
@@ -213,7 +215,7 @@ def test_networks_are_rehearsed_in_turn_and_one_that_cannot_be_is_named(
         yield
 
     monkeypatch.setattr("tvm_coexec.tuning.Rehearser", FailingRehearser)
-    monkeypatch.setattr("tvm_coexec.tuning.planner", lambda profile: None)
+    monkeypatch.setattr("tvm_coexec.planning.from_profile.planner", lambda profile: None)
     one = tuner(FakeSession(), tmp_path / "p")
     one.session.for_longer = for_longer  # type: ignore[method-assign, assignment]
     graphs = [Graph({}, [], [name], []) for name in ("first", "second")]

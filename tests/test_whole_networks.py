@@ -11,17 +11,18 @@ from onnx_builder import light_network, random_inputs, run_onnx
 from poison import poison
 
 import tvm_coexec
-from tvm_coexec import schedules, slots
+from tvm_coexec import schedules
+from tvm_coexec.compiler import buffers
+from tvm_coexec.compiler.buffers import halos_to_clear
+from tvm_coexec.compiler.packaging import Choice, package
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
+from tvm_coexec.graph.dependencies import Read, Work, waits_of
 from tvm_coexec.layers import by_lines
-from tvm_coexec.packaging import Choice, package
+from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.modulefile import Package
-from tvm_coexec.runtime.program import Read, Work, waits_of
 from tvm_coexec.runtime.usage import memory_use
-from tvm_coexec.slots import halos_to_clear
-from tvm_coexec.target import target_for
 
 SMALL = {
     "resnet18": {"size": 64, "width": 1 / 4, "classes": 10},
@@ -38,8 +39,8 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def all_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks have little memory to share, for which no halo would be cleared, and nobody would wait."""
-    monkeypatch.setattr(slots, "_CLEARING_WORDS", 0)
-    monkeypatch.setattr(slots, "_WAITING_WORDS", 0)
+    monkeypatch.setattr(buffers, "_CLEARING_WORDS", 0)
+    monkeypatch.setattr(buffers, "_WAITING_WORDS", 0)
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -136,7 +137,7 @@ def test_where_waits_are_cheap_they_save_memory(device: Device, monkeypatch: pyt
     assert sum(map(len, shared)) > sum(map(len, needed))
     assert error(module, inputs, expected) < 1e-4
     assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
-    monkeypatch.setattr(slots, "_WAITING_WORDS", 1 << 40)
+    monkeypatch.setattr(buffers, "_WAITING_WORDS", 1 << 40)
     without = memory_use(packaged_at_random(model, device, seed=0, lines=1.0).manifest, held_by_threads=0)
     assert without.activation_bytes > module.memory.activation_bytes
 

@@ -13,7 +13,7 @@ from onnx.numpy_helper import from_array
 
 from tvm_coexec.errors import FileFormatError, InputError
 from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Pool, Product
-from tvm_coexec.workloads import (
+from tvm_coexec.tuning.workloads import (
     NAMED,
     conv2d_training_layers,
     images_training_layers,

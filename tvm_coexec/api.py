@@ -7,23 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import schedules
+from .compiler.packaging import package_plan
+from .compiler.target import target_for
 from .errors import InputError
 from .frontends import to_graph
 from .graph import Graph, Node
 from .layers import AnyLayer, Hardware, ways_to_divide
-from .packaging import package_plan
-from .planning.disturbance import Disturbance
+from .planning.from_profile import planner
 from .planning.measured import plan_measured
 from .planning.network import assemble, plan_network
 from .planning.plan import LayerPlan, Plan, no_gpu_kernels
-from .planning.samples import Sample
 from .planning.split import Overheads, Planner
+from .prediction.noise import Disturbance
 from .profile import Profile
+from .profile.records import Sample
 from .runtime.device import Device, open_device
 from .runtime.executor import TIMEOUT_S
 from .runtime.module import Module
-from .target import target_for
-from .tuning import measure_splits, planner
+from .tuning.splits import measure_splits
 
 if TYPE_CHECKING:
     from .frontends import Model

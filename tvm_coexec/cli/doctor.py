@@ -83,10 +83,10 @@ class _Report:
 
 
 def _c_compiler() -> str:
-    from tvm_coexec import kernels
+    from tvm_coexec.compiler.toolchain import c_compiler, link
 
-    compiler = kernels.c_compiler()
-    kernels.link([])
+    compiler = c_compiler()
+    link([])
     return f"{compiler} builds the runtime's C code"
 
 

@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(*, model: str, profile: Path, out: Path | None) -> int:
     from tvm_coexec.frontends import to_graph
+    from tvm_coexec.planning.from_profile import planner
     from tvm_coexec.planning.network import plan_network
     from tvm_coexec.profile import Profile
-    from tvm_coexec.tuning import planner
 
     check_out(out)
     with Profile.open(profile) as opened:

@@ -63,9 +63,9 @@ def run(
     tracker: str | None,
     key: str | None,
 ) -> int:
-    from tvm_coexec.planning.evaluation import format_table
+    from tvm_coexec.prediction.evaluation import format_table
     from tvm_coexec.tuning import tune
-    from tvm_coexec.workloads import MODEL_SUFFIXES, layers_named
+    from tvm_coexec.tuning.workloads import MODEL_SUFFIXES, layers_named
 
     models = [name for name in layers if Path(name).suffix in MODEL_SUFFIXES]
     evaluations = tune(

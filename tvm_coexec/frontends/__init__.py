@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
+from tvm_coexec.graph.layouts import fit_images
+
 from ..errors import ModelError
 from ..graph import Graph
-from ..layouts import fit_images
 
 if TYPE_CHECKING:
     import onnx

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..graph import AnyLayer, Graph, Image, Node, Tensor
+from tvm_coexec.graph import Graph, Image, Node, Tensor
+from tvm_coexec.graph.graph import AnyLayer
+
 from ..layers import Attention, Concat, Conv2d, Linear, Opaque, parameter_dtype
 from .trace import Source, claim_name
 

@@ -13,8 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from tvm_coexec.graph import Graph
+from tvm_coexec.graph.graph import AnyLayer
+
 from ..errors import ModelError
-from ..graph import AnyLayer, Graph
 from ..layers import ACTIVATIONS, Conv2d, Linear, RowWise
 from . import fuse_images, fuse_rows
 from .drafts import Affine, Draft, DraftTensor, finish_graph, identity_weights

@@ -8,10 +8,10 @@ import numpy as np
 
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.prediction.predictors import undisturbed
+from tvm_coexec.profile.records import Sample
 
 from .plan import LayerPlan
-from .predictors import undisturbed
-from .samples import Sample
 from .split import Division, Half, Overheads, side_alone
 
 

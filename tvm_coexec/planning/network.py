@@ -11,15 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tvm_coexec.graph import Graph, Node
+from tvm_coexec.graph.dependencies import Read, needs_other, network_reads
 from tvm_coexec.layers import AnyLayer, ways_to_divide
-from tvm_coexec.runtime.program import Read, needs_other, network_reads
+from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.profile.trial_runs import Rehearsal, fingerprint
 
-from .disturbance import Disturbance
 from .plan import LayerPlan, Plan, no_gpu_kernels
-from .rehearsal import Rehearsal, best_plan, fingerprint
-from .schedule import Costs, Option, Written, search, simulate
+from .simulation import Costs, Option, Written, search, simulate
 from .split import DOUBT, Division, Overheads, Planner
 from .synchronisations import synchronisations
+from .trial_runs import best_plan
 
 _NEIGHBOURS = (0, -1, 1, -2, 2, -4, 4, -8, 8, -16, 16)
 """Places beside the balanced split, among a layer's splits, that are tried: uneven ones let a side catch up."""

@@ -11,17 +11,17 @@ from tvm_coexec import schedules
 from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
+from tvm_coexec.prediction.base_time import BaseTime
+from tvm_coexec.prediction.estimates import estimate_us
+from tvm_coexec.prediction.features import Halves
+from tvm_coexec.prediction.memory_model import Traffic, packed_bytes, packing
+from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.prediction.predictors import LatencyPredictor
+from tvm_coexec.prediction.surroundings import Surroundings
+from tvm_coexec.profile.records import VariantSets
+from tvm_coexec.profile.trial_runs import Rehearsal
 
-from .basetime import BaseTime
-from .disturbance import Disturbance
-from .estimates import estimate_us
-from .features import Halves
 from .plan import LayerPlan
-from .predictors import LatencyPredictor
-from .rehearsal import Rehearsal
-from .samples import VariantSets
-from .surroundings import Surroundings
-from .traffic import Traffic, packed_bytes, packing
 
 SPLIT_MARGIN = 0.05
 """A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tvm_coexec.graph.dependencies import Read, Work, needs_other, waits_of
 from tvm_coexec.layers import AnyLayer
-from tvm_coexec.runtime.program import Read, Work, needs_other, waits_of
 
 from .plan import LayerPlan, Sync
 

@@ -1,0 +1,1 @@
+"""Run a module: OpenCL devices, shared memory, the stitch and what prepares it."""

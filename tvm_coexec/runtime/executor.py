@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, KernelError, SyncTimeoutError, first_line
+from tvm_coexec.graph.dependencies import Read
+from tvm_coexec.module.manifest import ArgumentSpec, LaunchSpec, Manifest, Source, StepSpec, TensorSpec
 
 from . import stitch
-from .manifest import ArgumentSpec, LaunchSpec, Manifest, Source, StepSpec, TensorSpec
 from .memory import Block, SvmMemory, memory_for, reach
 from .prepared import Prepared
-from .program import Read
 from .steps import CHAIN_ENTRY, SteppedSource, add_steps
 from .sync import SyncKernels, build_newest
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import DeviceError, first_line
+from tvm_coexec.module.manifest import Memory
 
-from .manifest import Memory
 from .stitch import opencl_loader
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, InputError
+from tvm_coexec.module.manifest import Source
+from tvm_coexec.module.package import Package
+from tvm_coexec.verification import checking
 
-from . import checking, timing
+from . import timing
 from .device import Device, open_device
 from .executor import TIMEOUT_S, Event, Executor
 from .machine import check_cpu
-from .manifest import Source
-from .modulefile import Package
 from .prepared import Prepared, check_split
 from .usage import MemoryUse, memory_use
 

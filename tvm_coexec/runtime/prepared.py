@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import DeviceError, InputError, KernelError, SyncTimeoutError
+from tvm_coexec.graph.dependencies import Read, Work
 from tvm_coexec.layers import ROW_BLOCK
+from tvm_coexec.module.manifest import HalfSpec, LaunchSpec, StepSpec, TensorSpec
 
 from . import stitch
-from .manifest import HalfSpec, LaunchSpec, StepSpec, TensorSpec
-from .program import Call, Command, Lowered, Operation, Read, Work, lower
+from .program import Call, Command, Lowered, Operation, lower
 from .steps import STAMPS
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .manifest import LaunchSpec
+from tvm_coexec.module.manifest import LaunchSpec
+
 from .sync import FLAGS_SOURCE
 
 CHAIN_ENTRY = "coexec_chain"

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tvm_coexec.graph.dependencies import Read
+
 from .executor import Event, Executor
 from .prepared import Prepared
-from .program import Operation, Read
+from .program import Operation
 
 _GPU_CHAIN_US = 2000.0
 """Length of a chain of layers whose start and end hardly count."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .manifest import Manifest, Source, lifetimes
+from tvm_coexec.module.manifest import Manifest, Source, lifetimes
 
 _WORD_BYTES = 4
 

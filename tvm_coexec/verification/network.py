@@ -168,9 +168,10 @@ def _visible(graph: Graph) -> Iterator[str]:
 
 def _with_outputs(graph: Graph, module: Module, names: Sequence[str]) -> Module:
     """The module's network, divided in the same way, with further outputs."""
-    from ..packaging import package_plan
+    from tvm_coexec.compiler.packaging import package_plan
+    from tvm_coexec.compiler.target import target_for
+
     from ..runtime.module import Module
-    from ..target import target_for
 
     facts = module.device.facts()
     outputs = [*graph.outputs, *dict.fromkeys(names)]

@@ -1,0 +1,169 @@
+"""Rehearsing on a device that only pretends: better plans win, the last stored run is by the best, runs are resumed."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_network_plan import network, planner, planner_of_measured
+from test_tuning import FACTS
+
+from tvm_coexec.compiler.target import target_for
+from tvm_coexec.errors import MeasurementError
+from tvm_coexec.layers import Linear, Variant, parameter_shapes
+from tvm_coexec.planning.plan import Plan
+from tvm_coexec.planning.split import Planner
+from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import NetworkTimes
+from tvm_coexec.profile.trial_runs import Rehearsal, fingerprint
+from tvm_coexec.rpc.client import RefusedError
+from tvm_coexec.tuning.trial_runs import MOST_RUNS, Rehearser
+
+GRAPH = network(*[Linear(48, 256, 256)] * 3)
+GRAPH.outputs.append("t2")
+for node in GRAPH.nodes:
+    node.params = {name: np.ones(shape, np.float32) for name, shape in parameter_shapes(node.layer).items()}
+TARGET = target_for(FACTS)
+
+Times = Callable[[Plan], tuple[float, list[tuple[float, float]]]]
+"""Of a whole run, and for each layer of its CPU half and its GPU half; 0 where there is none."""
+
+
+class FakeSession:
+    """Runs plans as ``times`` says."""
+
+    def __init__(self, times: Times) -> None:
+        self.times = times
+        self.asked: list[list[Plan]] = []
+
+    def rehearse(
+        self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
+    ) -> list[NetworkTimes]:
+        assert yardstick not in modules
+        self.asked.append([plan_in(module) for module in modules])
+        assert max(map(len, modules)) < 4 * 256 * 256, "weights are not sent"
+        answers = []
+        for plan in self.asked[-1]:
+            run_us, halves_us = self.times(plan)
+            count = rounds * timelines
+            halves = tuple(((cpu,) * count if cpu else (), (gpu,) * count if gpu else ()) for cpu, gpu in halves_us)
+            answers.append(NetworkTimes((run_us,) * rounds * repeats, halves))
+        return answers
+
+
+def plan_in(module: bytes) -> Plan:
+    with zipfile.ZipFile(BytesIO(module)) as archive:
+        return Plan.from_json(json.loads(archive.read("manifest.json"))["plan"])
+
+
+def slow_gpu(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
+    """A unit takes 10 us on the CPU and 30 us on the GPU, whatever was planned, and the sides wait for each other."""
+    halves_us = [(10.0 * layer.cpu_units, 30.0 * layer.gpu_units) for layer in plan.layers]
+    return sum(map(max, halves_us)), halves_us
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Iterator[Profile]:
+    with Profile.create(tmp_path / "p", {**FACTS, "label": "pretended"}) as opened:
+        yield opened
+
+
+def rehearse_with(
+    session: Any, profile: Profile, mechanism: str = "svm", plans: Planner | None = None
+) -> list[Rehearsal]:
+    rehearser = Rehearser(plans or planner(), session, profile, TARGET, {**profile.facts, "mechanism": mechanism})
+    runs = list(rehearser.rehearse(GRAPH))
+    stored = profile.rehearsals()[fingerprint(GRAPH)]
+    assert runs[-1] == stored[-1] and len(runs) <= MOST_RUNS
+    return stored
+
+
+def test_plans_learn_until_nothing_better_comes_and_the_last_run_is_by_the_best(profile: Profile) -> None:
+    session = FakeSession(slow_gpu)
+    runs = rehearse_with(session, profile)
+    first, *duels, last = session.asked
+    assert len(first) == len(last) == 1 and all(len(duel) == 2 for duel in duels) and duels
+    assert last[0].layers == runs[-1].plan.layers
+    assert runs[-1].usual_us == min(run.usual_us for run in runs) < runs[0].usual_us
+    assert sum(layer.gpu_units for layer in runs[-1].plan.layers) < sum(layer.gpu_units for layer in first[0].layers)
+
+
+def test_a_kernel_that_is_better_in_the_network_than_alone_is_found(profile: Profile) -> None:
+    usual: list[Variant | None] = []
+
+    def better_than_usual(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
+        usual[:] = usual or [plan.layers[0].cpu]
+        halves_us = [
+            (layer.cpu_units * (10.0 if layer.cpu == usual[0] else 6.0), layer.gpu_units * 30.0)
+            for layer in plan.layers
+        ]
+        return sum(map(max, halves_us)), halves_us
+
+    session = FakeSession(better_than_usual)
+    runs = rehearse_with(session, profile, plans=planner_of_measured(GRAPH))
+    assert all(layer.cpu not in (None, usual[0]) for layer in runs[-1].plan.layers)
+    assert len(session.asked) <= MOST_RUNS
+    moments = [run.rehearsed_at for run in runs]
+    assert [moments.count(moment) for moment in dict.fromkeys(moments)] == [len(plans) for plans in session.asked]
+
+
+def test_a_worse_plan_does_not_win(profile: Profile) -> None:
+    seen: list[Plan] = []
+
+    def ever_slower(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
+        seen.extend([plan] if plan.layers not in [one.layers for one in seen] else [])
+        place = [one.layers for one in seen].index(plan.layers)
+        return 100.0 * (1 + place), slow_gpu(plan)[1]
+
+    runs = rehearse_with(FakeSession(ever_slower), profile)
+    assert len(seen) > 1
+    assert runs[-1].plan.layers == seen[0].layers and runs[-1].usual_us == 100.0
+
+
+def test_a_burst_of_other_work_does_not_decide(profile: Profile) -> None:
+    class Disturbed(FakeSession):
+        def rehearse(
+            self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
+        ) -> list[NetworkTimes]:
+            answers = super().rehearse(modules, yardstick, rounds=rounds, repeats=repeats, timelines=timelines)
+            if len(answers) == 1:
+                return answers
+            before, new = (np.array(answer.latency_us) for answer in answers)
+            new[: len(new) // rounds * 3] *= 50  # of its eight turns
+            return [replace(one, latency_us=tuple(us)) for one, us in zip(answers, (before, new), strict=True)]
+
+    disturbed = rehearse_with(Disturbed(slow_gpu), profile)
+    assert disturbed[-1].plan.layers != disturbed[0].plan.layers
+
+
+def test_a_second_rehearsal_goes_on_from_the_first(profile: Profile) -> None:
+    before = rehearse_with(FakeSession(slow_gpu), profile)
+    session = FakeSession(slow_gpu)
+    after = rehearse_with(session, profile)
+    assert after[: len(before)] == before
+    assert session.asked[0][0].layers == before[-1].plan.layers, "the best so far takes part"
+
+
+def test_runs_by_another_mechanism_are_left_alone(profile: Profile) -> None:
+    rehearse_with(FakeSession(slow_gpu), profile)
+    session = FakeSession(slow_gpu)
+    runs = rehearse_with(session, profile, mechanism="event")
+    assert len(session.asked[0]) == 1
+    assert {run.plan.mechanism for run in runs} == {"svm", "event"} and runs[-1].plan.mechanism == "event"
+
+
+def test_what_was_rehearsed_before_a_failure_stays(profile: Profile) -> None:
+    class Failing(FakeSession):
+        def rehearse(self, modules: Sequence[bytes], yardstick: bytes, **settings: int) -> Any:
+            if self.asked:
+                raise RefusedError("out of memory")
+            return super().rehearse(modules, yardstick, **settings)
+
+    with pytest.raises(MeasurementError, match="out of memory"):
+        rehearse_with(Failing(slow_gpu), profile)
+    assert len(profile.rehearsals()[fingerprint(GRAPH)]) == 1

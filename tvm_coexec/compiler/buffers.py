@@ -1,0 +1,150 @@
+"""Which activations share memory: slots, planned by liveness for the CPU's and the GPU's program together.
+
+The halo of an image has to be zero. Where only tensors with halos in the same places share a slot, no kernel ever
+writes there; of the others, each is cleared again whenever it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tvm_coexec.module.manifest import StepSpec, TensorSpec, lifetimes
+
+_CLEARING_WORDS = 8192
+"""A slot may grow by so many words, 32 KiB, to spare the clearing of a halo: one kernel more in every run."""
+
+_WAITING_WORDS = 131072
+"""By so many, 512 KiB, to spare a wait for the other side, which seldom is that far behind: memory that no cache holds
+any more takes longer."""
+
+Geometry = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A tensor in a slot: its words, the last step that needs it, and where its halo is."""
+
+    words: int
+    last: int
+    geometry: Geometry
+
+
+@dataclass
+class _Slot:
+    """A piece of memory, and the tensors in it, in their order."""
+
+    number: int
+    uses: list[_Use] = field(default_factory=list)
+
+    @property
+    def words(self) -> int:
+        return max((use.words for use in self.uses), default=0)
+
+    @property
+    def needed_until(self) -> int:
+        return self.uses[-1].last
+
+    def last_use(self, words: int) -> int:
+        """The last step that used so many words: the later it was, the more of them a cache still holds."""
+        return max((use.last for use in self.uses if use.words >= words), default=-1)
+
+    def cost_words(self, words: int, geometry: Geometry, *, waits: bool) -> int:
+        """By what the slot grows for one tensor more; what the halos to clear count that it adds, and a wait."""
+        geometries = [use.geometry for use in self.uses]
+        more = _to_clear([*geometries, geometry]) - _to_clear(geometries)
+        return max(words - self.words, 0) + _CLEARING_WORDS * more + _WAITING_WORDS * waits
+
+
+def _to_clear(geometries: Sequence[Geometry]) -> int:
+    """How many of the tensors that share a slot have a halo that does not stay zero."""
+    return sum(one is not None for one in geometries) if len(set(geometries)) > 1 else 0
+
+
+def assign_slots(
+    tensors: Sequence[TensorSpec],
+    steps: Sequence[StepSpec],
+    words: Mapping[str, int],
+    kept: Collection[str],
+    *,
+    may_wait: bool,
+) -> tuple[TensorSpec, ...]:
+    """Give every tensor a slot that holds nothing else while the tensor is needed.
+
+    Where waits are cheap, a side may have to wait until the other needs a slot no more: not for the step just before.
+
+    All parts of a whole have its slot, from when the first is written until none is needed any more.
+
+    Parameters
+    ----------
+    words
+        Of four bytes: how much memory each tensor needs.
+    kept
+        Tensors with a slot of their own: what the user writes and reads between runs.
+    may_wait
+        Whether a wait is worth the memory that it saves.
+    """
+    lives, free_since = lifetimes(tensors, steps), _free_since(tensors, steps)
+    needed = dict.fromkeys(lives, 0)
+    for tensor in tensors:
+        needed[tensor.outermost] = max(needed[tensor.outermost], words[tensor.name])
+    slots: list[_Slot] = []
+    numbers: dict[str, int] = {}
+    wholes = [tensor for tensor in tensors if not tensor.wholes]
+    for tensor in sorted(wholes, key=lambda tensor: lives[tensor.name][0]):
+        name, (first, last) = tensor.name, lives[tensor.name]
+        since = -1 if name in kept else free_since[name]
+        after_wait = max(since, first - 2) if may_wait and name not in kept else since
+        slot = _free_slot(slots, tensor.halo_geometry, needed[name], (since, after_wait))
+        slot.uses.append(_Use(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry))
+        numbers[name] = slot.number
+    return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
+
+
+def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dict[str, int]:
+    """For each tensor that is no part of another: the step after which its memory must not have been needed, or a side
+    may have to wait.
+
+    It is the last one that both sides have done whenever a step writes into the tensor, if all steps are divided,
+    so that none has to wait for the sake of memory. Where a step reads all channels, it has waited for whatever
+    wrote them; where it stays on its side's own channels or lines, for no more than their writer had.
+    """
+    named = {tensor.name: tensor for tensor in tensors}
+    written: dict[str, int] = {}
+    awaited: list[int] = []
+    since: dict[str, int] = {}
+    for number, step in enumerate(steps, 1):
+        read = {name: written[name] for name in step.inputs if name in written}
+        followed = {name for name in step.local_inputs if name in read and steps[read[name] - 1].axis == step.axis}
+        known = (awaited[writer - 1] if name in followed else writer for name, writer in read.items())
+        awaited.append(max(known, default=0))
+        output = named[step.output]
+        written |= dict.fromkeys((output.name, *output.wholes), number)
+        since[output.outermost] = min(since.get(output.outermost, number), awaited[-1])
+    return since
+
+
+def _free_slot(slots: list[_Slot], geometry: Geometry, words: int, free: tuple[int, int]) -> _Slot:
+    """The cheapest of a new slot and of those that are free since a step, or since another for a side that waits.
+
+    Of equals it is the last used.
+    """
+    new, (since, after_wait) = _Slot(len(slots)), free
+
+    def order(slot: _Slot) -> tuple[int, int, int]:
+        waits = bool(slot.uses) and slot.needed_until > since
+        return (slot.cost_words(words, geometry, waits=waits), -slot.last_use(words), slot.words)
+
+    found = min([*(slot for slot in slots if slot.needed_until <= after_wait), new], key=order)
+    if found is new:
+        slots.append(new)
+    return found
+
+
+def halos_to_clear(tensors: Sequence[TensorSpec]) -> set[str]:
+    """Of the tensors with slots, and their parts, those whose halo must be cleared whenever they are written."""
+    geometries: dict[int | None, list[Geometry]] = {}
+    for tensor in tensors:
+        if not tensor.wholes:
+            geometries.setdefault(tensor.slot, []).append(tensor.halo_geometry)
+    return {tensor.name for tensor in tensors if tensor.halo_geometry and _to_clear(geometries[tensor.slot])}

@@ -1,0 +1,206 @@
+"""Compiles halves: LLVM object code for the CPU, OpenCL source for the GPU. What was compiled once is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from tvm_coexec import layers, schedules
+from tvm_coexec.errors import KernelError, last_line
+from tvm_coexec.layers import AnyLayer, ImageLayouts, Variant, layer_to_json
+from tvm_coexec.schedules.dispatch import Dispatch
+
+from .target import Target
+
+if TYPE_CHECKING:
+    from tvm_coexec.schedules.frame import Launch
+    from tvm_coexec.schedules.halo import Halo
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled kernel of a half.
+
+    Parameters
+    ----------
+    code
+        An object file or OpenCL source.
+    operands
+        Name, shape and type of each buffer, in the order of the arguments.
+    """
+
+    symbol: str
+    side: str
+    code: bytes
+    operands: tuple[tuple[str, tuple[int, ...], str], ...]
+    dispatch: Dispatch
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    return Path(platformdirs.user_cache_path("tvm-coexec"))
+
+
+def compile_half(
+    layer: AnyLayer, side: str, variant: Variant, target: Target, layouts: ImageLayouts | None = None
+) -> tuple[Kernel, ...]:
+    """Compile the kernels of one half in the order in which they run, or take them from the cache.
+
+    Raises
+    ------
+    KernelError
+        The variant does not compile for this layer and target.
+    """
+    return _from_cache(
+        [layer_to_json(layer), variant.to_json(), repr(layouts)],
+        f"{layer.op}_{side}",
+        side,
+        target,
+        lambda: schedules.family(layer).build(layer, side, variant, layouts),
+        f"variant {variant} of {layer}",
+    )
+
+
+def compile_clearing(halo: Halo, side: str, target: Target) -> tuple[Kernel, ...]:
+    """Compile the kernel that clears an image's halo, or take it from the cache."""
+    return _from_cache(
+        [repr(halo)],
+        f"halo_{side}",
+        side,
+        target,
+        lambda: (schedules.halo.build(halo, side),),
+        f"the clearing of {halo}",
+    )
+
+
+def _from_cache(
+    described: list[Any], name: str, side: str, target: Target, build: Callable[[], Sequence[Launch]], what: str
+) -> tuple[Kernel, ...]:
+    """What was compiled of the same description, else what is compiled now; ``name`` begins the symbols."""
+    key = json.dumps([name, *described, target.key(side), _generator_key()])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    kept = cache_folder() / digest[-2:] / digest
+    if kept.exists():
+        found = _from_bytes(kept.read_bytes(), side)
+        if found:
+            return found
+    kernels = _generate(build, side, target, f"{name}_{digest}", what)
+    _write_whole(kept, _to_bytes(kernels))
+    return kernels
+
+
+def _to_bytes(kernels: Sequence[Kernel]) -> bytes:
+    """A line that describes the kernels, then the code of each."""
+    heads = [
+        {"symbol": k.symbol, "bytes": len(k.code), "operands": k.operands, "dispatch": asdict(k.dispatch)}
+        for k in kernels
+    ]
+    return b"\n".join([json.dumps(heads).encode(), b"".join(kernel.code for kernel in kernels)])
+
+
+def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
+    """What :func:`_to_bytes` was given; nothing where the file was cut off, as a loss of power leaves it."""
+    line, _, rest = content.partition(b"\n")
+    kernels = []
+    try:
+        heads = json.loads(line)
+    except ValueError:
+        return ()
+    if sum(head["bytes"] for head in heads) != len(rest):
+        return ()
+    for head in heads:
+        code, rest = rest[: head["bytes"]], rest[head["bytes"] :]
+        operands = tuple((name, tuple(shape), dtype) for name, shape, dtype in head["operands"])
+        dispatch = Dispatch(**head["dispatch"] | {key: tuple(head["dispatch"][key]) for key in ("grid", "group")})
+        kernels.append(Kernel(head["symbol"], side, code, operands, dispatch))
+    return tuple(kernels)
+
+
+@cache
+def _generator_key() -> str:
+    """Changes with TVM and with every line of the schedules, of the layers that they compute, and of this file."""
+    digest = hashlib.sha256(importlib.metadata.version("apache-tvm").encode() + Path(__file__).read_bytes())
+    for folder in (*schedules.__path__, *layers.__path__):
+        for path in sorted(Path(folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+        partial.write(content)
+    Path(partial.name).replace(path)
+
+
+def _generate(
+    build: Callable[[], Sequence[Launch]], side: str, target: Target, name: str, what: str
+) -> tuple[Kernel, ...]:
+    import tvm
+
+    kernels = []
+    try:
+        for number, launch in enumerate(build()):
+            symbol = f"{name}_{number}"
+            named = tvm.IRModule({symbol: launch.module["main"].with_attr("global_symbol", symbol)})
+            operands = tuple((operand.name, tuple(operand.shape), operand.dtype) for operand in launch.operands)
+            roles = [role for role, _, _ in operands]
+            code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
+            kernels.append(Kernel(symbol, side, code, operands, launch.dispatch))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise KernelError(f"{what} does not compile: {last_line(error)}") from error
+    return tuple(kernels)
+
+
+def _object_code(module: Any, target: Target) -> bytes:
+    import tvm
+
+    compiled = tvm.compile(module, target=tvm.target.Target(dict(target.llvm)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.o"
+        compiled.mod.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str]) -> bytes:
+    """The kernel's source; its arguments must be the buffers, then begin and count."""
+    import tvm
+
+    from tvm_coexec.schedules.fetching import with_fetch
+
+    compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
+    source: str = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
+    declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
+    arguments = declarations[0].split(",") if len(declarations) == 1 else []
+    names = [argument.replace("*", " ").split()[-1] for argument in arguments]
+    expected = [f"p{place:02d}_{role}_ptr" for place, role in enumerate(roles)] + ["begin", "count"]
+    if names != expected:
+        raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
+    if target.hardware.opencl_type == "cpu":
+        source = _with_wide_indices(source, symbol)
+    return with_fetch(source).encode()
+
+
+def _with_wide_indices(source: str, symbol: str) -> str:
+    """The kernel with indices of 64 bits, which a CPU adds to addresses as they are.
+
+    Compilers extend those of 32 bits at every access, since they lose track of what does not overflow: depthwise and
+    direct convolutions take 20 to 30 % longer. Kernels of integer data stay as they are, and those with a ``select``,
+    whose condition must be as wide as what it selects.
+    """
+    head, opening, definition = source.rpartition(f"__kernel void {symbol}_kernel(")
+    parameters, brace, body = definition.partition("{")
+    if re.search(r"\bint\d*\s*\*|\bselect\(", definition):
+        return source
+    body = re.sub(r"\bint\b", "long", body).replace("convert_int(", "convert_long(")
+    return f"{head}{opening}{parameters}{brace}{body}"

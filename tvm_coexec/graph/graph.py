@@ -1,0 +1,271 @@
+"""A model as the rest of the product sees it: layers in execution order, joined by named tensors.
+
+Nothing here knows where a model came from or what will run it, and only numpy is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.layers import (
+    TILE,
+    AnyLayer,
+    Conv2d,
+    LocalNorm,
+    Opaque,
+    Pool,
+    parameter_dtype,
+    parameter_shapes,
+    reads_locally,
+)
+
+Image = tuple[int, int, int, int]
+"""Sizes of an image as kernels see it: batch, height, width, channels."""
+
+
+@dataclass
+class Tensor:
+    """An activation, or one of the model's inputs or outputs.
+
+    Layers see rows of channels. An image is ``batch · height · width`` such rows, one for each pixel.
+
+    Attributes
+    ----------
+    name
+        Unique in its graph.
+    shape
+        Of an input or output: as the model's user sees it. Of any other image: the same as ``image``.
+    channel_axes
+        Trailing axes that together form the channels. It is 1 unless a model flattens one of its inputs, or
+        unflattens or squeezes one of its outputs: ``[8, 1, 28, 28]`` read as 8 rows of 784 has 3, ``[8]`` read as
+        8 rows of 1 has 0. It means nothing if ``channels_first``.
+    image
+        Batch, height, width and channels, if any layer reads or writes the tensor as an image.
+    channels_first
+        The elements of ``shape`` are in the order batch, channels, height, width (``shape`` itself may have other axes,
+        such as those of a flattened image). Only inputs and outputs can be so: they are reordered on their way in
+        and out, and every other tensor has its channels last.
+    dtype
+        Of the elements; only opaque layers take others than float32.
+    whole, first_channel
+        The image that this one is part of, and where its channels begin there. No node writes a whole: it is there
+        when its parts are, which lie in its memory.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channel_axes: int = 1
+    image: Image | None = None
+    channels_first: bool = False
+    dtype: str = "float32"
+    whole: str | None = None
+    first_channel: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the two-dimensional view that layers work on."""
+        if self.image is not None:
+            return math.prod(self.image[:3])
+        return math.prod(self.shape[: len(self.shape) - self.channel_axes])
+
+    @property
+    def channels(self) -> int:
+        """Columns of the two-dimensional view that layers work on."""
+        if self.image is not None:
+            return self.image[3]
+        return math.prod(self.shape[len(self.shape) - self.channel_axes :])
+
+
+@dataclass
+class Node:
+    """One layer, the tensors that it reads and writes, and its constant operands.
+
+    ``params`` are contiguous, and float32 but for those of opaque layers: ``weights`` ``[k, n]`` of a linear layer and
+    ``[out, in / groups, height, width]`` of a convolution, ``gamma`` and ``beta`` ``[n]`` of ``layer_norm``, and
+    ``bias`` ``[n]`` of any layer whose epilogue has the step ``bias``. ``residual`` names the tensor that the
+    epilogue's step ``residual`` adds, ``others`` those that a concatenation puts behind ``input``, the second factor
+    of a product, or the further operands of an opaque layer.
+    """
+
+    name: str
+    layer: AnyLayer
+    input: str
+    residual: str | None
+    output: str
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the tensors that the node reads."""
+        return (self.input, *self.others, *(() if self.residual is None else (self.residual,)))
+
+    @property
+    def local_reads(self) -> tuple[str, ...]:
+        """Those of which a unit of the layer needs the same unit alone, if they are divided as the layer is."""
+        others = (self.input, *self.others)
+        local = others if reads_locally(self.layer, "input") else ()
+        if self.residual is not None and (local or self.residual not in others):
+            local = (*local, self.residual)
+        return tuple(dict.fromkeys(local))
+
+
+@dataclass
+class Graph:
+    """Nodes in an order in which they can run, and every tensor that they touch."""
+
+    tensors: dict[str, Tensor]
+    inputs: list[str]
+    outputs: list[str]
+    nodes: list[Node]
+
+    def consumers(self, tensor: str) -> list[Node]:
+        """Nodes that read ``tensor``, in execution order."""
+        return [node for node in self.nodes if tensor in node.reads]
+
+    def parts(self, tensor: str) -> list[str]:
+        """Tensors that are part of ``tensor``, in the order of their channels."""
+        found = [part for part in self.tensors.values() if part.whole == tensor]
+        return [part.name for part in sorted(found, key=lambda part: part.first_channel)]
+
+    def wholes(self, tensor: str) -> tuple[str, ...]:
+        """What ``tensor`` is part of, what that is part of, and so on."""
+        whole = self.tensors[tensor].whole
+        return () if whole is None else (whole, *self.wholes(whole))
+
+    def without_weights(self) -> Graph:
+        """The same graph without the parameters that random numbers may stand for: all but those of opaque layers."""
+        nodes = [node if isinstance(node.layer, Opaque) else replace(node, params={}) for node in self.nodes]
+        return replace(self, nodes=nodes)
+
+    def validate(self) -> None:
+        """Check that the graph can run as it is written.
+
+        Raises
+        ------
+        ModelError
+            Naming the first tensor or node that does not fit.
+        """
+        for name, tensor in self.tensors.items():
+            _check_tensor(name, tensor)
+            if tensor.channels_first and name not in (*self.inputs, *self.outputs):
+                raise ModelError(f"tensor {name!r} has its channels first; only inputs and outputs can")
+        for kind, names in (("input", self.inputs), ("output", self.outputs)):
+            _check_unique(names, f"{kind} tensor")
+            for name in names:
+                if name not in self.tensors:
+                    raise ModelError(f"graph {kind} {name!r} is not among the graph's tensors; add it")
+        _check_unique([node.name for node in self.nodes], "node")
+
+        parts = {tensor.whole: self.parts(tensor.whole) for tensor in self.tensors.values() if tensor.whole is not None}
+        for whole in parts:
+            self._check_parts(whole)
+        available = set(self.inputs)
+        for node in self.nodes:
+            _check_node(node, self.tensors, available)
+            available.add(node.output)
+            for whole in self.wholes(node.output):
+                if available.issuperset(parts[whole]):
+                    available.add(whole)
+        for name in [*self.outputs, *self.tensors]:
+            if name not in available:
+                raise ModelError(f"tensor {name!r} is computed by no node; remove it, or add the node that makes it")
+
+    def _check_parts(self, whole: str) -> None:
+        """Parts must fill the channels of an image that nothing else writes, and begin where its tiles do."""
+        if whole not in self.tensors or whole in (*self.inputs, *(node.output for node in self.nodes)):
+            raise ModelError(f"{whole!r}, which others are part of, must be a tensor that no node writes, and no input")
+        image, channel = self.tensors[whole].image, 0
+        for name in self.parts(whole):
+            part = self.tensors[name]
+            fits = part.image is not None and image is not None and part.image[:3] == image[:3]
+            if not fits or part.first_channel != channel or channel % TILE or name in (*self.inputs, *self.outputs):
+                raise ModelError(
+                    f"tensor {name!r} cannot be part of {whole!r} from channel {part.first_channel} on; parts are "
+                    f"images of the network's own that follow each other and begin at multiples of {TILE}"
+                )
+            channel += part.channels
+        if channel != self.tensors[whole].channels:
+            raise ModelError(
+                f"the parts of {whole!r} have {channel} channels, but it has {self.tensors[whole].channels}"
+            )
+
+
+def _check_unique(names: list[str], kind: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ModelError(f"{kind} name {name!r} is used twice; names must be unique")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.name != name:
+        raise ModelError(f"tensor {tensor.name!r} is listed under the name {name!r}; list it under its own")
+    if not 0 <= tensor.channel_axes <= len(tensor.shape) or 0 in tensor.shape:
+        raise ModelError(
+            f"tensor {name!r} has shape {tensor.shape} with {tensor.channel_axes} channel axes; "
+            "it must have at least so many axes, and none of size 0"
+        )
+    if tensor.image is not None and math.prod(tensor.image) != math.prod(tensor.shape):
+        raise ModelError(
+            f"tensor {name!r} of shape {tensor.shape} cannot be the image {tensor.image}; sizes must agree"
+        )
+    if tensor.channels_first and tensor.image is None:
+        raise ModelError(f"tensor {name!r} has its channels first but is no image; only images can")
+
+
+def _check_node(node: Node, tensors: dict[str, Tensor], available: set[str]) -> None:
+    for name in node.reads:
+        if name not in available:
+            raise ModelError(f"node {node.name!r} reads {name!r} before any node has computed it; reorder the nodes")
+    if node.output in available or node.output not in tensors:
+        raise ModelError(f"node {node.name!r} writes {node.output!r}, which must be a tensor that nothing else writes")
+    if (node.residual is not None) != ("residual" in node.layer.epilogue):
+        raise ModelError(
+            f"node {node.name!r} must name a residual tensor exactly when its epilogue adds one; "
+            f"its epilogue is {node.layer.epilogue}, its residual {node.residual!r}"
+        )
+    _check_sizes(node, tensors)
+    _check_params(node)
+
+
+def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
+    layer = node.layer
+    if len(layer.input_sizes) != 1 + len(node.others):
+        given = 1 + len(node.others)
+        raise ModelError(f"node {node.name!r} reads {given} tensors, but its layer takes {len(layer.input_sizes)}")
+    residual = () if node.residual is None else (layer.output_size,)
+    sizes = (*layer.input_sizes, *residual, layer.output_size)
+    operands = (*layer.inputs, layer.output) if isinstance(layer, Opaque) else ()
+    dtypes = {name: operand.dtype for name, operand in zip((*node.reads, node.output), operands, strict=False)}
+    for name, size in zip((*node.reads, node.output), sizes, strict=True):
+        tensor = tensors[name]
+        rows, channels = math.prod(size[:-1]), size[-1]
+        if (tensor.rows, tensor.channels) != (rows, channels):
+            raise ModelError(
+                f"node {node.name!r} needs {name!r} to be {rows} rows of {channels} channels, "
+                f"but it is {tensor.rows} rows of {tensor.channels}"
+            )
+        expected = dtypes.get(name, "float32")
+        if tensor.dtype != expected:
+            raise ModelError(f"node {node.name!r} needs {name!r} to be {expected}, but it is {tensor.dtype}")
+        sees_image = isinstance(layer, Conv2d | Pool | LocalNorm) or (isinstance(layer, Opaque) and tensor.image)
+        if sees_image and tensor.image != size:
+            raise ModelError(f"node {node.name!r} needs {name!r} to be the image {size}, but it is {tensor.image}")
+
+
+def _check_params(node: Node) -> None:
+    expected = parameter_shapes(node.layer)
+    if set(node.params) != set(expected):
+        raise ModelError(f"node {node.name!r} must have the parameters {sorted(expected)}, not {sorted(node.params)}")
+    for name, shape in expected.items():
+        array = node.params[name]
+        dtype = parameter_dtype(node.layer, name)
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            raise ModelError(
+                f"parameter {name!r} of node {node.name!r} must be a contiguous {dtype} array of shape {shape}, "
+                f"not {array.dtype} of shape {array.shape}"
+            )

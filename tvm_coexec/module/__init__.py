@@ -1,0 +1,1 @@
+"""The format of a module: what stands in its file, written and read."""

@@ -1,0 +1,45 @@
+"""Make the planner of a tuned profile."""
+
+from __future__ import annotations
+
+from tvm_coexec.compiler.target import target_for
+from tvm_coexec.errors import InputError
+from tvm_coexec.prediction.base_time import BaseTime
+from tvm_coexec.prediction.memory_model import Traffic
+from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.prediction.predictors import LatencyPredictor
+from tvm_coexec.profile import Profile
+from tvm_coexec.profile.store import damaged
+
+from .split import Overheads, Planner
+
+
+def planner(profile: Profile) -> Planner:
+    """The planner of a tuned profile."""
+    known = profile.planning if isinstance(profile.planning, dict) else {}
+    missing = {"overheads", "traffic", "estimates_us", "disturbance"} - known.keys()
+    if missing:
+        raise InputError(
+            f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
+            f" go on with `tvm-coexec tune --out {profile.path}`, its device and families"
+        )
+    cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
+    try:
+        overheads = Overheads(**known["overheads"])
+        estimates = {side: BaseTime(tuple(terms.items())) for side, terms in known["estimates_us"].items()}
+        traffic, disturbance = Traffic.from_json(known["traffic"]), Disturbance(**known["disturbance"])
+        hardware = target_for(profile.facts).hardware
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(profile.path, error) from None
+    return Planner(
+        cpu,
+        gpu,
+        hardware,
+        overheads,
+        estimates=estimates,
+        traffic=traffic,
+        disturbance=disturbance,
+        measured=profile.measured_variants(),
+        failed=profile.failed_variants(),
+        rehearsals=profile.rehearsals(),
+    )

@@ -1,0 +1,57 @@
+"""The choice among the trial runs of a network: the best plan, and the time that it is expected to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tvm_coexec.prediction.drift import compare_moments
+from tvm_coexec.profile.records import HalvesUs
+from tvm_coexec.profile.trial_runs import Rehearsal
+
+from .plan import LayerPlan, Plan
+
+
+def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
+    """The plan of the last of some rehearsals, expected to take the median of all runs by it, and each half likewise.
+
+    Not the time of its least disturbed rehearsal: other programs disturb a user's runs as well, and the least of
+    several noisy figures is too small. Its runs are taken as if the machine had been as fast as it usually was while
+    the network was rehearsed, since some plans happen to run when it is slow.
+    """
+    plan = rehearsals[-1].plan
+    slowness = _slowness(rehearsals)
+    times = [one.times.faster(slowness[one.rehearsed_at]) for one in rehearsals if one.is_by(plan)]
+    layers = tuple(
+        _as_it_ran(layer, [one.halves_us[number] for one in times]) for number, layer in enumerate(plan.layers)
+    )
+    total_us = float(np.median([us for one in times for us in one.latency_us]))
+    return replace(plan, layers=layers, total_us=total_us, rehearsed=True)
+
+
+def _slowness(rehearsals: Sequence[Rehearsal]) -> dict[str, float]:
+    """How many times as long as usual runs took, at each moment that can be compared with that of the last rehearsal.
+
+    Plans that ran turn by turn at one moment tell it from others at which one of them ran, too, and so on from these.
+    """
+    plans: list[tuple[Rehearsal, dict[str, float]]] = []
+    for one in rehearsals:
+        log_us = next((known for other, known in plans if one.is_by(other.plan)), None)
+        if log_us is None:
+            plans.append((one, log_us := {}))
+        log_us[one.rehearsed_at] = float(np.log(one.usual_us))
+    slower = {rehearsals[-1].rehearsed_at: 0.0}
+    compare_moments([log_us for _, log_us in plans], slower)
+    median = float(np.median(list(slower.values())))
+    return {moment: float(np.exp(log_factor - median)) for moment, log_factor in slower.items()}
+
+
+def _as_it_ran(layer: LayerPlan, halves_us: Sequence[HalvesUs]) -> LayerPlan:
+    """A layer with the medians of its halves' times, where these were taken."""
+    planned = (layer.cpu_us, layer.gpu_us)
+    taken = ([us for one in halves_us for us in one[side]] for side in range(len(planned)))
+    cpu_us, gpu_us = (float(np.median(us)) if us else plan for us, plan in zip(taken, planned, strict=True))
+    longer_us = max(cpu_us, gpu_us) - max(planned)
+    return replace(layer, cpu_us=cpu_us, gpu_us=gpu_us, total_us=layer.total_us + longer_us)

@@ -1,0 +1,1 @@
+"""Learn how long halves take: features, predictors, the memory model, residuals and their evaluation."""

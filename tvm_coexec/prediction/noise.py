@@ -1,0 +1,42 @@
+"""What halves take on average, beside their undisturbed times, which the predictors learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tvm_coexec.planning.simulation import Option
+from tvm_coexec.profile.records import Sample
+
+from .predictors import labels_us
+
+_SIDES = ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Factors on the times of halves, by side: while the other side idles, and while it works as well.
+
+    Splits are compared by undisturbed times. But the time of a run is the sum of many halves' times, and its median
+    is near the sum of their means: other work lengthens some halves in every run.
+    """
+
+    alone: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(_SIDES, 1.0))
+    beside: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(_SIDES, 1.0))
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> Disturbance:
+        """The mean of the repetitions over what is learned of them, of the median sample; 1 where there is none."""
+        ratios: dict[tuple[str, bool], list[float]] = {}
+        chosen = list(samples)
+        for sample, label_us in zip(chosen, labels_us(chosen), strict=True):
+            ratios.setdefault((sample.side, sample.other_units > 0), []).append(np.mean(sample.latency_us) / label_us)
+        found = {key: float(np.median(values)) for key, values in ratios.items()}
+        return cls(*({side: found.get((side, beside), 1.0) for side in _SIDES} for beside in (False, True)))
+
+    def lengthen(self, option: Option) -> Option:
+        """A way to divide a layer, with the times that its halves take on average."""
+        factors = self.beside if option.cpu_units and option.gpu_units else self.alone
+        return replace(option, cpu_us=option.cpu_us * factors["cpu"], gpu_us=option.gpu_us * factors["gpu"])

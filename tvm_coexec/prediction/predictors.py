@@ -1,0 +1,247 @@
+"""Predicts the time of a half: a few-term base time, multiplied by what XGBoost learned of its error.
+
+What remains of the error for the very kernels that were measured is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.errors import FileFormatError, MeasurementError, last_line
+from tvm_coexec.files import whole_file
+from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.profile.records import Sample
+
+from .base_time import KERNEL_TERMS, LAYER_TERMS, BaseTime
+from .features import (
+    FEATURE_VERSION,
+    GROUPS,
+    IMPLEMENTATION_PREFIX,
+    FeatureSet,
+    Halves,
+    Processor,
+    describe,
+    implementation_feature,
+)
+from .residuals import Remembered
+
+if TYPE_CHECKING:
+    import xgboost
+
+FORMAT = "tvm-coexec predictor"
+FORMAT_VERSION = 2
+
+_METADATA = "tvm_coexec"
+_CHECKSUM = "tvm_coexec_checksum"
+_REMEMBERED = "tvm_coexec_remembered"
+_CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
+_NO_CHECKSUM = b"sha256:" + b"0" * 64
+
+_ROUNDS = 100
+_PARAMETERS: dict[str, Any] = {
+    "objective": "reg:pseudohubererror",
+    "huber_slope": 0.02,
+    "tree_method": "hist",
+    "eta": 0.1,
+    "max_depth": 5,
+    "min_child_weight": 4,
+    "subsample": 0.7,
+    "base_score": 0.0,
+    "nthread": 1,
+    "seed": 0,
+}
+"""The target is the logarithm of a ratio, so its error is the relative error of the time: squared where it is below
+``huber_slope``, absolute above, because measured times have outliers and all of them are long ones."""
+
+_LABEL_QUANTILE = 0.1
+
+_USUAL_SPREAD = 0.02
+"""Relative spread of a sample's repetitions from which on the sample counts for less."""
+
+
+def labels_us(samples: Sequence[Sample]) -> np.ndarray:
+    """What is learned of each sample: the lower decile of its repetitions.
+
+    Other work on the machine only ever lengthens a repetition, and may spoil more than half of a point's, so that the
+    median moves with it; the smallest alone would be luck. On a quiet device all three are the same.
+    """
+    return np.array([np.quantile(sample.latency_us, _LABEL_QUANTILE) for sample in samples])
+
+
+def undisturbed(samples: Iterable[Sample]) -> list[Sample]:
+    """Of the samples of the same half the one with the shortest time: the others were measured beside other work."""
+    chosen = list(samples)
+    shortest: dict[tuple[Any, ...], int] = {}
+    latency_us = labels_us(chosen)
+    for place, sample in enumerate(chosen):
+        half = (sample.side, sample.layer, sample.variant, sample.units, sample.other_variant, sample.other_units)
+        if latency_us[place] < latency_us[shortest.setdefault(half, place)]:
+            shortest[half] = place
+    return [chosen[place] for place in shortest.values()]
+
+
+def weights(samples: Sequence[Sample]) -> np.ndarray:
+    """How much each sample counts: one whose repetitions disagree was measured while something else was going on."""
+    spreads = [np.median(np.abs(np.array(sample.latency_us) / sample.median_us - 1)) for sample in samples]
+    return 1 / (1 + (np.array(spreads) / _USUAL_SPREAD) ** 2)
+
+
+@dataclass(frozen=True)
+class LatencyPredictor:
+    """The time of any half on one side of one device."""
+
+    side: str
+    processor: Processor
+    features: FeatureSet
+    base: BaseTime
+    booster: xgboost.Booster
+    remembered: Remembered = field(default_factory=Remembered)
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Families and implementations that the training samples held; of others nothing is known."""
+        names = (name for name in self.features.names if name.startswith(IMPLEMENTATION_PREFIX))
+        return tuple(name.removeprefix(IMPLEMENTATION_PREFIX) for name in names)
+
+    def knows(self, layer: AnyLayer, variant: Variant) -> bool:
+        """Whether the training samples held kernels like this one, or the predictor looks at no kernels."""
+        return not self.implementations or implementation_feature(layer, variant) in self.features.names
+
+    def predict(self, halves: Halves) -> np.ndarray:
+        """Time in microseconds of each half."""
+        for layer, variant in halves.kernels:
+            if not self.knows(layer, variant):
+                asked = implementation_feature(layer, variant).removeprefix(IMPLEMENTATION_PREFIX)
+                raise MeasurementError(
+                    f"the {self.side} predictor knows the kernels {', '.join(self.implementations)}, not {asked}; "
+                    "tune this family of layers too"
+                )
+        described = describe(halves, self.side, self.processor)
+        correction = self.booster.inplace_predict(self.features.matrix(described))
+        known = self.remembered.factors(halves.kernels)[halves.kernel]
+        return self.base.predict(described) * np.exp(correction.astype(float)) * known
+
+    def without_memory(self) -> LatencyPredictor:
+        """The same, but for what it remembers of the very kernels that were measured."""
+        return replace(self, remembered=Remembered())
+
+    def save(self, path: Path) -> None:
+        """Write XGBoost's own UBJ with everything else as an attribute, under a checksum."""
+        metadata = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "feature_version": FEATURE_VERSION,
+            "side": self.side,
+            "processor": asdict(self.processor),
+            "base_us": dict(self.base.coefficients),
+            "versions": {name: version(name) for name in ("tvm-coexec", "xgboost", "numpy")}
+            | {"python": platform.python_version()},
+        }
+        booster = self.booster.copy()
+        booster.feature_names = list(self.features.names)
+        booster.set_attr(
+            **{
+                _METADATA: json.dumps(metadata),
+                _CHECKSUM: _NO_CHECKSUM.decode(),
+                _REMEMBERED: json.dumps(self.remembered.to_json()),
+            }
+        )
+        content = bytes(booster.save_raw("ubj"))
+        digest = hashlib.sha256(content).hexdigest()
+        with whole_file(path) as file:
+            file.write(content.replace(_NO_CHECKSUM, b"sha256:" + digest.encode(), 1))
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyPredictor:
+        """Read and check; a :class:`FileFormatError` says what is wrong."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise FileFormatError(
+                f"cannot read the predictor {path} ({error.strerror}); tune the profile again"
+            ) from None
+        _check_integrity(path, content)
+        booster = _parse(path, content)
+        metadata = json.loads(booster.attr(_METADATA) or "{}")
+        expected = {"format": FORMAT, "format_version": FORMAT_VERSION, "feature_version": FEATURE_VERSION}
+        for key, value in expected.items():
+            if metadata.get(key) != value:
+                raise FileFormatError(
+                    f"{path} has {key.replace('_', ' ')} {metadata.get(key)!r}, this release needs {value!r}; "
+                    "tune the profile again"
+                )
+        names = tuple(booster.feature_names or ())
+        booster.feature_names = None
+        return cls(
+            side=metadata["side"],
+            processor=Processor(**metadata["processor"]),
+            features=FeatureSet(names),
+            base=BaseTime(tuple(metadata["base_us"].items())),
+            booster=booster,
+            remembered=Remembered.from_json(json.loads(booster.attr(_REMEMBERED) or "")),
+        )
+
+
+def _check_integrity(path: Path, content: bytes) -> None:
+    """A damaged file must not reach XGBoost's parser, which trusts the sizes and indices in it."""
+    found = _CHECKSUM_PATTERN.search(content)
+    if found is None:
+        raise FileFormatError(f"{path} is no tvm-coexec predictor; tune the profile again")
+    original = content.replace(found[0], _NO_CHECKSUM, 1)
+    if hashlib.sha256(original).hexdigest() != found[1].decode():
+        raise FileFormatError(f"{path} is damaged: its checksum does not match; tune the profile again")
+
+
+def _parse(path: Path, content: bytes) -> xgboost.Booster:
+    import xgboost
+
+    booster = xgboost.Booster({"nthread": 1})
+    try:
+        booster.load_model(bytearray(content))
+    except (xgboost.core.XGBoostError, ValueError) as error:
+        reason = last_line(error)
+        raise FileFormatError(
+            f"XGBoost {xgboost.__version__} cannot read {path} ({reason}); tune the profile again or update xgboost"
+        ) from None
+    return booster
+
+
+def train(
+    samples: Sequence[Sample], side: str, processor: Processor, groups: Sequence[str] = GROUPS
+) -> LatencyPredictor:
+    """Learn the times of one side.
+
+    Parameters
+    ----------
+    samples
+        Samples of that side alone.
+    processor
+        The facts of the side's processor; they are stored with the predictor.
+    groups
+        Groups of features to use, see :data:`tvm_coexec.prediction.features.GROUPS`.
+    """
+    import xgboost
+
+    if not samples:
+        raise MeasurementError(f"the profile holds no samples of the {side} side; run `tvm-coexec tune` first")
+    halves, latency_us = Halves.of(samples), labels_us(samples)
+    described = describe(halves, side, processor)
+    terms = LAYER_TERMS + (KERNEL_TERMS if "dispatch" in groups else ())
+    counts = weights(samples)
+    base = BaseTime.fit(described, latency_us, counts, terms)
+    features = FeatureSet.for_halves(halves, groups)
+    target = np.log(latency_us / base.predict(described))
+    data = xgboost.DMatrix(features.matrix(described), target, weight=counts, nthread=1)
+    booster = xgboost.train(_PARAMETERS, data, _ROUNDS)
+    log_errors = target - booster.predict(data)
+    return LatencyPredictor(side, processor, features, base, booster, Remembered.of(samples, log_errors, counts))

@@ -1,0 +1,130 @@
+"""How halves fare in one network: they take other times than by themselves, for what surrounds them decides where their
+data are. Of a network that was rehearsed it is known by how much.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.profile.records import Sample, Side
+from tvm_coexec.profile.trial_runs import Rehearsal
+
+from .drift import compare_moments
+from .predictors import labels_us, weights
+from .residuals import Remembered
+
+_SIDES: tuple[Side, ...] = ("cpu", "gpu")
+
+Expect = Callable[[str, AnyLayer, Variant, int, int], float]
+"""From side, layer, variant, own units and the other side's: the microseconds that are expected, 0 where none are."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """By what factor halves take longer in one network than expected, from its rehearsals.
+
+    Parameters
+    ----------
+    usual
+        Of each side, the logarithm of the factor that half of its time is below.
+    remembered
+        What is left, of the very kernels and layers that ran.
+    """
+
+    usual: Mapping[str, float] = field(default_factory=dict)
+    remembered: Mapping[str, Remembered] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rehearsals: Sequence[Rehearsal], expect: Expect) -> Surroundings:
+        """Compare what halves took with what is expected of them without this knowledge."""
+        usual: dict[str, float] = {}
+        remembered: dict[str, Remembered] = {}
+        for side in _SIDES:
+            ran = [half for halves in _halves_by_layer(rehearsals, side, expect) for half in _of_equal_speed(halves)]
+            if ran:
+                samples, expected_us, log_errors = zip(*ran, strict=True)
+                usual[side] = _weighted_median(np.array(log_errors), np.array(expected_us))
+                remembered[side] = Remembered.of(samples, np.array(log_errors) - usual[side], weights(samples))
+        return cls(usual, remembered)
+
+    def factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
+        """By what the expected times of a layer's halves are to be multiplied, an entry a variant."""
+        if side not in self.usual:
+            return np.ones(len(variants))
+        own: np.ndarray = self.remembered[side].factors([(layer, variant) for variant in variants])
+        return np.exp(self.usual[side]) * own
+
+    def has_run(self, side: str, layer: AnyLayer, variant: Variant) -> bool:
+        """Whether a kernel ran in the network."""
+        return side in self.remembered and (layer, variant) in self.remembered[side].kernels
+
+
+@dataclass
+class _Half:
+    """A half of one layer, as it ran in some rehearsals.
+
+    Parameters
+    ----------
+    sample
+        The shortest.
+    log_errors
+        Logarithms of the time over the expected one, by the moment of the rehearsal.
+    """
+
+    sample: Sample
+    expected_us: float
+    log_errors: dict[str, float] = field(default_factory=dict)
+
+    def add(self, sample: Sample, moment: str) -> None:
+        """Two plans that ran turn by turn may have the half in common."""
+        least_us, took_us = labels_us([self.sample, sample])
+        if self.expected_us <= 0 or took_us <= 0:
+            return
+        if took_us < least_us:
+            self.sample = sample
+        log_error = float(np.log(took_us / self.expected_us))
+        self.log_errors[moment] = (self.log_errors.get(moment, log_error) + log_error) / 2
+
+
+def _halves_by_layer(rehearsals: Iterable[Rehearsal], side: Side, expect: Expect) -> Iterable[list[_Half]]:
+    """Of each layer of the network the halves that ran on a side; equal layers at two places in it stay two."""
+    found: dict[int, dict[Sample, _Half]] = defaultdict(dict)
+    for rehearsal in rehearsals:
+        for number, sample in rehearsal.samples(side):
+            half = found[number].get(name := replace(sample, latency_us=()))
+            if half is None:
+                expected_us = expect(side, sample.layer, sample.variant, sample.units, sample.other_units)
+                half = found[number][name] = _Half(sample, expected_us)
+            half.add(sample, rehearsal.rehearsed_at)
+    return [[half for half in halves.values() if half.log_errors] for halves in found.values()]
+
+
+def _of_equal_speed(halves: Sequence[_Half]) -> Iterator[tuple[Sample, float, float]]:
+    """A layer's halves with what is expected of each and the logarithm of its error, had the machine kept its speed.
+
+    Plans that ran turn by turn are compared with each other, from the one that ran most often, at its best, to those
+    that ran beside it, and on to those that ran beside these. What halves took at different times cannot be compared:
+    memory that other programs use as well may be half as fast a minute later, and a machine that was busy once must not
+    be believed for ever.
+    """
+    unknown = sorted(halves, key=lambda half: -len(half.log_errors))
+    slower: dict[str, float] = {}
+    while unknown:
+        first = unknown[0].log_errors
+        slower[min(first, key=first.__getitem__)] = 0.0
+        compared = compare_moments([half.log_errors for half in unknown], slower)
+        for number, log_error in compared.items():
+            yield unknown[number].sample, unknown[number].expected_us, log_error
+        unknown = [half for number, half in enumerate(unknown) if number not in compared]
+
+
+def _weighted_median(values: np.ndarray, shares: np.ndarray) -> float:
+    """The value that half of the shares lie below: short halves, of which clocks tell little, count for little."""
+    order = np.argsort(values)
+    passed = np.cumsum(shares[order])
+    return float(values[order][np.searchsorted(passed, passed[-1] / 2)])

@@ -1,0 +1,240 @@
+"""A profile: what was learned of one device, kept in a directory.
+
+``profile.json`` names the device, the tuned families and the predictors' error; ``samples.sqlite`` holds every
+repetition of every measurement, of layers and of whole networks, readable with plain SQL; ``cpu.ubj`` and ``gpu.ubj``
+are the predictors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.files import whole_file
+
+from .records import Candidate, Point, Sample, VariantSets
+from .store import VERSION, SampleStore, damaged, now
+from .trial_runs import Rehearsal
+
+FORMAT = "tvm-coexec profile"
+
+_DESCRIPTION, _DATABASE = "profile.json", "samples.sqlite"
+
+
+class Profile:
+    """One device's profile; make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: Path, description: dict[str, Any], store: SampleStore) -> None:
+        self.path = path
+        self._description = description
+        self._store = store
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Profile:
+        """Make an empty profile, whole or not at all.
+
+        Parameters
+        ----------
+        path
+            A directory that does not exist yet, or is empty.
+        facts
+            What the device says of itself; ``name``, ``mechanism`` and ``driver_version`` at least.
+
+        Raises
+        ------
+        FileFormatError
+            There is something at ``path`` already.
+        """
+        path = Path(path)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise FileFormatError(f"{path} exists already; open it to go on with its tuning, or choose another place")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            SampleStore.create(partial / _DATABASE)
+            description = {"format": FORMAT, "version": VERSION, "created": now(), "device": dict(facts)}
+            _write_json(partial / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
+            partial.chmod(0o755)
+            partial.replace(path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return cls.open(path, facts)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> Profile:
+        """Open a profile to read it, and with a device's facts to add to it.
+
+        Parameters
+        ----------
+        facts
+            What the device at hand says of itself. Its name, mechanism and number of cores must be the profile's.
+            Another driver version is warned of; what is added is then kept as another run.
+
+        Raises
+        ------
+        FileFormatError
+            The directory is no profile, is damaged or of another version, or belongs to another device.
+        """
+        path = Path(path)
+        description = _read_description(path)
+        if facts is not None:
+            _check_device(path, description["device"], facts)
+        store = SampleStore(path / _DATABASE)
+        if facts is not None:
+            last = store.start_run(facts)
+            if last is not None:
+                _warn_of_driver(path, last, facts)
+        return cls(path, description, store)
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the database; everything added is stored already."""
+        self._store.close()
+
+    def check_device(self, facts: Mapping[str, Any]) -> None:
+        """Refuse a device that is another, or has other cores or another mechanism, than the one that was measured."""
+        _check_device(self.path, self.facts, facts)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The device, as it was when the profile was made."""
+        return dict(self._description["device"])
+
+    @property
+    def created(self) -> str:
+        """When the profile was made: ISO 8601, UTC."""
+        return str(self._description["created"])
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Operator families whose tuning is done."""
+        return tuple(self._description["families"])
+
+    @property
+    def report(self) -> dict[str, Any] | None:
+        """The predictors' error on samples held out of training."""
+        return self._description["report"]
+
+    @property
+    def planning(self) -> Any:
+        """What planning keeps of the device beside the predictors."""
+        return self._description["planning"]
+
+    def describe(
+        self, *, families: Iterable[str] | None = None, report: Mapping[str, Any] | None = None, planning: Any = None
+    ) -> None:
+        """Store what tuning concluded; what is left out stays as it is."""
+        given = {"families": None if families is None else list(families), "report": report, "planning": planning}
+        self._description |= {name: value for name, value in given.items() if value is not None}
+        _write_json(self.path / _DESCRIPTION, self._description)
+
+    def predictor_path(self, side: str) -> Path:
+        """Where the predictor of ``cpu`` or ``gpu`` is kept, whether it is there yet or not."""
+        return self.path / f"{side}.ubj"
+
+    def add_samples(self, samples: Iterable[Sample]) -> None:
+        """Store samples at once, all or none: when this returns, they survive whatever befalls the process."""
+        self._store.add_samples(samples)
+
+    def samples(self) -> Iterator[Sample]:
+        """Every sample of every run, in the order of measuring."""
+        return self._store.samples()
+
+    def measured_variants(self) -> VariantSets:
+        """The variants of each layer and side that were measured."""
+        return self._store.measured_variants()
+
+    def failed_variants(self) -> VariantSets:
+        """The variants of each layer and side that could not be measured, and should not be used."""
+        return self._store.failed_variants()
+
+    def has(self, candidate: Candidate, point: Point) -> bool:
+        """Whether a point was measured, each side that has work in it with its variant of the candidate."""
+        return self._store.has(candidate, point)
+
+    def add_failure(self, candidate: Candidate, message: str) -> None:
+        """Store at once that a candidate cannot be measured, so that nobody tries it again."""
+        self._store.add_failure(candidate, message)
+
+    def failure(self, candidate: Candidate) -> str | None:
+        """Why a candidate could not be measured; None if it did not fail."""
+        return self._store.failure(candidate)
+
+    def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
+        """Store runs of a network; the last of them is by the best plan so far."""
+        self._store.add_rehearsals(rehearsals)
+
+    def rehearsals(self) -> dict[str, list[Rehearsal]]:
+        """Of each network, by its fingerprint, in the order in which they were added."""
+        return self._store.rehearsals()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileFormatError(f"there is no profile at {path}; make one with `tvm-coexec tune --out {path}`") from None
+    except ValueError as error:
+        raise damaged(path / _DESCRIPTION, error) from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise FileFormatError(f"{path} is no profile; make one with `tvm-coexec tune`")
+    if description.get("version") != VERSION:
+        raise FileFormatError(
+            f"{path} is a profile of version {description.get('version')}, this program reads version {VERSION};"
+            " tune again, or use the program that wrote it"
+        )
+    missing = {"created", "device", "families", "report", "planning"} - description.keys()
+    if missing or not isinstance(description["device"], dict):
+        raise damaged(path / _DESCRIPTION, f"{', '.join(sorted(missing)) or 'the device'} cannot be found")
+    return description
+
+
+def _check_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    if own.get("name") != facts["name"]:
+        raise FileFormatError(
+            f"the profile {path} belongs to {own.get('name')!r}, the device is {facts['name']!r};"
+            " choose that device, or tune into another directory"
+        )
+    if own.get("mechanism") != facts["mechanism"]:
+        raise FileFormatError(
+            f"the profile {path} was measured with the mechanism {own.get('mechanism')!r}, the device is open with "
+            f"{facts['mechanism']!r}; open it with the profile's, or tune into another directory"
+        )
+    for side in ("cpu", "gpu"):
+        counts = [len(some.get(f"{side}_cores") or ()) for some in (own, facts)]
+        if counts[0] != counts[1]:
+            raise FileFormatError(
+                f"the profile {path} was measured with {counts[0]} {side.upper()} cores, not {counts[1]};"
+                f" set --{side}-cores, or tune into another directory"
+            )
+
+
+def _warn_of_driver(path: Path, last: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    before, at_hand = last.get("driver_version"), facts.get("driver_version")
+    if before != at_hand:
+        warnings.warn(
+            f"the profile {path} was measured with driver {before!r}, the device now has {at_hand!r};"
+            " new samples are kept as another run",
+            stacklevel=3,
+        )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with whole_file(path) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())

@@ -1,0 +1,294 @@
+"""The database of a profile: every repetition of every measurement, the candidates that failed, and rehearsals.
+
+Its tables are plain: layers, variants and facts are JSON, times are arrays of microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
+
+from .records import Candidate, Point, Sample, VariantSets
+from .trial_runs import Rehearsal
+
+VERSION = 4
+
+_BUSY_TIMEOUT_S = 30
+_SCHEMA = f"""
+PRAGMA user_version = {VERSION};
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    started TEXT NOT NULL,           -- ISO 8601, UTC
+    facts TEXT NOT NULL              -- JSON: the device, its driver, the libraries
+);
+CREATE TABLE samples (
+    id INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs (id),
+    measured TEXT NOT NULL,          -- ISO 8601, UTC
+    layer TEXT NOT NULL,             -- JSON
+    side TEXT NOT NULL CHECK (side IN ('cpu', 'gpu')),
+    variant TEXT NOT NULL,           -- JSON: this side's
+    units INTEGER NOT NULL,
+    other_variant TEXT,              -- JSON: the other side's; NULL where this side was measured alone
+    other_units INTEGER NOT NULL,
+    latency_us TEXT NOT NULL         -- JSON: every repetition
+);
+CREATE INDEX samples_by_half ON samples (layer, side, variant, units, other_units);
+CREATE TABLE failures (
+    id INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs (id),
+    failed TEXT NOT NULL,            -- ISO 8601, UTC
+    layer TEXT NOT NULL,             -- JSON
+    cpu_variant TEXT NOT NULL,       -- JSON
+    gpu_variant TEXT NOT NULL,       -- JSON
+    message TEXT NOT NULL
+);
+CREATE INDEX failures_by_candidate ON failures (layer, cpu_variant, gpu_variant);
+CREATE TABLE rehearsals (
+    id INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs (id),
+    rehearsed TEXT NOT NULL,         -- ISO 8601, UTC
+    network TEXT NOT NULL,           -- what names it
+    content TEXT NOT NULL            -- JSON: the plan, and every repetition of the runs and of their halves
+);
+"""
+
+
+class SampleStore:
+    """An open database; whatever a method has added is on disk when it returns.
+
+    Raises
+    ------
+    FileFormatError
+        There is no such database, or it is damaged or of another version; also from the methods.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._run: int | None = None
+        try:
+            self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S)
+        except sqlite3.OperationalError as error:
+            raise damaged(path, error) from None
+        try:
+            fault = _fault(self._database)
+        except sqlite3.DatabaseError as error:
+            fault = str(error)
+        if fault is not None:
+            self.close()
+            raise damaged(path, fault)
+
+    @staticmethod
+    def create(path: Path) -> None:
+        """Make an empty database."""
+        database = sqlite3.connect(path)
+        database.executescript(_SCHEMA)
+        database.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._database.close()
+
+    def start_run(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Say under which circumstances the following samples are measured; the facts of the run before, if any."""
+        text = json.dumps(dict(facts), sort_keys=True)
+        with self._transaction() as database:
+            row = database.execute("SELECT id, facts FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+            last = None if row is None else self._facts(row[1])
+            if row is not None and row[1] == text:
+                self._run = row[0]
+            else:
+                inserted = database.execute("INSERT INTO runs (started, facts) VALUES (?, ?)", (now(), text))
+                self._run = inserted.lastrowid
+        return last
+
+    def add_samples(self, samples: Iterable[Sample]) -> None:
+        """Store samples, all or none."""
+        run, measured = self._current_run(), now()
+        rows = [(run, measured, *_half_key(sample), json.dumps(sample.latency_us)) for sample in samples]
+        with self._transaction() as database:
+            database.executemany(
+                "INSERT INTO samples (run, measured, layer, side, variant, units, other_variant, other_units,"
+                " latency_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    def samples(self) -> Iterator[Sample]:
+        """Every sample of every run, in the order of measuring."""
+        with self._reading() as database:
+            for row in database.execute(
+                "SELECT layer, side, variant, units, other_units, latency_us, other_variant FROM samples ORDER BY id"
+            ):
+                yield _sample(self._path, row)
+
+    def measured_variants(self) -> VariantSets:
+        """What there are samples of."""
+        return self._variants("SELECT DISTINCT side, layer, variant FROM samples")
+
+    def failed_variants(self) -> VariantSets:
+        """The variants of which there are failures, and no samples that would acquit them."""
+        measured = self.measured_variants()
+        failed = self._variants(
+            "SELECT 'cpu', layer, cpu_variant FROM failures UNION SELECT 'gpu', layer, gpu_variant FROM failures"
+        )
+        return {key: variants - measured.get(key, frozenset()) for key, variants in failed.items()}
+
+    def _variants(self, query: str) -> VariantSets:
+        """Sides, layers and variants, by the first two."""
+        with self._reading() as database:
+            rows = database.execute(query).fetchall()
+        found: dict[tuple[str, AnyLayer], set[Variant]] = {}
+        for side, layer, variant in rows:
+            computed, by = _kernel(self._path, layer, variant)
+            found.setdefault((side, computed), set()).add(by)
+        return {key: frozenset(variants) for key, variants in found.items()}
+
+    def has(self, candidate: Candidate, point: Point) -> bool:
+        """Whether each side that has work at a point was measured there."""
+        co_run = point.cpu_units > 0 and point.gpu_units > 0
+        layer, cpu, gpu = _candidate_key(candidate)
+        halves = [
+            ("cpu", cpu, point.cpu_units, gpu, point.gpu_units),
+            ("gpu", gpu, point.gpu_units, cpu, point.cpu_units),
+        ]
+        with self._reading() as database:
+            return all(
+                database.execute(
+                    "SELECT 1 FROM samples WHERE layer = ? AND side = ? AND variant = ? AND units = ?"
+                    " AND other_variant IS ? AND other_units = ? LIMIT 1",
+                    (layer, side, variant, units, other if co_run else None, other_units),
+                ).fetchone()
+                for side, variant, units, other, other_units in halves
+                if units
+            )
+
+    def add_failure(self, candidate: Candidate, message: str) -> None:
+        """Store that a candidate cannot be measured."""
+        row = (self._current_run(), now(), *_candidate_key(candidate), message)
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO failures (run, failed, layer, cpu_variant, gpu_variant, message)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                row,
+            )
+
+    def failure(self, candidate: Candidate) -> str | None:
+        """Why a candidate could not be measured; None if it did not fail."""
+        with self._reading() as database:
+            row = database.execute(
+                "SELECT message FROM failures WHERE layer = ? AND cpu_variant = ? AND gpu_variant = ? ORDER BY id DESC",
+                _candidate_key(candidate),
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
+        """Store rehearsals, all or none."""
+        run = self._current_run()
+        rows = [(run, one.rehearsed_at, one.network, json.dumps(one.to_json())) for one in rehearsals]
+        with self._transaction() as database:
+            database.executemany("INSERT INTO rehearsals (run, rehearsed, network, content) VALUES (?, ?, ?, ?)", rows)
+
+    def rehearsals(self) -> dict[str, list[Rehearsal]]:
+        """Those of each network, in the order in which they were added."""
+        with self._reading() as database:
+            rows = database.execute("SELECT network, rehearsed, content FROM rehearsals ORDER BY id").fetchall()
+        found: dict[str, list[Rehearsal]] = {}
+        for network, rehearsed, content in rows:
+            try:
+                found.setdefault(network, []).append(Rehearsal.from_json(network, rehearsed, json.loads(content)))
+            except (ValueError, KeyError, TypeError, FileFormatError) as error:
+                raise damaged(self._path, f"a rehearsal cannot be read: {error}") from None
+        return found
+
+    def _facts(self, text: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise damaged(self._path, f"the facts of a run cannot be read: {error}") from None
+
+    def _current_run(self) -> int:
+        if self._run is None:
+            raise ValueError("a profile that was opened without the device's facts can only be read")
+        return self._run
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as database, database:
+            yield database
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._database
+        except sqlite3.OperationalError as error:
+            raise FileFormatError(
+                f"{self._path} cannot be used ({error}); free the disk, or end what else writes to it"
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise damaged(self._path, error) from None
+
+
+def now() -> str:
+    """The time of day as ISO 8601, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def damaged(path: Path, error: object) -> FileFormatError:
+    """The error for a file of a profile that cannot be read."""
+    return FileFormatError(f"{path} is damaged ({error}); restore it, or tune into another directory")
+
+
+def _fault(database: sqlite3.Connection) -> str | None:
+    state = database.execute("PRAGMA quick_check").fetchone()[0]
+    if state != "ok":
+        return str(state)
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version != VERSION:
+        return f"its version is {version} instead of {VERSION}"
+    tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    missing = {"runs", "samples", "failures", "rehearsals"} - tables
+    return f"it has no table {', '.join(sorted(missing))}" if missing else None
+
+
+def _layer_text(layer: AnyLayer) -> str:
+    return json.dumps(layer_to_json(layer))
+
+
+def _variant_text(variant: Variant) -> str:
+    return json.dumps(variant.to_json())
+
+
+def _half_key(sample: Sample) -> tuple[str, str, str, int, str | None, int]:
+    other = None if sample.other_variant is None else _variant_text(sample.other_variant)
+    layer, variant = _layer_text(sample.layer), _variant_text(sample.variant)
+    return layer, sample.side, variant, sample.units, other, sample.other_units
+
+
+def _candidate_key(candidate: Candidate) -> tuple[str, str, str]:
+    return _layer_text(candidate.layer), _variant_text(candidate.cpu), _variant_text(candidate.gpu)
+
+
+def _kernel(path: Path, layer: str, variant: str) -> tuple[AnyLayer, Variant]:
+    try:
+        return layer_from_json(json.loads(layer)), Variant.from_json(json.loads(variant))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"the sample of layer {layer} cannot be read: {error}") from None
+
+
+def _sample(path: Path, row: tuple[Any, ...]) -> Sample:
+    layer, side, variant, units, other_units, latency_us, other = row
+    computed, by = _kernel(path, layer, variant)
+    try:
+        times_us = tuple(float(time_us) for time_us in json.loads(latency_us))
+    except (ValueError, TypeError) as error:
+        raise damaged(path, f"the times of layer {layer} cannot be read: {error}") from None
+    other_by = None if other is None else _kernel(path, layer, other)[1]
+    return Sample(computed, side, by, units, other_units, times_us, other_by)

@@ -1,0 +1,137 @@
+"""Calibration: what a device adds to the times of halves where these are joined to layers, and layers to networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tvm_coexec.compiler.probes import package_halved
+from tvm_coexec.graph import Graph, Node, Tensor
+from tvm_coexec.layers import AnyLayer, Conv2d, Linear
+from tvm_coexec.planning.network import reads_of
+from tvm_coexec.planning.simulation import Costs, Option, simulate
+from tvm_coexec.planning.split import Overheads
+from tvm_coexec.prediction.features import touched_bytes
+from tvm_coexec.prediction.memory_model import Rates, Traffic, streaming_layer, usable_cache_bytes
+from tvm_coexec.profile.records import Point, PointTimes
+
+from .tuner import Tuner
+
+_OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
+
+_STAGES = ((112, 16, 96, 24), (56, 24, 144, 32), (28, 32, 192, 64))
+"""Of the network that shows what handing activations over takes: height and width, then the channels of a block, those
+that it expands them to, and those of the next. They are MobileNet-v2's, which computes little on large activations."""
+
+_TRIALS = 5
+"""Times that the network is measured next to its layers. What they differ by is small, and one of them may meet a
+disturbance that the other does not: the median of the trials counts."""
+
+_REPEATS = 30
+_LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.25
+"""Layers as the predictors learn them, by their lower deciles; runs by their lower quartiles: what is left of their
+medians when the layers are taken away is mostly noise."""
+
+_USUAL_CACHE_BYTES = 4 << 20
+"""Of a phone's last-level cache, where the system tells no size."""
+
+_LEAST_SHARE = 0.01
+"""Of a run's time, what activations are taken to cost at least: less cannot be told from noise."""
+
+
+def measure_overheads(tuner: Tuner) -> Overheads:
+    """What synchronisation and launches add to a layer, from one so small that little else is left."""
+    candidate, units = tuner.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
+    half = units // 2
+    both, gpu = tuner.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
+    split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
+    gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
+    return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
+
+
+def measure_traffic(tuner: Tuner, overheads: Overheads) -> Traffic:
+    """What weights that come from memory, and activations that come from elsewhere, add to the times of halves."""
+    told_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0)
+    cache_bytes = usable_cache_bytes(told_bytes or _USUAL_CACHE_BYTES)
+    return Traffic(_weight_rates(tuner, cache_bytes), _activation_rates(tuner, overheads), cache_bytes)
+
+
+def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
+    """How fast either side reads weights from memory."""
+    layer = streaming_layer(cache_bytes)
+    candidate, units = tuner.default_candidate(layer), layer.units
+    cpu, gpu, both = tuner.measure_now(candidate, [Point(*way, _REPEATS) for way in _ways(layer)])
+
+    def rate(share: float, times_us: Sequence[float]) -> float:
+        return share * layer.weight_bytes / float(np.quantile(times_us, _LAYER_QUANTILE))
+
+    return Rates(
+        alone={"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)},
+        beside={"cpu": rate(both.cpu_units / units, both.cpu_us), "gpu": rate(both.gpu_units / units, both.gpu_us)},
+    )
+
+
+def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
+    """How fast activations are handed over, from what a network takes longer than the sum of its layers."""
+    graph = _handing_over()
+    module = package_halved(graph, tuner.target, tuner.profile.facts).to_bytes()
+    trials = [_trial(tuner, graph, module, overheads, check=number == 0) for number in range(_TRIALS)]
+    extra_us = np.median(trials, axis=0).tolist()
+    cpu, gpu, both = (
+        sum(max(touched_bytes(node.layer, np.array(_ways(node.layer)[way]))) for node in graph.nodes) / us
+        for way, us in enumerate(extra_us)
+    )
+    return Rates(alone={"cpu": cpu, "gpu": gpu}, beside={"cpu": both, "gpu": both})
+
+
+def _ways(layer: AnyLayer) -> tuple[tuple[int, int], ...]:
+    """Either side alone, and both."""
+    half = layer.units // 2
+    return (layer.units, 0), (0, layer.units), (half, layer.units - half)
+
+
+def _option(times: PointTimes) -> Option:
+    cpu_us, gpu_us = (float(np.quantile(us, _LAYER_QUANTILE)) if us else 0.0 for us in (times.cpu_us, times.gpu_us))
+    return Option(times.cpu_units, times.gpu_units, cpu_us, gpu_us)
+
+
+def _trial(tuner: Tuner, graph: Graph, module: bytes, overheads: Overheads, *, check: bool) -> list[float]:
+    """What the network takes longer than the sum of its layers, divided in every way."""
+    layers = {
+        layer: tuner.measure_now(
+            tuner.default_candidate(layer), [Point(*way, _REPEATS) for way in _ways(layer)], check=check
+        )
+        for layer in dict.fromkeys(node.layer for node in graph.nodes)
+    }
+    ways = list(zip(*(_ways(node.layer) for node in graph.nodes), strict=True))
+    splits = [{node.name: own for node, (own, _) in zip(graph.nodes, way, strict=True)} for way in ways]
+    runs_us = np.quantile(tuner.session.time_runs(module, splits, repeats=_REPEATS), _RUN_QUANTILE, axis=1)
+    reads, costs = reads_of(graph), Costs(overheads.split_us, overheads.gpu_alone_us)
+    sums_us = (
+        simulate(reads, [_option(layers[node.layer][way]) for node in graph.nodes], costs) for way in range(len(ways))
+    )
+    return [max(run - own, _LEAST_SHARE * run) for run, own in zip(runs_us.tolist(), sums_us, strict=True)]
+
+
+def _handing_over() -> Graph:
+    """Blocks that expand, filter and narrow an image, each at half the size of the one before."""
+    layers: list[Conv2d] = []
+    for size, channels, expanded, following in _STAGES:
+        window, half = Conv2d(size, size, expanded, expanded, (3, 3), (2, 2), (1, 1, 1, 1), groups=expanded), size // 2
+        layers += [
+            Conv2d(size, size, channels, expanded, (1, 1), epilogue=("bias", "relu")),
+            replace(window, epilogue=("bias", "relu")),
+            Conv2d(half, half, expanded, following, (1, 1), epilogue=("bias",)),
+        ]
+    tensors, nodes = [_image("x0", layers[0].input_sizes[0])], []
+    for number, layer in enumerate(layers, 1):
+        tensors.append(_image(f"x{number}", layer.output_size))
+        nodes.append(Node(f"layer{number}", layer, f"x{number - 1}", None, f"x{number}", {}))
+    return Graph({tensor.name: tensor for tensor in tensors}, [tensors[0].name], [tensors[-1].name], nodes)
+
+
+def _image(name: str, size: tuple[int, ...]) -> Tensor:
+    batch, h, w, channels = size
+    return Tensor(name, (batch, h, w, channels), 1, (batch, h, w, channels))

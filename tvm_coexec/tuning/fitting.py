@@ -1,0 +1,52 @@
+"""Train the predictors of a profile on its samples, and judge them on layers that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tvm_coexec.prediction.estimates import fit_estimates
+from tvm_coexec.prediction.evaluation import Evaluation, evaluate
+from tvm_coexec.prediction.features import Processor
+from tvm_coexec.prediction.memory_model import usable_cache_bytes
+from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.prediction.predictors import LatencyPredictor, train, undisturbed
+from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Sample
+
+
+def processors(facts: dict[str, Any]) -> dict[str, Processor]:
+    """What the features know of each side's processor."""
+    caches = facts.get("cache_bytes", {})
+    own, shared = caches.get("l2", 0), usable_cache_bytes(caches.get("l3", 0))
+    workers = {"cpu": len(facts["cpu_cores"]), "gpu": facts["compute_units"]}
+    return {side: Processor(count, own, shared) for side, count in workers.items()}
+
+
+def learn(samples: Sequence[Sample], facts: dict[str, Any]) -> dict[str, LatencyPredictor]:
+    """A predictor of each side."""
+    return {
+        side: train([sample for sample in samples if sample.side == side], side, processor)
+        for side, processor in processors(facts).items()
+    }
+
+
+def fit(profile: Profile) -> list[Evaluation]:
+    """Train both predictors on all samples of a profile, and store them with their error on held-out layers."""
+    measured = list(profile.samples())
+    samples = undisturbed(measured)
+    evaluations = []
+    for side, predictor in learn(samples, profile.facts).items():
+        own = [sample for sample in samples if sample.side == side]
+        evaluations.append(evaluate(own, side, predictor.processor))
+        predictor.save(profile.predictor_path(side))
+    profile.describe(
+        report={evaluation.side: evaluation.to_json() for evaluation in evaluations},
+        planning={
+            **(profile.planning or {}),
+            "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()},
+            "disturbance": asdict(Disturbance.of(measured)),
+        },
+    )
+    return evaluations

@@ -1,0 +1,142 @@
+"""Guided search: of layers that matter, the variants that the predictors expect to be the best are measured.
+
+A model of the costs learns from what was measured and says what to measure next, for some rounds or until it expects
+nothing better (Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 2018, section 3).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tvm_coexec import schedules
+from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.prediction.features import Halves
+from tvm_coexec.prediction.predictors import LatencyPredictor
+from tvm_coexec.profile.records import Candidate, VariantSets
+
+from .tuner import Tuner, training_points
+
+_ROUNDS = 4
+"""Times that the predictors learn anew."""
+
+_PROMISING = 1.1
+"""A variant is worth a measurement if its predicted time is at most so many times that of the best one measured."""
+
+_DOUBTFUL = 1.15
+"""A variant that took so many times as long as predicted may have been measured beside other work."""
+
+Train = Callable[[], Mapping[str, LatencyPredictor]]
+
+
+def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
+    """One variant of every way to compute the layer, so that the predictors have seen each of them on it.
+
+    Two ways differ by their operands: Winograd's convolutions of different sizes read different weights.
+    """
+    operands = schedules.family(layer).operand_names
+    spaces = [tuner.variants(layer, side) for side in ("cpu", "gpu")]
+    firsts = [
+        list({(one.implementation, operands(layer, one)): one for one in reversed(space)}.values())[::-1]
+        for space in spaces
+    ]
+    count = max(len(variants) for variants in firsts)
+    return [Candidate(layer, *(variants[place % len(variants)] for variants in firsts)) for place in range(count)]
+
+
+def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, until: float) -> None:
+    """Measure promising variants of each layer, and once more those that took longer than they should.
+
+    Parameters
+    ----------
+    train
+        Learns from all that has been measured, and returns the predictor of each side.
+    until
+        When to stop, by :func:`time.monotonic`.
+    """
+    from tqdm import tqdm
+
+    doubted: VariantSets = {}
+    for number in range(1, _ROUNDS + 1 if layers else 0):
+        measured, failed = tuner.profile.measured_variants(), tuner.profile.failed_variants()
+        if {side for side, _ in measured} != {"cpu", "gpu"}:
+            return  # nothing to learn from
+        search = _Search(tuner, train(), measured, failed, doubted)
+        candidates = [found for found in map(search.promising, layers) if found is not None]
+        for candidate, again in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
+            if time.monotonic() > until:
+                return
+            tuner.measure(candidate, training_points(candidate.layer), again=again)
+        if not candidates:
+            return
+        doubted = search.doubted
+
+
+class _Search:
+    """One round of the search.
+
+    A variant is ``doubted`` where it was measured, took much longer than predicted, and would promise to be the best
+    otherwise: something else may have been going on. A search measures it once more, and then believes it.
+    """
+
+    def __init__(
+        self,
+        tuner: Tuner,
+        predictors: Mapping[str, LatencyPredictor],
+        measured: VariantSets,
+        failed: VariantSets,
+        doubted: VariantSets,
+    ) -> None:
+        self.tuner, self.predictors = tuner, predictors
+        self.measured, self.failed, self.doubted = measured, failed, dict(doubted)
+
+    def promising(self, layer: AnyLayer) -> tuple[Candidate, bool] | None:
+        """The most promising variants, and whether what is known of them is to be measured again.
+
+        A side that has no promising variant takes part with its best one.
+        """
+        chosen, found, again = {}, False, False
+        for side, predictor in self.predictors.items():
+            failed = self.failed.get((side, layer), frozenset())
+            variants = [
+                one for one in self.tuner.variants(layer, side) if one not in failed and predictor.knows(layer, one)
+            ]
+            if not variants:
+                return None
+            times_us = dict(zip(variants, _expected_us(layer, variants, predictor), strict=True))
+            promising = self._promising(side, layer, times_us)
+            chosen[side] = min(promising or times_us, key=(promising or times_us).__getitem__)
+            found |= bool(promising)
+            again |= chosen[side] in promising and chosen[side] in self.measured.get((side, layer), frozenset())
+        return (Candidate(layer, chosen["cpu"], chosen["gpu"]), again) if found else None
+
+    def _promising(self, side: str, layer: AnyLayer, times_us: Mapping[Variant, float]) -> dict[Variant, float]:
+        """Variants worth a measurement, with the times that they promise."""
+        known = self.measured.get((side, layer), frozenset())
+        limit_us = _PROMISING * min((us for variant, us in times_us.items() if variant in known), default=np.inf)
+        new = {variant: us for variant, us in times_us.items() if variant not in known and us <= limit_us}
+        doubted = self.doubted.get((side, layer), frozenset())
+        believed = [variant for variant in times_us if variant in known and variant not in doubted]
+        usual_us = _expected_us(layer, believed, self.predictors[side].without_memory())
+        doubtful = {
+            variant: float(us)
+            for variant, us in zip(believed, usual_us, strict=True)
+            if us <= limit_us / _PROMISING and times_us[variant] > _DOUBTFUL * us
+        }
+        if doubtful and not new:
+            first = min(doubtful, key=doubtful.__getitem__)
+            self.doubted[side, layer] = doubted | {first}
+            return {first: doubtful[first]}
+        return new
+
+
+def _expected_us(layer: AnyLayer, variants: Sequence[Variant], predictor: LatencyPredictor) -> np.ndarray:
+    """For each variant, the geometric mean of the times of the whole layer alone and of a half beside the other."""
+    if not variants:
+        return np.array([])
+    half = layer.units / 2
+    halves = Halves.grid(layer, variants, np.array([layer.units, half]), np.array([0.0, half]))
+    times_us = predictor.predict(halves).reshape(len(variants), 2)
+    return np.sqrt(times_us.prod(axis=1))

@@ -1,0 +1,138 @@
+"""The tuner: measures candidates on a device through one session, and keeps what was measured in a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvm_coexec import schedules
+from tvm_coexec.compiler.probes import single_layer
+from tvm_coexec.compiler.target import Target
+from tvm_coexec.errors import KernelError
+from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Candidate, Point, PointTimes, samples_of
+from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
+
+if TYPE_CHECKING:
+    from tvm_coexec.rpc.client import Session
+
+_CANDIDATES = 2
+"""Pairs of variants measured of a layer: the default, and one drawn from the search space."""
+
+ROUNDS = 3
+"""Times that all points of a candidate are measured, one after the other."""
+
+_POINT_S = 0.05
+"""A point is repeated for about this long, within the bounds below."""
+_REPEATS = (6, 24)
+_LAUNCH_FLOPS_PER_US = 5e4
+_BYTES_PER_US = 2e4
+
+
+class Tuner:
+    """Measures candidates through one session and stores every sample as it comes."""
+
+    def __init__(self, session: Session, profile: Profile, target: Target) -> None:
+        self.session = session
+        self.profile = profile
+        self.target = target
+
+    def measure(self, candidate: Candidate, points: Sequence[Point], *, again: bool = False) -> None:
+        """Measure the points that the profile lacks, or all of them ``again``.
+
+        A candidate that fails is remembered, and skipped from then on.
+        """
+        wanted = [point for point in points if again or not self.profile.has(candidate, point)]
+        if not wanted or self.profile.failure(candidate) is not None:
+            return
+        try:
+            times = self.measure_now(candidate, wanted)
+        except (KernelError, RefusedError, SessionLostError) as error:
+            self.profile.add_failure(candidate, str(error))
+            return
+        self.profile.add_samples(samples_of(candidate, times))
+
+    def measure_all(self, candidates: Sequence[Candidate], points: Sequence[Point]) -> None:
+        """Measure the same points of several candidates."""
+        for candidate in candidates:
+            self.measure(candidate, points)
+
+    def measure_now(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> list[PointTimes]:
+        """Measure, whatever the profile holds, and store nothing; ``check`` the results before.
+
+        Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
+        """
+        a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
+        times = self.ask(candidate, a_round * ROUNDS, check=check).points
+        return [_joined(times[place :: len(points)]) for place in range(len(points))]
+
+    def ask(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> Measurement:
+        """One call to the device; once more, in a session of its own, where the first one was lost on the way.
+
+        What ends a session twice is the candidate's fault; a server that was stopped, or a machine that stood still,
+        ends it once. A device that fails twice is nobody's fault here, and ends the tuning: what was measured is kept.
+        """
+        module = self.module(candidate)
+        try:
+            return self.session.measure(module, points, check=check)
+        except (SessionLostError, DeviceFailedError):
+            self.session.reconnect()
+            return self.session.measure(module, points, check=check)
+
+    def module(self, candidate: Candidate) -> bytes:
+        """A module file of the candidate alone."""
+        package = single_layer(candidate.layer, candidate.cpu, candidate.gpu, self.target, self.profile.facts)
+        return package.to_bytes()
+
+    def variants(self, layer: AnyLayer, side: str) -> list[Variant]:
+        """The search space of a side, the most promising first."""
+        found: list[Variant] = schedules.family(layer).variants(layer, side, self.target.hardware)
+        return found
+
+    def default_candidate(self, layer: AnyLayer) -> Candidate:
+        family = schedules.family(layer)
+        return Candidate(layer, *(family.default_variant(layer, side, self.target.hardware) for side in ("cpu", "gpu")))
+
+    def candidates(self, layer: AnyLayer) -> list[Candidate]:
+        """The default variants, and others drawn with a preference for the promising; the same for every run."""
+        spaces = [self.variants(layer, side) for side in ("cpu", "gpu")]
+        rng = np.random.default_rng(abs(hash((layer.flops, layer.weight_bytes, layer.activation_bytes))) % 2**32)
+        pairs = [Candidate(layer, *(space[0] for space in spaces))]
+        for _ in range(_CANDIDATES - 1):
+            pairs.append(Candidate(layer, *(_draw(space, rng) for space in spaces)))
+        return list(dict.fromkeys(pairs))
+
+
+def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
+    """One point's times from all its rounds."""
+
+    def times_us(name: str) -> tuple[float, ...]:
+        return tuple(time_us for one in rounds for time_us in getattr(one, name))
+
+    return replace(rounds[0], cpu_us=times_us("cpu_us"), gpu_us=times_us("gpu_us"), wall_us=times_us("wall_us"))
+
+
+def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
+    return space[min(int(rng.exponential(len(space) / 4)), len(space) - 1)]
+
+
+def repeats_for(layer: AnyLayer) -> int:
+    """Repetitions of a point: many of a short layer, few of a long one."""
+    expected_us = 5 + max(layer.flops / _LAUNCH_FLOPS_PER_US, layer.activation_bytes / _BYTES_PER_US)
+    low, high = _REPEATS
+    return int(min(high, max(low, _POINT_S * 1e6 / expected_us)))
+
+
+def training_points(layer: AnyLayer) -> list[Point]:
+    """Each side alone, whole and in part, and both at work at a few splits around an even one and away from it."""
+    units, repeats = layer.units, repeats_for(layer)
+    rng = np.random.default_rng(layer.flops % 2**32)
+    low, high = max(units // 6, 1), units - max(units // 6, 1)  # where plans are found; slivers only measure launches
+    splits = {units // 2, *(int(rng.integers(low, high + 1)) for _ in range(3))} if units > 1 else set()
+    parts = {units, max(units // 2, 1), int(rng.integers(low, units + 1))}
+    alone = [(part, 0) for part in sorted(parts)] + [(0, part) for part in sorted(parts)]
+    return [Point(c, g, repeats) for c, g in [*alone, *((split, units - split) for split in sorted(splits) if split)]]

@@ -1,0 +1,213 @@
+"""Tuning: layers are measured on a device, what was measured is kept in a profile, and predictors learn from it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_coexec.compiler.target import target_for
+from tvm_coexec.errors import InputError, KernelError, MeasurementError
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.graph import Graph
+from tvm_coexec.layers import AnyLayer, ways_to_divide
+from tvm_coexec.planning.from_profile import planner
+from tvm_coexec.prediction.evaluation import Evaluation
+from tvm_coexec.prediction.predictors import undisturbed
+from tvm_coexec.profile import Profile
+from tvm_coexec.runtime.device import DeviceChoice
+
+from .calibration import measure_overheads, measure_traffic
+from .fitting import fit, learn
+from .guided import first_candidates, search_variants
+from .session import open_session
+from .trial_runs import MOST_RUNS, SESSION_S, Rehearser
+from .tuner import Tuner, training_points
+from .workloads import (
+    attention_training_layers,
+    conv2d_training_layers,
+    images_training_layers,
+    layers_of,
+    linear_training_layers,
+    rowwise_training_layers,
+)
+
+if TYPE_CHECKING:
+    from tvm_coexec.frontends import Model
+
+FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
+    "linear": linear_training_layers,
+    "rowwise": rowwise_training_layers,
+    "conv2d": conv2d_training_layers,
+    "images": images_training_layers,
+    "attention": attention_training_layers,
+}
+_SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
+"""Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
+
+
+def tune(
+    out: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    families: Iterable[str] = ("linear",),
+    minutes: float = 10.0,
+    layers: Iterable[AnyLayer] = (),
+    models: Iterable[Model] = (),
+    tracker: str | None = None,
+    key: str | None = None,
+    cpu_cores: Sequence[int] | None = None,
+    gpu_cores: Sequence[int] | None = None,
+) -> list[Evaluation]:
+    """Measure layers on a device for a while, and train the profile's predictors.
+
+    Parameters
+    ----------
+    out
+        The profile's directory. If it is there already, tuning goes on where it stopped.
+    device
+        Any unambiguous part of the name of a local device. With a ``tracker``: what the device's server was started
+        for, of which its key is made if none is given.
+    families
+        Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
+        placed by an estimate.
+    minutes
+        Time for measuring layers; training, and running the models, come on top.
+    layers
+        Layers to measure before any others, with ever more of the variants that promise to be the best.
+    models
+        Models whose layers are measured likewise, and which are then run by several plans, of which they keep the best.
+        What :func:`tvm_coexec.build` takes.
+    tracker, key
+        ``host:port`` of an RPC tracker and the key of the device there. By default a tracker and a server for the
+        local device are started on loopback.
+    cpu_cores, gpu_cores
+        Cores for either side of a local device.
+
+    Returns
+    -------
+    The predictors' errors on layers held out of training, the CPU's first.
+
+    Raises
+    ------
+    MeasurementError
+        The tracker or the device cannot be reached.
+    """
+    chosen = _check_families(families)
+    if minutes <= 0:
+        raise InputError(f"minutes must be positive, got {minutes:g}")
+    graphs = [to_graph(model).without_weights() for model in models]
+    layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
+    cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
+    with open_session(DeviceChoice(device, cpu, gpu), tracker, key) as session:
+        facts = session.facts()
+        path = Path(out)
+        opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
+        with opener(path, facts) as profile:
+            tuner = Tuner(session, profile, target_for(facts))
+            asked_for = check_layers(tuner, layers)
+            _calibrate(tuner)
+            until = time.monotonic() + 60 * minutes
+            _measure_layers(until, tuner, asked_for)
+            _measure_until(until, tuner, _stream(chosen), at_least=len(chosen))
+            profile.describe(families=sorted({*profile.families, *chosen}))
+            evaluations = fit(profile)
+            rehearse_all(tuner, graphs, facts)
+            return evaluations
+
+
+def rehearse_all(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]) -> None:
+    """Find the best plan of each network by running all in turn; one that cannot be run is named and left out."""
+    from tqdm import tqdm
+
+    if not graphs:
+        return
+    with tuner.session.for_longer(SESSION_S) as session:
+        rehearser = Rehearser(planner(tuner.profile), session, tuner.profile, tuner.target, facts)
+        networks = [(graph.outputs[0], rehearser.rehearse(graph)) for graph in graphs]
+        with tqdm(total=MOST_RUNS * len(networks), desc="rehearsing", unit="run") as bar:
+            for _ in range(MOST_RUNS):
+                for name, runs in networks:
+                    try:
+                        best = next(runs, None)
+                    except (MeasurementError, KernelError) as error:
+                        best = None
+                        tqdm.write(
+                            f"the network of {name!r} was not rehearsed to the end ({error}); the profile is complete, "
+                            "and plans it by what was measured so far",
+                            file=sys.stderr,
+                        )
+                    if best is not None:
+                        bar.set_postfix_str(f"{name}: {best.usual_us / 1e3:.2f} ms")
+                    bar.update()
+
+
+def _check_families(families: Iterable[str]) -> list[str]:
+    chosen = list(dict.fromkeys(families))
+    for name in chosen:
+        if name not in FAMILIES:
+            raise InputError(f"there is no family {name!r}; choose from {', '.join(FAMILIES)}")
+    if not chosen:
+        raise InputError(f"no family to tune; choose from {', '.join(FAMILIES)}")
+    return chosen
+
+
+def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
+    """Each layer once; an :class:`InputError` names one that the tuner's device cannot compute on both sides."""
+    distinct = list(dict.fromkeys(layers))
+    for layer in distinct:
+        for side in ("cpu", "gpu"):
+            if not tuner.variants(layer, side):
+                raise InputError(f"the {side} has no kernels for {layer}, so that it cannot be tuned; leave it out")
+    return distinct
+
+
+def _calibrate(tuner: Tuner) -> None:
+    """Store what joining halves and layers takes; whatever else the profile holds for planning stays good."""
+    overheads = measure_overheads(tuner)
+    found = {"overheads": asdict(overheads), "traffic": asdict(measure_traffic(tuner, overheads))}
+    tuner.profile.describe(planning={**(tuner.profile.planning or {}), **found})
+
+
+def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> None:
+    """Measure every way to compute and to divide each layer, then search on while there is time."""
+    from tqdm import tqdm
+
+    layers = list(dict.fromkeys(way for layer in layers for way in ways_to_divide(layer)))
+    for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
+        tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
+    search_variants(tuner, layers, lambda: learn(undisturbed(tuner.profile.samples()), tuner.profile.facts), until)
+
+
+def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
+    """Rounds of every family's layers; a round has one of each family before it has more of any."""
+    streams = {name: FAMILIES[name]() for name in families}
+    while True:
+        for place in range(max(_SHARES.values())):
+            for name, stream in streams.items():
+                if place < _SHARES[name]:
+                    yield next(stream)
+
+
+def _measure_until(until: float, tuner: Tuner, layers: Iterator[AnyLayer], at_least: int) -> None:
+    """Measure until the time has come, but not before the first ``at_least`` layers are done."""
+    from tqdm import tqdm
+
+    start = time.monotonic()
+    with tqdm(
+        total=max(round(until - start), 0),
+        unit="s",
+        desc="measuring",
+        bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}",
+    ) as bar:
+        for count, layer in enumerate(layers, 1):
+            tuner.measure_all(tuner.candidates(layer), training_points(layer))
+            now = time.monotonic()
+            bar.n = min(now - start, bar.total)
+            bar.set_postfix_str(f"{count} layers")
+            if now > until and count >= at_least:
+                return
