@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ..errors import ModelError, first_line
+from .litert_models import with_own_operators
 
 
 class LiteRtEvaluator:
@@ -23,7 +24,7 @@ class LiteRtEvaluator:
         self.engine = f"LiteRT {ai_edge_litert.__version__}"
         try:
             self._interpreter: Any = Interpreter(
-                model_content=path.read_bytes(),
+                model_content=with_own_operators(path.read_bytes()),
                 experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
                 experimental_preserve_all_tensors=True,
             )
