@@ -9,7 +9,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-TYPES = {"float32": schema.TensorType.FLOAT32, "int32": schema.TensorType.INT32, "int64": schema.TensorType.INT64}
+TYPES = {name.lower(): code for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
 
 
 class Writer:
@@ -19,16 +19,23 @@ class Writer:
         self.buffers = [schema.BufferT()]
         self.tensors: list[Any] = []
         self.operators: list[Any] = []
-        self.codes: list[int] = []
+        self.codes: list[int | str] = []
 
-    def tensor(self, name: str, shape: Sequence[int], dtype: str = "float32") -> int:
+    def tensor(
+        self, name: str, shape: Sequence[int], dtype: str = "float32", scales: Sequence[float] = (), axis: int = 0
+    ) -> int:
+        """A tensor; of one that is quantised, ``scales`` has a number for all or for each place on ``axis``."""
         tensor = schema.TensorT()
         tensor.name, tensor.shape, tensor.type = name, list(shape), TYPES[dtype]
+        if scales:
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale, tensor.quantization.zeroPoint = list(scales), [0] * len(scales)
+            tensor.quantization.quantizedDimension = axis
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def constant(self, array: np.ndarray) -> int:
-        number = self.tensor(f"constant{len(self.tensors)}", array.shape, str(array.dtype))
+    def constant(self, array: np.ndarray, scales: Sequence[float] = (), axis: int = 0) -> int:
+        number = self.tensor(f"constant{len(self.tensors)}", array.shape, str(array.dtype), scales, axis)
         self.tensors[number].buffer = len(self.buffers)
         self.buffers.append(schema.BufferT())
         self.buffers[-1].data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -41,13 +48,18 @@ class Writer:
         return tuple(self.tensors[tensor].shape)
 
     def add(self, operator: str, inputs: Sequence[int], shape: Sequence[int], options: str = "", **values: Any) -> int:
-        """An operator, with options of the type ``<options>Options``; its output has ``shape``."""
-        code = getattr(schema.BuiltinOperator, operator)
+        """An operator, with options of the type ``<options>Options``; its output has ``shape``.
+
+        What is no operator of TFLite's own is a custom one, which takes ``custom``, the bytes of its options.
+        """
+        code = getattr(schema.BuiltinOperator, operator, operator)
         if code not in self.codes:
             self.codes.append(code)
         output = self.tensor(f"{operator.lower()}{len(self.tensors)}", shape)
         added = schema.OperatorT()
         added.opcodeIndex, added.inputs, added.outputs = self.codes.index(code), list(inputs), [output]
+        if "custom" in values:
+            added.customOptions = list(values.pop("custom"))
         if options:
             added.builtinOptionsType = getattr(schema.BuiltinOptions, f"{options}Options")
             added.builtinOptions = getattr(schema, f"{options}OptionsT")()
@@ -79,8 +91,11 @@ class Writer:
         graph, model = schema.SubGraphT(), schema.ModelT()
         graph.tensors, graph.operators, graph.inputs, graph.outputs = self.tensors, self.operators, inputs, outputs
         model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, [graph], self.buffers, []
-        for code in self.codes:
+        for kind in self.codes:
             entry = schema.OperatorCodeT()
+            if isinstance(kind, str):
+                entry.customCode = kind
+            code = schema.BuiltinOperator.CUSTOM if isinstance(kind, str) else kind
             entry.builtinCode, entry.deprecatedBuiltinCode = code, min(code, 127)
             model.operatorCodes.append(entry)
         builder = flatbuffers.Builder(1024)

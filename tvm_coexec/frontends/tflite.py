@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import tflite_axes, tflite_elementwise, tflite_images
+from . import tflite_axes, tflite_elementwise, tflite_images, tflite_places
 from .relax import Naming, bindings, trace_function
 from .tflite_file import FileOperator, TfliteFile
 from .tflite_import import Converter, Imported, import_file
@@ -16,6 +16,7 @@ _CONVERTERS = {
     **{code: Converter(write, "either") for code, write in tflite_elementwise.CONVERTERS.items()},
     **{code: Converter(write, "either") for code, write in tflite_axes.IN_EITHER_ORDER.items()},
     **{code: Converter(write, "file") for code, write in tflite_axes.IN_FILE_ORDER.items()},
+    **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
 }
 
 

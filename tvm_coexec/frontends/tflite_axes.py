@@ -60,8 +60,8 @@ def _mirrored(step: Conversion) -> relax.Expr:
 
 
 def _joined(step: Conversion) -> relax.Expr:
-    axis = step.axis(step.options.Axis(), len(step.shape(0)))
-    return activated(relax.op.concat(step.operands(), axis), step.options)
+    """A concatenation; LiteRT computes no activation after it, even where its options name one."""
+    return relax.op.concat(step.operands(), step.axis(step.options.Axis(), len(step.shape(0))))
 
 
 def _split(step: Conversion) -> list[relax.Expr]:

@@ -99,6 +99,21 @@ def _same(step: Conversion) -> relax.Expr:
     return step.operand(0)
 
 
+def _fake_quant(step: Conversion) -> relax.Expr:
+    """The nearest of a few numbers between two bounds, which are moved so that 0 is one of them."""
+    options = step.options
+    # LiteRT computes the bounds in float32, where halves may fall to the other side
+    first, last = np.float32(options.NarrowRange()), np.float32(2 ** options.NumBits() - 1)
+    low, high = np.float32(options.Min()), np.float32(options.Max())
+    scale = (high - low) / (last - first)
+    zero_point = np.floor(np.clip(first - low / scale, first, last) + np.float32(0.5))
+    low, high = (first - zero_point) * scale, (last - zero_point) * scale
+    shifted = relax.op.subtract(clipped(step.operand(0), float(low), float(high)), relax.const(low, "float32"))
+    scaled = relax.op.multiply(shifted, relax.const(1 / scale, "float32"))
+    steps = relax.op.floor(relax.op.add(scaled, relax.const(0.5, "float32")))
+    return relax.op.add(relax.op.multiply(steps, relax.const(scale, "float32")), relax.const(low, "float32"))
+
+
 def _add_n(step: Conversion) -> relax.Expr:
     return functools.reduce(relax.op.add, step.operands())
 
@@ -169,6 +184,7 @@ CONVERTERS: dict[str, Callable[[Conversion], relax.Expr]] = {
     "DENSIFY": _same,
     "DEQUANTIZE": _same,
     "DIV": _divide,
+    "FAKE_QUANT": _fake_quant,
     "GELU": _gelu,
     "LEAKY_RELU": _leaky_relu,
     "PRELU": _prelu,

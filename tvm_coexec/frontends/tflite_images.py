@@ -127,21 +127,23 @@ def _pool(step: Conversion, kind: str) -> relax.Expr:
 
 
 def _resize(step: Conversion, method: str) -> relax.Expr:
-    options = step.options
+    options, size = step.options, step.integers(1)
     mode, rounding = "asymmetric", "floor"
     if options.AlignCorners():
         mode, rounding = "align_corners", "round_prefer_ceil"
     elif options.HalfPixelCenters():
         mode, rounding = "half_pixel", "round_prefer_ceil"
-    size = tuple(step.integers(1))
-    return relax.op.image.resize2d(
+    # corners of one pixel alone are no range, so there are two, of which the first is kept
+    computed = [max(extent, 2) for extent in size] if options.AlignCorners() else size
+    result = relax.op.image.resize2d(
         step.operand(0),
-        size,
+        tuple(computed),
         layout="NCHW",
         method=method,
         coordinate_transformation_mode=mode,
         rounding_method=rounding if method == "nearest_neighbor" else "",
     )
+    return result if computed == size else relax.op.strided_slice(result, [2, 3], [0, 0], size, [1, 1])
 
 
 def _depth_to_space(step: Conversion) -> relax.Expr:
