@@ -20,6 +20,9 @@ from tvm_coexec.layers import Operand as Seen
 from .dispatch import Dispatch
 from .frame import Launch, Operand, begin_kernel
 
+_SCOPE_PRAGMA = 'T.attr({"pragma_scope": "seq"})'
+"""Means nothing to LLVM, which complains."""
+
 
 class UnsupportedError(ValueError):
     """Relax makes something else than plain loops of an operator."""
@@ -69,10 +72,20 @@ def legalised(program: str) -> ir.IRModule:
             raise UnsupportedError(f"Relax has no loops for {value.op.name}")
         if not isinstance(value, ir.Call | relax.Var | relax.TupleGetItem):
             raise UnsupportedError(f"it makes a {type(value).__name__}")
-    for function in module.functions.values():
+    for name, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc):
             _check_plain(function)
+            module[name] = _serial(function)
     return module
+
+
+def _serial(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The same loops one after another: those that TVM spreads over threads call its run-time library."""
+    text = function.script(show_meta=True)
+    if "T.parallel(" not in text and _SCOPE_PRAGMA not in text:
+        return function
+    text = text.replace("T.parallel(", "T.serial(").replace(_SCOPE_PRAGMA, "pass")
+    return tvm.script.from_source(text).with_attrs(function.attrs)
 
 
 def _check_plain(function: tirx.PrimFunc) -> None:
@@ -171,7 +184,8 @@ def _scheduled(function: tirx.PrimFunc) -> ir.IRModule:
 
 
 def _leaf_blocks(sch: s_tir.Schedule) -> list[Any]:
-    return [block for block in sch.get_child_blocks(sch.get_sblock("root")) if not sch.get_child_blocks(block)]
+    root = sch.get_sblock(sch.mod["main"].body.block.name_hint)  # loops that are written out are the root themselves
+    return [block for block in sch.get_child_blocks(root) if not sch.get_child_blocks(block)]
 
 
 def _image(seen: Seen) -> tuple[int, int, int, int]:
@@ -202,18 +216,25 @@ def _copy(source: str, target: str, seen: Seen, layout: ImageLayout, dispatch: D
     unpacks = target.startswith(SCRATCH)
     batch, h, w, channels = _image(seen)
     outside = _memory(seen, layout)
-    compact = (batch, channels, h, w) if seen.is_reordered else (batch, h, w, channels)
+    between = seen.is_reordered and seen.batch != batch  # channels stand between height and width
+    compact: tuple[int, ...] = (batch, channels, h, w) if seen.is_reordered else (batch, h, w, channels)
+    if between:
+        compact = (seen.batch, channels, seen.rows // seen.batch)
     shapes = (outside, compact) if unpacks else (compact, outside)
     operands = tuple(Operand(name, shape, seen.dtype) for name, shape in zip((source, target), shapes, strict=True))
     top, left = layout.halo
     padding = 0 if unpacks else outside[3] - channels
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, _, _ = begin_kernel(operands)
-        extents = compact if unpacks else (batch, h, w, channels)
+        in_order = unpacks and not between
+        extents = compact if in_order else (batch, h, w, channels)
         with T.grid(*extents) as loops, T.sblock("copy"):
             places = [T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True)]
-            b, y, x, c = [places[axis] for axis in (0, 2, 3, 1)] if unpacks and seen.is_reordered else places
+            b, y, x, c = [places[axis] for axis in (0, 2, 3, 1)] if in_order and seen.is_reordered else places
             inside = [b, c, y, x] if seen.is_reordered else [b, y, x, c]
+            if between:
+                pixel = (b * h + y) * w + x
+                inside = [pixel // compact[2], c, pixel % compact[2]]
             around = [b, y + top, x + left, c]
             read, written = (around, inside) if unpacks else (inside, around)
             T.buffer_store(buffers[target], buffers[source][tuple(read)], written)

@@ -1,16 +1,20 @@
 """Runs ONNX's own test cases of single operators, and prints what passes, and what is refused and why, as Markdown.
 
-Example: ``python scripts/onnx_nodes.py --device pocl Conv Softmax``
+Cases run in a process of their own, so that a case that ends its process is counted and the others still run.
+
+Examples: ``python scripts/onnx_nodes.py --device pocl Conv Softmax``, and with ``--all`` every operator of ONNX
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.connection import Connection
 
 import numpy as np
 import onnx
@@ -80,6 +84,13 @@ OPERATORS = [
 """Operators that convolutional networks and transformers are made of."""
 
 
+VERDICTS = ("passed", "refused", "wrong", "raised", "killed")
+"""``raised``: an exception that is none of the product's errors; ``killed``: the process ended, or took too long."""
+
+TIMEOUT_S = 120
+"""Longest time that a case may take."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One test case: its model of one node, with the arrays that go in and should come out."""
@@ -96,7 +107,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: ``passed``, ``refused`` or ``wrong``, and why."""
+    """What became of a case, one of the ``VERDICTS``, and why."""
 
     verdict: str
     reason: str = ""
@@ -132,7 +143,9 @@ def run(case: Case, device: Device) -> Outcome:
         module = tvm_coexec.build(model, device=device, split="cpu")
         results = module(**given)
     except CoexecError as error:
-        return Outcome("refused", str(error))
+        return Outcome("refused" if str(error).count("\n") < 3 else "raised", str(error))
+    except Exception as error:
+        return Outcome("raised", repr(error))
     outputs = results if isinstance(results, dict) else {model.graph.output[0].name: results}
     for name, array in case.outputs.items():
         result = outputs[name]
@@ -141,6 +154,51 @@ def run(case: Case, device: Device) -> Outcome:
         if not np.allclose(result, array, rtol=1e-3, atol=1e-5, equal_nan=True):
             return Outcome("wrong", f"{name} differs from what it should be")
     return Outcome("passed")
+
+
+def run_apart(cases: Iterable[Case], device: str | None) -> Iterator[tuple[Case, Outcome]]:
+    """Run cases one after another in a process of their own, and in a new one after each death."""
+    worker = None
+    for case in cases:
+        worker = worker or _Worker(device)
+        outcome = worker.run(case)
+        if outcome.verdict == "killed":
+            worker = None
+        yield case, outcome
+    if worker is not None:
+        worker.stop()
+
+
+class _Worker:
+    def __init__(self, device: str | None) -> None:
+        context = multiprocessing.get_context("fork")  # the cases, which take long to make, are there already
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, device), daemon=True)
+        self.process.start()
+        other.close()
+
+    def run(self, case: Case) -> Outcome:
+        self.connection.send(case.name)
+        try:
+            if self.connection.poll(TIMEOUT_S):
+                outcome: Outcome = self.connection.recv()
+                return outcome
+        except EOFError:
+            self.process.join()
+            return Outcome("killed", f"the process ended with {self.process.exitcode}")
+        self.stop()
+        return Outcome("killed", f"it took longer than {TIMEOUT_S} s")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(connection: Connection, device: str | None) -> None:
+    opened = open_device(device)
+    by_name = {case.name: case for case in cases()}
+    while True:
+        connection.send(run(by_name[connection.recv()], opened))
 
 
 def _with_constants(case: Case) -> onnx.ModelProto:
@@ -164,13 +222,13 @@ _ELEMENTWISE = ("Add", "Concat", "Div", "MatMul", "Max", "Min", "Mul", "Pow", "S
 
 def table(outcomes: Sequence[tuple[Case, Outcome]]) -> str:
     """A line for each operator: how many cases pass, and the reasons of the others."""
-    lines = ["| operator | cases | passed | refused | wrong | why |", "|---|---|---|---|---|---|"]
+    lines = [f"| operator | cases | {' | '.join(VERDICTS)} | why |", "|---" * (len(VERDICTS) + 3) + "|"]
     for operator in sorted({case.operator for case, _ in outcomes}):
         own = [(case, outcome) for case, outcome in outcomes if case.operator == operator]
         counts = Counter(outcome.verdict for _, outcome in own)
         reasons = dict.fromkeys(f"{case.name}: {outcome.reason}" for case, outcome in own if outcome.reason)
         why = "<br>".join(reason.replace("|", "\\|").replace("\n", " ")[:200] for reason in reasons)
-        numbers = " | ".join(str(counts[verdict]) for verdict in ("passed", "refused", "wrong"))
+        numbers = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
         lines.append(f"| {operator} | {len(own)} | {numbers} | {why} |")
     return "\n".join(lines)
 
@@ -178,10 +236,15 @@ def table(outcomes: Sequence[tuple[Case, Outcome]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("operators", nargs="*", default=OPERATORS, help="names of ONNX operators")
+    parser.add_argument("--all", action="store_true", help="run the cases of all operators")
     parser.add_argument("--device", help="any unambiguous part of an OpenCL device's name")
     options = parser.parse_args()
-    device = open_device(options.device)
-    print(table([(case, run(case, device)) for case in of_operators(options.operators)]))
+    chosen = cases() if options.all else tuple(of_operators(options.operators))
+    outcomes = list(run_apart(chosen, options.device))
+    print(table(outcomes))
+    for title, own in (("supported", OPERATORS), ("other", {case.operator for case in cases()} - set(OPERATORS))):
+        counts = Counter(outcome.verdict for case, outcome in outcomes if case.operator in own)
+        print(f"{title} operators: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ def test_operator_that_relax_cannot_import():
     b = OnnxBuilder(x=(4, 5))
     model = b.model(b.add("Relu", b.add("Relu", "x")))
     model.graph.node[1].op_type = "LpNormalization"
-    with pytest.raises(ModelError, match=r"TVM cannot import LpNormalization \(node 'n1'\)"):
+    with pytest.raises(ModelError, match=r"^LpNormalization \(node 'n1'\) is an operator that cannot be imported"):
         to_graph(model)
     model.graph.node[1].name = ""
-    with pytest.raises(ModelError, match=r"TVM cannot import LpNormalization \(output 'v1'\)"):
+    with pytest.raises(ModelError, match=r"^LpNormalization \(output 'v1'\) is an operator"):
         to_graph(model)
 
 
@@ -40,11 +40,10 @@ def test_slice_of_an_activation():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (("batch", 5), r"input 'x' has the dynamic dimension 'batch' \(axis 0\).*--dim_param batch --dim_value"),
-        ((2, "sequence", 5), r"dynamic dimension 'sequence' \(axis 1\)"),
-        ((4, None), r"input 'x' has the dynamic dimension \(axis 1\).*--input_name x --input_shape"),
+        (("batch", 5), r"dynamic dimensions: 'x' \[batch, 5\]; fix them with --shape x=batch,5"),
+        ((2, "sequence", 5), r"dynamic dimensions: 'x' \[2, sequence, 5\]"),
+        ((4, None), r"dynamic dimensions: 'x' \[4, \?\]; fix them with --shape x=4,\?"),
         ((4, 0), r"input 'x' has a dimension of 0 \(axis 1\)"),
-        ((), r"input 'x' has shape \[\]"),
     ],
 )
 def test_shape_of_an_input(shape, message):
@@ -72,11 +71,12 @@ def test_input_without_a_shape_or_of_another_kind():
         to_graph(model)
 
 
-def test_type_in_the_middle():
+def test_halves_in_the_middle_are_computed_in_float32():
     b = OnnxBuilder(x=(4, 5))
     half = b.add("Cast", "x", to=TensorProto.FLOAT16)
-    graph = to_graph(b.model(b.add("Cast", b.add("Relu", half), to=TensorProto.FLOAT)))
-    assert [graph.tensors[node.output].dtype for node in graph.nodes] == ["float16", "float16", "float32"]
+    with pytest.warns(UserWarning, match="float16 .* is computed in float32"):
+        graph = to_graph(b.model(b.add("Cast", b.add("Relu", half), to=TensorProto.FLOAT)))
+    assert layers(graph) == [("map", ("relu",))]
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,7 @@ def test_what_only_the_importer_refuses():
 def test_statistics_of_layer_norm():
     b = OnnxBuilder(x=(4, 5))
     out = b.add("LayerNormalization", "x", b.weights(5), outputs=2)
-    with pytest.raises(ModelError, match=r"^LayerNormalization \(node 'n0'\) has its mean or deviation read"):
-        to_graph(b.model(out, f"{out}.1"))
+    check_against_onnxruntime(b.model(out, f"{out}.1"))
 
 
 def test_dropout_in_training_and_its_mask():
@@ -154,8 +153,10 @@ def test_oldest_opset():
 def test_output_that_is_a_constant():
     b = OnnxBuilder(x=(4, 5))
     out = b.add("Relu", "x")
-    with pytest.raises(ModelError, match="output 'v1' is a constant"):
-        to_graph(b.model(out, b.add("Identity", b.weights(4))))
+    check_against_onnxruntime(b.model(out, b.add("Identity", b.weights(4))))
+    b = OnnxBuilder()
+    with pytest.raises(ModelError, match="output 'v0' is a constant of a model without inputs"):
+        to_graph(b.model(b.add("Identity", b.weights(4))))
 
 
 def test_model_that_breaks_the_rules():

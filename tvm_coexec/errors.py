@@ -50,6 +50,12 @@ def readable(name: str, longest: int = 80) -> str:
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
+def in_one_line(error: Exception, most: int = 400) -> str:
+    """An error's whole message without line breaks, cut where it goes on for long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else f"{text[:most]} ..."
+
+
 def last_line(error: Exception, otherwise: str = "no reason given") -> str:
     """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
     lines = str(error).strip().splitlines()

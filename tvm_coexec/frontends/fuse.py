@@ -21,7 +21,7 @@ from ..layers import ACTIVATIONS, Conv2d, Linear, RowWise
 from . import fuse_images, fuse_rows
 from .drafts import Affine, Draft, DraftTensor, finish_graph, identity_weights
 from .inputs import input_tensor
-from .opaque import add_opaque, concrete, copied
+from .opaque import add_opaque, concrete, copied, scaled
 from .trace import Operation, Source, Trace
 from .values import NO_PADDING, Value, claim_image
 
@@ -77,6 +77,8 @@ class Fuser:
                 self._form(operation)
             except ModelError as error:
                 refusal = error
+            except ValueError as error:  # a layer that there is not
+                refusal = ModelError(f"{operation.source} fits no layer ({error})")
         if refusal is None:
             return
         used = {value.tensor for value in self.values.values()}
@@ -144,7 +146,7 @@ class Fuser:
         outputs = []
         for name, value_name in self.trace.outputs:
             source = Source("output", name, "value")
-            value = concrete(self, value_name, ModelError(f"{source} cannot be computed"))
+            value = concrete(self, value_name)
             copy = replace(source, name=f"copy_{name}")
             if value.tensor in self.inputs or value.tensor in outputs:
                 if value.tensor.dtype == "float32":
@@ -324,10 +326,9 @@ class Fuser:
         if value.pending is None:
             return value
         if value.pending.scale is not None and value.tensor.image is None:
-            raise ModelError(
-                f"{value.pending.source} multiplies by a constant, which neither the layer before it nor {source} "
-                "can take into its weights; supported next to linear layers and layer normalisation, and on images"
-            )
+            # no map multiplies
+            self.values[name] = scaled(self, value)
+            return self.values[name]
         draft = self._map(value, value.pending.source)
         draft.output.name = name
         draft.absorb(value.pending)

@@ -185,6 +185,7 @@ def add_product(fuser: Fuser, operation: Operation) -> None:
         first, second = second, first
     image = first.tensor.image
     per_image = image is not None and first.has_channels_at(1) and second.shape == (image[0], image[3], 1, 1)
+    per_image = per_image and second.has_channels_at(1)
     if not per_image or first.shape == second.shape:
         first, second = fuser.equal_operands(operation, "multiplies")
         image, per_image = first.tensor.image, False

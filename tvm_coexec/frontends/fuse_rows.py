@@ -65,7 +65,7 @@ def add_attention(fuser: Fuser, operation: Operation) -> None:
 def _mask(fuser: Fuser, name: str, size: tuple[int, int], source: Source) -> DraftTensor:
     """The tensor of a computed mask: a row of keys for each item."""
     refusal = ModelError(f"{source} has a mask that others read in another way; let all read rows of keys")
-    tensor = concrete(fuser, name, refusal).tensor
+    tensor = concrete(fuser, name).tensor
     if (tensor.rows, tensor.channels) != size:
         raise refusal
     return tensor

@@ -8,31 +8,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 
 from ..errors import ModelError
 from . import relax_images
+from .onnx_values import attributes
 from .trace import Source
 
 _WINDOWED = ("AveragePool", "Conv", "MaxPool")
 
 Known = tuple[str, list[str], dict[str, Any]]
 """An operation, the names of its inputs, and its attributes."""
-
-
-def attributes(node: NodeProto) -> dict[str, Any]:
-    """Values of a node's attributes by name, strings decoded."""
-    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
-
-
-def small_constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    """Small constants of a graph, such as bounds and paddings, by name."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer if math.prod(tensor.dims) <= 16}
-    for node in graph.node:
-        if node.op_type == "Constant" and "value" in attributes(node):
-            tensors[node.output[0]] = attributes(node)["value"]
-    return {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items() if math.prod(tensor.dims) <= 16}
 
 
 def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.ndarray]) -> Known | None:
@@ -110,51 +96,58 @@ def _padding(
     return relax_images.pad(before, after, source)
 
 
-def resolve_automatic_padding(model: onnx.ModelProto) -> None:
-    """Write the padding that ``auto_pad`` asks for into the nodes."""
-    nodes = [node for node in model.graph.node if attributes(node).get("auto_pad", "NOTSET") != "NOTSET"]
-    if not any(node.op_type in _WINDOWED for node in nodes):
-        return
-    shapes = _shapes(model)
-    for node in nodes:
-        if node.op_type in _WINDOWED:
-            _resolve(node, shapes)
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    shapes = {
-        value.name: [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
-        for value in (*inferred.value_info, *inferred.input, *inferred.output)
-    }
-    return shapes | {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-
-
-def check_resizing(model: onnx.ModelProto, source_of: Callable[[NodeProto], Source]) -> None:
-    """Refuse what TVM's importer would silently get wrong: smoothing, and scales that give no whole pixels."""
-    nodes = [node for node in model.graph.node if node.op_type == "Resize"]
-    shapes, numbers = _shapes(model) if nodes else {}, small_constants(model.graph)
-    for node in nodes:
-        if attributes(node).get("antialias", 0):
-            raise ModelError(f"{source_of(node)} smooths what it shrinks (antialias), which TVM cannot; leave it out")
-        scales = numbers.get(node.input[2], np.ones(0)) if len(node.input) > 2 else np.ones(0)
-        sizes = zip(shapes.get(node.input[0], []), scales.tolist(), strict=False)
-        if any(abs(size * scale - round(size * scale)) > 1e-4 for size, scale in sizes):
-            raise ModelError(f"{source_of(node)} scales to no whole number of pixels; give it sizes instead of scales")
-
-
-def _resolve(node: NodeProto, shapes: Mapping[str, list[int]]) -> None:
+def with_explicit_padding(node: NodeProto, shapes: Callable[[str], tuple[int, ...]]) -> NodeProto:
+    """The node with the padding written into it that ``auto_pad`` or, of a ConvTranspose, ``output_shape`` asks for."""
     values = attributes(node)
-    kernel = values.get("kernel_shape") or shapes[node.input[1]][2:]
-    sizes = shapes[node.input[0]][2:]
+    has_rule = values.get("auto_pad", "NOTSET") != "NOTSET"
+    if node.op_type not in (*_WINDOWED, "ConvTranspose") or not (has_rule or "output_shape" in values):
+        return node
+    sizes = shapes(node.input[0])[2:]
+    kernel = tuple(values.get("kernel_shape") or shapes(node.input[1])[2:])
+    pads = (_output_padding if node.op_type == "ConvTranspose" else window_padding)(values, sizes, kernel)
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    del copy.attribute[:]
+    dropped = ("auto_pad", "output_shape", "pads")
+    copy.attribute.extend(attribute for attribute in node.attribute if attribute.name not in dropped)
+    copy.attribute.append(onnx.helper.make_attribute("pads", pads))
+    return copy
+
+
+def window_padding(values: Mapping[str, Any], sizes: tuple[int, ...], kernel: tuple[int, ...]) -> list[int]:
+    """Padding of a convolution or pooling: before each axis, then behind each."""
     ones = [1] * len(kernel)
-    pads: list[int] = [0] * len(kernel)
-    if values["auto_pad"] != "VALID":
+    rule = values.get("auto_pad", "NOTSET")
+    if rule == "NOTSET":
+        return [int(pad) for pad in values.get("pads", [0] * 2 * len(kernel))]
+    totals = [0] * len(kernel)
+    if rule != "VALID":
         windows = zip(sizes, kernel, values.get("strides", ones), values.get("dilations", ones), strict=True)
-        pads = [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in windows]
-    smaller = [pad // 2 for pad in pads]
-    larger = [pad - half for pad, half in zip(pads, smaller, strict=True)]
-    before, after = (larger, smaller) if values["auto_pad"] == "SAME_LOWER" else (smaller, larger)
-    kept = [attribute for attribute in node.attribute if attribute.name not in ("auto_pad", "pads")]
-    del node.attribute[:]
-    node.attribute.extend([*kept, onnx.helper.make_attribute("pads", [*before, *after])])
+        totals = [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in windows]
+    return _divided(totals, larger_first=rule == "SAME_LOWER")
+
+
+def _output_padding(values: Mapping[str, Any], sizes: tuple[int, ...], kernel: tuple[int, ...]) -> list[int]:
+    """Padding of a ConvTranspose, so that its result has the size that it should have."""
+    ones, rule = [1] * len(kernel), values.get("auto_pad", "NOTSET")
+    strides = values.get("strides", ones)
+    if rule == "VALID":
+        return [0] * 2 * len(kernel)
+    wanted = values.get("output_shape") or [size * stride for size, stride in zip(sizes, strides, strict=True)]
+    windows = zip(
+        wanted[-len(kernel) :],
+        sizes,
+        kernel,
+        strides,
+        values.get("dilations", ones),
+        values.get("output_padding", [0] * len(kernel)),
+        strict=True,
+    )
+    totals = [s * (size - 1) + extra + (k - 1) * d + 1 - want for want, size, k, s, d, extra in windows]
+    return _divided(totals, larger_first=rule in ("SAME_LOWER", "NOTSET"))
+
+
+def _divided(totals: list[int], larger_first: bool) -> list[int]:
+    smaller = [total // 2 for total in totals]
+    larger = [total - half for total, half in zip(totals, smaller, strict=True)]
+    return [*larger, *smaller] if larger_first else [*smaller, *larger]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ def add_opaque(fuser: Fuser, operation: Operation, refusal: ModelError) -> None:
     if whole is None or not whole.inputs:
         raise refusal
     _check_legal(whole, operation.source, refusal)
-    values = [concrete(fuser, name, refusal) for name in whole.inputs]
+    values = [concrete(fuser, name) for name in whole.inputs]
     tensor = _output(fuser, operation, values)
     _append(fuser, whole, values, tensor, operation.source)
     batch = tensor.image[0] if tensor.image else tensor.rows
@@ -51,13 +50,11 @@ def copied(fuser: Fuser, value: Value, name: str, source: Source) -> Value:
     return Value(tensor, value.shape, tensor.rows)
 
 
-def concrete(fuser: Fuser, name: str, refusal: ModelError) -> Value:
+def concrete(fuser: Fuser, name: str) -> Value:
     """A value with nothing pending and no padding; what was is applied by a layer."""
     value = fuser.values[name]
     if value.padding != NO_PADDING:
-        value = _padded(fuser, value, refusal)
-    elif value.pending is not None and value.pending.scale is not None and value.tensor.image is None:
-        value = _scaled(fuser, value, refusal)
+        value = _padded(fuser, value)
     elif value.pending is not None:
         value = fuser.materialised(name, value.pending.source)
     fuser.values[name] = value
@@ -79,8 +76,8 @@ def _output(fuser: Fuser, operation: Operation, values: list[Value]) -> DraftTen
     """An image if its readers take it as one, or if it is made of images; rows of its last axis otherwise."""
     tensor = input_tensor(fuser.trace, operation.output)
     shape = tensor.shape
-    comes_from_image = any(not value.channels_last and value.has_channels_at(1) for value in values)
-    if tensor.image is None and len(shape) == 4 and comes_from_image:
+    comes_from_image = any(value.has_channels_at(1) and value.tensor.image is not None for value in values)
+    if tensor.image is None and len(shape) == 4 and comes_from_image and tensor.dtype == "float32":
         tensor = DraftTensor(tensor.name, shape, shape[1], image=(shape[0], shape[2], shape[3], shape[1]))
     tensor.channels_first = False
     tensor.dtype = fuser.trace.dtypes.get(operation.output, "float32")
@@ -112,7 +109,7 @@ def _relax_type(value: Value) -> Any:
     return relax.TensorType(value.shape, value.tensor.dtype)
 
 
-def _padded(fuser: Fuser, value: Value, refusal: ModelError) -> Value:
+def _padded(fuser: Fuser, value: Value) -> Value:
     from tvm import relax
 
     from .whole import written
@@ -120,11 +117,9 @@ def _padded(fuser: Fuser, value: Value, refusal: ModelError) -> Value:
     top, left, bottom, right = value.padding
     batch, channels, h, w = value.shape
     inner = (batch, channels, h - top - bottom, w - left - right)
-    if value.pending is not None and value.pending.shift is not None:
-        raise refusal
     seen = replace(value, shape=inner, padding=NO_PADDING)
     if seen.pending is not None:
-        seen = _scaled(fuser, seen, refusal)
+        seen = scaled(fuser, seen)
     widths = (0, 0, 0, 0, top, bottom, left, right)
     text = written([_relax_type(seen)], lambda x: relax.op.nn.pad(x, widths))
     tensor = DraftTensor(f"{value.tensor.name}/padded", value.shape, channels, image=(batch, h, w, channels))
@@ -132,31 +127,44 @@ def _padded(fuser: Fuser, value: Value, refusal: ModelError) -> Value:
     return Value(tensor, value.shape, batch)
 
 
-def _scaled(fuser: Fuser, value: Value, refusal: ModelError) -> Value:
+def scaled(fuser: Fuser, value: Value) -> Value:
     """The value with its pending factor and summand applied, one of each for a channel."""
     from tvm import relax
 
     from .whole import written
 
     pending = value.pending
-    axes = [axis for axis in range(len(value.shape)) if value.has_channels_at(axis)]
-    if pending is None or not axes:
-        raise refusal
-    parameters = [array for array in (pending.scale, pending.shift) if array is not None]
-    spread = [1] * len(value.shape)
-    spread[axes[-1]] = value.tensor.channels
-    whole_constants = tuple(np.asarray(array, np.float32).reshape(spread) for array in parameters)
+    assert pending is not None
+    arrays = [array for array in (pending.scale, pending.shift) if array is not None]
+    constants = tuple(_for_elements(array, value) for array in arrays)
 
-    def compute(x: Any, *arrays: Any) -> Any:
+    def compute(x: Any, *parameters: Any) -> Any:
         if pending.scale is not None:
-            x = relax.op.multiply(x, arrays[0])
-        return x if pending.shift is None else relax.op.add(x, arrays[-1])
+            x = relax.op.multiply(x, parameters[0])
+        return x if pending.shift is None else relax.op.add(x, parameters[-1])
 
-    types = [_relax_type(value), *(relax.TensorType(array.shape, "float32") for array in whole_constants)]
-    name = f"{value.tensor.name}/scaled"
-    tensor = DraftTensor(name, value.shape, value.tensor.channels, image=value.tensor.image)
-    if math.prod(value.shape[:-1]) != tensor.rows and tensor.image is None:
-        raise refusal
-    seen = replace(value, pending=None)
-    _append(fuser, Whole(written(types, compute), (), whole_constants), [seen], tensor, pending.source)
-    return replace(seen, tensor=tensor)
+    types = [_relax_type(value), *(relax.TensorType(array.shape, "float32") for array in constants)]
+    name, shape, image = f"{value.tensor.name}/scaled", value.shape, value.tensor.image
+    is_image = image is not None and len(shape) == 4 and value.has_channels_at(1) and image[0] == value.batch
+    channels = value.tensor.channels if is_image else shape[-1] if shape else 1
+    tensor = DraftTensor(name, shape, channels, image=image if is_image else None)
+    _append(
+        fuser, Whole(written(types, compute), (), constants), [replace(value, pending=None)], tensor, pending.source
+    )
+    return Value(tensor, shape, value.batch if is_image else tensor.rows)
+
+
+def _for_elements(array: np.ndarray, value: Value) -> np.ndarray:
+    """One number for each channel in a shape that is broadcast to the value's."""
+    numbers = np.asarray(array, np.float32)
+    if (numbers == numbers[0]).all():
+        return numbers[0].reshape((1,) * len(value.shape))
+    axes = [axis for axis in range(len(value.shape)) if value.has_channels_at(axis)]
+    if axes:
+        spread = [1] * len(value.shape)
+        spread[axes[-1]] = -1
+        return numbers.reshape(spread)
+    # no axis has the channels alone: one number for each element
+    pixels = 1 if value.channels_last else value.tensor.rows // value.batch
+    whole = np.broadcast_to(numbers[:, None], (value.batch, numbers.size, pixels))
+    return np.ascontiguousarray(whole).reshape(value.shape)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from tvm import IRModule, ir, relax
 
 from ..errors import ModelError
@@ -22,7 +23,7 @@ from .relax_calls import (
     transpose_or_reshape,
 )
 from .trace import Operation, Source, Trace, Whole, claim_name
-from .whole import cut_out, evaluate
+from .whole import cut_out, evaluate, written
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,8 @@ class _Tracer:
         name = self.naming.values[parameter]
         shape, dtype = static_type(parameter.ty, f"input {name!r}")
         self._set_type(name, dtype)
-        if 0 in shape or not shape:
-            raise ModelError(
-                f"input {name!r} has shape {list(shape)}; inputs need at least one dimension, and none of 0"
-            )
+        if 0 in shape:
+            raise ModelError(f"input {name!r} has shape {list(shape)}; no dimension may be 0")
         self.traced[parameter] = name
         self.trace.inputs.append(name)
         self.trace.shapes[name] = shape
@@ -136,8 +135,23 @@ class _Tracer:
     def add_output(self, name: str, value: relax.Expr) -> None:
         traced = self._operand(value, f"output {name!r}")
         if traced in self.trace.constants:
-            raise ModelError(f"output {name!r} is a constant; remove it from the model's outputs")
+            traced = self._add_constant_output(name, self.trace.constants[traced])
         self.trace.outputs.append((name, traced))
+
+    def _add_constant_output(self, name: str, array: np.ndarray) -> str:
+        """A layer that copies a constant, and reads an input only since every layer does."""
+        if not self.trace.inputs or not array.size:
+            reason = "without elements" if self.trace.inputs else "of a model without inputs"
+            raise ModelError(f"output {name!r} is a constant {reason}; remove it from the model's outputs")
+        read, output = self.trace.inputs[0], f"{name}/constant"
+        types = [relax.TensorType(self.trace.shapes[read], self.trace.dtypes.get(read, "float32"))]
+        types.append(relax.TensorType(array.shape, str(array.dtype)))
+        whole = Whole(written(types, lambda _, constant: relax.op.reshape(constant, array.shape)), (read,), (array,))
+        self._set_type(output, str(array.dtype))
+        self.trace.shapes[output] = array.shape
+        source = Source("constant", name, "output")
+        self.trace.operations.append(Operation("whole", (read,), output, source, whole=lambda: whole))
+        return output
 
     def add_binding(self, binding: relax.Binding) -> None:
         """Trace a binding as an operation that layers may know, or else as the whole that Relax has for it."""

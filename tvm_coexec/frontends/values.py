@@ -104,6 +104,8 @@ class Value:
             return None
         narrow = array.reshape(array.shape[excess:]).astype(np.float64)
         wide = narrow.reshape((1,) * (len(self.shape) - narrow.ndim) + narrow.shape)
+        if any(own not in (1, size) for own, size in zip(wide.shape, self.shape, strict=True)):
+            return None  # the value is repeated to the constant's shape instead
         if self.channels_last:
             first = len(self.shape) - (trailing_axes(self.shape, self.tensor.channels) or 0)
             last = len(self.shape)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,20 @@ def cut_out(
     ``bound`` has what every variable of the function is bound to.
     """
     return _Cut(module, bound, values, constants).program(variable)
+
+
+@contextmanager
+def building(builder: relax.BlockBuilder, parameters: Sequence[relax.Var]) -> Iterator[None]:
+    """The function ``main`` of a builder, which is closed after errors as well: else TVM complains of it, in C++."""
+    failure: Exception | None = None
+    with builder.function("main", list(parameters)):
+        try:
+            yield
+        except Exception as error:  # whatever it is, it is raised again
+            failure = error
+            builder.emit_func_output(relax.Tuple([]))
+    if failure is not None:
+        raise failure
 
 
 class _Cut:
@@ -50,7 +65,7 @@ class _Cut:
         for name in order[:-1]:
             self._declare(self.bound[name])
         self._declare(self.bound[variable])
-        with self.builder.function("main", [*self.inputs.values(), *self.array_parameters]):
+        with building(self.builder, [*self.inputs.values(), *self.array_parameters]):
             for name in order:
                 self.made[name] = self.builder.emit(self._rebuilt(self.bound[name]))
             self.builder.emit_func_output(self.made[variable])
@@ -142,7 +157,7 @@ def written(types: Sequence[relax.TensorType], compute: Callable[..., relax.Expr
     """The text of the program that ``compute`` makes of parameters of these types."""
     builder = relax.BlockBuilder()
     parameters = [relax.Var(f"x{index}", of) for index, of in enumerate(types)]
-    with builder.function("main", parameters):
+    with building(builder, parameters):
         builder.emit_func_output(builder.emit(compute(*parameters)))
     text: str = builder.get().script(show_meta=True)
     return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from .base import Size
@@ -67,7 +67,7 @@ class Opaque:
     """
 
     operator: str
-    program: str
+    program: str = field(repr=False)  # of many lines
     inputs: tuple[Operand, ...]
     output: Operand
     constants: tuple[tuple[tuple[int, ...], str], ...] = ()
