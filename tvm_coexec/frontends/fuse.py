@@ -318,7 +318,7 @@ class Fuser:
         value = self.values[name]
         if value.padding == NO_PADDING:
             return value
-        return concrete(self, name, ModelError(f"{source} reads a padded image; pad only what convolutions read"))
+        return concrete(self, name)
 
     def materialised(self, name: str, source: Source) -> Value:
         """A value with nothing pending: what was is applied by a map."""

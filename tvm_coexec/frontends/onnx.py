@@ -20,6 +20,9 @@ from .trace import Source, Trace
 
 _OLDEST_OPSET = 7
 
+_IR_WITHOUT_LISTED_CONSTANTS = 4
+"""From this version on constants need not be inputs too; older files that break the rule mean the same."""
+
 _SMALL = 16
 """Constants of more elements are no bounds, paddings or axes."""
 
@@ -42,7 +45,7 @@ def trace_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]
     _check_opset(proto)
     _check_operators(proto)
     bind_shapes(proto.graph, shapes or {})
-    _check_consistency(model)
+    _check_consistency(proto, model)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
     simple = simplify(proto)
@@ -80,10 +83,12 @@ def _check_operators(model: onnx.ModelProto) -> None:
             raise ModelError(f"{source} is in training mode; export the model for inference")
 
 
-def _check_consistency(model: onnx.ModelProto | Path) -> None:
-    """Let ONNX check its own rules, types and shapes; a path lets it read models of more than 2 GiB."""
+def _check_consistency(proto: onnx.ModelProto, model: onnx.ModelProto | Path) -> None:
+    """Let ONNX check its own rules, types and shapes; from its file where the model has more than 2 GiB."""
+    proto.ir_version = max(proto.ir_version, _IR_WITHOUT_LISTED_CONSTANTS)
+    is_large = isinstance(model, Path) and proto.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
     try:
-        onnx.checker.check_model(str(model) if isinstance(model, Path) else model, full_check=True)
+        onnx.checker.check_model(str(model) if is_large else proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
         raise ModelError(f"the model breaks the rules of ONNX ({in_one_line(error)}); export it again") from error
 
