@@ -13,6 +13,8 @@ from reference import evaluate
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
+from tvm_coexec.frontends.fuse import fuse
+from tvm_coexec.frontends.tflite import trace_tflite
 from tvm_coexec.graph import Graph
 
 pytest.importorskip("tflite", reason="needs the package tflite, to read TFLite files")
@@ -369,9 +371,29 @@ def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
     x = writer.tensor("image", (1, 4, 4, 5))
     content = writer.finish([x], [writer.add("Convolve3x3Twice", [x], (1, 4, 4, 5), custom=b"")])
     with pytest.raises(
-        ModelError, match=r"^Convolve3x3Twice \(custom operator 'convolve3x3twice1'\) is an operator that"
+        ModelError, match=r"^Convolve3x3Twice \(custom operator 'convolve3x3twice1'\): no operators of TFLite's"
     ):
         graph_of(content, tmp_path)
+
+
+def test_inputs_take_other_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(network("squeeze and excite"))
+    graph = fuse(trace_tflite(path, {"image": (2, 5, 7, 3)}))
+    assert graph.tensors["image"].shape == (2, 5, 7, 3)
+    interpreter = Interpreter(str(path))
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], (2, 5, 7, 3))
+    interpreter.allocate_tensors()
+    image = numbers(2, 5, 7, 3)
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    expected = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    (result,) = evaluate(graph, {"image": image}).values()
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    with pytest.raises(ModelError, match=r"input 'image' is \[1, 8, 8, 3\]; the shape \[5, 7, 3\] does not fit"):
+        trace_tflite(path, {"image": (5, 7, 3)})
+    with pytest.raises(ModelError, match="a shape is given for 'x'; the inputs are image"):
+        trace_tflite(path, {"x": (5, 7, 3)})
 
 
 def test_what_a_model_cannot_tell_before_it_runs(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..errors import ModelError
 from . import tflite_axes, tflite_elementwise, tflite_images, tflite_places
 from .relax import Naming, bindings, trace_function
 from .tflite_file import FileOperator, TfliteFile
 from .tflite_import import Converter, Imported, import_file
-from .tflite_tvm import by_tvm
+from .tflite_tvm import DETECTION, by_tvm
 from .trace import Source, Trace, claim_name
 
 _CONVERTERS = {
@@ -19,17 +21,42 @@ _CONVERTERS = {
     **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
 }
 
+_KNOWN_CUSTOM = ("Convolution2DTransposeBias", DETECTION)
 
-def trace_tflite(path: Path) -> Trace:
+
+def trace_tflite(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:
     """List the operations of a TFLite file.
+
+    Inputs have the shapes in the file, unless ``shapes`` has others for them.
 
     Raises
     ------
     ModelError
         The file cannot be read, or no layer can compute what is in it.
     """
-    imported = import_file(TfliteFile(path), _converter)
+    file = TfliteFile(path)
+    _check_names(file, shapes or {})
+    _check_operators(file)
+    imported = import_file(file, _converter, shapes or {})
     return trace_function(imported.module, _naming(imported))
+
+
+def _check_names(file: TfliteFile, shapes: Mapping[str, Sequence[int]]) -> None:
+    inputs = [file.tensors[index].name for index in file.inputs]
+    unknown = sorted(set(shapes) - set(inputs))
+    if unknown:
+        raise ModelError(f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}")
+
+
+def _check_operators(file: TfliteFile) -> None:
+    """Refuse all operators at once that are not TFLite's own and that nothing here knows."""
+    foreign = [operator for operator in file.operators if operator.is_custom and operator.code not in _KNOWN_CUSTOM]
+    if foreign:
+        sources = {operator.code: str(operator.source) for operator in reversed(foreign)}
+        raise ModelError(
+            f"{', '.join(reversed(sources.values()))}: no operators of TFLite's own; known are "
+            f"{', '.join(_KNOWN_CUSTOM)}, so cut the model before the others or replace them"
+        )
 
 
 def _converter(operator: FileOperator) -> Converter:

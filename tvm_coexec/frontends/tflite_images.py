@@ -15,6 +15,8 @@ from .tflite_elementwise import activated
 from .tflite_import import Conversion
 
 _OHWI_TO_OIHW = (0, 3, 1, 2)
+_CUSTOM_VALID = 2
+"""What custom operators say instead of ``tflite.Padding.VALID``."""
 
 
 def _conv2d(step: Conversion) -> relax.Expr:
@@ -78,20 +80,17 @@ def _transpose_conv(step: Conversion) -> relax.Expr:
 
 def _biased_transpose_conv(step: Conversion) -> relax.Expr:
     """MediaPipe's ``Convolution2DTransposeBias``, of an image, weights and bias."""
-    size = step.importer.file.tensors[step.operator.outputs[0]].shape[1:3]
-    result = _transposed(step, step.operand(0), step.shape(0), _custom_stride(step, size), list(size))
+    options = [int(number) for number in np.frombuffer(step.operator.custom_options[:12], np.int32)]
+    shape, kernel = step.shape(0)[1:3], step.shape(1)[1:3]
+    if len(options) == 3:
+        is_valid, stride = options[0] == _CUSTOM_VALID, (options[2], options[1])
+    else:  # what the file leaves out is told by the size of the result
+        wanted = step.importer.file.tensors[step.operator.outputs[0]].shape[1:3]
+        is_valid, stride = False, (max(wanted[0] // shape[0], 1), max(wanted[1] // shape[1], 1))
+    beyond = [max(reach - pace, 0) if is_valid else 0 for reach, pace in zip(kernel, stride, strict=True)]
+    size = [extent * pace + more for extent, pace, more in zip(shape, stride, beyond, strict=True)]
+    result = _transposed(step, step.operand(0), step.shape(0), stride, size)
     return with_bias(step, result, 2, (1, -1, 1, 1))
-
-
-def _custom_stride(step: Conversion, size: tuple[int, ...]) -> tuple[int, int]:
-    """The height's and the width's; where the file leaves out the options, the result's size tells them."""
-    options = np.frombuffer(step.operator.custom_options[:12], np.int32)
-    shape = step.shape(0)[1:3]
-    if options.size == 3:
-        return int(options[2]), int(options[1])
-    if any(wanted % extent for wanted, extent in zip(size, shape, strict=True)):
-        raise ModelError(f"{step.source} lacks its options, which tell padding and stride; convert the model again")
-    return size[0] // shape[0], size[1] // shape[1]
 
 
 def _transposed(

@@ -8,7 +8,7 @@ in which their operands are. Transposes are left only where the two kinds meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,8 +59,10 @@ class Imported:
     sources: dict[relax.Var, Source]
 
 
-def import_file(file: TfliteFile, converters: Callable[[FileOperator], Converter]) -> Imported:
-    """Import a file; ``converters`` has one for each of its operators.
+def import_file(
+    file: TfliteFile, converters: Callable[[FileOperator], Converter], shapes: Mapping[str, Sequence[int]]
+) -> Imported:
+    """Import a file; ``converters`` has one for each of its operators, ``shapes`` those that inputs are to have.
 
     Raises
     ------
@@ -68,7 +70,7 @@ def import_file(file: TfliteFile, converters: Callable[[FileOperator], Converter
         For an operator that cannot be imported, naming it and what is wrong.
     """
     importer = Importer(file, converters)
-    parameters = [importer.parameter(file.tensors[index]) for index in file.inputs]
+    parameters = [importer.parameter(file.tensors[index], shapes) for index in file.inputs]
 
     def results() -> list[relax.Expr]:
         for operator in file.operators:
@@ -87,15 +89,20 @@ class Importer:
         self.file = file
         self.converters = converters
         self.builder = relax.BlockBuilder()
+        self.is_resized = False
         self.in_file_order: dict[int, relax.Expr] = {}
         self.channels_first: dict[int, relax.Expr] = {}
         self.stored: dict[int, relax.Expr] = {}
         self.names: dict[relax.Var, str] = {}
         self.sources: dict[relax.Var, Source] = {}
 
-    def parameter(self, tensor: FileTensor) -> relax.Var:
+    def parameter(self, tensor: FileTensor, shapes: Mapping[str, Sequence[int]]) -> relax.Var:
         """An input, in the type that the file gives it."""
-        variable = relax.Var(tensor.name, relax.TensorType(tensor.shape, tensor.stored_dtype))
+        shape = tuple(shapes.get(tensor.name, tensor.shape))
+        if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
+            raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
+        self.is_resized |= shape != tensor.shape
+        variable = relax.Var(tensor.name, relax.TensorType(shape, tensor.stored_dtype))
         self.names[variable] = tensor.name
         self.stored[tensor.index] = variable
         return variable
@@ -187,7 +194,7 @@ class Importer:
         shape, dtype = static_type(result.ty, str(operator.source))
         is_first = is_first and len(shape) == 4
         expected = tuple(tensor.shape[axis] for axis in CHANNELS_FIRST) if is_first else tensor.shape
-        if dtype != tensor.dtype or (tensor.has_fixed_shape and shape != expected):
+        if dtype != tensor.dtype or (shape != expected and tensor.has_fixed_shape and not self.is_resized):
             raise ModelError(
                 f"{operator.source} makes {dtype} of shape {list(shape)}, where the file has {tensor.dtype} of shape "
                 f"{list(expected)}; replace it in the model"

@@ -13,7 +13,8 @@ from tvm.relax.frontend.tflite.tflite_frontend import ExprTable, OperatorConvert
 from ..errors import ModelError
 from .tflite_import import Conversion, Importer
 
-_DETECTION = "TFLite_Detection_PostProcess"
+DETECTION = "TFLite_Detection_PostProcess"
+"""The one custom operator that TVM knows."""
 _CONTROL_FLOW = ("CALL", "CALL_ONCE", "IF", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "WHILE")
 _STATEFUL = ("ASSIGN_VARIABLE", "HASHTABLE", "READ_VARIABLE", "VAR_HANDLE")
 
@@ -32,10 +33,9 @@ def by_tvm(step: Conversion) -> relax.Expr | list[relax.Expr]:
     if code in _STATEFUL:
         raise ModelError(f"{step.source} keeps a state from one run to the next; pass it as an input and an output")
     own = _TensorsOfImporter(step.importer)
-    known = {_DETECTION: own.convert_detection_postprocess} if step.operator.is_custom else own.convert_map
+    known = {DETECTION: own.convert_detection_postprocess} if step.operator.is_custom else own.convert_map
     if code not in known:
-        remedy = "replace it by operators of TFLite's own" if step.operator.is_custom else "replace it in the model"
-        raise ModelError(f"{step.source} is an operator that TVM cannot import; {remedy}")
+        raise ModelError(f"{step.source} is an operator that TVM cannot import; replace it in the model")
     result = known[code](op=step.operator.native)
     if len(step.operator.outputs) == 1:
         return result
