@@ -121,6 +121,19 @@ def test_a_relax_module_is_compared_with_its_own_compilation(device: Device) -> 
     assert not check.verdict(build_graph(spoilt(graph, first), device, split=0.5)).agrees
 
 
+def test_a_program_of_torch_is_compared_with_itself(device: Device) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch, to export a program")
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 40, 3), torch.nn.ReLU(), torch.nn.Conv2d(40, 8, 3)).eval()
+    program = torch.export.export(network, (torch.randn(1, 3, 8, 8),))
+    graph = to_graph(program)
+    verdict = NetworkCheck(program, graph).verdict(build_graph(graph, device, split=0.5))
+    assert verdict.agrees and verdict.engine.startswith("torch")
+    first = graph.nodes[0]
+    graph = spoilt(graph, first.name)
+    verdict = NetworkCheck(program, graph).verdict(build_graph(graph, device, split=0.5))
+    assert f"of node {first.name!r}" in verdict.findings[-1]
+
+
 def test_both_evaluators_of_onnx_see_the_same_inner_values() -> None:
     model = image_network()
     inputs = random_inputs(to_graph(model), {}, seed=3)

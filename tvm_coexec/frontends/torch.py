@@ -59,11 +59,10 @@ def _naming(function: relax.Function, program: ExportedProgram, importer: Import
         values[parameter] = claim_name(parameter.name, taken)
     source = None
     for binding in reversed(bindings(function)):
-        # a converter's last binding is the node's value, what it emits before are parts of it
+        # a converter's last binding is the node's value and has its name, what it emits before are parts of it
         node = importer.nodes.get(binding.var.name)
         source = source_of(node) if node is not None else source
         sources[binding.var] = source or Source(operator_name(binding.value), binding.var.name, "variable")
-    for binding in bindings(function):
         values[binding.var] = claim_name(sources[binding.var].name, taken)
     outputs = returned(function)
     return Naming(values, sources, list(zip(_output_names(program, len(outputs)), outputs, strict=True)))

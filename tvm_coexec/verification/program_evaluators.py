@@ -12,7 +12,7 @@ from ..errors import ModelError, last_line
 
 
 class TorchEvaluator:
-    """A program of ``torch.export``, run by torch; its inner values are its nodes'."""
+    """A program of ``torch.export``, run by torch; its inner values are what modules of a single operator give."""
 
     index_bounds: Mapping[str, int] = {}
 
@@ -22,18 +22,20 @@ class TorchEvaluator:
         self._torch, self._module = torch, program.module()
         self.engine = f"torch {torch.__version__}"
         self.outputs = list(program.graph_signature.user_outputs)
-        self.values = [node.name for node in program.graph.nodes if node.op == "call_function"]
+        self._nodes = _modules_of_one_node(program)
+        self.values = list(self._nodes)
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         torch = self._torch
+        names = {self._nodes[name]: name for name in wanted if name in self._nodes}
         seen: dict[str, np.ndarray] = {}
         interpreter = torch.fx.Interpreter(self._module)
         run_node = interpreter.run_node
 
         def watched(node: Any) -> Any:
             result = run_node(node)
-            if node.name in wanted and isinstance(result, torch.Tensor):
-                seen[node.name] = result.detach().numpy().copy()
+            if node.name in names and isinstance(result, torch.Tensor):
+                seen[names[node.name]] = result.detach().numpy().copy()
             return result
 
         interpreter.run_node = watched
@@ -45,6 +47,16 @@ class TorchEvaluator:
         leaves, _ = torch.utils._pytree.tree_flatten(results)
         arrays_out = [leaf.detach().numpy() if isinstance(leaf, torch.Tensor) else np.asarray(leaf) for leaf in leaves]
         return seen | {name: array for name, array in zip(self.outputs, arrays_out, strict=True) if name in wanted}
+
+
+def _modules_of_one_node(program: Any) -> dict[str, str]:
+    """Paths of modules with the names of their nodes, where they have one each."""
+    nodes: dict[str, list[str]] = {}
+    for node in program.graph.nodes:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        if node.op == "call_function" and stack:
+            nodes.setdefault(stack[-1][0], []).append(node.name)
+    return {path: names[0] for path, names in nodes.items() if len(names) == 1}
 
 
 class RelaxEvaluator:
