@@ -2,8 +2,8 @@
 
 A family module gives, for its layer class: ``variants``, ``default_variant``, ``operand_names``, ``pack``, ``dispatch``
 (none of which needs a compiler) and ``build``, which makes the scheduled kernels of a half. The two halves of a layer
-may read different packings of its parameters, so an operand's name says how it is packed. ``halo`` is no family: it
-has the kernel that follows one whose output shares memory with others.
+may read different packings of its parameters, so an operand's name says how it is packed. ``halo`` and
+``halo_kernels`` are no family: they have the kernel that follows one whose output shares memory with others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import attention, conv2d, halo, images, linear, opaque, place, rowwise
-
-__all__ = ["family", "halo"]
+from . import attention, conv2d, images, linear, opaque, place, rowwise
 
 _FAMILIES = {
     "attention": attention,

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tvm_coexec.layers import TILE, ImageLayout, tile_count
 
 from .dispatch import Dispatch
-
-if TYPE_CHECKING:
-    from .frame import Launch
 
 GROUP_LINES = 8
 """Lines of memory that a work-group looks after, where units are channels: a group costs as much as some stores."""
@@ -58,10 +54,3 @@ class Halo:
     def dispatch(self) -> Dispatch:
         lines = 1 if self.axis == "lines" else self.image[0] * self.height
         return Dispatch((-(-lines // GROUP_LINES), 1), (1, 1), unit_axis=1, padded_rows=0)
-
-
-def build(halo: Halo, side: str) -> Launch:
-    """The kernel that clears the halo beside units ``[begin, begin + count)``."""
-    from .halo_kernels import clearing
-
-    return clearing(halo, side)

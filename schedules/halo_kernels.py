@@ -17,7 +17,7 @@ _LANES = 16
 
 
 def clearing(halo: Halo, side: str) -> Launch:
-    """See :func:`schedules.halo.build`."""
+    """Build the kernel that clears the halo beside units ``[begin, begin + count)``."""
     operand = Operand("output", halo.buffer_shape)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel([operand])

@@ -192,7 +192,7 @@ def compare_all(
 ) -> list[Compared]:
     """Compare layers on the profile's device, and write the report."""
     with Profile.open(profile) as opened:
-        plans, report = planner(opened), Report(out, title, opened.facts)
+        plans, report = planner(opened, target_for(opened.facts).hardware), Report(out, title, opened.facts)
         choice = DeviceChoice.again(opened.facts) if tracker is None else DeviceChoice()
         with open_session(choice, tracker, key) as session:
             tuner = Tuner(session, opened, target_for(session.facts()))

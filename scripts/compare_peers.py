@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     layers = linear_only(layers_named(options.layers))
     with Profile.open(options.profile) as profile:
-        facts, plans = profile.facts, planner(profile)
+        facts, plans = profile.facts, planner(profile, target_for(profile.facts).hardware)
         report = Report(options.out, f"Beside ONNX Runtime: {options.layers}", facts)
         cores = engine_cores(facts)
         with open_session(DeviceChoice.again(facts)) as session:

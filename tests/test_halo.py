@@ -6,7 +6,8 @@ from halves import CpuKernel, OpenCLKernel, aligned
 
 from tvm_coexec.layers import ImageLayout, line_block, tile_count
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.schedules.halo import Halo, build
+from tvm_coexec.schedules.halo import Halo
+from tvm_coexec.schedules.halo_kernels import clearing
 
 CASES = [
     Halo((1, 5, 7, 70), ImageLayout((1, 1)), 3, "channels"),
@@ -28,8 +29,8 @@ CASES = [
 
 def kernel(halo: Halo, device: Device | None, image: np.ndarray) -> CpuKernel | OpenCLKernel:
     if device is None:
-        return CpuKernel(build(halo, "cpu"), {"output": image})
-    return OpenCLKernel(build(halo, "gpu"), {"output": image}, device)
+        return CpuKernel(clearing(halo, "cpu"), {"output": image})
+    return OpenCLKernel(clearing(halo, "gpu"), {"output": image}, device)
 
 
 def own_part(halo: Halo, image: np.ndarray, begin: int, end: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 import pytest
 
 from tvm_coexec.layers import Linear, Variant
-from tvm_coexec.planning.simulation import Option
 from tvm_coexec.prediction.noise import Disturbance
 from tvm_coexec.profile.records import Sample
 
@@ -31,7 +30,5 @@ def test_a_side_without_samples_takes_what_is_predicted() -> None:
 
 def test_only_halves_of_a_split_are_lengthened_as_such() -> None:
     disturbance = Disturbance({"cpu": 1.1, "gpu": 1.2}, {"cpu": 1.5, "gpu": 2.0})
-    split = disturbance.lengthen(Option(1, 1, 10.0, 10.0))
-    assert (split.cpu_us, split.gpu_us) == pytest.approx((15.0, 20.0))
-    assert disturbance.lengthen(Option(2, 0, 10.0, 0.0)).cpu_us == pytest.approx(11.0)
-    assert disturbance.lengthen(Option(0, 2, 0.0, 10.0)).gpu_us == pytest.approx(12.0)
+    assert disturbance.factors(is_split=True) == {"cpu": 1.5, "gpu": 2.0}
+    assert disturbance.factors(is_split=False) == {"cpu": 1.1, "gpu": 1.2}

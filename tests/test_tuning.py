@@ -12,7 +12,7 @@ import pytest
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import FileFormatError, InputError, MeasurementError
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import Linear, Opaque, Operand, RowWise
+from tvm_coexec.layers import Hardware, Linear, Opaque, Operand, RowWise
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.profile import Profile
@@ -182,7 +182,7 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
             match=r"was not tuned to the end.*lacks disturbance and estimates_us and overheads and traffic",
         ),
     ):
-        planner(profile)
+        planner(profile, Hardware())
 
 
 def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: tuple[Path, list[Evaluation]]) -> None:
@@ -191,7 +191,7 @@ def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: t
     for wrong in ({"overheads": 5}, {"overheads": {"nothing": 1}}, {"estimates_us": []}, {"traffic": None}):
         changed.write_text(json.dumps({**content, "planning": {**content["planning"], **wrong}}))
         with Profile.open(changed.parent) as profile, pytest.raises(FileFormatError, match="damaged"):
-            planner(profile)
+            planner(profile, Hardware())
 
 
 def test_networks_are_rehearsed_in_turn_and_one_that_cannot_be_is_named(
@@ -214,8 +214,8 @@ def test_networks_are_rehearsed_in_turn_and_one_that_cannot_be_is_named(
     def for_longer(_seconds: float) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr("tvm_coexec.tuning.Rehearser", FailingRehearser)
-    monkeypatch.setattr("tvm_coexec.planning.from_profile.planner", lambda profile: None)
+    monkeypatch.setattr("tvm_coexec.tuning.tuning.Rehearser", FailingRehearser)
+    monkeypatch.setattr("tvm_coexec.tuning.tuning.planner", lambda profile, hardware: None)
     one = tuner(FakeSession(), tmp_path / "p")
     one.session.for_longer = for_longer  # type: ignore[method-assign, assignment]
     graphs = [Graph({}, [], [name], []) for name in ("first", "second")]

@@ -136,7 +136,7 @@ def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner 
         return None
     with Profile.open(profile) as opened:
         opened.check_device(device.facts())
-        return planner(opened)
+        return planner(opened, target_for(opened.facts).hardware)
 
 
 def _rule(

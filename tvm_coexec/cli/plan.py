@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, model: str, profile: Path, out: Path | None) -> int:
+    from tvm_coexec.compiler.target import target_for
     from tvm_coexec.frontends import to_graph
     from tvm_coexec.planning.from_profile import planner
     from tvm_coexec.planning.network import plan_network
@@ -32,7 +33,7 @@ def run(*, model: str, profile: Path, out: Path | None) -> int:
 
     check_out(out)
     with Profile.open(profile) as opened:
-        planned, facts = planner(opened), opened.facts
+        planned, facts = planner(opened, target_for(opened.facts).hardware), opened.facts
     plan = plan_network(to_graph(model), planned, facts["label"], facts["mechanism"])
     print(plan)
     if out is not None:

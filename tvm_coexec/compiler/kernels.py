@@ -73,12 +73,18 @@ def compile_half(
 
 def compile_clearing(halo: Halo, side: str, target: Target) -> tuple[Kernel, ...]:
     """Compile the kernel that clears an image's halo, or take it from the cache."""
+
+    def build() -> Sequence[Launch]:
+        from tvm_coexec.schedules.halo_kernels import clearing
+
+        return (clearing(halo, side),)
+
     return _from_cache(
         [repr(halo)],
         f"halo_{side}",
         side,
         target,
-        lambda: (schedules.halo.build(halo, side),),
+        build,
         f"the clearing of {halo}",
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError
+from tvm_coexec.layers import Hardware
 from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.memory_model import Traffic
 from tvm_coexec.prediction.noise import Disturbance
@@ -14,8 +14,8 @@ from tvm_coexec.profile.store import damaged
 from .split import Overheads, Planner
 
 
-def planner(profile: Profile) -> Planner:
-    """The planner of a tuned profile."""
+def planner(profile: Profile, hardware: Hardware) -> Planner:
+    """Make the planner of a tuned profile, for what its device's kernels are chosen by."""
     known = profile.planning if isinstance(profile.planning, dict) else {}
     missing = {"overheads", "traffic", "estimates_us", "disturbance"} - known.keys()
     if missing:
@@ -28,7 +28,6 @@ def planner(profile: Profile) -> Planner:
         overheads = Overheads(**known["overheads"])
         estimates = {side: BaseTime(tuple(terms.items())) for side, terms in known["estimates_us"].items()}
         traffic, disturbance = Traffic.from_json(known["traffic"]), Disturbance(**known["disturbance"])
-        hardware = target_for(profile.facts).hardware
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(profile.path, error) from None
     return Planner(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from tvm_coexec.planning.simulation import Option
 from tvm_coexec.profile.records import Sample
 
 from .predictors import labels_us
@@ -36,7 +35,6 @@ class Disturbance:
         found = {key: float(np.median(values)) for key, values in ratios.items()}
         return cls(*({side: found.get((side, beside), 1.0) for side in _SIDES} for beside in (False, True)))
 
-    def lengthen(self, option: Option) -> Option:
-        """A way to divide a layer, with the times that its halves take on average."""
-        factors = self.beside if option.cpu_units and option.gpu_units else self.alone
-        return replace(option, cpu_us=option.cpu_us * factors["cpu"], gpu_us=option.gpu_us * factors["gpu"])
+    def factors(self, *, is_split: bool) -> Mapping[str, float]:
+        """By how much each side's half of a layer takes longer on average, by whether both sides have one."""
+        return self.beside if is_split else self.alone

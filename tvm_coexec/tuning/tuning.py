@@ -127,7 +127,9 @@ def rehearse_all(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]
     if not graphs:
         return
     with tuner.session.for_longer(SESSION_S) as session:
-        rehearser = Rehearser(planner(tuner.profile), session, tuner.profile, tuner.target, facts)
+        rehearser = Rehearser(
+            planner(tuner.profile, tuner.target.hardware), session, tuner.profile, tuner.target, facts
+        )
         networks = [(graph.outputs[0], rehearser.rehearse(graph)) for graph in graphs]
         with tqdm(total=MOST_RUNS * len(networks), desc="rehearsing", unit="run") as bar:
             for _ in range(MOST_RUNS):

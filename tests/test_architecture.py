@@ -1,0 +1,128 @@
+"""The rooms of the house: who may import whom, so that data flows one way, and no rings of files."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {
+    "tvm_coexec": ROOT / "tvm_coexec",
+    "tvm_coexec.rpc": ROOT / "rpc",
+    "tvm_coexec.schedules": ROOT / "schedules",
+}
+
+BASIS = {"errors", "files", "layers"}
+"""What every room may use: the vocabulary, one way to fail, one way to write files."""
+
+MAY_IMPORT = {
+    "layers": set(),
+    "schedules": set(),
+    "graph": set(),
+    "frontends": {"graph", "schedules"},
+    "module": {"graph"},
+    "profile": {"graph", "planning"},
+    "prediction": {"profile", "graph", "schedules"},
+    "planning": {"prediction", "profile", "graph", "schedules"},
+    "compiler": {"planning", "graph", "schedules", "module", "runtime"},
+    "runtime": {"module", "graph", "planning", "verification"},
+    "verification": {"runtime", "module", "graph", "schedules", "frontends", "compiler"},
+    "bench": {"runtime"},
+    "rpc": {"runtime", "profile", "bench", "cli"},
+    "tuning": {"planning", "prediction", "profile", "graph", "schedules", "compiler", "runtime", "rpc", "frontends"},
+}
+"""The rooms below ``api`` and ``cli``, which may use all others."""
+
+ONLY = {
+    ("profile", "planning"): {"planning.plan"},  # a trial run keeps the plan that it ran by, which is data
+    ("runtime", "planning"): {"planning.plan"},  # a module carries its plan
+    ("runtime", "verification"): {"verification.checking"},  # what measures a layer checks it where it runs
+    ("rpc", "cli"): {"cli.options"},  # a device server is a program of its own
+    ("compiler", "runtime"): {"runtime.stitch", "runtime.machine"},  # C sources that are linked; this CPU's features
+    ("verification", "compiler"): {"compiler.target", "compiler.packaging"},
+}
+"""Where a room may use only some files of another."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, *, with_types: bool = True) -> Iterator[str]:
+    """Modules of the product that a module imports anywhere; those for type checkers alone only ``with_types``."""
+    path = MODULES[name]
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or (not with_types and id(node) in for_types):
+            continue
+        parts = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        base = parts[: len(parts) - node.level + 1] if node.level else []
+        source = ".".join([*base, *([node.module] if node.module else [])])
+        for alias in node.names:
+            target = f"{source}.{alias.name}"
+            if target in MODULES or source in MODULES:
+                yield target if target in MODULES else source
+
+
+def room(name: str) -> str:
+    return [*name.split("."), "root"][1]
+
+
+@pytest.mark.parametrize("importer", MAY_IMPORT)
+def test_rooms_import_only_what_comes_before_them(importer: str) -> None:
+    wrong = []
+    for name in MODULES:
+        for target in imports(name) if room(name) == importer else ():
+            other, short = room(target), target.removeprefix("tvm_coexec.")
+            allowed = {importer} | BASIS | MAY_IMPORT[importer] if importer != "layers" else {"layers", "errors"}
+            if other not in allowed or short not in ONLY.get((importer, other), {short}):
+                wrong.append(f"{name} imports {target}")
+    assert not wrong
+
+
+def test_every_room_has_its_rules() -> None:
+    rooms = {room(name) for name, path in MODULES.items() if path.parent != FOLDERS["tvm_coexec"]}
+    assert rooms - {"cli"} == set(MAY_IMPORT)
+
+
+def test_no_file_is_imported_by_what_it_imports() -> None:
+    edges = {name: set(imports(name)) - {name} for name in MODULES}
+
+    def reached_from(start: str) -> set[str]:
+        found: set[str] = set()
+        todo = list(edges[start])
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += edges[name]
+        return found
+
+    assert {name for name in MODULES if name in reached_from(name)} <= RINGS
+
+
+RINGS = {
+    f"tvm_coexec.{name}"
+    for name in (
+        *("frontends.fuse", "frontends.fuse_images", "frontends.fuse_rows", "frontends.opaque"),
+        *("frontends.torch_import", "frontends.torch_operators"),
+        *("runtime.executor", "runtime.prepared"),
+        *("schedules.fetching", "schedules.frame"),
+    )
+}
+"""Files that name each other's types: to be taken apart, and not to be added to."""
