@@ -66,12 +66,14 @@ def _joined(step: Conversion) -> relax.Expr:
 
 def _split(step: Conversion) -> list[relax.Expr]:
     """SPLIT has the axis before the value."""
-    axis = step.axis(step.integers(0)[0], len(step.shape(1)))
-    return _parts(step, relax.op.split(step.operand(1), step.options.NumSplits(), axis))
+    axis, parts = step.axis(step.integers(0)[0], len(step.shape(1))), step.options.NumSplits()
+    return [step.operand(1)] if parts == 1 else _parts(step, relax.op.split(step.operand(1), parts, axis))
 
 
 def _split_by_sizes(step: Conversion) -> list[relax.Expr]:
     shape, sizes = step.shape(0), step.integers(1)
+    if len(sizes) == 1:
+        return [step.operand(0)]
     axis = step.integers(2)[0] % len(shape)
     sizes = [shape[axis] - sum(size for size in sizes if size >= 0) if size < 0 else size for size in sizes]
     ends = [int(end) for end in np.cumsum(sizes)[:-1]]

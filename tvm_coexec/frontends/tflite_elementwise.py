@@ -10,6 +10,7 @@ import numpy as np
 import tflite
 from tvm import relax
 
+from ..errors import ModelError
 from .tflite_import import Conversion
 
 
@@ -91,6 +92,8 @@ def _prelu(step: Conversion) -> relax.Expr:
 
 def _cast(step: Conversion) -> relax.Expr:
     tensor = step.importer.file.tensors[step.operator.outputs[0]]
+    if step.tensor(0).is_quantised or tensor.is_quantised:
+        raise ModelError(f"{step.source} reads the integers of a quantised tensor; convert the model without it")
     return relax.op.astype(step.operand(0), tensor.dtype)
 
 

@@ -27,10 +27,12 @@ _CHANNELS_LAST = (0, 2, 3, 1)
 
 _INTEGER_RANGES = {name: (np.iinfo(name).min, np.iinfo(name).max) for name in ("int8", "int16", "uint8")}
 _KEEPING = (
-    *("CONCATENATION", "EXPAND_DIMS", "GATHER", "MAX_POOL_2D", "PACK", "RESHAPE", "SLICE", "SPLIT", "SPLIT_V"),
-    *("SQUEEZE", "STRIDED_SLICE", "TRANSPOSE", "UNPACK"),
+    *("BATCH_TO_SPACE_ND", "CONCATENATION", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND", "MAXIMUM"),
+    *("MAX_POOL_2D", "MINIMUM", "MIRROR_PAD", "PACK", "PAD", "REDUCE_MAX", "REDUCE_MIN", "RELU", "RESHAPE"),
+    *("RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT_V2", "SLICE", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH", "SPLIT"),
+    *("SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK"),
 )
-"""Operators that make no other numbers than they read."""
+"""Operators that make no other numbers than they read, and 0."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,10 @@ class Importer:
         if tensor.stored_dtype == tensor.dtype:
             return value
         if tensor.quantisation is None:
-            return self._emit(relax.op.astype(value, tensor.stored_dtype), tensor)
+            return self._emit(relax.op.astype(value, tensor.stored_dtype), tensor, "CAST")
         scale, zero_point = _parameters(tensor)
-        return self._emit(relax.op.quantize(value, scale, zero_point, out_dtype=tensor.stored_dtype), tensor)
+        stored = relax.op.quantize(value, scale, zero_point, out_dtype=tensor.stored_dtype)
+        return self._emit(stored, tensor, "QUANTIZE")
 
     def constant(self, index: int) -> np.ndarray | None:
         """The numbers of a tensor that depends on no input."""
@@ -213,15 +216,17 @@ class Importer:
         if tensor.constant is not None:
             return relax.const(tensor.constant, tensor.dtype)
         if tensor.index in self.channels_first:
-            return self._emit(relax.op.permute_dims(self.channels_first[tensor.index], _CHANNELS_LAST), tensor)
+            return self._emit(
+                relax.op.permute_dims(self.channels_first[tensor.index], _CHANNELS_LAST), tensor, "TRANSPOSE"
+            )
         if tensor.index not in self.stored:
             raise ModelError(f"tensor {tensor.name!r} is read before any operator makes it; convert the model again")
         stored = self.stored[tensor.index]
         if tensor.stored_dtype == tensor.dtype:
             return stored
         if tensor.quantisation is None:
-            return self._emit(relax.op.astype(stored, tensor.dtype), tensor)
-        return self._emit(relax.op.dequantize(stored, *_parameters(tensor)), tensor)
+            return self._emit(relax.op.astype(stored, tensor.dtype), tensor, "CAST")
+        return self._emit(relax.op.dequantize(stored, *_parameters(tensor)), tensor, "DEQUANTIZE")
 
     def _image(self, tensor: FileTensor) -> relax.Expr:
         constant = self.constant(tensor.index)
@@ -232,16 +237,16 @@ class Importer:
         rank = len(value.ty.shape)
         if rank < 4:
             shape = static_type(value.ty, tensor.name)[0]
-            value = self._emit(relax.op.reshape(value, (1,) * (4 - rank) + shape), tensor)
-        return self._emit(relax.op.permute_dims(value, CHANNELS_FIRST), tensor)
+            value = self._emit(relax.op.reshape(value, (1,) * (4 - rank) + shape), tensor, "RESHAPE")
+        return self._emit(relax.op.permute_dims(value, CHANNELS_FIRST), tensor, "TRANSPOSE")
 
-    def _emit(self, value: relax.Expr, tensor: FileTensor, source: Source | None = None) -> relax.Expr:
+    def _emit(self, value: relax.Expr, tensor: FileTensor, operator: str | Source) -> relax.Expr:
         """Bind an expression to a variable, which is called as the tensor is."""
         if isinstance(value, relax.Var | ir.GenericConst):
             return value
         variable = self.builder.emit(value)
         self.names[variable] = tensor.name
-        self.sources[variable] = Source("TRANSPOSE", tensor.name, "tensor") if source is None else source
+        self.sources[variable] = operator if isinstance(operator, Source) else Source(operator, tensor.name, "tensor")
         return variable
 
 
