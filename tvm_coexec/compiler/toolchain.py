@@ -15,7 +15,9 @@ from tvm_coexec.runtime.stitch import SOURCES as STITCH_SOURCES
 
 from .kernels import Kernel
 
-_CFLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-shared", "-fvisibility=default")
+_COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-fvisibility=default")
+_LINK_FLAGS = ("-shared", "-pthread")
+_LIBRARIES = ("-ldl", "-lm")
 
 
 def link(kernels: Iterable[Kernel]) -> bytes:
@@ -32,18 +34,33 @@ def link(kernels: Iterable[Kernel]) -> bytes:
 @lru_cache(maxsize=16)
 def _linked(kernels: tuple[Kernel, ...], compiler: str) -> bytes:
     """The last libraries are kept: calibration, comparisons and rehearsals package the same modules again and again."""
+    named = {f"{kernel.symbol}.o": kernel.code for kernel in kernels} | _stitch_objects(compiler)
     with tempfile.TemporaryDirectory() as folder:
-        objects = []
-        for kernel in kernels:
-            objects.append(Path(folder) / f"{kernel.symbol}.o")
-            objects[-1].write_bytes(kernel.code)
+        for name, code in named.items():
+            (Path(folder) / name).write_bytes(code)
         output = Path(folder) / "cpu.so"
-        command = [compiler, *_CFLAGS, *map(str, (*STITCH_SOURCES, *objects)), "-o", str(output), "-ldl", "-lm"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or [f"it ends with status {result.returncode}"])[-1]
-            raise ToolchainError(f"{compiler} cannot link the CPU kernels: {reason}")
+        objects = [str(Path(folder) / name) for name in named]
+        _run([compiler, *_LINK_FLAGS, *objects, "-o", str(output), *_LIBRARIES], "link the CPU kernels")
         return output.read_bytes()
+
+
+@lru_cache(maxsize=2)
+def _stitch_objects(compiler: str) -> dict[str, bytes]:
+    """The stitch's object files, which all modules have in common; no kernel's symbol holds a dot."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for source in STITCH_SOURCES:
+            output = Path(folder) / source.name
+            _run([compiler, *_COMPILE_FLAGS, "-c", str(source), "-o", str(output)], f"compile {source.name}")
+            found[f"{source.name}.o"] = output.read_bytes()
+        return found
+
+
+def _run(command: list[str], task: str) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or [f"it ends with status {result.returncode}"])[-1]
+        raise ToolchainError(f"{command[0]} cannot {task}: {reason}")
 
 
 def c_compiler() -> str:
