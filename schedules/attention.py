@@ -1,7 +1,7 @@
 """Attention: scores of every query and key, their softmax, and its products with the values, a head at a time.
 
 Operands: ``input``, ``input1`` and ``input2`` (queries, keys and values; ``[rows, row stride]``), ``input3`` or
-``mask`` ``[batch, keys]`` (rows of whole tiles), ``output [rows, row stride]``. In OpenCL a first kernel packs a
+``mask`` ``[mask rows, keys]`` (rows of whole tiles), ``output [rows, row stride]``. In OpenCL a first kernel packs a
 head's keys and values as :mod:`.attention_kernels` reads them, and a second one computes; on the CPU one kernel does
 both.
 """
@@ -21,20 +21,23 @@ if TYPE_CHECKING:
     from .frame import Launch, Operand
 
 IMPLEMENTATION = "heads"
-_MASKS = {"none": (), "constant": ("mask",), "input": ("input3",)}
+MASKS = {"constant": "mask", "input": "input3"}
+"""Operands that hold a mask."""
+
 _GPU_THREADS = (16, 32, 8)
 
 
 def operand_names(layer: Attention, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    return ("input", "input1", "input2", *_MASKS[layer.mask], "output")
+    mask = (MASKS[layer.mask],) if layer.mask in MASKS else ()
+    return ("input", "input1", "input2", *mask, "output")
 
 
 def pack(layer: Attention, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """A constant mask as the kernels read it, from ``[batch, keys]``."""
+    """A constant mask as the kernels read it, from ``[mask rows, keys]``."""
     if layer.mask != "constant":
         return {}
-    packed = np.zeros((layer.batch, row_tiles(layer.keys) * TILE), np.float32)
+    packed = np.zeros((layer.mask_rows, row_tiles(layer.keys) * TILE), np.float32)
     packed[:, : layer.keys] = params["mask"]
     return {"mask": packed}
 
@@ -97,7 +100,7 @@ def operands(layer: Attention, variant: Variant) -> tuple[Operand, ...]:
     from .frame import Operand
 
     sizes = dict(zip(("input", "input1", "input2", "input3"), layer.input_sizes, strict=False))
-    sizes |= {"mask": (layer.batch, layer.keys), "output": layer.output_size}
+    sizes |= {"mask": (layer.mask_rows, layer.keys), "output": layer.output_size}
     shapes = {name: (rows, row_tiles(channels) * TILE) for name, (rows, channels) in sizes.items()}
     return tuple(Operand(name, shapes[name]) for name in operand_names(layer, variant))
 

@@ -1,8 +1,9 @@
 """Attention as TIR.
 
 A head's keys are packed in panels ``[panels, head_dim, channels]``, so that scores are computed like a dense layer's
-results, and its values in rows that are filled up to whole vectors. What is added to the scores is packed too:
-the mask, and minus infinity behind the last key, where scores exist only to fill up a vector.
+results, and its values in rows that are filled up to whole vectors. What is added to the scores of every query is
+packed too: a mask of keys alone, and minus infinity behind the last key, where scores exist only to fill up a vector.
+A mask that has a row for each query is read where it is.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import SCRATCH, TILE, Attention, Variant, tile_count
 
+from .attention import MASKS
 from .dispatch import Dispatch
 from .epilogue import Epilogue
 from .frame import Buffer, Launch, Operand, begin_kernel, where
@@ -40,7 +43,7 @@ class Steps:
         self.layer, self.buffers = layer, buffers
         self.rows, self.lanes, self.width = variant["rows"], variant["lanes"], variant["channels"]
         self.key_vectors = -(-layer.keys // self.lanes)
-        self.value_vectors = -(-layer.head_dim // self.lanes)
+        self.value_vectors = -(-layer.value_dim // self.lanes)
         self.blocks = -(-layer.queries // self.rows)
 
     def packed_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -56,7 +59,7 @@ class Steps:
     def pack(self, item: Any, head: Any, packed: Packed) -> None:
         layer, place = self.layer, packed.place
         filled = self.key_vectors * self.lanes
-        first = [offset + head * layer.head_dim for offset in layer.offsets]
+        first = [offset + head * step for offset, step in zip(layer.offsets, layer.head_steps, strict=True)]
         with T.serial(0, filled) as key, T.If(key < layer.keys):
             with T.Then():
                 row = item * layer.keys + key
@@ -67,7 +70,7 @@ class Steps:
                 with T.serial(0, self.value_vectors * self.lanes) as d:
                     value = self._or_zero(d, self.buffers["input2"][row, first[2] + d])
                     T.buffer_store(packed.values, value, [*place, key, d])
-                T.buffer_store(packed.summands, self._summand(item, key), [*place, key])
+                T.buffer_store(packed.summands, self._summand(item, head, key), [*place, key])
             with T.Else():
                 at = (*place, T.floordiv(key, self.width))
                 with T.serial(0, layer.head_dim) as d:
@@ -75,13 +78,21 @@ class Steps:
                 T.buffer_store(packed.summands, T.float32(-math.inf), [*place, key])
 
     def _or_zero(self, d: Any, value: Any) -> Any:
-        if self.layer.head_dim % self.lanes == 0:
+        if self.layer.value_dim % self.lanes == 0:
             return value
-        return T.if_then_else(d < self.layer.head_dim, value, T.float32(0))
+        return T.if_then_else(d < self.layer.value_dim, value, T.float32(0))
 
-    def _summand(self, item: Any, key: Any) -> Any:
-        name = {"constant": "mask", "input": "input3"}.get(self.layer.mask)
-        return T.float32(0) if name is None else self.buffers[name][item, key]
+    def _summand(self, item: Any, head: Any, key: Any) -> Any:
+        """What is added to the scores of a key, whatever the query."""
+        if self.layer.mask == "none" or self.layer.masks_queries:
+            return T.float32(0)
+        return self.buffers[MASKS[self.layer.mask]][self._mask_row(item, head, 0), key]
+
+    def _mask_row(self, item: Any, head: Any, query: Any) -> Any:
+        row: Any = 0
+        for size, place in zip(self.layer.mask_sizes, (item, head, query), strict=True):
+            row = row * size + (place if size > 1 else 0)
+        return row
 
     def attend(self, item: Any, head: Any, block: Any, packed: Packed) -> None:
         """Compute a block of queries of one head."""
@@ -89,22 +100,29 @@ class Steps:
         queries = T.alloc_buffer((self.rows, layer.head_dim), "float32", scope="local")
         scores = T.alloc_buffer((self.rows, self.key_vectors * self.lanes), "float32", scope="local")
         totals = T.alloc_buffer((self.rows,), "float32", scope="local")
-        first = layer.offsets[0] + head * layer.head_dim
+        first = layer.offsets[0] + head * layer.head_steps[0]
         with T.serial(0, self.rows) as row, T.serial(0, layer.head_dim) as d:
-            query = item * layer.queries + T.min(block * self.rows + row, layer.queries - 1)
+            query = item * layer.queries + self._query(block, row)
             value = self.buffers["input"][query, first + d] * T.float32(layer.scale)
             T.buffer_store(queries, value, [row, d])
-        self._scores(queries, packed, scores)
+        self._scores(queries, packed, scores, lambda row: self._mask_row(item, head, self._query(block, row)))
         with T.serial(0, self.rows) as row:
             self._softmax(scores, row, totals)
         self._times_values(scores, packed, totals, item, head, block)
 
-    def _scores(self, queries: Buffer, packed: Packed, scores: Buffer) -> None:
+    def _query(self, block: Any, row: Any) -> Any:
+        """A query of a block; the last one stands in for those that fill up the last block."""
+        return T.min(block * self.rows + row, self.layer.queries - 1)
+
+    def _scores(self, queries: Buffer, packed: Packed, scores: Buffer, mask_row: Callable[[Any], Any]) -> None:
         def panel(number: Any, vectors: int) -> None:
             start = number * self.width
 
-            def summand(_row: Any, lane: Any) -> Any:
-                return packed.summands[(*packed.place, start + lane)]
+            def summand(row: Any, lane: Any) -> Any:
+                of_all = packed.summands[(*packed.place, start + lane)]
+                if not self.layer.masks_queries:
+                    return of_all
+                return of_all + self.buffers[MASKS[self.layer.mask]][mask_row(row), start + lane]
 
             def term(d: Any, row: Any, lane: Any) -> Any:
                 return queries[row, d] * packed.keys[(*packed.place, number, d, lane)]
@@ -144,7 +162,9 @@ class Steps:
         self._fill(wide, -math.inf)
         with T.serial(0, self.key_vectors) as vector, T.vectorized(0, lanes) as lane:
             T.buffer_store(wide, T.max(wide[lane], scores[row, vector * lanes + lane]), [lane])
-        T.buffer_store(highest, self._fold(wide, T.max), [0])
+        largest = self._fold(wide, T.max)
+        lowest = T.float32(float(np.finfo(np.float32).min))
+        T.buffer_store(highest, T.max(largest, lowest) if self.layer.empty_is_zero else largest, [0])
         self._fill(wide, 0.0)
         epilogue = Epilogue()
         power = epilogue.exp(lambda values: values[0])
@@ -160,7 +180,10 @@ class Steps:
                 T.buffer_store(scores, kept[-1][lane], [row, vector * lanes + lane])
             with T.vectorized(0, lanes) as lane:
                 T.buffer_store(wide, wide[lane] + kept[-1][lane], [lane])
-        T.buffer_store(totals, T.float32(1) / self._fold(wide, lambda x, y: x + y), [row])
+        factor = T.float32(1) / self._fold(wide, lambda x, y: x + y)
+        if self.layer.empty_is_zero:
+            factor = T.Select(highest[0] > lowest, factor, T.float32(0))
+        T.buffer_store(totals, factor, [row])
 
     def _fill(self, target: Buffer, value: float) -> None:
         with T.vectorized(0, self.lanes) as lane:
@@ -192,7 +215,7 @@ class Steps:
 
     def _store(self, sums: Buffer, start: int, totals: Buffer, item: Any, head: Any, block: Any) -> None:
         layer, lanes = self.layer, self.lanes
-        count = min(sums.shape[1] * lanes, layer.head_dim - start)
+        count = min(sums.shape[1] * lanes, layer.value_dim - start)
         step = math.gcd(int(count), lanes)
         for row in range(self.rows):
             query = block * self.rows + row
@@ -200,7 +223,7 @@ class Steps:
                 for first in range(0, int(count), step):
                     with T.vectorized(0, step) as lane:
                         value = sums[row, first // lanes, first % lanes + lane] * totals[row]
-                        channel = head * layer.head_dim + start + first + lane
+                        channel = head * layer.value_dim + start + first + lane
                         T.buffer_store(self.buffers["output"], value, [item * layer.queries + query, channel])
 
     def _fill_up(self, item: Any, head: Any, block: Any) -> None:
@@ -248,7 +271,8 @@ def opencl_launches(
     places = (layer.units, layer.unit_heads, layer.batch)
     scratch = tuple(Operand(f"{SCRATCH}{number}", (*places, *shape)) for number, shape in enumerate(shapes))
     named = {operand.name: operand for operand in operands}
-    packing = tuple(named[name] for name in ("input1", "input2", "input3", "mask") if name in named)
+    mask = tuple(named[name] for name in MASKS.values() if name in named)
+    packing = (named["input1"], named["input2"], *(() if layer.masks_queries else mask))
     spread = Dispatch(grid=(layer.batch, 1), group=(1, 1), unit_axis=1, padded_rows=dispatch.padded_rows)
 
     def pack(steps: Steps, packed: Packed, unit: Any, item: Any) -> None:
@@ -269,7 +293,13 @@ def opencl_launches(
 
     return (
         _opencl(layer, variant, (*packing, *scratch), spread, pack),
-        _opencl(layer, variant, (named["input"], *scratch, named["output"]), dispatch, attend),
+        _opencl(
+            layer,
+            variant,
+            (named["input"], *scratch, *(mask if layer.masks_queries else ()), named["output"]),
+            dispatch,
+            attend,
+        ),
     )
 
 

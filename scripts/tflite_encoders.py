@@ -39,7 +39,7 @@ def attention(writer: Writer, layer: Attention, operands: Sequence[int], mask: i
     shape = (layer.batch, layer.heads, layer.queries, layer.keys)
     scores = writer.add("BATCH_MATMUL", heads[:2], shape, "BatchMatMul", adjY=True)
     if mask is not None:
-        summand = writer.reshaped(mask, (layer.batch, 1, 1, layer.keys))
+        summand = writer.reshaped(mask, (*layer.mask_sizes, layer.keys))
         scores = writer.add("ADD", [scores, summand], shape, "Add")
     weights = writer.add("SOFTMAX", [scores], shape, "Softmax", beta=1.0)
     shape = (layer.batch, layer.heads, layer.queries, layer.head_dim)

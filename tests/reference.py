@@ -212,15 +212,18 @@ def _attend(
 ) -> np.ndarray:
     heads = []
     for head in range(layer.heads):
-        first = [offset + head * layer.head_dim for offset in layer.offsets]
         columns = [
-            rows[:, start : start + layer.head_dim].reshape(layer.batch, -1, layer.head_dim)
-            for rows, start in zip((q, k, v), first, strict=True)
+            rows[:, offset + head * step :][:, :dim].reshape(layer.batch, -1, dim)
+            for rows, offset, step, dim in zip((q, k, v), layer.offsets, layer.head_steps, layer.head_dims, strict=True)
         ]
         scores = np.einsum("bqd,bkd->bqk", columns[0], columns[1]) * layer.scale
-        scores = scores if mask is None else scores + mask[:, None]
+        if mask is not None:
+            of_heads = mask.reshape(*layer.mask_sizes, layer.keys)
+            scores = scores + of_heads[:, head if layer.mask_sizes[1] > 1 else 0]
+        is_empty = np.isneginf(scores).all(axis=2, keepdims=True) if layer.empty_is_zero else np.False_
+        scores = np.where(is_empty, 0, scores)
         powers = np.exp(scores - scores.max(axis=2, keepdims=True))
-        heads.append(powers @ columns[2] / powers.sum(axis=2, keepdims=True))
+        heads.append(np.where(is_empty, 0, powers @ columns[2] / powers.sum(axis=2, keepdims=True)))
     return np.concatenate(heads, axis=2).reshape(-1, layer.out_channels)
 
 

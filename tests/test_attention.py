@@ -19,6 +19,11 @@ LAYERS = [
     Attention(2, 4, 33, 128, 32, 0.17, (128,) * 3, mask="input"),
     Attention(1, 12, 5, 20, 24, 0.2, (288,) * 3),
     Attention(1, 3, 4, 3, 8, 1.0, (24,) * 3),
+    Attention(1, 4, 9, 9, 16, 0.25, (256,) * 3, (0, 16, 32), value_dim=32, head_steps=(64, 64, 64)),
+    Attention(2, 3, 5, 7, 12, 0.3, (36, 20, 40), (0, 3, 1), value_dim=20, head_steps=(12, 0, 7)),
+    Attention(2, 2, 19, 7, 32, 0.2, (64,) * 3, mask="constant", mask_sizes=(1, 1, 19)),
+    Attention(2, 3, 6, 17, 24, 0.2, (72,) * 3, mask="input", mask_sizes=(2, 3, 6)),
+    Attention(2, 3, 6, 40, 24, 0.2, (72,) * 3, mask="input", mask_sizes=(1, 3, 1)),
     Place(2, 6, 7, 70, 1, True, ("bias", "residual", "sigmoid")),
     Place(2, 9, 1, 64, 0),
     Place(1, 9, 4, 33, -2, True, ("gelu",)),
@@ -41,7 +46,7 @@ def test_every_split(layer: Any, device: Device) -> None:
         assert built.check_step(0, 0, 1) < built.error_bound(0)
 
 
-@pytest.mark.parametrize("layer", [LAYERS[1], LAYERS[5]], ids=str)
+@pytest.mark.parametrize("layer", [LAYERS[1], LAYERS[6], LAYERS[8], LAYERS[10]], ids=str)
 def test_kernels_for_a_gpu(layer: Any, device: Device) -> None:
     built = module(layer, device, GPU)
     assert built.check_step(0, 0, layer.units) < built.error_bound(0)
@@ -58,6 +63,19 @@ def test_where_all_keys_are_masked_they_count_alike(device: Device) -> None:
         result = built(x, keys, values, mask).reshape(2, 4, 64)
         expected = values.reshape(2, 5, 64)[1].mean(axis=0)
         np.testing.assert_allclose(result[1], np.broadcast_to(expected, (4, 64)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_may_look_at_nothing_has_zeros(device: Device) -> None:
+    layer = Attention(1, 2, 4, 5, 32, 0.2, (64,) * 3, mask="input", mask_sizes=(1, 1, 4), empty_is_zero=True)
+    built = module(layer, device)
+    rng = np.random.default_rng(0)
+    x, keys, values, mask = (rng.standard_normal(shape).astype(np.float32) for shape in built.input_shapes.values())
+    mask[2], mask[3, 1:] = -np.inf, -np.inf
+    for cpu_units in (0, layer.units):
+        built.set_splits({"layer": cpu_units})
+        result = built(x, keys, values, mask)
+        assert np.all(result[2] == 0) and np.all(result[:2] != 0)
+        np.testing.assert_allclose(result[3], values[0], rtol=1e-5, atol=1e-6)
 
 
 def test_units_are_heads_that_fill_tiles() -> None:
@@ -78,6 +96,8 @@ def test_impossible_layers_are_refused() -> None:
         Attention(1, 2, 5, 5, 32, 1.0, (64,) * 3, (0, 1, 0))
     with pytest.raises(ValueError, match="unknown mask"):
         Attention(1, 2, 5, 5, 32, 1.0, (64,) * 3, mask="causal")
+    with pytest.raises(ValueError, match=r"mask of \(1, 1, 4\)"):
+        Attention(1, 2, 5, 5, 32, 1.0, (64,) * 3, mask="constant", mask_sizes=(1, 1, 4))
     with pytest.raises(ValueError, match="no row of"):
         Place(1, 4, 4, 8, 4)
 

@@ -100,13 +100,24 @@ def test_a_mask_that_is_a_constant() -> None:
     b = OnnxBuilder(x=(2, 6, 32))
     mask = b.const(np.where(np.arange(6) < 4, 0, np.finfo(np.float32).min).reshape(1, 1, 1, 6))
     graph = check_against_onnxruntime(b.model(separate(b, "after", mask)))
-    assert graph.nodes[-1].params["mask"].shape == (2, 6)
+    assert graph.nodes[-1].params["mask"].shape == (1, 6)
 
 
-def test_attention_with_a_mask_of_queries_and_keys_is_computed_in_parts() -> None:
-    b = OnnxBuilder(x=(2, 6, 32), mask=(1, 1, 6, 6))
+@pytest.mark.parametrize(
+    "shape", [(6, 6), (1, 1, 6, 6), (2, 1, 6, 6), (1, 4, 6, 6), (2, 4, 1, 6), (2, 4, 6, 6)], ids=str
+)
+def test_masks_of_any_size(shape: tuple[int, ...]) -> None:
+    for is_constant in (False, True):
+        b = OnnxBuilder(x=(2, 6, 32), **({} if is_constant else {"mask": shape}))
+        mask = b.weights(*shape) if is_constant else "mask"
+        graph = check_against_onnxruntime(b.model(separate(b, "after", mask)))
+        assert [kind for kind, _ in layers(graph)] == ["linear"] * 3 + ["attention"]
+
+
+def test_a_mask_of_a_scalar_for_each_query_is_computed_in_parts() -> None:
+    b = OnnxBuilder(x=(2, 6, 32), mask=(2, 1, 6, 1))
     graph = check_against_onnxruntime(b.model(separate(b, "after", "mask")))
-    assert {"opaque", "softmax"} <= {kind for kind, _ in layers(graph)}
+    assert "attention" not in {kind for kind, _ in layers(graph)}
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32"])

@@ -5,113 +5,80 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-from reference import evaluate
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
-from tvm_coexec.graph import Graph
 
 torch = pytest.importorskip("torch", reason="needs torch, to export programs")
+from torch_networks import Function, check_against_torch, ops, random_tensor  # noqa: E402 - torch is there from here on
+
 nn, F = torch.nn, torch.nn.functional
 
-
-class Function(nn.Module):
-    """A network that is one function of its inputs; ``parts`` are modules that the function gets first."""
-
-    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        self.function = function
-        self.parts = nn.ModuleDict(parts)
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.function(*self.parts.values(), *inputs)
-
-
-def check(network: Any, *inputs: Any) -> Graph:
-    """Export a network, form its graph, compare what it computes to torch, and give the graph."""
-    torch.manual_seed(0)
-    network = network.eval()
-    graph = to_graph(torch.export.export(network, inputs))
-    results = evaluate(graph, {name: x.numpy() for name, x in zip(graph.inputs, inputs, strict=True)})
-    expected = network(*inputs)
-    for result, wanted in zip(results.values(), expected if isinstance(expected, tuple) else (expected,), strict=True):
-        array = wanted.detach().numpy()
-        assert result.shape == array.shape
-        np.testing.assert_allclose(result, array, rtol=1e-4, atol=1e-5 * np.abs(array).max())
-    return graph
-
-
-def ops(graph: Graph) -> list[str]:
-    return [node.layer.op for node in graph.nodes]
-
-
-def image(*shape: int) -> Any:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-    "hard_sigmoid": (F.hardsigmoid, (image(2, 8, 5, 5),)),
-    "hard_swish": (F.hardswish, (image(2, 8, 5, 5),)),
-    "hard_tanh": (lambda x: F.hardtanh(x, -0.5, 0.7), (image(2, 8),)),
-    "relu6": (F.relu6, (3 * image(2, 8),)),
-    "elu": (lambda x: F.elu(x, 0.7), (image(2, 8),)),
-    "selu": (F.selu, (image(2, 8),)),
-    "leaky_relu": (lambda x: F.leaky_relu(x, negative_slope=0.3), (image(2, 8),)),
-    "gelu_of_tanh": (lambda x: F.gelu(x, approximate="tanh"), (image(2, 8),)),
-    "mish": (F.mish, (image(2, 8),)),
-    "softplus": (F.softplus, (image(2, 8),)),
-    "glu": (lambda x: F.glu(x, 1), (image(2, 8, 3),)),
-    "floor_division": (lambda x: torch.div(x, 2, rounding_mode="floor"), (3 * image(4, 6),)),
-    "truncated_division": (lambda x: torch.div(x, 0.7, rounding_mode="trunc"), (3 * image(4, 6),)),
-    "remainder": (lambda x: torch.remainder(x, 0.7), (3 * image(4, 6),)),
+    "hard_sigmoid": (F.hardsigmoid, (random_tensor(2, 8, 5, 5),)),
+    "hard_swish": (F.hardswish, (random_tensor(2, 8, 5, 5),)),
+    "hard_tanh": (lambda x: F.hardtanh(x, -0.5, 0.7), (random_tensor(2, 8),)),
+    "relu6": (F.relu6, (3 * random_tensor(2, 8),)),
+    "elu": (lambda x: F.elu(x, 0.7), (random_tensor(2, 8),)),
+    "selu": (F.selu, (random_tensor(2, 8),)),
+    "leaky_relu": (lambda x: F.leaky_relu(x, negative_slope=0.3), (random_tensor(2, 8),)),
+    "gelu_of_tanh": (lambda x: F.gelu(x, approximate="tanh"), (random_tensor(2, 8),)),
+    "mish": (F.mish, (random_tensor(2, 8),)),
+    "softplus": (F.softplus, (random_tensor(2, 8),)),
+    "glu": (lambda x: F.glu(x, 1), (random_tensor(2, 8, 3),)),
+    "floor_division": (lambda x: torch.div(x, 2, rounding_mode="floor"), (3 * random_tensor(4, 6),)),
+    "truncated_division": (lambda x: torch.div(x, 0.7, rounding_mode="trunc"), (3 * random_tensor(4, 6),)),
+    "remainder": (lambda x: torch.remainder(x, 0.7), (3 * random_tensor(4, 6),)),
     "position_encoding": (
         lambda x: x / 100 ** (2 * torch.div(torch.arange(6.0), 2, rounding_mode="floor") / 6),
-        (image(4, 6),),
+        (random_tensor(4, 6),),
     ),
-    "instance_norm": (lambda x: F.instance_norm(x, eps=0.3), (image(2, 4, 5, 6),)),
-    "group_norm": (lambda x: F.group_norm(x, 2, eps=0.3), (image(2, 4, 5, 6),)),
-    "layer_norm_of_two_axes": (lambda x: F.layer_norm(x, (5, 6), eps=0.3), (image(2, 4, 5, 6),)),
-    "normalise": (lambda x: F.normalize(x, dim=1), (image(2, 4, 5),)),
-    "softmax_of_channels": (lambda x: x.softmax(1), (image(2, 4, 5, 6),)),
-    "log_softmax": (lambda x: F.log_softmax(x, dim=-1), (image(2, 4),)),
-    "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), (image(1, 8, 3, 4),)),
-    "pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (image(1, 2, 6, 4),)),
-    "channel_shuffle": (lambda x: F.channel_shuffle(x, 2), (image(1, 8, 3, 4),)),
-    "unfold": (lambda x: F.unfold(x, 3, padding=1), (image(1, 2, 6, 4),)),
-    "nearest": (lambda x: F.interpolate(x, scale_factor=2), (image(1, 2, 3, 4),)),
-    "bilinear": (lambda x: F.interpolate(x, (7, 5), mode="bilinear"), (image(1, 2, 3, 4),)),
+    "instance_norm": (lambda x: F.instance_norm(x, eps=0.3), (random_tensor(2, 4, 5, 6),)),
+    "group_norm": (lambda x: F.group_norm(x, 2, eps=0.3), (random_tensor(2, 4, 5, 6),)),
+    "layer_norm_of_two_axes": (lambda x: F.layer_norm(x, (5, 6), eps=0.3), (random_tensor(2, 4, 5, 6),)),
+    "normalise": (lambda x: F.normalize(x, dim=1), (random_tensor(2, 4, 5),)),
+    "softmax_of_channels": (lambda x: x.softmax(1), (random_tensor(2, 4, 5, 6),)),
+    "log_softmax": (lambda x: F.log_softmax(x, dim=-1), (random_tensor(2, 4),)),
+    "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), (random_tensor(1, 8, 3, 4),)),
+    "pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (random_tensor(1, 2, 6, 4),)),
+    "channel_shuffle": (lambda x: F.channel_shuffle(x, 2), (random_tensor(1, 8, 3, 4),)),
+    "unfold": (lambda x: F.unfold(x, 3, padding=1), (random_tensor(1, 2, 6, 4),)),
+    "nearest": (lambda x: F.interpolate(x, scale_factor=2), (random_tensor(1, 2, 3, 4),)),
+    "bilinear": (lambda x: F.interpolate(x, (7, 5), mode="bilinear"), (random_tensor(1, 2, 3, 4),)),
     "bilinear_corners": (
         lambda x: F.interpolate(x, (7, 5), mode="bilinear", align_corners=True),
-        (image(1, 2, 3, 4),),
+        (random_tensor(1, 2, 3, 4),),
     ),
     "average_pooling": (
         lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
-        (image(1, 4, 7, 7),),
+        (random_tensor(1, 4, 7, 7),),
     ),
-    "average_pooling_counted": (lambda x: F.avg_pool2d(x, 3, 2, 1), (image(1, 4, 7, 7),)),
-    "max_pooling": (lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), (image(1, 4, 8, 8),)),
-    "adaptive_pooling": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (image(1, 4, 8, 6),)),
-    "reflect": (lambda x: F.pad(x, (1, 2, 1, 0), mode="reflect"), (image(1, 2, 5, 4),)),
-    "roll": (lambda x: torch.roll(x, (1, 2), (2, 3)), (image(1, 2, 5, 4),)),
-    "einsum": (lambda x, y: torch.einsum("bchw,bcij->bhwij", x, y), (image(1, 2, 3, 4), image(1, 2, 2, 3))),
-    "minimum": (torch.minimum, (image(2, 3), image(2, 3))),
-    "where": (lambda x: torch.where(x > 0, x, 2 * x), (image(4, 5),)),
-    "two_outputs": (lambda x: (x.relu(), x.mean(1)), (image(4, 5),)),
-    "maximum_of_an_axis": (lambda x: x.amax(1), (image(4, 5, 3),)),
-    "variance": (lambda x: x.var(1, keepdim=True), (image(4, 5, 3),)),
-    "norm": (lambda x: x.norm(dim=1), (image(4, 5, 3),)),
-    "product": (lambda x: x.prod(1), (image(4, 5, 3),)),
-    "rows_by_number": (lambda x, i: x[:, i], (image(4, 5, 3), torch.tensor([2, -1, 0]))),
-    "elements_by_numbers": (lambda x, i: x[i, :, i], (image(4, 5, 3), torch.tensor([2, -1, 0]))),
+    "average_pooling_counted": (lambda x: F.avg_pool2d(x, 3, 2, 1), (random_tensor(1, 4, 7, 7),)),
+    "max_pooling": (lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), (random_tensor(1, 4, 8, 8),)),
+    "adaptive_pooling": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (random_tensor(1, 4, 8, 6),)),
+    "reflect": (lambda x: F.pad(x, (1, 2, 1, 0), mode="reflect"), (random_tensor(1, 2, 5, 4),)),
+    "roll": (lambda x: torch.roll(x, (1, 2), (2, 3)), (random_tensor(1, 2, 5, 4),)),
+    "einsum": (
+        lambda x, y: torch.einsum("bchw,bcij->bhwij", x, y),
+        (random_tensor(1, 2, 3, 4), random_tensor(1, 2, 2, 3)),
+    ),
+    "minimum": (torch.minimum, (random_tensor(2, 3), random_tensor(2, 3))),
+    "where": (lambda x: torch.where(x > 0, x, 2 * x), (random_tensor(4, 5),)),
+    "two_outputs": (lambda x: (x.relu(), x.mean(1)), (random_tensor(4, 5),)),
+    "maximum_of_an_axis": (lambda x: x.amax(1), (random_tensor(4, 5, 3),)),
+    "variance": (lambda x: x.var(1, keepdim=True), (random_tensor(4, 5, 3),)),
+    "norm": (lambda x: x.norm(dim=1), (random_tensor(4, 5, 3),)),
+    "product": (lambda x: x.prod(1), (random_tensor(4, 5, 3),)),
+    "rows_by_number": (lambda x, i: x[:, i], (random_tensor(4, 5, 3), torch.tensor([2, -1, 0]))),
+    "elements_by_numbers": (lambda x, i: x[i, :, i], (random_tensor(4, 5, 3), torch.tensor([2, -1, 0]))),
 }
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
     function, inputs = FUNCTIONS[name]
-    check(Function(function), *inputs)
+    check_against_torch(Function(function), *inputs)
 
 
 def test_a_convolutional_network() -> None:
@@ -124,7 +91,7 @@ def test_a_convolutional_network() -> None:
         nn.Linear(128, 10),
         nn.Softplus(),
     )
-    graph = check(network, image(2, 3, 8, 8))
+    graph = check_against_torch(network, random_tensor(2, 3, 8, 8))
     assert ops(graph)[:2] == ["conv2d", "pool"] and "opaque" in ops(graph)
 
 
@@ -132,7 +99,9 @@ def test_squeeze_and_excitation_by_hard_sigmoid() -> None:
     def excite(reduce: Any, expand: Any, x: Any) -> Any:
         return x * F.hardsigmoid(expand(F.relu(reduce(x.mean((2, 3), keepdim=True)))))
 
-    graph = check(Function(excite, reduce=nn.Conv2d(32, 8, 1), expand=nn.Conv2d(8, 32, 1)), image(1, 32, 7, 7))
+    graph = check_against_torch(
+        Function(excite, reduce=nn.Conv2d(32, 8, 1), expand=nn.Conv2d(8, 32, 1)), random_tensor(1, 32, 7, 7)
+    )
     assert "opaque" not in ops(graph)
 
 
@@ -141,7 +110,7 @@ def test_what_is_constant_is_computed_once() -> None:
     table = nn.Embedding(9, 2)
     places = torch.arange(25).reshape(5, 5) % 9
     network = Function(lambda table, x: x + table(places).permute(2, 0, 1)[None], table=table)
-    assert len(check(network, image(1, 2, 5, 5)).nodes) == 1
+    assert len(check_against_torch(network, random_tensor(1, 2, 5, 5)).nodes) == 1
 
 
 def test_nodes_are_called_by_their_modules() -> None:
@@ -153,7 +122,7 @@ def test_nodes_are_called_by_their_modules() -> None:
         def forward(self, x: Any) -> Any:
             return self.wide(x).square().sum(-1)
 
-    graph = to_graph(torch.export.export(nn.Sequential(Block()).eval(), (image(4, 8),)))
+    graph = to_graph(torch.export.export(nn.Sequential(Block()).eval(), (random_tensor(4, 8),)))
     names = [node.name for node in graph.nodes]
     assert names[0] == "0.wide"
     assert all(name.startswith("0.") for name in names)
@@ -161,18 +130,18 @@ def test_nodes_are_called_by_their_modules() -> None:
 
 def test_outputs_are_called_by_their_keys() -> None:
     network = Function(lambda x: {"logits": x.relu(), "hidden": (x.tanh(), x.exp())})
-    graph = to_graph(torch.export.export(network, (image(4, 8),)))
+    graph = to_graph(torch.export.export(network, (random_tensor(4, 8),)))
     assert graph.outputs == ["logits", "hidden_0", "hidden_1"]
 
 
 def test_an_operator_that_cannot_be_imported_is_named_with_its_module() -> None:
     network = nn.Sequential(nn.Linear(4, 4), Function(torch.special.bessel_j0))
     with pytest.raises(ModelError, match=r"^aten.special_bessel_j0 \(node '1.special_bessel_j0'\) is no operator"):
-        to_graph(torch.export.export(network, (image(4, 4),)))
+        to_graph(torch.export.export(network, (random_tensor(4, 4),)))
 
 
 def test_a_failing_import_says_one_line(capfd: pytest.CaptureFixture[str]) -> None:
-    program = torch.export.export(Function(lambda x: x[x > 0]), (image(4, 4),))
+    program = torch.export.export(Function(lambda x: x[x > 0]), (random_tensor(4, 4),))
     with pytest.raises(ModelError, match=r"TVM cannot import aten.index.Tensor \(node 'index'\)") as caught:
         to_graph(program)
     assert len(str(caught.value).splitlines()) == 1

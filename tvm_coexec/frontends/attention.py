@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .trace import Operation, Trace
 from .views import View, follow, scaling, view_of
@@ -19,12 +19,23 @@ def collapse_attention(trace: Trace) -> Trace:
 
 @dataclass(frozen=True)
 class _Scores:
-    """What a softmax is applied to: ``factor · (left × right) + mask``."""
+    """What a softmax is applied to: ``factor · (left × right) + mask``, of this shape."""
 
     left: str
     right: str
     factor: float
     mask: str | None
+    shape: tuple[int, ...]
+    empty_is_zero: bool
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the heads of an operand are in rows: the first column, the columns from head to head, and the order."""
+
+    offset: int
+    step: int
+    channels_first: bool
 
 
 class _Finder:
@@ -49,47 +60,65 @@ class _Finder:
         ):
             return None
         q, k, v = (self._heads(name) for name in (scores.left, scores.right, product.inputs[1]))
-        if q is None or k is None or v is None:
+        if q is None or k is None or v is None or v.factor != 1:
             return None
-        k = k.transposed((0, 1, 3, 2))
+        batch, heads, _, head_dim = q.shape
+        k, v = _for_heads(k.transposed((0, 1, 3, 2)), heads), _for_heads(v, heads)
+        if k.shape != (batch, heads, v.shape[2], head_dim) or v.shape[:2] != (batch, heads):
+            return None
+        as_it_is = self._layer(scores, product, (q, k, v))
+        if as_it_is is not None or heads == 1:
+            return as_it_is
+        # heads that do not stand in rows side by side may be rows of their own
+        merged = [view.reshaped((batch * heads, 1, *view.shape[2:])) for view in (q, k, v)]
+        operands = tuple(view for view in merged if view is not None)
+        return self._layer(scores, product, operands) if len(operands) == 3 else None
+
+    def _layer(self, scores: _Scores, product: Operation, operands: tuple[View, ...]) -> Operation | None:
+        q, k, v = operands
         batch, heads, queries, head_dim = q.shape
-        keys = v.shape[2]
-        expected = (batch, heads, keys, head_dim)
-        columns = [self._columns(view) for view in (q, k, v)]
-        if (k.shape, v.shape) != (expected, expected) or None in columns:
-            return None
+        keys, value_dim = v.shape[2:]
+        columns = [found for view in operands if (found := self._columns(view)) is not None]
+        result = self._rows(product, (batch, heads, queries, value_dim))
         mask = () if scores.mask is None else (scores.mask,)
-        if mask and not self._is_mask(mask[0], batch, keys):
+        sizes = self._mask_sizes(scores, batch, heads) if mask else (0, 0, 0)
+        if len(columns) != 3 or result is None or sizes is None:
             return None
-        result = self._rows(product, q.shape) if v.factor == 1 else None
-        if result is None:
-            return None
+        operation, channels_first = result
         attributes = {
             "batch": batch,
             "heads": heads,
             "queries": queries,
             "keys": keys,
             "head_dim": head_dim,
+            "value_dim": value_dim,
             "scale": scores.factor * q.factor * k.factor,
-            "offsets": tuple(columns),
+            "offsets": tuple(column.offset for column in columns),
+            "head_steps": tuple(column.step for column in columns),
+            "mask_sizes": sizes,
+            "empty_is_zero": scores.empty_is_zero,
+            "channels_first": (*(column.channels_first for column in columns), channels_first),
         }
-        return Operation("attention", (q.root, k.root, v.root, *mask), result.output, product.source, attributes)
+        inputs = (q.root, k.root, v.root, *mask)
+        return Operation("attention", inputs, operation.output, product.source, attributes)
 
     def _scores(self, softmax: Operation) -> _Scores | None:
         rank = len(self.trace.shapes[softmax.output])
         if softmax.attributes["axes"] != (rank - 1,):
             return None
         name, factor, mask = self._back(softmax.inputs[0]), 1.0, None
+        shape, empty_is_zero = self.trace.shapes[softmax.output], softmax.attributes.get("empty_is_zero", False)
         while (operation := self.producers.get(name)) is not None:
             scaled = scaling(operation, self.trace)
             if operation.op == "matmul":
-                return _Scores(operation.inputs[0], operation.inputs[1], factor, mask)
+                return _Scores(operation.inputs[0], operation.inputs[1], factor, mask, shape, empty_is_zero)
             if scaled is not None:
                 name, factor = scaled[0], factor * scaled[1]
             elif operation.op == "add" and mask is None and factor == 1:
                 pair = self._product_and_mask(operation)
                 if pair is None:
                     return None
+                shape = self.trace.shapes[operation.output]
                 name, mask = pair
             else:
                 return None
@@ -97,49 +126,104 @@ class _Finder:
         return None
 
     def _product_and_mask(self, operation: Operation) -> tuple[str, str] | None:
+        """The summand that scales a product of activations, which is as large as the sum, and the other one."""
         size = math.prod(self.trace.shapes[operation.output])
         for name, mask in (operation.inputs, operation.inputs[::-1]):
-            if name not in self.trace.constants and math.prod(self.trace.shapes[name]) == size:
+            is_activation = name not in self.trace.constants and math.prod(self.trace.shapes[name]) == size
+            if is_activation and self._is_product(name):
                 return name, mask
         return None
 
-    def _is_mask(self, name: str, batch: int, keys: int) -> bool:
-        """Whether a summand of the scores is one number for each key, of each item or of all."""
+    def _is_product(self, name: str) -> bool:
+        """Whether a value is a product of activations, but for factors."""
+        while (operation := self.producers.get(self._back(name))) is not None:
+            scaled = scaling(operation, self.trace)
+            if scaled is None:
+                return operation.op == "matmul" and not set(operation.inputs) & self.trace.constants.keys()
+            name = scaled[0]
+        return False
+
+    def _mask_sizes(self, scores: _Scores, batch: int, heads: int) -> tuple[int, int, int] | None:
+        """For how many items, heads and queries the mask has a row of keys; None if it has no such rows."""
+        name = scores.mask or ""
         constant = self.trace.constants.get(name)
         shape = self.trace.shapes[name] if constant is None else constant.shape
-        wide = (1,) * (4 - len(shape)) + tuple(shape)
-        batches = (batch,) if constant is None else (1, batch)
-        return len(wide) == 4 and wide[0] in batches and wide[1:] == (1, 1, keys)
+        if len(shape) > len(scores.shape) or not shape or shape[-1] != scores.shape[-1]:
+            return None
+        wide = (1,) * (len(scores.shape) - len(shape)) + tuple(shape)
+        queries = wide[-2]
+        leading, full = wide[:-2], scores.shape[:-2]
+        if math.prod(leading) == 1:
+            return (1, 1, queries)
+        if leading == full:
+            return (batch, heads, queries)
+        if len(leading) == 2 and full == (batch, heads):
+            return (*leading, queries)
+        return None
 
     def _heads(self, name: str) -> View | None:
-        """An operand as a view ``[batch, heads, …, …]``; a missing batch is one of 1."""
+        """An operand as a view ``[batch, heads, …, …]``; of three axes batch and heads may be one."""
         if name in self.trace.constants:
             return None
-        view = view_of(name, self.producers, self.trace)
-        if len(view.shape) == 3:
-            return view.reshaped((1, *view.shape)) or None
-        return view if len(view.shape) == 4 else None
-
-    def _columns(self, view: View) -> int | None:
-        """The first column of a view ``[batch, heads, rows, head_dim]`` of rows; None if it is none."""
-        root = self.trace.shapes[view.root]
-        batch, heads, rows, head_dim = view.shape
-        channels = math.prod(root) // (batch * rows)
-        fits = batch * rows * channels == math.prod(root) and view.offset + heads * head_dim <= channels
-        if not fits or not root or root[-1] != channels:
+        if len(self.trace.shapes[name]) == 3 and (apart := self._apart(name)) is not None:
+            return apart
+        shape = self.trace.shapes[name]
+        if not 2 <= len(shape) <= 4:
             return None
-        return view.offset if view.has_strides((rows * channels, head_dim, channels, 1)) else None
+        return view_of(name, self.producers, self.trace).reshaped((1,) * (4 - len(shape)) + shape)
 
-    def _rows(self, product: Operation, shape: tuple[int, ...]) -> Operation | None:
-        """The operation after which the heads of each row stand side by side again."""
-        _batch, heads, queries, head_dim = shape
-        channels = heads * head_dim
-        view: View | None = View("", shape, (queries * channels, head_dim, channels, 1))
-        view = view.reshaped(self.trace.shapes[product.output]) if view else None
+    def _apart(self, name: str) -> View | None:
+        """What a value of three axes is a view of, if batch and heads became its first one."""
+        factor, is_turned = 1.0, False
+        while (operation := self.producers.get(name)) is not None and len(self.trace.shapes[name]) == 3:
+            scaled = scaling(operation, self.trace)
+            if scaled is not None:
+                factor *= scaled[1]
+            elif operation.op == "transpose" and operation.attributes["axes"] == (0, 2, 1):
+                is_turned = not is_turned
+            elif not self._keeps_rows(operation):
+                return None
+            name = operation.inputs[0] if scaled is None else scaled[0]
+        if len(self.trace.shapes[name]) != 4:
+            return None
+        view = view_of(name, self.producers, self.trace)
+        view = view.transposed((0, 1, 3, 2)) if is_turned else view
+        return replace(view, factor=view.factor * factor)
+
+    def _columns(self, view: View) -> _Columns | None:
+        """Where a view ``[batch, heads, rows, columns]`` is in a tensor of rows or an image; None if it is nowhere."""
+        root = self.trace.shapes[view.root]
+        batch, heads, rows, dim = view.shape
+        channels = math.prod(root) // (batch * rows)
+        if batch * rows * channels != math.prod(root) or len(root) < 2:
+            return None
+        for channels_first in (False, True):
+            unit = rows if channels_first else 1
+            offset, rest = divmod(view.offset, unit)
+            step, beyond = divmod(view.strides[1] if heads > 1 else dim * unit, unit)
+            strides = (rows * channels, step * unit, 1 if channels_first else channels, unit)
+            is_there = root[-1] == channels if not channels_first else root[:2] == (batch, channels)
+            inside = offset + (heads - 1) * step + dim <= channels
+            if is_there and inside and not rest and not beyond and view.has_strides(strides):
+                return _Columns(offset, step, channels_first)
+        return None
+
+    def _rows(self, product: Operation, shape: tuple[int, ...]) -> tuple[Operation, bool] | None:
+        """The operation after which the heads of each row stand side by side again, or are the channels of images."""
+        batch, heads, queries, dim = shape
+        channels = heads * dim
+        heads_apart = View("", shape, (queries * channels, dim, channels, 1))
         operation: Operation | None = product
+        while operation and (view := heads_apart.reshaped(self.trace.shapes[operation.output])) is None:
+            reader = self._only_reader(operation.output)
+            operation = reader if reader is not None and self._keeps_rows(reader) else None
         while view is not None and operation is not None:
             if view.is_row_major:
-                return operation
+                return operation, False
+            if view.shape[:2] == (batch, channels) and math.prod(view.shape[2:]) == queries:
+                pixels = view.reshaped((batch, channels, queries))
+                if pixels is not None and pixels.has_strides((queries * channels, 1, channels)):
+                    return operation, True
             operation = self._only_reader(operation.output)
             view = follow(view, operation, self.trace) if operation is not None else None
             if view is not None and view.factor != 1:
@@ -147,21 +231,32 @@ class _Finder:
         return None
 
     def _back(self, name: str) -> str:
-        """The value of which this is the same, seen in the same shape, as behind a dropout."""
-        while (operation := self.producers.get(name)) is not None and operation.op == "reshape":
-            if self.trace.shapes[operation.inputs[0]] != self.trace.shapes[name]:
-                break
+        """The value of which this is the same, as behind a dropout, batch and heads one axis or two."""
+        while (operation := self.producers.get(name)) is not None and self._keeps_rows(operation):
             name = operation.inputs[0]
         return name
 
     def _same(self, name: str) -> str:
         """The last of the values that are the same as this one."""
-        while (reader := self._only_reader(name)) is not None and reader.op == "reshape":
-            if self.trace.shapes[reader.output] != self.trace.shapes[name]:
-                break
+        while (reader := self._only_reader(name)) is not None and self._keeps_rows(reader):
             name = reader.output
         return name
+
+    def _keeps_rows(self, operation: Operation) -> bool:
+        """Whether an operation changes nothing but how many axes come before the last two."""
+        if operation.op != "reshape":
+            return False
+        before, after = (self.trace.shapes[name] for name in (operation.inputs[0], operation.output))
+        return len(before) >= 2 and before[-2:] == after[-2:]
 
     def _only_reader(self, name: str) -> Operation | None:
         readers = self.readers[name]
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+
+def _for_heads(view: View, heads: int) -> View:
+    """The view with as many heads, where one is for all."""
+    if view.shape[1] != 1:
+        return view
+    batch, _, *rest = view.shape
+    return replace(view, shape=(batch, heads, *rest), strides=(view.strides[0], 0, *view.strides[2:]))

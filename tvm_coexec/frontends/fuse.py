@@ -192,6 +192,8 @@ class Fuser:
         source = operation.source
         value = self.materialised(operation.inputs[0], source)
         axes = operation.attributes["axes"]
+        if operation.attributes.get("empty_is_zero"):
+            raise ModelError(f"{source} makes zeros where nothing counts, which only attention does")
         if len(axes) != 1 or not value.has_channels_at(axes[0]):
             raise ModelError(
                 f"{source} works on axes {list(axes)} of {list(value.shape)}; supported is the axis of the "

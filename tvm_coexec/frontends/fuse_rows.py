@@ -37,38 +37,42 @@ def add(fuser: Fuser, operation: Operation) -> bool:
 def add_attention(fuser: Fuser, operation: Operation) -> None:
     """One layer, its operands the tensors whose columns are queries, keys and values."""
     source, attributes = operation.source, dict(operation.attributes)
+    *channels_first, result_channels_first = attributes.pop("channels_first")
     values = [fuser.materialised(name, source) for name in operation.inputs[:3]]
-    mask = operation.inputs[3] if len(operation.inputs) > 3 else None
     rows = [attributes["batch"] * attributes[name] for name in ("queries", "keys", "keys")]
-    for value, count in zip(values, rows, strict=True):
-        if not value.channels_last or value.tensor.rows != count:
+    for value, count, is_first in zip(values, rows, channels_first, strict=True):
+        fits = value.batch == attributes["batch"] and value.has_channels_at(1) if is_first else value.channels_last
+        if not fits or value.tensor.rows != count:
             raise ModelError(
                 f"{source} reads shape {list(value.shape)} as {count} rows, but others read it in another way; let "
                 "all read rows of one length"
             )
+    mask = operation.inputs[3] if len(operation.inputs) > 3 else None
     constant = fuser.trace.constants.get(mask) if mask else None
+    kind = "none" if mask is None else "input" if constant is None else "constant"
+    q, k, v = (value.tensor.channels for value in values)
+    layer = Attention(channels=(q, k, v), mask=kind, **attributes)
     others = [value.tensor for value in values[1:]]
     if mask is not None and constant is None:
-        others.append(_mask(fuser, mask, (attributes["batch"], attributes["keys"]), source))
-    q, k, v = (value.tensor.channels for value in values)
-    kind = "none" if mask is None else "input" if constant is None else "constant"
-    layer = Attention(channels=(q, k, v), mask=kind, **attributes)
+        others.append(_mask(fuser, mask, (layer.mask_rows, layer.keys), source))
     shape = fuser.trace.shapes[operation.output]
     draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
     draft.others = tuple(others)
     if constant is not None:
-        mask_rows = np.broadcast_to(constant.reshape(-1, layer.keys), (layer.batch, layer.keys))
-        draft.params["mask"] = np.maximum(mask_rows, np.finfo(np.float32).min)
+        lowest = -np.inf if layer.empty_is_zero else np.finfo(np.float32).min
+        draft.params["mask"] = np.maximum(constant.reshape(layer.mask_rows, layer.keys), lowest)
     fuser.set(operation, draft)
+    if result_channels_first:
+        fuser.values[operation.output] = replace(fuser.values[operation.output], batch=layer.batch)
 
 
 def _mask(fuser: Fuser, name: str, size: tuple[int, int], source: Source) -> DraftTensor:
-    """The tensor of a computed mask: a row of keys for each item."""
+    """The tensor of a computed mask: rows of keys."""
     refusal = ModelError(f"{source} has a mask that others read in another way; let all read rows of keys")
-    tensor = concrete(fuser, name).tensor
-    if (tensor.rows, tensor.channels) != size:
+    value = concrete(fuser, name)
+    if not value.channels_last or (value.tensor.rows, value.tensor.channels) != size:
         raise refusal
-    return tensor
+    return value.tensor
 
 
 def add_slice(fuser: Fuser, operation: Operation) -> None:

@@ -254,6 +254,8 @@ class _Tracer:
         check_float32(dtype, str(source))
         if operator_name(call) == "relax.astype":
             check_float32(self.trace.dtypes.get(inputs[0], "float32"), f"what {source} converts")
+        if op == "broadcast" and shape == self.trace.shapes[inputs[0]]:
+            op = "reshape"
         if op == "broadcast":
             raise ModelError(f"{source} repeats an activation; only constants can be broadcast to a shape")
         if op == "clip":

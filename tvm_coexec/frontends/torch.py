@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
 from ..errors import ModelError, last_line
-from .relax import Naming, bindings, operator_name, returned, trace_function
+from .relax import Known, Naming, bindings, operator_name, returned, trace_function
 from .torch_import import Importer, source_of
 from .torch_operators import NOT_DECOMPOSED
 from .trace import Source, Trace, claim_name
@@ -65,7 +66,18 @@ def _naming(function: relax.Function, program: ExportedProgram, importer: Import
         sources[binding.var] = source or Source(operator_name(binding.value), binding.var.name, "variable")
         values[binding.var] = claim_name(sources[binding.var].name, taken)
     outputs = returned(function)
-    return Naming(values, sources, list(zip(_output_names(program, len(outputs)), outputs, strict=True)))
+    named = list(zip(_output_names(program, len(outputs)), outputs, strict=True))
+    return Naming(values, sources, named, _known(values, importer))
+
+
+def _known(values: dict[relax.Var, str], importer: Importer) -> dict[relax.Var, Known]:
+    """What the importer knows, of the variables of the finished function."""
+    variables = {variable.name: variable for variable in values}
+    return {
+        variables[name]: replace(known, inputs=tuple(variables[value.name] for value in known.inputs))
+        for name, known in importer.known.items()
+        if name in variables
+    }
 
 
 def _output_names(program: ExportedProgram, count: int) -> list[str]:

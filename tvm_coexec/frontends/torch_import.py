@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tvm import IRModule, relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from ..errors import ModelError, last_line
+from .relax import Known
 from .torch_operators import CONVERTERS
 from .trace import Source
 
@@ -34,13 +36,23 @@ def source_of(node: fx.Node) -> Source:
 
 
 class Importer(ExportedProgramImporter):
-    """Imports one program; ``nodes`` maps the names of Relax's variables to the nodes that they are values of."""
+    """Imports one program.
+
+    Attributes
+    ----------
+    nodes
+        The node that each of Relax's variables, by name, is the value of.
+    known
+        What variables are, by name, that Relax would take apart.
+    """
 
     def __init__(self, program: ExportedProgram) -> None:
         super().__init__()
         self.program = program
+        self.parameters = dict(_parameters(program))
         self.nodes: dict[str, fx.Node] = {}
-        self.folded = _folded(program)
+        self.known: dict[str, Known] = {}
+        self.folded = _folded(program, self.parameters)
 
     def module(self) -> IRModule:
         """The Relax module of the program.
@@ -58,6 +70,18 @@ class Importer(ExportedProgramImporter):
         except Exception as error:  # TVM's importer raises whatever it stumbles over
             reason = last_line(error, type(error).__name__)
             raise ModelError(f"TVM cannot import the exported program ({reason}); replace what it names") from error
+
+    def constant(self, argument: Any) -> np.ndarray | None:
+        """The numbers of an argument that depends on no input; None for others."""
+        tensor = self.folded.get(argument, self.parameters.get(argument)) if hasattr(argument, "op") else None
+        array: np.ndarray | None = None if tensor is None else tensor.detach().contiguous().numpy()
+        return array
+
+    def known_slice(self, value: relax.Expr, x: relax.Expr, axis: int, begin: int) -> relax.Var:
+        """Emit a value that is some places of an axis of ``x``, from ``begin`` on, or one without the axis."""
+        result = self.block_builder.emit(value)
+        self.known[result.name] = Known("slice", (x,), {"axis": axis, "begin": begin})
+        return result
 
     def _check_unsupported_func_type(self, nodes: Any) -> None:
         missing = [
@@ -150,11 +174,11 @@ def _arguments_in_order(node: fx.Node) -> fx.Node:
     return node
 
 
-def _folded(program: ExportedProgram) -> dict[fx.Node, Any]:
+def _folded(program: ExportedProgram, parameters: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
     """What torch computes of parameters and constants alone."""
     import torch
 
-    known = dict(_parameters(program))
+    known = dict(parameters)
     folded: dict[fx.Node, Any] = {}
     with torch.no_grad():
         for node in program.graph.nodes:

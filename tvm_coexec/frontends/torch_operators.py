@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import relax
 
+from .relax import Known
+
 if TYPE_CHECKING:
     from torch import fx
 
@@ -60,9 +62,29 @@ def _attention(node: fx.Node, importer: Importer) -> relax.Expr:
     if causal:
         seen = np.tri(int(q.ty.shape[-2]), int(k.ty.shape[-2]), dtype=bool)
         scores = emit(relax.op.add(scores, relax.const(_summands(seen))))
-    if mask is not None:
+    constant = None if mask is None else importer.constant(node.args[3])
+    if constant is not None:
+        mask = constant = _summands(constant) if constant.dtype == bool else constant
+        scores = emit(relax.op.add(scores, relax.const(constant)))
+    elif mask is not None:
         scores = emit(relax.op.add(scores, _float_mask(mask, importer)))
-    return emit(relax.op.matmul(emit(relax.op.nn.softmax(scores, -1)), v))
+    may_be_empty = mask is not None and (constant is None or bool(np.isneginf(constant).all(axis=-1).any()))
+    return emit(relax.op.matmul(_probabilities(scores, importer, may_be_empty), v))
+
+
+def _probabilities(scores: relax.Expr, importer: Importer, may_be_empty: bool) -> relax.Expr:
+    """The softmax of scores; as torch has it, a query for which no key counts has zeros."""
+    emit = importer.block_builder.emit
+    softmax = emit(relax.op.nn.softmax(scores, -1))
+    if not may_be_empty:
+        return softmax
+    never = relax.const(-math.inf, "float32")
+    is_empty = emit(relax.op.equal(emit(relax.op.max(scores, -1, True)), never))
+    result = emit(relax.op.where(is_empty, relax.const(0.0, "float32"), softmax))
+    importer.known[result.name] = Known(
+        "softmax", (scores,), {"axes": (len(scores.ty.shape) - 1,), "empty_is_zero": True}
+    )
+    return result
 
 
 def _repeated_heads(importer: Importer, q: relax.Expr, operand: relax.Expr) -> relax.Expr:
@@ -80,6 +102,35 @@ def _float_mask(mask: relax.Expr, importer: Importer) -> relax.Expr:
 
 def _summands(seen: np.ndarray) -> np.ndarray:
     return np.where(seen, np.float32(0), np.float32(-np.inf))
+
+
+def _where(node: fx.Node, importer: Importer) -> relax.Expr:
+    """Scores of which a constant says that some do not count have a constant added, as attention has it."""
+    condition, *values = node.args
+    never = [importer.constant(value) for value in values]
+    seen = importer.constant(condition)
+    is_for_softmax = all("softmax" in reader.target.__name__ for reader in node.users)
+    for place, number in enumerate(never):
+        if seen is not None and is_for_softmax and number is not None and number.size == 1 and number == -np.inf:
+            summands = _summands(seen if place else ~seen)
+            return importer.block_builder.emit(relax.op.add(importer.env[values[1 - place]], relax.const(summands)))
+    return importer.block_builder.emit(relax.op.where(*importer.retrieve_args(node)))
+
+
+def _slice(node: fx.Node, importer: Importer) -> relax.Expr:
+    x, axis, begin, end, step = _arguments(node, importer, 0, None, None, 1)
+    size = int(x.ty.shape[axis])
+    begin, end, step = slice(begin, end, step).indices(size)
+    result = relax.op.strided_slice(x, [axis], [begin], [max(begin, end)], [step])
+    return importer.known_slice(result, x, axis, begin) if step == 1 else importer.block_builder.emit(result)
+
+
+def _select(node: fx.Node, importer: Importer) -> relax.Expr:
+    x, axis, index = importer.retrieve_args(node)
+    size = int(x.ty.shape[axis])
+    begin = index % size
+    part = importer.block_builder.emit(relax.op.strided_slice(x, [axis], [begin], [begin + 1]))
+    return importer.known_slice(relax.op.squeeze(part, [axis]), x, axis, begin)
 
 
 def _rounded_division(node: fx.Node, importer: Importer) -> relax.Expr:
@@ -194,5 +245,8 @@ CONVERTERS: dict[str, Callable[[Any, Importer], relax.Expr]] = {
     "native_group_norm.default": _group_norm,
     "prod.dim_int": _reduction(relax.op.prod),
     "scaled_dot_product_attention.default": _attention,
+    "select.int": _select,
+    "slice.Tensor": _slice,
+    "where.self": _where,
 }
 """Converters by the name of the operator, which take the node and the importer."""

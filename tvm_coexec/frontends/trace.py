@@ -44,7 +44,8 @@ class Operation:
     output
         Name of the one value that it makes.
     attributes
-        ``axes`` of ``mean``, ``max``, ``softmax``, ``layer_norm`` and ``transpose``; ``keep_axes`` of ``mean`` and
+        ``axes`` of ``mean``, ``max``, ``softmax``, ``layer_norm`` and ``transpose``; ``empty_is_zero`` of a
+        ``softmax`` that makes zeros of minus infinities alone; ``keep_axes`` of ``mean`` and
         ``max``; ``epsilon`` of ``layer_norm``; ``axis`` of ``concat``; ``padding`` (top, left, bottom, right)
         of ``pad``; ``padding``, ``stride`` and ``dilation`` of ``conv2d`` and ``pool``; ``groups`` of ``conv2d``;
         ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta``

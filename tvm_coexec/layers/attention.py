@@ -14,14 +14,22 @@ class Attention:
     """``softmax(q · kᵀ · scale + mask) · v`` of each head of each item of a batch.
 
     q, k and v are columns of tensors of rows, often of one and the same: head ``h`` of operand ``i`` has the columns
-    from ``offsets[i] + h · head_dim`` on, in a tensor of ``channels[i]``. A unit is the smallest number of heads
+    from ``offsets[i] + h · head_steps[i]`` on, in a tensor of ``channels[i]``. A unit is the smallest number of heads
     whose results fill whole tiles.
 
     Attributes
     ----------
+    head_dim, value_dim
+        Columns of a head of q and k, and of v; as many where ``value_dim`` is left out.
+    head_steps
+        Columns from one head to the next; where left out, heads stand side by side. 0: all heads read the same ones.
     mask
-        ``none``; or a summand for each key of each item, ``[batch, keys]``: ``constant`` for a parameter of the
-        layer, ``input`` for a fourth tensor.
+        ``none``; or summands of the scores, a row of keys each: ``constant`` for a parameter of the layer, ``input``
+        for a fourth tensor.
+    mask_sizes
+        For how many items, heads and queries the mask has a row, each 1 or all; a row for each item where left out.
+    empty_is_zero
+        Whether a query has zeros of which every score is minus infinity.
     """
 
     batch: int
@@ -33,6 +41,10 @@ class Attention:
     channels: tuple[int, int, int]
     offsets: tuple[int, int, int] = (0, 0, 0)
     mask: str = "none"
+    mask_sizes: tuple[int, int, int] = (0, 0, 0)
+    value_dim: int = 0
+    head_steps: tuple[int, int, int] = (-1, -1, -1)
+    empty_is_zero: bool = False
     op: ClassVar[str] = "attention"
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = False
@@ -41,23 +53,53 @@ class Attention:
     MASKS: ClassVar[tuple[str, ...]] = ("none", "constant", "input")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
+        sizes = self.mask_sizes if any(self.mask_sizes) else (self.batch, 1, 1)
+        object.__setattr__(self, "mask_sizes", tuple(sizes) if self.mask != "none" else (0, 0, 0))
+        steps = zip(self.head_steps, self.head_dims, strict=True)
+        object.__setattr__(self, "head_steps", tuple(dim if step < 0 else step for step, dim in steps))
         for name in ("channels", "offsets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if min(self.batch, self.heads, self.queries, self.keys, self.head_dim) < 1:
+        self._check()
+
+    def _check(self) -> None:
+        if min(self.batch, self.heads, self.queries, self.keys, self.head_dim, self.value_dim) < 1:
             raise ValueError(f"sizes of attention must be at least 1, got {self}")
         if self.mask not in self.MASKS:
             raise ValueError(f"unknown mask {self.mask!r}; known: {', '.join(self.MASKS)}")
-        for channels, offset in zip(self.channels, self.offsets, strict=True):
-            if not 0 <= offset <= channels - self.out_channels:
+        full = (self.batch, self.heads, self.queries)
+        if self.mask != "none" and any(
+            size not in (1, count) for size, count in zip(self.mask_sizes, full, strict=True)
+        ):
+            raise ValueError(f"a mask of {self.mask_sizes} items, heads and queries does not fit {full}")
+        for channels, offset, step, dim in zip(
+            self.channels, self.offsets, self.head_steps, self.head_dims, strict=True
+        ):
+            if not 0 <= offset <= channels - (self.heads - 1) * step - dim:
                 raise ValueError(
-                    f"{self.heads} heads of {self.head_dim} from {offset} on do not lie within {channels} channels"
+                    f"{self.heads} heads of {dim} from {offset} on, {step} apart, do not lie within {channels} channels"
                 )
+
+    @property
+    def head_dims(self) -> tuple[int, int, int]:
+        """Columns of a head of queries, of keys and of values."""
+        return (self.head_dim, self.head_dim, self.value_dim)
+
+    @property
+    def mask_rows(self) -> int:
+        """Rows of the mask, items first, then heads, then queries; 0 without one."""
+        return math.prod(self.mask_sizes)
+
+    @property
+    def masks_queries(self) -> bool:
+        """Whether the mask has a row for each query."""
+        return self.mask_sizes[2] > 1
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:
         rows = (self.queries, self.keys, self.keys)
         sizes = tuple((self.batch * n, channels) for n, channels in zip(rows, self.channels, strict=True))
-        return (*sizes, (self.batch, self.keys)) if self.mask == "input" else sizes
+        return (*sizes, (self.mask_rows, self.keys)) if self.mask == "input" else sizes
 
     @property
     def output_size(self) -> Size:
@@ -65,17 +107,17 @@ class Attention:
 
     @property
     def out_channels(self) -> int:
-        return self.heads * self.head_dim
+        return self.heads * self.value_dim
 
     @property
     def unit_heads(self) -> int:
         """Heads of a unit; the last unit may have fewer."""
-        return min(self.heads, TILE // math.gcd(TILE, self.head_dim))
+        return min(self.heads, TILE // math.gcd(TILE, self.value_dim))
 
     @property
     def unit_channels(self) -> int:
         """Output channels of a unit: a multiple of a tile, unless there is but one unit."""
-        return self.unit_heads * self.head_dim
+        return self.unit_heads * self.value_dim
 
     @property
     def units(self) -> int:
@@ -83,15 +125,15 @@ class Attention:
 
     @property
     def flops(self) -> int:
-        return 4 * self.batch * self.queries * self.keys * self.out_channels
+        return 2 * self.batch * self.heads * self.queries * self.keys * (self.head_dim + self.value_dim)
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * self.batch * self.keys if self.mask == "constant" else 0
+        return 4 * self.mask_rows * self.keys if self.mask == "constant" else 0
 
     @property
     def activation_bytes(self) -> int:
-        return 8 * self.batch * (self.queries + self.keys) * self.out_channels
+        return 4 * self.batch * self.heads * (self.queries + self.keys) * (self.head_dim + self.value_dim)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
     elif isinstance(layer, Opaque):
         shapes |= {constant_name(index): shape for index, (shape, _) in enumerate(layer.constants)}
     elif isinstance(layer, Attention) and layer.mask == "constant":
-        shapes["mask"] = (layer.batch, layer.keys)
+        shapes["mask"] = (layer.mask_rows, layer.keys)
     elif isinstance(layer, Place) and layer.has_summand:
         shapes["summand"] = (layer.out_rows, layer.channels)
     if "bias" in layer.epilogue:

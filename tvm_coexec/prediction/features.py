@@ -288,7 +288,7 @@ def _attention_facts(layer: Attention) -> dict[str, float]:
         "channels": layer.out_channels,
         "channel_padding": layer.units * layer.unit_heads / layer.heads,
         "shared_bytes": 0,
-        "group_channels": layer.head_dim,
+        "group_channels": layer.value_dim,
         "kind:attention": 1.0,
     }
 

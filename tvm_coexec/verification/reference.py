@@ -79,18 +79,23 @@ def _convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray, pixels: np.ndar
 
 
 def _attend(layer: Attention, operands: Mapping[str, np.ndarray]) -> np.ndarray:
-    shape = (layer.batch, -1, layer.heads, layer.head_dim)
-    q, k, v = (
-        operands[name][:, offset : offset + layer.out_channels].astype(np.float64).reshape(shape).transpose(0, 2, 1, 3)
-        for name, offset in zip(("input", "input1", "input2"), layer.offsets, strict=True)
-    )
+    q, k, v = (_heads(layer, operands[name], place) for place, name in enumerate(("input", "input1", "input2")))
     scores = q @ k.transpose(0, 1, 3, 2) * layer.scale
     mask = operands.get("mask", operands.get("input3"))
     if mask is not None:
-        scores = scores + mask.astype(np.float64)[:, None, None]
-    power = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    result = (power / power.sum(axis=-1, keepdims=True)) @ v
+        scores = scores + mask.astype(np.float64).reshape(*layer.mask_sizes, layer.keys)
+    highest = scores.max(axis=-1, keepdims=True)
+    power = np.exp(scores - (np.where(np.isneginf(highest), 0.0, highest) if layer.empty_is_zero else highest))
+    total = power.sum(axis=-1, keepdims=True)
+    result = (power / (np.where(total == 0, 1.0, total) if layer.empty_is_zero else total)) @ v
     return result.transpose(0, 2, 1, 3).reshape(-1, layer.out_channels)
+
+
+def _heads(layer: Attention, rows: np.ndarray, operand: int) -> np.ndarray:
+    """Columns of one of the three operands of attention, ``[batch, heads, rows, columns of a head]``."""
+    starts = layer.offsets[operand] + layer.head_steps[operand] * np.arange(layer.heads)
+    columns = starts[:, None] + np.arange(layer.head_dims[operand])
+    return rows[:, columns].astype(np.float64).reshape(layer.batch, -1, *columns.shape).transpose(0, 2, 1, 3)
 
 
 def _place(layer: Place, operands: Mapping[str, np.ndarray]) -> np.ndarray:
