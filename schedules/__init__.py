@@ -18,12 +18,14 @@ _FAMILIES = {
     "attention": attention,
     "concat": images,
     "conv2d": conv2d,
+    "elementwise": images,
     "linear": linear,
     "local_norm": images,
     "opaque": opaque,
     "place": place,
     "pool": images,
-    "product": images,
+    "rearrange": images,
+    "resize": images,
     "rowwise": rowwise,
 }
 

@@ -16,7 +16,7 @@ from tvm_coexec.layers import Conv2d, Hardware, ImageLayouts, Variant
 
 from . import conv2d_direct, depthwise, winograd
 from .dispatch import Dispatch
-from .packing import in_tiles
+from .packing import pack_steps
 from .pixels import operand_names as names_with
 
 if TYPE_CHECKING:
@@ -39,10 +39,8 @@ def operand_names(layer: Conv2d, variant: Variant) -> tuple[str, ...]:
 def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels of a variant read them."""
     module = _implementation(variant)
-    packed = {module.weights_name(variant): module.pack_weights(layer, params["weights"], variant)}
-    if "bias" in layer.epilogue:
-        packed["bias"] = in_tiles(params["bias"])
-    return packed
+    weights = {module.weights_name(variant): module.pack_weights(layer, params["weights"], variant)}
+    return weights | pack_steps(layer, params)
 
 
 def default_variant(layer: Conv2d, side: str, hardware: Hardware) -> Variant:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.layers import keeps_zero, step_name, step_numbers, step_operands
 
 Expr = Any
 Stage = Callable[[list[Expr]], Expr]
@@ -28,6 +31,11 @@ _EXP_SERIES = tuple(1.0 / math.factorial(power) for power in range(7, -1, -1))
 _ERF_LIMIT = 4.0
 _ERF_P = (2.05010951e-06, 2.84879760e-04, 3.76548921e-03, 5.27483337e-02, 1.90403506e-01, 1.12837911)
 _ERF_Q = (3.80917882e-05, 1.16250431e-03, 1.49689624e-02, 1.14107892e-01, 5.02073467e-01, 1.0)
+
+# log(1 + t) = 2 artanh(z) with z = t / (2 + t), which is 1/3 at most where t is: a series in z², highest power first.
+_LOG_SERIES = tuple(2.0 / power for power in range(17, 0, -2))
+_MISH_LIMIT = 20.0
+"""From here on mish is the identity to float32."""
 
 _GELU_TANH = (math.sqrt(2 / math.pi), 0.044715)
 
@@ -68,51 +76,101 @@ class Epilogue:
         negative = self.exp(lambda v: T.float32(0) - argument(v))
         return lambda v: x(v) / (T.float32(1) + negative(v))
 
-    def activation(self, name: str, value: Stage) -> Stage:
-        if name == "relu":
-            return lambda v: T.max(value(v), T.float32(0))
-        if name == "relu6":
-            return lambda v: _clamp(value(v), 0.0, 6.0)
-        x = self.keep(value)
-        if name == "hard_swish":
-            return lambda v: x(v) * (_clamp(x(v) + T.float32(3), 0.0, 6.0) * T.float32(1 / 6))
-        return self._gelu(x) if name == "gelu" else self._logistic(name, x)
+    def _sigmoid(self, argument: Stage) -> Stage:
+        return self._sigmoid_times(lambda _: T.float32(1), argument)
 
-    def _logistic(self, name: str, x: Stage) -> Stage:
-        if name == "sigmoid":
-            return self._sigmoid_times(lambda _: T.float32(1), x)
-        if name == "silu":
-            return self._sigmoid_times(x, x)
+    def activation(self, name: str, numbers: Sequence[float], value: Stage) -> Stage:
+        """The function of a name, with its numbers, of a value."""
+        if name in _SIMPLE:
+            return _SIMPLE[name](self.keep(value), *map(T.float32, numbers))
+        if name == "clip":
+            return lambda v: _clamp(value(v), *numbers)
+        x = self.keep(value)
+        made: Stage = getattr(self, f"_{name}")(x, *numbers)
+        return made
+
+    def _silu(self, x: Stage) -> Stage:
+        return self._sigmoid_times(x, x)
+
+    def _gelu_tanh(self, x: Stage) -> Stage:
         scale, cubic = _GELU_TANH  # (1 + tanh u) / 2 = sigmoid(2u)
         return self._sigmoid_times(x, lambda v: T.float32(2 * scale) * (x(v) + T.float32(cubic) * x(v) * x(v) * x(v)))
 
-    def _gelu(self, x: Stage) -> Stage:
-        u = self.keep(lambda v: _clamp(x(v) * T.float32(math.sqrt(0.5)), -_ERF_LIMIT, _ERF_LIMIT))
+    def _tanh(self, x: Stage) -> Stage:
+        half = self._sigmoid(lambda v: T.float32(2) * x(v))
+        return lambda v: T.float32(2) * half(v) - T.float32(1)
+
+    def _exp(self, x: Stage) -> Stage:
+        return self.exp(x)
+
+    def _elu(self, x: Stage, alpha: float, factor: float) -> Stage:
+        power = self.exp(lambda v: T.min(x(v), T.float32(0)))
+        below = T.float32(alpha * factor)
+        return lambda v: T.float32(factor) * T.max(x(v), T.float32(0)) + below * (power(v) - T.float32(1))
+
+    def _softplus(self, x: Stage) -> Stage:
+        """``max(x, 0) + log(1 + exp(-|x|))``."""
+        t = self.keep(self.exp(lambda v: T.min(x(v), T.float32(0) - x(v))))
+        z = self.keep(lambda v: t(v) / (T.float32(2) + t(v)))
+        return lambda v: T.max(x(v), T.float32(0)) + z(v) * _polynomial(z(v) * z(v), _LOG_SERIES)
+
+    def _mish(self, x: Stage) -> Stage:
+        """``x · tanh(log(1 + e))`` is ``x · n / (n + 2)`` with ``n = e · (e + 2)`` and ``e = exp(x)``."""
+        e = self.keep(self.exp(lambda v: T.min(x(v), T.float32(_MISH_LIMIT))))
+        n = self.keep(lambda v: e(v) * (e(v) + T.float32(2)))
+        return lambda v: x(v) * (n(v) / (n(v) + T.float32(2)))
+
+    def _erf(self, x: Stage) -> Stage:
+        u = self.keep(lambda v: _clamp(x(v), -_ERF_LIMIT, _ERF_LIMIT))
         w = self.keep(lambda v: u(v) * u(v))
-        erf = self.keep(lambda v: _clamp(u(v) * _polynomial(w(v), _ERF_P) / _polynomial(w(v), _ERF_Q), -1.0, 1.0))
+        return lambda v: _clamp(u(v) * _polynomial(w(v), _ERF_P) / _polynomial(w(v), _ERF_Q), -1.0, 1.0)
+
+    def _gelu(self, x: Stage) -> Stage:
+        erf = self._erf(lambda v: x(v) * T.float32(math.sqrt(0.5)))
         return lambda v: x(v) * T.float32(0.5) * (T.float32(1) + erf(v))
 
 
-def keeps_zero(steps: Sequence[str]) -> bool:
+_SIMPLE: dict[str, Callable[..., Stage]] = {
+    "relu": lambda x: lambda v: T.max(x(v), T.float32(0)),
+    "relu6": lambda x: lambda v: _clamp(x(v), 0.0, 6.0),
+    "hard_swish": lambda x: lambda v: x(v) * (_clamp(x(v) + T.float32(3), 0.0, 6.0) * T.float32(1 / 6)),
+    "hard_sigmoid": lambda x, alpha, beta: lambda v: _clamp(x(v) * alpha + beta, 0.0, 1.0),
+    "leaky_relu": lambda x, alpha: lambda v: _below(x(v), alpha),
+    "abs": lambda x: lambda v: T.max(x(v), T.float32(0) - x(v)),
+    "negative": lambda x: lambda v: T.float32(0) - x(v),
+    "square": lambda x: lambda v: x(v) * x(v),
+}
+"""Activations that are written down in one expression."""
+
+
+def _below(x: Expr, slope: Expr) -> Expr:
+    """``x``, times ``slope`` where it is negative."""
+    return T.max(x, T.float32(0)) + slope * T.min(x, T.float32(0))
+
+
+def maps_zero_to_zero(steps: Sequence[str]) -> bool:
     """Whether a channel whose operands are all zero stays zero."""
-    return "sigmoid" not in steps
+    return all(map(keeps_zero, steps))
 
 
-def stages(steps: Sequence[str], bias: Callable[[], Expr], residual: Callable[[], Expr]) -> list[Stage]:
+def stages(steps: Sequence[str], operand: Callable[[str], Expr]) -> list[Stage]:
     """Stages for the steps of an epilogue; the last one's value is what is stored.
 
-    ``bias`` and ``residual`` give the operand's element at the current index when a stage is built.
+    ``operand`` gives the element of a step's operand at the current index when a stage is built.
     """
     epilogue = Epilogue()
     value: Stage = lambda v: v[0]  # noqa: E731
-    for step in steps:
-        value = _step(epilogue, step, value, bias, residual)
+    for text, name in zip(steps, step_operands(steps), strict=True):
+        value = _step(epilogue, text, value, partial(operand, name or ""))
     return [*epilogue.stages, value]
 
 
-def _step(epilogue: Epilogue, step: str, value: Stage, bias: Callable[[], Expr], residual: Callable[[], Expr]) -> Stage:
-    if step == "bias":
-        return lambda v: value(v) + bias()
-    if step == "residual":
-        return lambda v: value(v) + residual()
-    return epilogue.activation(step, value)
+def _step(epilogue: Epilogue, text: str, value: Stage, operand: Callable[[], Expr]) -> Stage:
+    if text in ("bias", "residual"):
+        return lambda v: value(v) + operand()
+    if text == "scale":
+        return lambda v: value(v) * operand()
+    if text == "prelu":
+        x = epilogue.keep(value)
+        return lambda v: _below(x(v), operand())
+    return epilogue.activation(step_name(text), step_numbers(text), value)

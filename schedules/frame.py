@@ -23,7 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_coexec.layers import TILE, Layer, Variant, tile_count
 
 from .dispatch import Dispatch, dense_dispatch
-from .epilogue import keeps_zero, stages
+from .epilogue import maps_zero_to_zero, stages
 from .fetching import Nest, fetch_ahead
 
 Buffer = Any
@@ -86,7 +86,7 @@ def one_if_channel(channels: int, tile: Any, channel: Any) -> Any:
 
 def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, channel: Any) -> Any:
     """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0."""
-    if channels % TILE == 0 or keeps_zero(epilogue):
+    if channels % TILE == 0 or maps_zero_to_zero(epilogue):
         return value
     return value * one_if_channel(channels, tile, channel)
 
@@ -208,10 +208,11 @@ class Description:
 
         chain = stages(
             self.layer.epilogue,
-            bias=lambda: buffers["bias"][part.first_tile + index[1], index[2]],
-            residual=lambda: buffers["residual"][
-                self.residual_row(row()), self.residual_tile + part.first_tile + index[1], index[2]
-            ],
+            lambda name: (
+                buffers["residual"][self.residual_row(row()), self.residual_tile + part.first_tile + index[1], index[2]]
+                if name == "residual"
+                else buffers[name][part.first_tile + index[1], index[2]]
+            ),
         )
         kept: list[Buffer] = []
         for number, stage in enumerate(chain):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 
-from tvm_coexec.layers import TILE, Concat, ImageLayouts, LocalNorm, Pool, Product
+from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayouts, LocalNorm, Pool, Rearrange, Resize
 
-ImageLayer = Pool | Concat | Product | LocalNorm
+ImageLayer = Pool | Concat | Elementwise | LocalNorm | Rearrange | Resize
 
 
 def window(layer: ImageLayer) -> Pool:
     """The pooling that reads the same pixels as the layer: one that is none reads a pixel for each that it writes."""
     if isinstance(layer, Pool):
         return layer
-    return Pool("max", layer.h, layer.w, layer.out_channels, (1, 1), batch=layer.batch)
+    batch, h, w, channels = layer.output_size
+    axis = layer.axis if isinstance(layer, Elementwise) else "channels"
+    return Pool("max", h, w, channels, (1, 1), batch=batch, axis=axis)
 
 
 def input_names(layer: ImageLayer) -> tuple[str, ...]:
@@ -34,6 +36,8 @@ def fills_up(layer: Concat, layouts: ImageLayouts) -> bool:
 
 def common_run(layer: ImageLayer, layouts: ImageLayouts) -> int:
     """The largest number of channels that divides a tile and never straddles two operands."""
+    if isinstance(layer, Rearrange):
+        return math.gcd(TILE, layer.run)
     if not isinstance(layer, Concat):
         return TILE
     edges = first_channels(layer) if fills_up(layer, layouts) else (*first_channels(layer), layer.out_channels)
@@ -46,7 +50,7 @@ def check_layouts(layer: ImageLayer, layouts: ImageLayouts) -> None:
         raise ValueError(f"{len(layer.input_sizes)} inputs of a {layer.op} need as many layouts, not {layouts.inputs}")
     if layouts.output.narrow or layouts.residual.narrow:
         raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
-    if not isinstance(layer, Concat) and any(layout.narrow for layout in layouts.inputs):
+    if not isinstance(layer, Concat | Rearrange) and any(layout.narrow for layout in layouts.inputs):
         raise ValueError(f"a {layer.op} reads whole tiles, so that its inputs cannot be narrow; copy them by a concat")
     if isinstance(layer, LocalNorm) and layouts.input.is_part:
         raise ValueError("a local_norm reads beside its channels, so that its input cannot be part of another image")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Concat, ImageLayout, LocalNorm, Pool, Product, tile_count
+from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayout, LocalNorm, Pool, Rearrange, Resize, tile_count
 
-from .frame import Description, Operand
+from .frame import Description, Operand, one_if_channel
+from .gather_kernels import rearrange, resize
 from .image_geometry import ImageLayer, common_run, fills_up, first_channels, input_names
+from .packing import step_shapes
 from .pixels import Pixels, every
 
 _LOWEST = float(np.finfo(np.float32).min)
@@ -45,31 +48,31 @@ def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...
     """Shapes of the operands: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
     layouts = pixels.layouts
     shapes = {
-        "bias": (tile_count(layer.out_channels), TILE),
+        **step_shapes(layer),
         "residual": pixels.output_shape(layouts.residual),
         "output": pixels.output_shape(layouts.output),
     }
     for name, layout, size in zip(input_names(layer), layouts.inputs, layer.input_sizes, strict=True):
         if isinstance(layer, Pool):
             count = pixels.input_pixels
-        elif size[1:3] == layer.output_size[1:3]:
+        elif size[:3] == layer.output_size[:3] and not isinstance(layer, Rearrange | Resize):
             count = pixels.output_pixels(layout)
         else:
-            count = _factor_pixel(layout, pixels.place(pixels.rows - 1)[0]) + 1 + _trailing_halo(layout)
+            count = size[0] * math.prod(layout.extents(size[1], size[2]))
         shapes[name] = (count * layout.pixel(size[-1]),)
     return shapes
 
 
-def _factor_pixel(layout: ImageLayout, image: Any) -> Any:
-    """Where in memory the only pixel of an image lies."""
-    halo_h, halo_w = layout.halo
-    height, width = layout.extents(1, 1)
-    return image * (height * width) + halo_h * width + halo_w
+def _operand_pixel(layout: ImageLayout, size: tuple[int, ...], place: tuple[Any, Any, Any]) -> Any:
+    """Where in memory lies the pixel of an image, of which an axis may have a single element, for one of the output.
 
-
-def _trailing_halo(layout: ImageLayout) -> int:
-    """Pixels of the halo behind an image's only pixel."""
-    return int(_factor_pixel(layout, 0))
+    A row that is no pixel reads the last one.
+    """
+    height, width = layout.extents(size[1], size[2])
+    image, line, column = (
+        0 if extent == 1 else T.min(at, T.int32(extent - 1)) for extent, at in zip(size[:3], place, strict=True)
+    )
+    return (image * height + line + layout.halo[0]) * width + column + layout.halo[1]
 
 
 def _reduction(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, Any]:
@@ -78,7 +81,11 @@ def _reduction(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, Any]:
         return _pool(layer, pixels)
     if isinstance(layer, Concat):
         return _concat(layer, pixels)
-    return _local_norm(layer, pixels) if isinstance(layer, LocalNorm) else _product(layer, pixels)
+    if isinstance(layer, Rearrange):
+        return rearrange(layer, pixels)
+    if isinstance(layer, Resize):
+        return resize(layer, pixels)
+    return _local_norm(layer, pixels) if isinstance(layer, LocalNorm) else _elementwise(layer, pixels)
 
 
 def _only(_old: Any, new: Any) -> Any:
@@ -172,22 +179,41 @@ def _concat(layer: Concat, pixels: Pixels[Pool]) -> dict[str, Any]:
     return {"reduction": (1,), "term": term, "combine": _only}
 
 
-def _product(layer: Product, pixels: Pixels[Pool]) -> dict[str, Any]:
-    layouts = pixels.layouts
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "divide": operator.truediv,
+    "maximum": T.max,
+    "minimum": T.min,
+    "multiply": operator.mul,
+    "subtract": operator.sub,
+}
+
+
+def _elementwise(layer: Elementwise, pixels: Pixels[Pool]) -> dict[str, Any]:
+    channels = layer.out_channels
+    spread = [size[3] < channels for size in layer.input_sizes]
+    divides = layer.kind == "divide"
+    # A single element for all channels is there for those, too, that only fill up a tile and are to stay zero.
+    fills = channels % TILE != 0 and (divides or (any(spread) and layer.kind != "multiply"))
+
+    def element(buffers: dict[str, Any], index: list[Any], begin: Any, operand: int) -> Any:
+        row, t, channel, *_ = index
+        name, layout = input_names(layer)[operand], pixels.layouts.inputs[operand]
+        size = layer.input_sizes[operand]
+        if size[:3] == layer.output_size[:3]:
+            pixel = pixels.output_pixel(layout, row)
+        else:
+            pixel = _operand_pixel(layout, size, pixels.place(row))
+        place = 0 if spread[operand] else (begin + t) * TILE + channel
+        return buffers[name][layout.element(pixel, place, size[3])]
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
-        row, t, channel, _s, _tap = index
-        place = (begin + t) * TILE + channel
-        sources = [pixels.output_pixel(layouts.input, row)]
-        if layer.per_image:
-            sources.append(_factor_pixel(layouts.others[0], pixels.place(row)[0]))
-        else:
-            sources.append(pixels.output_pixel(layouts.others[0], row))
-        x, y = (
-            buffers[name][layout.element(source, place, layer.channels)]
-            for name, source, layout in zip(input_names(layer), sources, layouts.inputs, strict=True)
-        )
-        return x * y
+        x, y = (element(buffers, index, begin, operand) for operand in (0, 1))
+        if not fills:
+            return _ARITHMETIC[layer.kind](x, y)
+        exists = one_if_channel(channels, begin + index[1], index[2])
+        y = y + (T.float32(1) - exists) if divides else y
+        return _ARITHMETIC[layer.kind](x, y) * exists
 
     return {"reduction": (1,), "term": term, "combine": _only}
 

@@ -1,10 +1,10 @@
-"""Pooling, concatenation, products and local normalisation of images, as kernels of the dense frame.
+"""Pooling, concatenation, arithmetic and local normalisation of images, as kernels of the dense frame.
 
 A unit is a tile of 32 output channels or, of a pooling, a block of lines, and the rows of the frame are the output's
 pixels. Operands are ``input``,
-``input1`` and so on, then what the epilogue reads, then ``output``; all but the bias are images of tiles
-(``layers.ImageLayout``). No kernel needs a halo: windows are clipped to the
-image, but for averages, to which the zeros of a halo add nothing.
+``input1`` and so on, then what the epilogue reads, then ``output``; all but the epilogue's constants are images of
+tiles (``layers.ImageLayout``). No kernel needs a halo: windows are clipped to the image, but for averages, to which
+the zeros of a halo add nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Variant
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Resize, Variant, fused_operands
 
 from .dispatch import ERROR_BOUND, Dispatch
 from .image_geometry import ImageLayer, check_layouts, common_run, input_names, window
-from .packing import in_tiles
+from .packing import pack_steps
 from .pixels import Pixels, space
 from .search import RegisterTile, Space, dense_variants
 
@@ -34,19 +34,20 @@ _MAP_ROWS = 4
 
 def operand_names(layer: ImageLayer, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
-    return (*input_names(layer), *fused, "output")
+    return (*input_names(layer), *fused_operands(layer.epilogue), "output")
 
 
 def pack(layer: ImageLayer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants as the kernels read them: at most a bias."""
-    return {"bias": in_tiles(params["bias"])} if "bias" in layer.epilogue else {}
+    """Constants as the kernels read them: those of the epilogue."""
+    return pack_steps(layer, params)
 
 
 def terms(layer: ImageLayer) -> int:
     """Values that are reduced to one element of the output."""
     if isinstance(layer, Pool):
         return layer.kernel[0] * layer.kernel[1]
+    if isinstance(layer, Resize):
+        return 4
     return layer.size if isinstance(layer, LocalNorm) else 1
 
 

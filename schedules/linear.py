@@ -1,7 +1,8 @@
 """Linear layers: ``[m, k] × [k, n]``, reduced over ``k``.
 
-Operands: ``input [rows, row stride]``, ``weights [tiles, k, 32]``, ``bias [tiles, 32]`` (zero where a tile has no
-channel), ``residual`` and ``output [rows, row tiles, 32]``. Rows are padded to a whole number of blocks.
+Operands: ``input [rows, row stride]``, ``weights [tiles, k, 32]``, the epilogue's constants ``[tiles, 32]`` (zero
+where a tile has no channel), ``residual`` and ``output [rows, row tiles, 32]``. Rows are padded to a whole number of
+blocks.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Linear, Variant, row_tiles
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Linear, Variant, fused_operands, row_tiles
 
 from .dispatch import ERROR_BOUND, Dispatch, dense_dispatch
-from .packing import in_tiles
+from .packing import in_tiles, pack_steps, step_shapes
 from .search import Space, dense_variants
 
 if TYPE_CHECKING:
@@ -25,16 +26,13 @@ IMPLEMENTATION = "direct"
 
 def operand_names(layer: Linear, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
-    return ("input", "weights", *fused, "output")
+    return ("input", "weights", *fused_operands(layer.epilogue), "output")
 
 
 def pack(layer: Linear, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants as the kernels read them, from ``weights [k, n]`` and ``bias [n]``."""
-    packed = {"weights": np.ascontiguousarray(in_tiles(params["weights"]).transpose(1, 0, 2))}
-    if "bias" in layer.epilogue:
-        packed["bias"] = in_tiles(params["bias"])
-    return packed
+    """Constants as the kernels read them, from ``weights [k, n]`` and vectors of ``n`` elements."""
+    weights = np.ascontiguousarray(in_tiles(params["weights"]).transpose(1, 0, 2))
+    return {"weights": weights} | pack_steps(layer, params)
 
 
 def error_bound(variant: Variant) -> float:
@@ -68,7 +66,7 @@ def describe(layer: Linear, variant: Variant, rows: int) -> Description:
     shapes = {
         "input": (rows, row_tiles(layer.k) * TILE),
         "weights": (layer.units, layer.k, TILE),
-        "bias": (layer.units, TILE),
+        **step_shapes(layer),
         "residual": (rows, row_tiles(layer.n), TILE),
         "output": (rows, row_tiles(layer.n), TILE),
     }

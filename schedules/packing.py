@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from tvm_coexec.layers import TILE, tile_count
+from tvm_coexec.layers import TILE, Layer, channel_constants, tile_count
 
 
 def in_tiles(values: np.ndarray) -> np.ndarray:
@@ -13,3 +15,13 @@ def in_tiles(values: np.ndarray) -> np.ndarray:
     padded = np.zeros((*outer, tile_count(channels) * TILE), np.float32)
     padded[..., :channels] = values
     return padded.reshape(*outer, -1, TILE)
+
+
+def pack_steps(layer: Layer, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The constants of a layer's epilogue, each ``[tiles, 32]``."""
+    return {name: in_tiles(params[name]) for name in channel_constants(layer.epilogue)}
+
+
+def step_shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Shapes of the constants of a layer's epilogue as they are packed."""
+    return dict.fromkeys(channel_constants(layer.epilogue), (tile_count(layer.out_channels), TILE))

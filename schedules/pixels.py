@@ -14,9 +14,21 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, ImageLayout, ImageLayouts, Pool, Variant, line_block, tile_count
+from tvm_coexec.layers import (
+    MAX_NARROW,
+    TILE,
+    Conv2d,
+    ImageLayout,
+    ImageLayouts,
+    Pool,
+    Variant,
+    fused_operands,
+    line_block,
+    tile_count,
+)
 
 from .dispatch import Dispatch, dense_dispatch, rows_of_group
+from .packing import step_shapes
 from .search import Space
 
 if TYPE_CHECKING:
@@ -217,8 +229,7 @@ def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
 
 def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
     """Names of a kernel's buffers in the order of its arguments; ``weights`` says how they are packed."""
-    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
-    return ("input", weights, *fused, "output")
+    return ("input", weights, *fused_operands(layer.epilogue), "output")
 
 
 def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -227,7 +238,7 @@ def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[in
     return {
         "input": (pixels.input_pixels * layouts.input.pixel(layer.in_channels),),
         weights: weights_shape,
-        "bias": (tile_count(layer.out_channels), TILE),
+        **step_shapes(layer),
         "residual": pixels.output_shape(layouts.residual),
         "output": pixels.output_shape(layouts.output),
     }

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Place, Variant, row_tiles, tile_count
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Place, Variant, fused_operands, row_tiles, tile_count
 
 from .dispatch import ERROR_BOUND, Dispatch
-from .packing import in_tiles
+from .packing import in_tiles, step_shapes
 
 if TYPE_CHECKING:
     from .frame import Launch, Operand
@@ -24,13 +24,12 @@ IMPLEMENTATION = "copy"
 
 def operand_names(layer: Place, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
-    return ("input", *(("summand",) if layer.has_summand else ()), *fused, "output")
+    return ("input", *(("summand",) if layer.has_summand else ()), *fused_operands(layer.epilogue), "output")
 
 
 def pack(layer: Place, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them, from ``summand [out_rows, channels]`` and ``bias [channels]``."""
-    return {name: in_tiles(params[name]) for name in operand_names(layer, variant) if name in ("summand", "bias")}
+    return {name: in_tiles(values) for name, values in params.items()}
 
 
 def error_bound(variant: Variant) -> float:
@@ -64,9 +63,9 @@ def operands(layer: Place, variant: Variant) -> tuple[Operand, ...]:
     shapes = {
         "input": (layer.batch * layer.in_rows, stride, TILE),
         "summand": (layer.out_rows, tiles, TILE),
-        "bias": (tiles, TILE),
         "residual": result,
         "output": result,
+        **step_shapes(layer),
     }
     return tuple(Operand(name, shapes[name]) for name in operand_names(layer, variant))
 
@@ -116,8 +115,7 @@ def _place(layer: Place, lanes: int, buffers: dict[str, Any], row: Any, unit: An
 
     chain = stages(
         layer.epilogue,
-        bias=lambda: buffers["bias"][unit, channel],
-        residual=lambda: buffers["residual"][row, unit, channel],
+        lambda name: buffers[name][row, unit, channel] if name == "residual" else buffers[name][unit, channel],
     )
     with T.serial(0, TILE // lanes) as vector:
         kept: list[Any] = []

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import ROW_BLOCK, TILE, RowWise, tile_count
 
-from .epilogue import Epilogue, Stage, keeps_zero, stages
+from .epilogue import Epilogue, Stage, maps_zero_to_zero, stages
 from .frame import Operand, begin_kernel, one_if_channel
 
 Term = Callable[[Any, Any, Any], Any]
@@ -88,7 +88,7 @@ class _RowKernel:
                 index[:] = [self.begin * ROW_BLOCK + i, t, j]
                 result = stage([value(i, t, j), *(buffer[i, t, j] for buffer in kept)])
                 inside = self.is_channel(t, j)
-                if last and inside is not None and not keeps_zero(self.layer.epilogue):
+                if last and inside is not None and not maps_zero_to_zero(self.layer.epilogue):
                     result = result * inside
                 T.buffer_store(target, result, [self.begin * ROW_BLOCK + i if last else i, t, j])
             kept.append(target)
@@ -157,8 +157,7 @@ def schedule_rows(layer: RowWise, operands: Sequence[Operand], *, lanes: int, gp
         index: list[Any] = []
         chain = stages(
             layer.epilogue,
-            bias=lambda: kernel.buffers["bias"][index[1], index[2]],
-            residual=lambda: kernel.buffers["residual"][index[0], index[1], index[2]],
+            lambda name: kernel.buffers[name].__getitem__(tuple(index if name == "residual" else index[1:])),
         )
         kernel.store(chain, value, index)
     sch = s_tir.Schedule(tvm.IRModule({"main": builder.get()}))

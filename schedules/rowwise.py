@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import ROW_BLOCK, TILE, Hardware, ImageLayouts, RowWise, Variant, row_tiles, tile_count
+from tvm_coexec.layers import (
+    ROW_BLOCK,
+    TILE,
+    Hardware,
+    ImageLayouts,
+    RowWise,
+    Variant,
+    fused_operands,
+    row_tiles,
+    tile_count,
+)
 
 from .dispatch import ERROR_BOUND, Dispatch
 from .packing import in_tiles
@@ -26,8 +36,7 @@ _CONSTANTS = {"layer_norm": ("gamma", "beta")}
 
 def operand_names(layer: RowWise, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    fused = (name for name in ("bias", "residual") if name in layer.epilogue)
-    return ("input", *_CONSTANTS.get(layer.kind, ()), *fused, "output")
+    return ("input", *_CONSTANTS.get(layer.kind, ()), *fused_operands(layer.epilogue), "output")
 
 
 def pack(layer: RowWise, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, 
 
 from . import winograd_tiles
 from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, grid_of, rows_of_group
-from .packing import in_tiles
+from .packing import in_tiles, step_shapes
 from .pixels import operand_names
 from .search import WEIGHT_COST, Space, register_tiles
 from .winograd_tiles import WinogradTiles
@@ -226,7 +226,7 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
     shapes = {
         **tiles.shapes(),
         weights: (tile_count(layer.out_channels), tiles.points**2, layer.in_channels, TILE),
-        "bias": (tile_count(layer.out_channels), TILE),
+        **step_shapes(layer),
     }
     operands = tuple(Operand(name, shapes[name]) for name in operand_names(layer, weights))
     if side == "cpu":

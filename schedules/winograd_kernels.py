@@ -141,8 +141,11 @@ class Steps:
         channel: Any = None
         chain = stages(
             layer.epilogue,
-            bias=lambda: buffers["bias"][unit, channel],
-            residual=lambda: buffers["residual"][residual, layouts.residual.first_tile + unit, channel],
+            lambda name: (
+                buffers["residual"][residual, layouts.residual.first_tile + unit, channel]
+                if name == "residual"
+                else buffers[name][unit, channel]
+            ),
         )
         kept: list[Buffer] = []
         for number, stage in enumerate(chain):

@@ -16,7 +16,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Variant, tile_count
+from tvm_coexec.layers import TILE, Variant, fused_operands, tile_count
 
 from .dispatch import Dispatch, grid_of, rows_of_group
 from .frame import Buffer, Launch, Operand, begin_kernel, where
@@ -76,7 +76,7 @@ class OpenCLKernels:
             PRODUCTS, (tile_count(tiles.layer.out_channels), self.groups, self.squared, self.group_rows, TILE)
         )
         self.input, self.weights = named["input"], named[weights_name(tiles.m)]
-        self.stored = tuple(named[name] for name in ("bias", "residual", "output") if name in named)
+        self.stored = tuple(named[name] for name in (*fused_operands(tiles.layer.epilogue), "output"))
 
     def separate(self) -> tuple[Launch, ...]:
         """Three kernels, for a GPU."""

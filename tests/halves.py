@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from reference import evaluate_layer
+from reference import after_steps, evaluate_layer
 from tvm.target.codegen import llvm_get_system_cpu
 
 from tvm_coexec.layers import (
@@ -33,13 +33,6 @@ FEW_REGISTERS = Hardware(32, 16, "cpu", 4096)
 GPU = Hardware(16, 32, "gpu", 64)
 
 _LLVM = {"kind": "llvm", "mcpu": llvm_get_system_cpu()}
-_ACTIVATIONS = {
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "hard_swish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "silu": lambda x: x / (1 + np.exp(-x)),
-}
 
 
 def convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -110,10 +103,10 @@ class Half:
         if not isinstance(self.layer, Conv2d):
             return evaluate_layer(self.layer, self.params, self.images)
         value = convolve(self.layer, self.images["input"], self.params["weights"])
-        for step in self.layer.epilogue:
-            operands = {"bias": self.params.get("bias"), "residual": self.images["residual"]}
-            value = value + operands[step] if step in operands else _ACTIVATIONS[step](value)
-        return value
+        rows = {role: image.reshape(-1, image.shape[-1]) for role, image in self.images.items()}
+        return after_steps(self.layer.epilogue, value.reshape(-1, value.shape[-1]), self.params, rows).reshape(
+            value.shape
+        )
 
     def error(self, begin: int, end: int) -> float:
         """Compute units ``[begin, end)`` only; the largest error relative to the largest value of the whole output."""

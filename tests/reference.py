@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,19 +14,33 @@ from tvm_coexec.layers import (
     Attention,
     Concat,
     Conv2d,
+    Elementwise,
     Linear,
     LocalNorm,
     Opaque,
     Operand,
     Place,
     Pool,
-    Product,
+    Rearrange,
+    Resize,
     RowWise,
 )
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
-_ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+_ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "abs": lambda x: np.where(x < 0, -x, x),
+    "clip": lambda x, low, high: np.minimum(np.maximum(x, low), high),
+    "elu": lambda x, alpha, factor: factor * np.where(x > 0, x, alpha * (np.exp(np.minimum(x, 0)) - 1)),
+    "erf": _erf,
+    "exp": np.exp,
+    "hard_sigmoid": lambda x, alpha, beta: np.minimum(np.maximum(alpha * x + beta, 0.0), 1.0),
+    "leaky_relu": lambda x, alpha: np.where(x > 0, x, alpha * x),
+    "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
+    "negative": lambda x: -x,
+    "softplus": lambda x: np.where(x > 0, x, 0) + np.log1p(np.exp(-np.abs(x))),
+    "square": lambda x: x**2,
+    "tanh": np.tanh,
     "relu": lambda x: np.where(x > 0, x, 0.0),
     "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
@@ -97,38 +112,86 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
         value = _convolve(node.layer, value, params["weights"])
     elif isinstance(node.layer, Pool):
         value = _pool(node.layer, value)
+    elif isinstance(node.layer, Rearrange):
+        value = _rearrange(node.layer, value)
+    elif isinstance(node.layer, Resize):
+        value = _resize(node.layer, value)
     elif isinstance(node.layer, LocalNorm):
         value = _normalise_locally(node.layer, value)
     elif isinstance(node.layer, Concat):
         value = np.concatenate([value, *(values[name] for name in node.others)], axis=1)
-    elif isinstance(node.layer, Product):
-        value = _multiply(node.layer, value, values[node.others[0]])
+    elif isinstance(node.layer, Elementwise):
+        value = _combine(node.layer, value, values[node.others[0]])
     elif isinstance(node.layer, Attention):
         value = _attend(node.layer, value, *(values[name] for name in node.others), **params)
     elif isinstance(node.layer, Place):
         value = _place(node.layer, value, params.get("summand", np.zeros(1)))
     else:
         value = _row_wise(node.layer, value, params)
-    return _finish(node, value, params, values)
+    residual = {} if node.residual is None else {"residual": values[node.residual]}
+    return after_steps(node.layer.epilogue, value, params, residual)
 
 
-def _finish(
-    node: Node, value: np.ndarray, params: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
+def after_steps(
+    epilogue: Sequence[str], value: np.ndarray, params: Mapping[str, np.ndarray], values: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """The steps of a node's epilogue."""
-    for step in node.layer.epilogue:
-        if step == "bias":
-            value = value + params["bias"]
-        elif step == "residual":
-            assert node.residual is not None
-            value = value + values[node.residual]
+    """Rows of channels after the steps of an epilogue, whose residual is among ``values``."""
+    met: Counter[str] = Counter()
+    for step in epilogue:
+        place = f"{step}{met[step] or ''}"
+        met[step] += 1
+        if step == "residual":
+            value = value + values["residual"]
+        elif step == "bias":
+            value = value + params[place]
+        elif step == "scale":
+            value = value * params[place]
+        elif step == "prelu":
+            value = np.where(value > 0, value, value * params[place])
         else:
-            value = _ACTIVATIONS[step](value)
+            name, _, numbers = step.removesuffix(")").partition("(")
+            value = _ACTIVATIONS[name](value, *map(float, numbers.split(",") if numbers else ()))
     return value
 
 
-def _multiply(layer: Product, value: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    return value * (np.repeat(factor, layer.h * layer.w, axis=0) if layer.per_image else factor)
+def _combine(layer: Elementwise, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    x, y = first.reshape(layer.first), second.reshape(layer.second)
+    results = {
+        "add": lambda: x + y,
+        "divide": lambda: x / y,
+        "maximum": lambda: np.where(x > y, x, y),
+        "minimum": lambda: np.where(x < y, x, y),
+        "multiply": lambda: x * y,
+        "subtract": lambda: x - y,
+    }
+    return results[layer.kind]().reshape(-1, layer.out_channels)
+
+
+def _rearrange(layer: Rearrange, rows: np.ndarray) -> np.ndarray:
+    """Element by element."""
+    image = rows.reshape(layer.input)
+    result = np.full(layer.output, layer.fill)
+    for index in np.ndindex(*layer.output):
+        place = list(layer.offsets)
+        for axis in range(4):
+            digits = [digit for digit in layer.digits if digit[0] == axis]
+            values = np.unravel_index(index[axis], [digit[1] for digit in digits]) if digits else ()
+            for value, (_, _, along, step) in zip(values, digits, strict=True):
+                place[along] += int(value) * step
+        if all(0 <= at < size for at, size in zip(place, layer.input, strict=True)):
+            result[index] = image[tuple(place)]
+    return result.reshape(-1, layer.output[3])
+
+
+def _resize(layer: Resize, rows: np.ndarray) -> np.ndarray:
+    image = rows.reshape(layer.input)
+    for axis, count in ((1, layer.out_h), (2, layer.out_w)):
+        places = np.arange(count) * layer.scale[axis - 1] + layer.shift[axis - 1]
+        lines = np.moveaxis(image, axis, -1)
+        known = np.arange(lines.shape[-1])
+        between = [np.interp(places, known, line) for line in lines.reshape(-1, len(known))]
+        image = np.moveaxis(np.reshape(between, (*lines.shape[:-1], count)), -1, axis)
+    return image.reshape(-1, layer.out_channels)
 
 
 def _row_wise(layer: RowWise, value: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:

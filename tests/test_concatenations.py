@@ -16,7 +16,7 @@ import tvm_coexec
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph
 from tvm_coexec.graph.layouts import image_layouts
-from tvm_coexec.layers import AnyLayer, Concat, Conv2d, ImageLayout, ImageLayouts, LocalNorm, Pool, Product
+from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Elementwise, ImageLayout, ImageLayouts, LocalNorm, Pool
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.schedules import family, images
@@ -222,8 +222,8 @@ LAYERS: list[AnyLayer] = [
     Conv2d(5, 7, 64, 64, (3, 3), padding=(1, 1, 1, 1), groups=64, epilogue=("residual",)),
     Conv2d(5, 6, 33, 33, (1, 1), epilogue=("residual", "relu")),
     Pool("max", 7, 5, 33, (3, 3), (2, 2), (1, 1, 1, 1), epilogue=("residual",)),
-    Product(5, 7, 40, batch=2, epilogue=("residual",)),
-    Product(5, 7, 40, per_image=True, batch=2),
+    Elementwise("multiply", (2, 5, 7, 40), (2, 5, 7, 40), ("residual",)),
+    Elementwise("multiply", (2, 5, 7, 40), (2, 1, 1, 40)),
     Concat(5, 7, (32, 40)),
     Concat(3, 4, (20, 44)),
 ]

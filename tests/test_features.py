@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from synthetic_device import HARDWARE, PROCESSOR, variants
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import Concat, Conv2d, Linear, LocalNorm, Pool, Product, RowWise, Variant
+from tvm_coexec.layers import Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool, RowWise, Variant
 from tvm_coexec.prediction.features import GROUPS, FeatureSet, Halves, Processor, describe
 from tvm_coexec.profile.records import Sample
 from tvm_coexec.schedules import conv2d, family
@@ -185,7 +185,10 @@ def test_pooling_is_described_by_hand_checked_numbers():
     assert {name: float(described[name][0]) for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("layer", [Concat(4, 5, (16, 48)), Product(4, 4, 70), LocalNorm(4, 4, 70, 5, 1.0, 0.75, 1.0)])
+@pytest.mark.parametrize(
+    "layer",
+    [Concat(4, 5, (16, 48)), Elementwise("add", (1, 4, 4, 70), (1, 4, 4, 1)), LocalNorm(4, 4, 70, 5, 1.0, 0.75, 1.0)],
+)
 @pytest.mark.parametrize("side", ["cpu", "gpu"])
 def test_layers_of_images_have_finite_features(layer, side):
     halves = Halves.grid(layer, family(layer).variants(layer, side, HARDWARE), np.array([1]), np.array([1]))

@@ -1,4 +1,4 @@
-"""Kernels of pooling, concatenation, products and local normalisation against float64, on LLVM and in OpenCL."""
+"""Kernels of pooling, concatenation, arithmetic and local normalisation against float64, on LLVM and in OpenCL."""
 
 import json
 
@@ -8,12 +8,14 @@ from halves import CPU, GPU, NARROW_CPU, Half
 
 from tvm_coexec.layers import (
     Concat,
+    Elementwise,
     Hardware,
     ImageLayout,
     ImageLayouts,
     LocalNorm,
     Pool,
-    Product,
+    Rearrange,
+    Resize,
     layer_from_json,
     layer_to_json,
 )
@@ -38,9 +40,17 @@ POOLS = [
 MAPS = [
     Pool("max", 7, 9, 70, (1, 1), batch=2, epilogue=("bias", "residual", "silu")),
     Pool("average", 5, 8, 32, (1, 1), (2, 2), epilogue=("sigmoid",)),
-    Product(5, 7, 40, batch=2, epilogue=("relu6",)),
-    Product(6, 7, 100, per_image=True, batch=2, epilogue=("residual", "sigmoid")),
-    Product(1, 1, 64, per_image=True),
+    Elementwise("multiply", (2, 5, 7, 40), (2, 5, 7, 40), ("relu6",)),
+    Elementwise("multiply", (2, 6, 7, 100), (2, 1, 1, 100), ("residual", "sigmoid")),
+    Elementwise("multiply", (1, 1, 1, 64), (1, 1, 1, 64)),
+    Elementwise("add", (2, 5, 7, 40), (2, 5, 7, 1), ("relu",)),
+    Elementwise("subtract", (1, 3, 1, 70), (2, 3, 5, 70)),
+    Elementwise("divide", (2, 4, 5, 70), (2, 4, 5, 70), ("clip(-9.0,9.0)",)),
+    Elementwise("divide", (1, 4, 5, 33), (1, 1, 1, 1), ("leaky_relu(0.1)",)),
+    Elementwise("maximum", (1, 4, 1, 40), (1, 1, 5, 40)),
+    Elementwise("minimum", (1, 1, 1, 70), (3, 4, 5, 1)),
+    Elementwise("maximum", (1, 17, 6, 40), (1, 17, 6, 40), ("residual",), "lines"),
+    Elementwise("subtract", (1, 1, 9, 40), (1, 15, 9, 1), axis="lines"),
 ]
 CONCATS = [
     Concat(5, 7, (32, 64, 20), batch=2),
@@ -56,7 +66,30 @@ NORMS = [
     LocalNorm(2, 2, 512, 40, 1.5, 0.75, 1.0),
     LocalNorm(5, 5, 96, 5, 1.5, 0.75, 1.0),
 ]
-LAYERS: list[ImageLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS]
+MOVES = [
+    Rearrange((2, 5, 7, 40), (2, 3, 4, 40), ((0, 2, 0, 1), (1, 3, 1, 1), (2, 4, 2, 1), (3, 40, 3, 1)), (0, 1, 2, 0)),
+    Rearrange(
+        (1, 5, 7, 70), (1, 3, 4, 33), ((1, 3, 1, 2), (2, 4, 2, 2), (3, 33, 3, 1)), (0, 0, 0, 5), epilogue=("relu",)
+    ),
+    Rearrange((1, 4, 4, 40), (1, 6, 7, 56), ((1, 6, 1, 1), (2, 7, 2, 1), (3, 56, 3, 1)), (0, -1, -2, -8), fill=0.5),
+    Rearrange(
+        (2, 3, 4, 160),
+        (2, 6, 8, 40),
+        ((0, 2, 0, 1), (1, 3, 1, 1), (1, 2, 3, 80), (2, 4, 2, 1), (2, 2, 3, 40), (3, 40, 3, 1)),
+        epilogue=("bias", "residual"),
+    ),
+    Rearrange((1, 3, 4, 36), (1, 6, 8, 9), ((1, 3, 1, 1), (1, 2, 3, 2), (2, 4, 2, 1), (2, 2, 3, 1), (3, 9, 3, 4))),
+    Rearrange((1, 6, 8, 10), (1, 3, 4, 40), ((1, 3, 1, 2), (2, 4, 2, 2), (3, 2, 1, 1), (3, 2, 2, 1), (3, 10, 3, 1))),
+    Rearrange((1, 3, 4, 66), (1, 3, 4, 66), ((1, 3, 1, 1), (2, 4, 2, 1), (3, 33, 3, 1), (3, 2, 3, 33))),
+    Rearrange((1, 3, 4, 33), (1, 6, 8, 33), ((1, 3, 1, 1), (1, 2, 1, 0), (2, 4, 2, 1), (2, 2, 2, 0), (3, 33, 3, 1))),
+    Rearrange((1, 24, 1, 32), (1, 24, 1, 32), ((1, 6, 1, -1), (1, 4, 1, 6), (3, 32, 3, 1)), (0, 5, 0, 0)),
+]
+SIZES = [
+    Resize((2, 4, 5, 40), 8, 10, (0.5, 0.5), (-0.25, -0.25), ("relu",)),
+    Resize((1, 3, 7, 33), 5, 4, (0.5, 2.0), epilogue=("residual",)),
+    Resize((1, 1, 4, 64), 3, 9, (0.0, 3 / 8)),
+]
+LAYERS: list[ImageLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS, *MOVES, *SIZES]
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -64,12 +97,12 @@ def test_every_split_on_the_cpu(layer: ImageLayer) -> None:
     assert Half(layer, images.default_variant(layer, "cpu", CPU)).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize("layer", [*POOLS[:4], *MAPS[2:4], *CONCATS[1:4], NORMS[0], NORMS[3]], ids=str)
+@pytest.mark.parametrize("layer", [*POOLS[:4], *MAPS[2:], *CONCATS[1:4], NORMS[0], NORMS[3], *MOVES, *SIZES], ids=str)
 def test_every_split_in_opencl(layer: ImageLayer, device: Device) -> None:
     assert Half(layer, images.default_variant(layer, "gpu", CPU), device).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize("layer", [POOLS[1], CONCATS[2], MAPS[3]], ids=str)
+@pytest.mark.parametrize("layer", [POOLS[1], CONCATS[2], MAPS[3], MOVES[1], MOVES[3], SIZES[0]], ids=str)
 def test_work_groups_of_a_gpu(layer: ImageLayer, device: Device) -> None:
     found = images.variants(layer, "gpu", GPU)
     for variant in found[:: max(1, len(found) // 2)]:
@@ -85,7 +118,11 @@ def test_the_search_space(layer: ImageLayer, hardware: Hardware) -> None:
         assert Half(layer, variant).error(0, layer.units) < TOLERANCE, str(variant)
 
 
-@pytest.mark.parametrize("layer", [POOLS[0], POOLS[1], MAPS[0], MAPS[3], CONCATS[2], NORMS[0]], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [POOLS[0], POOLS[1], MAPS[0], MAPS[3], *MAPS[5:9], CONCATS[2], NORMS[0], *MOVES[:5], SIZES[0]],
+    ids=str,
+)
 def test_halos_are_left_alone(layer: ImageLayer) -> None:
     others = (ImageLayout((1, 3)), ImageLayout((0, 2)))[: len(layer.input_sizes) - 1]
     halos = ImageLayouts(ImageLayout((2, 1)), ImageLayout((1, 4)), ImageLayout((2, 0)), others)

@@ -7,7 +7,7 @@ import pytest
 from reporting import Report, describe
 
 from tvm_coexec.errors import DeviceError
-from tvm_coexec.layers import AnyLayer, Linear, Product, RowWise
+from tvm_coexec.layers import AnyLayer, Elementwise, Linear, RowWise
 from tvm_coexec.tuning.workloads import NAMED, layers_named
 
 
@@ -21,7 +21,7 @@ def test_every_layer_of_a_named_set_has_a_description(name: str) -> None:
     [
         (Linear(3, 64, 128, ("bias", "relu")), "3×64×128 relu"),
         (RowWise("softmax", 5, 9), "softmax 5×9"),
-        (Product(7, 7, 32), "product 1×7×7×32"),
+        (Elementwise("add", (1, 7, 7, 32), (1, 7, 7, 32)), "add 1×7×7×32"),
     ],
     ids=lambda value: getattr(value, "op", None),
 )

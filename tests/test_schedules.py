@@ -7,7 +7,17 @@ import pytest
 import tvm
 
 from tvm_coexec import schedules
-from tvm_coexec.layers import ACTIVATIONS, ROW_BLOCK, TILE, Hardware, Linear, RowWise, Variant, row_tiles
+from tvm_coexec.layers import (
+    ACTIVATIONS,
+    ROW_BLOCK,
+    TILE,
+    Hardware,
+    Linear,
+    RowWise,
+    Variant,
+    channel_constants,
+    row_tiles,
+)
 from tvm_coexec.verification.reference import evaluate, relative_error
 
 HARDWARE = Hardware(64, 32, "cpu")
@@ -24,7 +34,17 @@ LAYERS = [
     RowWise("softmax", 2, 96, ("relu",)),
     RowWise("map", 8, 33, ("bias", "silu", "residual")),
     RowWise("map", 3, 40, ("sigmoid",)),
+    RowWise("map", 9, 40, ("scale", "bias", "prelu", "scale", "bias")),
+    Linear(5, 33, 65, ("bias", "leaky_relu(0.1)", "scale", "residual", "bias", "clip(-0.5,0.25)")),
+    Linear(3, 20, 40, ("prelu", "exp", "prelu", "clip(0.5,2.0)")),
 ]
+
+
+_NUMBERS = {"clip": "-0.5,0.75", "elu": "0.5,1.0", "hard_sigmoid": "0.2,0.5", "leaky_relu": "0.01"}
+
+
+def _with_numbers(name: str) -> str:
+    return f"{name}({_NUMBERS[name]})" if name in _NUMBERS else name
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -55,7 +75,7 @@ class Case:
             self.operands["residual"] = rng.normal(size=(layer.m, layer.n))
         if "weights" in names:
             self.operands["weights"] = rng.normal(size=(k, layer.n))
-        for name in ("bias", "gamma", "beta"):
+        for name in ("gamma", "beta", *channel_constants(layer.epilogue)):
             if name in names:
                 self.operands[name] = rng.normal(size=layer.n)
         packed = family.pack(layer, self.operands, variant)
@@ -107,11 +127,12 @@ def test_every_variant_of_the_search_space(layer: Linear) -> None:
         assert relative_error(case.run(0, layer.units)[:, : layer.n], case.expected()) < 1e-5, str(variant)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*map(_with_numbers, ACTIVATIONS), "clip(2.0,inf)", "elu(1.6733,1.0507)"])
 def test_activations_hold_at_the_ends_of_their_range(activation: str) -> None:
     layer = RowWise("map", 1, 64, (activation,))
     case = Case(layer, schedules.family(layer).default_variant(layer, "cpu", HARDWARE))
     values = np.concatenate([np.linspace(-12, 12, 58), [-1e3, 1e3, -88.5, 88.5, 0.0, -0.0]])
+    values = np.minimum(values, 87.0 if activation == "exp" else np.inf)  # beyond it a float32 has no power
     case.operands["input"] = values[None]
     rows_of(case.buffers[0], 1, 64)[:] = values
     np.testing.assert_allclose(case.run(0, 1)[:, :64], case.expected(), rtol=2e-6, atol=2e-6)

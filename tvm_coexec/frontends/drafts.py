@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 import numpy as np
 
 from tvm_coexec.graph import Graph, Image, Node, Tensor
 from tvm_coexec.graph.graph import AnyLayer
 
-from ..layers import Attention, Concat, Conv2d, Linear, Opaque, parameter_dtype
+from ..layers import Attention, Concat, Conv2d, Linear, Opaque, parameter_dtype, step_operands
 from .trace import Source, claim_name
 
 
@@ -92,19 +94,18 @@ class Draft:
     def append(self, step: str) -> None:
         self.epilogue.append(step)
 
-    def absorb(self, affine: Affine) -> bool:
-        """Take an affine function of the result into the parameters; False if they cannot express it."""
-        if not self.takes_steps or (affine.scale is not None and not self._takes_scale()):
-            return False
-        if affine.shift is not None and not self._takes_shift():
-            return False
+    def can_fold(self, affine: Affine) -> bool:
+        """Whether an affine function of the result can be taken into the parameters, or into a first bias."""
+        scales = affine.scale is None or self._factors() is not None
+        shifts = affine.shift is None or self._summand() != "" or "bias" not in self.epilogue
+        return self.takes_steps and scales and shifts
+
+    def absorb(self, affine: Affine) -> None:
+        """Take an affine function of the result into the parameters, or into steps of its own."""
         if affine.scale is not None:
-            for name, array in self.params.items():
-                axes = (-1, 1, 1, 1) if array.ndim == 4 else (-1,)
-                self.params[name] = array * affine.scale.reshape(axes)
+            self._scale(affine.scale)
         if affine.shift is not None:
             self._shift(affine.shift)
-        return True
 
     def absorb_before(self, affine: Affine) -> None:
         """Let a fresh linear layer or convolution read a tensor of which its input is an affine function.
@@ -123,24 +124,48 @@ class Draft:
             scaled = taps.reshape(-1, *taps.shape[2:])
             self.params["weights"] = scaled[..., 0].T if weights.ndim == 2 else scaled.reshape(weights.shape)
 
-    def _takes_scale(self) -> bool:
-        scalable = isinstance(self.layer, Linear | Conv2d) or getattr(self.layer, "kind", None) == "layer_norm"
-        return scalable and not set(self.epilogue) - {"bias"}
+    def _last_operands(self, steps: Collection[str]) -> list[str]:
+        """The operands of the last steps, back to the first that is none of ``steps``."""
+        pairs = zip(reversed(self.epilogue), reversed(step_operands(self.epilogue)), strict=True)
+        return [operand or "" for _, operand in takewhile(lambda pair: pair[0] in steps, pairs)]
 
-    def _takes_shift(self) -> bool:
-        """Whether the epilogue has no bias yet, or only additions after the bias."""
-        if "bias" not in self.epilogue:
-            return True
-        return set(self.epilogue[self.epilogue.index("bias") :]) <= {"bias", "residual"}
+    def _factors(self) -> list[str] | None:
+        """The parameters that a factor of the result multiplies: those of the last steps, or the layer's own too."""
+        affine = self._last_operands(("bias", "scale"))
+        factor = next((place for place, name in enumerate(affine) if name.startswith("scale")), None)
+        if factor is not None:
+            return affine[: factor + 1]
+        return list(self.params) if len(affine) == len(self.epilogue) and self._has_factors else None
+
+    def _scale(self, scale: np.ndarray) -> None:
+        names = self._factors()
+        if names is None:
+            self.append_constant("scale", scale)
+        for name in names or ():
+            axes = (-1, 1, 1, 1) if self.params[name].ndim == 4 else (-1,)
+            self.params[name] = self.params[name] * scale.reshape(axes)
+
+    @property
+    def _has_factors(self) -> bool:
+        """Whether the layer's own parameters multiply its result."""
+        return isinstance(self.layer, Linear | Conv2d) or getattr(self.layer, "kind", None) == "layer_norm"
+
+    def _summand(self) -> str:
+        """The parameter that one of the last steps adds, or the layer itself; empty if there is none."""
+        summands = [name for name in self._last_operands(("bias", "residual")) if name != "residual"]
+        return (summands or ["beta" if "beta" in self.params and not self.epilogue else ""])[0]
 
     def _shift(self, shift: np.ndarray) -> None:
-        if "bias" in self.epilogue:
-            self.params["bias"] = self.params["bias"] + shift
-        elif "beta" in self.params and not self.epilogue:
-            self.params["beta"] = self.params["beta"] + shift
+        name = self._summand()
+        if name:
+            self.params[name] = self.params[name] + shift
         else:
-            self.append("bias")
-            self.params["bias"] = shift
+            self.append_constant("bias", shift)
+
+    def append_constant(self, step: str, values: np.ndarray) -> None:
+        """A step with a constant for each channel."""
+        self.append(step)
+        self.params[step_operands(self.epilogue)[-1] or step] = values
 
     def finish(self, name: str) -> Node:
         layer = self.layer
@@ -157,11 +182,6 @@ class Draft:
         residual = None if self.residual is None else self.residual.name
         others = tuple(tensor.name for tensor in self.others)
         return Node(name, layer, self.input.name, residual, self.output.name, params, others)
-
-
-def identity_weights(channels: int) -> np.ndarray:
-    """Weights of the depthwise convolution of one tap that changes nothing."""
-    return np.ones((channels, 1, 1, 1))
 
 
 def trailing_axes(shape: tuple[int, ...], channels: int) -> int | None:

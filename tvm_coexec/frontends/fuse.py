@@ -17,21 +17,18 @@ from tvm_coexec.graph import Graph
 from tvm_coexec.graph.graph import AnyLayer
 
 from ..errors import ModelError
-from ..layers import ACTIVATIONS, Conv2d, Linear, RowWise
-from . import fuse_images, fuse_rows
-from .drafts import Affine, Draft, DraftTensor, finish_graph, identity_weights
+from ..layers import ACTIVATIONS, Linear, RowWise, clip, step
+from . import fuse_arithmetic, fuse_images, fuse_rows
+from .drafts import Affine, Draft, DraftTensor, finish_graph
 from .inputs import input_tensor
-from .opaque import add_opaque, concrete, copied, scaled
+from .opaque import add_opaque, concrete, copied
 from .trace import Operation, Source, Trace
 from .values import NO_PADDING, Value, claim_image
 
 _PARTS = {
-    "erf": "GELU",
     "max": "pooling of whole images over axes 2 and 3",
     "mean": "layer normalisation over the last axis, or pooling of whole images over axes 2 and 3",
-    "power": "layer normalisation or the tanh form of GELU",
     "sqrt": "layer normalisation over the last axis",
-    "tanh": "the tanh form of GELU",
 }
 """Operations that no kernel knows, and what they may be a part of."""
 
@@ -123,18 +120,18 @@ class Fuser:
             self._add_row_wise(operation)
         elif op == "concat" or (op in fuse_images.HANDLERS and operation.is_on_images):
             fuse_images.HANDLERS[op](self, operation)
-        elif op in ACTIVATIONS:
-            draft, value = self.open_draft(operation.inputs[0], source)
-            draft.append(op)
-            self.set(operation, draft, value)
+        elif op in (*ACTIVATIONS, "prelu"):
+            self._add_function(operation)
         elif op in _PARTS:
             raise ModelError(f"{source} is supported only as a part of {_PARTS[op]}")
         elif any(name in self.trace.constants for name in operation.inputs):
-            self._add_affine(operation)
-        elif op == "multiply":
-            fuse_images.add_product(self, operation)
-        else:
+            self._add_with_constant(operation)
+        elif op == "add" and len({self.trace.shapes[name] for name in operation.inputs}) == 1:
             self._add_residual(operation)
+        elif op in fuse_arithmetic.OPERATIONS:
+            fuse_arithmetic.add_arithmetic(self, operation)
+        else:
+            raise ModelError(f"{source} is an operation that no layer knows")
 
     def _shape(self, operation: Operation) -> tuple[int, ...]:
         return self.trace.shapes[operation.output]
@@ -217,6 +214,29 @@ class Fuser:
             raise ModelError(f"{operation.source} must have a constant scale and shift of shape [{channels}]")
         return [array.astype(np.float64) for array in arrays if array is not None]
 
+    def _add_with_constant(self, operation: Operation) -> None:
+        """Arithmetic of an activation and a constant: an affine function, a limit, or a square."""
+        name, number = operation.inputs[0], self.trace.scalar(operation.inputs[1])
+        if operation.op == "power":
+            if number != 2:
+                raise ModelError(f"{operation.source} raises to another power than 2, which is no part of GELU")
+            self._append_step(operation, name, "square")
+        elif operation.op in ("maximum", "minimum"):
+            if number is None:
+                name, number = operation.inputs[1], self.trace.scalar(operation.inputs[0])
+            if number is None:
+                raise ModelError(f"{operation.source} limits to more than one number; supported is one for all")
+            limit = clip(low=number) if operation.op == "maximum" else clip(high=number)
+            self._append_step(operation, name, limit)
+        else:
+            self._add_affine(operation)
+
+    def _append_step(self, operation: Operation, name: str, text: str) -> None:
+        """Let a step follow a value."""
+        draft, value = self.open_draft(name, operation.source)
+        draft.append(text)
+        self.set(operation, draft, value)
+
     def _add_affine(self, operation: Operation) -> None:
         """A sum, difference, product or quotient of an activation and a constant."""
         first_is_constant = operation.inputs[0] in self.trace.constants
@@ -224,20 +244,30 @@ class Fuser:
         value = self.value(name, operation.source)
         affine = _affine(operation, self._per_channel(constant, value, operation), first_is_constant)
         draft = self.producer_to_extend(name)
-        if draft is not None and draft.absorb(affine):
+        if draft is not None and draft.can_fold(affine):
+            draft.absorb(affine)
             self.set(operation, draft, value)
         else:
             pending = affine.after(value.pending)
             self.values[operation.output] = replace(value, shape=self._shape(operation), pending=pending)
 
+    def _add_function(self, operation: Operation) -> None:
+        """A function of one value, which is a step of the layer before it."""
+        name = operation.inputs[0]
+        if operation.op != "prelu":
+            self._append_step(operation, name, step(operation.op, *operation.attributes.get("numbers", ())))
+            return
+        slope = operation.inputs[1]
+        if slope not in self.trace.constants:
+            raise ModelError(f"{operation.source} has a slope that is no constant; make it one")
+        draft, value = self.open_draft(name, operation.source)
+        draft.append_constant("prelu", self._per_channel(slope, value, operation))
+        self.set(operation, draft, value)
+
     def _add_residual(self, operation: Operation) -> None:
         """A sum of two activations: a step of the node that makes one of them, the later one if both can take it."""
         source = operation.source
-        if operation.op != "add":
-            raise ModelError(
-                f"{source} combines two activations; supported are sums and products of two, and constants as operands"
-            )
-        values = self.equal_operands(operation, "adds")
+        values = self._equal_operands(operation)
         drafts = [self.producer_to_extend(name) for name in operation.inputs]
         candidates = [draft for draft in drafts if draft is not None and draft.residual is None]
         draft = max(candidates, key=self.drafts.index) if candidates else self._map(values[0], source)
@@ -248,19 +278,14 @@ class Fuser:
         draft.append("residual")
         self.set(operation, draft, values[0])
 
-    def equal_operands(self, operation: Operation, verb: str) -> list[Value]:
+    def _equal_operands(self, operation: Operation) -> list[Value]:
         """Two activations of one shape, seen in the same way."""
         source = operation.source
-        shapes = [self.value(name, source).shape for name in operation.inputs]
-        if shapes[0] != shapes[1]:
-            raise ModelError(
-                f"{source} {verb} activations of shapes {list(shapes[0])} and {list(shapes[1])}; they must be equal"
-            )
         values = [self.materialised(name, source) for name in operation.inputs]
         first, second = values
         if (first.tensor.channels, first.batch) != (second.tensor.channels, second.batch):
             raise ModelError(
-                f"{source} {verb} rows of {first.tensor.channels} channels to rows of {second.tensor.channels}, or in "
+                f"{source} adds rows of {first.tensor.channels} channels to rows of {second.tensor.channels}, or in "
                 "another order; reshape and transpose its operands in the same way"
             )
         image = first.tensor.image or second.tensor.image
@@ -283,16 +308,11 @@ class Fuser:
         return draft
 
     def _map(self, value: Value, source: Source) -> Draft:
-        """A layer that changes nothing yet: for images a depthwise convolution of one tap."""
+        """A layer that changes nothing yet."""
         tensor = value.tensor
-        layer: RowWise | Conv2d = RowWise("map", tensor.rows, tensor.channels)
-        if tensor.image is not None:
-            batch, h, w, channels = tensor.image
-            layer = Conv2d(h, w, channels, channels, (1, 1), groups=channels, batch=batch)
+        layer = RowWise("map", tensor.rows, tensor.channels)
         draft = self.new_draft(layer, tensor, value.shape, tensor.channels, source)
         draft.output.image = tensor.image
-        if tensor.image is not None:
-            draft.params["weights"] = identity_weights(tensor.channels)
         return draft
 
     def producer_to_extend(self, name: str) -> Draft | None:
@@ -327,15 +347,35 @@ class Fuser:
         value = self.value(name, source)
         if value.pending is None:
             return value
-        if value.pending.scale is not None and value.tensor.image is None:
-            # no map multiplies
-            self.values[name] = scaled(self, value)
-            return self.values[name]
-        draft = self._map(value, value.pending.source)
-        draft.output.name = name
-        draft.absorb(value.pending)
-        self.values[name] = replace(value, tensor=draft.output, pending=None)
+        self.values[name] = self.settled(value)
+        self.values[name].tensor.name = name
         return self.values[name]
+
+    def settled(self, value: Value) -> Value:
+        """The value with what is pending applied: by the layer that makes its tensor, or else by a map."""
+        if value.pending is None:
+            return value
+        seen = [name for name, other in self.values.items() if other.tensor is value.tensor]
+        producer = value.tensor.producer
+        if producer is not None and producer.takes_steps and self._is_read_only_after(value, seen):
+            producer.absorb(value.pending)
+            for name in seen:
+                self.values[name] = replace(self.values[name], pending=None)
+            return replace(value, pending=None)
+        draft = self._map(value, value.pending.source)
+        draft.absorb(value.pending)
+        return replace(value, tensor=draft.output, pending=None)
+
+    def _is_read_only_after(self, value: Value, seen: list[str]) -> bool:
+        """Whether nothing reads a tensor, which the model has as the values ``seen``, but after what is pending.
+
+        Values stand in the order in which the model makes them: those before are each read by the next alone.
+        """
+        if any(value.tensor in (draft.input, draft.residual, *draft.others) for draft in self.drafts):
+            return False
+        are_after = [self.values[name].pending is value.pending for name in seen]
+        first = are_after.index(True)
+        return all(are_after[first:]) and all(self.is_only_reader(name) for name in seen[:first])
 
     def _per_channel(self, constant: str, value: Value, operation: Operation) -> np.ndarray:
         """A constant operand as one float64 number a channel."""

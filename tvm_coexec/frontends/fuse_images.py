@@ -1,4 +1,4 @@
-"""Form the layers of networks for images: convolutions, pooling, concatenations and products of activations."""
+"""Form the layers of networks for images: convolutions, pooling and concatenations."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError
-from ..layers import Concat, Conv2d, LocalNorm, Pool, Product
+from ..layers import Concat, Conv2d, LocalNorm, Pool, is_nonnegative
 from .trace import Operation
 from .values import NO_PADDING, Value, claim_image
 
 if TYPE_CHECKING:
     from .drafts import Draft, DraftTensor
     from .fuse import Fuser
-
-_NONNEGATIVE = ("relu", "relu6", "sigmoid")
 
 
 def _add_conv2d(fuser: Fuser, operation: Operation) -> None:
@@ -134,7 +132,7 @@ def _windowed(kind: str, operation: Operation, value: Value, shape: tuple[int, .
 def _is_nonnegative(value: Value) -> bool:
     """Whether zeros around the image never are a maximum."""
     producer = value.tensor.producer
-    return producer is not None and producer.epilogue[-1:] != [] and producer.epilogue[-1] in _NONNEGATIVE
+    return producer is not None and producer.epilogue[-1:] != [] and is_nonnegative(producer.epilogue[-1])
 
 
 def _add_local_norm(fuser: Fuser, operation: Operation) -> None:
@@ -175,27 +173,6 @@ def _joined(fuser: Fuser, name: str) -> list[DraftTensor]:
         return [tensor]
     fuser.drafts.remove(producer)
     return [producer.input, *producer.others]
-
-
-def add_product(fuser: Fuser, operation: Operation) -> None:
-    """The product of two activations, the second of which may have one pixel for each image."""
-    source = operation.source
-    first, second = (fuser.materialised(name, source) for name in operation.inputs)
-    if first.tensor.rows < second.tensor.rows:
-        first, second = second, first
-    image = first.tensor.image
-    per_image = image is not None and first.has_channels_at(1) and second.shape == (image[0], image[3], 1, 1)
-    per_image = per_image and second.has_channels_at(1)
-    if not per_image or first.shape == second.shape:
-        first, second = fuser.equal_operands(operation, "multiplies")
-        image, per_image = first.tensor.image, False
-    tensor = first.tensor
-    batch, h, w, channels = image or (1, tensor.rows, 1, tensor.channels)
-    layer = Product(h, w, channels, per_image, batch)
-    draft = fuser.new_draft(layer, tensor, first.shape, channels, source)
-    draft.others = (second.tensor,)
-    draft.output.image = image
-    fuser.set(operation, draft, first)
 
 
 HANDLERS: dict[str, Callable[[Fuser, Operation], None]] = {

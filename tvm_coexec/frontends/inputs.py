@@ -9,7 +9,7 @@ from ..layers import ACTIVATIONS
 from .drafts import DraftTensor, trailing_axes
 from .trace import Operation, Trace
 
-_ELEMENTWISE = (*ACTIVATIONS, "add", "divide", "multiply", "subtract", "erf", "tanh", "power", "pad")
+_ELEMENTWISE = (*ACTIVATIONS, "add", "divide", "maximum", "minimum", "multiply", "prelu", "subtract", "power", "pad")
 
 
 def input_tensor(trace: Trace, name: str) -> DraftTensor:

@@ -12,7 +12,9 @@ from onnx import NodeProto
 
 from ..errors import ModelError
 from . import relax_images
+from .onnx_steps import STEPS
 from .onnx_values import attributes
+from .relax_steps import limited
 from .trace import Source
 
 _WINDOWED = ("AveragePool", "Conv", "MaxPool")
@@ -30,10 +32,8 @@ def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.nd
         If no layer can compute it.
     """
     values, inputs = attributes(node), list(node.input)
-    if node.op_type == "Clip":
-        low = _number(inputs[1:2], numbers, values.get("min", -math.inf), source)
-        high = _number(inputs[2:3], numbers, values.get("max", math.inf), source)
-        return relax_images.clip(low, high, source), inputs[:1], {}
+    if node.op_type == "Clip" or node.op_type in STEPS:
+        return _step(node.op_type, values, inputs, numbers, source)
     if node.op_type == "Pad":
         return "pad", inputs[:1], _padding(values, inputs, numbers, source)
     if node.op_type == "LRN":
@@ -49,6 +49,20 @@ def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.nd
     if node.op_type == "Sum" and len(inputs) == 2:
         return "add", inputs, {}
     return None
+
+
+def _step(
+    kind: str, values: Mapping[str, Any], inputs: list[str], numbers: Mapping[str, np.ndarray], source: Source
+) -> Known:
+    """A function of one value."""
+    if kind in STEPS:
+        op, names = STEPS[kind]
+        given = tuple(values.get(name, default) for name, default in names)
+        return op, inputs, {"numbers": given} if given else {}
+    low = _number(inputs[1:2], numbers, values.get("min", -math.inf), source)
+    high = _number(inputs[2:3], numbers, values.get("max", math.inf), source)
+    op, limits = limited(low, high)
+    return op, inputs[:1], limits
 
 
 def cut_range(node: NodeProto, numbers: Mapping[str, np.ndarray]) -> dict[str, int] | None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import ModelError, last_line
 from ..layers import Opaque, Operand, constant_name
 from .drafts import DraftTensor
@@ -117,54 +115,9 @@ def _padded(fuser: Fuser, value: Value) -> Value:
     top, left, bottom, right = value.padding
     batch, channels, h, w = value.shape
     inner = (batch, channels, h - top - bottom, w - left - right)
-    seen = replace(value, shape=inner, padding=NO_PADDING)
-    if seen.pending is not None:
-        seen = scaled(fuser, seen)
+    seen = fuser.settled(replace(value, shape=inner, padding=NO_PADDING))
     widths = (0, 0, 0, 0, top, bottom, left, right)
     text = written([_relax_type(seen)], lambda x: relax.op.nn.pad(x, widths))
     tensor = DraftTensor(f"{value.tensor.name}/padded", value.shape, channels, image=(batch, h, w, channels))
     _append(fuser, Whole(text, ()), [seen], tensor, Source("Pad", tensor.name, "value"))
     return Value(tensor, value.shape, batch)
-
-
-def scaled(fuser: Fuser, value: Value) -> Value:
-    """The value with its pending factor and summand applied, one of each for a channel."""
-    from tvm import relax
-
-    from .whole import written
-
-    pending = value.pending
-    assert pending is not None
-    arrays = [array for array in (pending.scale, pending.shift) if array is not None]
-    constants = tuple(_for_elements(array, value) for array in arrays)
-
-    def compute(x: Any, *parameters: Any) -> Any:
-        if pending.scale is not None:
-            x = relax.op.multiply(x, parameters[0])
-        return x if pending.shift is None else relax.op.add(x, parameters[-1])
-
-    types = [_relax_type(value), *(relax.TensorType(array.shape, "float32") for array in constants)]
-    name, shape, image = f"{value.tensor.name}/scaled", value.shape, value.tensor.image
-    is_image = image is not None and len(shape) == 4 and value.has_channels_at(1) and image[0] == value.batch
-    channels = value.tensor.channels if is_image else shape[-1] if shape else 1
-    tensor = DraftTensor(name, shape, channels, image=image if is_image else None)
-    _append(
-        fuser, Whole(written(types, compute), (), constants), [replace(value, pending=None)], tensor, pending.source
-    )
-    return Value(tensor, shape, value.batch if is_image else tensor.rows)
-
-
-def _for_elements(array: np.ndarray, value: Value) -> np.ndarray:
-    """One number for each channel in a shape that is broadcast to the value's."""
-    numbers = np.asarray(array, np.float32)
-    if (numbers == numbers[0]).all():
-        return numbers[0].reshape((1,) * len(value.shape))
-    axes = [axis for axis in range(len(value.shape)) if value.has_channels_at(axis)]
-    if axes:
-        spread = [1] * len(value.shape)
-        spread[axes[-1]] = -1
-        return numbers.reshape(spread)
-    # no axis has the channels alone: one number for each element
-    pixels = 1 if value.channels_last else value.tensor.rows // value.batch
-    whole = np.broadcast_to(numbers[:, None], (value.batch, numbers.size, pixels))
-    return np.ascontiguousarray(whole).reshape(value.shape)

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from .trace import Operation, Trace
 
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "power")
@@ -25,6 +27,12 @@ class _Form:
     function: str
     argument: Polynomial
     result: Polynomial
+    numbers: tuple[float, ...] = ()
+
+    def is_around(self, operation: Operation) -> bool:
+        """Whether the operation is the function, with its numbers."""
+        found = operation.attributes.get("numbers", ())
+        return operation.op == self.function and np.allclose(found, self.numbers, rtol=_TOLERANCE)
 
 
 _HALF_OF_X_TIMES_1_PLUS_F: Polynomial = {(1, 0): 0.5, (1, 1): 0.5}
@@ -36,6 +44,8 @@ _FORMS = (
     _Form("gelu_tanh", "sigmoid", {powers: 2 * factor for powers, factor in _TANH_ARGUMENT.items()}, _X_TIMES_F),
     _Form("silu", "sigmoid", {(1, 0): 1.0}, _X_TIMES_F),
     _Form("hard_swish", "relu6", {(1, 0): 1.0, (0, 0): 3.0}, {(1, 1): 1 / 6}),
+    _Form("hard_swish", "clip", {(1, 0): 1 / 6, (0, 0): 0.5}, _X_TIMES_F, (0.0, 1.0)),
+    _Form("hard_swish", "hard_sigmoid", {(1, 0): 1.0}, _X_TIMES_F, (1 / 6, 0.5)),
 )
 
 
@@ -61,9 +71,8 @@ class _Finder:
     readers: dict[str, list[Operation]]
 
     def activation(self, function: Operation) -> Operation | None:
-        """The activation that is built around ``function``, an erf, tanh, sigmoid or relu6."""
-        forms = [form for form in _FORMS if form.function == function.op]
-        for form in forms:
+        """The activation that is built around ``function``, such as an erf or tanh."""
+        for form in (form for form in _FORMS if form.is_around(function)):
             for x in self._ancestors(function.inputs[0]):
                 if not _same(self._polynomial(function.inputs[0], {x: (1, 0)}), form.argument):
                     continue

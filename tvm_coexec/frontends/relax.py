@@ -10,7 +10,7 @@ import numpy as np
 from tvm import IRModule, ir, relax
 
 from ..errors import ModelError
-from . import relax_images
+from . import relax_images, relax_steps
 from .relax_calls import (
     OPERATIONS,
     attributes_of,
@@ -258,11 +258,13 @@ class _Tracer:
             op = "reshape"
         if op == "broadcast":
             raise ModelError(f"{source} repeats an activation; only constants can be broadcast to a shape")
-        if op == "clip":
-            op = relax_images.clip(*relax_images.clip_bounds(call, source), source)
         if operator_name(call) == "relax.permute_dims":
             op = transpose_or_reshape(axes_of(call, len(shape)), self.trace.shapes[inputs[0]])
         attributes = attributes_of(op, call, len(shape), source)
+        if op == "clip":
+            op, attributes = relax_steps.limited(*relax_steps.clip_bounds(call, source))
+        if op == "prelu":
+            inputs = (inputs[0], self._along(inputs[1], attributes["axis"], len(shape)))
         if op == "batch_norm":
             self._add_batch_norm(variable, inputs, attributes["epsilon"], source)
             return
@@ -276,6 +278,15 @@ class _Tracer:
             listed = call.args[0]
             return self.tuples[listed] if listed in self.tuples else list(listed.fields)
         return list(call.args)
+
+    def _along(self, name: str, axis: int, rank: int) -> str:
+        """A constant vector along an axis of what it is broadcast to."""
+        if name not in self.trace.constants:
+            return name
+        array = self.trace.constants[name]
+        along = f"{name}/along"
+        self.trace.constants[along] = array.reshape([array.size if place == axis else 1 for place in range(rank)])
+        return along
 
     def _add_known(self, variable: relax.Var, known: Known, source: Source) -> None:
         shape, dtype = static_type(variable.ty, str(source))

@@ -9,7 +9,7 @@ import numpy as np
 from tvm import ir, relax, tirx
 
 from ..errors import ModelError
-from . import relax_images
+from . import relax_images, relax_steps
 from .trace import Source
 
 OPERATIONS = {
@@ -17,28 +17,24 @@ OPERATIONS = {
     "relax.astype": "reshape",
     "relax.broadcast_to": "broadcast",
     "relax.divide": "divide",
-    "relax.erf": "erf",
     "relax.expand_dims": "reshape",
     "relax.flatten": "reshape",
     "relax.matmul": "matmul",
+    "relax.maximum": "maximum",
     "relax.mean": "mean",
+    "relax.minimum": "minimum",
     "relax.multiply": "multiply",
     "relax.nn.dropout": "reshape",
-    "relax.nn.gelu": "gelu",
-    "relax.nn.gelu_tanh": "gelu_tanh",
     "relax.nn.layer_norm": "layer_norm",
-    "relax.nn.relu": "relu",
-    "relax.nn.silu": "silu",
     "relax.nn.softmax": "softmax",
     "relax.permute_dims": "reshape",
     "relax.power": "power",
     "relax.reshape": "reshape",
-    "relax.sigmoid": "sigmoid",
     "relax.sqrt": "sqrt",
     "relax.squeeze": "reshape",
     "relax.subtract": "subtract",
-    "relax.tanh": "tanh",
     **relax_images.OPERATIONS,
+    **relax_steps.OPERATIONS,
 }
 """Relax's operators that can be part of a layer, and the operations that they become."""
 
@@ -46,6 +42,8 @@ _FOLDS: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add,
     "divide": np.divide,
     "matmul": np.matmul,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
     "multiply": np.multiply,
     "power": np.power,
     "sqrt": np.sqrt,
@@ -116,7 +114,7 @@ def attributes_of(op: str, call: relax.Call, rank: int, source: Source) -> dict[
     if op == "transpose":
         return {"axes": tuple(axes_of(call, rank))}
     if op not in ("mean", "max", "softmax", "layer_norm"):
-        return relax_images.attributes(op, call, source)
+        return relax_images.attributes(op, call, source) | relax_steps.numbers(op, call, source)
     rank = len(call.args[0].ty.shape)
     attributes: dict[str, Any] = {"axes": tuple(sorted(axes_of(call, rank)))}
     if op in ("mean", "max"):

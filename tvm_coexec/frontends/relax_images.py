@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-from tvm import relax, tirx
+from tvm import relax
 
 from ..errors import ModelError
 from .trace import Source
 
 OPERATIONS = {
-    "relax.clip": "clip",
     "relax.concat": "concat",
     "relax.max": "max",
     "relax.nn.adaptive_avg_pool2d": "pool",
@@ -21,18 +19,8 @@ OPERATIONS = {
     "relax.nn.conv2d": "conv2d",
     "relax.nn.max_pool2d": "pool",
     "relax.nn.pad": "pad",
-    "relax.nn.relu6": "relu6",
 }
 """Relax's operators that occur in networks for images, and the operations that they become."""
-
-_CLIPS = {(0.0, math.inf): "relu", (0.0, 6.0): "relu6"}
-
-
-def clip(low: float, high: float, source: Source) -> str:
-    """The activation that limits a value to a range."""
-    if (low, high) not in _CLIPS:
-        raise ModelError(f"{source} limits to {low:g} … {high:g}; supported are 0 … 6 and 0 … infinity")
-    return _CLIPS[low, high]
 
 
 def pad(before: list[int], after: list[int], source: Source) -> dict[str, Any]:
@@ -50,13 +38,6 @@ def batch_norm(parameters: list[np.ndarray], epsilon: float) -> tuple[np.ndarray
     gamma, beta, mean, variance = (array.astype(np.float64).reshape(-1, 1, 1) for array in parameters)
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - mean * scale
-
-
-def clip_bounds(call: relax.Call, source: Source) -> tuple[float, float]:
-    bounds = call.args[1:]
-    if not all(isinstance(bound, tirx.IntImm | tirx.FloatImm) for bound in bounds):
-        raise ModelError(f"{source} has bounds that are no constants; supported are 0 … 6 and 0 … infinity")
-    return float(bounds[0].value), float(bounds[1].value)
 
 
 def concat_axis(call: relax.Call) -> int:

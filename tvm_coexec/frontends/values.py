@@ -87,7 +87,7 @@ class Value:
 
     def transposed(self, axes: tuple[int, ...], source: Source) -> Value:
         """The channels may move; all other axes must keep their order."""
-        channel_axis = self._channel_axis()
+        channel_axis = self.channel_axis
         moved = [axis for axis in axes if self.shape[axis] > 1 and axis != channel_axis]
         if channel_axis is None or moved != sorted(moved) or self.padding != NO_PADDING:
             raise ModelError(
@@ -110,7 +110,7 @@ class Value:
             first = len(self.shape) - (trailing_axes(self.shape, self.tensor.channels) or 0)
             last = len(self.shape)
         else:
-            axis = self._channel_axis()
+            axis = self.channel_axis
             first, last = (0, 0) if axis is None else (axis, axis + 1)
         if math.prod(wide.shape[:first]) != 1 or math.prod(wide.shape[last:]) != 1:
             return None
@@ -129,7 +129,9 @@ class Value:
         claim_image(self.tensor, image, source)
         self.tensor.channels_first = True
 
-    def _channel_axis(self) -> int | None:
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis that has all channels; None where they are spread over several."""
         return next((axis for axis in reversed(range(len(self.shape))) if self.has_channels_at(axis)), None)
 
 

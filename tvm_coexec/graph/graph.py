@@ -87,8 +87,8 @@ class Node:
     ``params`` are contiguous, and float32 but for those of opaque layers: ``weights`` ``[k, n]`` of a linear layer and
     ``[out, in / groups, height, width]`` of a convolution, ``gamma`` and ``beta`` ``[n]`` of ``layer_norm``, and
     ``bias`` ``[n]`` of any layer whose epilogue has the step ``bias``. ``residual`` names the tensor that the
-    epilogue's step ``residual`` adds, ``others`` those that a concatenation puts behind ``input``, the second factor
-    of a product, or the further operands of an opaque layer.
+    epilogue's step ``residual`` adds, ``others`` those that a concatenation puts behind ``input``, the second operand
+    of arithmetic, or the further operands of an opaque layer.
     """
 
     name: str
@@ -107,11 +107,9 @@ class Node:
     @property
     def local_reads(self) -> tuple[str, ...]:
         """Those of which a unit of the layer needs the same unit alone, if they are divided as the layer is."""
-        others = (self.input, *self.others)
-        local = others if reads_locally(self.layer, "input") else ()
-        if self.residual is not None and (local or self.residual not in others):
-            local = (*local, self.residual)
-        return tuple(dict.fromkeys(local))
+        roles = ("input", *(f"input{place}" for place in range(1, 1 + len(self.others))), "residual")
+        far = {name for name, role in zip(self.reads, roles, strict=False) if not reads_locally(self.layer, role)}
+        return tuple(dict.fromkeys(name for name in self.reads if name not in far))
 
 
 @dataclass

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import accumulate
 
+import numpy as np
+
 from tvm_coexec.layers import (
     MAX_NARROW,
     TILE,
@@ -25,7 +27,7 @@ from tvm_coexec.layers import (
     row_tiles,
 )
 
-from . import Graph, Image, Node, Tensor
+from . import Graph, Node, Tensor
 
 
 def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
@@ -90,11 +92,12 @@ def _is_narrow(name: str, tensor: Tensor, graph: Graph) -> bool:
 def fit_images(graph: Graph) -> Graph:
     """Let every layer meet images that it can read.
 
-    Element-wise maps of images become poolings of single pixels, which know of halos. Where a layer that sees rows
+    Element-wise maps of images become poolings of single pixels, which know of halos, or of inputs with few channels
+    convolutions, which can read them without padding channels. Where a layer that sees rows
     touches an image that a convolution wants with a halo, the convolution reads a copy, made by a node of its own.
     Concatenations vanish where their operands can be parts of the result.
     """
-    graph = replace(graph, nodes=[_over_image(node, graph.tensors[node.input].image) for node in graph.nodes])
+    graph = replace(graph, nodes=[_over_image(node, graph) for node in graph.nodes])
     tensors = dict(graph.tensors)
     nodes: list[Node] = []
     copies: dict[str, str] = {}
@@ -112,11 +115,15 @@ def fit_images(graph: Graph) -> Graph:
     return _join(Graph(tensors, graph.inputs, graph.outputs, nodes))
 
 
-def _over_image(node: Node, image: Image | None) -> Node:
-    layer = node.layer
+def _over_image(node: Node, graph: Graph) -> Node:
+    layer, image = node.layer, graph.tensors[node.input].image
     if image is None or not isinstance(layer, RowWise) or layer.kind != "map":
         return node
     batch, h, w, channels = image
+    if node.input in graph.inputs and channels <= MAX_NARROW:
+        convolution = Conv2d(h, w, channels, channels, (1, 1), groups=channels, batch=batch, epilogue=layer.epilogue)
+        weights = np.ones((channels, 1, 1, 1), np.float32)
+        return replace(node, layer=convolution, params=node.params | {"weights": weights})
     return replace(node, layer=Pool("average", h, w, channels, (1, 1), batch=batch, epilogue=layer.epilogue))
 
 

@@ -7,14 +7,11 @@ block of 1, 2 or 4 lines; for a row-wise operator it is a block of 8 rows. The G
 
 from .attention import Attention, Place
 from .base import (
-    ACTIVATIONS,
-    EPILOGUE_STEPS,
     ROW_BLOCK,
     SCRATCH,
     TILE,
     Layer,
     Size,
-    check_epilogue,
     has_lines,
     line_block,
     row_tiles,
@@ -22,9 +19,10 @@ from .base import (
     unit_channels,
 )
 from .dense import Conv2d, Linear
-from .images import Concat, LocalNorm, Pool, Product
+from .images import Concat, Elementwise, LocalNorm, Pool
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
 from .opaque import Opaque, Operand, constant_name
+from .rearrange import Digit, Rearrange
 from .registry import (
     AnyLayer,
     ImageLayer,
@@ -36,13 +34,31 @@ from .registry import (
     reads_locally,
     ways_to_divide,
 )
+from .resize import Resize
 from .rowwise import RowWise
+from .steps import (
+    ACTIVATIONS,
+    EPILOGUE_STEPS,
+    PER_CHANNEL,
+    channel_constants,
+    check_epilogue,
+    clip,
+    elu,
+    fused_operands,
+    is_nonnegative,
+    keeps_zero,
+    step,
+    step_name,
+    step_numbers,
+    step_operands,
+)
 from .variants import Hardware, Variant, grid_for
 
 __all__ = [
     "ACTIVATIONS",
     "EPILOGUE_STEPS",
     "MAX_NARROW",
+    "PER_CHANNEL",
     "ROW_BLOCK",
     "SCRATCH",
     "TILE",
@@ -50,6 +66,8 @@ __all__ = [
     "Attention",
     "Concat",
     "Conv2d",
+    "Digit",
+    "Elementwise",
     "Hardware",
     "ImageLayer",
     "ImageLayout",
@@ -61,15 +79,22 @@ __all__ = [
     "Operand",
     "Place",
     "Pool",
-    "Product",
+    "Rearrange",
+    "Resize",
     "RowWise",
     "Size",
     "Variant",
     "by_lines",
+    "channel_constants",
     "check_epilogue",
+    "clip",
     "constant_name",
+    "elu",
+    "fused_operands",
     "grid_for",
     "has_lines",
+    "is_nonnegative",
+    "keeps_zero",
     "layer_from_json",
     "layer_to_json",
     "line_block",
@@ -77,6 +102,10 @@ __all__ = [
     "parameter_shapes",
     "reads_locally",
     "row_tiles",
+    "step",
+    "step_name",
+    "step_numbers",
+    "step_operands",
     "tile_count",
     "unit_channels",
     "ways_to_divide",

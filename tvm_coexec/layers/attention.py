@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import TILE, Size, check_epilogue, tile_count
+from .base import TILE, Size, tile_count
+from .steps import check_epilogue
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,6 @@ ROW_BLOCK = 8
 _MIN_LINES = 14
 """Lines of an image that is worth dividing by them: of fewer, a unit is too large a part."""
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "relu6", "hard_swish", "sigmoid")
-"""Activations that an epilogue may hold; ``gelu`` is the erf form."""
-
-EPILOGUE_STEPS = ("bias", "residual", *ACTIVATIONS)
-
-
 SCRATCH = "scratch_"
 """How the names of operands begin that only pass something on from one kernel of a half to its next."""
 
@@ -130,13 +124,3 @@ def has_lines(layer: _Divisible) -> bool:
 def unit_channels(layer: Layer) -> int:
     """Output channels of a unit, where units are parts of the channels: a tile, unless the layer says otherwise."""
     return int(getattr(layer, "unit_channels", TILE))
-
-
-def check_epilogue(epilogue: tuple[str, ...]) -> None:
-    """Refuse steps that no kernel knows, and a second operand of the same name."""
-    for step in epilogue:
-        if step not in EPILOGUE_STEPS:
-            raise ValueError(f"unknown epilogue step {step!r}; known: {', '.join(EPILOGUE_STEPS)}")
-    for operand in ("bias", "residual"):
-        if epilogue.count(operand) > 1:
-            raise ValueError(f"epilogue {epilogue} names {operand!r} twice; a kernel takes one")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import Size, check_axis, check_epilogue, tile_count, units_along
+from .base import Size, check_axis, tile_count, units_along
+from .steps import check_epilogue
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
-"""Layers that only images have, beside convolutions: pooling, concatenation, products and normalisation.
+"""Layers that only images have, beside convolutions: pooling, concatenation, element-wise arithmetic, normalisation.
 
 All of them work on ``[batch, h, w, channels]``, and a unit is a tile of 32 output channels, as it is for convolutions:
-a side that owns a tile of a convolution goes on with the same tile. A pooling may be divided by lines as well.
+a side that owns a tile of a convolution goes on with the same tile. Pooling and arithmetic may be divided by lines as
+well.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Size, check_axis, check_epilogue, tile_count, units_along
+from .base import Size, check_axis, tile_count, units_along
+from .steps import check_epilogue
 
 
 def window_count(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
@@ -17,7 +20,7 @@ def window_count(size: int, kernel: int, stride: int, dilation: int, padding: in
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _check_sizes(layer: Pool | Concat | Product | LocalNorm, *sizes: int) -> None:
+def _check_sizes(layer: Pool | Concat | Elementwise | LocalNorm, *sizes: int) -> None:
     if min(sizes) < 1:
         raise ValueError(f"sizes of an image must be at least 1, got {layer}")
 
@@ -150,45 +153,74 @@ class Concat:
 
 
 @dataclass(frozen=True)
-class Product:
-    """Element by element the product of two images, followed by the steps of ``epilogue``.
+class Elementwise:
+    """Two images combined element by element, followed by the steps of ``epilogue``.
 
-    If ``per_image``, the second factor has one pixel for each image of the batch, as in squeeze and excitation.
+    ``kind`` is ``add``, ``divide``, ``maximum``, ``minimum``, ``multiply`` or ``subtract``. ``first`` and ``second``
+    are the sizes ``[batch, h, w, channels]``: an axis of a single element has the same one for all of the other's, as
+    in squeeze and excitation.
     """
 
-    h: int
-    w: int
-    channels: int
-    per_image: bool = False
-    batch: int = 1
+    kind: str
+    first: Size
+    second: Size
     epilogue: tuple[str, ...] = ()
-    op: ClassVar[str] = "product"
-    axis: ClassVar[str] = "channels"
-    channel_local: ClassVar[bool] = True
+    axis: str = "channels"
+    op: ClassVar[str] = "elementwise"
+
+    KINDS: ClassVar[tuple[str, ...]] = ("add", "divide", "maximum", "minimum", "multiply", "subtract")
 
     def __post_init__(self) -> None:
-        _check_sizes(self, self.h, self.w, self.channels, self.batch)
+        if self.kind not in self.KINDS:
+            raise ValueError(f"unknown element-wise kind {self.kind!r}; known: {', '.join(self.KINDS)}")
+        for name in ("first", "second"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_sizes(self, *self.first, *self.second)
+        if any(1 not in pair and pair[0] != pair[1] for pair in zip(self.first, self.second, strict=True)):
+            raise ValueError(f"images of {self.first} and {self.second} cannot be combined element by element")
         check_epilogue(self.epilogue)
+        check_axis(self)
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:
-        return (self.output_size, (self.batch, 1, 1, self.channels) if self.per_image else self.output_size)
+        return (self.first, self.second)
 
     @property
     def output_size(self) -> Size:
-        return (self.batch, self.h, self.w, self.channels)
+        return tuple(max(pair) for pair in zip(self.first, self.second, strict=True))
+
+    @property
+    def batch(self) -> int:
+        return self.output_size[0]
+
+    @property
+    def out_h(self) -> int:
+        return self.output_size[1]
+
+    @property
+    def out_w(self) -> int:
+        return self.output_size[2]
 
     @property
     def out_channels(self) -> int:
-        return self.channels
+        return self.output_size[3]
+
+    @property
+    def channel_local(self) -> bool:
+        return all(self.is_whole_along("channels", size) for size in self.input_sizes)
+
+    def is_whole_along(self, axis: str, size: Size) -> bool:
+        """Whether an operand of this size has elements of its own for every unit along an axis."""
+        place = 3 if axis == "channels" else 1
+        return size[place] == self.output_size[place] or self.units == 1
 
     @property
     def units(self) -> int:
-        return tile_count(self.channels)
+        return units_along(self)
 
     @property
     def flops(self) -> int:
-        return self.batch * self.h * self.w * self.channels
+        return math.prod(self.output_size)
 
     @property
     def weight_bytes(self) -> int:
@@ -196,9 +228,8 @@ class Product:
 
     @property
     def activation_bytes(self) -> int:
-        pixels = self.h * self.w
-        factor = 1 if self.per_image else pixels
-        return 4 * self.batch * self.channels * (2 * pixels + factor + (pixels if "residual" in self.epilogue else 0))
+        outputs = math.prod(self.output_size) * (2 if "residual" in self.epilogue else 1)
+        return 4 * (math.prod(self.first) + math.prod(self.second) + outputs)
 
 
 @dataclass(frozen=True)

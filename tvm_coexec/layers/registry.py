@@ -9,16 +9,19 @@ from typing import Any
 from .attention import Attention, Place
 from .base import Layer, has_lines
 from .dense import Conv2d, Linear
-from .images import Concat, LocalNorm, Pool, Product
+from .images import Concat, Elementwise, LocalNorm, Pool
 from .opaque import Opaque, constant_name
+from .rearrange import Rearrange
+from .resize import Resize
 from .rowwise import RowWise
+from .steps import channel_constants
 
-ImageLayer = Conv2d | Pool | LocalNorm | Concat | Product
+ImageLayer = Conv2d | Pool | LocalNorm | Concat | Elementwise | Rearrange | Resize
 """Layers that know of halos; of the others Opaque does too, and all but it see the pixels of an image as rows."""
 
 AnyLayer = Linear | RowWise | ImageLayer | Attention | Place | Opaque
 
-_CLASSES = (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Product, Attention, Place, Opaque)
+_CLASSES = (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Elementwise, Rearrange, Resize, Attention, Place, Opaque)
 _LAYERS: dict[str, Any] = {cls.op: cls for cls in _CLASSES}
 
 
@@ -47,9 +50,9 @@ def layer_from_json(fields: Mapping[str, Any]) -> AnyLayer:
     return layer
 
 
-def by_lines(layer: AnyLayer) -> Conv2d | Pool | None:
+def by_lines(layer: AnyLayer) -> Conv2d | Pool | Elementwise | None:
     """The same layer, divided by lines; None where it cannot be."""
-    if isinstance(layer, Conv2d | Pool) and has_lines(layer):
+    if isinstance(layer, Conv2d | Pool | Elementwise) and has_lines(layer):
         return dataclasses.replace(layer, axis="lines")
     return None
 
@@ -66,6 +69,9 @@ def reads_locally(layer: AnyLayer, role: str) -> bool:
     An epilogue adds a residual element by element, rows of a row-wise operator do not depend on each other, and a
     kernel of one line reads the line that it writes.
     """
+    if isinstance(layer, Elementwise):
+        size = layer.second if role == "input1" else layer.first
+        return role == "residual" or layer.is_whole_along(layer.axis, size)
     if isinstance(layer, Conv2d | Pool) and layer.axis == "lines":
         own_line = layer.kernel[0] == layer.stride[0] == 1 and layer.padding[::2] == (0, 0)
         return role == "residual" or own_line
@@ -87,9 +93,7 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
         shapes["mask"] = (layer.mask_rows, layer.keys)
     elif isinstance(layer, Place) and layer.has_summand:
         shapes["summand"] = (layer.out_rows, layer.channels)
-    if "bias" in layer.epilogue:
-        shapes["bias"] = (layer.out_channels,)
-    return shapes
+    return shapes | dict.fromkeys(channel_constants(layer.epilogue), (layer.out_channels,))
 
 
 def parameter_dtype(layer: AnyLayer, name: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import ROW_BLOCK, Size, check_epilogue
+from .base import ROW_BLOCK, Size
+from .steps import check_epilogue
 
 
 @dataclass(frozen=True)

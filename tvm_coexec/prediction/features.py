@@ -22,25 +22,28 @@ from tvm_coexec.layers import (
     Attention,
     Concat,
     Conv2d,
+    Elementwise,
     Linear,
     LocalNorm,
     Place,
     Pool,
-    Product,
+    Rearrange,
+    Resize,
     RowWise,
     Variant,
+    step_name,
     tile_count,
     unit_channels,
 )
 
-FEATURE_VERSION = 4
+FEATURE_VERSION = 5
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
 
 GROUPS = ("layer", "kernel", "dispatch", "contention")
 IMPLEMENTATION_PREFIX = "implementation:"
 PARAMETER_PREFIX = "param:"
 
-_IMAGE_KINDS = ("concat", "local_norm", "product", *(f"{kind}_pool" for kind in Pool.KINDS))
+_IMAGE_KINDS = ("concat", "elementwise", "local_norm", "rearrange", "resize", *(f"{kind}_pool" for kind in Pool.KINDS))
 
 _FIXED_NAMES: dict[str, tuple[str, ...]] = {
     "layer": (
@@ -206,7 +209,7 @@ def _layer_facts(layer: AnyLayer) -> Mapping[str, float]:
         "shared_weight_bytes": layer.weight_bytes if lines else 0,
         "weight_bytes_per_unit": 0 if lines else layer.weight_bytes / layer.units,
         "activation_bytes_per_unit": (layer.activation_bytes - facts["shared_bytes"]) / layer.units,
-        **{f"epilogue:{step}": 1.0 for step in layer.epilogue},
+        **{f"epilogue:{step_name(step)}": 1.0 for step in layer.epilogue},
     }
 
 
@@ -257,7 +260,7 @@ def _conv2d_facts(layer: Conv2d) -> dict[str, float]:
     }
 
 
-def _image_facts(layer: Pool | Concat | Product | LocalNorm) -> dict[str, float]:
+def _image_facts(layer: Pool | Concat | Elementwise | LocalNorm | Rearrange | Resize) -> dict[str, float]:
     """A half reads and writes its own channels or lines alone, but for a few neighbours."""
     batch, out_h, out_w, channels = layer.output_size
     facts = {
@@ -308,7 +311,7 @@ _FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
     Linear: _linear_facts,
     RowWise: _rowwise_facts,
     Conv2d: _conv2d_facts,
-    **dict.fromkeys((Pool, Concat, Product, LocalNorm), _image_facts),
+    **dict.fromkeys((Pool, Concat, Elementwise, LocalNorm, Rearrange, Resize), _image_facts),
     Attention: _attention_facts,
     Place: _place_facts,
 }

@@ -20,11 +20,11 @@ from tvm_coexec.layers import (
     Attention,
     Concat,
     Conv2d,
+    Elementwise,
     Linear,
     LocalNorm,
     Opaque,
     Pool,
-    Product,
     RowWise,
     has_lines,
     layer_from_json,
@@ -193,13 +193,13 @@ def _random_conv2d(rng: np.random.Generator) -> Conv2d:
     return replace(layer, in_channels=outputs, groups=outputs) if kind == "depthwise" else layer
 
 
-ImageLayer = Pool | Concat | Product | LocalNorm
+ImageLayer = Pool | Concat | Elementwise | LocalNorm
 
 
 def images_training_layers() -> Iterator[ImageLayer]:
-    """Pooling, element-wise maps, concatenation, products and local normalisation without end, as in image networks."""
+    """Pooling, maps, concatenation, arithmetic and local normalisation without end, as in networks for images."""
     rng = np.random.default_rng(_TRAINING_SEED)
-    kinds = ("pool", "global", "map", "concat", "product", "local_norm")
+    kinds = ("pool", "global", "map", "concat", "elementwise", "local_norm")
     while True:
         size = _log_uniform(rng, 5, 128)
         channels = _channels(rng, size)
@@ -215,8 +215,8 @@ def images_training_layers() -> Iterator[ImageLayer]:
             yield Pool("max", size, size, channels, (1, 1), epilogue=epilogue)
         elif kind == "concat":
             yield Concat(size, size, tuple(_channels(rng, size) for _ in range(rng.integers(1, 5))))
-        elif kind == "product":
-            yield Product(size, size, channels, per_image=bool(rng.random() < 0.8))
+        elif kind == "elementwise":
+            yield _random_arithmetic(rng, (1, size, size, channels))
         else:
             yield LocalNorm(size, size, channels, 5, 1e-4, 0.75, 1.0)
 
@@ -229,6 +229,14 @@ def _random_pool(rng: np.random.Generator, size: int, channels: int) -> Pool:
     kernel = int(rng.choice((2, 3)))
     padding = (1,) * 4 if kernel == 3 and rng.random() < 0.5 else (0,) * 4
     return Pool(kind, size, size, channels, (kernel, kernel), (2, 2), padding)
+
+
+def _random_arithmetic(rng: np.random.Generator, image: tuple[int, int, int, int]) -> Elementwise:
+    """Mostly a product with one number for each channel, as in squeeze and excitation."""
+    if rng.random() < 0.6:
+        return Elementwise("multiply", image, (1, 1, 1, image[3]))
+    kind = str(rng.choice(Elementwise.KINDS))
+    return Elementwise(kind, image, (*image[:3], 1) if rng.random() < 0.3 else image)
 
 
 def _channels(rng: np.random.Generator, size: int) -> int:

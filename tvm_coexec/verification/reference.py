@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -12,13 +12,18 @@ from tvm_coexec.layers import (
     Attention,
     Concat,
     Conv2d,
+    Elementwise,
     ImageLayer,
     Linear,
     LocalNorm,
     Place,
     Pool,
-    Product,
+    Rearrange,
+    Resize,
     RowWise,
+    step_name,
+    step_numbers,
+    step_operands,
 )
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -52,7 +57,27 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))
 
 
-_ACTIVATIONS = {
+def _elu(x: np.ndarray, alpha: float, factor: float) -> np.ndarray:
+    return factor * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(x, 0)
+
+
+_ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "abs": np.abs,
+    "clip": np.clip,
+    "elu": _elu,
+    "erf": _erf,
+    "exp": np.exp,
+    "hard_sigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1),
+    "leaky_relu": lambda x, alpha: np.where(x < 0, alpha * x, x),
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "negative": np.negative,
+    "softplus": _softplus,
+    "square": np.square,
+    "tanh": np.tanh,
     "relu": _relu,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
@@ -134,22 +159,52 @@ def _normalise_locally(layer: LocalNorm, x: np.ndarray) -> np.ndarray:
     return x / (layer.bias + layer.alpha / layer.size * total) ** layer.beta
 
 
+def _rearrange(layer: Rearrange, x: np.ndarray) -> np.ndarray:
+    """Every element from its place, which is computed for the whole output at once."""
+    places = [np.full(layer.output, offset) for offset in layer.offsets]
+    for axis, indices in enumerate(np.indices(layer.output)):
+        rest = indices
+        for _, extent, along, step in reversed(layer.axis_digits(axis)):
+            places[along] += rest % extent * step
+            rest = rest // extent
+    inside = np.all([(place >= 0) & (place < size) for place, size in zip(places, layer.input, strict=True)], axis=0)
+    read = x[tuple(np.clip(place, 0, size - 1) for place, size in zip(places, layer.input, strict=True))]
+    return np.where(inside, read, layer.fill)
+
+
+def _resize(layer: Resize, x: np.ndarray) -> np.ndarray:
+    """Lines, then columns, between those of the input."""
+    for axis, count in enumerate((layer.out_h, layer.out_w)):
+        last = layer.input[1 + axis] - 1
+        place = np.clip(np.arange(count) * layer.scale[axis] + layer.shift[axis], 0, last)
+        below = np.floor(place).astype(int)
+        share = np.expand_dims(place - below, (0, 2, 3) if axis == 0 else (0, 1, 3))
+        x = x.take(below, 1 + axis) * (1 - share) + x.take(np.minimum(below + 1, last), 1 + axis) * share
+    return x
+
+
 def _image_body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray) -> np.ndarray:
     """Some pixels of a layer's output image."""
     if isinstance(layer, Conv2d):
         return _convolve(layer, operands["input"], operands["weights"], pixels)
     if isinstance(layer, Pool):
         return _pool(layer, operands["input"].astype(np.float64), pixels)
+    if isinstance(layer, Rearrange | Resize):
+        image = operands["input"].astype(np.float64)
+        made = _rearrange(layer, image) if isinstance(layer, Rearrange) else _resize(layer, image)
+        return made.reshape(-1, layer.out_channels)[pixels]
     h, w = layer.output_size[1:3]
     names = ["input", *(f"input{place}" for place in range(1, len(layer.input_sizes)))]
-    # An image of one pixel has the same for every place.
-    images = [np.broadcast_to(x, (len(x), h, w, x.shape[-1])) for x in (operands[name] for name in names)]
-    where = np.unravel_index(pixels, (len(images[0]), h, w))
+    # An axis of one element has the same for every place.
+    batch = layer.output_size[0]
+    images = [np.broadcast_to(x, (batch, h, w, x.shape[-1])) for x in (operands[name] for name in names)]
+    where = np.unravel_index(pixels, (batch, h, w))
     rows = [image[where].astype(np.float64) for image in images]
     if isinstance(layer, Concat):
         return np.concatenate(rows, axis=-1)
-    if isinstance(layer, Product):
-        return rows[0] * rows[1]
+    if isinstance(layer, Elementwise):
+        result: np.ndarray = getattr(np, layer.kind)(*rows)
+        return result
     if isinstance(layer, LocalNorm):
         return _normalise_locally(layer, rows[0])
     raise NotImplementedError(f"there is no reference for {layer.op} layers")
@@ -189,9 +244,17 @@ def evaluate(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.nda
         Numbers of the pixels of an output image to compute; by default all.
     """
     value = _body(layer, operands, pixels)
-    for step in layer.epilogue:
-        value = _ACTIVATIONS[step](value) if step in _ACTIVATIONS else value + operands[step]
+    for step, name in zip(layer.epilogue, step_operands(layer.epilogue), strict=True):
+        value = _after_step(value, step, None if name is None else operands[name].astype(np.float64))
     return value
+
+
+def _after_step(value: np.ndarray, step: str, operand: np.ndarray | None) -> np.ndarray:
+    if operand is None:
+        return _ACTIVATIONS[step_name(step)](value, *step_numbers(step))
+    if step == "scale":
+        return value * operand
+    return np.where(value < 0, value * operand, value) if step == "prelu" else value + operand
 
 
 def relative_error(result: np.ndarray, expected: np.ndarray) -> float:

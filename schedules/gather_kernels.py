@@ -1,0 +1,91 @@
+"""Kernels of images whose elements come from other places: rearranged ones, and interpolated ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.layers import TILE, ImageLayout, Pool, Rearrange, Resize
+
+from .pixels import Pixels, every
+
+
+def _only(_old: Any, new: Any) -> Any:
+    return new
+
+
+def _pixel(layout: ImageLayout, size: tuple[int, ...], place: list[Any]) -> Any:
+    """Where in memory a pixel of an image lies."""
+    height, width = layout.extents(size[1], size[2])
+    image, line, column = place
+    return (image * height + line + layout.halo[0]) * width + column + layout.halo[1]
+
+
+def _within(extent: int, place: Any) -> Any:
+    return T.min(place, T.int32(extent - 1))
+
+
+def rearrange(layer: Rearrange, pixels: Pixels[Pool]) -> dict[str, Any]:
+    """Fields of the description of a rearranged image: each element is read from its place, or is the filling."""
+    layout, run = pixels.layouts.input, math.gcd(TILE, layer.run)
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, *_ = index
+        # A row that is no pixel reads what the last one does.
+        out = [_within(size, at) for size, at in zip(layer.output[:3], pixels.place(row), strict=True)]
+        first = (begin + t) * TILE + channel // run * run
+        place = _places(layer, [*out, first])
+        conditions = [first < layer.output[3]] if layer.output[3] % TILE else []
+        inside = [place[axis] >= 0 for axis in range(4) if layer.reach(axis)[0] < 0]
+        inside += [place[axis] < layer.input[axis] for axis in range(4) if layer.reach(axis)[1] >= layer.input[axis]]
+        value = buffers["input"][
+            layout.element(_pixel(layout, layer.input, place[:3]), place[3] + channel % run, layer.input[3])
+        ]
+        if inside:
+            value = T.if_then_else(every(inside), value, T.float32(layer.fill))
+        return T.if_then_else(conditions[0], value, T.float32(0)) if conditions else value
+
+    return {"reduction": (1,), "term": term, "combine": _only}
+
+
+def _places(layer: Rearrange, out: list[Any]) -> list[Any]:
+    """The place in the input of one of the output."""
+    place: list[Any] = [T.int32(offset) for offset in layer.offsets]
+    for axis in range(4):
+        rest = 1
+        for _, extent, along, step in reversed(layer.axis_digits(axis)):
+            digit = out[axis] // rest if rest > 1 else out[axis]
+            if rest * extent < layer.output[axis]:
+                digit = digit % extent
+            if step and extent > 1:
+                place[along] = place[along] + digit * step
+            rest *= extent
+    return place
+
+
+def resize(layer: Resize, pixels: Pixels[Pool]) -> dict[str, Any]:
+    """Fields of the description of an interpolated image: four pixels, each times its share."""
+    layout = pixels.layouts.input
+
+    def neighbour(axis: int, at: Any, tap: Any) -> tuple[Any, Any]:
+        """A line or column beside the place of an output's, and the share that it has in it."""
+        last = layer.input[1 + axis] - 1
+        place = T.Cast("float32", at) * T.float32(layer.scale[axis]) + T.float32(layer.shift[axis])
+        place = T.max(T.min(place, T.float32(last)), T.float32(0))
+        below = T.Cast("int32", T.floor(place))
+        share = place - T.Cast("float32", below)
+        tap_share = T.Cast("float32", tap)
+        return _within(last + 1, below + tap), tap_share * share + (1 - tap_share) * (1 - share)
+
+    def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
+        row, t, channel, _s, tap_h, tap_w = index
+        sizes = layer.output_size[:3]
+        image, y, x = (_within(size, at) for size, at in zip(sizes, pixels.place(row), strict=True))
+        (line, line_share), (column, column_share) = neighbour(0, y, tap_h), neighbour(1, x, tap_w)
+        pixel = _pixel(layout, layer.input, [image, line, column])
+        value = buffers["input"][layout.element(pixel, (begin + t) * TILE + channel, layer.input[3])]
+        return value * (line_share * column_share)
+
+    return {"reduction": (2, 2), "term": term, "written_out": (0, 1)}

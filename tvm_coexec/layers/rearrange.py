@@ -1,0 +1,102 @@
+"""The elements of an image, or of rows, in other places: what chains of reshapes, transposes and slices become."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Size, tile_count
+from .steps import check_epilogue
+
+Digit = tuple[int, int, int, int]
+"""An axis of the output, so many places of it, and the axis of the input that a step from one to the next moves along,
+and how far."""
+
+
+@dataclass(frozen=True)
+class Rearrange:
+    """Each element of ``output`` is one of ``input`` or, beside that, ``fill``; then follows ``epilogue``.
+
+    Both are sizes ``[batch, h, w, channels]``. An index of an axis of the output is written in ``digits``, the first
+    of which counts most. The place in the input is ``offsets`` plus what each digit moves it by.
+    """
+
+    input: Size
+    output: Size
+    digits: tuple[Digit, ...]
+    offsets: tuple[int, int, int, int] = (0, 0, 0, 0)
+    fill: float = 0.0
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "rearrange"
+    axis: ClassVar[str] = "channels"
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "offsets"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "digits", tuple(tuple(digit) for digit in self.digits))
+        if min(*self.input, *self.output) < 1:
+            raise ValueError(f"sizes of what is rearranged must be at least 1, got {self}")
+        for axis, size in enumerate(self.output):
+            if math.prod(extent for place, extent, _, _ in self.digits if place == axis) != size:
+                raise ValueError(f"the digits of axis {axis} of {self} do not count its {size} places")
+        check_epilogue(self.epilogue)
+
+    def axis_digits(self, axis: int) -> tuple[Digit, ...]:
+        """The digits of one axis of the output, the first of which counts most."""
+        return tuple(digit for digit in self.digits if digit[0] == axis)
+
+    def reach(self, axis: int) -> tuple[int, int]:
+        """The first and the last place along an axis of the input that is asked for."""
+        moves = [(extent - 1) * step for _, extent, along, step in self.digits if along == axis]
+        first = self.offsets[axis]
+        return first + sum(min(move, 0) for move in moves), first + sum(max(move, 0) for move in moves)
+
+    def leaves(self, axis: int) -> bool:
+        """Whether places beside the input are asked for along an axis."""
+        first, last = self.reach(axis)
+        return first < 0 or last >= self.input[axis]
+
+    @property
+    def run(self) -> int:
+        """Channels that follow each other in the input as well, and lie inside it or beside it together."""
+        *_, (_, extent, along, step) = ((3, 1, 3, 1), *self.axis_digits(3))
+        if (along, step) != (3, 1):
+            return 1
+        return math.gcd(extent, self.offsets[3], self.input[3]) if self.leaves(3) else extent
+
+    @property
+    def channel_local(self) -> bool:
+        """Whether channels stay what they are."""
+        moved = [digit[1:] for digit in self.digits if digit[1] > 1 and 3 in (digit[0], digit[2])]
+        kept = self.input[3] == self.output[3] and self.offsets[3] == 0
+        return kept and moved in ([], [(self.output[3], 3, 1)])
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return (self.input,)
+
+    @property
+    def output_size(self) -> Size:
+        return self.output
+
+    @property
+    def out_channels(self) -> int:
+        return self.output[3]
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.out_channels)
+
+    @property
+    def flops(self) -> int:
+        return math.prod(self.output)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
+
+    @property
+    def activation_bytes(self) -> int:
+        outputs = math.prod(self.output)
+        return 4 * (min(math.prod(self.input), outputs) + outputs * (2 if "residual" in self.epilogue else 1))

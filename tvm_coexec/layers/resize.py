@@ -1,0 +1,65 @@
+"""Images made larger or smaller by linear interpolation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Size, tile_count
+from .steps import check_epilogue
+
+
+@dataclass(frozen=True)
+class Resize:
+    """An image of other lines and columns, followed by ``epilogue``.
+
+    Output line ``y`` lies at ``y · scale[0] + shift[0]`` among those of the input, and is interpolated between the
+    two lines beside it; columns likewise. What lies beside the image is its edge.
+    """
+
+    input: Size
+    out_h: int
+    out_w: int
+    scale: tuple[float, float]
+    shift: tuple[float, float] = (0.0, 0.0)
+    epilogue: tuple[str, ...] = ()
+    op: ClassVar[str] = "resize"
+    axis: ClassVar[str] = "channels"
+    channel_local: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("input", "scale", "shift"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if min(*self.input, self.out_h, self.out_w) < 1:
+            raise ValueError(f"sizes of a resized image must be at least 1, got {self}")
+        check_epilogue(self.epilogue)
+
+    @property
+    def input_sizes(self) -> tuple[Size, ...]:
+        return (self.input,)
+
+    @property
+    def output_size(self) -> Size:
+        return (self.input[0], self.out_h, self.out_w, self.input[3])
+
+    @property
+    def out_channels(self) -> int:
+        return self.input[3]
+
+    @property
+    def units(self) -> int:
+        return tile_count(self.out_channels)
+
+    @property
+    def flops(self) -> int:
+        return 8 * math.prod(self.output_size)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
+
+    @property
+    def activation_bytes(self) -> int:
+        outputs = math.prod(self.output_size) * (2 if "residual" in self.epilogue else 1)
+        return 4 * (math.prod(self.input) + outputs)
