@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -346,34 +345,6 @@ def test_shapes_that_are_computed_are_known_when_built(tmp_path: Path) -> None:
     for tensor in (shape, batch, packed):
         writer.tensors[tensor].type = TYPES["int32"]
     check(writer.finish([x], [writer.add("RESHAPE", [x, packed], (2, 12), "Reshape")]), tmp_path)
-
-
-@pytest.mark.parametrize(("padding", "size"), [(1, 8), (2, 9)])
-def test_mediapipes_transposed_convolution(padding: int, size: int, tmp_path: Path) -> None:
-    writer = Writer()
-    x, weights, bias = writer.tensor("image", (1, 4, 4, 5)), numbers(2, 3, 3, 5), numbers(2)
-    custom = struct.pack("3i", padding, 2, 2)
-    operands = [x, writer.constant(weights), writer.constant(bias)]
-    result = writer.add("Convolution2DTransposeBias", operands, (1, size, size, 2), custom=custom)
-    graph = graph_of(writer.finish([x], [result]), tmp_path)
-    image = numbers(1, 4, 4, 5)
-    whole = np.zeros((9, 9, 2))
-    for row, column in np.ndindex(4, 4):
-        whole[2 * row : 2 * row + 3, 2 * column : 2 * column + 3] += np.einsum(
-            "i,ohwi->hwo", image[0, row, column], weights
-        )
-    (found,) = evaluate(graph, {"image": image}).values()
-    np.testing.assert_allclose(found[0], whole[:size, :size] + bias, atol=1e-5)
-
-
-def test_an_unknown_operator_is_named(tmp_path: Path) -> None:
-    writer = Writer()
-    x = writer.tensor("image", (1, 4, 4, 5))
-    content = writer.finish([x], [writer.add("Convolve3x3Twice", [x], (1, 4, 4, 5), custom=b"")])
-    with pytest.raises(
-        ModelError, match=r"^Convolve3x3Twice \(custom operator 'convolve3x3twice1'\): no operators of TFLite's"
-    ):
-        graph_of(content, tmp_path)
 
 
 def test_inputs_take_other_shapes(tmp_path: Path) -> None:

@@ -37,12 +37,16 @@ class Known:
 
 @dataclass
 class Naming:
-    """What the user calls the parts of ``main``: its values, the operators that make them, and its outputs."""
+    """What the user calls the parts of ``main``: its values, the operators that make them, and its outputs.
+
+    Variables in ``inner`` are no operations of their own but parts of the next that reads them.
+    """
 
     values: dict[relax.Var, str]
     sources: dict[relax.Var, Source]
     outputs: list[tuple[str, relax.Expr]]
     known: dict[relax.Var, Known] = field(default_factory=dict)
+    inner: set[relax.Var] = field(default_factory=set)
 
 
 def trace_relax(module: IRModule) -> Trace:
@@ -76,7 +80,8 @@ def trace_function(module: IRModule, naming: Naming) -> Trace:
     for parameter in function.params:
         tracer.add_input(parameter)
     for binding in _needed(function, naming):
-        tracer.add_binding(binding)
+        if binding.var not in naming.inner:
+            tracer.add_binding(binding)
     for name, value in naming.outputs:
         tracer.add_output(name, value)
     tracer.trace.operations = tracer.trace.without_unused(tracer.trace.operations)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ModelError
-from . import tflite_axes, tflite_elementwise, tflite_images, tflite_places
+from . import tflite_axes, tflite_custom, tflite_elementwise, tflite_images, tflite_places
 from .relax import Naming, bindings, trace_function
 from .tflite_file import FileOperator, TfliteFile
 from .tflite_import import Converter, Imported, import_file
@@ -18,10 +18,12 @@ _CONVERTERS = {
     **{code: Converter(write, "either") for code, write in tflite_elementwise.CONVERTERS.items()},
     **{code: Converter(write, "either") for code, write in tflite_axes.IN_EITHER_ORDER.items()},
     **{code: Converter(write, "file") for code, write in tflite_axes.IN_FILE_ORDER.items()},
+    **{code: Converter(write, "first") for code, write in tflite_custom.ON_IMAGES.items()},
+    **{code: Converter(write, "file", is_whole=True) for code, write in tflite_custom.ON_LANDMARKS.items()},
     **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
 }
 
-_KNOWN_CUSTOM = ("Convolution2DTransposeBias", DETECTION)
+_KNOWN_CUSTOM = (*tflite_custom.ON_IMAGES, *tflite_custom.ON_LANDMARKS, DETECTION)
 
 
 def trace_tflite(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:
@@ -70,8 +72,13 @@ def _naming(imported: Imported) -> Naming:
     values, sources = {}, {}
     for parameter in function.params:
         values[parameter] = claim_name(imported.values[parameter], taken)
-    source = Source("the result", imported.outputs[0][0], "output")
+    source, is_whole = Source("the result", imported.outputs[0][0], "output"), False
+    inner = set()
     for binding in reversed(bindings(function)):
-        source = sources[binding.var] = imported.sources.get(binding.var, source)
+        if binding.var in imported.sources:
+            source, is_whole = imported.sources[binding.var], binding.var in imported.wholes
+        elif is_whole:
+            inner.add(binding.var)
+        sources[binding.var] = source
         values[binding.var] = claim_name(imported.values.get(binding.var, source.name), taken)
-    return Naming(values, sources, imported.outputs)
+    return Naming(values, sources, imported.outputs, inner=inner)

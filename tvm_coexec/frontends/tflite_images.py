@@ -15,8 +15,6 @@ from .tflite_elementwise import activated
 from .tflite_import import Conversion
 
 _OHWI_TO_OIHW = (0, 3, 1, 2)
-_CUSTOM_VALID = 2
-"""What custom operators say instead of ``tflite.Padding.VALID``."""
 
 
 def _conv2d(step: Conversion) -> relax.Expr:
@@ -74,26 +72,11 @@ def _padding(step: Conversion, kernel: tuple[int, ...], dilation: tuple[int, int
 
 def _transpose_conv(step: Conversion) -> relax.Expr:
     """A transposed convolution whose operands are the size of its result, weights, image and bias."""
-    result = _transposed(step, step.operand(2), step.shape(2), _stride(step.options), step.integers(0)[1:3])
+    result = transposed_conv2d(step, step.operand(2), step.shape(2), _stride(step.options), step.integers(0)[1:3])
     return activated(with_bias(step, result, 3, (1, -1, 1, 1)), step.options)
 
 
-def _biased_transpose_conv(step: Conversion) -> relax.Expr:
-    """MediaPipe's ``Convolution2DTransposeBias``, of an image, weights and bias."""
-    options = [int(number) for number in np.frombuffer(step.operator.custom_options[:12], np.int32)]
-    shape, kernel = step.shape(0)[1:3], step.shape(1)[1:3]
-    if len(options) == 3:
-        is_valid, stride = options[0] == _CUSTOM_VALID, (options[2], options[1])
-    else:  # what the file leaves out is told by the size of the result
-        wanted = step.importer.file.tensors[step.operator.outputs[0]].shape[1:3]
-        is_valid, stride = False, (max(wanted[0] // shape[0], 1), max(wanted[1] // shape[1], 1))
-    beyond = [max(reach - pace, 0) if is_valid else 0 for reach, pace in zip(kernel, stride, strict=True)]
-    size = [extent * pace + more for extent, pace, more in zip(shape, stride, beyond, strict=True)]
-    result = _transposed(step, step.operand(0), step.shape(0), stride, size)
-    return with_bias(step, result, 2, (1, -1, 1, 1))
-
-
-def _transposed(
+def transposed_conv2d(
     step: Conversion, image: relax.Expr, shape: tuple[int, ...], stride: tuple[int, int], size: list[int]
 ) -> relax.Expr:
     """A transposed convolution to ``size`` pixels, of which it cuts off what is more on both sides."""
@@ -164,7 +147,6 @@ def _space_to_depth(step: Conversion) -> relax.Expr:
 CONVERTERS: dict[str, Callable[[Conversion], relax.Expr]] = {
     "AVERAGE_POOL_2D": functools.partial(_pool, kind="average"),
     "CONV_2D": _conv2d,
-    "Convolution2DTransposeBias": _biased_transpose_conv,
     "DEPTHWISE_CONV_2D": _depthwise_conv2d,
     "DEPTH_TO_SPACE": _depth_to_space,
     "L2_POOL_2D": functools.partial(_pool, kind="l2"),

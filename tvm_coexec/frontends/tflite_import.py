@@ -45,20 +45,27 @@ class Converter:
         Makes the expressions of the operator's results.
     order
         The order of axes that it reads and makes: ``first`` (channels), ``file`` or ``either``.
+    is_whole
+        Whether what it writes is of use only as one, and is computed whole.
     """
 
     write: Callable[[Conversion], relax.Expr | Sequence[relax.Expr]]
     order: str
+    is_whole: bool = False
 
 
 @dataclass
 class Imported:
-    """A file as a Relax module, and what its variables are called in the file."""
+    """A file as a Relax module, and what its variables are called in the file.
+
+    Other variables are steps on the way to the next that has a name; steps to those in ``wholes`` mean nothing alone.
+    """
 
     module: IRModule
     outputs: list[tuple[str, relax.Expr]]
     values: dict[relax.Var, str]
     sources: dict[relax.Var, Source]
+    wholes: set[relax.Var]
 
 
 def import_file(
@@ -81,7 +88,7 @@ def import_file(
 
     values = _written(importer.builder, parameters, results)
     outputs = [(file.tensors[index].name, value) for index, value in zip(file.outputs, values, strict=True)]
-    return Imported(importer.builder.get(), outputs, importer.names, importer.sources)
+    return Imported(importer.builder.get(), outputs, importer.names, importer.sources, importer.wholes)
 
 
 class Importer:
@@ -97,6 +104,7 @@ class Importer:
         self.stored: dict[int, relax.Expr] = {}
         self.names: dict[relax.Var, str] = {}
         self.sources: dict[relax.Var, Source] = {}
+        self.wholes: set[relax.Var] = set()
 
     def parameter(self, tensor: FileTensor, shapes: Mapping[str, Sequence[int]]) -> relax.Var:
         """An input, in the type that the file gives it."""
@@ -163,7 +171,9 @@ class Importer:
                 return
             results = _listed(converter.write(Conversion(self, operator, is_first)))
             for index, result in zip(operator.outputs, results, strict=True):
-                self._set(operator, self.file.tensors[index], result, is_first)
+                tensor = self.file.tensors[index]
+                made = self._emit(result, tensor, operator.source, converter.is_whole)
+                self._set(operator, tensor, made, is_first)
         except ModelError:
             raise
         except Exception as error:  # TVM's operators and converters raise whatever they stumble over
@@ -191,9 +201,8 @@ class Importer:
 
     def _set(self, operator: FileOperator, tensor: FileTensor, result: relax.Expr, is_first: bool) -> None:
         """Know the result of an operator, once it is what the file says."""
-        result = self._emit(result, tensor, operator.source)
         if tensor.quantisation is not None and not self._is_on_grid(operator, tensor):
-            result = self._emit(_on_grid(result, tensor), tensor, operator.source)
+            result = self._emit(_on_grid(result, tensor), tensor, operator.source, is_whole=True)
         shape, dtype = static_type(result.ty, str(operator.source))
         is_first = is_first and len(shape) == 4
         expected = tuple(tensor.shape[axis] for axis in CHANNELS_FIRST) if is_first else tensor.shape
@@ -240,12 +249,16 @@ class Importer:
             value = self._emit(relax.op.reshape(value, (1,) * (4 - rank) + shape), tensor, "RESHAPE")
         return self._emit(relax.op.permute_dims(value, CHANNELS_FIRST), tensor, "TRANSPOSE")
 
-    def _emit(self, value: relax.Expr, tensor: FileTensor, operator: str | Source) -> relax.Expr:
+    def _emit(
+        self, value: relax.Expr, tensor: FileTensor, operator: str | Source, is_whole: bool = False
+    ) -> relax.Expr:
         """Bind an expression to a variable, which is called as the tensor is."""
         if isinstance(value, relax.Var | ir.GenericConst):
             return value
         variable = self.builder.emit(value)
         self.names[variable] = tensor.name
+        if is_whole:
+            self.wholes.add(variable)
         self.sources[variable] = operator if isinstance(operator, Source) else Source(operator, tensor.name, "tensor")
         return variable
 
