@@ -109,7 +109,7 @@ def _where(node: fx.Node, importer: Importer) -> relax.Expr:
     condition, *values = node.args
     never = [importer.constant(value) for value in values]
     seen = importer.constant(condition)
-    is_for_softmax = all("softmax" in reader.target.__name__ for reader in node.users)
+    is_for_softmax = all("softmax" in str(reader.target) for reader in node.users)
     for place, number in enumerate(never):
         if seen is not None and is_for_softmax and number is not None and number.size == 1 and number == -np.inf:
             summands = _summands(seen if place else ~seen)
