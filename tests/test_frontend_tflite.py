@@ -8,19 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from reference import evaluate
+from tflite_writer import TYPES, Writer
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.frontends.fuse import fuse
 from tvm_coexec.frontends.tflite import trace_tflite
 from tvm_coexec.graph import Graph
-
-pytest.importorskip("tflite", reason="needs the package tflite, to read TFLite files")
-pytest.importorskip("ai_edge_litert", reason="needs the package ai-edge-litert")
-
-from ai_edge_litert.interpreter import Interpreter
-from tflite_writer import TYPES, Writer
 
 WINDOW = {"strideH": 1, "strideW": 1}
 CONVOLUTION = WINDOW | {"dilationHFactor": 1, "dilationWFactor": 1}

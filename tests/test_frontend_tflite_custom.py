@@ -9,17 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flatbuffers import flexbuffers
 from reference import evaluate
+from tflite_writer import Writer
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph
-
-pytest.importorskip("tflite", reason="needs the package tflite, to read TFLite files")
-pytest.importorskip("ai_edge_litert", reason="needs the package ai-edge-litert")
-
-from flatbuffers import flexbuffers
-from tflite_writer import Writer
 
 random = np.random.default_rng(0)
 
