@@ -10,7 +10,7 @@ from flatbuffers import flexbuffers
 from tvm import relax
 
 from ..errors import ModelError
-from .tflite_images import transposed_conv2d, with_bias
+from .tflite_images import transposed, with_bias
 from .tflite_import import Conversion
 
 _VALID_PADDING = 2
@@ -27,9 +27,12 @@ def _biased_transpose_conv(step: Conversion) -> relax.Expr:
         wanted = step.importer.file.tensors[step.operator.outputs[0]].shape[1:3]
         is_valid, stride = False, (max(wanted[0] // shape[0], 1), max(wanted[1] // shape[1], 1))
     beyond = [max(reach - pace, 0) if is_valid else 0 for reach, pace in zip(kernel, stride, strict=True)]
-    size = [extent * pace + more for extent, pace, more in zip(shape, stride, beyond, strict=True)]
-    result = transposed_conv2d(step, step.operand(0), step.shape(0), stride, size)
-    return with_bias(step, result, 2, (1, -1, 1, 1))
+    height, width = (extent * pace + more for extent, pace, more in zip(shape, stride, beyond, strict=True))
+
+    def finish(result: relax.Expr, times: int) -> relax.Expr:
+        return with_bias(step, result, 2, (1, -1, 1, 1), times)
+
+    return transposed(step, 0, stride, (height, width), finish)
 
 
 def _landmarks_to_matrix(step: Conversion) -> relax.Expr:
