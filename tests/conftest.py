@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import settings
@@ -18,6 +19,8 @@ from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.discovery import find_device
 
 RUNTIMES = ("pocl", "intel")
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 STDERR = pytest.StashKey[int]()
 """The stream that is read by whoever runs the tests, whatever is captured."""
@@ -34,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         help="fail, instead of skipping, the tests of this OpenCL runtime where it is missing; may be repeated",
     )
+    parser.addoption("--skip-nothing", action="store_true", help="fail the tests that would be skipped")
     parser.addoption(
         "--share",
         choices=("pocl", "others"),
@@ -49,6 +53,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """See that a crash names the test: OpenCL runtimes put their own handlers in place, whose report is captured."""
     faulthandler.disable()
     faulthandler.enable(file=item.config.stash[STDERR])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _with_no_skip(item.config, (yield))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _with_no_skip(collector.config, (yield))
+
+
+def _with_no_skip(config: pytest.Config, report: Report) -> Report:
+    """The report, a failure where the test was skipped and must not be; expected failures stay what they are."""
+    if report.skipped and config.getoption("--skip-nothing") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which --skip-nothing forbids: {report.longrepr[-1]}"
+    return report
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
