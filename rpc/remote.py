@@ -34,7 +34,7 @@ _Rehearsed = tuple[Sequence[float], Sequence[tuple[list[float], list[float]]]]
 _WORK_PATH = "tvm.rpc.server.workpath"
 
 
-class _NotOpenedError(DeviceError):
+class _DeviceFaultError(DeviceError):
     """The device is at fault, whatever the module is."""
 
 
@@ -98,14 +98,17 @@ class SessionFunctions:
 
         from tvm_coexec.runtime.module import load
 
-        return load(tvm_ffi.get_global_func(_WORK_PATH)(request["module"]), device=self._device())
+        device = self._device()
+        if device.hang is not None:  # since an earlier module: this one is innocent, and a new session computes it
+            raise _DeviceFaultError(device.hang)
+        return load(tvm_ffi.get_global_func(_WORK_PATH)(request["module"]), device=device)
 
     def _device(self) -> Device:
         if self._opened is None:
             try:
                 self._opened = self._choice.open()
             except DeviceError as error:
-                raise _NotOpenedError(str(error)) from None
+                raise _DeviceFaultError(str(error)) from None
         return self._opened
 
 
@@ -162,7 +165,7 @@ def _answering(function: Callable[[Any], Any]) -> Callable[[str], str]:
         try:
             return json.dumps({"result": function(json.loads(request))})
         except CoexecError as error:
-            return json.dumps({"error": last_line(error), "of_device": isinstance(error, _NotOpenedError)})
+            return json.dumps({"error": last_line(error), "of_device": isinstance(error, _DeviceFaultError)})
         except Exception as error:  # whatever it is, the caller on the other machine has to learn of it
             traceback.print_exc(file=sys.stderr)
             return json.dumps({"error": f"{type(error).__name__}: {last_line(error)}", "of_device": False})

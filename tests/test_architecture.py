@@ -120,6 +120,7 @@ RINGS = {
     f"tvm_coexec.{name}"
     for name in (
         *("frontends.fuse", "frontends.fuse_images", "frontends.fuse_rows", "frontends.opaque"),
+        *("frontends.onnx_control", "frontends.onnx_functions", "frontends.onnx_sequences", "frontends.onnx_simplify"),
         *("frontends.torch_import", "frontends.torch_operators"),
         *("runtime.executor", "runtime.prepared"),
         *("schedules.fetching", "schedules.frame"),

@@ -18,6 +18,9 @@ from tvm_coexec.cli import devices, doctor
 from tvm_coexec.cli.options import parse_cores
 from tvm_coexec.compiler import kernels
 from tvm_coexec.errors import DeviceError, ToolchainError
+from tvm_coexec.layers import Linear, Variant
+from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Candidate, Sample
 from tvm_coexec.runtime import loader
 from tvm_coexec.runtime.discovery import find_device, list_devices
 from tvm_coexec.tuning.workloads import vit_base
@@ -164,7 +167,9 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tune_sorts_models_from_sets_of_layers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: dict[str, Any] = {}
     monkeypatch.setattr("tvm_coexec.tuning.tune", lambda out, **settings: asked.update(settings) or [])
-    arguments = ["tune", "--out", str(tmp_path), "--layers", "vit-base", "a/model.onnx", "b.tflite"]
+    facts = {"name": "pretended", "driver_version": "1.0", "mechanism": "svm"}
+    Profile.create(tmp_path / "p", facts).close()
+    arguments = ["tune", "--out", str(tmp_path / "p"), "--layers", "vit-base", "a/model.onnx", "b.tflite"]
     assert cli.main(arguments) == 0
     assert asked["models"] == ["a/model.onnx", "b.tflite"] and asked["layers"] == vit_base()
 
@@ -251,3 +256,23 @@ def test_a_printed_list_of_cores_reads_back(numbers: list[int]) -> None:
 def test_a_wrong_list_of_cores_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         parse_cores(text)
+
+
+def test_profile_show_tells_what_counts_and_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {"name": "pretended", "driver_version": "1.0", "mechanism": "svm", "cpu_model": "A core"}
+    variant, layer = Variant.make("direct", rows=6), Linear(3, 64, 64)
+    sample = Sample(layer, "cpu", variant, 2, 0, (1.0,))
+    with Profile.create(tmp_path / "p", facts) as profile:
+        profile.add_samples([sample, sample])
+    with (
+        pytest.warns(UserWarning, match="driver"),
+        Profile.open(tmp_path / "p", {**facts, "driver_version": "2.0"}) as newer,
+    ):
+        newer.add_samples([sample])
+        newer.add_failure(Candidate(layer, variant, variant), "the kernel hangs")
+    assert cli.main(["profile", "show", str(tmp_path / "p")]) == 0
+    shown = capsys.readouterr().out
+    assert "A core" in shown and "1 samples count; 2 are of another driver or of older kernels" in shown
+    assert "1 current failures: the kernel hangs" in shown
+    rows = [line.split() for line in shown.splitlines() if line.endswith(("yes", "no"))]
+    assert [row[1:] for row in rows] == [["1.0", "1", "2", "0", "no"], ["2.0", "1", "1", "1", "yes"]]

@@ -19,7 +19,7 @@ from tvm_coexec.prediction.evaluation import (
     noise_percent,
 )
 from tvm_coexec.prediction.features import Halves
-from tvm_coexec.prediction.predictors import LatencyPredictor, train, undisturbed
+from tvm_coexec.prediction.predictors import LatencyPredictor, newest, train
 from tvm_coexec.profile.records import Sample
 from tvm_coexec.schedules import family
 
@@ -196,11 +196,11 @@ def test_the_base_time_recovers_a_sum_of_costs():
     assert all(value >= 0 for _, value in base.coefficients)
 
 
-def test_of_the_same_half_the_shortest_sample_counts():
+def test_of_the_same_half_the_newest_sample_counts():
     first, other, *_ = measure(some_layers(2, seed=3), "cpu")
     disturbed = replace(first, latency_us=tuple(2 * us for us in first.latency_us))
-    assert undisturbed([disturbed, other, first]) == [first, other]
-    assert undisturbed([first, other, disturbed]) == [first, other]
+    assert newest([disturbed, other, first]) == [first, other]
+    assert newest([first, other, disturbed]) == [disturbed, other]
 
 
 def test_a_predictor_comes_closer_to_what_it_was_trained_with_by_remembering_it():

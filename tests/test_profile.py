@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
 from tvm_coexec.planning.plan import LayerPlan, Plan
-from tvm_coexec.profile import Profile
+from tvm_coexec.profile import Profile, store
 from tvm_coexec.profile.records import Candidate, NetworkTimes, Point, PointTimes, Sample, samples_of
 from tvm_coexec.profile.trial_runs import Rehearsal
 
@@ -151,7 +151,7 @@ def test_plain_sql_reads_everything_beside_a_sample(tmp_path: Path) -> None:
 WRITER = """
 import json, sys
 from tests_samples import FACTS, batch
-from tvm_coexec.profile import Profile
+from tvm_coexec.profile import Profile, store
 profile = Profile.open(sys.argv[1], FACTS)
 for number in range(1, 1_000_000):
     profile.add_samples(batch(number))
@@ -213,14 +213,14 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: (path / "profile.json").write_bytes(b"\xff\xfe\x00"), r"profile.json is damaged"),
         (lambda path: (path / "profile.json").write_text("[]"), "is no profile"),
         (lambda path: damage_json(path, lambda d: d.update(format="other")), "is no profile"),
-        (lambda path: damage_json(path, lambda d: d.update(version=99)), "version 99, this program reads version 4"),
+        (lambda path: damage_json(path, lambda d: d.update(version=99)), "version 99, this program reads version 5"),
         (lambda path: damage_json(path, lambda d: d.pop("report")), r"damaged \(report cannot be found\)"),
         (lambda path: (path / "samples.sqlite").unlink(), r"samples.sqlite is damaged"),
         (lambda path: (path / "samples.sqlite").write_bytes(b""), r"its version is 0"),
         (lambda path: overwrite(path, 0, b"nonsense"), r"samples.sqlite is damaged"),
         (lambda path: overwrite(path, 4096, bytes(4096)), r"samples.sqlite is damaged"),
         (lambda path: (path / "samples.sqlite").write_bytes((path / "samples.sqlite").read_bytes()[:9000]), "damaged"),
-        (lambda path: execute(path, "PRAGMA user_version = 5"), "its version is 5 instead of 4"),
+        (lambda path: execute(path, "PRAGMA user_version = 6"), "its version is 6 instead of 5"),
         (lambda path: execute(path, "UPDATE samples SET layer = '{}'"), "sample of layer {} cannot be read"),
         (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),
         (lambda path: execute(path, "UPDATE runs SET facts = '{'"), "facts of a run cannot be read"),
@@ -239,10 +239,36 @@ def test_damage_is_detected(tmp_path: Path, damage: Callable[[Path], object], me
         profile.rehearsals()
 
 
+def test_samples_and_failures_of_older_kernels_count_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Candidate(CANDIDATE.layer, GPU, CPU)
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+        profile.add_failure(other, "the kernel hangs")
+        assert profile.failures() == {"the kernel hangs": 1}
+    monkeypatch.setattr(store, "GENERATOR_VERSION", store.GENERATOR_VERSION + 1)
+    with Profile.open(tmp_path / "p") as profile:
+        assert list(profile.samples()) == [] and not profile.measured_variants() and not profile.failed_variants()
+    with Profile.open(tmp_path / "p", FACTS) as profile:
+        assert profile.failure(other) is None and not profile.failures()
+        profile.add_samples(samples_of(CANDIDATE, [times(GPU_ALONE)]))
+        assert [sample.side for sample in profile.samples()] == ["gpu"]
+        assert [(run.samples, run.failures, run.is_current) for run in profile.runs()] == [(1, 1, False), (1, 0, True)]
+
+
+def test_what_failed_is_tried_again_after_a_while(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_failure(CANDIDATE, "the kernel hangs")
+    execute(tmp_path / "p", "UPDATE failures SET failed = '2020-01-01T00:00:00.000+00:00'")
+    with Profile.open(tmp_path / "p") as profile:
+        assert profile.failure(CANDIDATE) is None and not profile.failed_variants()
+
+
 def test_another_device_is_refused_by_name_and_by_cores(tmp_path: Path) -> None:
     Profile.create(tmp_path / "p", FACTS).close()
     with pytest.raises(FileFormatError, match="belongs to 'pretended: gpu', the device is 'other'"):
         Profile.open(tmp_path / "p", {**FACTS, "name": "other"})
+    with pytest.raises(FileFormatError, match="belongs to a device with the CPU None, this one's is 'other'"):
+        Profile.open(tmp_path / "p", {**FACTS, "cpu_model": "other"})
     with pytest.raises(FileFormatError, match="measured with the mechanism 'svm', the device is open with 'event'"):
         Profile.open(tmp_path / "p", {**FACTS, "mechanism": "event"})
     with pytest.raises(FileFormatError, match="measured with 1 GPU cores, not 2"):
@@ -260,7 +286,12 @@ def test_another_driver_is_warned_of_and_kept_apart(tmp_path: Path) -> None:
         profile = Profile.open(tmp_path / "p", newer)
     with profile:
         profile.add_samples(samples_of(CANDIDATE, [times(GPU_ALONE)]))
-        assert len(list(profile.samples())) == 2
+        assert [sample.side for sample in profile.samples()] == ["gpu"]
+        assert not profile.has(CANDIDATE, Point(CPU_ALONE.cpu_units, 0))
+        assert [(run.facts["driver_version"], run.samples, run.is_current) for run in profile.runs()] == [
+            ("1.0", 1, False),
+            ("2.0", 1, True),
+        ]
     database = sqlite3.connect(tmp_path / "p" / "samples.sqlite")
     runs = database.execute(
         "SELECT side, json_extract(facts, '$.driver_version') FROM samples JOIN runs ON runs.id = run ORDER BY side"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -41,13 +42,19 @@ LAYER = Linear(3, 64, 128, ("bias",))
 class FakeSession:
     """Answers as a device would, and counts the points it was asked for."""
 
-    def __init__(self, refuses: bool = False, lost: int = 0, fails: int = 0, gone: bool = False) -> None:
+    def __init__(
+        self, refuses: bool = False, lost: int = 0, fails: int = 0, gone: bool = False, **changed: Any
+    ) -> None:
         self.points: list[Point] = []
+        self.changed = changed
         self.refuses, self.lost, self.fails, self.gone = refuses, lost, fails, gone
 
     def reconnect(self) -> None:
         if self.gone:
             raise MeasurementError("the device does not answer")
+
+    def facts(self) -> dict[str, Any]:
+        return {**FACTS, **self.changed}
 
     def measure(self, module: bytes, points: list[Point], **_: object) -> Measurement:
         self.points += points
@@ -127,6 +134,21 @@ def test_what_loses_two_sessions_is_not_tried_again(tmp_path: Path) -> None:
     candidate = one.default_candidate(LAYER)
     one.measure(candidate, training_points(LAYER))
     assert one.profile.failure(candidate) == "the session broke off"
+
+
+def test_a_device_that_fails_whatever_it_computes_ends_the_tuning_and_blames_nobody(tmp_path: Path) -> None:
+    one = tuner(FakeSession(lost=3), tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    with pytest.raises(MeasurementError, match="fails whatever it computes"):
+        one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) is None
+
+
+def test_another_device_behind_the_same_key_is_refused(tmp_path: Path) -> None:
+    one = tuner(FakeSession(lost=1, cpu_model="another"), tmp_path / "p")
+    with pytest.raises(FileFormatError, match="belongs to a device with the CPU None, this one's is 'another'"):
+        one.measure(one.default_candidate(LAYER), training_points(LAYER))
+    assert list(one.profile.samples()) == []
 
 
 def test_a_device_that_is_gone_ends_the_tuning_and_blames_nobody(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tvm_coexec.errors import CoexecError
 
-COMMANDS = ("devices", "doctor", "tune", "plan", "build", "check", "run")
+COMMANDS = ("devices", "doctor", "tune", "profile", "plan", "build", "check", "run")
 
 _OUTPUT = 1
 """The file descriptor of the standard output."""

@@ -64,6 +64,7 @@ def run(
     key: str | None,
 ) -> int:
     from tvm_coexec.prediction.evaluation import format_table
+    from tvm_coexec.profile import Profile
     from tvm_coexec.tuning import tune
     from tvm_coexec.tuning.workloads import MODEL_SUFFIXES, layers_named
 
@@ -80,5 +81,8 @@ def run(
         cpu_cores=cpu_cores,
         gpu_cores=gpu_cores,
     )
+    with Profile.open(out) as profile:
+        for reason, count in profile.failures().items():
+            print(f"{count} candidate{'s' if count > 1 else ''} could not be measured: {reason}")
     print(f"errors of the predictors on layers held out of training:\n{format_table(evaluations)}\nprofile: {out}")
     return 0

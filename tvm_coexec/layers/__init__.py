@@ -52,11 +52,12 @@ from .steps import (
     step_numbers,
     step_operands,
 )
-from .variants import Hardware, Variant, grid_for
+from .variants import GENERATOR_VERSION, Hardware, Variant, grid_for
 
 __all__ = [
     "ACTIVATIONS",
     "EPILOGUE_STEPS",
+    "GENERATOR_VERSION",
     "MAX_NARROW",
     "PER_CHANNEL",
     "ROW_BLOCK",

@@ -8,7 +8,7 @@ import numpy as np
 
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import AnyLayer, Variant
-from tvm_coexec.prediction.predictors import undisturbed
+from tvm_coexec.prediction.predictors import newest
 from tvm_coexec.profile.records import Sample
 
 from .plan import LayerPlan
@@ -35,9 +35,9 @@ def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overhea
 
 
 def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], Half]:
-    """The best variant for each ``(side, units, other units)``, by the median of all its undisturbed repetitions."""
+    """The best variant for each ``(side, units, other units)``, by the median of its newest repetitions."""
     repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
-    for sample in undisturbed(sample for sample in samples if sample.layer == layer):
+    for sample in newest(sample for sample in samples if sample.layer == layer):
         key = (sample.side, sample.units, sample.other_units), sample.variant
         repetitions_us.setdefault(key, []).extend(sample.latency_us)
     best: dict[tuple[str, int, int], Half] = {}

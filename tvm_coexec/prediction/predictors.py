@@ -78,16 +78,13 @@ def labels_us(samples: Sequence[Sample]) -> np.ndarray:
     return np.array([np.quantile(sample.latency_us, _LABEL_QUANTILE) for sample in samples])
 
 
-def undisturbed(samples: Iterable[Sample]) -> list[Sample]:
-    """Of the samples of the same half the one with the shortest time: the others were measured beside other work."""
-    chosen = list(samples)
-    shortest: dict[tuple[Any, ...], int] = {}
-    latency_us = labels_us(chosen)
-    for place, sample in enumerate(chosen):
+def newest(samples: Iterable[Sample]) -> list[Sample]:
+    """Of the samples of the same half the newest one: it was measured again where the one before was doubtful."""
+    found: dict[tuple[Any, ...], Sample] = {}
+    for sample in samples:
         half = (sample.side, sample.layer, sample.variant, sample.units, sample.other_variant, sample.other_units)
-        if latency_us[place] < latency_us[shortest.setdefault(half, place)]:
-            shortest[half] = place
-    return [chosen[place] for place in shortest.values()]
+        found[half] = sample
+    return list(found.values())
 
 
 def weights(samples: Sequence[Sample]) -> np.ndarray:

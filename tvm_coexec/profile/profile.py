@@ -21,7 +21,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.files import whole_file
 
 from .records import Candidate, Point, Sample, VariantSets
-from .store import VERSION, SampleStore, damaged, now
+from .store import VERSION, Run, SampleStore, damaged, now
 from .trial_runs import Rehearsal
 
 FORMAT = "tvm-coexec profile"
@@ -76,8 +76,8 @@ class Profile:
         Parameters
         ----------
         facts
-            What the device at hand says of itself. Its name, mechanism and number of cores must be the profile's.
-            Another driver version is warned of; what is added is then kept as another run.
+            What the device at hand says of itself. Its name, CPU, mechanism and number of cores must be the profile's.
+            Another driver version is warned of: what was measured of the other is kept, but counts no more.
 
         Raises
         ------
@@ -153,8 +153,12 @@ class Profile:
         self._store.add_samples(samples)
 
     def samples(self) -> Iterator[Sample]:
-        """Every sample of every run, in the order of measuring."""
+        """Every current sample, in the order of measuring: of this device, driver and version of the kernels."""
         return self._store.samples()
+
+    def runs(self) -> list[Run]:
+        """The circumstances of all samples, the first run first."""
+        return self._store.runs()
 
     def measured_variants(self) -> VariantSets:
         """The variants of each layer and side that were measured."""
@@ -169,12 +173,16 @@ class Profile:
         return self._store.has(candidate, point)
 
     def add_failure(self, candidate: Candidate, message: str) -> None:
-        """Store at once that a candidate cannot be measured, so that nobody tries it again."""
+        """Store at once that a candidate cannot be measured, so that nobody tries it again for a week."""
         self._store.add_failure(candidate, message)
 
     def failure(self, candidate: Candidate) -> str | None:
-        """Why a candidate could not be measured; None if it did not fail."""
+        """Why a candidate could not be measured lately; None if it did not fail."""
         return self._store.failure(candidate)
+
+    def failures(self) -> dict[str, int]:
+        """The reasons for which candidates could not be measured, and how many there are of each."""
+        return self._store.failures()
 
     def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
         """Store runs of a network; the last of them is by the best plan so far."""
@@ -211,6 +219,11 @@ def _check_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) 
             f"the profile {path} belongs to {own.get('name')!r}, the device is {facts['name']!r};"
             " choose that device, or tune into another directory"
         )
+    if own.get("cpu_model") != facts.get("cpu_model"):
+        raise FileFormatError(
+            f"the profile {path} belongs to a device with the CPU {own.get('cpu_model')!r}, this one's is "
+            f"{facts.get('cpu_model')!r}; choose that device, or tune into another directory"
+        )
     if own.get("mechanism") != facts["mechanism"]:
         raise FileFormatError(
             f"the profile {path} was measured with the mechanism {own.get('mechanism')!r}, the device is open with "
@@ -230,7 +243,7 @@ def _warn_of_driver(path: Path, last: Mapping[str, Any], facts: Mapping[str, Any
     if before != at_hand:
         warnings.warn(
             f"the profile {path} was measured with driver {before!r}, the device now has {at_hand!r};"
-            " new samples are kept as another run",
+            " what was measured of the other driver counts no more",
             stacklevel=3,
         )
 

@@ -1,6 +1,8 @@
 """The database of a profile: every repetition of every measurement, the candidates that failed, and rehearsals.
 
-Its tables are plain: layers, variants and facts are JSON, times are arrays of microseconds.
+Its tables are plain: layers, variants and facts are JSON, times are arrays of microseconds. Every row knows its run,
+and a run its origin: the device, its driver and the version of the kernels. What was measured of another driver or of
+older kernels stays, but only rows of the last run's origin are current and are given out.
 """
 
 from __future__ import annotations
@@ -9,17 +11,24 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
+from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant, layer_from_json, layer_to_json
 
 from .records import Candidate, Point, Sample, VariantSets
 from .trial_runs import Rehearsal
 
-VERSION = 4
+VERSION = 5
+
+_FAILURES_LAST = timedelta(days=7)
+"""A candidate that failed is tried again after this time: what failed may have been the machine."""
+
+_ORIGIN_FACTS = ("name", "cpu_model", "driver_version", "mechanism")
+"""What two runs must have in common for the times of one to be true of the other."""
 
 _BUSY_TIMEOUT_S = 30
 _SCHEMA = f"""
@@ -27,6 +36,7 @@ PRAGMA user_version = {VERSION};
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     started TEXT NOT NULL,           -- ISO 8601, UTC
+    generator INTEGER NOT NULL,      -- version of what made the kernels
     facts TEXT NOT NULL              -- JSON: the device, its driver, the libraries
 );
 CREATE TABLE samples (
@@ -62,6 +72,32 @@ CREATE TABLE rehearsals (
 """
 
 
+@dataclass(frozen=True)
+class Run:
+    """Circumstances under which some samples were measured, and how many.
+
+    Parameters
+    ----------
+    started
+        When, as ISO 8601, UTC.
+    generator
+        Version of what made the kernels.
+    facts
+        What the device said of itself.
+    samples, failures
+        How many there are of each.
+    is_current
+        Whether they are true of the device as it was last seen, and of the kernels of this program.
+    """
+
+    started: str
+    generator: int
+    facts: Mapping[str, Any]
+    samples: int
+    failures: int
+    is_current: bool
+
+
 class SampleStore:
     """An open database; whatever a method has added is on disk when it returns.
 
@@ -74,6 +110,7 @@ class SampleStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._run: int | None = None
+        self._current: set[int] | None = None
         try:
             self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S)
         except sqlite3.OperationalError as error:
@@ -101,14 +138,53 @@ class SampleStore:
         """Say under which circumstances the following samples are measured; the facts of the run before, if any."""
         text = json.dumps(dict(facts), sort_keys=True)
         with self._transaction() as database:
-            row = database.execute("SELECT id, facts FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+            row = database.execute("SELECT id, facts, generator FROM runs ORDER BY id DESC LIMIT 1").fetchone()
             last = None if row is None else self._facts(row[1])
-            if row is not None and row[1] == text:
+            if row is not None and row[1:] == (text, GENERATOR_VERSION):
                 self._run = row[0]
             else:
-                inserted = database.execute("INSERT INTO runs (started, facts) VALUES (?, ?)", (now(), text))
+                inserted = database.execute(
+                    "INSERT INTO runs (started, generator, facts) VALUES (?, ?, ?)", (now(), GENERATOR_VERSION, text)
+                )
                 self._run = inserted.lastrowid
+        self._current = None
         return last
+
+    def runs(self) -> list[Run]:
+        """Every run, the first one first."""
+        with self._reading() as database:
+            rows = database.execute(
+                "SELECT id, started, generator, facts, (SELECT count(*) FROM samples WHERE run = runs.id),"
+                " (SELECT count(*) FROM failures WHERE run = runs.id) FROM runs ORDER BY id"
+            ).fetchall()
+        current = self._current_runs()
+        return [
+            Run(started, generator, self._facts(facts), samples, failures, number in current)
+            for number, started, generator, facts, samples, failures in rows
+        ]
+
+    def _current_runs(self) -> set[int]:
+        """The runs of the same origin as the last one, if that is of this program's kernels."""
+        if self._current is None:
+            self._current = self._find_current_runs()
+        return self._current
+
+    def _find_current_runs(self) -> set[int]:
+        with self._reading() as database:
+            rows = database.execute("SELECT id, generator, facts FROM runs ORDER BY id").fetchall()
+        origins = {number: (generator, self._origin(facts)) for number, generator, facts in rows}
+        if not origins:
+            return set()
+        last = origins[max(origins)]
+        return {number for number, origin in origins.items() if origin == last and origin[0] == GENERATOR_VERSION}
+
+    def _origin(self, facts: str) -> tuple[Any, ...]:
+        known = self._facts(facts)
+        return tuple(known.get(name) for name in _ORIGIN_FACTS)
+
+    def _is_current(self) -> str:
+        """The condition in SQL that a row belongs to a current run."""
+        return f"run IN ({', '.join(map(str, sorted(self._current_runs())))})"
 
     def add_samples(self, samples: Iterable[Sample]) -> None:
         """Store samples, all or none."""
@@ -122,22 +198,25 @@ class SampleStore:
             )
 
     def samples(self) -> Iterator[Sample]:
-        """Every sample of every run, in the order of measuring."""
+        """Every current sample, in the order of measuring."""
         with self._reading() as database:
             for row in database.execute(
-                "SELECT layer, side, variant, units, other_units, latency_us, other_variant FROM samples ORDER BY id"
+                "SELECT layer, side, variant, units, other_units, latency_us, other_variant FROM samples"
+                f" WHERE {self._is_current()} ORDER BY id"
             ):
                 yield _sample(self._path, row)
 
     def measured_variants(self) -> VariantSets:
-        """What there are samples of."""
-        return self._variants("SELECT DISTINCT side, layer, variant FROM samples")
+        """What there are current samples of."""
+        return self._variants(f"SELECT DISTINCT side, layer, variant FROM samples WHERE {self._is_current()}")
 
     def failed_variants(self) -> VariantSets:
         """The variants of which there are failures, and no samples that would acquit them."""
         measured = self.measured_variants()
+        stands = self._stands()
         failed = self._variants(
-            "SELECT 'cpu', layer, cpu_variant FROM failures UNION SELECT 'gpu', layer, gpu_variant FROM failures"
+            f"SELECT 'cpu', layer, cpu_variant FROM failures WHERE {stands}"
+            f" UNION SELECT 'gpu', layer, gpu_variant FROM failures WHERE {stands}"
         )
         return {key: variants - measured.get(key, frozenset()) for key, variants in failed.items()}
 
@@ -159,11 +238,12 @@ class SampleStore:
             ("cpu", cpu, point.cpu_units, gpu, point.gpu_units),
             ("gpu", gpu, point.gpu_units, cpu, point.cpu_units),
         ]
+        is_current = self._is_current()
         with self._reading() as database:
             return all(
                 database.execute(
                     "SELECT 1 FROM samples WHERE layer = ? AND side = ? AND variant = ? AND units = ?"
-                    " AND other_variant IS ? AND other_units = ? LIMIT 1",
+                    f" AND other_variant IS ? AND other_units = ? AND {is_current} LIMIT 1",
                     (layer, side, variant, units, other if co_run else None, other_units),
                 ).fetchone()
                 for side, variant, units, other, other_units in halves
@@ -181,13 +261,27 @@ class SampleStore:
             )
 
     def failure(self, candidate: Candidate) -> str | None:
-        """Why a candidate could not be measured; None if it did not fail."""
+        """Why a candidate could not be measured lately; None if it did not fail."""
         with self._reading() as database:
             row = database.execute(
-                "SELECT message FROM failures WHERE layer = ? AND cpu_variant = ? AND gpu_variant = ? ORDER BY id DESC",
+                "SELECT message FROM failures WHERE layer = ? AND cpu_variant = ? AND gpu_variant = ?"
+                f" AND {self._stands()} ORDER BY id DESC",
                 _candidate_key(candidate),
             ).fetchone()
         return None if row is None else str(row[0])
+
+    def failures(self) -> dict[str, int]:
+        """The reasons for which candidates cannot be measured, and how many there are of each."""
+        with self._reading() as database:
+            rows = database.execute(
+                f"SELECT message, count(*) FROM failures WHERE {self._stands()} GROUP BY message ORDER BY count(*) DESC"
+            ).fetchall()
+        return dict(rows)
+
+    def _stands(self) -> str:
+        """The condition in SQL that a failure still counts."""
+        since = (datetime.now(timezone.utc) - _FAILURES_LAST).isoformat(timespec="milliseconds")
+        return f"{self._is_current()} AND failed >= '{since}'"
 
     def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
         """Store rehearsals, all or none."""
@@ -197,9 +291,11 @@ class SampleStore:
             database.executemany("INSERT INTO rehearsals (run, rehearsed, network, content) VALUES (?, ?, ?, ?)", rows)
 
     def rehearsals(self) -> dict[str, list[Rehearsal]]:
-        """Those of each network, in the order in which they were added."""
+        """The current ones of each network, in the order in which they were added."""
         with self._reading() as database:
-            rows = database.execute("SELECT network, rehearsed, content FROM rehearsals ORDER BY id").fetchall()
+            rows = database.execute(
+                f"SELECT network, rehearsed, content FROM rehearsals WHERE {self._is_current()} ORDER BY id"
+            ).fetchall()
         found: dict[str, list[Rehearsal]] = {}
         for network, rehearsed, content in rows:
             try:

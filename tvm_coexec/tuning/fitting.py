@@ -11,7 +11,7 @@ from tvm_coexec.prediction.evaluation import Evaluation, evaluate
 from tvm_coexec.prediction.features import Processor
 from tvm_coexec.prediction.memory_model import usable_cache_bytes
 from tvm_coexec.prediction.noise import Disturbance
-from tvm_coexec.prediction.predictors import LatencyPredictor, train, undisturbed
+from tvm_coexec.prediction.predictors import LatencyPredictor, newest, train
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Sample
 
@@ -35,7 +35,7 @@ def learn(samples: Sequence[Sample], facts: dict[str, Any]) -> dict[str, Latency
 def fit(profile: Profile) -> list[Evaluation]:
     """Train both predictors on all samples of a profile, and store them with their error on held-out layers."""
     measured = list(profile.samples())
-    samples = undisturbed(measured)
+    samples = newest(measured)
     evaluations = []
     for side, predictor in learn(samples, profile.facts).items():
         own = [sample for sample in samples if sample.side == side]

@@ -11,8 +11,8 @@ import numpy as np
 from tvm_coexec import schedules
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import Target
-from tvm_coexec.errors import KernelError
-from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.errors import KernelError, MeasurementError
+from tvm_coexec.layers import AnyLayer, Linear, Variant
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point, PointTimes, samples_of
 from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
@@ -25,6 +25,9 @@ _CANDIDATES = 2
 
 ROUNDS = 3
 """Times that all points of a candidate are measured, one after the other."""
+
+_HARMLESS = Linear(8, 64, 64)
+"""A layer that every device computes: where it fails, too, no candidate is to blame."""
 
 _POINT_S = 0.05
 """A point is repeated for about this long, within the bounds below."""
@@ -73,15 +76,35 @@ class Tuner:
     def ask(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> Measurement:
         """One call to the device; once more, in a session of its own, where the first one was lost on the way.
 
-        What ends a session twice is the candidate's fault; a server that was stopped, or a machine that stood still,
-        ends it once. A device that fails twice is nobody's fault here, and ends the tuning: what was measured is kept.
+        What ends a session twice is the candidate's fault where the device still computes something else; a server that
+        was stopped, or a machine that stood still, ends it once. A device that fails twice is nobody's fault here, and
+        ends the tuning: what was measured is kept.
         """
         module = self.module(candidate)
         try:
             return self.session.measure(module, points, check=check)
         except (SessionLostError, DeviceFailedError):
-            self.session.reconnect()
+            self._reconnect()
+        try:
             return self.session.measure(module, points, check=check)
+        except SessionLostError:
+            self._reconnect()
+            self._check_that_the_device_works()
+            raise
+
+    def _reconnect(self) -> None:
+        """Take a new session, and see that it is on the device that the profile is of, not on another of its key."""
+        self.session.reconnect()
+        self.profile.check_device(self.session.facts())
+
+    def _check_that_the_device_works(self) -> None:
+        try:
+            self.session.measure(self.module(self.default_candidate(_HARMLESS)), [Point(1, 1)])
+        except (KernelError, MeasurementError) as error:
+            raise DeviceFailedError(
+                f"the device fails whatever it computes ({error}); restart its server and tune again: what was "
+                "measured is kept"
+            ) from None
 
     def module(self, candidate: Candidate) -> bytes:
         """A module file of the candidate alone."""

@@ -17,7 +17,7 @@ from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, ways_to_divide
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
-from tvm_coexec.prediction.predictors import undisturbed
+from tvm_coexec.prediction.predictors import newest
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import DeviceChoice
 
@@ -182,7 +182,7 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
     layers = list(dict.fromkeys(way for layer in layers for way in ways_to_divide(layer)))
     for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
         tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
-    search_variants(tuner, layers, lambda: learn(undisturbed(tuner.profile.samples()), tuner.profile.facts), until)
+    search_variants(tuner, layers, lambda: learn(newest(tuner.profile.samples()), tuner.profile.facts), until)
 
 
 def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
