@@ -21,15 +21,13 @@ if TYPE_CHECKING:
     from .frame import Launch, Operand
 
 IMPLEMENTATION = "heads"
-MASKS = {"constant": "mask", "input": "input3"}
-"""Operands that hold a mask."""
 
 _GPU_THREADS = (16, 32, 8)
 
 
 def operand_names(layer: Attention, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    mask = (MASKS[layer.mask],) if layer.mask in MASKS else ()
+    mask = (Attention.MASK_OPERANDS[layer.mask],) if layer.mask in Attention.MASK_OPERANDS else ()
     return ("input", "input1", "input2", *mask, "output")
 
 

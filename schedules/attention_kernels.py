@@ -20,7 +20,6 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import SCRATCH, TILE, Attention, Variant, tile_count
 
-from .attention import MASKS
 from .dispatch import Dispatch
 from .epilogue import Epilogue
 from .frame import Buffer, Launch, Operand, begin_kernel, where
@@ -86,7 +85,7 @@ class Steps:
         """What is added to the scores of a key, whatever the query."""
         if self.layer.mask == "none" or self.layer.masks_queries:
             return T.float32(0)
-        return self.buffers[MASKS[self.layer.mask]][self._mask_row(item, head, 0), key]
+        return self.buffers[Attention.MASK_OPERANDS[self.layer.mask]][self._mask_row(item, head, 0), key]
 
     def _mask_row(self, item: Any, head: Any, query: Any) -> Any:
         row: Any = 0
@@ -122,7 +121,7 @@ class Steps:
                 of_all = packed.summands[(*packed.place, start + lane)]
                 if not self.layer.masks_queries:
                     return of_all
-                return of_all + self.buffers[MASKS[self.layer.mask]][mask_row(row), start + lane]
+                return of_all + self.buffers[Attention.MASK_OPERANDS[self.layer.mask]][mask_row(row), start + lane]
 
             def term(d: Any, row: Any, lane: Any) -> Any:
                 return queries[row, d] * packed.keys[(*packed.place, number, d, lane)]
@@ -271,7 +270,7 @@ def opencl_launches(
     places = (layer.units, layer.unit_heads, layer.batch)
     scratch = tuple(Operand(f"{SCRATCH}{number}", (*places, *shape)) for number, shape in enumerate(shapes))
     named = {operand.name: operand for operand in operands}
-    mask = tuple(named[name] for name in MASKS.values() if name in named)
+    mask = tuple(named[name] for name in Attention.MASK_OPERANDS.values() if name in named)
     packing = (named["input1"], named["input2"], *(() if layer.masks_queries else mask))
     spread = Dispatch(grid=(layer.batch, 1), group=(1, 1), unit_axis=1, padded_rows=dispatch.padded_rows)
 

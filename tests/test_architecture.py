@@ -119,7 +119,13 @@ def test_no_file_is_imported_by_what_it_imports() -> None:
 RINGS = {
     f"tvm_coexec.{name}"
     for name in (
-        *("frontends.fuse", "frontends.fuse_images", "frontends.fuse_rows", "frontends.opaque"),
+        *(
+            "frontends.fuse",
+            "frontends.fuse_arithmetic",
+            "frontends.fuse_images",
+            "frontends.fuse_rows",
+            "frontends.opaque",
+        ),
         *("frontends.onnx_control", "frontends.onnx_functions", "frontends.onnx_sequences", "frontends.onnx_simplify"),
         *("frontends.torch_import", "frontends.torch_operators"),
         *("runtime.executor", "runtime.prepared"),

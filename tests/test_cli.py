@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tvm_coexec import cli
 from tvm_coexec.cli import devices, doctor
 from tvm_coexec.cli.options import parse_cores
-from tvm_coexec.compiler import kernels
+from tvm_coexec.compiler import toolchain
 from tvm_coexec.errors import DeviceError, ToolchainError
 from tvm_coexec.layers import Linear, Variant
 from tvm_coexec.profile import Profile
@@ -228,7 +228,7 @@ def test_doctor_goes_on_after_a_failure_and_exits_with_1(
     def no_compiler() -> str:
         raise ToolchainError("no C compiler; install one")
 
-    monkeypatch.setattr(kernels, "c_compiler", no_compiler)
+    monkeypatch.setattr(toolchain, "c_compiler", no_compiler)
     monkeypatch.setattr(loader, "query_devices", lambda worker_count: ([], ["the driver 'X' fails: out of luck"]))
     monkeypatch.setattr(doctor, "_tracker", lambda: "answers")
     assert cli.main(["doctor"]) == 1

@@ -52,6 +52,7 @@ class Attention:
     epilogue: ClassVar[tuple[str, ...]] = ()
 
     MASKS: ClassVar[tuple[str, ...]] = ("none", "constant", "input")
+    MASK_OPERANDS: ClassVar[dict[str, str]] = {"constant": "mask", "input": "input3"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "value_dim", self.value_dim or self.head_dim)
