@@ -219,6 +219,22 @@ def test_a_range_that_is_not_quite_as_asked_for(tmp_path: Path) -> None:
         check_operator("FAKE_QUANT", [X], tmp_path, options="FakeQuant", min=low, max=high, numBits=8)
 
 
+@pytest.mark.parametrize(("shape", "length"), [((2, 1, 12), (1, 12)), ((2, 4, 6), (4, 8)), ((3, 5, 8), (4, 8))])
+def test_spectra(shape: tuple[int, ...], length: tuple[int, int], tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("sound", shape)
+    kept = (*shape[:-2], length[0], length[1] // 2 + 1)
+    spectrum = writer.add("RFFT2D", [x, writer.integers(length)], kept, "Rfft2d")
+    writer.tensors[spectrum].type = TYPES["complex64"]
+    parts = [writer.add(operator, [spectrum], kept) for operator in ("REAL", "IMAG", "COMPLEX_ABS")]
+    graph = graph_of(writer.finish([x], parts), tmp_path)
+    sound = numbers(*shape)
+    padded = np.pad(sound, ((0, 0), (0, max(length[0] - shape[1], 0)), (0, max(length[1] - shape[2], 0))))
+    expected = np.fft.rfft2(padded[:, : length[0], : length[1]])
+    for result, part in zip(evaluate(graph, {"sound": sound}).values(), (np.real, np.imag, np.abs), strict=True):
+        np.testing.assert_allclose(result, part(expected), atol=1e-4)
+
+
 def test_largest_places_have_the_type_of_the_file(tmp_path: Path) -> None:
     check_operator("ARG_MAX", [X, integers(1)], tmp_path, options="ArgMax", outputType=TYPES["int32"], dtype="int32")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ModelError
-from . import tflite_axes, tflite_custom, tflite_elementwise, tflite_images, tflite_places
+from . import tflite_axes, tflite_custom, tflite_elementwise, tflite_images, tflite_places, tflite_spectra
 from .relax import Naming, bindings, trace_function
 from .tflite_file import FileOperator, TfliteFile
 from .tflite_import import Converter, Imported, import_file
@@ -21,6 +21,7 @@ _CONVERTERS = {
     **{code: Converter(write, "first") for code, write in tflite_custom.ON_IMAGES.items()},
     **{code: Converter(write, "file", is_whole=True) for code, write in tflite_custom.ON_LANDMARKS.items()},
     **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_spectra.CONVERTERS.items()},
 }
 
 _KNOWN_CUSTOM = (*tflite_custom.ON_IMAGES, *tflite_custom.ON_LANDMARKS, DETECTION)

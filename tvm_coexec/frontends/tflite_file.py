@@ -18,7 +18,7 @@ _BUILTIN_OPERATORS = {code: name for name, code in vars(tflite.BuiltinOperator).
 _BUILTIN_OPTIONS = {code: name for name, code in vars(tflite.BuiltinOptions).items() if isinstance(code, int)}
 _TYPES = {code: name.lower() for name, code in vars(tflite.TensorType).items() if isinstance(code, int)}
 _QUANTISED_TYPES = ("int4", "int8", "uint8", "int16", "int32", "int64")
-_WIDENED_TYPES = ("float16", "bfloat16")
+_WIDENED_TYPES = ("float16", "bfloat16", "complex64")
 """Types of which numbers are computed in float32."""
 
 
@@ -62,6 +62,11 @@ class FileTensor:
         """The type in which the tensor is computed."""
         is_float = self.is_quantised or self.stored_dtype in _WIDENED_TYPES
         return "float32" if is_float else self.stored_dtype
+
+    @property
+    def computed_shape(self) -> tuple[int, ...]:
+        """The shape in which the tensor is computed: complex numbers are pairs of real ones."""
+        return (*self.shape, 2) if self.stored_dtype == "complex64" else self.shape
 
     @cached_property
     def constant(self) -> np.ndarray | None:

@@ -25,6 +25,10 @@ CHANNELS_FIRST = (0, 3, 1, 2)
 """The file's axes of an image in the order that layers expect."""
 _CHANNELS_LAST = (0, 2, 3, 1)
 
+_TYPES_OF_ARRAYS = (
+    *("float32", "float64", "float16", "bool", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+)
 _INTEGER_RANGES = {name: (np.iinfo(name).min, np.iinfo(name).max) for name in ("int8", "int16", "uint8")}
 _KEEPING = (
     *("BATCH_TO_SPACE_ND", "CONCATENATION", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND", "MAXIMUM"),
@@ -108,6 +112,10 @@ class Importer:
 
     def parameter(self, tensor: FileTensor, shapes: Mapping[str, Sequence[int]]) -> relax.Var:
         """An input, in the type that the file gives it."""
+        if tensor.stored_dtype not in _TYPES_OF_ARRAYS:
+            raise ModelError(
+                f"input {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(_TYPES_OF_ARRAYS)}"
+            )
         shape = tuple(shapes.get(tensor.name, tensor.shape))
         if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
             raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
@@ -120,6 +128,10 @@ class Importer:
     def output(self, tensor: FileTensor) -> relax.Expr:
         """An output, in the type that the file gives it."""
         value = self.value(tensor.index)
+        if tensor.stored_dtype not in _TYPES_OF_ARRAYS:
+            raise ModelError(
+                f"output {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(_TYPES_OF_ARRAYS)}"
+            )
         if tensor.stored_dtype == tensor.dtype:
             return value
         if tensor.quantisation is None:
@@ -205,7 +217,7 @@ class Importer:
             result = self._emit(_on_grid(result, tensor), tensor, operator.source, is_whole=True)
         shape, dtype = static_type(result.ty, str(operator.source))
         is_first = is_first and len(shape) == 4
-        expected = tuple(tensor.shape[axis] for axis in CHANNELS_FIRST) if is_first else tensor.shape
+        expected = tuple(tensor.shape[axis] for axis in CHANNELS_FIRST) if is_first else tensor.computed_shape
         if dtype != tensor.dtype or (shape != expected and tensor.has_fixed_shape and not self.is_resized):
             raise ModelError(
                 f"{operator.source} makes {dtype} of shape {list(shape)}, where the file has {tensor.dtype} of shape "
