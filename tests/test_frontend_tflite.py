@@ -235,6 +235,33 @@ def test_spectra(shape: tuple[int, ...], length: tuple[int, int], tmp_path: Path
         np.testing.assert_allclose(result, part(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize("is_time_first", [False, True])
+@pytest.mark.parametrize("gates", ["four", "three, with peepholes, projected"])
+def test_long_short_term_memory(is_time_first: bool, gates: str, tmp_path: Path) -> None:
+    units, channels, is_coupled = 4, 5, gates != "four"
+    writer = Writer()
+    x = writer.tensor("x", (3, 2, channels) if is_time_first else (2, 3, channels))
+    hidden = 3 if is_coupled else units
+
+    def weights(*shape: int, absent: bool = False) -> int:
+        return -1 if absent else writer.constant(numbers(*shape))
+
+    operands = [x]
+    for depth in (channels, hidden):
+        operands += [weights(units, depth, absent=is_coupled and not place) for place in range(4)]
+    operands += [weights(units, absent=not is_coupled or not place) for place in range(3)]
+    operands += [weights(units, absent=is_coupled and not place) for place in range(4)]
+    operands += [weights(hidden, units, absent=not is_coupled), weights(hidden, absent=not is_coupled)]
+    for name, size in (("hidden", hidden), ("cell", units)):
+        operands.append(writer.tensor(name, (2, size)))
+        writer.tensors[operands[-1]].isVariable = True
+    shape = (3, 2, hidden) if is_time_first else (2, 3, hidden)
+    settings = {"fusedActivationFunction": 4, "timeMajor": is_time_first, "cellClip": 0.5 * is_coupled, "projClip": 0.0}
+    name = "UnidirectionalSequenceLSTM"
+    result = writer.add("UNIDIRECTIONAL_SEQUENCE_LSTM", [*operands, -1, -1, -1, -1], shape, name, **settings)
+    check(writer.finish([x], [result]), tmp_path)
+
+
 def test_largest_places_have_the_type_of_the_file(tmp_path: Path) -> None:
     check_operator("ARG_MAX", [X, integers(1)], tmp_path, options="ArgMax", outputType=TYPES["int32"], dtype="int32")
 

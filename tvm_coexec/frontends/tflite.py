@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ModelError
-from . import tflite_axes, tflite_custom, tflite_elementwise, tflite_images, tflite_places, tflite_spectra
+from . import (
+    tflite_axes,
+    tflite_custom,
+    tflite_elementwise,
+    tflite_images,
+    tflite_places,
+    tflite_recurrent,
+    tflite_spectra,
+)
 from .relax import Naming, bindings, trace_function
 from .tflite_file import FileOperator, TfliteFile
 from .tflite_import import Converter, Imported, import_file
@@ -21,6 +29,7 @@ _CONVERTERS = {
     **{code: Converter(write, "first") for code, write in tflite_custom.ON_IMAGES.items()},
     **{code: Converter(write, "file", is_whole=True) for code, write in tflite_custom.ON_LANDMARKS.items()},
     **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_recurrent.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_spectra.CONVERTERS.items()},
 }
 

@@ -19,7 +19,7 @@ def activated(value: relax.Expr, options: Any) -> relax.Expr:
     kind = 0 if options is None else options.FusedActivationFunction()
     if kind == tflite.ActivationFunctionType.NONE:
         return value
-    return _FUSED[kind](value)
+    return FUSED[kind](value)
 
 
 def clipped(value: relax.Expr, low: float, high: float) -> relax.Expr:
@@ -125,12 +125,13 @@ def _select(step: Conversion) -> relax.Expr:
     return relax.op.where(*step.operands())
 
 
-_FUSED: dict[int, Callable[[relax.Expr], relax.Expr]] = {
+FUSED: dict[int, Callable[[relax.Expr], relax.Expr]] = {
     tflite.ActivationFunctionType.RELU: relax.op.nn.relu,
     tflite.ActivationFunctionType.RELU_N1_TO_1: functools.partial(clipped, low=-1, high=1),
     tflite.ActivationFunctionType.RELU6: functools.partial(clipped, low=0, high=6),
     tflite.ActivationFunctionType.TANH: relax.op.tanh,
 }
+"""Activations that other operators may end in."""
 
 _UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "ABS": relax.op.abs,
@@ -145,9 +146,9 @@ _UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "LOGISTIC": relax.op.sigmoid,
     "NEG": relax.op.negative,
     "RELU": relax.op.nn.relu,
-    "RELU6": _FUSED[tflite.ActivationFunctionType.RELU6],
+    "RELU6": FUSED[tflite.ActivationFunctionType.RELU6],
     "RELU_0_TO_1": functools.partial(clipped, low=0, high=1),
-    "RELU_N1_TO_1": _FUSED[tflite.ActivationFunctionType.RELU_N1_TO_1],
+    "RELU_N1_TO_1": FUSED[tflite.ActivationFunctionType.RELU_N1_TO_1],
     "ROUND": relax.op.round,
     "RSQRT": relax.op.rsqrt,
     "SIGN": relax.op.sign,

@@ -121,6 +121,9 @@ class TfliteFile:
 
     def _stored(self, native: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
         data = self._data(native.Buffer())
+        if native.IsVariable() and dtype in _READERS:
+            # a state: a run begins where the first of all does
+            return np.zeros(shape, _READERS[dtype](np.zeros(8, np.uint8)).dtype)
         if data is None or dtype not in _READERS:
             return None
         elements = _READERS[dtype](data)

@@ -16,7 +16,7 @@ from .tflite_import import Conversion, Importer
 DETECTION = "TFLite_Detection_PostProcess"
 """The one custom operator that TVM knows."""
 _CONTROL_FLOW = ("CALL", "CALL_ONCE", "IF", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "WHILE")
-_STATEFUL = ("ASSIGN_VARIABLE", "HASHTABLE", "READ_VARIABLE", "VAR_HANDLE")
+_STATEFUL = ("ASSIGN_VARIABLE", "HASHTABLE", "READ_VARIABLE", "SVDF", "VAR_HANDLE")
 
 
 def by_tvm(step: Conversion) -> relax.Expr | list[relax.Expr]:
