@@ -3,7 +3,8 @@
 A family module gives, for its layer class: ``variants``, ``default_variant``, ``operand_names``, ``pack``, ``dispatch``
 (none of which needs a compiler) and ``build``, which makes the scheduled kernels of a half. The two halves of a layer
 may read different packings of its parameters, so an operand's name says how it is packed. ``halo`` and
-``halo_kernels`` are no family: they have the kernel that follows one whose output shares memory with others.
+``halo_kernels`` are no family: they have the kernel that follows one whose output shares memory with others; nor is
+``gpu_products``, which has kernels of several.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import attention, conv2d, images, linear, opaque, place, rowwise
+from . import attention, conv2d, gpu_products, images, linear, opaque, place, rowwise
+
+__all__ = ["family", "gpu_products"]
 
 _FAMILIES = {
     "attention": attention,

@@ -14,10 +14,11 @@ import numpy as np
 
 from tvm_coexec.layers import Conv2d, Hardware, ImageLayouts, Variant
 
-from . import conv2d_direct, depthwise, winograd
+from . import conv2d_direct, conv2d_products, depthwise, gpu_products, winograd
 from .dispatch import Dispatch
 from .packing import pack_steps
 from .pixels import operand_names as names_with
+from .product import Extents
 
 if TYPE_CHECKING:
     from .frame import Launch
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     module.IMPLEMENTATION: module for module in (depthwise, conv2d_direct, winograd)
 }
+_MODULES = (*_IMPLEMENTATIONS.values(), conv2d_products)
 
 
 def _implementation(variant: Variant) -> ModuleType:
-    return _IMPLEMENTATIONS[variant.implementation]
+    return conv2d_products if gpu_products.computes(variant) else _IMPLEMENTATIONS[variant.implementation]
 
 
 def operand_names(layer: Conv2d, variant: Variant) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
     A variant suits every layout, not equally: blocks of pixels that run across the lines of an image lose by a halo.
     """
     layouts = ImageLayouts.alone(layer)
-    able = [module for module in _IMPLEMENTATIONS.values() if module.can_compute(layer)]
+    able = [module for module in _MODULES if module.can_compute(layer)]
     able.sort(key=lambda module: module.cost(layer))
     return [variant for module in able for variant in module.variants(layer, side, hardware, layouts)]
 
@@ -75,6 +77,11 @@ def weight_bytes(layer: Conv2d, variant: Variant) -> int:
     """Bytes of the weights as the kernels of a variant read them."""
     size: int = _implementation(variant).weight_bytes(layer, variant)
     return size
+
+
+def extents(layer: Conv2d) -> Extents:
+    """How large a layer without groups is as a product."""
+    return conv2d_products.extents(layer, ImageLayouts.alone(layer))
 
 
 def error_bound(variant: Variant) -> float:

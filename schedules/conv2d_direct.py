@@ -123,10 +123,10 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
 
 
 def _inner_reduction(layer: Conv2d, layouts: ImageLayouts) -> int:
-    return layer.kernel[1] * layer.in_channels if _has_long_lines(layer, layouts) else _span(layer)
+    return layer.kernel[1] * layer.in_channels if has_long_lines(layer, layouts) else _span(layer)
 
 
-def _has_long_lines(layer: Conv2d, layouts: ImageLayouts) -> bool:
+def has_long_lines(layer: Conv2d, layouts: ImageLayouts) -> bool:
     """Whether the values that a line of the kernel reads follow each other."""
     return layouts.input.narrow and layer.dilation[1] == 1 and layer.groups == 1
 
@@ -137,7 +137,7 @@ def _skips(layer: Conv2d, layouts: ImageLayouts, block: int) -> list[int]:
     top, left, bottom, right = layer.padding
     lines = pixels.in_one_row and (top or bottom)
     columns = pixels.columns == block and pixels.in_one_row and (left or right)
-    written_out = block * layer.kernel[1] <= _MAX_WRITTEN_OUT and not _has_long_lines(layer, layouts)
+    written_out = block * layer.kernel[1] <= _MAX_WRITTEN_OUT and not has_long_lines(layer, layouts)
     return [SKIP_COLUMNS] * bool(columns and written_out) + [SKIP_LINES] * bool(lines) + [0]
 
 
@@ -157,7 +157,7 @@ def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
 
     layer, layouts = pixels.layer, pixels.layouts
     (kernel_h, kernel_w), span = layer.kernel, _span(layer)
-    columns = () if _has_long_lines(layer, layouts) else (kernel_w,)
+    columns = () if has_long_lines(layer, layouts) else (kernel_w,)
 
     def weight(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         _row, t, channel, s, tap_h, *column, k = index

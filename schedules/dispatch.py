@@ -14,18 +14,20 @@ ERROR_BOUND = 1e-5
 class Dispatch:
     """How a kernel is launched for a number of units, and how much of its work is padding.
 
-    ``grid`` is the number of work-groups a unit needs on each axis; the axis ``unit_axis`` is multiplied by the units.
-    Where that is None, the same work-groups compute all units.
+    ``grid`` is the number of work-groups a unit needs on each axis; the axis ``unit_axis`` is multiplied by the units,
+    and a work-group there computes so many of them ``together``. Where the axis is None, the same work-groups compute
+    all units.
     """
 
     grid: tuple[int, int]
     group: tuple[int, int]
     unit_axis: int | None
     padded_rows: int
+    together: int = 1
 
     def grid_for(self, units: int) -> tuple[int, int]:
         """Work-groups on each axis for a number of units."""
-        return grid_for(self.grid, self.unit_axis, units)
+        return grid_for(self.grid, self.unit_axis, units, self.together)
 
     def groups(self, units: int) -> int:
         x, y = self.grid_for(units)

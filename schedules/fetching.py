@@ -16,6 +16,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE
 
+from .opencl_helpers import with_helpers
+
 if TYPE_CHECKING:
     from .frame import Description
 
@@ -124,4 +126,5 @@ def fetch_ahead(sch: s_tir.Schedule, update: Any, description: Description, nest
 
 def with_fetch(source: str) -> str:
     """OpenCL C as TVM writes it, with the definition of what its kernels call to fetch."""
+    source = with_helpers(source)
     return _OPENCL_SOURCE + source if _OPENCL_FETCH in source else source

@@ -10,7 +10,7 @@ a block.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -91,21 +91,22 @@ def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, c
     return value * one_if_channel(channels, tile, channel)
 
 
-def begin_kernel(operands: Sequence[Operand]) -> tuple[dict[str, Buffer], Any, Any]:
+def begin_kernel(operands: Sequence[Operand], vectors: Container[str] = ()) -> tuple[dict[str, Buffer], Any, Any]:
     """Name the kernel that is being built ``main``, and declare its arguments: its buffers, ``begin`` and ``count``.
 
-    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place, in two digits.
+    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place, in two digits. Buffers
+    named in ``vectors`` have elements of four floats: GPUs' compilers take ``vload4`` apart, but not these.
     """
     T.func_name("main")
     T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
     handles = [T.arg(operand.name, T.handle()) for operand in operands]
     begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
-    buffers = {
-        operand.name: IRBuilder.name(
-            f"p{place:02d}_{operand.name}", T.match_buffer(handle, operand.shape, operand.dtype)
-        )
-        for place, (operand, handle) in enumerate(zip(operands, handles, strict=True))
-    }
+    buffers = {}
+    for place, (operand, handle) in enumerate(zip(operands, handles, strict=True)):
+        shape, dtype = operand.shape, operand.dtype
+        if operand.name in vectors:
+            shape, dtype = (*shape[:-1], shape[-1] // 4), f"{dtype}x4"
+        buffers[operand.name] = IRBuilder.name(f"p{place:02d}_{operand.name}", T.match_buffer(handle, shape, dtype))
     return buffers, begin, count
 
 

@@ -265,8 +265,9 @@ def describe(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...
     )
 
 
-def every(conditions: list[Any]) -> Any:
-    """The conjunction of conditions; None if there are none."""
+def every(conditions: Iterable[Any]) -> Any:
+    """The conjunction of conditions, of which None is one that always holds; None if there are no others."""
     from tvm.script.ir_builder import tirx as T
 
-    return reduce(T.And, conditions) if conditions else None
+    given = [condition for condition in conditions if condition is not None]
+    return reduce(T.And, given) if given else None

@@ -26,6 +26,7 @@ from tvm_coexec.schedules import family
 from tvm_coexec.schedules.fetching import with_fetch
 from tvm_coexec.schedules.frame import Launch
 from tvm_coexec.schedules.image_geometry import ImageLayer
+from tvm_coexec.schedules.split_sums import COUNTERS
 
 CPU = Hardware(64, 32, "cpu", 4096)
 NARROW_CPU = Hardware(16, 32, "cpu", 4096)
@@ -94,7 +95,9 @@ class Half:
         ):
             if name in buffers:
                 _write_image(buffers[name], layout, image)
-        assert buffers.keys() - packed.keys() - self.images.keys() - {"output"} <= {"scratch_0", "scratch_1"}
+        if COUNTERS in buffers:
+            buffers[COUNTERS][:] = 0  # as modules find it
+        assert buffers.keys() - packed.keys() - self.images.keys() - {"output"} <= {"scratch_0", "scratch_1", COUNTERS}
         assert self.images.keys() - buffers.keys() <= {"residual"}
         assert self.layer.epilogue.count("residual") == ("residual" in buffers)
         return buffers

@@ -198,7 +198,9 @@ class Halves:
             ArgumentSpec(role, self._source(role, kernel.side), shape, dtype) for role, shape, dtype in kernel.operands
         )
         dispatch = kernel.dispatch
-        return LaunchSpec(kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis)
+        return LaunchSpec(
+            kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis, dispatch.together
+        )
 
     def _source(self, role: str, side: str) -> Source:
         if role.startswith(SCRATCH):

@@ -52,7 +52,14 @@ def target_for(facts: Mapping[str, Any]) -> Target:
         )
     features = set(facts["cpu_features"])
     width, registers = next(((w, r) for name, w, r in _VECTORS if name in features), (16, 16))
-    hardware = Hardware(width, registers, facts["device_type"], facts["max_group_size"], facts["compute_units"])
+    hardware = Hardware(
+        width,
+        registers,
+        facts["device_type"],
+        facts["max_group_size"],
+        facts["compute_units"],
+        facts.get("local_memory_bytes", Hardware.local_bytes),
+    )
     return Target((("kind", "llvm"), ("mcpu", _cpu(machine, instructions(features)))), hardware)
 
 

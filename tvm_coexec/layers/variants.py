@@ -24,7 +24,9 @@ class Hardware:
     max_group_size
         Largest work-group of the OpenCL device.
     workers
-        Work-groups that the OpenCL device runs at once.
+        Work-groups that the OpenCL device runs at once; of a GPU, its compute units.
+    local_bytes
+        Local memory that a work-group may have.
     """
 
     vector_bytes: int = 16
@@ -32,6 +34,7 @@ class Hardware:
     opencl_type: str = "gpu"
     max_group_size: int = 256
     workers: int = 1
+    local_bytes: int = 32 << 10
 
     @property
     def lanes(self) -> int:
@@ -65,7 +68,12 @@ class Variant:
         return " ".join([self.implementation, *(f"{name}={value}" for name, value in self.params)])
 
 
-def grid_for(grid: tuple[int, int], unit_axis: int | None, units: int) -> tuple[int, int]:
-    """Work-groups of a launch on both axes, from those of one unit, which the units multiply on ``unit_axis``."""
-    columns, lines = (groups * (units if axis == unit_axis else 1) for axis, groups in enumerate(grid))
+def grid_for(grid: tuple[int, int], unit_axis: int | None, units: int, together: int = 1) -> tuple[int, int]:
+    """Work-groups of a launch on both axes, from those of one unit.
+
+    The units multiply those on ``unit_axis``, where a work-group computes so many of them ``together``.
+    """
+    columns, lines = (
+        (groups * units + together - 1) // together if axis == unit_axis else groups for axis, groups in enumerate(grid)
+    )
     return columns, lines

@@ -15,7 +15,7 @@ from tvm_coexec.graph.dependencies import Read, network_reads
 from tvm_coexec.layers import TILE, ImageLayout, grid_for, row_tiles, tile_count
 
 FORMAT = "tvm-coexec module"
-VERSION = 9
+VERSION = 10
 
 
 def words(count: int, dtype: str) -> int:
@@ -200,7 +200,8 @@ class ArgumentSpec:
 class LaunchSpec:
     """One kernel of a half: its symbol and arguments, and its launch geometry (OpenCL alone).
 
-    ``grid`` is multiplied by the units on ``unit_axis``, if there is one.
+    ``grid`` is multiplied by the units on ``unit_axis``, if there is one, and a work-group there computes so many
+    ``together``.
     """
 
     symbol: str
@@ -208,10 +209,11 @@ class LaunchSpec:
     grid: tuple[int, int] = (1, 1)
     group: tuple[int, int] = (1, 1)
     unit_axis: int | None = 0
+    together: int = 1
 
     def grid_for(self, units: int) -> tuple[int, int]:
         """Work-groups on both axes for a number of units."""
-        return grid_for(self.grid, self.unit_axis, units)
+        return grid_for(self.grid, self.unit_axis, units, self.together)
 
     def sizes(self, units: int) -> tuple[int, int]:
         """Work-items on both axes for a number of units."""

@@ -35,6 +35,9 @@ from tvm_coexec.layers import (
     tile_count,
     unit_channels,
 )
+from tvm_coexec.schedules.dispatch import Dispatch
+
+from .product_features import PRODUCT_NAMES, Processor, product_features, step_facts
 
 FEATURE_VERSION = 5
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
@@ -97,23 +100,6 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Processor:
-    """What the features know of the processor of one side.
-
-    Parameters
-    ----------
-    workers
-        Threads of the CPU, or compute units of the OpenCL device.
-    core_cache_bytes, shared_cache_bytes
-        The largest cache of one core and the cache that both sides share; 0 where unknown.
-    """
-
-    workers: int
-    core_cache_bytes: int = 0
-    shared_cache_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Halves:
     """Halves of one side as columns: row ``i`` is ``units[i]`` units of kernel ``kernels[kernel[i]]``.
 
@@ -156,7 +142,7 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
     known = _gather(halves, side)
     units, other_units = halves.units, halves.other_units
     rows_ratio = known["padded_rows"] / known["rows"]
-    groups = known["groups_per_unit"] * units
+    groups = known["fixed_groups"] * np.ceil(known["unit_groups"] * units / known["together"])
     waves = np.ceil(groups / processor.workers)
     flops = known["flops_per_unit"] * units
     padded_flops = flops * rows_ratio * known["channel_padding"] * known["extra_terms"]
@@ -164,30 +150,34 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
     activation_bytes = known["shared_bytes"] + known["activation_bytes_per_unit"] * units
     bytes_per_unit = known["weight_bytes_per_unit"] + known["activation_bytes_per_unit"]
     combined_bytes = known["shared_bytes"] + known["shared_weight_bytes"] + bytes_per_unit * (units + other_units)
-    return known | {
-        "units": units,
-        "flops": flops,
-        "weight_bytes": weight_bytes,
-        "activation_bytes": activation_bytes,
-        "flops_per_byte": flops / (weight_bytes + activation_bytes),
-        "groups": groups,
-        "work_items": groups * known["group_size"],
-        "waves": waves,
-        "last_wave_fill": groups / processor.workers - waves + 1,
-        "row_padding": rows_ratio,
-        "padded_flops": padded_flops,
-        "flops_per_group": padded_flops / groups,
-        "co_run": (other_units > 0).astype(float),
-        "other_units": other_units,
-        "other_share": other_units / (units + other_units),
-        "combined_bytes": combined_bytes,
-        "combined_bytes_per_flop": combined_bytes / np.maximum(flops, 1.0),
-        "register_steps": groups * known["group_size"] * known["steps_per_item"],
-        "core_overflow_bytes": np.maximum(0.0, weight_bytes + activation_bytes - processor.core_cache_bytes),
-        "shared_overflow_bytes": np.clip(
-            combined_bytes - processor.shared_cache_bytes, 0.0, weight_bytes + activation_bytes
-        ),
-    }
+    return (
+        known
+        | product_features(known, groups, processor)
+        | {
+            "units": units,
+            "flops": flops,
+            "weight_bytes": weight_bytes,
+            "activation_bytes": activation_bytes,
+            "flops_per_byte": flops / (weight_bytes + activation_bytes),
+            "groups": groups,
+            "work_items": groups * known["group_size"],
+            "waves": waves,
+            "last_wave_fill": groups / processor.workers - waves + 1,
+            "row_padding": rows_ratio,
+            "padded_flops": padded_flops,
+            "flops_per_group": padded_flops / groups,
+            "co_run": (other_units > 0).astype(float),
+            "other_units": other_units,
+            "other_share": other_units / (units + other_units),
+            "combined_bytes": combined_bytes,
+            "combined_bytes_per_flop": combined_bytes / np.maximum(flops, 1.0),
+            "register_steps": groups * known["group_size"] * known["steps_per_item"],
+            "core_overflow_bytes": np.maximum(0.0, weight_bytes + activation_bytes - processor.core_cache_bytes),
+            "shared_overflow_bytes": np.clip(
+                combined_bytes - processor.shared_cache_bytes, 0.0, weight_bytes + activation_bytes
+            ),
+        }
+    )
 
 
 def _gather(halves: Halves, side: str) -> dict[str, np.ndarray]:
@@ -322,18 +312,29 @@ def _kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, 
     launch = schedules.family(layer).dispatch(layer, side, variant)
     facts = _layer_facts(layer)
     terms = _terms(layer, variant)
+    unit_items = _unit_groups(launch) * launch.group_size
     return {
         **facts,
-        **_register_tile(
-            layer, variant, terms * _unit_elements(layer, launch.padded_rows) / (launch.groups(1) * launch.group_size)
-        ),
+        **_register_tile(layer, variant, terms * _unit_elements(layer, launch.padded_rows) / unit_items),
         implementation_feature(layer, variant): 1.0,
         **{f"{PARAMETER_PREFIX}{name}": float(value) for name, value in variant.params},
         "group_size": launch.group_size,
-        "groups_per_unit": launch.groups(1),
+        **_group_counts(launch),
+        **step_facts(layer, variant),
         "padded_rows": launch.padded_rows,
         "extra_terms": terms / facts["reduction"],
     }
+
+
+def _group_counts(launch: Dispatch) -> dict[str, float]:
+    """Work-groups that do not depend on the units, those of a unit, and units of one of these."""
+    fixed, of_unit = launch.grid[1 - (launch.unit_axis or 0)], launch.grid[launch.unit_axis or 0]
+    return {"fixed_groups": fixed, "unit_groups": of_unit, "together": launch.together}
+
+
+def _unit_groups(launch: Dispatch) -> float:
+    """Work-groups of a unit; a part of one where it computes several."""
+    return launch.grid[0] * launch.grid[1] / launch.together
 
 
 def _unit_elements(layer: AnyLayer, padded_rows: int) -> float:
@@ -362,6 +363,9 @@ def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) 
         return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
     if isinstance(layer, Place):
         return {"accumulators": 0.0, "steps_per_item": TILE}
+    if schedules.gpu_products.computes(variant):
+        accumulators = schedules.gpu_products.accumulators(schedules.family(layer).extents(layer), variant)
+        return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
     params = dict(variant.params)
     channels = params.get("channels", TILE // params.get("channel_threads", 1))
     accumulators = params["rows"] * channels * params.get("k_split", 1)
@@ -380,10 +384,12 @@ class FeatureSet:
         kernel_names = {implementation_feature(layer, variant) for layer, variant in halves.kernels}
         kernel_names |= {f"{PARAMETER_PREFIX}{name}" for _, variant in halves.kernels for name, _ in variant.params}
         names = _FIXED_NAMES | {"kernel": (*_FIXED_NAMES["kernel"], *sorted(kernel_names))}
+        if any(schedules.gpu_products.computes(variant) for _, variant in halves.kernels):
+            names |= {"dispatch": (*_FIXED_NAMES["dispatch"], *PRODUCT_NAMES)}
         return cls(tuple(name for group in GROUPS if group in groups for name in names[group]))
 
     def __post_init__(self) -> None:
-        fixed = {name for names in _FIXED_NAMES.values() for name in names}
+        fixed = {name for names in (*_FIXED_NAMES.values(), PRODUCT_NAMES) for name in names}
         for name in self.names:
             if name not in fixed and not name.startswith((IMPLEMENTATION_PREFIX, PARAMETER_PREFIX)):
                 raise FileFormatError(f"this release computes no feature {name!r}; tune the profile again")

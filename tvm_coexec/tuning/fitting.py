@@ -21,7 +21,10 @@ def processors(facts: dict[str, Any]) -> dict[str, Processor]:
     caches = facts.get("cache_bytes", {})
     own, shared = caches.get("l2", 0), usable_cache_bytes(caches.get("l3", 0))
     workers = {"cpu": len(facts["cpu_cores"]), "gpu": facts["compute_units"]}
-    return {side: Processor(count, own, shared) for side, count in workers.items()}
+    return {
+        side: Processor(count, own, shared, facts.get("local_memory_bytes", Processor.local_bytes))
+        for side, count in workers.items()
+    }
 
 
 def learn(samples: Sequence[Sample], facts: dict[str, Any]) -> dict[str, LatencyPredictor]:

@@ -1,0 +1,128 @@
+"""Dense products on a GPU: which kernels there are for one, the most promising first."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+from tvm_coexec.layers import TILE, Hardware, Variant
+
+from . import few_rows, tiles
+from .dispatch import Dispatch
+from .few_rows import Reading
+from .gpu_bound import Columns, Steps, reading_steps, tile_steps, tiling_columns
+from .product import LANES, Extents
+from .tiles import Tiling
+
+if TYPE_CHECKING:
+    from .frame import Launch
+    from .product import Product
+
+_OFFERED = 32
+"""Kernels that the search space of a product keeps."""
+_ALIKE = 3
+"""Of them those that differ in depth, slices and parts alone."""
+_ITEM_ROWS = (2, 4, 5, 6, 7, 8, 10, 13)
+_ITEM_COLUMNS = (4, 8)
+_ITEMS_DOWN = (4, 8, 16)
+_COLUMNS = (32, 64, 128)
+_DEPTHS = (8, 16, 32)
+_SLICES = (1, 2, 4)
+_PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+_ITEMS = (32, 512)
+"""Fewest and most items of a work-group: a GPU runs 32 or 64 side by side."""
+_READING_COLUMNS = (TILE, TILE // 2, TILE // 4)
+_READING_SLICES = (8, 16, 32, 64, 128)
+_READING_PARTS = (1, 2, 4, 8)
+
+
+def computes(variant: Variant) -> bool:
+    """Whether a variant is one of these kernels."""
+    return variant.implementation in (tiles.IMPLEMENTATION, few_rows.IMPLEMENTATION)
+
+
+@lru_cache(maxsize=512)
+def variants(extents: Extents, hardware: Hardware) -> tuple[Variant, ...]:
+    """The search space of a product; nothing where no GPU computes it."""
+    if hardware.opencl_type != "gpu":
+        return ()
+    tilings, columns = _tilings()
+    cycles = tile_steps(extents, columns).cycles(hardware)
+    ranked = list(_various(sorted(zip(cycles, tilings, strict=True), key=lambda pair: pair[0])))
+    readings = list(_readings(extents))
+    if readings:
+        ranked += zip(reading_steps(extents, readings).cycles(hardware), readings, strict=True)
+    best = sorted((pair for pair in ranked if math.isfinite(pair[0])), key=lambda pair: pair[0])
+    return tuple(kernel.variant() for _, kernel in best[:_OFFERED])
+
+
+def _various(ranked: list[tuple[float, Tiling]]) -> Iterator[tuple[float, Tiling | Reading]]:
+    """The best few of each shape of tiles."""
+    alike: dict[tuple[int, ...], int] = {}
+    for cycles, tiling in ranked:
+        shape = (tiling.rows, tiling.columns, tiling.item_rows, tiling.item_columns)
+        alike[shape] = alike.get(shape, 0) + 1
+        if alike[shape] <= _ALIKE:
+            yield cycles, tiling
+
+
+@cache
+def _tilings() -> tuple[list[Tiling], Columns]:
+    """Every tiling, and its properties."""
+    shapes = itertools.product(_ITEM_ROWS, _ITEM_COLUMNS, _ITEMS_DOWN, _COLUMNS)
+    found = (
+        Tiling(item_rows * down, columns, item_rows, item_columns, depth, slices, parts)
+        for item_rows, item_columns, down, columns in shapes
+        for depth, slices, parts in itertools.product(_DEPTHS, _SLICES, _PARTS)
+    )
+    tilings = [tiling for tiling in found if _ITEMS[0] <= tiling.items <= _ITEMS[1]]
+    return tilings, tiling_columns(tilings)
+
+
+def _readings(extents: Extents) -> Iterator[Reading]:
+    if extents.rows <= few_rows.MAX_ROWS and extents.taps == 1 and extents.unit_rows is None:
+        for choice in itertools.product(_READING_COLUMNS, _READING_SLICES, _READING_PARTS):
+            yield Reading(*choice)
+
+
+def dispatch(extents: Extents, variant: Variant) -> Dispatch:
+    """Launch geometry of a half."""
+    if variant.implementation == tiles.IMPLEMENTATION:
+        return Tiling.of(variant).dispatch(extents)
+    return Reading.of(variant).dispatch(extents)
+
+
+def steps(extents: Extents, variant: Variant) -> Steps:
+    """What the kernel of a variant does for the whole product."""
+    if variant.implementation == tiles.IMPLEMENTATION:
+        return tile_steps(extents, tiling_columns([Tiling.of(variant)]))
+    return reading_steps(extents, [Reading.of(variant)])
+
+
+def accumulators(extents: Extents, variant: Variant) -> int:
+    """Sums that a work-item keeps."""
+    if variant.implementation == tiles.IMPLEMENTATION:
+        return variant["item_rows"] * variant["item_columns"]
+    return extents.rows * LANES
+
+
+def launches(product: Product, variant: Variant) -> tuple[Launch, ...]:
+    """The one kernel of a half."""
+    from .few_rows_kernel import FewRowsKernel
+    from .split_sums import scratch
+    from .tiles_kernel import TileKernel
+
+    extents = product.extents
+    if variant.implementation == tiles.IMPLEMENTATION:
+        tiling = Tiling.of(variant)
+        output_tiles = tiling.row_blocks(extents) * tiling.column_blocks(extents)
+        passed_on = scratch(tiling.parts, output_tiles, tiling.rows * tiling.columns)
+        return (TileKernel(replace(product, operands=(*product.operands, *passed_on)), tiling).launch(),)
+    reading = Reading.of(variant)
+    output_tiles = extents.tiles * (TILE // reading.columns)
+    passed_on = scratch(reading.parts, output_tiles, extents.rows * reading.columns)
+    return (FewRowsKernel(replace(product, operands=(*product.operands, *passed_on)), reading).launch(),)
