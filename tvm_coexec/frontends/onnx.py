@@ -14,7 +14,7 @@ from .onnx_import import import_simple
 from .onnx_nodes import known_operation
 from .onnx_shapes import bind_shapes
 from .onnx_simplify import SimpleModel, simplify
-from .onnx_values import attributes, source_of
+from .onnx_values import DOMAINS, attributes, source_of
 from .relax import Known, Naming, bindings, trace_function
 from .trace import Source, Trace
 
@@ -77,7 +77,7 @@ def _check_operators(model: onnx.ModelProto) -> None:
     own = {(function.domain, function.name) for function in model.functions}
     for node in model.graph.node:
         source = source_of(node)
-        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in own:
+        if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
             raise ModelError(f"{source} is no operator of ONNX; replace it by some that are")
         if node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0):
             raise ModelError(f"{source} is in training mode; export the model for inference")

@@ -32,14 +32,18 @@ FUNCTIONS = (
 )
 """Operators that are computed as ONNX defines them by others."""
 
+_PREVIEW = 1
+"""Version of ONNX's operators that are not settled yet."""
+
 
 def expand_function(simplifier: Simplifier, renamed: NodeProto, node: NodeProto, scope: Scope, source: Source) -> bool:
     """Take in the nodes that ONNX defines a node by, if that is how it is computed."""
     has_statistics = node.op_type == "LayerNormalization" and any(node.output[1:])
     if node.op_type not in FUNCTIONS and not has_statistics:
         return False
-    schema = defs.get_schema(node.op_type, scope.opset, "")
-    function = _function_of(simplifier, renamed, schema, scope.opset)
+    version = scope.opset if node.domain in ("", "ai.onnx") else _PREVIEW
+    schema = defs.get_schema(node.op_type, version, node.domain)
+    function = _function_of(simplifier, renamed, schema, version)
     if function is None:
         return False
     inner = Scope(None, source, scope.opset)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from tvm import IRModule, ir, relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
@@ -61,12 +62,12 @@ class _Importer:
             reason = last_line(error, type(error).__name__)
             raise ModelError(f"TVM cannot import {node.source} ({reason}); replace it in the model") from error
         for name, each in zip(node.proto.output, self._flat(results), strict=False):
-            if name:
+            if name and name not in self.made:
                 self._set(name, each, node)
 
     def operand(self, name: str) -> relax.Expr | None:
         if name and name not in self.made and name in self.model.constants:
-            self.made[name] = relax.const(self.model.constants[name])
+            self.made[name] = _constant(self.model.constants[name])
         if name and name not in self.made:
             raise ModelError(f"the output {name!r} of {self._maker(name)} is read, which cannot be made; leave it out")
         return self.made[name] if name else None
@@ -104,6 +105,11 @@ class _Importer:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             return converter.get_converter(node.opset)(self.builder, operands, values, [{}, {}])
+
+
+def _constant(array: np.ndarray) -> relax.Expr:
+    """A constant of the array's own type; TVM makes float32 of float64 where none is named."""
+    return relax.const(array, str(array.dtype))
 
 
 def _items(result: Any) -> list[relax.Expr]:

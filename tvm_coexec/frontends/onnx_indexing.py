@@ -55,7 +55,8 @@ def _gather_nd(call: Call) -> Any:
     batch_axes = call.attributes.get("batch_dims", 0)
     depth = call.type(1).shape[-1]
     extents = np.array(call.type(0).shape[batch_axes : batch_axes + depth])
-    return relax.op.gather_nd(call.operand(0), _indices(call, 1, extents), batch_axes)
+    indices = relax.op.astype(_indices(call, 1, extents), "int64")
+    return relax.op.gather_nd(call.operand(0), indices, batch_axes)
 
 
 def _slice(call: Call) -> Any:

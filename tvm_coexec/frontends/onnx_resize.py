@@ -111,7 +111,7 @@ def _places(axis: _Axis, mode: str) -> np.ndarray:
     if axis.after == 1 and mode in ("align_corners", "pytorch_half_pixel"):
         return x
     if mode == "align_corners":
-        return x * _F(axis.before - 1) / _F(axis.after - 1)
+        return x * _F(axis.before - 1) / (_F(axis.scale) * _F(axis.before) - _F(1))
     if mode in ("asymmetric", "tf_half_pixel_for_nn"):
         return (x + _F(0.5 if mode == "tf_half_pixel_for_nn" else 0)) / scale
     if mode == "tf_crop_and_resize":
@@ -148,8 +148,9 @@ def _taps_of(axis: _Axis, values: Mapping[str, Any], call: Call) -> _Taps:
     first = np.floor(places).astype(np.int64) - reach + 1
     taps = first[:, None] + np.arange(2 * reach)
     weights = kernel((taps - places[:, None].astype(np.float64)) * shrink)
-    if values.get("exclude_outside", 0) or values.get("antialias", 0):
+    if values.get("exclude_outside", 0):
         weights = np.where((taps < 0) | (taps >= axis.before), 0.0, weights)
+    if values.get("exclude_outside", 0) or values.get("antialias", 0):
         weights /= weights.sum(axis=1, keepdims=True)
     return _Taps(np.clip(taps, 0, axis.before - 1), weights, is_outside)
 

@@ -18,7 +18,7 @@ from ..errors import ModelError, in_one_line
 from . import onnx_control, onnx_sequences
 from .onnx_functions import expand_function
 from .onnx_nodes import with_explicit_padding
-from .onnx_values import DTYPES, HALVES, Meaning, Scope, ValueType, source_of, to_array, type_of, type_of_array
+from .onnx_values import DOMAINS, DTYPES, HALVES, Meaning, Scope, ValueType, source_of, to_array, type_of, type_of_array
 from .trace import Source, claim_name
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -27,6 +27,9 @@ _TYPE_ATTRIBUTES = ("dtype", "output_dtype", "precision", "softmax_precision", "
 
 _MOST_INFERENCE_ELEMENTS = 4096
 """Larger constants are no shapes, axes or counts, which inference would want to know."""
+
+_OF_SHAPES = ("EyeLike", "Shape", "Size")
+"""Operators whose results depend on the type of what they read alone."""
 
 _MOST_NODES = 100_000
 
@@ -131,7 +134,7 @@ class Simplifier:
     def add_nodes(self, nodes: Iterable[NodeProto], scope: Scope) -> None:
         for node in nodes:
             source = scope.source or source_of(node)
-            if node.domain not in ("", "ai.onnx"):
+            if node.domain not in DOMAINS:
                 raise ModelError(f"{source} is no operator of ONNX; replace it by some that are")
             if len(self.model.nodes) > _MOST_NODES:
                 raise ModelError(f"{source} would become more than {_MOST_NODES} nodes; make the model smaller")
@@ -172,11 +175,16 @@ class Simplifier:
             if known.dtype == "float16" and not keep_half:
                 known = ValueType("float32", known.shape)
             self.model.types[name] = known
-        empty = [name for name in node.output if name and 0 in self.model.types[name].shape]
-        if len(empty) == len([name for name in node.output if name]):
-            for name in empty:
-                self.model.constants[name] = np.zeros(self.model.types[name].shape, self.model.types[name].dtype)
+        for name in filter(None, node.output):
+            known = self.model.types[name]
+            if 0 in known.shape:  # without elements, it cannot depend on anything
+                self.model.constants[name] = np.zeros(known.shape, known.dtype)
+        if all(name in self.model.constants for name in node.output if name):
             return
+        if node.op_type == "Concat":
+            kept = [name for name in node.input if 0 not in self.model.types[name].shape]
+            del node.input[:]
+            node.input.extend(kept)
         explicit = with_explicit_padding(node, lambda name: self.model.types[name].shape)
         self.model.nodes.append(SimpleNode(explicit, source, scope.opset))
 
@@ -207,7 +215,7 @@ class Simplifier:
         return self.model.constants.get(meaning) if isinstance(meaning, str) else None
 
     def _is_constant(self, node: NodeProto) -> bool:
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in _OF_SHAPES:
             return True
         return all(name in self.model.constants for name in node.input if name)
 
@@ -222,7 +230,7 @@ class Simplifier:
         return True
 
     def _operands(self, node: NodeProto) -> dict[str, np.ndarray]:
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in _OF_SHAPES:
             known = self.model.types[node.input[0]]
             return {node.input[0]: np.broadcast_to(np.zeros((), known.dtype), known.shape)}
         return {name: self.model.constants[name] for name in node.input if name}

@@ -21,6 +21,9 @@ DTYPES = {
 } | {TensorProto.FLOAT: "float32"}
 """Types of elements that modules can hold, by ONNX's numbers, under numpy's names."""
 
+DOMAINS = ("", "ai.onnx", "ai.onnx.preview")
+"""Whose operators can be read."""
+
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Types of elements that are computed as float32."""
 

@@ -138,6 +138,8 @@ def _operands(value: Any) -> Sequence[Any]:
         return list(value.args)
     if isinstance(value, relax.Tuple):
         return list(value.fields)
+    if isinstance(value, relax.Var):
+        return [value]
     return [value.tuple_value] if isinstance(value, relax.TupleGetItem) else []
 
 
