@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tvm
-from tvm import ir, relax, s_tir, tirx
+from tvm import ir, relax, s_tir, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
@@ -57,6 +58,33 @@ def launches(
     return tuple(made)
 
 
+def _tile(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
+    """Loops over repetitions and elements: LLVM 22 makes wrong AVX-512 code of the remainders in TVM's loops."""
+    shape, result = ([int(size) for size in each.ty.shape] for each in (call.args[0], call))
+    sizes = [1] * (len(result) - len(shape)) + shape
+
+    def statement(source: Any, target: Any) -> Any:
+        x, tiled = T.buffer_proxy(source), T.buffer_proxy(target)
+        with IRBuilder() as ir_builder, ExitStack() as loops:
+            read: Any = 0
+            written: Any = 0
+            for size, extent in zip(sizes, result, strict=True):
+                repetition = loops.enter_context(T.serial(0, extent // size))
+                element = loops.enter_context(T.serial(0, size))
+                read, written = read * size + element, written * extent + repetition * size + element
+            tiled[written] = x[read]
+        return ir_builder.get()
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        return te.extern([result], [x], lambda ins, outs: statement(ins[0], outs[0]), dtype=[x.dtype], name="tiled")
+
+    return builder.call_te(compute, call.args[0])
+
+
+_LOOPS = {"relax.tile": _tile}
+"""Operators whose loops are others than TVM's own."""
+
+
 def legalised(program: str) -> ir.IRModule:
     """The program with its operators replaced by loops.
 
@@ -65,7 +93,7 @@ def legalised(program: str) -> ir.IRModule:
     UnsupportedError
         Relax cannot do that for all of them.
     """
-    module = relax.transform.LegalizeOps()(tvm.script.from_source(program))
+    module = relax.transform.LegalizeOps(_LOOPS)(tvm.script.from_source(program))
     for binding in _bindings(module):
         value = binding.value
         if isinstance(value, ir.Call) and value.op.name != "relax.call_tir":

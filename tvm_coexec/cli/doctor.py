@@ -110,6 +110,9 @@ def _tvm() -> str:
 
 def _opencl_loader() -> str:
     try:
+        from tvm_coexec.runtime.caches import ensure_caches
+
+        ensure_caches()
         import pyopencl
     except (ImportError, OSError) as error:
         raise DeviceError(

@@ -39,14 +39,21 @@ def _pow_of(x: Any, y: Any, dtype: str) -> Any:
 
 def _mod(call: Call) -> Any:
     """The remainder of a quotient that is rounded towards zero (fmod), or down."""
-    dtype = call.type(0).dtype
-    if call.attributes.get("fmod", 0):
-        if dtype.startswith("float"):
-            return _broadcast(call, lambda x, y: x - y * tirx.trunc(x / y))
-        return _broadcast(call, tirx.truncmod)
-    if dtype.startswith("float"):
-        return _broadcast(call, lambda x, y: x - y * tirx.floor(x / y))
-    return _broadcast(call, tirx.floormod)
+    is_float, towards_zero = call.type(0).dtype.startswith("float"), call.attributes.get("fmod", 0)
+    if not is_float:
+        return _broadcast(call, tirx.truncmod if towards_zero else tirx.floormod)
+
+    zero, infinite = tirx.const(0, call.type(0).dtype), tirx.const(float("inf"), call.type(0).dtype)
+
+    def element(x: Any, y: Any) -> Any:
+        is_whole = tirx.all(tirx.abs(y) == infinite, tirx.abs(x) < infinite)
+        remainder = tirx.Select(is_whole, x, x - y * tirx.trunc(x / y))
+        if towards_zero:
+            return remainder
+        has_other_sign = tirx.any(tirx.all(remainder < zero, y > zero), tirx.all(remainder > zero, y < zero))
+        return tirx.Select(has_other_sign, remainder + y, remainder)
+
+    return _broadcast(call, element)
 
 
 def _shift_bits(call: Call) -> Any:
@@ -87,17 +94,7 @@ def _is_infinite(call: Call) -> Any:
 
 def _tile(call: Call) -> Any:
     repeats = call.array(1)
-    if repeats is None:
-        return None
-    shape = call.type(0).shape
-
-    def compute(x: te.Tensor) -> te.Tensor:
-        def element(*index: Any) -> Any:
-            return x[tuple(at % extent for at, extent in zip(index, shape, strict=True))]
-
-        return te.compute(call.result.shape, element, name="tiled")
-
-    return call.loops(compute, call.operand(0))
+    return None if repeats is None else relax.op.tile(call.operand(0), [int(count) for count in repeats])
 
 
 def _depth_to_space(call: Call) -> Any:

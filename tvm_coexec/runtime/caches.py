@@ -1,0 +1,34 @@
+"""A place for what drivers, pyopencl and the compiler keep for the next run, where the usual one cannot be written."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+_PLACE = "XDG_CACHE_HOME"
+"""All of them look here: PoCL, pyopencl, and this package."""
+
+
+@cache
+def ensure_caches() -> None:
+    """Let caches lie in a temporary folder for the time of this process, if they can be nowhere else.
+
+    It has to be called before pyopencl is imported and before a driver is loaded: they look for the place once.
+    """
+    if _is_writable(Path(os.environ.get(_PLACE) or os.path.expanduser("~/.cache"))):  # noqa: PTH111 - never raises
+        return
+    folder = tempfile.mkdtemp(prefix="tvm-coexec-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[_PLACE] = folder
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
