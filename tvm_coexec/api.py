@@ -27,7 +27,7 @@ from .runtime.module import Module
 from .tuning.splits import measure_splits
 
 if TYPE_CHECKING:
-    from .frontends import Model
+    from .frontends import Model, Shapes
 
 Split = str | float | Mapping[str, int | float]
 _RULES = ("predicted", "measured", "cpu", "gpu")
@@ -44,6 +44,7 @@ def build(
     timeout_s: float = TIMEOUT_S,
     yields: bool = False,
     check: bool = False,
+    shapes: Shapes | None = None,
 ) -> Module:
     """Build a module whose layers run on the CPU and the GPU at the same time.
 
@@ -71,6 +72,8 @@ def build(
     check
         Run the module once on random inputs, and compare what it computes with an engine that shares no code with it:
         ONNX Runtime or ONNX's reference evaluator, LiteRT, or torch itself.
+    shapes
+        Shapes of inputs by name, where the model leaves dimensions open: ``{"x": (1, 3, 320, 320)}``.
 
     Raises
     ------
@@ -83,7 +86,7 @@ def build(
     """
     if not isinstance(device, Device):
         device = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
-    graph = to_graph(model)
+    graph = to_graph(model, shapes)
     module = build_graph(graph, device, profile=profile, split=split, timeout_s=timeout_s, yields=yields)
     if check:
         from .verification import NetworkCheck

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_core_options, add_device_option, check_out
+from .options import add_core_options, add_device_option, add_shape_option, check_out
 
 EXAMPLES = """\
 examples:
   tvm-coexec build model.onnx --profile profile --out model.coexec
   tvm-coexec build model.onnx --device pocl --split measured --out model.coexec
   tvm-coexec build model.onnx --device pocl --split 0.5 --out model.coexec
+  tvm-coexec build model.onnx --shape image=1,3,320,320 --profile profile --out model.coexec
 """
 
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="predicted, measured, cpu, gpu, or the CPU's share from 0 to 1 (default: %(default)s)",
     )
+    add_shape_option(parser)
     add_device_option(parser)
     add_core_options(parser)
 
@@ -40,6 +42,7 @@ def run(
     out: Path,
     profile: Path | None,
     split: str,
+    shapes: dict[str, tuple[int, ...]],
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
@@ -52,6 +55,7 @@ def run(
         device=device,
         profile=profile,
         split=split_rule(split),
+        shapes=shapes,
         cpu_cores=cpu_cores,
         gpu_cores=gpu_cores,
     )

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from .build import split_rule
-from .options import add_core_options, add_device_option
+from .options import add_core_options, add_device_option, add_shape_option
 
 EXAMPLES = """\
 examples:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as `build` has it; may be repeated (default: cpu, gpu and 0.5, one after the other)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs (default: %(default)s)")
+    add_shape_option(parser)
     add_device_option(parser)
     add_core_options(parser)
 
@@ -45,6 +46,7 @@ def run(
     profile: Path | None,
     splits: list[str] | None,
     seed: int,
+    shapes: dict[str, tuple[int, ...]],
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
@@ -54,7 +56,7 @@ def run(
     from tvm_coexec.runtime.device import open_device
     from tvm_coexec.verification import NetworkCheck
 
-    graph = to_graph(model)
+    graph = to_graph(model, shapes)
     check = NetworkCheck(model, graph, seed)
     opened = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
     agrees = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from tvm_coexec.errors import InputError
 
@@ -30,6 +31,27 @@ def add_core_options(parser: argparse.ArgumentParser) -> None:
         type=parse_cores,
         help="cores on which an OpenCL CPU device works, when one plays the GPU (default: half of the machine's)",
     )
+
+
+def add_shape_option(parser: argparse.ArgumentParser) -> None:
+    """``--shape``, passed on as ``shapes``: a dict from inputs to shapes."""
+    parser.add_argument(
+        "--shape",
+        action=_AddShape,
+        dest="shapes",
+        default={},
+        metavar="INPUT=SIZES",
+        help="shape of an input whose dimensions the model leaves open, such as x=1,3,320,320; may be repeated",
+    )
+
+
+class _AddShape(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        name, equals, sizes = str(values).rpartition("=")
+        if not equals or not all(size.strip().isdecimal() for size in sizes.split(",")):
+            raise argparse.ArgumentError(self, f"cannot read {values!r}; write an input's name and sizes, as x=1,3,320")
+        shape = tuple(int(size) for size in sizes.split(","))
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), name: shape})
 
 
 def check_out(path: Path | None) -> None:

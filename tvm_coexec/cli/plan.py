@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import check_out
+from .options import add_shape_option, check_out
 
 EXAMPLES = """\
 examples:
@@ -21,10 +21,11 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an ONNX or TFLite file")
     parser.add_argument("--profile", required=True, type=Path, metavar="DIR", help="made by `tvm-coexec tune`")
+    add_shape_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the plan as JSON, too")
 
 
-def run(*, model: str, profile: Path, out: Path | None) -> int:
+def run(*, model: str, profile: Path, shapes: dict[str, tuple[int, ...]], out: Path | None) -> int:
     from tvm_coexec.compiler.target import target_for
     from tvm_coexec.frontends import to_graph
     from tvm_coexec.planning.from_profile import planner
@@ -34,7 +35,7 @@ def run(*, model: str, profile: Path, out: Path | None) -> int:
     check_out(out)
     with Profile.open(profile) as opened:
         planned, facts = planner(opened, target_for(opened.facts).hardware), opened.facts
-    plan = plan_network(to_graph(model), planned, facts["label"], facts["mechanism"])
+    plan = plan_network(to_graph(model, shapes), planned, facts["label"], facts["mechanism"])
     print(plan)
     if out is not None:
         plan.write(out)

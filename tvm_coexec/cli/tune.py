@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_core_options, add_device_option
+from .options import add_core_options, add_device_option, add_shape_option
 
 EXAMPLES = """\
 examples:
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "which is then run by several plans too, of a JSON file with a list, or a set such as vit-base; several may be "
         "given",
     )
+    add_shape_option(parser)
     parser.add_argument(
         "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"
     )
@@ -60,6 +61,7 @@ def run(
     families: str,
     minutes: float,
     layers: list[str],
+    shapes: dict[str, tuple[int, ...]],
     tracker: str | None,
     key: str | None,
 ) -> int:
@@ -76,6 +78,7 @@ def run(
         minutes=minutes,
         layers=[layer for name in layers if name not in models for layer in layers_named(name)],
         models=models,
+        shapes=shapes,
         tracker=tracker,
         key=key,
         cpu_cores=cpu_cores,

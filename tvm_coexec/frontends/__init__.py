@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     Model: TypeAlias = str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram
 
 
-def to_graph(model: Model) -> Graph:
+Shapes: TypeAlias = Mapping[str, Sequence[int]]
+"""Shapes of inputs by name, for dimensions that a model leaves open."""
+
+
+def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
     """Read a model and form its layers.
 
     Parameters
@@ -29,6 +34,8 @@ def to_graph(model: Model) -> Graph:
     model
         The path of an ONNX file or of a TFLite file (``.tflite``), an ONNX model, a program of ``torch.export``, or a
         Relax module whose function ``main`` is the model.
+    shapes
+        Of inputs whose dimensions the model leaves open.
 
     Raises
     ------
@@ -39,18 +46,20 @@ def to_graph(model: Model) -> Graph:
     from .fuse import fuse
     from .patterns import collapse_patterns
 
-    graph = fit_images(fuse(collapse_attention(collapse_patterns(_trace(model)))))
+    graph = fit_images(fuse(collapse_attention(collapse_patterns(_trace(model, shapes or {})))))
     graph.validate()
     return graph
 
 
-def _trace(model: Model) -> Trace:
+def _trace(model: Model, shapes: Shapes) -> Trace:
     kind = type(model).__name__
     if kind == "IRModule":
         from .relax import trace_relax
 
-        return trace_relax(model)
+        return trace_relax(model, shapes)
     if kind == "ExportedProgram":
+        if shapes:
+            raise ModelError("shapes are given for a program of torch.export; export it with these shapes instead")
         from .torch import trace_torch
 
         return trace_torch(cast("ExportedProgram", model))
@@ -60,21 +69,21 @@ def _trace(model: Model) -> Trace:
             "ExportedProgram or an IRModule"
         )
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".tflite":
-        return _trace_tflite(Path(model))
+        return _trace_tflite(Path(model), shapes)
     try:
         from .onnx import trace_onnx
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
         raise ModelError("reading ONNX models needs the package onnx; install tvm-coexec[onnx]") from error
-    return trace_onnx(Path(model) if isinstance(model, str | os.PathLike) else model)
+    return trace_onnx(Path(model) if isinstance(model, str | os.PathLike) else model, shapes)
 
 
-def _trace_tflite(path: Path) -> Trace:
+def _trace_tflite(path: Path, shapes: Shapes) -> Trace:
     try:
         import tflite  # noqa: F401 - what TVM reads such files with
     except ModuleNotFoundError as error:
         raise ModelError("reading TFLite models needs the package tflite; install tvm-coexec[tflite]") from error
     from .tflite import trace_tflite
 
-    return trace_tflite(path)
+    return trace_tflite(path, shapes)

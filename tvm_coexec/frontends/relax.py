@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from tvm import IRModule, ir, relax
+from tvm import IRModule, ir, relax, tirx
 
 from ..errors import ModelError
 from . import relax_images, relax_steps
@@ -49,8 +50,10 @@ class Naming:
     inner: set[relax.Var] = field(default_factory=set)
 
 
-def trace_relax(module: IRModule) -> Trace:
+def trace_relax(module: IRModule, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:
     """List the operations of a module's function ``main``, called by the names of their variables.
+
+    ``shapes`` has those of parameters whose dimensions are symbolic.
 
     Raises
     ------
@@ -60,6 +63,7 @@ def trace_relax(module: IRModule) -> Trace:
     functions = [variable.name_hint for variable in module.get_global_vars()]
     if "main" not in functions:
         raise ModelError(f"the Relax module has no function 'main', only {functions}; rename the one to build")
+    module = _bound(module, shapes or {})
     function = module["main"]
     values: dict[relax.Var, str] = {}
     sources: dict[relax.Var, Source] = {}
@@ -71,6 +75,23 @@ def trace_relax(module: IRModule) -> Trace:
         sources[binding.var] = Source(operator_name(binding.value), values[binding.var], "variable")
     outputs = [(values.get(value, "output"), value) for value in returned(function)]
     return trace_function(module, Naming(values, sources, outputs))
+
+
+def _bound(module: IRModule, shapes: Mapping[str, Sequence[int]]) -> IRModule:
+    """The module with numbers in place of the dimensions that the shapes fix."""
+    parameters = {parameter.name: parameter for parameter in module["main"].params}
+    numbers: dict[Any, int] = {}
+    for name, shape in shapes.items():
+        if name not in parameters:
+            raise ModelError(f"a shape is given for {name!r}; the inputs are {', '.join(parameters)}")
+        declared = list(parameters[name].ty.shape.values)
+        open_sizes = [size for size in declared if not isinstance(size, tirx.IntImm)]
+        pairs = list(zip(declared, shape, strict=False))
+        fits = all(size == int(own) for own, size in pairs if own not in open_sizes)
+        if len(declared) != len(shape) or not fits:
+            raise ModelError(f"input {name!r} is {declared}; the shape {list(shape)} does not fit")
+        numbers |= {own: size for own, size in pairs if own in open_sizes}
+    return relax.transform.BindSymbolicVars(numbers, "main")(module) if numbers else module
 
 
 def trace_function(module: IRModule, naming: Naming) -> Trace:

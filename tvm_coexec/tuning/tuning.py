@@ -37,7 +37,7 @@ from .workloads import (
 )
 
 if TYPE_CHECKING:
-    from tvm_coexec.frontends import Model
+    from tvm_coexec.frontends import Model, Shapes
 
 FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "linear": linear_training_layers,
@@ -58,6 +58,7 @@ def tune(
     minutes: float = 10.0,
     layers: Iterable[AnyLayer] = (),
     models: Iterable[Model] = (),
+    shapes: Shapes | None = None,
     tracker: str | None = None,
     key: str | None = None,
     cpu_cores: Sequence[int] | None = None,
@@ -82,6 +83,8 @@ def tune(
     models
         Models whose layers are measured likewise, and which are then run by several plans, of which they keep the best.
         What :func:`tvm_coexec.build` takes.
+    shapes
+        Shapes of the models' inputs by name, where they leave dimensions open.
     tracker, key
         ``host:port`` of an RPC tracker and the key of the device there. By default a tracker and a server for the
         local device are started on loopback.
@@ -100,7 +103,7 @@ def tune(
     chosen = _check_families(families)
     if minutes <= 0:
         raise InputError(f"minutes must be positive, got {minutes:g}")
-    graphs = [to_graph(model).without_weights() for model in models]
+    graphs = [to_graph(model, shapes).without_weights() for model in models]
     layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
     with open_session(DeviceChoice(device, cpu, gpu), tracker, key) as session:
