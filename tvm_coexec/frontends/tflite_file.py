@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,8 @@ from .trace import Source
 _BUILTIN_OPERATORS = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
 _BUILTIN_OPTIONS = {code: name for name, code in vars(tflite.BuiltinOptions).items() if isinstance(code, int)}
 _TYPES = {code: name.lower() for name, code in vars(tflite.TensorType).items() if isinstance(code, int)}
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, struct.error)
+"""What reading stumbles over where a file is cut or overwritten: the reading library checks nothing."""
 _QUANTISED_TYPES = ("int4", "int8", "uint8", "int16", "int32", "int64")
 _WIDENED_TYPES = ("float16", "bfloat16", "complex64")
 """Types of which numbers are computed in float32."""
@@ -99,17 +102,26 @@ class TfliteFile:
         self.content = path.read_bytes()
         if self.content[4:8] != b"TFL3":
             raise ModelError(f"{str(path)!r} is no TFLite model; convert it again")
-        self.model = tflite.Model.GetRootAsModel(self.content, 0)
         try:
+            self.model = tflite.Model.GetRootAsModel(self.content, 0)
             self.graph = self.model.Subgraphs(0)
             self.inputs, self.outputs = (
                 _numbers(side) for side in (self.graph.InputsAsNumpy(), self.graph.OutputsAsNumpy())
             )
             self.tensors = [self._tensor(index) for index in range(self.graph.TensorsLength())]
             self.operators = [self._operator(index) for index in range(self.graph.OperatorsLength())]
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
-            # the reading library checks nothing, so a cut file breaks wherever it is read
+            self._check_numbers()
+        except _DAMAGE as error:
             raise ModelError(f"{str(path)!r} is a damaged TFLite model ({error}); convert it again") from error
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers of tensors that there are not; an operand that is left out is -1."""
+        count = len(self.tensors)
+        made = [number for operator in self.operators for number in operator.outputs]
+        read = [number for operator in self.operators for number in operator.inputs if number != -1]
+        wrong = [number for number in (*self.inputs, *self.outputs, *made, *read) if not 0 <= number < count]
+        if wrong or not self.outputs:
+            raise ValueError(f"no tensor has the number {wrong[0]}" if wrong else "it has no outputs")
 
     def _tensor(self, index: int) -> FileTensor:
         native = self.graph.Tensors(index)

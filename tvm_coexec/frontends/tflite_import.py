@@ -173,12 +173,11 @@ class Importer:
 
     def add(self, operator: FileOperator) -> None:
         """Import an operator; what reads constants alone is computed."""
-        read = [index for index in operator.inputs if index >= 0]
-        folds = bool(read) and all(self.constant(index) is not None for index in read)
         converter = self.converters(operator)
         is_first = converter.order == "first" or (converter.order == "either" and self._prefers_images(operator))
+        read = [index for index in operator.inputs if index >= 0]
         try:
-            if folds:
+            if read and all(self.constant(index) is not None for index in read):
                 self._add_constant(Conversion(self, operator, is_first), converter)
                 return
             results = _listed(converter.write(Conversion(self, operator, is_first)))
@@ -342,11 +341,12 @@ def _written(
     builder: relax.BlockBuilder, parameters: list[relax.Var], write: Callable[[], list[relax.Expr]]
 ) -> list[relax.Expr]:
     """Make a function ``main`` of what ``write`` emits; the function is ended even if an operator is refused."""
-    refusal, results = None, []
+    refusal: Exception | None = None
+    results: list[relax.Expr] = []
     with builder.function("main", parameters):
         try:
             results = [builder.emit(result) if isinstance(result, relax.Call) else result for result in write()]
-        except ModelError as error:
+        except Exception as error:  # whatever it is, TVM complains of a function that has no end
             refusal = error
         builder.emit_func_output(relax.Tuple(results))
     if refusal is not None:
