@@ -155,3 +155,9 @@ def test_results_are_what_the_file_says(tmp_path: Path) -> None:
     content = file_of("ABS", [(2, 3)], [(2, 4)])
     with pytest.raises(ModelError, match=r"ABS \(tensor 'abs1'\) makes float32 of shape \[2, 3\], where the file has"):
         graph_of(content, tmp_path)
+
+
+def test_an_operator_in_tvms_reasons_is_only_named(tmp_path: Path) -> None:
+    content = file_of("ADD", [(2, 3), (2, 4)], [(2, 3)], options="Add")
+    with pytest.raises(ModelError, match=r"^ADD \(tensor 'add2'\) cannot be imported \(In relax\.add, the first input"):
+        graph_of(content, tmp_path)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+_PRINTED_OPERATOR = re.compile(r'\bir\.Op\(.*?name="([\w.]+)".*?support_level=\d+\)')
+"""An operator as TVM prints it in the middle of a sentence, with all that it knows of it."""
+
 
 class CoexecError(Exception):
     """Base of every error that a user can cause or repair; the command line prints it as one line."""
@@ -59,4 +64,4 @@ def in_one_line(error: Exception, most: int = 400) -> str:
 def last_line(error: Exception, otherwise: str = "no reason given") -> str:
     """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else otherwise
+    return _PRINTED_OPERATOR.sub(r"\1", lines[-1]) if lines else otherwise
