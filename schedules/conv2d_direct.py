@@ -9,6 +9,7 @@ without groups; with groups those of every group that the tile touches, zeros st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,9 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
 
     params = dict(variant.params)
     rows = Pixels.of(layer, layouts, variant)
-    description = _describe(rows, params.pop("k_split"), params.pop("skip"))
+    # the variant was chosen for an image of few channels as an input has it, and here it may have padding channels
+    k_split = math.gcd(params.pop("k_split"), _inner_reduction(layer, layouts))
+    description = _describe(rows, k_split, params.pop("skip"))
     return (launch(description, side, variant, params),)
 
 

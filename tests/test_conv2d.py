@@ -94,6 +94,14 @@ def test_halos_are_left_alone_in_opencl(layer: Conv2d, device: Device) -> None:
     assert Half(layer, variants(layer, "gpu", GPU)[0], device, HALOS).worst_error() < TOLERANCE
 
 
+@pytest.mark.parametrize(("channels", "width"), [(1, 2), (3, 2), (2, 3), (3, 4)])
+def test_few_channels_of_an_inner_image_are_all_read(channels: int, width: int) -> None:
+    """Variants are chosen as if the image were an input, whose pixels of few channels have no padding channels."""
+    layer = conv(3, 5, channels, 3, (1, width))
+    for variant in variants(layer, "cpu")[:2]:
+        assert Half(layer, variant, None, ImageLayouts()).error(0, 1) < TOLERANCE, str(variant)
+
+
 @pytest.mark.parametrize("skip", [0, conv2d_direct.SKIP_LINES, conv2d_direct.SKIP_COLUMNS])
 def test_taps_outside_the_image_may_be_left_out(skip: int) -> None:
     layer = conv(7, 7, 6, 32, 5, padding=2)
