@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import tvm_coexec
 from tvm_coexec.bench.steadiness import Turn, Turns, Yardstick
-from tvm_coexec.compiler import packaging
+from tvm_coexec.compiler.probes import yardstick as yardstick_package
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
@@ -193,10 +193,12 @@ def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
     return float(difference.max() / np.abs(expected).max())
 
 
-def start_peers(folder: Path, cores: Sequence[int], stack: ExitStack) -> tuple[dict[str, PeerProcess], dict[str, str]]:
+def start_peers(
+    folder: Path, cores: Sequence[int], stack: ExitStack, engines: Iterable[str] = PEERS
+) -> tuple[dict[str, PeerProcess], dict[str, str]]:
     """Every engine with every number of threads, and why some are not there."""
     started, missing = {}, {}
-    for engine in PEERS:
+    for engine in engines:
         for threads in THREADS:
             try:
                 process = PeerProcess(engine, folder, threads, cores[:threads])
@@ -224,7 +226,7 @@ def measure_in_turn(
     return turns
 
 
-def _timer(module: Module) -> Timer:
+def timer_of(module: Module) -> Timer:
     return lambda repeats: module.benchmark(repeats=repeats, warmup=1).latency_us
 
 
@@ -260,11 +262,17 @@ def compare(
             peer_errors={key: relative_error(process.output, expected) for key, process in peers.items()},
             not_measured=missing,
         )
-        timers: dict[str, Timer] = {side: _timer(module) for side, module in modules.items()}
+        timers: dict[str, Timer] = {side: timer_of(module) for side, module in modules.items()}
         timers |= {key: process.time_us for key, process in peers.items()}
         with tqdm(total=rounds * len(timers), desc=name, unit="turn", leave=False) as bar:
             compared.turns = measure_in_turn(timers, rounds, Turns(yardstick.is_steady, PATIENCE_S), bar)
     return compared
+
+
+def yardstick_on(device: Device) -> Yardstick:
+    """The chain of small layers that tells whether the machine is steady."""
+    facts = device.facts()
+    return Yardstick(Module(yardstick_package(target_for(facts), facts), device))
 
 
 def first_output(module: Module, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -334,7 +342,7 @@ def main() -> None:
         facts = profile.facts
     cores = engine_cores(facts)
     device = DeviceChoice.again(facts).open()
-    yardstick = Yardstick(Module(packaging.yardstick(target_for(device.facts()), device.facts()), device))
+    yardstick = yardstick_on(device)
 
     def compare_named(name: str) -> Compared:
         return compare(name, models[name](), device, options.profile, cores, options.rounds, yardstick)

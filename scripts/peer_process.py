@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from peers import PeerError, prepare
 
 from tvm_coexec.errors import InputError
 
-MODEL, INPUTS = "model.onnx", "inputs.npz"
+MODELS, INPUTS = ("model.onnx", "model.tflite"), "inputs.npz"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 WARM_UP_S = 0.005
 """What runs before any is counted, once at least: a process that was stopped finds its caches and clocks cold."""
@@ -41,9 +42,12 @@ def engine_cores(facts: Mapping[str, Any]) -> list[int]:
     return cores
 
 
-def save_network(folder: Path, model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> None:
-    """Write what the processes of a network read."""
-    onnx.save(model, folder / MODEL)
+def save_network(folder: Path, model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray]) -> None:
+    """Write what the processes of a network read: an ONNX model, or a TFLite file."""
+    if isinstance(model, Path):
+        shutil.copy(model, folder / MODELS[1])
+    else:
+        onnx.save(model, folder / MODELS[0])
     np.savez(folder / INPUTS, **inputs)
 
 
@@ -120,7 +124,8 @@ def main() -> None:
     with np.load(path / INPUTS) as stored:
         inputs = dict(stored)
     try:
-        prepared = prepare(engine, path / MODEL, inputs, int(threads))
+        model = next(path / name for name in MODELS if (path / name).exists())
+        prepared = prepare(engine, model, inputs, int(threads))
     except PeerError as error:
         print(json.dumps({"error": str(error)}), file=answers)
         return

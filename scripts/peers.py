@@ -44,8 +44,9 @@ def onnxruntime(path: Path, inputs: Inputs, threads: int) -> Prepared:
     for name, array in inputs.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
     values = []
-    for value in session.get_outputs():
-        values.append(ort.OrtValue.ortvalue_from_shape_and_type(list(value.shape), np.float32))
+    # what comes out tells shapes that the file leaves open
+    for value, array in zip(session.get_outputs(), session.run(None, dict(inputs)), strict=True):
+        values.append(ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type))
         binding.bind_ortvalue_output(value.name, values[-1])
     return Prepared(lambda: session.run_with_iobinding(binding), values[0].numpy)
 
@@ -118,9 +119,11 @@ def _pnnx_type(array: np.ndarray) -> str:
 
 
 def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
-    """LiteRT with XNNPACK, its network converted by ``onnx_to_tflite.py``."""
+    """LiteRT with XNNPACK, on a TFLite file, or on a network converted by ``onnx_to_tflite.py``."""
     from ai_edge_litert.interpreter import Interpreter
     from onnx_to_tflite import UnsupportedError, convert
+
+    from tvm_coexec.verification.litert_models import with_own_operators
 
     converted = path.with_suffix(".tflite")
     if not converted.exists():
@@ -128,7 +131,8 @@ def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
             converted.write_bytes(convert(path))
         except (UnsupportedError, ModelError) as error:
             raise PeerError(f"not converted: {error}") from error
-    interpreter = Interpreter(model_path=str(converted), num_threads=threads)
+    content = with_own_operators(converted.read_bytes())
+    interpreter = Interpreter(model_content=content, num_threads=threads)
     interpreter.allocate_tensors()
     for detail in interpreter.get_input_details():
         interpreter.set_tensor(detail["index"], _as_converted(inputs[detail["name"]], detail["shape"]))
@@ -148,7 +152,10 @@ PEERS: dict[str, Callable[[Path, Inputs, int], Prepared]] = {
     "litert": litert,
     "ncnn": ncnn,
 }
-"""Engines by name: from the path of an ONNX file, its inputs and a number of threads to a network that is ready."""
+"""Engines by name: from a network's path, its inputs and a number of threads to a network that is ready.
+
+LiteRT takes TFLite files, too, all others ONNX files alone.
+"""
 
 
 def prepare(name: str, path: Path, inputs: Inputs, threads: int) -> Prepared:

@@ -1,7 +1,7 @@
-"""One shipped model in a process of its own: it is read, built and checked, and each stage is told as it ends.
+"""One shipped model in a process of its own: it is read, built, checked, tuned for and timed.
 
-Run as a script: ``real_model_process.py MODEL SHAPES DEVICE SPLIT``, with SHAPES as JSON. It writes a JSON line
-for each stage, the last of which has an ``error`` where the model fails.
+Run as a script: ``real_model_process.py OPTIONS``, with :class:`Options` as JSON. It writes a JSON line for each stage
+as that ends, the last of which has an ``error`` where the model fails.
 """
 
 from __future__ import annotations
@@ -10,32 +10,78 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
+from real_model_timing import timed
 
+import tvm_coexec
 from tvm_coexec.api import build_graph
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.frontends import to_graph
-from tvm_coexec.runtime.device import open_device
+from tvm_coexec.graph import Graph
+from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.verification import NetworkCheck
 
+FAMILIES = ("linear", "rowwise", "conv2d", "images", "attention")
 
-def read_model(path: str, shapes: Mapping[str, Sequence[int]]) -> Any:
-    """What is built: the file, or the ONNX model with the shapes that its file leaves open."""
-    if not shapes:
-        return path
+
+@dataclass(frozen=True)
+class Options:
+    """What to do with one model; without a profile it is not timed, and without minutes the profile is as it is."""
+
+    path: str
+    shapes: dict[str, tuple[int, ...]]
+    device: str
+    split: float
+    profile: str
+    minutes: float
+    rounds: int
+
+
+def read_model(path: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto | Path:
+    """The path of a TFLite file, or an ONNX model, with the shapes that its file leaves open."""
+    if not path.endswith(".onnx"):
+        return Path(path)
     model = onnx.load(path)
     for value in model.graph.input:
         for axis, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
             axis.dim_value = size
-    del model.graph.value_info[:]
+    if shapes:
+        del model.graph.value_info[:]
     return model
 
 
+def try_model(options: Options, tell: Callable[..., None]) -> None:
+    """Take a model through all stages."""
+    device = open_device(options.device or None)
+    model = read_model(options.path, options.shapes)
+    graph = to_graph(model)
+    tell("read", layers=len(graph.nodes), opaque=sum(node.layer.op == "opaque" for node in graph.nodes))
+    module = build_graph(graph, device, split=options.split)
+    tell("build", synchronisations=module.sync_count)
+    check = NetworkCheck(model, graph)
+    verdict = check.verdict(module)
+    tell("check", engine=verdict.engine, findings=verdict.findings, largest=verdict.largest, verdict=str(verdict))
+    if options.profile and verdict.agrees:
+        _tune_and_time(options, model, graph, check, device, tell)
+
+
+def _tune_and_time(
+    options: Options, model: Any, graph: Graph, check: NetworkCheck, device: Device, tell: Callable[..., None]
+) -> None:
+    if options.minutes:
+        name = device.info.name
+        tvm_coexec.tune(options.profile, device=name, families=FAMILIES, minutes=options.minutes, models=[model])
+        tell("tune")
+    tell("time", **timed(model, graph, check.arrays, device, options.profile, options.rounds))
+
+
 def main() -> None:
-    path, shapes, device_name, split = sys.argv[1:]
+    options = Options(**json.loads(sys.argv[1]))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print does not disturb the answers
     began_s = time.perf_counter()
@@ -47,17 +93,11 @@ def main() -> None:
         began_s = now_s
 
     try:
-        model = read_model(path, json.loads(shapes))
-        graph = to_graph(model)
-        tell("read", layers=len(graph.nodes), opaque=sum(node.layer.op == "opaque" for node in graph.nodes))
-        module = build_graph(graph, open_device(device_name or None), split=float(split))
-        tell("build", synchronisations=module.sync_count)
-        verdict = NetworkCheck(model, graph).verdict(module)
-        tell("check", engine=verdict.engine, findings=verdict.findings, largest=verdict.largest, verdict=str(verdict))
+        try_model(options, tell)
     except CoexecError as error:
         tell("end", error=str(error))
     except Exception as error:  # a bug, of which the table has to tell
-        tell("end", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", bug=True)
+        tell("end", error=f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
 
 if __name__ == "__main__":

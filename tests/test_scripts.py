@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx_builder import OnnxBuilder, linear
 from peers import PEERS
+from shipped_models import PACKAGES
 
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
@@ -107,6 +108,35 @@ def test_networks_are_compared_with_every_engine(profile: Path, mlp: Path, tmp_p
     assert set(model["repeated_us"]) == set(model["unsteady_turns"]) == set(model["samples_us"])
     text = (tmp_path / "out" / "result.md").read_text()
     assert all(f"mlp, {engine}: {why}" in text for engine, why in model["not_measured"].items())
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    """A cache as if all packages had been downloaded: one has two models, of which one is damaged."""
+    cache = tmp_path / "cache"
+    for package in PACKAGES:
+        (cache / package.replace("==", "-")).mkdir(parents=True)
+    builder = OnnxBuilder(x=(1, 3, 8, 8))
+    flat = builder.add("Flatten", builder.add("Relu", builder.add("Conv", "x", builder.weights(40, 3, 3, 3))))
+    onnx.save(builder.model(linear(builder, flat, 1440, 10)), cache / "ddddocr" / "small.onnx")
+    (cache / "nudenet" / "damaged.tflite").write_bytes(b"nothing of the kind")
+    return cache
+
+
+def test_shipped_models_are_built_checked_and_timed(
+    profile: Path, shipped: Path, tmp_path: Path, device: Device
+) -> None:
+    arguments = ("--cache", str(shipped), "--profile", str(profile), "--rounds", "2", "--device", device.info.name)
+    result = result_of("real_models.py", tmp_path / "out", *arguments)
+    damaged, right = sorted(result["models"], key=lambda row: str(row["verdict"]))
+    assert damaged["name"] == "nudenet/damaged" and damaged["verdict"] == "read failed"
+    assert "is no TFLite model" in damaged["reason"]
+    assert right["name"] == "ddddocr/small" and right["verdict"] == "right" and right["reason"] == ""
+    time = right["stages"]["time"]
+    assert set(time["samples_us"]) == {"cpu", "gpu", "coexec", "onnxruntime 1", "onnxruntime 2"}
+    assert time["peer"] == "onnxruntime" and time["opaque_share"] == 0
+    text = (tmp_path / "out" / "result.md").read_text()
+    assert "1 read failed" in text and "1 right" in text and "- nudenet/damaged: " in text
 
 
 @pytest.mark.parametrize(

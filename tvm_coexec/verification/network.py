@@ -79,6 +79,11 @@ class NetworkCheck:
     arrays
         Inputs to take instead, in the graph's order.
 
+    Attributes
+    ----------
+    arrays
+        The inputs.
+
     Raises
     ------
     ModelError
@@ -90,12 +95,12 @@ class NetworkCheck:
         self._evaluator: Evaluator = evaluator_for(model)
         if arrays is None:
             arrays = random_inputs(graph, self._evaluator.index_bounds, seed)
-        self._arrays, self._nudged = arrays, nudged(arrays)
+        self.arrays, self._nudged = arrays, nudged(arrays)
         self._expected, self._noise = self._expect(self._evaluator.outputs)
 
     def _expect(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
         """Values by name, and how far each differs where the inputs differ by a rounding."""
-        expected = self._evaluator.run(self._arrays, names)
+        expected = self._evaluator.run(self.arrays, names)
         others = self._evaluator.run(self._nudged, names)
         noise = {
             # where a shape depends on numbers, it may change with them
@@ -106,7 +111,7 @@ class NetworkCheck:
 
     def verdict(self, module: Module) -> Verdict:
         """Compare a module that was built from the graph."""
-        results = _results(module, self._arrays)
+        results = _results(module, self.arrays)
         expected = [(self._expected[name], self._noise[name]) for name in self._evaluator.outputs]
         if len(results) != len(expected):
             finding = f"there are {len(results)} outputs, {self._evaluator.engine} has {len(expected)}"
@@ -133,7 +138,7 @@ class NetworkCheck:
         graph = self._graph
         seen = [name for name in _visible(graph) if name in set(self._evaluator.values)]
         exposed = _with_outputs(graph, module, [name for name in seen if name not in graph.outputs])
-        found = _results(exposed, self._arrays)
+        found = _results(exposed, self.arrays)
         renamed = dict(zip(graph.outputs, self._evaluator.outputs, strict=True))
         names = {name: renamed.get(name, name) for name in dict.fromkeys([*seen, *graph.outputs])}
         expected, noise = self._expect(list(dict.fromkeys(names.values())))
