@@ -126,7 +126,6 @@ RINGS = {
             "frontends.fuse_rows",
             "frontends.opaque",
         ),
-        *("frontends.onnx_control", "frontends.onnx_functions", "frontends.onnx_sequences", "frontends.onnx_simplify"),
         *("frontends.torch_import", "frontends.torch_operators"),
         *("runtime.executor", "runtime.prepared"),
         *("schedules.fetching", "schedules.frame"),

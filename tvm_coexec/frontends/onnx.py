@@ -13,7 +13,8 @@ from ..errors import ModelError, in_one_line
 from .onnx_import import import_simple
 from .onnx_nodes import known_operation
 from .onnx_shapes import bind_shapes
-from .onnx_simplify import SimpleModel, simplify
+from .onnx_simplifier import SimpleModel
+from .onnx_simplify import simplify
 from .onnx_values import DOMAINS, attributes, source_of
 from .relax import Known, Naming, bindings, trace_function
 from .trace import Source, Trace

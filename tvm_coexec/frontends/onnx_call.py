@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from .onnx_simplify import SimpleModel, SimpleNode
+from .onnx_simplifier import SimpleModel, SimpleNode
 from .onnx_values import ValueType, attributes
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
 from ..errors import ModelError
+from .onnx_simplifier import Handler, Simplifier
 from .onnx_values import Meaning, Scope, attributes, to_array
 from .trace import Source
-
-if TYPE_CHECKING:
-    from .onnx_simplify import Simplifier
 
 _MOST_ITERATIONS = 4096
 
@@ -167,7 +164,7 @@ def _scan(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
     return set_outputs(node, [*state, *lists], scope)
 
 
-HANDLERS: Mapping[str, Callable[[Simplifier, NodeProto, Scope, Source], bool]] = {
+HANDLERS: Mapping[str, Handler] = {
     "If": _if,
     "Loop": _loop,
     "Scan": _scan,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import onnx
 from onnx import FunctionProto, NodeProto, defs
 
+from .onnx_simplifier import Handler, Simplifier
 from .onnx_values import Scope
 from .trace import Source
 
-if TYPE_CHECKING:
-    from .onnx_simplify import Simplifier
-
-FUNCTIONS = (
+_FUNCTIONS = (
     "AffineGrid",
     "Attention",
     "CausalConvWithState",
@@ -36,10 +34,10 @@ _PREVIEW = 1
 """Version of ONNX's operators that are not settled yet."""
 
 
-def expand_function(simplifier: Simplifier, renamed: NodeProto, node: NodeProto, scope: Scope, source: Source) -> bool:
-    """Take in the nodes that ONNX defines a node by, if that is how it is computed."""
-    has_statistics = node.op_type == "LayerNormalization" and any(node.output[1:])
-    if node.op_type not in FUNCTIONS and not has_statistics:
+def _expand(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """Take in the nodes that ONNX defines a node by."""
+    renamed = simplifier.renamed(node, scope, source)
+    if simplifier.is_constant(renamed):
         return False
     version = scope.opset if node.domain in ("", "ai.onnx") else _PREVIEW
     schema = defs.get_schema(node.op_type, version, node.domain)
@@ -85,3 +83,11 @@ def _with_attributes(node: NodeProto, given: dict[str, onnx.AttributeProto]) -> 
             copy.attribute.append(given[attribute.ref_attr_name])
             copy.attribute[-1].name = attribute.name
     return copy
+
+
+def _expand_statistics(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """A layer normalisation is expanded only where its mean or deviation is read, too."""
+    return any(node.output[1:]) and _expand(simplifier, node, scope, source)
+
+
+HANDLERS: Mapping[str, Handler] = dict.fromkeys(_FUNCTIONS, _expand) | {"LayerNormalization": _expand_statistics}

@@ -15,7 +15,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from ..errors import ModelError, last_line
 from .onnx_call import Call
 from .onnx_operators import CONVERTERS
-from .onnx_simplify import SimpleModel, SimpleNode
+from .onnx_simplifier import SimpleModel, SimpleNode
 from .onnx_values import ValueType
 from .relax_calls import static_type
 from .trace import Source

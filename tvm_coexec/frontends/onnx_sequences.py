@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import NodeProto
@@ -17,11 +16,9 @@ from .onnx_control import (
     stacked,
     whole_number,
 )
+from .onnx_simplifier import Handler, Simplifier
 from .onnx_values import Meaning, Scope, attributes
 from .trace import Source
-
-if TYPE_CHECKING:
-    from .onnx_simplify import Simplifier
 
 
 def _items(node: NodeProto, scope: Scope, source: Source, place: int = 0) -> list[Meaning]:
@@ -154,7 +151,7 @@ def _map(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) 
     return set_outputs(node, list(made), scope)
 
 
-HANDLERS: Mapping[str, Callable[[Simplifier, NodeProto, Scope, Source], bool]] = {
+HANDLERS: Mapping[str, Handler] = {
     "ConcatFromSequence": _concat,
     "Dropout": _dropout,
     "Identity": _identity,

@@ -6,64 +6,16 @@ What is left are nodes on tensors whose types are all known.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 
-import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, TypeProto, defs, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import NodeProto, defs
 
-from ..errors import ModelError, in_one_line
-from . import onnx_control, onnx_sequences
-from .onnx_functions import expand_function
-from .onnx_nodes import with_explicit_padding
-from .onnx_values import DOMAINS, DTYPES, HALVES, Meaning, Scope, ValueType, source_of, to_array, type_of, type_of_array
-from .trace import Source, claim_name
+from . import onnx_control, onnx_functions, onnx_sequences
+from .onnx_simplifier import SimpleModel, Simplifier
+from .onnx_values import HALVES, Scope, to_array
 
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-
-_TYPE_ATTRIBUTES = ("dtype", "output_dtype", "precision", "softmax_precision", "stash_type", "to")
-
-_MOST_INFERENCE_ELEMENTS = 4096
-"""Larger constants are no shapes, axes or counts, which inference would want to know."""
-
-_OF_SHAPES = ("EyeLike", "Shape", "Size")
-"""Operators whose results depend on the type of what they read alone."""
-
-_MOST_NODES = 100_000
-
-_HANDLERS = {**onnx_control.HANDLERS, **onnx_sequences.HANDLERS}
-
-
-@dataclass(frozen=True)
-class SimpleNode:
-    """A node whose inputs and outputs have names that are unique in the whole model."""
-
-    proto: NodeProto
-    source: Source
-    opset: int
-
-
-@dataclass
-class SimpleModel:
-    """Nodes in execution order; ``outputs`` pairs the names that the user sees with values."""
-
-    inputs: dict[str, ValueType] = field(default_factory=dict)
-    outputs: list[tuple[str, str]] = field(default_factory=list)
-    nodes: list[SimpleNode] = field(default_factory=list)
-    constants: dict[str, np.ndarray] = field(default_factory=dict)
-    types: dict[str, ValueType] = field(default_factory=dict)
-
-    def without_unused(self) -> list[SimpleNode]:
-        """The nodes that the outputs depend on."""
-        needed = {value for _, value in self.outputs}
-        kept = []
-        for node in reversed(self.nodes):
-            if needed.intersection(node.proto.output):
-                kept.append(node)
-                needed.update(node.proto.input)
-        return kept[::-1]
+_HANDLERS = {**onnx_control.HANDLERS, **onnx_functions.HANDLERS, **onnx_sequences.HANDLERS}
 
 
 def simplify(model: onnx.ModelProto) -> SimpleModel:
@@ -76,7 +28,7 @@ def simplify(model: onnx.ModelProto) -> SimpleModel:
     """
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     _drop_unread_outputs(model.graph, opset)
-    simplifier = Simplifier(opset)
+    simplifier = Simplifier(opset, _HANDLERS)
     scope = Scope(None, None, opset)
     for tensor in model.graph.initializer:
         scope.meanings[tensor.name] = simplifier.add_constant(tensor.name, to_array(tensor))
@@ -91,175 +43,6 @@ def simplify(model: onnx.ModelProto) -> SimpleModel:
     if simplifier.has_halves:
         warnings.warn("what the model has in float16 or bfloat16 is computed in float32", stacklevel=2)
     return simplifier.model
-
-
-class Simplifier:
-    """Takes in one node after another; what bodies and sequences mean stands in :mod:`.onnx_control`."""
-
-    def __init__(self, opset: int) -> None:
-        self.model = SimpleModel()
-        self.opset = opset
-        self.taken: set[str] = set()
-        self.has_halves = False
-
-    def add_constant(self, name: str, array: np.ndarray) -> str:
-        name = claim_name(name, self.taken)
-        self.model.constants[name] = array
-        self.model.types[name] = type_of_array(array)
-        return name
-
-    def add_input(self, name: str, proto: TypeProto, scope: Scope) -> None:
-        known = type_of(proto)
-        if known is None:
-            raise ModelError(f"input {name!r} is no tensor of fixed shape; give every input one")
-        self.taken.add(name)
-        self.model.inputs[name] = self.model.types[name] = known
-        scope.meanings[name] = name
-        if proto.tensor_type.elem_type in HALVES:
-            wide = helper.make_node("Cast", [name], [f"{name}/float32"], to=TensorProto.FLOAT)
-            self.add_nodes([wide], scope)
-            scope.meanings[name] = scope.find(f"{name}/float32")
-            self.has_halves = True
-
-    def add_output(self, value: onnx.ValueInfoProto, scope: Scope) -> None:
-        meaning = scope.find(value.name)
-        if not isinstance(meaning, str) or not meaning:
-            raise ModelError(f"output {value.name!r} is a sequence of tensors; make its tensors outputs")
-        if value.type.tensor_type.elem_type in HALVES:
-            narrow = f"{value.name}/float16"
-            self.emit(helper.make_node("Cast", [meaning], [narrow], to=TensorProto.FLOAT16), scope, keep_half=True)
-            meaning = narrow
-        self.model.outputs.append((value.name, meaning))
-
-    def add_nodes(self, nodes: Iterable[NodeProto], scope: Scope) -> None:
-        for node in nodes:
-            source = scope.source or source_of(node)
-            if node.domain not in DOMAINS:
-                raise ModelError(f"{source} is no operator of ONNX; replace it by some that are")
-            if len(self.model.nodes) > _MOST_NODES:
-                raise ModelError(f"{source} would become more than {_MOST_NODES} nodes; make the model smaller")
-            handler = _HANDLERS.get(node.op_type)
-            if handler is not None and handler(self, node, scope, source):
-                continue
-            self.add_plain(node, scope, source)
-
-    def add_plain(self, node: NodeProto, scope: Scope, source: Source) -> None:
-        """Take in a node on tensors: computed if its operands are constants, expanded if it is a function."""
-        _refuse_randomness(node, source)
-        renamed = NodeProto()
-        renamed.CopyFrom(node)
-        self._widen(renamed)
-        del renamed.input[:]
-        for name in node.input:
-            meaning = scope.find(name)
-            if not isinstance(meaning, str):
-                raise ModelError(f"{source} reads the sequence {name!r}, which it cannot; give it a tensor")
-            renamed.input.append(meaning)
-        if self._is_constant(renamed) and self._evaluate(renamed, node, scope):
-            return
-        if not expand_function(self, renamed, node, scope, source):
-            for place, name in enumerate(node.output):
-                renamed.output[place] = claim_name(name, self.taken) if name else ""
-                scope.meanings[name] = renamed.output[place]
-            scope.meanings[""] = ""
-            self.emit(renamed, scope, source=source)
-
-    def emit(self, node: NodeProto, scope: Scope, *, source: Source | None = None, keep_half: bool = False) -> None:
-        """Append a node under the names that it has, once its result's type is known."""
-        source = source or scope.source or source_of(node)
-        inferred = self.inferred(node, scope.opset, source)
-        for name in filter(None, node.output):
-            known = type_of(inferred[name]) if name in inferred else None
-            if known is None:
-                raise ModelError(_unknown_type(source, inferred.get(name)))
-            if known.dtype == "float16" and not keep_half:
-                known = ValueType("float32", known.shape)
-            self.model.types[name] = known
-        for name in filter(None, node.output):
-            known = self.model.types[name]
-            if 0 in known.shape:  # without elements, it cannot depend on anything
-                self.model.constants[name] = np.zeros(known.shape, known.dtype)
-        if all(name in self.model.constants for name in node.output if name):
-            return
-        if node.op_type == "Concat":
-            kept = [name for name in node.input if 0 not in self.model.types[name].shape]
-            del node.input[:]
-            node.input.extend(kept)
-        explicit = with_explicit_padding(node, lambda name: self.model.types[name].shape)
-        self.model.nodes.append(SimpleNode(explicit, source, scope.opset))
-
-    def inferred(self, node: NodeProto, opset: int, source: Source) -> Mapping[str, TypeProto]:
-        """What ONNX's own inference says of a node's results."""
-        small = {
-            name: numpy_helper.from_array(self.model.constants[name], name)
-            for name in node.input
-            if name in self.model.constants and self.model.constants[name].size <= _MOST_INFERENCE_ELEMENTS
-        }
-        try:
-            schema = defs.get_schema(node.op_type, opset, "")
-            types = {name: self.model.types[name].proto for name in node.input if name}
-            opsets = [helper.make_opsetid("", opset)]
-            found: Mapping[str, TypeProto] = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, small, opset_imports=opsets, ir_version=8
-            )
-            return found
-        except defs.SchemaError as error:
-            raise ModelError(f"{source} is no operator of ONNX's opset {opset}; export the model again") from error
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
-            raise ModelError(
-                f"{source} breaks the rules of ONNX ({in_one_line(error)}); export the model again"
-            ) from error
-
-    def constant(self, meaning: Meaning) -> np.ndarray | None:
-        """The tensor that a value always is; None if it depends on the model's inputs."""
-        return self.model.constants.get(meaning) if isinstance(meaning, str) else None
-
-    def _is_constant(self, node: NodeProto) -> bool:
-        if node.op_type in _OF_SHAPES:
-            return True
-        return all(name in self.model.constants for name in node.input if name)
-
-    def _evaluate(self, renamed: NodeProto, node: NodeProto, scope: Scope) -> bool:
-        """Compute what a node makes of constants; False if only TVM may be able to."""
-        arrays = evaluate(renamed, self._operands(renamed), scope.opset)
-        if arrays is None or any(str(array.dtype) not in DTYPES.values() for array in arrays):
-            return False
-        for name, array in zip(node.output, arrays, strict=False):
-            if name:
-                scope.meanings[name] = self.add_constant(name, array)
-        return True
-
-    def _operands(self, node: NodeProto) -> dict[str, np.ndarray]:
-        if node.op_type in _OF_SHAPES:
-            known = self.model.types[node.input[0]]
-            return {node.input[0]: np.broadcast_to(np.zeros((), known.dtype), known.shape)}
-        return {name: self.model.constants[name] for name in node.input if name}
-
-    def _widen(self, node: NodeProto) -> None:
-        """Let a node that would make float16 or bfloat16 make float32."""
-        for attribute in node.attribute:
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.i in HALVES and node.op_type != "BitCast":
-                attribute.i = TensorProto.FLOAT
-                self.has_halves = True
-            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in HALVES:
-                attribute.t.CopyFrom(numpy_helper.from_array(to_array(attribute.t)))
-                self.has_halves = True
-
-
-def evaluate(node: NodeProto, arrays: Mapping[str, np.ndarray], opset: int) -> list[np.ndarray] | None:
-    """What a node makes of constants; None if ONNX's evaluator does not know it, in its version or in the newest."""
-    inputs = [onnx.ValueInfoProto(name=name) for name in arrays]
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-    graph = helper.make_graph([node], "constant", inputs, outputs)
-    for version in (opset, defs.onnx_opset_version()):
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
-        try:
-            with np.errstate(all="ignore"):
-                found = iter(ReferenceEvaluator(model).run(None, dict(arrays)))
-            return [np.asarray(next(found)) if name else np.zeros(0) for name in node.output]
-        except Exception:  # the evaluator raises whatever it stumbles over
-            continue
-    return None
 
 
 def _drop_unread_outputs(graph: onnx.GraphProto, opset: int) -> None:
@@ -283,21 +66,3 @@ def _read_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
             for body in (attribute.g, *attribute.graphs):
                 yield from (value.name for value in body.output)
                 yield from _read_names(body.node)
-
-
-def _refuse_randomness(node: NodeProto, source: Source) -> None:
-    if node.op_type in _RANDOM:
-        raise ModelError(f"{source} makes random numbers, which no module can; make them an input of the model")
-
-
-def _unknown_type(source: Source, proto: TypeProto | None) -> str:
-    if proto is not None and proto.WhichOneof("value") == "tensor_type":
-        element = proto.tensor_type.elem_type
-        if element and element not in DTYPES and element not in HALVES:
-            name = TensorProto.DataType.Name(element).lower()
-            return f"{source} makes elements of type {name}; supported are {', '.join(DTYPES.values())}"
-        return (
-            f"{source} makes a tensor whose size depends on what the model computes, but sizes are fixed when a module "
-            "is built; leave it out of the model and do it to the model's output"
-        )
-    return f"{source} makes no tensor, which no module can hold; leave it out of the model"
