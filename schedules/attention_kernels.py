@@ -160,7 +160,7 @@ class Steps:
         highest = T.alloc_buffer((1,), "float32", scope="local")
         self._fill(wide, -math.inf)
         with T.serial(0, self.key_vectors) as vector, T.vectorized(0, lanes) as lane:
-            T.buffer_store(wide, T.max(wide[lane], scores[row, vector * lanes + lane]), [lane])
+            T.buffer_store(wide, T.max(scores[row, vector * lanes + lane], wide[lane]), [lane])
         largest = self._fold(wide, T.max)
         lowest = T.float32(float(np.finfo(np.float32).min))
         T.buffer_store(highest, T.max(largest, lowest) if self.layer.empty_is_zero else largest, [0])

@@ -16,14 +16,18 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import keeps_zero, step_name, step_numbers, step_operands
 
+from .extrema import at_least, at_most, clamp
+
 Expr = Any
 Stage = Callable[[list[Expr]], Expr]
 """Maps the accumulator and the values of the stages before it (in that order) to its own value."""
 
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-_EXP_RANGE = (-87.0, 88.0)
-# The Taylor series to r^7 is below one float32 rounding on |r| <= ln(2)/2.
-_EXP_SERIES = tuple(1.0 / math.factorial(power) for power in range(7, -1, -1))
+_EXP_RANGE = (-88.0, 89.0)
+"""Beyond which powers are 0 and infinite."""
+_LEAST_EXPONENT = -126.0
+# The Taylor series to r^7, twice, is below one float32 rounding on |r| <= ln(2)/2.
+_EXP_SERIES = tuple(2.0 / math.factorial(power) for power in range(7, -1, -1))
 
 # erf(x) = x P(x²)/Q(x²) on |x| <= 3.92, where erf is 1 to float32: fitted by reweighted least squares on Chebyshev
 # nodes; relative error 2e-8 in exact arithmetic, 4e-7 in float32. Highest power first. At 4 the quotient is a little
@@ -48,10 +52,6 @@ def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     return result
 
 
-def _clamp(x: Expr, low: float, high: float) -> Expr:
-    return T.max(T.min(x, T.float32(high)), T.float32(low))
-
-
 class Epilogue:
     """Collects the stages of one epilogue."""
 
@@ -65,10 +65,12 @@ class Epilogue:
         return lambda values: values[index]
 
     def exp(self, value: Stage) -> Stage:
-        x = self.keep(lambda v: _clamp(value(v), *_EXP_RANGE))
+        x = self.keep(lambda v: clamp(value(v), *_EXP_RANGE))
         n = self.keep(lambda v: T.floor(x(v) * T.float32(math.log2(math.e)) + T.float32(0.5)))
         r = self.keep(lambda v: x(v) - n(v) * T.float32(_LN2_HIGH) - n(v) * T.float32(_LN2_LOW))
-        power = self.keep(lambda v: T.reinterpret("float32", (T.Cast("int32", n(v)) + T.int32(127)) << T.int32(23)))
+        # NaN, which has no whole number, comes back by r; half the power of two is a number up to the largest result
+        whole: Stage = lambda v: T.Cast("int32", T.max(n(v), T.float32(_LEAST_EXPONENT)))  # noqa: E731
+        power = self.keep(lambda v: T.reinterpret("float32", (whole(v) + T.int32(126)) << T.int32(23)))
         return lambda v: _polynomial(r(v), _EXP_SERIES) * power(v)
 
     def _sigmoid_times(self, x: Stage, argument: Stage) -> Stage:
@@ -84,7 +86,7 @@ class Epilogue:
         if name in _SIMPLE:
             return _SIMPLE[name](self.keep(value), *map(T.float32, numbers))
         if name == "clip":
-            return lambda v: _clamp(value(v), *numbers)
+            return lambda v: clamp(value(v), *numbers)
         x = self.keep(value)
         made: Stage = getattr(self, f"_{name}")(x, *numbers)
         return made
@@ -104,26 +106,26 @@ class Epilogue:
         return self.exp(x)
 
     def _elu(self, x: Stage, alpha: float, factor: float) -> Stage:
-        power = self.exp(lambda v: T.min(x(v), T.float32(0)))
+        power = self.exp(lambda v: at_most(0.0, x(v)))
         below = T.float32(alpha * factor)
-        return lambda v: T.float32(factor) * T.max(x(v), T.float32(0)) + below * (power(v) - T.float32(1))
+        return lambda v: T.float32(factor) * at_least(0.0, x(v)) + below * (power(v) - T.float32(1))
 
     def _softplus(self, x: Stage) -> Stage:
         """``max(x, 0) + log(1 + exp(-|x|))``."""
         t = self.keep(self.exp(lambda v: T.min(x(v), T.float32(0) - x(v))))
         z = self.keep(lambda v: t(v) / (T.float32(2) + t(v)))
-        return lambda v: T.max(x(v), T.float32(0)) + z(v) * _polynomial(z(v) * z(v), _LOG_SERIES)
+        return lambda v: at_least(0.0, x(v)) + z(v) * _polynomial(z(v) * z(v), _LOG_SERIES)
 
     def _mish(self, x: Stage) -> Stage:
         """``x · tanh(log(1 + e))`` is ``x · n / (n + 2)`` with ``n = e · (e + 2)`` and ``e = exp(x)``."""
-        e = self.keep(self.exp(lambda v: T.min(x(v), T.float32(_MISH_LIMIT))))
+        e = self.keep(self.exp(lambda v: at_most(_MISH_LIMIT, x(v))))
         n = self.keep(lambda v: e(v) * (e(v) + T.float32(2)))
         return lambda v: x(v) * (n(v) / (n(v) + T.float32(2)))
 
     def _erf(self, x: Stage) -> Stage:
-        u = self.keep(lambda v: _clamp(x(v), -_ERF_LIMIT, _ERF_LIMIT))
+        u = self.keep(lambda v: clamp(x(v), -_ERF_LIMIT, _ERF_LIMIT))
         w = self.keep(lambda v: u(v) * u(v))
-        return lambda v: _clamp(u(v) * _polynomial(w(v), _ERF_P) / _polynomial(w(v), _ERF_Q), -1.0, 1.0)
+        return lambda v: clamp(u(v) * _polynomial(w(v), _ERF_P) / _polynomial(w(v), _ERF_Q), -1.0, 1.0)
 
     def _gelu(self, x: Stage) -> Stage:
         erf = self._erf(lambda v: x(v) * T.float32(math.sqrt(0.5)))
@@ -131,10 +133,10 @@ class Epilogue:
 
 
 _SIMPLE: dict[str, Callable[..., Stage]] = {
-    "relu": lambda x: lambda v: T.max(x(v), T.float32(0)),
-    "relu6": lambda x: lambda v: _clamp(x(v), 0.0, 6.0),
-    "hard_swish": lambda x: lambda v: x(v) * (_clamp(x(v) + T.float32(3), 0.0, 6.0) * T.float32(1 / 6)),
-    "hard_sigmoid": lambda x, alpha, beta: lambda v: _clamp(x(v) * alpha + beta, 0.0, 1.0),
+    "relu": lambda x: lambda v: at_least(0.0, x(v)),
+    "relu6": lambda x: lambda v: clamp(x(v), 0.0, 6.0),
+    "hard_swish": lambda x: lambda v: x(v) * (clamp(x(v) + T.float32(3), 0.0, 6.0) * T.float32(1 / 6)),
+    "hard_sigmoid": lambda x, alpha, beta: lambda v: clamp(x(v) * alpha + beta, 0.0, 1.0),
     "leaky_relu": lambda x, alpha: lambda v: _below(x(v), alpha),
     "abs": lambda x: lambda v: T.max(x(v), T.float32(0) - x(v)),
     "negative": lambda x: lambda v: T.float32(0) - x(v),
@@ -145,7 +147,7 @@ _SIMPLE: dict[str, Callable[..., Stage]] = {
 
 def _below(x: Expr, slope: Expr) -> Expr:
     """``x``, times ``slope`` where it is negative."""
-    return T.max(x, T.float32(0)) + slope * T.min(x, T.float32(0))
+    return at_least(0.0, x) + slope * at_most(0.0, x)
 
 
 def maps_zero_to_zero(steps: Sequence[str]) -> bool:

@@ -84,6 +84,11 @@ def one_if_channel(channels: int, tile: Any, channel: Any) -> Any:
     return T.Cast("float32", T.max(T.min(left, T.int32(1)), T.int32(0)))
 
 
+def kept_where(exists: Any, value: Any) -> Any:
+    """``value`` where ``exists`` is 1, and zero where it is 0, even if ``value`` is no number there."""
+    return T.reinterpret("float32", T.reinterpret("int32", value) & (T.int32(0) - exists))
+
+
 def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, channel: Any) -> Any:
     """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0."""
     if channels % TILE == 0 or maps_zero_to_zero(epilogue):

@@ -12,20 +12,23 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayout, LocalNorm, Pool, Rearrange, Resize, tile_count
 
-from .frame import Description, Operand, one_if_channel
+from .extrema import at_least, larger, smaller
+from .frame import Description, Operand, kept_where, one_if_channel
 from .gather_kernels import rearrange, resize
 from .image_geometry import ImageLayer, common_run, fills_up, first_channels, input_names
 from .packing import step_shapes
 from .pixels import Pixels, every
 
 _LOWEST = float(np.finfo(np.float32).min)
-_SMALLEST = 1e-30
+_SQUARED_SCALE = 2.0**-32
+"""Factor of what a normalisation squares, so that squares of less than 1e28 are numbers."""
+_SMALLEST = 1e-37
 """Below any divisor of a normalisation that means something; it keeps padding channels from dividing zero by zero."""
 _MAX_WRITTEN_OUT = 64
 """Pixels of a block times columns of a window, up to which a window's line is written out."""
 
 
-def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str]) -> Description:
+def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str], side: str) -> Description:
     """The layer as a dense kernel over the rows of ``pixels``, with operands of these names."""
     layouts = pixels.layouts
     shapes = _shapes(layer, pixels)
@@ -40,7 +43,7 @@ def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str]) -> D
         output_tile=layouts.output.first_tile,
         residual_tile=layouts.residual.first_tile,
         is_stored=pixels.is_stored,
-        **_reduction(layer, pixels),
+        **_reduction(layer, pixels, side),
     )
 
 
@@ -75,24 +78,24 @@ def _operand_pixel(layout: ImageLayout, size: tuple[int, ...], place: tuple[Any,
     return (image * height + line + layout.halo[0]) * width + column + layout.halo[1]
 
 
-def _reduction(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, Any]:
+def _reduction(layer: ImageLayer, pixels: Pixels[Pool], side: str) -> dict[str, Any]:
     """Fields of the description that say how an element is computed."""
     if isinstance(layer, Pool):
-        return _pool(layer, pixels)
+        return _pool(layer, pixels, _ARITHMETIC[side]["maximum"])
     if isinstance(layer, Concat):
         return _concat(layer, pixels)
     if isinstance(layer, Rearrange):
         return rearrange(layer, pixels)
     if isinstance(layer, Resize):
         return resize(layer, pixels)
-    return _local_norm(layer, pixels) if isinstance(layer, LocalNorm) else _elementwise(layer, pixels)
+    return _local_norm(layer, pixels) if isinstance(layer, LocalNorm) else _elementwise(layer, pixels, _ARITHMETIC[side][layer.kind])
 
 
 def _only(_old: Any, new: Any) -> Any:
     return new
 
 
-def _pool(layer: Pool, pixels: Pixels[Pool]) -> dict[str, Any]:
+def _pool(layer: Pool, pixels: Pixels[Pool], maximum: Callable[[Any, Any], Any]) -> dict[str, Any]:
     layout = pixels.layouts.input
     is_max = layer.kind == "max"
     taps = layer.kernel[0] * layer.kernel[1]
@@ -111,7 +114,7 @@ def _pool(layer: Pool, pixels: Pixels[Pool]) -> dict[str, Any]:
         "written_out": (1,) if pixels.block * layer.kernel[1] <= _MAX_WRITTEN_OUT else (),
         "is_needed": lambda row, tap_h, tap_w: _is_inside(layer, pixels, row, (tap_h, tap_w)),
         "start": _LOWEST if is_max else 0.0,
-        "combine": (_only if taps == 1 else T.max) if is_max else _add,
+        "combine": (_only if taps == 1 else maximum) if is_max else _add,
         "finish": None if is_max or taps == 1 else average,
     }
 
@@ -179,17 +182,21 @@ def _concat(layer: Concat, pixels: Pixels[Pool]) -> dict[str, Any]:
     return {"reduction": (1,), "term": term, "combine": _only}
 
 
-_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+_SUMS_AND_PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
     "add": operator.add,
     "divide": operator.truediv,
-    "maximum": T.max,
-    "minimum": T.min,
     "multiply": operator.mul,
     "subtract": operator.sub,
 }
+_ARITHMETIC = {
+    "cpu": {**_SUMS_AND_PRODUCTS, "maximum": larger, "minimum": smaller},
+    "gpu": {**_SUMS_AND_PRODUCTS, "maximum": T.max, "minimum": T.min},
+}
 
 
-def _elementwise(layer: Elementwise, pixels: Pixels[Pool]) -> dict[str, Any]:
+def _elementwise(
+    layer: Elementwise, pixels: Pixels[Pool], compute: Callable[[Any, Any], Any]
+) -> dict[str, Any]:
     channels = layer.out_channels
     spread = [size[3] < channels for size in layer.input_sizes]
     divides = layer.kind == "divide"
@@ -210,10 +217,10 @@ def _elementwise(layer: Elementwise, pixels: Pixels[Pool]) -> dict[str, Any]:
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         x, y = (element(buffers, index, begin, operand) for operand in (0, 1))
         if not fills:
-            return _ARITHMETIC[layer.kind](x, y)
+            return compute(x, y)
         exists = one_if_channel(channels, begin + index[1], index[2])
         y = y + (T.float32(1) - exists) if divides else y
-        return _ARITHMETIC[layer.kind](x, y) * exists
+        return compute(x, y) * exists
 
     return {"reduction": (1,), "term": term, "combine": _only}
 
@@ -237,13 +244,15 @@ def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
         image, first = buffers["input"], pixel * tiles * TILE
         value = T.if_then_else(within, image[first + neighbour], image[first + clamped])
         exists = _zero_or_one(neighbour + 1) * _zero_or_one(layer.channels - neighbour)
-        return value * value * T.Cast("float32", exists)
+        scaled = kept_where(exists, value) * T.float32(_SQUARED_SCALE)
+        return scaled * scaled
 
     def finish(buffers: dict[str, Any], index: list[Any], begin: Any, total: Any) -> Any:
         row, t, channel = index
-        divisor = T.float32(layer.bias) + total * T.float32(layer.alpha / layer.size)
+        divisor = T.float32(layer.bias * _SQUARED_SCALE**2) + total * T.float32(layer.alpha / layer.size)
+        factor = _power(at_least(_SMALLEST, divisor), -layer.beta) * T.float32(_SQUARED_SCALE ** (2 * layer.beta))
         source = (pixels.output_pixel(layout, row) * tiles + begin + t) * TILE + channel
-        return buffers["input"][source] * _power(T.max(divisor, T.float32(_SMALLEST)), -layer.beta)
+        return buffers["input"][source] * factor
 
     return {"reduction": (layer.size,), "term": term, "finish": finish}
 

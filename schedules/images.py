@@ -116,4 +116,4 @@ def build(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts 
     params = dict(variant.params)
     del params["k_split"]
     names = operand_names(layer, variant)
-    return (launch(describe(layer, Pixels.of(window(layer), layouts, variant), names), side, variant, params),)
+    return (launch(describe(layer, Pixels.of(window(layer), layouts, variant), names, side), side, variant, params),)

@@ -19,6 +19,7 @@ from tvm_coexec.layers import SCRATCH, ImageLayout, ImageLayouts, Opaque, consta
 from tvm_coexec.layers import Operand as Seen
 
 from .dispatch import Dispatch
+from .extrema import keeping_nan
 from .frame import Launch, Operand, begin_kernel
 
 _SCOPE_PRAGMA = 'T.attr({"pragma_scope": "seq"})'
@@ -104,7 +105,7 @@ def legalised(program: str) -> ir.IRModule:
         if isinstance(function, tirx.PrimFunc):
             _check_plain(function)
             module[name] = _serial(function)
-    return module
+    return keeping_nan(module)
 
 
 def _serial(function: tirx.PrimFunc) -> tirx.PrimFunc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import s_tir
 from tvm.script.ir_builder import IRBuilder
@@ -18,7 +19,7 @@ from .frame import Operand, begin_kernel, one_if_channel
 Term = Callable[[Any, Any, Any], Any]
 """An element of a row, from its indices."""
 
-_LOWEST = -3.0e38
+_LOWEST = float(np.finfo(np.float32).min)
 _FOLD = 8
 """Partial results that are left when a tile's 32 are folded by vector instructions."""
 
@@ -123,10 +124,12 @@ def _exp_below(kernel: _RowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
     """``exp(x - highest)``, zero where a position holds no channel; one expression, since it stands in a reduction."""
     epilogue = Epilogue()
     power = epilogue.exp(lambda v: v[0])
-    values = [kernel.element(i, t, j) - highest[i, 0]]
+    inside = kernel.is_channel(t, j)
+    difference = kernel.element(i, t, j) - highest[i, 0]
+    # the zeros beside the channels may be far above these: an infinite power times zero is no number
+    values = [difference if inside is None else T.min(T.float32(0), difference)]
     for stage in epilogue.stages:
         values.append(stage(values))
-    inside = kernel.is_channel(t, j)
     return power(values) if inside is None else power(values) * inside
 
 
@@ -136,7 +139,8 @@ def _softmax(kernel: _RowKernel) -> Term:
         x = kernel.element(i, t, j)
         return x if inside is None else x * inside + T.float32(_LOWEST) * (T.float32(1) - inside)
 
-    highest = kernel.statistic("highest", candidate, T.max, _LOWEST)
+    # a NaN that it passes over comes back by the sum
+    highest = kernel.statistic("highest", candidate, lambda known, new: T.max(new, known), _LOWEST)
     total = kernel.statistic("total", lambda i, t, j: _exp_below(kernel, highest, i, t, j), _add, 0.0)
     scale = kernel.once("scale", lambda i: T.float32(1) / total[i, 0])
     return lambda i, t, j: _exp_below(kernel, highest, i, t, j) * scale[i, 0]

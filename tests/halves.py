@@ -23,6 +23,7 @@ from tvm_coexec.layers import (
 )
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
+from tvm_coexec.schedules.extrema import with_extrema
 from tvm_coexec.schedules.fetching import with_fetch
 from tvm_coexec.schedules.frame import Launch
 from tvm_coexec.schedules.image_geometry import ImageLayer
@@ -202,7 +203,7 @@ class OpenCLKernel:
         target = {"kind": "opencl", "max_num_threads": device.facts()["max_group_size"]}
         compiled = tvm.compile(launch.module, target=tvm.target.Target(target, host=_LLVM))
         source = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
-        self.kernel = cl.Program(device.context, with_fetch(source)).build().all_kernels()[0]
+        self.kernel = cl.Program(device.context, with_extrema(with_fetch(source))).build().all_kernels()[0]
         self.arrays = [buffers[operand.name] for operand in launch.operands]
         self.memory = [cl.Buffer(device.context, cl.mem_flags.READ_WRITE, array.nbytes) for array in self.arrays]
 

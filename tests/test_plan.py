@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import Linear, RowWise, Variant
+from tvm_coexec.layers import Conv2d, Linear, RowWise, Variant
 from tvm_coexec.planning.plan import LayerPlan, Plan, Sync
 
 VARIANT = Variant.make("direct", rows=4, unroll=1)
@@ -145,3 +145,12 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_layer_plan_must_fit_its_layer():
     with pytest.raises(ValueError, match="'fc' has 4 units, the CPU cannot compute 5"):
         LayerPlan("fc", Linear(8, 64, 128), 5, VARIANT, None, 0.0, 0.0, 0.0, "")
+
+
+def test_a_plan_tells_where_special_numbers_spread():
+    conv = Conv2d(8, 8, 64, 64, (3, 3), padding=(1, 1, 1, 1))
+    winograd = Variant.make("winograd", m=4)
+    layer = LayerPlan("conv\n1", conv, 1, VARIANT, winograd, 10.0, 12.0, 15.5, "split")
+    told = str(dataclasses.replace(PLAN, layers=(*PLAN.layers, layer))).splitlines()
+    assert next(line for line in told if "Winograd" in line).endswith(r"not its neighbours alone: conv\n1")
+    assert "Winograd" not in str(PLAN)

@@ -182,6 +182,7 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     """The kernel's source; its arguments must be the buffers, then begin and count."""
     import tvm
 
+    from tvm_coexec.schedules.extrema import with_extrema
     from tvm_coexec.schedules.fetching import with_fetch
 
     compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
@@ -194,7 +195,7 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
     if target.hardware.opencl_type == "cpu":
         source = _with_wide_indices(source, symbol)
-    return with_fetch(source).encode()
+    return with_extrema(with_fetch(source)).encode()
 
 
 def _with_wide_indices(source: str, symbol: str) -> str:

@@ -230,7 +230,17 @@ def format_table(plan: Plan) -> str:
         lines.append(f"{name:{width}}  {units} {times}  {layer.reason}")
     known = "rehearsed in" if plan.rehearsed else "expected"
     lines.append(f"{len(plan.layers)} layers, {known} {plan.total_us:.1f} us")
-    return "\n".join([*lines, *_sync_lines(plan.syncs)])
+    return "\n".join([*lines, *_winograd_lines(plan.layers), *_sync_lines(plan.syncs)])
+
+
+def _winograd_lines(layers: Iterable[LayerPlan]) -> list[str]:
+    """What is different where Winograd's convolution is chosen: a line, if it is."""
+    variants = [(readable(layer.name), variant) for layer in layers for variant in (layer.cpu, layer.gpu)]
+    names = dict.fromkeys(name for name, variant in variants if variant and variant.implementation == "winograd")
+    if not names:
+        return []
+    spreads = "a pixel that is huge, infinite or no number reaches all of its tile, not its neighbours alone"
+    return [f"{len(names)} convolutions by Winograd's method, in which {spreads}: {', '.join(names)}"]
 
 
 def _sync_lines(syncs: Sequence[Sync]) -> list[str]:

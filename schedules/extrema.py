@@ -1,0 +1,80 @@
+"""The larger and the smaller of two numbers, of which one may be none: as in the models, NaN is not lost.
+
+TVM's ``max(a, b)`` is ``a > b ? a : b`` on a CPU: a single instruction, and ``b`` where either is NaN. So a NaN is kept
+behind a constant. OpenCL's own leaves open what it is, so that kernels get another, which keeps the NaN of either, but
+where the first operand is a constant, or the second is the largest so far: there it is as on a CPU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+from tvm import script, tirx
+from tvm.script.ir_builder import tirx as T
+
+_OPENCL_SOURCE = """\
+#ifndef coexec_max
+#define coexec_plain_max(a, b) ((a) > (b) ? (a) : (b))
+#define coexec_plain_min(a, b) ((a) < (b) ? (a) : (b))
+#define coexec_max(a, b) ((a) == (a) ? coexec_plain_max(a, b) : (a))
+#define coexec_min(a, b) ((a) == (a) ? coexec_plain_min(a, b) : (a))
+#endif
+"""
+"""Macros, since they serve numbers and vectors of all types; compilers compute once what stands there twice."""
+_SO_FAR = re.compile(r"(\S+) = (max|min)\((.*), \1\);$", re.MULTILINE)
+_CONSTANT_FIRST = re.compile(r"\b(max|min)\((?=\(*\(float\d*\)\(*-?\d)")
+
+
+def at_least(low: float, x: Any) -> Any:
+    """``x``, or ``low`` where that is larger."""
+    return T.max(T.float32(low), x)
+
+
+def at_most(high: float, x: Any) -> Any:
+    """``x``, or ``high`` where that is smaller."""
+    return T.min(T.float32(high), x)
+
+
+def clamp(x: Any, low: float, high: float) -> Any:
+    """``x`` within bounds."""
+    return at_least(low, at_most(high, x))
+
+
+def larger(a: Any, b: Any) -> Any:
+    """The larger of two numbers that a CPU computes, neither of which need be a constant: two instructions."""
+    return _keeping_nan(T.max, a, b)
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller of two; see :func:`larger`."""
+    return _keeping_nan(T.min, a, b)
+
+
+def _keeping_nan(extremum: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    operands = [value for value in (a, b) if hasattr(value, "ty")]
+    if not all(str(value.ty).startswith("float") for value in operands) or isinstance(a, tirx.FloatImm):
+        return extremum(a, b)
+    if isinstance(b, tirx.FloatImm):
+        return extremum(b, a)
+    return T.Select(T.isnan(a), a, extremum(a, b))
+
+
+def keeping_nan(module: tvm.IRModule) -> tvm.IRModule:
+    """The same program with such extrema in its loops: whoever made them did not think of NaN."""
+    text = module.script(show_meta=True)
+    changed = re.sub(r"\bT\.(max|min)\(", r"coexec_\1(", text)
+    if changed == text:
+        return module
+    names = {"I": script.ir, "R": script.relax, "T": script.tirx, "coexec_max": larger, "coexec_min": smaller}
+    return script.from_source(changed, extra_vars=names)
+
+
+def with_extrema(source: str) -> str:
+    """OpenCL C as TVM writes it, with such ``max`` and ``min``."""
+    changed = _SO_FAR.sub(r"\1 = coexec_plain_\2(\3, \1);", source)
+    changed = _CONSTANT_FIRST.sub(r"coexec_plain_\1(", changed)
+    changed = re.sub(r"\b(max|min)\(", r"coexec_\1(", changed)
+    return source if changed == source else _OPENCL_SOURCE + changed

@@ -1,0 +1,166 @@
+"""What is no number, infinite or huge is on both sides what the operators' definitions say, and stays in its place."""
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx_builder import OnnxBuilder
+from small_modules import one_layer
+
+import tvm_coexec
+from tvm_coexec.layers import Attention, Conv2d, Linear, LocalNorm, Pool, RowWise
+from tvm_coexec.runtime.checking import random_params
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.reference import evaluate
+
+NAN, INF = np.nan, np.inf
+SPECIAL = np.array(
+    [NAN, INF, -INF, 3e38, -3e38, 1e20, -1e20, 1e-40, -0.0, 0, 100, -100, 88.5, -88.5, 7, -4], np.float32
+)
+
+ACTIVATIONS = ["relu", "relu6", "hard_swish", "sigmoid", "silu", "gelu", "gelu_tanh"]
+
+
+def with_special(rng: np.random.Generator, shape: tuple[int, ...], part: float = 0.1) -> np.ndarray:
+    """Normal numbers, some of which are special."""
+    special = rng.choice(SPECIAL, shape)
+    return np.where(rng.random(shape) < part, special, rng.standard_normal(shape)).astype(np.float32)
+
+
+def check(result: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    """See that numbers are numbers of the right size, and that all others are the same; what overflows may."""
+    largest = float(np.finfo(np.float32).max)
+    with np.errstate(all="ignore"):
+        expected = np.where(np.abs(expected) > largest, np.sign(expected) * INF, expected)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(np.isnan(result), np.isnan(expected))
+    np.testing.assert_array_equal(result[~finite], expected[~finite])
+    np.testing.assert_allclose(result[finite], expected[finite], rtol=tolerance, atol=tolerance)
+
+
+def computed(layer: Any, device: Device, operands: dict[str, np.ndarray], cpu_units: int) -> np.ndarray:
+    """What a module of one layer makes of inputs, with so many of its units on the CPU."""
+    module = Module(one_layer(layer, device), device)
+    module.set_splits({"layer": cpu_units})
+    return module(*operands.values())
+
+
+def splits(layer: Any) -> list[int]:
+    return sorted({0, layer.units // 2, layer.units})
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("n", [64, 70])
+def test_activations(activation: str, n: int, device: Device) -> None:
+    layer = RowWise("map", 16, n, epilogue=(activation,))
+    x = with_special(np.random.default_rng(0), (16, n), 0.5)
+    with np.errstate(all="ignore"):
+        expected = evaluate(layer, {"input": x.astype(np.float64)})
+    for cpu_units in splits(layer):
+        check(computed(layer, device, {"x": x}, cpu_units), expected)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "layer_norm"])
+@pytest.mark.parametrize("n", [64, 70])
+def test_rows(kind: str, n: int, device: Device) -> None:
+    """A row with NaN is NaN, one of -inf alone as well, and no other row is touched."""
+    layer = RowWise(kind, 16, n, epsilon=1e-5)
+    x = np.random.default_rng(0).standard_normal((16, n), np.float32)
+    x[3, 5], x[4, n - 1], x[5], x[6, 1:], x[7, 0], x[8, 2] = NAN, NAN, -INF, -INF, INF, -3.3e38
+    x[9] = -3.3e38
+    params = random_params(layer, 1)
+    with np.errstate(all="ignore"):
+        expected = evaluate(layer, {"input": x.astype(np.float64), **params})
+    rows = [row for row in range(16) if kind == "softmax" or row not in (8, 9)]  # whose squares overflow
+    for cpu_units in splits(layer):
+        check(computed(layer, device, {"x": x}, cpu_units)[rows], expected[rows])
+
+
+@pytest.mark.parametrize("kind", ["max", "average"])
+@pytest.mark.parametrize("window", [((3, 3), (2, 2), (1, 1, 1, 1)), ((2, 2), (1, 1), (0, 0, 0, 0))])
+def test_pools(kind: str, window: Any, device: Device) -> None:
+    layer = Pool(kind, 9, 11, 70, *window)
+    x = with_special(np.random.default_rng(0), layer.input_sizes[0], 0.02)
+    x[np.isneginf(x) | (x < -1e38)] = NAN  # a window of nothing but these has as many largest values as libraries
+    with np.errstate(all="ignore"):
+        expected = evaluate(layer, {"input": x.astype(np.float64)}).reshape(layer.output_size)
+    for cpu_units in splits(layer):
+        check(computed(layer, device, {"x": x}, cpu_units), expected)
+
+
+def test_local_norm(device: Device) -> None:
+    layer = LocalNorm(3, 5, 70, 5, 1e-4, 0.75, 1.0)
+    x = np.random.default_rng(0).standard_normal(layer.input_sizes[0], np.float32)
+    x[0, 0, 1, 3], x[0, 1, 2], x[0, 2, 0, 69], x[0, 2, 4, 0] = NAN, 1e20, NAN, NAN
+    wide = x.astype(np.float64)
+    sums = sum(np.pad(wide, ((0, 0), (0, 0), (0, 0), (2, 2)))[..., tap : tap + 70] ** 2 for tap in range(5))
+    expected = wide / (1 + 1e-4 / 5 * sums) ** 0.75
+    for cpu_units in splits(layer):
+        result = computed(layer, device, {"x": x}, cpu_units)
+        check(result, expected)
+        np.testing.assert_allclose(result[0, 1, 2], expected[0, 1, 2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("m", [1, 9])
+def test_linear_layers(m: int, device: Device) -> None:
+    layer = Linear(m, 64, 70, ("bias", "relu"))
+    x = np.random.default_rng(0).standard_normal((m, 64), np.float32)
+    x[m // 2, 5] = NAN
+    params = random_params(layer, 1)
+    expected = evaluate(layer, {"input": x, **params})
+    for cpu_units in splits(layer):
+        check(computed(layer, device, {"x": x}, cpu_units), expected)
+
+
+@pytest.mark.parametrize("channels", [3, 64])
+def test_direct_convolutions_keep_what_is_special_in_its_neighbourhood(channels: int, device: Device) -> None:
+    layer = Conv2d(7, 7, channels, 64, (5, 5), padding=(2, 2, 2, 2), epilogue=("bias", "relu6"))
+    x = np.random.default_rng(0).standard_normal(layer.input_sizes[0], np.float32)
+    x[0, 0, 0, 1], x[0, 6, 6, 2] = NAN, 3e38
+    params = random_params(layer, 1)
+    with np.errstate(all="ignore"):
+        expected = evaluate(layer, {"input": x.astype(np.float64), **params}).reshape(layer.output_size)
+    assert 0 < np.isnan(expected).sum() < expected.size / 3
+    for cpu_units in splits(layer):
+        check(computed(layer, device, {"x": x}, cpu_units), expected)
+
+
+def test_attention(device: Device) -> None:
+    layer = Attention(1, 2, 9, 10, 8, 0.3, (16, 16, 16), mask="input")
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((rows, 16), np.float32) for rows in (9, 10, 10))
+    mask = np.where(rng.random((1, 10)) < 0.4, -INF, 0).astype(np.float32)
+    mask[0, 0] = 0
+    q[3, 5], q[5, 12] = NAN, INF
+    with np.errstate(all="ignore"):
+        inputs = {"input": q, "input1": k, "input2": v, "input3": mask}
+        expected = evaluate(layer, {name: array.astype(np.float64) for name, array in inputs.items()})
+    for cpu_units in splits(layer):
+        check(computed(layer, device, inputs, cpu_units), expected)
+
+
+@pytest.mark.parametrize("op", ["Relu", "Clip", "Max", "Min", "Softmax", "Sigmoid", "PRelu"])
+@pytest.mark.parametrize("split", ["cpu", 0.5])
+def test_nan_is_where_onnxruntime_has_it(op: str, split: Any, device: Device) -> None:
+    builder = OnnxBuilder(17, x=(2, 64), z=(2, 64))
+    constants = {"Clip": (0.0, 6.0), "PRelu": (0.1,)}.get(op, ())
+    others = ["z"] if op in ("Max", "Min") else []
+    model = builder.model(builder.add(op, "x", *others, *map(builder.const, constants)))
+    rng = np.random.default_rng(0)
+    x, z = (rng.standard_normal((2, 64), np.float32) for _ in range(2))
+    x[0, 3], z[1, 5] = NAN, NAN
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x, "z": z})[0]
+    module = tvm_coexec.build(model, device=device, split=split)
+    check(module(**{name: {"x": x, "z": z}[name] for name in module.input_shapes}), expected)
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_extrema_of_axes_keep_nan(op: str, device: Device) -> None:
+    builder = OnnxBuilder(17, x=(2, 64))
+    model = builder.model(builder.add(op, "x", axes=[1], keepdims=1))
+    x = np.random.default_rng(0).standard_normal((2, 64), np.float32)
+    x[0, 3] = NAN
+    expected = (np.max if op == "ReduceMax" else np.min)(x, axis=1, keepdims=True)
+    check(tvm_coexec.build(model, device=device, split="cpu")(x), expected)
