@@ -88,7 +88,11 @@ def _reduction(layer: ImageLayer, pixels: Pixels[Pool], side: str) -> dict[str, 
         return rearrange(layer, pixels)
     if isinstance(layer, Resize):
         return resize(layer, pixels)
-    return _local_norm(layer, pixels) if isinstance(layer, LocalNorm) else _elementwise(layer, pixels, _ARITHMETIC[side][layer.kind])
+    return (
+        _local_norm(layer, pixels)
+        if isinstance(layer, LocalNorm)
+        else _elementwise(layer, pixels, _ARITHMETIC[side][layer.kind])
+    )
 
 
 def _only(_old: Any, new: Any) -> Any:
@@ -194,9 +198,7 @@ _ARITHMETIC = {
 }
 
 
-def _elementwise(
-    layer: Elementwise, pixels: Pixels[Pool], compute: Callable[[Any, Any], Any]
-) -> dict[str, Any]:
+def _elementwise(layer: Elementwise, pixels: Pixels[Pool], compute: Callable[[Any, Any], Any]) -> dict[str, Any]:
     channels = layer.out_channels
     spread = [size[3] < channels for size in layer.input_sizes]
     divides = layer.kind == "divide"

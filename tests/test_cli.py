@@ -276,3 +276,14 @@ def test_profile_show_tells_what_counts_and_what_failed(tmp_path: Path, capsys: 
     assert "1 current failures: the kernel hangs" in shown
     rows = [line.split() for line in shown.splitlines() if line.endswith(("yes", "no"))]
     assert [row[1:] for row in rows] == [["1.0", "1", "2", "0", "no"], ["2.0", "1", "1", "1", "yes"]]
+
+
+def test_an_unusable_cache_folder_costs_warnings_alone(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("import sys; from tvm_coexec.cli import main; sys.exit(main())")
+    environment = {**os.environ, "XDG_CACHE_HOME": "/dev/null/cache"}
+    environment.pop("POCL_CACHE_DIR", None)
+    command = [sys.executable, str(tmp_path / "m.py"), "devices"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "pocl" in done.stdout.lower()) == (0, True), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tvm-coexec: warning: what is compiled cannot be kept in /dev/null/cache")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tvm_coexec import schedules
+from tvm_coexec.compiler.cache import Cache
 from tvm_coexec.compiler.kernels import compile_half
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.compiler.toolchain import STITCH_SOURCES, c_compiler
@@ -28,20 +29,21 @@ def body(source: str) -> str:
 
 
 def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_coexec.compiler.kernels.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("tvm_coexec.compiler.kernels.kept_kernels", lambda: Cache(tmp_path, 1 << 20))
     layer = Linear(3, 5, 7, ())
     variant = schedules.linear.default_variant(layer, "gpu", CPU_DEVICE.hardware)
     compiled = compile_half(layer, "gpu", variant, CPU_DEVICE)
     (entry,) = (path for path in tmp_path.rglob("*") if path.is_file())
     whole = entry.read_bytes()
-    for left in (0, 10, len(whole) - 1):
-        entry.write_bytes(whole[:left])
+    for damaged in (b"", whole[:10], whole[:-1], whole.replace(b"float", b"fleat", 1), whole[:-9] + b"9" + whole[-8:]):
+        assert damaged != whole
+        entry.write_bytes(damaged)
         assert compile_half(layer, "gpu", variant, CPU_DEVICE) == compiled
         assert entry.read_bytes() == whole
 
 
 def test_devices_that_need_the_same_code_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_coexec.compiler.kernels.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("tvm_coexec.compiler.kernels.kept_kernels", lambda: Cache(tmp_path, 1 << 20))
     layer, hardware = Linear(3, 5, 7, ()), CPU_DEVICE.hardware
     like = replace(CPU_DEVICE, hardware=replace(hardware, max_group_size=2 * hardware.max_group_size, workers=3))
     variants = {side: schedules.linear.default_variant(layer, side, hardware) for side in ("cpu", "gpu")}

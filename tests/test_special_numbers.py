@@ -10,10 +10,10 @@ from small_modules import one_layer
 
 import tvm_coexec
 from tvm_coexec.layers import Attention, Conv2d, Linear, LocalNorm, Pool, RowWise
-from tvm_coexec.runtime.checking import random_params
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.reference import evaluate
+from tvm_coexec.verification.checking import random_params
+from tvm_coexec.verification.reference import evaluate
 
 NAN, INF = np.nan, np.inf
 SPECIAL = np.array(

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 1 for an error that the user can repair, 2 for a wrong call."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may have what the terminal cannot show
+    warnings.formatwarning = lambda message, *_where: f"tvm-coexec: warning: {message}\n"
     values = vars(_parser().parse_args(argv))
     command = _module(values.pop("command"))
     try:

@@ -109,11 +109,10 @@ def _tvm() -> str:
 
 
 def _opencl_loader() -> str:
-    try:
-        from tvm_coexec.runtime.caches import ensure_caches
+    from tvm_coexec.runtime.loader import import_opencl
 
-        ensure_caches()
-        import pyopencl
+    try:
+        pyopencl = import_opencl()
     except (ImportError, OSError) as error:
         raise DeviceError(
             f"pyopencl cannot be imported ({error}); try `pip install --force-reinstall pyopencl`"

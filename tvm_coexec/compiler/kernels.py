@@ -20,11 +20,14 @@ from tvm_coexec.errors import KernelError, last_line
 from tvm_coexec.layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from tvm_coexec.schedules.dispatch import Dispatch
 
+from .cache import Cache, digest_of
 from .target import Target
 
 if TYPE_CHECKING:
     from tvm_coexec.schedules.frame import Launch
     from tvm_coexec.schedules.halo import Halo
+
+_MOST_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class Kernel:
     dispatch: Dispatch
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path(platformdirs.user_cache_path("tvm-coexec"))
+@cache
+def kept_kernels() -> Cache:
+    """What was compiled before."""
+    return Cache(Path(platformdirs.user_cache_path("tvm-coexec")), _MOST_CACHE_BYTES)
 
 
 def compile_half(
@@ -94,14 +98,11 @@ def _from_cache(
 ) -> tuple[Kernel, ...]:
     """What was compiled of the same description, else what is compiled now; ``name`` begins the symbols."""
     key = json.dumps([name, *described, target.key(side), _generator_key()])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    kept = cache_folder() / digest[-2:] / digest
-    if kept.exists():
-        found = _from_bytes(kept.read_bytes(), side)
-        if found:
-            return found
-    kernels = _generate(build, side, target, f"{name}_{digest}", what)
-    _write_whole(kept, _to_bytes(kernels))
+    kept = kept_kernels().get(key)
+    if kept is not None:
+        return _from_bytes(kept, side)
+    kernels = _generate(build, side, target, f"{name}_{digest_of(key)}", what)
+    kept_kernels().put(key, _to_bytes(kernels))
     return kernels
 
 
@@ -115,16 +116,10 @@ def _to_bytes(kernels: Sequence[Kernel]) -> bytes:
 
 
 def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
-    """What :func:`_to_bytes` was given; nothing where the file was cut off, as a loss of power leaves it."""
+    """What :func:`_to_bytes` was given."""
     line, _, rest = content.partition(b"\n")
     kernels = []
-    try:
-        heads = json.loads(line)
-    except ValueError:
-        return ()
-    if sum(head["bytes"] for head in heads) != len(rest):
-        return ()
-    for head in heads:
+    for head in json.loads(line):
         code, rest = rest[: head["bytes"]], rest[head["bytes"] :]
         operands = tuple((name, tuple(shape), dtype) for name, shape, dtype in head["operands"])
         dispatch = Dispatch(**head["dispatch"] | {key: tuple(head["dispatch"][key]) for key in ("grid", "group")})
@@ -140,13 +135,6 @@ def _generator_key() -> str:
         for path in sorted(Path(folder).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-        partial.write(content)
-    Path(partial.name).replace(path)
 
 
 def _generate(

@@ -1,4 +1,4 @@
-"""A place for what drivers, pyopencl and the compiler keep for the next run, where the usual one cannot be written."""
+"""A place for what drivers and the compiler keep for the next run, where the usual one cannot be written."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import atexit
 import os
 import shutil
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 
 _PLACE = "XDG_CACHE_HOME"
-"""All of them look here: PoCL, pyopencl, and this package."""
+"""All of them look here: PoCL and this package."""
 
 
 @cache
@@ -19,8 +20,14 @@ def ensure_caches() -> None:
 
     It has to be called before pyopencl is imported and before a driver is loaded: they look for the place once.
     """
-    if _is_writable(Path(os.environ.get(_PLACE) or os.path.expanduser("~/.cache"))):  # noqa: PTH111 - never raises
+    usual = Path(os.environ.get(_PLACE) or os.path.expanduser("~/.cache"))  # noqa: PTH111 - never raises
+    if _is_writable(usual):
         return
+    warnings.warn(
+        f"what is compiled cannot be kept in {usual}, so that every start takes longer; let {_PLACE} name a folder that "
+        "can be written",
+        stacklevel=2,
+    )
     folder = tempfile.mkdtemp(prefix="tvm-coexec-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ[_PLACE] = folder
@@ -29,6 +36,7 @@ def ensure_caches() -> None:
 def _is_writable(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
     except OSError:
         return False
-    return os.access(folder, os.W_OK | os.X_OK)

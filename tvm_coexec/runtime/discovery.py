@@ -9,7 +9,6 @@ from typing import Any
 from tvm_coexec.errors import DeviceError, first_line
 
 from . import cores, loader
-from .caches import ensure_caches
 
 REMEDY = "try `apt install pocl-opencl-icd`, or `pip install tvm-coexec[intel]`"
 MECHANISMS = ("svm", "event")
@@ -103,9 +102,7 @@ def find_device(name: str | None = None) -> DeviceInfo:
 
 def discover(worker_count: int | None = None) -> Found:
     """Query every driver; ``worker_count`` is the number of PoCL's threads if this is the process's first query."""
-    ensure_caches()
-    import pyopencl as cl
-
+    cl = loader.import_opencl()
     count = worker_count or len(cores.default_cores()[0])
     platforms, problems = loader.query_devices(count)
     found: list[tuple[DeviceInfo, Any]] = []

@@ -18,6 +18,8 @@ from typing import Any
 
 from tvm_coexec.errors import first_line
 
+from .caches import ensure_caches
+
 INTEL_PACKAGE = "intel-opencl-rt"
 _SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
 _VENDOR_VARIABLES = ("OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH")
@@ -44,6 +46,14 @@ def drivers_limited_by() -> str | None:
     return next((name for name in _VENDOR_VARIABLES if os.environ.get(name)), None)
 
 
+def import_opencl() -> Any:
+    """The module pyopencl, without its cache of Python code: reading that takes longer than making it anew."""
+    ensure_caches()
+    with _environment({"PYOPENCL_NO_CACHE": "1"}):
+        import pyopencl
+    return pyopencl
+
+
 def query_devices(worker_count: int) -> tuple[list[tuple[Any, list[Any]]], list[str]]:
     """Every pyopencl platform with its devices, and one line about each platform that fails.
 
@@ -54,8 +64,7 @@ def query_devices(worker_count: int) -> tuple[list[tuple[Any, list[Any]]], list[
         set PoCL's own variable.
     """
     global _started  # noqa: PLW0603 - a driver starts once a process
-    import pyopencl as cl
-
+    cl = import_opencl()
     with _lock, contextlib.ExitStack() as settings:
         if not _started:
             settings.enter_context(_environment(_pocl_threads(worker_count)))

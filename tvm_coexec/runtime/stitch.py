@@ -10,6 +10,8 @@ import numpy as np
 
 from tvm_coexec.errors import DeviceError, FileFormatError
 
+from .loader import import_opencl
+
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("stitch.c", "pool.c"))
 FLAG_WORDS = 160
 OPERATION_KINDS = ("enqueue", "call", "signal", "wait", "exchange", "finish")
@@ -144,8 +146,7 @@ class Library:
 
 def opencl_loader() -> Path:
     """Path of the OpenCL loader that pyopencl has brought into this process."""
-    import pyopencl  # noqa: F401 - loads it
-
+    import_opencl()
     with Path("/proc/self/maps").open() as maps:
         for line in maps:
             path = line.rstrip().partition("/")

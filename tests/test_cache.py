@@ -1,0 +1,102 @@
+"""What is kept on disk: damage is noticed, old entries make room, processes share it, and it may be missing."""
+
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvm_coexec.compiler.cache import Cache
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = (path for path in folder.rglob("*") if path.is_file())
+    return path
+
+
+@given(key=st.text(alphabet=st.characters(codec="utf-8")), content=st.binary(max_size=200), data=st.data())
+def test_no_flipped_bit_goes_unnoticed(
+    key: str, content: bytes, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = Cache(tmp_path_factory.mktemp("cache"), 1 << 20)
+    cache.put(key, content)
+    assert cache.get(key) == content
+    path = only_file(cache.folder)
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, 8 * len(whole) - 1))
+    damaged = bytearray(whole)
+    damaged[place // 8] ^= 1 << place % 8
+    path.write_bytes(bytes(damaged))
+    assert cache.get(key) is None
+    cache.put(key, content)
+    assert cache.get(key) == content
+
+
+def test_an_entry_that_lies_under_another_key_is_not_taken(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 20)
+    cache.put("a", b"content")
+    first = only_file(tmp_path)
+    cache.put("b", b"other")
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path != first:
+            path.write_bytes(first.read_bytes())
+    assert (cache.get("a"), cache.get("b")) == (b"content", None)
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+    filling = Cache(tmp_path, 1 << 20)
+    for number in range(10):
+        filling.put(str(number), bytes(1000))
+        os.utime(filling._path(str(number)), (number, number))
+    assert filling.get("0") == bytes(1000), "which counts as a use"
+    (tmp_path / "ab").mkdir(exist_ok=True)
+    left_over = tmp_path / "ab" / ".0.partial"
+    left_over.touch()
+    os.utime(left_over, (0, 0))
+    small = Cache(tmp_path, 6000)
+    small.put("new", bytes(1000))
+    kept = [number for number in range(10) if small._path(str(number)).exists()]
+    assert kept == [0, 8, 9] and small.get("new") == bytes(1000)
+    assert not left_over.exists()
+
+
+@pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache"])
+def test_a_folder_that_cannot_be_used_costs_one_warning(place: str) -> None:
+    cache = Cache(Path(place), 1 << 20)
+    with pytest.warns(UserWarning, match="XDG_CACHE_HOME") as told:
+        for _ in range(3):
+            cache.put("key", b"content")
+            assert cache.get("key") is None
+    assert len(told) == 1
+
+
+def test_a_full_disk_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    cache = Cache(tmp_path, 1 << 20)
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        cache.put("key", b"content")
+    assert cache.get("key") is None and not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def _put_and_get(folder: Path, seed: int) -> int:
+    """How many of what is found is something else."""
+    cache, wrong = Cache(folder, 20_000), 0
+    for turn in range(100):
+        key = str((turn * 7 + seed) % 10)
+        cache.put(key, key.encode() * 3000)
+        wrong += cache.get(str(turn % 10)) not in (None, str(turn % 10).encode() * 3000)
+    return wrong
+
+
+def test_processes_share_a_cache(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(pool.map(_put_and_get, [tmp_path] * 3, range(3))) == [0, 0, 0]
+    assert not list(tmp_path.rglob("*.partial"))

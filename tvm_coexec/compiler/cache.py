@@ -1,0 +1,109 @@
+"""Bytes that are kept on disk under a key. A disk may fail, and processes share it: what is damaged is not found."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm_coexec.files import whole_file
+
+_CHECKSUM_BYTES = hashlib.sha256().digest_size
+_PUTS_BETWEEN_EVICTIONS = 64
+_KEPT_SHARE = 0.8
+"""Of what a cache may hold, that is left when there was more."""
+_FRESH_S = 3600.0
+"""An entry that was used so recently is not marked as used again; a file that is being written is no older."""
+
+
+def digest_of(key: str) -> str:
+    """A short name for a key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Cache:
+    """A folder of entries, each with the checksum of its key and content.
+
+    A folder that cannot be used costs time, and a warning.
+
+    Parameters
+    ----------
+    most_bytes
+        What is kept at most: entries that were not used for longest make room.
+    """
+
+    folder: Path
+    most_bytes: int
+    _puts: int = 0
+    _has_warned: bool = False
+
+    def get(self, key: str) -> bytes | None:
+        """What was put under the key; None if there is nothing, or something else."""
+        path = self._path(key)
+        try:
+            whole = path.read_bytes()
+            if time.time() - path.stat().st_mtime > _FRESH_S:
+                os.utime(path)  # the age by which entries are evicted
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._warn(error)
+            return None
+        content = whole[_CHECKSUM_BYTES:]
+        return content if whole[:_CHECKSUM_BYTES] == _checksum(key, content) else None
+
+    def put(self, key: str, content: bytes) -> None:
+        """Keep something under a key, in the place of what may be there."""
+        path = self._path(key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path, durable=False) as file:  # what a loss of power leaves of it has another checksum
+                file.write(_checksum(key, content) + content)
+            if self._puts % _PUTS_BETWEEN_EVICTIONS == 0:
+                self._evict()
+            self._puts += 1
+        except OSError as error:
+            self._warn(error)
+
+    def _path(self, key: str) -> Path:
+        digest = digest_of(key)
+        return self.folder / digest[-2:] / digest
+
+    def _evict(self) -> None:
+        """Delete what was not used for longest, if there is too much, and what was never finished."""
+        found = sorted(self._files())
+        too_many_bytes = sum(size for _, size, _ in found) - self.most_bytes
+        if too_many_bytes > 0:
+            too_many_bytes += int((1 - _KEPT_SHARE) * self.most_bytes)
+        for used_at, size, path in found:
+            is_left_over = path.suffix == ".partial" and time.time() - used_at > _FRESH_S
+            if too_many_bytes > 0 or is_left_over:
+                with suppress(OSError):  # another process may have deleted it
+                    path.unlink()
+                    too_many_bytes -= size
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """When each file was last used, its size, and where it is."""
+        for path in self.folder.glob("*/*"):
+            with suppress(OSError):
+                facts = path.stat()
+                yield facts.st_mtime, facts.st_size, path
+
+    def _warn(self, error: OSError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"what was compiled cannot be kept in {self.folder} ({error.strerror or error}), so that every build "
+                "takes longer; let XDG_CACHE_HOME name a folder that can be written",
+                stacklevel=2,
+            )
+
+
+def _checksum(key: str, content: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(key.encode()).digest() + content).digest()
