@@ -9,7 +9,7 @@ from onnx_builder import OnnxBuilder
 from small_modules import one_layer
 
 import tvm_coexec
-from tvm_coexec.layers import Attention, Conv2d, Linear, LocalNorm, Pool, RowWise
+from tvm_coexec.layers import Attention, Conv2d, Elementwise, Linear, LocalNorm, Pool, RowWise
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.verification.checking import random_params
@@ -20,7 +20,27 @@ SPECIAL = np.array(
     [NAN, INF, -INF, 3e38, -3e38, 1e20, -1e20, 1e-40, -0.0, 0, 100, -100, 88.5, -88.5, 7, -4], np.float32
 )
 
-ACTIVATIONS = ["relu", "relu6", "hard_swish", "sigmoid", "silu", "gelu", "gelu_tanh"]
+ACTIVATIONS = [
+    "relu",
+    "relu6",
+    "hard_swish",
+    "sigmoid",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "tanh",
+    "exp",
+    "elu(1,1)",
+    "softplus",
+    "mish",
+    "erf",
+    "hard_sigmoid(0.2,0.5)",
+    "leaky_relu(0.1)",
+    "abs",
+    "negative",
+    "square",
+    "clip(-1,2)",
+]
 
 
 def with_special(rng: np.random.Generator, shape: tuple[int, ...], part: float = 0.1) -> np.ndarray:
@@ -164,3 +184,13 @@ def test_extrema_of_axes_keep_nan(op: str, device: Device) -> None:
     x[0, 3] = NAN
     expected = (np.max if op == "ReduceMax" else np.min)(x, axis=1, keepdims=True)
     check(tvm_coexec.build(model, device=device, split="cpu")(x), expected)
+
+
+@pytest.mark.parametrize("kind", ["maximum", "minimum"])
+def test_extrema_of_images_keep_nan(kind: str, device: Device) -> None:
+    layer = Elementwise(kind, (1, 4, 5, 70), (1, 4, 5, 70))
+    rng = np.random.default_rng(0)
+    x, z = (with_special(rng, (1, 4, 5, 70)) for _ in range(2))
+    expected = (np.maximum if kind == "maximum" else np.minimum)(x, z)
+    for cpu_units in splits(layer):
+        check(computed(layer, device, {"x": x, "z": z}, cpu_units), expected)

@@ -24,8 +24,8 @@ def ensure_caches() -> None:
     if _is_writable(usual):
         return
     warnings.warn(
-        f"what is compiled cannot be kept in {usual}, so that every start takes longer; let {_PLACE} name a folder that "
-        "can be written",
+        f"what is compiled cannot be kept in {usual}, so that every start takes longer; let {_PLACE} name a "
+        "folder that can be written",
         stacklevel=2,
     )
     folder = tempfile.mkdtemp(prefix="tvm-coexec-cache-")
