@@ -13,7 +13,7 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import attention, conv2d, gpu_products, images, linear, opaque, place, rowwise
+from . import attention, conv2d, gpu_products, images, linear, matmul, opaque, place, rowwise
 
 __all__ = ["family", "gpu_products"]
 
@@ -24,6 +24,7 @@ _FAMILIES = {
     "elementwise": images,
     "linear": linear,
     "local_norm": images,
+    "matmul": matmul,
     "opaque": opaque,
     "place": place,
     "pool": images,

@@ -17,6 +17,8 @@ from tvm_coexec.layers import (
     Elementwise,
     Linear,
     LocalNorm,
+    MatMul,
+    Matrices,
     Opaque,
     Operand,
     Place,
@@ -124,6 +126,8 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
         value = _combine(node.layer, value, values[node.others[0]])
     elif isinstance(node.layer, Attention):
         value = _attend(node.layer, value, *(values[name] for name in node.others), **params)
+    elif isinstance(node.layer, MatMul):
+        value = _multiply_matrices(node.layer, value, values[node.others[0]])
     elif isinstance(node.layer, Place):
         value = _place(node.layer, value, params.get("summand", np.zeros(1)))
     else:
@@ -288,6 +292,26 @@ def _attend(
         powers = np.exp(scores - scores.max(axis=2, keepdims=True))
         heads.append(np.where(is_empty, 0, powers @ columns[2] / powers.sum(axis=2, keepdims=True)))
     return np.concatenate(heads, axis=2).reshape(-1, layer.out_channels)
+
+
+def _multiply_matrices(layer: MatMul, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    result = np.zeros((layer.batch, layer.heads, layer.m, layer.n))
+    for item, head in np.ndindex(layer.batch, layer.heads):
+        first = _matrix(layer.left, left, item, head, (layer.m, layer.k))
+        result[item, head] = first @ _matrix(layer.right, right, item, head, (layer.k, layer.n)) * layer.scale
+    if not layer.heads_in_rows:
+        result = np.concatenate(list(result.transpose(1, 0, 2, 3)), axis=2)
+    return result.reshape(layer.output_size)
+
+
+def _matrix(matrices: Matrices, rows: np.ndarray, item: int, head: int, shape: tuple[int, int]) -> np.ndarray:
+    result = np.empty(shape)
+    (of_item, of_head, of_i, of_j), channels = matrices.row_steps, matrices.channel_steps
+    for i, j in np.ndindex(*shape):
+        row = matrices.first[0] + item * of_item + head * of_head + i * of_i + j * of_j
+        column = matrices.first[1] + item * channels[0] + head * channels[1] + i * channels[2] + j * channels[3]
+        result[i, j] = rows[row, column]
+    return result
 
 
 def _place(layer: Place, rows: np.ndarray, summand: np.ndarray) -> np.ndarray:

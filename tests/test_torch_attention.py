@@ -149,7 +149,7 @@ def test_attention_between_convolutions() -> None:
         return out((v @ weights.mT).reshape(2, 128, 5, 6))
 
     network = Function(attend, qkv=nn.Conv2d(16, 192, 1), out=nn.Conv2d(128, 16, 1))
-    check_against_torch(network, random_tensor(2, 16, 5, 6))
+    assert ops(check_against_torch(network, random_tensor(2, 16, 5, 6))) == ["conv2d", "attention", "conv2d"]
 
     def attend_rows(qkv: Any, out: Any, x: Any) -> Any:
         q, k, v = (part.reshape(2, 4, 8, 30).mT for part in qkv(x).chunk(3, dim=1))

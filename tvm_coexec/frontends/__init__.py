@@ -45,8 +45,10 @@ def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
     from .attention import collapse_attention
     from .fuse import fuse
     from .patterns import collapse_patterns
+    from .products import collapse_products
 
-    graph = fit_images(fuse(collapse_attention(collapse_patterns(_trace(model, shapes or {})))))
+    trace = collapse_patterns(_trace(model, shapes or {}))
+    graph = fit_images(fuse(collapse_products(collapse_attention(trace))))
     graph.validate()
     return graph
 

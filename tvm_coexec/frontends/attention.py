@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from .heads import HeadFinder, for_heads
 from .trace import Operation, Trace
-from .views import View, follow, scaling, view_of
+from .views import View, scaling
 
 
 def collapse_attention(trace: Trace) -> Trace:
@@ -38,48 +38,48 @@ class _Columns:
     channels_first: bool
 
 
-class _Finder:
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.producers = {operation.output: operation for operation in trace.operations}
-        self.readers: dict[str, list[Operation]] = defaultdict(list)
-        for operation in trace.operations:
-            for name in set(operation.inputs):
-                self.readers[name].append(operation)
-        self.outputs = {value for _, value in trace.outputs}
-
+class _Finder(HeadFinder):
     def attention(self, softmax: Operation) -> Operation | None:
         """The attention around a softmax; None if it is something else."""
         scores = self._scores(softmax)
-        product = self._only_reader(self._same(softmax.output))
-        if (
-            scores is None
-            or product is None
-            or product.op != "matmul"
-            or self._back(product.inputs[0]) != softmax.output
-        ):
+        product, is_turned = self._product(softmax)
+        if scores is None or product is None:
             return None
-        q, k, v = (self._heads(name) for name in (scores.left, scores.right, product.inputs[1]))
+        q, k, v = (self.heads(name) for name in (scores.left, scores.right, product.inputs[0 if is_turned else 1]))
         if q is None or k is None or v is None or v.factor != 1:
             return None
+        v = v.transposed((0, 1, 3, 2)) if is_turned else v
         batch, heads, _, head_dim = q.shape
-        k, v = _for_heads(k.transposed((0, 1, 3, 2)), heads), _for_heads(v, heads)
+        k, v = (for_heads(view, batch, heads) for view in (k.transposed((0, 1, 3, 2)), v))
         if k.shape != (batch, heads, v.shape[2], head_dim) or v.shape[:2] != (batch, heads):
             return None
-        as_it_is = self._layer(scores, product, (q, k, v))
+        as_it_is = self._layer(scores, product, (q, k, v), is_turned)
         if as_it_is is not None or heads == 1:
             return as_it_is
         # heads that do not stand in rows side by side may be rows of their own
         merged = [view.reshaped((batch * heads, 1, *view.shape[2:])) for view in (q, k, v)]
         operands = tuple(view for view in merged if view is not None)
-        return self._layer(scores, product, operands) if len(operands) == 3 else None
+        return self._layer(scores, product, operands, is_turned) if len(operands) == 3 else None
 
-    def _layer(self, scores: _Scores, product: Operation, operands: tuple[View, ...]) -> Operation | None:
+    def _product(self, softmax: Operation) -> tuple[Operation | None, bool]:
+        """What multiplies the softmax by values, and whether it is the second factor, its rows columns."""
+        reader = self.only_reader(self.same(softmax.output))
+        axes = () if reader is None else reader.attributes.get("axes", ())
+        is_turned = reader is not None and reader.op == "transpose" and axes[:-2] == tuple(range(len(axes) - 2))
+        name = softmax.output if reader is None or not is_turned else reader.output
+        product = self.only_reader(self.same(name)) if is_turned else reader
+        if product is None or product.op != "matmul" or self.back(product.inputs[int(is_turned)]) != name:
+            return None, False
+        return product, is_turned
+
+    def _layer(
+        self, scores: _Scores, product: Operation, operands: tuple[View, ...], is_turned: bool
+    ) -> Operation | None:
         q, k, v = operands
         batch, heads, queries, head_dim = q.shape
         keys, value_dim = v.shape[2:]
         columns = [found for view in operands if (found := self._columns(view)) is not None]
-        result = self._rows(product, (batch, heads, queries, value_dim))
+        result = self.rows(product, (batch, heads, queries, value_dim), is_turned)
         mask = () if scores.mask is None else (scores.mask,)
         sizes = self._mask_sizes(scores, batch, heads) if mask else (0, 0, 0)
         if len(columns) != 3 or result is None or sizes is None:
@@ -106,7 +106,7 @@ class _Finder:
         rank = len(self.trace.shapes[softmax.output])
         if softmax.attributes["axes"] != (rank - 1,):
             return None
-        name, factor, mask = self._back(softmax.inputs[0]), 1.0, None
+        name, factor, mask = self.back(softmax.inputs[0]), 1.0, None
         shape, empty_is_zero = self.trace.shapes[softmax.output], softmax.attributes.get("empty_is_zero", False)
         while (operation := self.producers.get(name)) is not None:
             scaled = scaling(operation, self.trace)
@@ -122,7 +122,7 @@ class _Finder:
                 name, mask = pair
             else:
                 return None
-            name = self._back(name)
+            name = self.back(name)
         return None
 
     def _product_and_mask(self, operation: Operation) -> tuple[str, str] | None:
@@ -136,7 +136,7 @@ class _Finder:
 
     def _is_product(self, name: str) -> bool:
         """Whether a value is a product of activations, but for factors."""
-        while (operation := self.producers.get(self._back(name))) is not None:
+        while (operation := self.producers.get(self.back(name))) is not None:
             scaled = scaling(operation, self.trace)
             if scaled is None:
                 return operation.op == "matmul" and not set(operation.inputs) & self.trace.constants.keys()
@@ -161,35 +161,6 @@ class _Finder:
             return (*leading, queries)
         return None
 
-    def _heads(self, name: str) -> View | None:
-        """An operand as a view ``[batch, heads, …, …]``; of three axes batch and heads may be one."""
-        if name in self.trace.constants:
-            return None
-        if len(self.trace.shapes[name]) == 3 and (apart := self._apart(name)) is not None:
-            return apart
-        shape = self.trace.shapes[name]
-        if not 2 <= len(shape) <= 4:
-            return None
-        return view_of(name, self.producers, self.trace).reshaped((1,) * (4 - len(shape)) + shape)
-
-    def _apart(self, name: str) -> View | None:
-        """What a value of three axes is a view of, if batch and heads became its first one."""
-        factor, is_turned = 1.0, False
-        while (operation := self.producers.get(name)) is not None and len(self.trace.shapes[name]) == 3:
-            scaled = scaling(operation, self.trace)
-            if scaled is not None:
-                factor *= scaled[1]
-            elif operation.op == "transpose" and operation.attributes["axes"] == (0, 2, 1):
-                is_turned = not is_turned
-            elif not self._keeps_rows(operation):
-                return None
-            name = operation.inputs[0] if scaled is None else scaled[0]
-        if len(self.trace.shapes[name]) != 4:
-            return None
-        view = view_of(name, self.producers, self.trace)
-        view = view.transposed((0, 1, 3, 2)) if is_turned else view
-        return replace(view, factor=view.factor * factor)
-
     def _columns(self, view: View) -> _Columns | None:
         """Where a view ``[batch, heads, rows, columns]`` is in a tensor of rows or an image; None if it is nowhere."""
         root = self.trace.shapes[view.root]
@@ -207,56 +178,3 @@ class _Finder:
             if is_there and inside and not rest and not beyond and view.has_strides(strides):
                 return _Columns(offset, step, channels_first)
         return None
-
-    def _rows(self, product: Operation, shape: tuple[int, ...]) -> tuple[Operation, bool] | None:
-        """The operation after which the heads of each row stand side by side again, or are the channels of images."""
-        batch, heads, queries, dim = shape
-        channels = heads * dim
-        heads_apart = View("", shape, (queries * channels, dim, channels, 1))
-        operation: Operation | None = product
-        while operation and (view := heads_apart.reshaped(self.trace.shapes[operation.output])) is None:
-            reader = self._only_reader(operation.output)
-            operation = reader if reader is not None and self._keeps_rows(reader) else None
-        while view is not None and operation is not None:
-            if view.is_row_major:
-                return operation, False
-            if view.shape[:2] == (batch, channels) and math.prod(view.shape[2:]) == queries:
-                pixels = view.reshaped((batch, channels, queries))
-                if pixels is not None and pixels.has_strides((queries * channels, 1, channels)):
-                    return operation, True
-            operation = self._only_reader(operation.output)
-            view = follow(view, operation, self.trace) if operation is not None else None
-            if view is not None and view.factor != 1:
-                return None
-        return None
-
-    def _back(self, name: str) -> str:
-        """The value of which this is the same, as behind a dropout, batch and heads one axis or two."""
-        while (operation := self.producers.get(name)) is not None and self._keeps_rows(operation):
-            name = operation.inputs[0]
-        return name
-
-    def _same(self, name: str) -> str:
-        """The last of the values that are the same as this one."""
-        while (reader := self._only_reader(name)) is not None and self._keeps_rows(reader):
-            name = reader.output
-        return name
-
-    def _keeps_rows(self, operation: Operation) -> bool:
-        """Whether an operation changes nothing but how many axes come before the last two."""
-        if operation.op != "reshape":
-            return False
-        before, after = (self.trace.shapes[name] for name in (operation.inputs[0], operation.output))
-        return len(before) >= 2 and before[-2:] == after[-2:]
-
-    def _only_reader(self, name: str) -> Operation | None:
-        readers = self.readers[name]
-        return readers[0] if len(readers) == 1 and name not in self.outputs else None
-
-
-def _for_heads(view: View, heads: int) -> View:
-    """The view with as many heads, where one is for all."""
-    if view.shape[1] != 1:
-        return view
-    batch, _, *rest = view.shape
-    return replace(view, shape=(batch, heads, *rest), strides=(view.strides[0], 0, *view.strides[2:]))

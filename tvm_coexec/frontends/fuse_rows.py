@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import ModelError
-from ..layers import Attention, Place
+from ..layers import Attention, MatMul, Matrices, Place
 from .drafts import DraftTensor
 from .opaque import concrete
 from .trace import Operation, Source
 
 if TYPE_CHECKING:
     from .fuse import Fuser
+    from .values import Value
+    from .views import View
 
 
 def add(fuser: Fuser, operation: Operation) -> bool:
@@ -23,6 +25,8 @@ def add(fuser: Fuser, operation: Operation) -> bool:
     has_constant = any(name in fuser.trace.constants for name in operation.inputs)
     if operation.op == "attention":
         add_attention(fuser, operation)
+    elif operation.op == "matrix_product":
+        add_matrix_product(fuser, operation)
     elif operation.op == "slice":
         add_slice(fuser, operation)
     elif operation.op == "concat" and has_constant:
@@ -73,6 +77,42 @@ def _mask(fuser: Fuser, name: str, size: tuple[int, int], source: Source) -> Dra
     if not value.channels_last or (value.tensor.rows, value.tensor.channels) != size:
         raise refusal
     return value.tensor
+
+
+def add_matrix_product(fuser: Fuser, operation: Operation) -> None:
+    """One layer, its operands the tensors that the matrices of both factors are in."""
+    attributes = dict(operation.attributes)
+    views, channels_first = attributes.pop("views"), attributes.pop("channels_first")
+    values = [fuser.materialised(name, operation.source) for name in operation.inputs]
+    left, right = (_matrices(*of, operation.source) for of in zip(values, views, strict=True))
+    layer = MatMul(left=left, right=right, **attributes)
+    shape = fuser.trace.shapes[operation.output]
+    draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, operation.source)
+    draft.others = (values[1].tensor,)
+    fuser.set(operation, draft)
+    if channels_first:
+        fuser.values[operation.output] = replace(fuser.values[operation.output], batch=layer.batch)
+
+
+def _matrices(value: Value, view: View, source: Source) -> Matrices:
+    """Where the elements of a view are in the value's tensor, whose channels come last."""
+    rows, channels = value.tensor.rows, value.tensor.channels
+    pixels = 1 if value.channels_last else rows // value.batch
+
+    def row(distance: int) -> int:
+        return distance // (channels * pixels) * pixels + distance % pixels
+
+    def channel(distance: int) -> int:
+        return distance // pixels % channels
+
+    beyond = [size - 1 for size in view.shape]
+    last_pixel = view.offset % pixels + sum(n * (step % pixels) for n, step in zip(beyond, view.strides, strict=True))
+    last_channel = channel(view.offset) + sum(n * channel(step) for n, step in zip(beyond, view.strides, strict=True))
+    if last_pixel >= pixels or last_channel >= channels:
+        raise ModelError(f"{source} reads matrices whose rows and columns are no rows and channels; reshape less")
+    item, head, i, j = (0 if size == 1 else step for size, step in zip(view.shape, view.strides, strict=True))
+    of_rows, of_channels = ((of(item), of(head), of(i), of(j)) for of in (row, channel))
+    return Matrices((rows, channels), (row(view.offset), channel(view.offset)), of_rows, of_channels)
 
 
 def add_slice(fuser: Fuser, operation: Operation) -> None:

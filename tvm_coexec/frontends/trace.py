@@ -51,7 +51,7 @@ class Operation:
         ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta``
         and ``bias`` of ``local_norm``; ``axis``, ``begin`` and ``count`` of ``slice``, which may
         drop an axis of which it leaves one element; sizes, ``scale`` and ``offsets`` of ``attention`` as its
-        layer has them.
+        layer has them; sizes, ``scale``, ``heads_in_rows`` and ``views`` of ``matrix_product``.
     whole
         Makes the program that Relax has for the operation, if it has one.
     parts

@@ -21,6 +21,7 @@ from .base import (
 from .dense import Conv2d, Linear
 from .images import Concat, Elementwise, LocalNorm, Pool
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
+from .matmul import MatMul, Matrices
 from .opaque import Opaque, Operand, constant_name
 from .rearrange import Digit, Rearrange
 from .registry import (
@@ -76,6 +77,8 @@ __all__ = [
     "Layer",
     "Linear",
     "LocalNorm",
+    "MatMul",
+    "Matrices",
     "Opaque",
     "Operand",
     "Place",

@@ -10,6 +10,7 @@ from .attention import Attention, Place
 from .base import Layer, has_lines
 from .dense import Conv2d, Linear
 from .images import Concat, Elementwise, LocalNorm, Pool
+from .matmul import MatMul
 from .opaque import Opaque, constant_name
 from .rearrange import Rearrange
 from .resize import Resize
@@ -19,9 +20,23 @@ from .steps import channel_constants
 ImageLayer = Conv2d | Pool | LocalNorm | Concat | Elementwise | Rearrange | Resize
 """Layers that know of halos; of the others Opaque does too, and all but it see the pixels of an image as rows."""
 
-AnyLayer = Linear | RowWise | ImageLayer | Attention | Place | Opaque
+AnyLayer = Linear | RowWise | ImageLayer | Attention | MatMul | Place | Opaque
 
-_CLASSES = (Linear, RowWise, Conv2d, Pool, LocalNorm, Concat, Elementwise, Rearrange, Resize, Attention, Place, Opaque)
+_CLASSES = (
+    Linear,
+    RowWise,
+    Conv2d,
+    Pool,
+    LocalNorm,
+    Concat,
+    Elementwise,
+    Rearrange,
+    Resize,
+    Attention,
+    MatMul,
+    Place,
+    Opaque,
+)
 _LAYERS: dict[str, Any] = {cls.op: cls for cls in _CLASSES}
 
 

@@ -25,6 +25,7 @@ from tvm_coexec.layers import (
     Elementwise,
     Linear,
     LocalNorm,
+    MatMul,
     Place,
     Pool,
     Rearrange,
@@ -66,7 +67,10 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "output_width",
         "inputs",
         "by_lines",
-        *(f"kind:{kind}" for kind in ("linear", "conv2d", "attention", "place", *RowWise.KINDS, *_IMAGE_KINDS)),
+        *(
+            f"kind:{kind}"
+            for kind in ("linear", "conv2d", "attention", "matmul", "place", *RowWise.KINDS, *_IMAGE_KINDS)
+        ),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -286,6 +290,19 @@ def _attention_facts(layer: Attention) -> dict[str, float]:
     }
 
 
+def _matmul_facts(layer: MatMul) -> dict[str, float]:
+    return {
+        "rows": layer.rows,
+        "reduction": layer.k,
+        "channels": layer.out_channels,
+        "channel_padding": layer.units * TILE / layer.out_channels,
+        "shared_bytes": 4 * layer.batch * layer.heads * layer.m * layer.k,
+        "group_channels": layer.n,
+        "inputs": 2,
+        "kind:matmul": 1.0,
+    }
+
+
 def _place_facts(layer: Place) -> dict[str, float]:
     return {
         "rows": layer.batch * layer.out_rows,
@@ -303,6 +320,7 @@ _FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
     Conv2d: _conv2d_facts,
     **dict.fromkeys((Pool, Concat, Elementwise, LocalNorm, Rearrange, Resize), _image_facts),
     Attention: _attention_facts,
+    MatMul: _matmul_facts,
     Place: _place_facts,
 }
 

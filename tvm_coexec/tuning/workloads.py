@@ -23,6 +23,8 @@ from tvm_coexec.layers import (
     Elementwise,
     Linear,
     LocalNorm,
+    MatMul,
+    Matrices,
     Opaque,
     Pool,
     RowWise,
@@ -91,15 +93,33 @@ def attention_test_layers() -> list[Attention]:
     return [_self_attention(1, 12, VIT_TOKENS, 64), _self_attention(1, 12, 128, 32)]
 
 
-def attention_training_layers() -> Iterator[Attention]:
-    """Attention without end, of other sizes than those that comparisons measure."""
+def attention_training_layers() -> Iterator[Attention | MatMul]:
+    """Attention without end, of other sizes than those that comparisons measure; of some its products alone."""
     held_out = attention_test_layers()
     rng = np.random.default_rng(_TRAINING_SEED)
-    while True:
+    for number in count():
         heads, head_dim = int(rng.integers(2, 17)), int(rng.choice((32, 64, 96, 128)))
         layer = _self_attention(int(rng.choice((1, 1, 1, 2))), heads, _log_uniform(rng, 16, 512), head_dim)
         if layer not in held_out and layer.flops <= _MAX_TRAINING_FLOPS:
-            yield layer
+            yield layer if number % 4 else _weighted_values(layer) if number % 8 else _scores(layer)
+
+
+def _scores(layer: Attention) -> MatMul:
+    """The products of queries and keys alone, a row of keys for each query of each head."""
+    side, (q, k, _v) = layer.queries, layer.offsets
+    size = (layer.batch * side, layer.channels[0])
+    queries = Matrices(size, (0, q), (side, 0, 1, 0), (0, layer.head_dim, 0, 1))
+    keys = Matrices(size, (0, k), (side, 0, 0, 1), (0, layer.head_dim, 1, 0))
+    return MatMul(layer.batch, layer.heads, side, layer.head_dim, side, queries, keys, layer.scale)
+
+
+def _weighted_values(layer: Attention) -> MatMul:
+    """The products of weights and values alone, heads side by side."""
+    side, heads = layer.queries, layer.heads
+    weights = Matrices((layer.batch * heads * side, side), (0, 0), (heads * side, side, 1, 0), (0, 0, 0, 1))
+    size = (layer.batch * side, layer.channels[2])
+    values = Matrices(size, (0, layer.offsets[2]), (side, 0, 1, 0), (0, layer.head_dim, 0, 1))
+    return MatMul(layer.batch, heads, side, side, layer.head_dim, weights, values, heads_in_rows=False)
 
 
 def _self_attention(batch: int, heads: int, tokens: int, head_dim: int) -> Attention:

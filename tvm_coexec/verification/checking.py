@@ -15,6 +15,7 @@ from tvm_coexec.layers import (
     Conv2d,
     ImageLayer,
     Linear,
+    MatMul,
     Place,
     Pool,
     RowWise,
@@ -84,7 +85,7 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     else:
         computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = random_params(layer, step.seed)
-    if isinstance(layer, Attention | Place):
+    if isinstance(layer, Attention | MatMul | Place):
         return _error_of_all_rows(executor, step, layer, operands, computed_channels)
     rows = _some_rows(layer, computed_rows, rng)
     is_image = isinstance(layer, ImageLayer)

@@ -16,6 +16,7 @@ from tvm_coexec.layers import (
     ImageLayer,
     Linear,
     LocalNorm,
+    MatMul,
     Place,
     Pool,
     Rearrange,
@@ -123,6 +124,13 @@ def _heads(layer: Attention, rows: np.ndarray, operand: int) -> np.ndarray:
     return rows[:, columns].astype(np.float64).reshape(layer.batch, -1, *columns.shape).transpose(0, 2, 1, 3)
 
 
+def _multiply(layer: MatMul, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+    left = layer.left.of(operands["input"].astype(np.float64), layer.batch, layer.heads, layer.m, layer.k)
+    right = layer.right.of(operands["input1"].astype(np.float64), layer.batch, layer.heads, layer.k, layer.n)
+    product = left @ right * layer.scale
+    return (product if layer.heads_in_rows else product.transpose(0, 2, 1, 3)).reshape(layer.output_size)
+
+
 def _place(layer: Place, operands: Mapping[str, np.ndarray]) -> np.ndarray:
     rows = operands["input"].astype(np.float64).reshape(layer.batch, layer.in_rows, layer.channels)
     result = np.zeros((layer.batch, layer.out_rows, layer.channels))
@@ -210,12 +218,16 @@ def _image_body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.
     raise NotImplementedError(f"there is no reference for {layer.op} layers")
 
 
+_MIXING: dict[type, Callable[..., np.ndarray]] = {Attention: _attend, MatMul: _multiply, Place: _place}
+"""Layers that mix rows."""
+
+
 def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None) -> np.ndarray:
     if isinstance(layer, ImageLayer):
         every = np.arange(math.prod(layer.output_size[:-1]))
         return _image_body(layer, operands, every if pixels is None else pixels)
-    if isinstance(layer, Attention | Place):
-        return _attend(layer, operands) if isinstance(layer, Attention) else _place(layer, operands)
+    if isinstance(layer, Attention | MatMul | Place):
+        return _MIXING[type(layer)](layer, operands)
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):
         return x @ operands["weights"].astype(np.float64)
