@@ -78,6 +78,19 @@ def test_what_may_look_at_nothing_has_zeros(device: Device) -> None:
         np.testing.assert_allclose(result[3], values[0], rtol=1e-5, atol=1e-6)
 
 
+def test_minus_infinity_alone_gives_no_number(device: Device) -> None:
+    layer = Attention(1, 2, 4, 5, 32, 0.2, (64,) * 3, mask="input", mask_sizes=(1, 1, 4))
+    built = module(layer, device)
+    rng = np.random.default_rng(0)
+    x, keys, values, mask = (rng.standard_normal(shape).astype(np.float32) for shape in built.input_shapes.values())
+    mask[2], mask[3, 1:] = -np.inf, -np.inf
+    for cpu_units in (0, layer.units):
+        built.set_splits({"layer": cpu_units})
+        result = built(x, keys, values, mask)
+        assert np.all(np.isnan(result[2]))
+        np.testing.assert_allclose(result[3], values[0], rtol=1e-5, atol=1e-6)
+
+
 def test_units_are_heads_that_fill_tiles() -> None:
     units = {24: (4, 96), 32: (1, 32), 48: (2, 96), 64: (1, 64)}
     for head_dim, (heads, channels) in units.items():

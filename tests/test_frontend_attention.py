@@ -114,6 +114,14 @@ def test_masks_of_any_size(shape: tuple[int, ...]) -> None:
         assert [kind for kind, _ in layers(graph)] == ["linear"] * 3 + ["attention"]
 
 
+def test_a_query_that_may_look_at_nothing_has_no_number() -> None:
+    b = OnnxBuilder(x=(2, 6, 32))
+    mask = np.where(np.arange(36).reshape(6, 6) < 12, -np.inf, 0.0)
+    with np.errstate(invalid="ignore"):
+        graph = check_against_onnxruntime(b.model(separate(b, "after", b.const(mask))))
+    assert "attention" in {kind for kind, _ in layers(graph)}
+
+
 def test_a_mask_of_a_scalar_for_each_query_is_computed_in_parts() -> None:
     b = OnnxBuilder(x=(2, 6, 32), mask=(2, 1, 6, 1))
     graph = check_against_onnxruntime(b.model(separate(b, "after", "mask")))

@@ -63,8 +63,7 @@ def add_attention(fuser: Fuser, operation: Operation) -> None:
     draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
     draft.others = tuple(others)
     if constant is not None:
-        lowest = -np.inf if layer.empty_is_zero else np.finfo(np.float32).min
-        draft.params["mask"] = np.maximum(constant.reshape(layer.mask_rows, layer.keys), lowest)
+        draft.params["mask"] = constant.reshape(layer.mask_rows, layer.keys)
     fuser.set(operation, draft)
     if result_channels_first:
         fuser.values[operation.output] = replace(fuser.values[operation.output], batch=layer.batch)
