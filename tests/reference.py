@@ -271,7 +271,7 @@ def _compute_program(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray
 def _as_seen(operand: Operand, rows: np.ndarray) -> np.ndarray:
     if operand.channels_first:
         rows = rows.reshape(operand.batch, -1, operand.size[-1]).transpose(0, 2, 1)
-    return np.ascontiguousarray(rows.astype(operand.dtype).reshape(operand.shape))
+    return np.ascontiguousarray(rows.astype(operand.dtype)).reshape(operand.shape)
 
 
 def _attend(
