@@ -1,0 +1,199 @@
+"""ONNX operators with converters of our own, beside ONNX Runtime."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from onnx_builder import OnnxBuilder, check_against_onnxruntime, random_inputs, run_onnx
+from reference import evaluate
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends import to_graph
+
+Build = Callable[[OnnxBuilder], str]
+
+
+def whole(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int64)
+
+
+INDEXING: dict[str, Build] = {
+    "gather, all from the end": lambda b: b.add("Gather", "x", b.const([-1, -3], "int64"), axis=-2),
+    "gather, one from the end": lambda b: b.add("Gather", "x", b.const(-2, "int64"), axis=-1),
+    "gather elements": lambda b: b.add("GatherElements", "x", b.const(-np.ones((2, 4, 2)), "int64"), axis=1),
+    "gather rows by index": lambda b: b.add("GatherND", "x", b.const([[1, -1], [0, 2]], "int64")),
+    "scatter rows": lambda b: b.add("ScatterND", "x", b.const([[-1], [0]], "int64"), b.weights(2, 5, 6)),
+    "scatter and add": lambda b: b.add(
+        "ScatterElements", "x", b.const(np.full((3, 2, 6), -1), "int64"), b.weights(3, 2, 6), axis=1, reduction="add"
+    ),
+    "slice from beyond": lambda b: b.add("Slice", "x", b.const([-9, 1], "int64"), b.const([9, 99], "int64")),
+    "slice backwards": lambda b: b.add(
+        "Slice", "x", *(b.const(each, "int64") for each in ([9, -1], [-9, 0], [2, 1], [-2, -1]))
+    ),
+    "tile all axes": lambda b: b.add("Tile", "x", b.const([6, 4, 2], "int64")),
+    "largest": lambda b: b.add("TopK", "x", b.const([3], "int64"), axis=1, outputs=2),
+    "smallest": lambda b: b.add("TopK", "x", b.const([6], "int64"), largest=0, outputs=2) + ".1",
+}
+
+
+@pytest.mark.parametrize("name", INDEXING)
+def test_indexing(name: str) -> None:
+    b = OnnxBuilder(x=(3, 5, 6))
+    check_against_onnxruntime(b.model(INDEXING[name](b)))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9), (2, 3, 4, 5), (1, 3, 4, 5, 3)])
+def test_batch_norm_of_any_rank_after_a_convolution(shape: tuple[int, ...]) -> None:
+    b = OnnxBuilder(x=shape)
+    convolved = b.add("Conv", "x", b.weights(4, 3, *[2] * (len(shape) - 2)))
+    parameters = [b.const(np.linspace(0.5, 1.5, 4)) for _ in range(4)]
+    check_against_onnxruntime(b.model(b.add("Relu", b.add("BatchNormalization", convolved, *parameters))))
+
+
+@pytest.mark.parametrize("perm", [[0, 2, 1, 3], [2, 1, 0, 3], [0, 2, 3, 1], [3, 1, 2, 0]])
+def test_a_convolution_is_transposed_in_any_way(perm: list[int]) -> None:
+    b = OnnxBuilder(x=(1, 3, 4, 5))
+    check_against_onnxruntime(b.model(b.add("Transpose", b.add("Conv", "x", b.weights(6, 3, 1, 1)), perm=perm)))
+
+
+RESIZES = st.fixed_dictionaries(
+    {
+        "mode": st.sampled_from(["nearest", "linear", "cubic"]),
+        "coordinate_transformation_mode": st.sampled_from(
+            ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel", "half_pixel_symmetric"]
+        ),
+        "nearest_mode": st.sampled_from(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
+        "exclude_outside": st.integers(0, 1),
+        "antialias": st.integers(0, 1),
+    }
+)
+
+
+@settings(max_examples=5)
+@given(values=RESIZES, sizes=st.lists(st.integers(1, 9), min_size=2, max_size=2), axes=st.permutations(range(4)))
+def test_any_two_axes_are_resized(values: dict[str, Any], sizes: list[int], axes: list[int]) -> None:
+    linear = values["mode"] == "linear"
+    values["exclude_outside"] *= values["mode"] == "cubic"
+    values["antialias"] *= values["mode"] != "nearest"
+    b = OnnxBuilder(x=(3, 4, 2, 5))
+    shape = [3, 4, 2, 5]
+    for axis, size in zip(axes, sizes, strict=False):
+        shape[axis] = size
+    model = b.model(b.add("Resize", "x", "", "", b.const(shape, "int64"), **values))
+    x = random_inputs(model)["x"]
+    graph = to_graph(model)
+    expected = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    (result,) = evaluate(graph, {"x": x}).values()
+    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4 if linear else 1e-3)
+
+
+RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm": ("LSTM", {}),
+    "lstm, both ways": ("LSTM", {"direction": "bidirectional"}),
+    "lstm, clipped": ("LSTM", {"clip": 0.4, "activations": ["HardSigmoid", "Softsign", "Relu"]}),
+    "gru": ("GRU", {"direction": "reverse"}),
+    "gru, reset after the product": ("GRU", {"linear_before_reset": 1, "direction": "bidirectional"}),
+    "rnn": ("RNN", {"activations": ["LeakyRelu"], "activation_alpha": [0.3]}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths"),
+    [*((name, None) for name in RECURRENT if "ways" not in name), ("lstm, both ways", [2, 5]), ("gru", [5, 1])],
+)
+def test_recurrent_operators(name: str, lengths: list[int] | None) -> None:
+    operator, values = RECURRENT[name]
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator]
+    directions = 2 if values.get("direction") == "bidirectional" else 1
+    b = OnnxBuilder(x=(5, 2, 3))
+    weights = [
+        b.weights(directions, gates * 4, 3),
+        b.weights(directions, gates * 4, 4),
+        b.weights(directions, gates * 8),
+    ]
+    given_lengths = "" if lengths is None else b.const(lengths, "int32")
+    states = [b.weights(directions, 2, 4)]
+    if operator == "LSTM":
+        states += [b.weights(directions, 2, 4), b.weights(directions, 12)]
+    outputs = 3 if operator == "LSTM" else 2
+    out = b.add(operator, "x", *weights, given_lengths, *states, hidden_size=4, outputs=outputs, **values)
+    check_against_onnxruntime(b.model(out, *(f"{out}.{place}" for place in range(1, outputs))))
+
+
+def quantised(b: OnnxBuilder, x: str, dtype: str = "uint8", scale: Any = 0.05, axis: int = 1) -> str:
+    """A value that goes through whole numbers."""
+    table = [b.const(scale), b.const(np.full(np.shape(scale), 3), dtype)]
+    return b.add("DequantizeLinear", b.add("QuantizeLinear", x, *table, axis=axis), *table, axis=axis)
+
+
+QUANTISED: dict[str, Build] = {
+    "one scale": lambda b: quantised(b, "x"),
+    "signed, by channel": lambda b: quantised(b, "x", "int8", np.linspace(0.02, 0.1, 4)),
+    "whole convolution": lambda b: b.add(
+        "QLinearConv",
+        b.add("QuantizeLinear", "x", b.const(0.02), b.const(120, "uint8")),
+        *(b.const(0.02), b.const(120, "uint8"), b.const(np.arange(80).reshape(5, 4, 2, 2) - 40, "int8")),
+        *(b.const(np.linspace(0.01, 0.03, 5)), b.const(np.zeros(5), "int8"), b.const(0.1), b.const(7, "uint8")),
+        b.const(np.arange(5) * 100 - 200, "int32"),
+        pads=[1, 0, 0, 1],
+    ),
+    "dynamic": lambda b: dynamic(b, "ConvInteger", np.arange(80).reshape(5, 4, 2, 2)),
+    "dynamic product": lambda b: dynamic(b, "MatMulInteger", np.arange(30).reshape(6, 5)),
+}
+
+
+def dynamic(b: OnnxBuilder, operator: str, weights: np.ndarray) -> str:
+    x = b.add("DynamicQuantizeLinear", "x", outputs=3)
+    product = b.add(operator, x, b.const(weights, "uint8"), f"{x}.2", b.const(9, "uint8"))
+    scale = b.add("Mul", f"{x}.1", b.const(0.1))
+    return b.add("Mul", b.add("Cast", product, to=TensorProto.FLOAT), scale)
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_quantised_operators(name: str) -> None:
+    b = OnnxBuilder(opset=13, x=(2, 4, 3, 6))
+    check_against_onnxruntime(b.model(QUANTISED[name](b)))
+
+
+def test_halves_are_computed_in_float32_between_inputs_and_outputs_of_their_own_type() -> None:
+    b = OnnxBuilder()
+    b.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, (2, 4, 5, 5))]
+    out = b.add("Relu", b.add("Conv", "x", b.const(np.ones((3, 4, 2, 2)) / 16, "float16")))
+    model = b.model(out)
+    with pytest.warns(UserWarning, match="computed in float32"):
+        graph = to_graph(model)
+    assert [node.layer.op for node in graph.nodes] == ["opaque", "conv2d", "opaque"]
+    x = random_inputs(model)
+    (result,), (expected,) = evaluate(graph, x).values(), run_onnx(model, x).values()
+    assert result.dtype == expected.dtype == np.float16
+    np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_every_result_is_compared_with_what_onnx_infers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm import relax
+
+    from tvm_coexec.frontends import onnx_import
+
+    wrong = {**onnx_import.CONVERTERS, "Relu": lambda call: relax.op.reshape(call.operands[0], (5, 4))}
+    monkeypatch.setattr(onnx_import, "CONVERTERS", wrong)
+    b = OnnxBuilder(x=(4, 5))
+    with pytest.raises(
+        ModelError, match=r"^Relu \(node 'n0'\) would make float32\[5, 4\] where ONNX says float32\[4, 5\]"
+    ):
+        to_graph(b.model(b.add("Relu", "x")))
+
+
+def test_nothing_of_tvms_own_reaches_the_user(capfd: pytest.CaptureFixture[str]) -> None:
+    b = OnnxBuilder(x=(4, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ModelError) as raised:
+            to_graph(b.model(b.add("LayerNormalization", "x", b.weights(1, 5))))
+    assert str(raised.value).count("\n") < 3
+    assert capfd.readouterr() == ("", "")
