@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..errors import ModelError
 from .onnx_call import Call, Converter
+from .sorting import extreme_places
 
 
 def _indices(call: Call, place: int, extents: np.ndarray) -> relax.Expr:
@@ -166,45 +167,10 @@ def _unravelled(position: Any, shape: tuple[int, ...]) -> list[Any]:
 
 
 def _top_k(call: Call) -> Any:
-    """The places of the largest by a list that is kept sorted; the values are gathered from there."""
     axis, shape = _axis(call, -1), call.type(0).shape
     count = call.model.types[call.node.proto.output[0] or call.node.proto.output[1]].shape[axis]
     largest = bool(call.attributes.get("largest", 1))
-    outer, extent, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
-
-    def is_before(one: Any, other: Any) -> Any:
-        return one > other if largest else one < other
-
-    def statement(data: Any, places: Any) -> Any:
-        x, found = T.buffer_proxy(data), T.buffer_proxy(places)
-        with IRBuilder() as builder, T.serial(0, outer) as o, T.serial(0, inner) as i, T.serial(0, extent) as e:
-            insert(x, found, o, i, e)
-        return builder.get()
-
-    def insert(x: Any, found: Any, o: Any, i: Any, e: Any) -> None:
-        """Put an element behind those that are listed, and exchange it with those that it comes before."""
-
-        def at(place: Any) -> Any:
-            return (o * count + place) * inner + i
-
-        def value(place: Any) -> Any:
-            return x[(o * extent + found[at(place)].astype("int32")) * inner + i]
-
-        new = x[(o * extent + e) * inner + i]
-        with T.If(e < count), T.Then():
-            found[at(e)] = e.astype("int64")
-        with T.serial(0, count) as step:
-            place = count - 1 - step
-            with T.If(tirx.if_then_else(place < e, is_before(new, value(place)), False)), T.Then():
-                with T.If(place + 1 < count), T.Then():
-                    found[at(place + 1)] = found[at(place)]
-                found[at(place)] = e.astype("int64")
-
-    def compute(data: te.Tensor) -> te.Tensor:
-        size = (*shape[:axis], count, *shape[axis + 1 :])
-        return te.extern([size], [data], lambda ins, outs: statement(ins[0], outs[0]), dtype=["int64"], name="top_k")
-
-    places = call.loops(compute, call.operand(0))
+    places = call.loops(extreme_places(shape, axis, count, largest), call.operand(0))
     return [relax.op.gather_elements(call.operand(0), places, axis), places]
 
 

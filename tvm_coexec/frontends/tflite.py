@@ -9,6 +9,7 @@ from ..errors import ModelError
 from . import (
     tflite_axes,
     tflite_custom,
+    tflite_detection,
     tflite_elementwise,
     tflite_images,
     tflite_places,
@@ -18,7 +19,7 @@ from . import (
 from .relax import Naming, bindings, trace_function
 from .tflite_file import FileOperator, TfliteFile
 from .tflite_import import Converter, Imported, import_file
-from .tflite_tvm import DETECTION, by_tvm
+from .tflite_tvm import by_tvm
 from .trace import Source, Trace, claim_name
 
 _CONVERTERS = {
@@ -29,11 +30,12 @@ _CONVERTERS = {
     **{code: Converter(write, "first") for code, write in tflite_custom.ON_IMAGES.items()},
     **{code: Converter(write, "file", is_whole=True) for code, write in tflite_custom.ON_LANDMARKS.items()},
     **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_detection.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_recurrent.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_spectra.CONVERTERS.items()},
 }
 
-_KNOWN_CUSTOM = (*tflite_custom.ON_IMAGES, *tflite_custom.ON_LANDMARKS, DETECTION)
+_KNOWN_CUSTOM = (*tflite_custom.ON_IMAGES, *tflite_custom.ON_LANDMARKS, "TFLite_Detection_PostProcess")
 
 
 def trace_tflite(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:

@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax
 
 from ..errors import ModelError
+from .sorting import extreme_places
 from .tflite_import import Conversion
 
 
@@ -57,6 +58,45 @@ def _extreme(make: Callable[..., relax.Expr]) -> Callable[[Conversion], relax.Ex
         return relax.op.astype(make(step.operand(0), axis=axis, keepdims=False), wanted)
 
     return convert
+
+
+def _top(step: Conversion) -> list[relax.Expr]:
+    """TOPK_V2 along the last axis: the largest and where they stand."""
+    shape = step.shape(0)
+    axis, count = len(shape) - 1, step.integers(1)[0]
+    builder, value = step.importer.builder, step.operand(0)
+    places = builder.emit(builder.call_te(extreme_places(shape, axis, count), value))
+    wanted = step.importer.file.tensors[step.operator.outputs[1]].dtype
+    return [relax.op.gather_elements(value, places, axis), relax.op.astype(places, wanted)]
+
+
+def _diagonal(step: Conversion) -> relax.Expr:
+    """MATRIX_DIAG: zeros but for the last axis of the operand, which goes from corner to corner."""
+    dtype, extent = step.tensor(0).dtype, step.shape(0)[-1]
+    return relax.op.multiply(relax.op.expand_dims(step.operand(0), -1), relax.const(np.eye(extent, dtype=dtype), dtype))
+
+
+def _with_diagonal(step: Conversion) -> relax.Expr:
+    """MATRIX_SET_DIAG: the operand with other numbers from corner to corner."""
+    h, w = step.shape(0)[-2:]
+    padded = step.operand(1)
+    if w > min(h, w):
+        rank = len(step.shape(1))
+        padded = relax.op.nn.pad(padded, [0] * (2 * rank - 1) + [w - min(h, w)])
+    is_there = relax.const(np.eye(h, w, dtype=bool), "bool")
+    return relax.op.where(is_there, relax.op.expand_dims(padded, -2), step.operand(0))
+
+
+def _updated(step: Conversion) -> relax.Expr:
+    """DYNAMIC_UPDATE_SLICE at a place that is known: what is beside the update stays."""
+    shape, part = step.shape(0), step.shape(1)
+    begins = [
+        max(min(begin, whole - size), 0) for begin, whole, size in zip(step.integers(2), shape, part, strict=True)
+    ]
+    widths = [(begin, whole - size - begin) for begin, whole, size in zip(begins, shape, part, strict=True)]
+    moved = relax.op.nn.pad(step.operand(1), [width for pair in widths for width in pair])
+    inside = np.pad(np.ones(part, bool), widths)
+    return relax.op.where(relax.const(inside, "bool"), moved, step.operand(0))
 
 
 def _cumulated(step: Conversion) -> relax.Expr:
@@ -115,17 +155,21 @@ def _where(step: Conversion) -> relax.Expr:
     raise ModelError(f"{step.source} makes as many rows as its input has places that are true; no module can hold that")
 
 
-CONVERTERS: dict[str, Callable[[Conversion], relax.Expr]] = {
+CONVERTERS: dict[str, Callable[[Conversion], relax.Expr | list[relax.Expr]]] = {
     "ARG_MAX": _extreme(relax.op.argmax),
     "ARG_MIN": _extreme(relax.op.argmin),
     "BATCH_TO_SPACE_ND": _batch_to_space,
     "CUMSUM": _cumulated,
+    "DYNAMIC_UPDATE_SLICE": _updated,
     "EMBEDDING_LOOKUP": _embedding,
     "GATHER": _gather,
     "GATHER_ND": _gather_nd,
+    "MATRIX_DIAG": _diagonal,
+    "MATRIX_SET_DIAG": _with_diagonal,
     "SCATTER_ND": _scatter_nd,
     "SELECT": _selected,
     "SPACE_TO_BATCH_ND": _space_to_batch,
+    "TOPK_V2": _top,
     "WHERE": _where,
 }
 """Operators for which the file's own order of axes matters."""

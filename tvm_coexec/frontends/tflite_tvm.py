@@ -13,8 +13,6 @@ from tvm.relax.frontend.tflite.tflite_frontend import ExprTable, OperatorConvert
 from ..errors import ModelError
 from .tflite_import import Conversion, Importer
 
-DETECTION = "TFLite_Detection_PostProcess"
-"""The one custom operator that TVM knows."""
 _CONTROL_FLOW = ("CALL", "CALL_ONCE", "IF", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "WHILE")
 _STATEFUL = ("ASSIGN_VARIABLE", "HASHTABLE", "READ_VARIABLE", "SVDF", "VAR_HANDLE")
 
@@ -32,8 +30,7 @@ def by_tvm(step: Conversion) -> relax.Expr | list[relax.Expr]:
         raise ModelError(f"{step.source} is control flow, which no module can hold; convert the model without it")
     if code in _STATEFUL:
         raise ModelError(f"{step.source} keeps a state from one run to the next; pass it as an input and an output")
-    own = _TensorsOfImporter(step.importer)
-    known = {DETECTION: own.convert_detection_postprocess} if step.operator.is_custom else own.convert_map
+    known = _TensorsOfImporter(step.importer).convert_map
     if code not in known:
         raise ModelError(f"{step.source} is an operator that TVM cannot import; replace it in the model")
     result = known[code](op=step.operator.native)

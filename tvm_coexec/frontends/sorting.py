@@ -1,0 +1,55 @@
+"""Loops that find the largest or least elements: TVM's own sorting is a function of its run-time library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+
+def extreme_places(
+    shape: tuple[int, ...], axis: int, count: int, largest: bool = True
+) -> Callable[[te.Tensor], te.Tensor]:
+    """The places of the ``count`` largest or least elements along an axis, by a list that is kept sorted.
+
+    Of equal elements the first comes first. Places are int64.
+    """
+    outer, extent, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+
+    def is_before(one: Any, other: Any) -> Any:
+        return one > other if largest else one < other
+
+    def statement(data: Any, places: Any) -> Any:
+        x, found = T.buffer_proxy(data), T.buffer_proxy(places)
+        with IRBuilder() as builder, T.serial(0, outer) as o, T.serial(0, inner) as i, T.serial(0, extent) as e:
+            insert(x, found, o, i, e)
+        return builder.get()
+
+    def insert(x: Any, found: Any, o: Any, i: Any, e: Any) -> None:
+        """Put an element behind those that are listed, and exchange it with those that it comes before."""
+
+        def at(place: Any) -> Any:
+            return (o * count + place) * inner + i
+
+        def value(place: Any) -> Any:
+            return x[(o * extent + found[at(place)].astype("int32")) * inner + i]
+
+        new = x[(o * extent + e) * inner + i]
+        with T.If(e < count), T.Then():
+            found[at(e)] = e.astype("int64")
+        with T.serial(0, count) as step:
+            place = count - 1 - step
+            with T.If(tirx.if_then_else(place < e, is_before(new, value(place)), False)), T.Then():
+                with T.If(place + 1 < count), T.Then():
+                    found[at(place + 1)] = found[at(place)]
+                found[at(place)] = e.astype("int64")
+
+    def compute(data: te.Tensor) -> te.Tensor:
+        size = (*shape[:axis], count, *shape[axis + 1 :])
+        return te.extern([size], [data], lambda ins, outs: statement(ins[0], outs[0]), dtype=["int64"], name="places")
+
+    return compute
