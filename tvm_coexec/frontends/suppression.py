@@ -18,13 +18,13 @@ def chosen_boxes(
 ) -> Callable[[te.Tensor, te.Tensor], Any]:
     """Places (int32) and scores of the best boxes, ``[lists, count]`` of each; a third result is room to work in.
 
-    The function takes corners ``[boxes, 4]`` (top, left, bottom, right) and scores ``[lists, boxes]``. A box is left
-    out whose intersection with a better one of its list is more than ``most_overlap`` of their union, or whose score
-    is below ``least_score``. Behind the last, places are 0 and scores :data:`NONE`.
+    The function takes boxes ``[boxes, 5]`` (top, left, bottom, right and area) and scores ``[lists, boxes]``. A box is
+    left out whose intersection with a better one of its list is more than ``most_overlap`` of their union, or whose
+    score is below ``least_score``. Behind the last, places are 0 and scores :data:`NONE`.
     """
 
-    def statement(corners: Any, scores: Any, places: Any, values: Any, left: Any) -> Any:
-        box, given, place, value, open_ = map(T.buffer_proxy, (corners, scores, places, values, left))
+    def statement(boxed: Any, scores: Any, places: Any, values: Any, left: Any) -> Any:
+        box, given, place, value, open_ = map(T.buffer_proxy, (boxed, scores, places, values, left))
         none = tirx.const(NONE, "float32")
         with IRBuilder() as builder, T.serial(0, lists) as number, T.seq_scope():
             with T.serial(0, boxes) as i:
@@ -38,37 +38,23 @@ def chosen_boxes(
                     place[at] = i.astype("int32")
                 with T.If(value[at] > none), T.Then(), T.serial(0, boxes) as i:
                     best = place[at]
-                    is_out = tirx.any(i == best, _overlap(box, best, i) > most_overlap)
-                    with T.If(is_out), T.Then():
+                    shared = _shared_side(box, best, i, 0) * _shared_side(box, best, i, 1)
+                    union = box[best * 5 + 4] + box[i * 5 + 4] - shared
+                    with T.If(tirx.any(i == best, shared > most_overlap * union)), T.Then():
                         open_[number * boxes + i] = none
         return builder.get()
 
-    def compute(corners: te.Tensor, scores: te.Tensor) -> Any:
+    def compute(box: te.Tensor, scores: te.Tensor) -> Any:
         sizes, types = [(lists, count), (lists, count), (lists, boxes)], ["int32", "float32", "float32"]
         return te.extern(
-            sizes, [corners, scores], lambda ins, outs: statement(*ins, *outs), dtype=types, name="chosen_boxes"
+            sizes, [box, scores], lambda ins, outs: statement(*ins, *outs), dtype=types, name="chosen_boxes"
         )
 
     return compute
 
 
-def _overlap(box: Any, one: Any, other: Any) -> Any:
-    """Intersection over union; 0 beside a box without area."""
-
-    def edges(place: Any, axis: int) -> tuple[Any, Any]:
-        first, second = box[place * 4 + axis], box[place * 4 + axis + 2]
-        return tirx.min(first, second), tirx.max(first, second)
-
-    areas = []
-    for place in (one, other):
-        (top, bottom), (left, right) = edges(place, 0), edges(place, 1)
-        areas.append((bottom - top) * (right - left))
-    sides = []
-    for axis in (0, 1):
-        (start, end), (other_start, other_end) = edges(one, axis), edges(other, axis)
-        side = tirx.min(end, other_end) - tirx.max(start, other_start)
-        sides.append(tirx.max(side, tirx.const(0.0, "float32")))
-    shared = sides[0] * sides[1]
-    union = areas[0] + areas[1] - shared
-    has_area = tirx.all(areas[0] > 0.0, areas[1] > 0.0)
-    return tirx.if_then_else(has_area, shared / tirx.if_then_else(has_area, union, 1.0), 0.0)
+def _shared_side(box: Any, one: Any, other: Any, axis: int) -> Any:
+    """Height or width of what two boxes share."""
+    start = tirx.max(box[one * 5 + axis], box[other * 5 + axis])
+    end = tirx.min(box[one * 5 + axis + 2], box[other * 5 + axis + 2])
+    return tirx.max(end - start, tirx.const(0.0, "float32"))

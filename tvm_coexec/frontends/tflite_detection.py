@@ -79,7 +79,11 @@ def _chosen(
 ) -> tuple[relax.Expr, relax.Expr]:
     builder = step.importer.builder
     compute = chosen_boxes(*sizes, least_score, most_overlap)
-    results = builder.emit(builder.call_te(compute, builder.emit(corners), builder.emit(scores)))
+    first, second = (relax.op.strided_slice(corners, [1], [begin], [begin + 2]) for begin in (0, 2))
+    starts, ends = builder.emit(relax.op.minimum(first, second)), builder.emit(relax.op.maximum(first, second))
+    areas = relax.op.prod(relax.op.subtract(ends, starts), [1], keepdims=True)
+    boxes = builder.emit(relax.op.concat([starts, ends, areas], 1))
+    results = builder.emit(builder.call_te(compute, boxes, builder.emit(scores)))
     return builder.emit(relax.TupleGetItem(results, 0)), builder.emit(relax.TupleGetItem(results, 1))
 
 
