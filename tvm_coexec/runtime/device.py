@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -63,6 +66,8 @@ class Device:
         self.notes = notes
         self.workers: tuple[int, ...] = ()
         self.hang: str | None = None
+        self._turn = threading.RLock()
+        self._process = os.getpid()
         self._programs: dict[tuple[str, ...], Any] = {}
 
     @property
@@ -118,6 +123,28 @@ class Device:
             "notes": list(self.notes),
             **machine_facts(self.cpu_cores[0]),
         }
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether another process opened the device: a fork has none of its driver's threads."""
+        return os.getpid() != self._process
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let one thread at a time use the device: runs wait for each other in its queue anyway.
+
+        Raises
+        ------
+        DeviceError
+            This process is a fork of the one that opened the device.
+        """
+        if self.is_forked:
+            raise DeviceError(
+                "the device was opened before this process was forked, and no driver survives that; start processes "
+                "with multiprocessing's method 'spawn', or open devices and load modules in the forked process alone"
+            )
+        with self._turn:
+            yield
 
     def check_usable(self) -> None:
         """Raise the error of a kernel that hangs, if one does."""

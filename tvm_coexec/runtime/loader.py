@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tvm_coexec.errors import first_line
+from tvm_coexec.errors import DeviceError, first_line
 
 from .caches import ensure_caches
 
@@ -25,7 +25,8 @@ _SYSTEM_VENDORS = Path("/etc/OpenCL/vendors")
 _VENDOR_VARIABLES = ("OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH")
 _POCL_THREADS = ("POCL_MAX_PTHREAD_COUNT", "POCL_CPU_MAX_CU_COUNT")  # the second name since PoCL 5
 _lock = threading.Lock()
-_started = False
+_started_by: int | None = None
+"""The process in which the drivers were started."""
 
 
 def intel_library() -> Path | None:
@@ -63,10 +64,15 @@ def query_devices(worker_count: int) -> tuple[list[tuple[Any, list[Any]]], list[
         Threads that PoCL gets; without effect if OpenCL has been started in this process before, or if the user has
         set PoCL's own variable.
     """
-    global _started  # noqa: PLW0603 - a driver starts once a process
+    global _started_by  # noqa: PLW0603 - a driver starts once a process
+    if _started_by not in (None, os.getpid()):
+        raise DeviceError(
+            "OpenCL was started before this process was forked, and no driver survives that; start processes with "
+            "multiprocessing's method 'spawn', or use devices in the forked process alone"
+        )
     cl = import_opencl()
     with _lock, contextlib.ExitStack() as settings:
-        if not _started:
+        if _started_by is None:
             settings.enter_context(_environment(_pocl_threads(worker_count)))
             settings.enter_context(_vendors())
         found: list[tuple[Any, list[Any]]] = []
@@ -76,7 +82,7 @@ def query_devices(worker_count: int) -> tuple[list[tuple[Any, list[Any]]], list[
                 found.append((platform, platform.get_devices()))
             except cl.Error as error:
                 problems.append(f"the driver {platform.name.strip()!r} fails: {first_line(error)}")
-        _started = True
+        _started_by = os.getpid()
         return found, problems
 
 

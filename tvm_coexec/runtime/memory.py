@@ -82,8 +82,15 @@ class SvmMemory:
         nbytes = max(count, 1) * np.dtype(dtype).itemsize
         with _naming_the_cause(nbytes):
             allocation = cl.SVMAllocation(self._context, nbytes, ALIGNMENT, flags)
-        raw = (ctypes.c_char * nbytes).from_address(allocation.svm_ptr)
+        raw = _kept_bytes(nbytes).from_address(allocation.svm_ptr)
+        raw.owner = allocation  # views may outlive the block, and keep these bytes
         return Block(np.frombuffer(memoryview(raw), dtype), allocation, allocation)
+
+
+@cache
+def _kept_bytes(count: int) -> Any:
+    """The type of so many bytes, which can keep what they lie in."""
+    return type("KeptBytes", (ctypes.c_char * count,), {})
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from .usage import MemoryUse, memory_use
 if TYPE_CHECKING:
     from tvm_coexec.planning.plan import Plan
 
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -43,10 +47,25 @@ class Benchmark:
         return f"{self.median_us:.1f} us (10 %: {low:.1f}, 90 %: {high:.1f}, {len(self.latency_us)} runs)"
 
 
+def _in_turn(
+    method: Callable[Concatenate[Module, _Given], _Result],
+) -> Callable[Concatenate[Module, _Given], _Result]:
+    """The method, while no other thread uses the module's device."""
+
+    @functools.wraps(method)
+    def served(module: Module, /, *given: _Given.args, **named: _Given.kwargs) -> _Result:
+        with module.device.in_turn():
+            return method(module, *given, **named)
+
+    return served
+
+
 class Module:
     """A network on one device, its layers divided between the CPU and the GPU.
 
-    Not safe to call from several threads at once: there is one set of activations.
+    Calls from several threads are served one after the other, as are those of all modules of a device, and each gets
+    results of its own. Threads that use :attr:`inputs`, :meth:`run` and :attr:`outputs` have to take turns themselves:
+    there is one set of activations.
     """
 
     def __init__(self, package: Package, device: Device, *, timeout_s: float = TIMEOUT_S, yields: bool = False) -> None:
@@ -57,13 +76,15 @@ class Module:
         with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder:
             library = Path(folder) / "cpu.so"
             library.write_bytes(package.library)
-            self._executor = Executor(
-                manifest, library, package.opencl_source, device, timeout_s=timeout_s, yields=yields
-            )
+            with device.in_turn():
+                self._executor = Executor(
+                    manifest, library, package.opencl_source, device, timeout_s=timeout_s, yields=yields
+                )
         self._package = replace(package, constants=self._load_constants(package))
         self._splits = [step.cpu_units for step in manifest.steps]
         self._prepared: dict[bool, Prepared] = {}
 
+    @_in_turn
     def _load_constants(self, package: Package) -> dict[Source, np.ndarray]:
         """Write all constants to the device's memory, and return the package's as they lie there.
 
@@ -91,6 +112,7 @@ class Module:
         """The CPU's units of each layer."""
         return {step.name: units for step, units in zip(self._package.manifest.steps, self._splits, strict=True)}
 
+    @_in_turn
     def set_splits(self, splits: Mapping[str, int]) -> None:
         """Change the CPU's units of some layers; nothing is compiled."""
         names = [step.name for step in self._package.manifest.steps]
@@ -113,6 +135,7 @@ class Module:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the inputs, to be written before :meth:`run`."""
         return {name: self._executor.view(name) for name in self._package.manifest.inputs}
 
+    @_in_turn
     def randomize_inputs(self, seed: int = 0) -> None:
         """Write random numbers to all inputs of floats: with what is zero, or was there before, times may differ."""
         rng = np.random.default_rng(seed)
@@ -125,10 +148,12 @@ class Module:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the outputs, valid after :meth:`run`."""
         return {name: self._executor.view(name) for name in self._package.manifest.outputs}
 
+    @_in_turn
     def run(self) -> None:
         """Run once on what the inputs hold, copying nothing."""
         self._program(timeline=False).run()
 
+    @_in_turn
     def __call__(self, /, *arrays: np.ndarray, **named: np.ndarray) -> Any:
         """Run the network.
 
@@ -175,6 +200,7 @@ class Module:
         return self._prepared[timeline]
 
     @property
+    @_in_turn
     def sync_count(self) -> int:
         """Points of one run at which one processor may wait for the other."""
         return self._program(timeline=False).lowered.sync_count
@@ -185,11 +211,13 @@ class Module:
         held = sum(program.held_by_threads for program in self._prepared.values())
         return memory_use(self._package.manifest, held)
 
+    @_in_turn
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""
         program = self._program(timeline=False)
         return Benchmark(tuple(timing.time_runs(program, repeats=repeats, warmup=warmup)))
 
+    @_in_turn
     def profile(self, *, warmup: int = 3) -> list[Event]:
         """What both sides did, and waited for, in one warm run."""
         program = self._program(timeline=True)
@@ -197,10 +225,12 @@ class Module:
         return timing.timeline(program)
 
     @property
+    @_in_turn
     def keeps_time(self) -> bool:
         """Whether a run whose halves are timed takes what any other takes: nothing is launched for it in addition."""
         return self._program(timeline=True).keeps_time
 
+    @_in_turn
     def time_halves(self, *, repeats: int, warmup: int = 1) -> list[tuple[list[float], list[float]]]:
         """Time the halves of all layers as they run in the network.
 
@@ -218,6 +248,7 @@ class Module:
         """
         return timing.time_halves(self._program(timeline=True), repeats=repeats, warmup=warmup)
 
+    @_in_turn
     def time_step(
         self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2
     ) -> timing.StepTimes:
@@ -232,6 +263,7 @@ class Module:
         """
         return timing.time_step(self._executor, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup)
 
+    @_in_turn
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
         """Run one layer on random input, its output poisoned before; the largest relative error against float64.
 

@@ -274,6 +274,8 @@ class Prepared:
         return int(self.operation_ns[kinds.index("enqueue")][0])
 
     def close(self) -> None:
+        if self.executor.device.is_forked:
+            return  # a fork has no threads to stop
         self.executor.library.stop(self.program)
         if self.table is not None:
             self.executor.retire(self.table, self.queue)
