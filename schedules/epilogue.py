@@ -137,6 +137,7 @@ _SIMPLE: dict[str, Callable[..., Stage]] = {
     "relu6": lambda x: lambda v: clamp(x(v), 0.0, 6.0),
     "hard_swish": lambda x: lambda v: x(v) * (clamp(x(v) + T.float32(3), 0.0, 6.0) * T.float32(1 / 6)),
     "hard_sigmoid": lambda x, alpha, beta: lambda v: clamp(x(v) * alpha + beta, 0.0, 1.0),
+    "inverse_root": lambda x, epsilon: lambda v: T.float32(1) / T.sqrt(at_least(0.0, x(v)) + epsilon),
     "leaky_relu": lambda x, alpha: lambda v: _below(x(v), alpha),
     "abs": lambda x: lambda v: T.max(x(v), T.float32(0) - x(v)),
     "negative": lambda x: lambda v: T.float32(0) - x(v),

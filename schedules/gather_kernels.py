@@ -54,10 +54,10 @@ def _places(layer: Rearrange, out: list[Any]) -> list[Any]:
     """The place in the input of one of the output."""
     place: list[Any] = [T.int32(offset) for offset in layer.offsets]
     for axis in range(4):
-        rest = 1
+        rest, index = 1, out[axis] + layer.starts[axis] if layer.starts[axis] else out[axis]
         for _, extent, along, step in reversed(layer.axis_digits(axis)):
-            digit = out[axis] // rest if rest > 1 else out[axis]
-            if rest * extent < layer.output[axis]:
+            digit = index // rest if rest > 1 else index
+            if rest * extent < layer.starts[axis] + layer.output[axis]:
                 digit = digit % extent
             if step and extent > 1:
                 place[along] = place[along] + digit * step

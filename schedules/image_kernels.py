@@ -107,7 +107,8 @@ def _pool(layer: Pool, pixels: Pixels[Pool], maximum: Callable[[Any, Any], Any])
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, _s, tap_h, tap_w = index
         pixel = pixels.input_pixel(row, tap_h, tap_w)
-        return buffers["input"][layout.element(pixel, (begin + t) * TILE + channel, layer.channels)]
+        value = buffers["input"][layout.element(pixel, (begin + t) * TILE + channel, layer.channels)]
+        return value * value if layer.kind == "mean_square" else value
 
     def average(buffers: dict[str, Any], index: list[Any], begin: Any, total: Any) -> Any:
         return total * _average_factor(layer, pixels, index[0])
@@ -133,7 +134,7 @@ def _is_inside(layer: Pool, pixels: Pixels[Pool], row: Any, taps: tuple[Any, Any
     conditions = []
     for axis, size in enumerate((layer.h, layer.w)):
         before, after = layer.padding[axis], layer.padding[axis + 2]
-        if layer.kind == "average" and max(before, after) <= pixels.layouts.input.halo[axis]:
+        if layer.kind != "max" and max(before, after) <= pixels.layouts.input.halo[axis]:
             continue
         read = place[axis] * layer.stride[axis] + taps[axis] * layer.dilation[axis]
         if before:

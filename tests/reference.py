@@ -37,6 +37,7 @@ _ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
     "erf": _erf,
     "exp": np.exp,
     "hard_sigmoid": lambda x, alpha, beta: np.minimum(np.maximum(alpha * x + beta, 0.0), 1.0),
+    "inverse_root": lambda x, epsilon: 1 / np.sqrt(np.maximum(x, 0) + epsilon),
     "leaky_relu": lambda x, alpha: np.where(x > 0, x, alpha * x),
     "mish": lambda x: x * np.tanh(np.log1p(np.exp(x))),
     "negative": lambda x: -x,
@@ -179,7 +180,9 @@ def _rearrange(layer: Rearrange, rows: np.ndarray) -> np.ndarray:
         place = list(layer.offsets)
         for axis in range(4):
             digits = [digit for digit in layer.digits if digit[0] == axis]
-            values = np.unravel_index(index[axis], [digit[1] for digit in digits]) if digits else ()
+            values = (
+                np.unravel_index(index[axis] + layer.starts[axis], [digit[1] for digit in digits]) if digits else ()
+            )
             for value, (_, _, along, step) in zip(values, digits, strict=True):
                 place[along] += int(value) * step
         if all(0 <= at < size for at, size in zip(place, layer.input, strict=True)):
@@ -232,6 +235,7 @@ def _convolve(layer: Conv2d, rows: np.ndarray, weights: np.ndarray) -> np.ndarra
 
 def _pool(layer: Pool, rows: np.ndarray) -> np.ndarray:
     image = rows.reshape(layer.batch, layer.h, layer.w, layer.channels)
+    image = image * image if layer.kind == "mean_square" else image
     if layer.kind == "max":
         result = np.max([pixels for _, _, pixels in _taps(layer, image, -np.inf)], axis=0)
     else:

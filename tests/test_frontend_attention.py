@@ -158,4 +158,4 @@ def test_slices_of_channels() -> None:
     b = OnnxBuilder(x=(2, 5, 8))
     bounds = (b.const([number], "int64") for number in (0, 4, 2))
     graph = check_against_onnxruntime(b.model(b.add("Slice", "x", *bounds)))
-    assert layers(graph) == [("opaque", ())]
+    assert layers(graph) == [("rearrange", ())]

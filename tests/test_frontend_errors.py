@@ -92,7 +92,6 @@ def test_halves_in_the_middle_are_computed_in_float32():
         lambda b: b.add("Softmax", "x", axis=0),
         lambda b: b.add("LayerNormalization", "x", b.weights(4, 4), axis=0),
         lambda b: b.add("LayerNormalization", "x", "vector"),
-        lambda b: b.add("Reshape", b.add("Relu", "x"), b.const([2, 8], "int64")),
     ],
 )
 def test_operands_that_only_relax_takes(build):
@@ -111,7 +110,8 @@ def test_division_by_zero():
 def test_input_read_in_rows_of_two_lengths():
     b = OnnxBuilder(x=(4, 2, 3))
     outputs = [linear(b, b.add("Flatten", "x"), 6, 4), linear(b, "x", 3, 4)]
-    assert "opaque" in dict(layers(check_against_onnxruntime(b.model(*outputs))))
+    graph = check_against_onnxruntime(b.model(*outputs))
+    assert layers(graph) == [("rearrange", ()), ("linear", ("bias",)), ("linear", ("bias",))]
 
 
 def test_what_only_the_importer_refuses():
@@ -135,7 +135,7 @@ def test_dropout_in_training_and_its_mask():
 def test_softmax_of_old_opsets_over_several_axes():
     b = OnnxBuilder(opset=11, x=(2, 3, 4))
     graph = check_against_onnxruntime(b.model(b.add("Softmax", b.add("Relu", "x"), axis=1)))
-    assert "opaque" in dict(layers(graph))
+    assert [kind for kind, _ in layers(graph)] == ["map", "rearrange", "softmax"]
 
 
 def test_oldest_opset():

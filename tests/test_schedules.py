@@ -40,7 +40,13 @@ LAYERS = [
 ]
 
 
-_NUMBERS = {"clip": "-0.5,0.75", "elu": "0.5,1.0", "hard_sigmoid": "0.2,0.5", "leaky_relu": "0.01"}
+_NUMBERS = {
+    "clip": "-0.5,0.75",
+    "elu": "0.5,1.0",
+    "hard_sigmoid": "0.2,0.5",
+    "inverse_root": "0.001",
+    "leaky_relu": "0.01",
+}
 
 
 def _with_numbers(name: str) -> str:

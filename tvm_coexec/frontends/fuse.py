@@ -18,7 +18,7 @@ from tvm_coexec.graph.graph import AnyLayer
 
 from ..errors import ModelError
 from ..layers import ACTIVATIONS, Linear, RowWise, clip, step
-from . import fuse_arithmetic, fuse_images, fuse_rows
+from . import fuse_arithmetic, fuse_convolutions, fuse_images, fuse_moves, fuse_norms, fuse_rows
 from .drafts import Affine, Draft, DraftTensor, finish_graph
 from .inputs import input_tensor
 from .opaque import add_opaque, concrete, copied
@@ -26,8 +26,6 @@ from .trace import Operation, Source, Trace
 from .values import NO_PADDING, Value, claim_image
 
 _PARTS = {
-    "max": "pooling of whole images over axes 2 and 3",
-    "mean": "layer normalisation over the last axis, or pooling of whole images over axes 2 and 3",
     "sqrt": "layer normalisation over the last axis",
 }
 """Operations that no kernel knows, and what they may be a part of."""
@@ -55,6 +53,7 @@ class Fuser:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.waiting: dict[str, fuse_moves.Waiting] = {}
         self.drafts: list[Draft] = []
         self.roots = _view_roots(trace.operations, {})
         self.reads = Counter(_reads(trace.operations, self.roots))
@@ -67,6 +66,8 @@ class Fuser:
 
     def add(self, operation: Operation) -> None:
         """Form a layer, or of what fits into none the layers of its parts, or else an opaque one."""
+        if fuse_moves.go_on(self, operation):
+            return
         before = list(self.drafts)
         refusal = self._foreign(operation)
         if refusal is None:
@@ -80,6 +81,8 @@ class Fuser:
             return
         used = {value.tensor for value in self.values.values()}
         self.drafts = [draft for draft in self.drafts if draft in before or draft.output in used]
+        if fuse_moves.put_off(self, operation):
+            return
         if operation.parts:
             self._add_parts(operation)
         else:
@@ -106,7 +109,7 @@ class Fuser:
 
     def _form(self, operation: Operation) -> None:
         op, source = operation.op, operation.source
-        if fuse_rows.add(self, operation):
+        if any(module.add(self, operation) for module in (fuse_rows, fuse_moves, fuse_convolutions, fuse_norms)):
             return
         if op == "reshape":
             self._view(operation, self.values[operation.inputs[0]].reshaped(self._shape(operation), source))
@@ -118,12 +121,12 @@ class Fuser:
             self._add_linear(operation)
         elif op in ("layer_norm", "softmax"):
             self._add_row_wise(operation)
-        elif op == "concat" or (op in fuse_images.HANDLERS and operation.is_on_images):
+        elif op in ("concat", "max", "mean") or (op in fuse_images.HANDLERS and operation.is_on_images):
             fuse_images.HANDLERS[op](self, operation)
         elif op in (*ACTIVATIONS, "prelu"):
             self._add_function(operation)
-        elif op in _PARTS:
-            raise ModelError(f"{source} is supported only as a part of {_PARTS[op]}")
+        elif op in (*_PARTS, "cut"):
+            raise ModelError(f"{source} is supported only as a part of {_PARTS.get(op, 'chains of views')}")
         elif any(name in self.trace.constants for name in operation.inputs):
             self._add_with_constant(operation)
         elif op == "add" and len({self.trace.shapes[name] for name in operation.inputs}) == 1:
@@ -143,6 +146,8 @@ class Fuser:
         outputs = []
         for name, value_name in self.trace.outputs:
             source = Source("output", name, "value")
+            if value_name in self.waiting:
+                fuse_moves.settle(self, value_name)
             value = concrete(self, value_name)
             copy = replace(source, name=f"copy_{name}")
             if value.tensor in self.inputs or value.tensor in outputs:
@@ -220,18 +225,18 @@ class Fuser:
         if operation.op == "power":
             if number != 2:
                 raise ModelError(f"{operation.source} raises to another power than 2, which is no part of GELU")
-            self._append_step(operation, name, "square")
+            self.append_step(operation, name, "square")
         elif operation.op in ("maximum", "minimum"):
             if number is None:
                 name, number = operation.inputs[1], self.trace.scalar(operation.inputs[0])
             if number is None:
                 raise ModelError(f"{operation.source} limits to more than one number; supported is one for all")
             limit = clip(low=number) if operation.op == "maximum" else clip(high=number)
-            self._append_step(operation, name, limit)
+            self.append_step(operation, name, limit)
         else:
             self._add_affine(operation)
 
-    def _append_step(self, operation: Operation, name: str, text: str) -> None:
+    def append_step(self, operation: Operation, name: str, text: str) -> None:
         """Let a step follow a value."""
         draft, value = self.open_draft(name, operation.source)
         draft.append(text)
@@ -255,7 +260,7 @@ class Fuser:
         """A function of one value, which is a step of the layer before it."""
         name = operation.inputs[0]
         if operation.op != "prelu":
-            self._append_step(operation, name, step(operation.op, *operation.attributes.get("numbers", ())))
+            self.append_step(operation, name, step(operation.op, *operation.attributes.get("numbers", ())))
             return
         slope = operation.inputs[1]
         if slope not in self.trace.constants:

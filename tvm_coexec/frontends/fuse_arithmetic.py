@@ -31,7 +31,10 @@ class _Sizes:
 
 
 def add_arithmetic(fuser: Fuser, operation: Operation) -> None:
-    """One layer; what follows becomes its epilogue."""
+    """One layer; what follows becomes its epilogue. The square of an activation is a step of what makes it."""
+    if operation.op == "multiply" and len(set(operation.inputs)) == 1:
+        fuser.append_step(operation, operation.inputs[0], "square")
+        return
     source, shape = operation.source, fuser.trace.shapes[operation.output]
     values = [fuser.materialised(name, source) for name in operation.inputs]
     sizes = _sizes(values, shape)
@@ -63,10 +66,10 @@ def _sizes(values: list[Value], shape: tuple[int, ...]) -> _Sizes | None:
         if extents[axis] != value.tensor.channels:
             return None
     rest = [place for place in range(len(shape)) if place != axis]
-    is_image = len(shape) == 4 and axis == 1 and (math.prod(shape[2:]) > 1 or _are_images(values))
-    if not is_image and _are_images(values):
-        return None
-    groups = [[place] for place in rest] if is_image else _alike(rest, wide, shape)
+    is_image = len(shape) in (3, 4) and axis == 1 and (math.prod(shape[2:]) > 1 or _are_images(values))
+    groups = _alike(rest, wide, shape)
+    if is_image:
+        groups = [[0], *([[]] if len(shape) == 3 else []), *([place] for place in rest[1:])]
     if len(groups) > 3:
         return None
     first, second = (_image(groups, extents, axis) for extents in wide)

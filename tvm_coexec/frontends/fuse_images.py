@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tvm_coexec.graph.graph import Image
+
 from ..errors import ModelError
 from ..layers import Concat, Conv2d, LocalNorm, Pool, is_nonnegative
-from .trace import Operation
+from .trace import Operation, Source
 from .values import NO_PADDING, Value, claim_image
 
 if TYPE_CHECKING:
@@ -19,16 +22,22 @@ if TYPE_CHECKING:
 
 
 def _add_conv2d(fuser: Fuser, operation: Operation) -> None:
-    source, attributes = operation.source, operation.attributes
     activation, constant = operation.inputs
     weights = fuser.trace.constants.get(constant)
     if weights is None or activation in fuser.trace.constants:
-        raise ModelError(f"{source} must convolve an activation with constant weights; make its weights a constant")
-    value = fuser.values[activation]
+        raise ModelError(
+            f"{operation.source} must convolve an activation with constant weights; make its weights a constant"
+        )
+    add_convolution(fuser, operation, fuser.values[activation], weights)
+
+
+def add_convolution(fuser: Fuser, operation: Operation, value: Value, weights: np.ndarray) -> None:
+    """A convolution of a value, which the operation's attributes describe."""
+    source, attributes = operation.source, operation.attributes
     batch, h, w, channels = value.read_as_image(source)
     padding = tuple(a + b for a, b in zip(attributes["padding"], value.padding, strict=True))
     if value.pending is not None and value.pending.shift is not None and padding != NO_PADDING:
-        value = fuser.materialised(activation, source)
+        value = fuser.settled(value)
     layer = Conv2d(
         h,
         w,
@@ -98,6 +107,39 @@ def _add_pool(fuser: Fuser, operation: Operation) -> None:
         layer = _windowed(kind, operation, value, fuser.trace.shapes[operation.output])
     draft = fuser.new_draft(layer, value.tensor, fuser.trace.shapes[operation.output], channels, source)
     _set_image(fuser, operation, draft, (batch, layer.out_h, layer.out_w, channels))
+
+
+def _add_reduction(fuser: Fuser, operation: Operation) -> None:
+    """The mean or maximum over axes that follow each other, but for the channels': a pooling of whole lines."""
+    source, axes = operation.source, operation.attributes["axes"]
+    if operation.is_on_images:
+        _add_pool(fuser, operation)
+        return
+    value = fuser.materialised(operation.inputs[0], source)
+    batch, h, w, channels = image = _reduced_image(value, axes, source)
+    claim_image(value.tensor, image, source)
+    kernel = (1, w) if not value.channels_last and axes[0] == len(value.shape) - 1 else (h, 1)
+    layer = Pool("max" if operation.op == "max" else "average", h, w, channels, kernel, kernel, batch=batch)
+    result = fuser.trace.shapes[operation.output]
+    draft = fuser.new_draft(layer, value.tensor, result, channels, source)
+    draft.output.name, draft.output.image = operation.output, (batch, layer.out_h, layer.out_w, channels)
+    seen = draft.output.rows if value.channels_last else batch
+    fuser.values[operation.output] = Value(draft.output, result, seen)
+
+
+def _reduced_image(value: Value, axes: tuple[int, ...], source: Source) -> Image:
+    """The image of which lines or columns are reduced: rows become lines of one, those that go together."""
+    shape, channels = value.shape, value.tensor.channels
+    first, behind = axes[0], axes[-1] + 1
+    if value.channels_last and value.has_channels_at(len(shape) - 1) and behind < len(shape):
+        if axes == tuple(range(first, behind)):
+            return math.prod(shape[:first]), math.prod(shape[first:behind]), math.prod(shape[behind:-1]), channels
+    elif value.has_channels_at(1) and len(axes) == 1 and first > 1:
+        if len(shape) == 4:
+            return shape[0], shape[2], shape[3], channels
+        if len(shape) == 3:
+            return shape[0], 1, shape[2], channels
+    raise ModelError(f"{source} reduces axes {list(axes)} of {list(shape)}; supported are neighbours of the channels'")
 
 
 def _windowed(kind: str, operation: Operation, value: Value, shape: tuple[int, ...]) -> Pool:
@@ -179,8 +221,8 @@ HANDLERS: dict[str, Callable[[Fuser, Operation], None]] = {
     "concat": _add_concat,
     "conv2d": _add_conv2d,
     "local_norm": _add_local_norm,
-    "max": _add_pool,
-    "mean": _add_pool,
+    "max": _add_reduction,
+    "mean": _add_reduction,
     "pad": _add_pad,
     "pool": _add_pool,
 }

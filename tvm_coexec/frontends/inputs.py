@@ -12,6 +12,10 @@ from .trace import Operation, Trace
 _ELEMENTWISE = (*ACTIVATIONS, "add", "divide", "maximum", "minimum", "multiply", "prelu", "subtract", "power", "pad")
 
 
+_ON_LINES = ("conv1d", "group_norm", "instance_norm")
+"""Operations that take ``[batch, channels, length]`` as an image of one line."""
+
+
 def input_tensor(trace: Trace, name: str) -> DraftTensor:
     """The tensor of an input: an image if a reader takes it as one."""
     shape, dtype = trace.shapes[name], trace.dtypes.get(name, "float32")
@@ -32,6 +36,8 @@ def _image_shapes(trace: Trace, name: str) -> Iterator[tuple[int, ...]]:
             continue
         is_image = operation.is_on_images or _is_scaled_as_image(trace, operation)
         seen = trace.shapes[read[0]]
+        if operation.op in _ON_LINES and len(seen) == 3 and math.prod(seen) == size:
+            yield (*seen[:2], 1, seen[2])
         if is_image and len(seen) == 4 and math.prod(seen) == size:
             yield seen
         if operation.op == "reshape" or operation.op in _ELEMENTWISE:

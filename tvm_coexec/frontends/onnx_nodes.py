@@ -19,6 +19,12 @@ from .trace import Source
 
 _WINDOWED = ("AveragePool", "Conv", "MaxPool")
 
+_NORMS: dict[str, tuple[str, dict[str, float]]] = {
+    "InstanceNormalization": ("instance_norm", {"epsilon": 1e-5}),
+    "LRN": ("local_norm", {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, "size": 1}),
+}
+"""The operations of normalisations, and their attributes with the defaults; the size of LRN is always given."""
+
 Known = tuple[str, list[str], dict[str, Any]]
 """An operation, the names of its inputs, and its attributes."""
 
@@ -36,13 +42,9 @@ def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.nd
         return _step(node.op_type, values, inputs, numbers, source)
     if node.op_type == "Pad":
         return "pad", inputs[:1], _padding(values, inputs, numbers, source)
-    if node.op_type == "LRN":
-        defaults = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0}
-        return (
-            "local_norm",
-            inputs,
-            {name: values.get(name, default) for name, default in defaults.items()} | {"size": values["size"]},
-        )
+    if node.op_type in _NORMS:
+        op, defaults = _NORMS[node.op_type]
+        return op, inputs, {name: values.get(name, default) for name, default in defaults.items()}
     cut = cut_range(node, numbers)
     if cut is not None:
         return "slice", inputs[:1], cut
@@ -95,8 +97,8 @@ def _padding(
 ) -> dict[str, Any]:
     mode = values.get("mode", "constant")
     value = _number(inputs[2:3], numbers, values.get("value", 0.0), source)
-    if mode != "constant" or value != 0:
-        raise ModelError(f"{source} pads with other values than zeros; supported is padding with zeros")
+    if mode != "constant":
+        raise ModelError(f"{source} pads by {mode}; supported is padding with a number")
     if len(inputs) > 1 and inputs[1] not in numbers:
         raise ModelError(f"{source} has the operand {inputs[1]!r}, which is no constant; make it one")
     pads = [int(number) for number in (numbers[inputs[1]] if len(inputs) > 1 else values["pads"])]
@@ -107,7 +109,7 @@ def _padding(
         before, after = (
             [dict(zip(axes, side, strict=True)).get(axis, 0) for axis in range(4)] for side in (before, after)
         )
-    return relax_images.pad(before, after, source)
+    return relax_images.pad(before, after, value)
 
 
 def with_explicit_padding(node: NodeProto, shapes: Callable[[str], tuple[int, ...]]) -> NodeProto:

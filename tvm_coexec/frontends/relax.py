@@ -298,7 +298,7 @@ class _Tracer:
 
     def _operands(self, op: str, call: relax.Call) -> list[relax.Expr]:
         """The tensors that a call reads; other arguments, such as shapes, are left out."""
-        if op in ("broadcast", "clip", "reshape"):
+        if op in ("broadcast", "clip", "cut", "reshape", "resize"):
             return list(call.args[:1])
         if op == "concat":
             listed = call.args[0]

@@ -9,7 +9,7 @@ import numpy as np
 from tvm import ir, relax, tirx
 
 from ..errors import ModelError
-from . import relax_images, relax_steps
+from . import relax_images, relax_moves, relax_steps
 from .trace import Source
 
 OPERATIONS = {
@@ -34,6 +34,7 @@ OPERATIONS = {
     "relax.squeeze": "reshape",
     "relax.subtract": "subtract",
     **relax_images.OPERATIONS,
+    **relax_moves.OPERATIONS,
     **relax_steps.OPERATIONS,
 }
 """Relax's operators that can be part of a layer, and the operations that they become."""
@@ -114,7 +115,8 @@ def attributes_of(op: str, call: relax.Call, rank: int, source: Source) -> dict[
     if op == "transpose":
         return {"axes": tuple(axes_of(call, rank))}
     if op not in ("mean", "max", "softmax", "layer_norm"):
-        return relax_images.attributes(op, call, source) | relax_steps.numbers(op, call, source)
+        readers = (relax_images.attributes, relax_moves.attributes, relax_steps.numbers)
+        return {name: value for reader in readers for name, value in reader(op, call, source).items()}
     rank = len(call.args[0].ty.shape)
     attributes: dict[str, Any] = {"axes": tuple(sorted(axes_of(call, rank)))}
     if op in ("mean", "max"):

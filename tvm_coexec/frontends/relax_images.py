@@ -23,13 +23,13 @@ OPERATIONS = {
 """Relax's operators that occur in networks for images, and the operations that they become."""
 
 
-def pad(before: list[int], after: list[int], source: Source) -> dict[str, Any]:
-    """Attributes of padding with zeros; ``before`` and ``after`` have a number for each axis."""
-    if len(before) != 4 or any([*before[:2], *after[:2]]) or min(*before, *after) < 0:
-        raise ModelError(
-            f"{source} pads by {before} and {after}; supported is padding of the height and width of images "
-            "[batch, channels, height, width]"
-        )
+def pad(before: list[int], after: list[int], value: float = 0.0) -> dict[str, Any]:
+    """Attributes of padding with a number; ``before`` and ``after`` have one for each axis.
+
+    Zeros beside the lines and columns of images ``[batch, channels, height, width]`` are what convolutions read.
+    """
+    if value != 0 or len(before) != 4 or any([*before[:2], *after[:2]]) or min(*before, *after) < 0:
+        return {"before": tuple(before), "after": tuple(after), "value": value}
     return {"padding": (*before[2:], *after[2:])}
 
 
@@ -98,10 +98,10 @@ def _batch_norm(call: relax.Call, source: Source) -> dict[str, Any]:
 
 def _pad(call: relax.Call, source: Source) -> dict[str, Any]:
     attrs = call.attrs
-    if attrs.pad_mode != "constant" or float(attrs.pad_value) != 0:
-        raise ModelError(f"{source} pads with other values than zeros; supported is padding with zeros")
+    if attrs.pad_mode != "constant":
+        raise ModelError(f"{source} pads by {attrs.pad_mode}; supported is padding with a number")
     widths = _numbers(attrs.pad_width)
-    return pad(list(widths[::2]), list(widths[1::2]), source)
+    return pad(list(widths[::2]), list(widths[1::2]), float(attrs.pad_value))
 
 
 def _numbers(values: Any) -> tuple[int, ...]:

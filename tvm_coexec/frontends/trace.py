@@ -30,6 +30,9 @@ class Whole:
     constants: tuple[np.ndarray, ...] = ()
 
 
+_ON_IMAGES = ("conv2d", "conv2d_transpose", "group_norm", "instance_norm", "local_norm", "pool", "resize")
+
+
 @dataclass(frozen=True)
 class Operation:
     """One elementary operation on whole tensors.
@@ -44,14 +47,15 @@ class Operation:
     output
         Name of the one value that it makes.
     attributes
-        ``axes`` of ``mean``, ``max``, ``softmax``, ``layer_norm`` and ``transpose``; ``empty_is_zero`` of a
-        ``softmax`` that makes zeros of minus infinities alone; ``keep_axes`` of ``mean`` and
+        ``axes`` of ``mean``, ``max``, ``softmax``, ``layer_norm`` and ``transpose``; ``keep_axes`` of ``mean`` and
         ``max``; ``epsilon`` of ``layer_norm``; ``axis`` of ``concat``; ``padding`` (top, left, bottom, right)
-        of ``pad``; ``padding``, ``stride`` and ``dilation`` of ``conv2d`` and ``pool``; ``groups`` of ``conv2d``;
-        ``kind``, ``kernel`` (None: the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta``
-        and ``bias`` of ``local_norm``; ``axis``, ``begin`` and ``count`` of ``slice``, which may
-        drop an axis of which it leaves one element; sizes, ``scale`` and ``offsets`` of ``attention`` as its
-        layer has them; sizes, ``scale``, ``heads_in_rows`` and ``views`` of ``matrix_product``.
+        of ``pad``, or where it is not the zeros around an image ``before``, ``after`` and ``value``; ``padding``,
+        ``stride`` and ``dilation`` of ``conv2d`` and ``pool``; ``groups`` of ``conv2d``; ``kind``, ``kernel`` (None:
+        the whole image) and ``count_padding`` of ``pool``; ``size``, ``alpha``, ``beta`` and ``bias`` of
+        ``local_norm``; ``axis``, ``begin`` and ``count`` of ``slice``, which may drop an axis of which it leaves one
+        element; ``cuts`` (axis, begin, step) of ``cut``; ``factors``, or ``scale`` and ``shift``, of ``resize``;
+        ``numbers`` of a function that has some; sizes, ``scale`` and ``offsets`` of ``attention`` as its layer has
+        them; sizes, ``scale``, ``heads_in_rows`` and ``views`` of ``matrix_product``.
     whole
         Makes the program that Relax has for the operation, if it has one.
     parts
@@ -71,9 +75,9 @@ class Operation:
         """Whether the operation takes its first input as ``[batch, channels, height, width]``."""
         if self.op in ("max", "mean"):
             return self.attributes["axes"] == (2, 3)
-        return self.op in ("conv2d", "local_norm", "pad", "pool") or (
-            self.op == "concat" and self.attributes["axis"] == 1
-        )
+        if self.op == "pad":
+            return "padding" in self.attributes
+        return self.op in _ON_IMAGES or (self.op == "concat" and self.attributes["axis"] == 1)
 
 
 @dataclass

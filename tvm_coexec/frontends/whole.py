@@ -59,6 +59,8 @@ class _Cut:
         self.functions: dict[Any, Any] = {}
 
     def program(self, variable: relax.Var) -> Whole:
+        while isinstance(self.bound.get(variable), relax.Var):
+            variable = self.bound[variable]
         order: list[relax.Var] = []
         self._collect(self.bound[variable], order)
         order.append(variable)

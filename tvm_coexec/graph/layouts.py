@@ -160,14 +160,25 @@ def _can_be_part(name: str, graph: Graph) -> bool:
     if graph.tensors[name].whole is not None or name in (*graph.inputs, *graph.outputs):
         return False
     users = [node for node in graph.nodes if name in (*node.reads, node.output)]
-    return all(
+    return not _is_seen_as_rows(graph, name) and all(
         isinstance(node.layer, ImageLayer) and not (isinstance(node.layer, LocalNorm) and node.input == name)
         for node in users
     )
 
 
 def _is_seen_as_rows(graph: Graph, name: str) -> bool:
-    return any(_sees_rows(node.layer) and name in (*node.reads, node.output) for node in graph.nodes)
+    """Whether a layer reads or writes an image without knowing its lines and columns, or takes them for others."""
+    users = [node for node in graph.nodes if name in (*node.reads, node.output)]
+    return any(_sees_rows(node.layer) or not _sees_size(node, name, graph) for node in users)
+
+
+def _sees_size(node: Node, name: str, graph: Graph) -> bool:
+    layer = node.layer
+    if isinstance(layer, Opaque):
+        return True
+    residual = () if node.residual is None else (layer.output_size,)
+    sizes = zip((*node.reads, node.output), (*layer.input_sizes, *residual, layer.output_size), strict=True)
+    return all(size == graph.tensors[name].image for other, size in sizes if other == name)
 
 
 def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:

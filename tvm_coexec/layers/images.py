@@ -29,8 +29,9 @@ def _check_sizes(layer: Pool | Concat | Elementwise | LocalNorm, *sizes: int) ->
 class Pool:
     """The maximum or average of each window of each channel, followed by the steps of ``epilogue``.
 
-    ``kind`` is ``max`` or ``average``. ``padding`` is (top, left, bottom, right); it is never a maximum,
-    and counts in an average's divisor only if ``count_padding``. Global pooling has a window as large as the image.
+    ``kind`` is ``max``, ``average`` or ``mean_square``, the average of the squares. ``padding`` is (top, left, bottom,
+    right); it is never a maximum, and counts in an average's divisor only if ``count_padding``. Global pooling has a
+    window as large as the image.
     """
 
     kind: str
@@ -48,7 +49,7 @@ class Pool:
     op: ClassVar[str] = "pool"
     channel_local: ClassVar[bool] = True
 
-    KINDS: ClassVar[tuple[str, ...]] = ("average", "max")
+    KINDS: ClassVar[tuple[str, ...]] = ("average", "max", "mean_square")
 
     def __post_init__(self) -> None:
         if self.kind not in self.KINDS:

@@ -18,8 +18,9 @@ and how far."""
 class Rearrange:
     """Each element of ``output`` is one of ``input`` or, beside that, ``fill``; then follows ``epilogue``.
 
-    Both are sizes ``[batch, h, w, channels]``. An index of an axis of the output is written in ``digits``, the first
-    of which counts most. The place in the input is ``offsets`` plus what each digit moves it by.
+    Both are sizes ``[batch, h, w, channels]``. An index of an axis of the output, counted from ``starts`` on, is
+    written in ``digits``, the first of which counts most. The place in the input is ``offsets`` plus what each digit
+    moves it by.
     """
 
     input: Size
@@ -27,18 +28,20 @@ class Rearrange:
     digits: tuple[Digit, ...]
     offsets: tuple[int, int, int, int] = (0, 0, 0, 0)
     fill: float = 0.0
+    starts: tuple[int, int, int, int] = (0, 0, 0, 0)
     epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "rearrange"
     axis: ClassVar[str] = "channels"
 
     def __post_init__(self) -> None:
-        for name in ("input", "output", "offsets"):
+        for name in ("input", "output", "offsets", "starts"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "digits", tuple(tuple(digit) for digit in self.digits))
         if min(*self.input, *self.output) < 1:
             raise ValueError(f"sizes of what is rearranged must be at least 1, got {self}")
         for axis, size in enumerate(self.output):
-            if math.prod(extent for place, extent, _, _ in self.digits if place == axis) != size:
+            counted = math.prod(extent for place, extent, _, _ in self.digits if place == axis)
+            if not 0 <= self.starts[axis] <= counted - size:
                 raise ValueError(f"the digits of axis {axis} of {self} do not count its {size} places")
         check_epilogue(self.epilogue)
 

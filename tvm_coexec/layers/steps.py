@@ -24,6 +24,7 @@ _NUMBERS = {
     "erf": 0,
     "exp": 0,
     "hard_sigmoid": 2,
+    "inverse_root": 1,
     "leaky_relu": 1,
     "mish": 0,
     "negative": 0,
@@ -36,7 +37,8 @@ ACTIVATIONS = tuple(_NUMBERS)
 """Functions of one value that a step may be; ``gelu`` is the erf form.
 
 Their numbers: the bounds of ``clip``; ``alpha`` of ``leaky_relu``; ``alpha`` and a factor of the whole of ``elu``, by
-which it is also SELU; ``alpha`` and ``beta`` of ``hard_sigmoid``, which limits ``alpha · x + beta`` to 0 … 1.
+which it is also SELU; ``alpha`` and ``beta`` of ``hard_sigmoid``, which limits ``alpha · x + beta`` to 0 … 1; the
+summand, above 0, under the root of ``inverse_root``, which takes what is below 0 for 0.
 """
 
 PER_CHANNEL = ("bias", "scale", "prelu")
@@ -45,8 +47,8 @@ PER_CHANNEL = ("bias", "scale", "prelu")
 EPILOGUE_STEPS = ("residual", *PER_CHANNEL, *ACTIVATIONS)
 """Names of all steps."""
 
-_MOVES_ZERO = ("exp", "sigmoid", "softplus")
-_NONNEGATIVE = ("abs", "exp", "relu", "relu6", "sigmoid", "hard_sigmoid", "softplus", "square")
+_MOVES_ZERO = ("exp", "inverse_root", "sigmoid", "softplus")
+_NONNEGATIVE = ("abs", "exp", "inverse_root", "relu", "relu6", "sigmoid", "hard_sigmoid", "softplus", "square")
 
 
 def step(name: str, *numbers: float) -> str:

@@ -73,6 +73,7 @@ _ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
     "erf": _erf,
     "exp": np.exp,
     "hard_sigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1),
+    "inverse_root": lambda x, epsilon: 1 / np.sqrt(np.maximum(x, 0) + epsilon),
     "leaky_relu": lambda x, alpha: np.where(x < 0, alpha * x, x),
     "mish": lambda x: x * np.tanh(_softplus(x)),
     "negative": np.negative,
@@ -152,6 +153,7 @@ def _pool(layer: Pool, x: np.ndarray, pixels: np.ndarray) -> np.ndarray:
         columns = column * layer.stride[1] + tap_w * layer.dilation[1] - layer.padding[1]
         inside = (lines >= 0) & (lines < layer.h) & (columns >= 0) & (columns < layer.w)
         read = x[image[inside], lines[inside], columns[inside]]
+        read = read**2 if layer.kind == "mean_square" else read
         result[inside] = np.maximum(result[inside], read) if is_max else result[inside] + read
         counts[inside] += 1
     if is_max:
@@ -171,7 +173,7 @@ def _rearrange(layer: Rearrange, x: np.ndarray) -> np.ndarray:
     """Every element from its place, which is computed for the whole output at once."""
     places = [np.full(layer.output, offset) for offset in layer.offsets]
     for axis, indices in enumerate(np.indices(layer.output)):
-        rest = indices
+        rest = indices + layer.starts[axis]
         for _, extent, along, step in reversed(layer.axis_digits(axis)):
             places[along] += rest % extent * step
             rest = rest // extent
