@@ -81,7 +81,6 @@ def test_halves_in_the_middle_are_computed_in_float32():
 @pytest.mark.parametrize(
     "build",
     [
-        lambda b: b.add("MatMul", "x", "y"),
         lambda b: b.add("MatMul", b.weights(3, 4), "x"),
         lambda b: b.add("MatMul", "x", b.weights(4)),
         lambda b: b.add("Gemm", "x", b.weights(4, 3), transA=1),

@@ -59,7 +59,8 @@ def add_transposed(fuser: Fuser, operation: Operation) -> None:
     around = (taps[0] - 1, taps[1] - 1, behind[0], behind[1])
     layer = Conv2d(h, w, channels, len(spread), tuple(taps), padding=around, groups=groups, batch=batch)
     windows = fuser.new_draft(layer, value.tensor, (batch, len(spread), layer.out_h, layer.out_w), len(spread), source)
-    windows.params["weights"], windows.output.image = spread, layer.output_size
+    windows.params["weights"] = spread
+    windows.output.image = (batch, layer.out_h, layer.out_w, layer.out_channels)
     image = (batch, shape[2], shape[3], shape[1])
     mixed = Rearrange(layer.output_size, image, _digits(layer, stride, shape[1]), starts=(0, *padding[:2], 0))
     draft = fuser.new_draft(mixed, windows.output, shape, shape[1], source)

@@ -88,9 +88,11 @@ def put_off(fuser: Fuser, operation: Operation) -> bool:
         return False
     value = fuser.materialised(operation.inputs[0], operation.source)
     root = Root.of(value, operation.source) if value.tensor.dtype == "float32" else None
-    seen = root and Moved.of(root.shape).reshaped(value.shape)
+    if root is None:
+        return False
+    seen = Moved.of(root.shape).reshaped(value.shape)
     moved = seen and seen.after(operation, fuser.trace.shapes[operation.output])
-    if root is None or moved is None:
+    if moved is None:
         return False
     fuser.waiting[operation.output] = Waiting(root, moved, operation.source)
     return True
@@ -159,7 +161,8 @@ def _root(fuser: Fuser, operation: Operation) -> Root:
 def add_moved(fuser: Fuser, name: str, root: Root, moved: Moved, source: Source, fill: float = 0.0) -> None:
     """A layer that makes a value of a root's elements."""
     tensor, seen = _result(fuser, name, root, moved)
-    output, axes = tensor.image or (1, tensor.rows, 1, tensor.channels), [(0,), (2,), (3,), (1,)]
+    output = tensor.image or (1, tensor.rows, 1, tensor.channels)
+    axes: list[tuple[int, ...]] = [(0,), (2,), (3,), (1,)]
     if tensor.image is None:
         first = len(seen.shape) - (trailing_axes(seen.shape, tensor.channels) or 0)
         axes = [(), tuple(range(first)), (), tuple(range(first, len(seen.shape)))]
