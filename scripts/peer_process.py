@@ -43,9 +43,9 @@ def engine_cores(facts: Mapping[str, Any]) -> list[int]:
 
 
 def save_network(folder: Path, model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray]) -> None:
-    """Write what the processes of a network read: an ONNX model, or a TFLite file."""
+    """Write what the processes of a network read: an ONNX model, or a copy of an ONNX or TFLite file."""
     if isinstance(model, Path):
-        shutil.copy(model, folder / MODELS[1])
+        shutil.copy(model, folder / f"model{model.suffix}")
     else:
         onnx.save(model, folder / MODELS[0])
     np.savez(folder / INPUTS, **inputs)

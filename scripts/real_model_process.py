@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from real_model_timing import timed
 
 import tvm_coexec
@@ -42,42 +41,34 @@ class Options:
     rounds: int
 
 
-def read_model(path: str, shapes: dict[str, tuple[int, ...]]) -> onnx.ModelProto | Path:
-    """The path of a TFLite file, or an ONNX model, with the shapes that its file leaves open."""
-    if not path.endswith(".onnx"):
-        return Path(path)
-    model = onnx.load(path)
-    for value in model.graph.input:
-        for axis, size in zip(value.type.tensor_type.shape.dim, shapes.get(value.name, ()), strict=False):
-            axis.dim_value = size
-    if shapes:
-        del model.graph.value_info[:]
-    return model
-
-
 def try_model(options: Options, tell: Callable[..., None]) -> None:
     """Take a model through all stages."""
     device = open_device(options.device or None)
-    model = read_model(options.path, options.shapes)
-    graph = to_graph(model)
+    graph = to_graph(options.path, options.shapes)
     tell("read", layers=len(graph.nodes), opaque=sum(node.layer.op == "opaque" for node in graph.nodes))
     module = build_graph(graph, device, split=options.split)
     tell("build", synchronisations=module.sync_count)
-    check = NetworkCheck(model, graph)
+    check = NetworkCheck(options.path, graph)
     verdict = check.verdict(module)
     tell("check", engine=verdict.engine, findings=verdict.findings, largest=verdict.largest, verdict=str(verdict))
     if options.profile and verdict.agrees:
-        _tune_and_time(options, model, graph, check, device, tell)
+        _tune_and_time(options, graph, check, device, tell)
 
 
 def _tune_and_time(
-    options: Options, model: Any, graph: Graph, check: NetworkCheck, device: Device, tell: Callable[..., None]
+    options: Options, graph: Graph, check: NetworkCheck, device: Device, tell: Callable[..., None]
 ) -> None:
     if options.minutes:
-        name = device.info.name
-        tvm_coexec.tune(options.profile, device=name, families=FAMILIES, minutes=options.minutes, models=[model])
+        tvm_coexec.tune(
+            options.profile,
+            device=device.info.name,
+            families=FAMILIES,
+            minutes=options.minutes,
+            models=[options.path],
+            shapes=options.shapes,
+        )
         tell("tune")
-    tell("time", **timed(model, graph, check.arrays, device, options.profile, options.rounds))
+    tell("time", **timed(Path(options.path), graph, check.arrays, device, options.profile, options.rounds))
 
 
 def main() -> None:

@@ -28,24 +28,24 @@ HALVES_REPEATS = 5
 
 
 def timed(
-    model: Any, graph: Graph, arrays: Sequence[np.ndarray], device: Device, profile: str, rounds: int
+    path: Path, graph: Graph, arrays: Sequence[np.ndarray], device: Device, profile: str, rounds: int
 ) -> dict[str, Any]:
     """Samples of every contender, and the part of the CPU's time that layers take which run whole.
 
     Parameters
     ----------
-    model
-        An ONNX model, or the path of a TFLite file.
+    path
+        The model's file.
     arrays
         The graph's inputs.
     """
-    engine = "litert" if isinstance(model, Path) else "onnxruntime"
+    engine = "litert" if path.suffix == ".tflite" else "onnxruntime"
     modules = {side: build_graph(graph, device, profile=profile, split=split) for side, split in SPLITS.items()}
     for module in modules.values():
         module(*arrays)
     share, yardstick = opaque_share(modules["cpu"], graph), yardstick_on(device)
     with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder, ExitStack() as stack:
-        save_network(Path(folder), model, dict(zip(graph.inputs, arrays, strict=True)))
+        save_network(Path(folder), path, dict(zip(graph.inputs, arrays, strict=True)))
         peers, missing = start_peers(Path(folder), engine_cores(device.facts()), stack, (engine,))
         if missing:
             raise PeerError(f"{engine}: {missing[engine]}")
