@@ -38,5 +38,30 @@ def test_a_device_that_lacks_instructions_gets_what_it_has(features: list[str], 
 
 
 def test_another_kind_of_cpu_is_refused() -> None:
-    with pytest.raises(DeviceError, match="cross-compiling is not supported"):
+    with pytest.raises(DeviceError, match="kind abacus, for which nothing is built"):
         llvm_cpu([], "abacus")
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="needs another machine than an arm64 one")
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        (["fp", "asimd", "crc32"], ("+neon",)),
+        (["asimd", "atomics", "asimdrdm", "asimddp", "asimdhp"], ("+neon", "+lse", "+rdm", "+dotprod", "+fullfp16")),
+    ],
+)
+def test_a_phone_gets_the_instructions_that_its_facts_name(features: list[str], expected: tuple[str, ...]) -> None:
+    target = target_for({"machine": "aarch64", "cpu_features": features, **OPENCL})
+    assert dict(target.llvm) == {
+        "kind": "llvm",
+        "mtriple": "aarch64-linux-gnu",
+        "mcpu": "generic",
+        "mattr": expected,
+    }
+    assert target.triple == "aarch64-linux-gnu"
+    assert (target.hardware.vector_bytes, target.hardware.vector_registers) == (16, 32)
+
+
+def test_android_is_a_system_of_its_own() -> None:
+    facts = {"machine": platform.machine(), "is_android": True, "cpu_features": [], **OPENCL}
+    assert target_for(facts).triple == f"{platform.machine()}-linux-android29"

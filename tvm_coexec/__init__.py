@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CoexecError
 
 if TYPE_CHECKING:
-    from .api import build
+    from .api import build, package
     from .runtime.device import open_device
     from .runtime.discovery import list_devices
     from .runtime.module import Module, load
@@ -23,10 +23,11 @@ _PUBLIC = {
     "list_devices": ".runtime.discovery",
     "load": ".runtime.module",
     "open_device": ".runtime.device",
+    "package": ".api",
     "tune": ".tuning",
 }
 
-__all__ = ["CoexecError", "Module", "build", "list_devices", "load", "open_device", "tune"]
+__all__ = ["CoexecError", "Module", "build", "list_devices", "load", "open_device", "package", "tune"]
 
 
 def __getattr__(name: str) -> Any:

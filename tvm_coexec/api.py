@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import schedules
 from .compiler.packaging import package_plan
 from .compiler.target import target_for
 from .errors import InputError
 from .frontends import to_graph
-from .graph import Graph, Node
-from .layers import AnyLayer, Hardware, ways_to_divide
+from .graph import Graph
+from .layers import AnyLayer
+from .module.package import Package
 from .planning.from_profile import planner
-from .planning.measured import plan_measured
-from .planning.network import assemble, plan_network
-from .planning.plan import LayerPlan, Plan, no_gpu_kernels
+from .planning.plan import Plan
+from .planning.rules import Split, plan_by_rule
 from .planning.split import Overheads, Planner
-from .prediction.noise import Disturbance
 from .profile import Profile
 from .profile.records import Sample
 from .runtime.device import Device, open_device
@@ -29,8 +29,10 @@ from .tuning.splits import measure_splits
 if TYPE_CHECKING:
     from .frontends import Model, Shapes
 
-Split = str | float | Mapping[str, int | float]
-_RULES = ("predicted", "measured", "cpu", "gpu")
+_NEEDED_FACTS = {
+    *("name", "label", "mechanism", "machine", "cpu_features", "cpu_cores"),
+    *("device_type", "max_group_size", "compute_units"),
+}
 
 
 def build(
@@ -121,126 +123,84 @@ def plan_graph(
     graph: Graph, device: Device, *, profile: str | os.PathLike[str] | None = None, split: Split = "predicted"
 ) -> Plan:
     """Divide every layer of a graph; see :func:`build`."""
-    hardware = target_for(device.facts()).hardware
-    found = _planner(profile, device)
-    if split == "predicted" and found is not None:
-        return plan_network(graph, found, device.label, device.mechanism)
-    found = found and found.for_network(graph)
-    rule = _rule(graph, device, hardware, found, split, profile)
-    layers = [rule(node) for node in graph.nodes]
-    overheads = found.overheads if found else Overheads(0.0)
-    # What was measured here and now are medians already.
-    disturbance = found.disturbance if found and split != "measured" else Disturbance()
-    return assemble(graph, layers, overheads, device.label, device.mechanism, disturbance)
+
+    def measure(layers: Sequence[AnyLayer]) -> tuple[Sequence[Sample], Overheads]:
+        return measure_splits(layers, device, profile)
+
+    facts = device.facts()
+    return plan_by_rule(graph, split, facts, target_for(facts).hardware, _planner(profile, facts), measure)
 
 
-def _planner(profile: str | os.PathLike[str] | None, device: Device) -> Planner | None:
+def _planner(profile: str | os.PathLike[str] | None, facts: Mapping[str, Any]) -> Planner | None:
     if profile is None:
         return None
     with Profile.open(profile) as opened:
-        opened.check_device(device.facts())
+        opened.check_device(facts)
         return planner(opened, target_for(opened.facts).hardware)
 
 
-def _rule(
-    graph: Graph,
-    device: Device,
-    hardware: Hardware,
-    found: Planner | None,
-    split: Split,
-    profile: str | os.PathLike[str] | None,
-) -> Callable[[Node], LayerPlan]:
-    """How to plan one node."""
+def package(
+    model: Model,
+    target: Device | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    profile: str | os.PathLike[str] | None = None,
+    split: Split = "predicted",
+    shapes: Shapes | None = None,
+) -> Package:
+    """Build a module for a device that need not be at hand; ``write`` makes its file, to be loaded there.
 
-    def fixed(node: Node, cpu_units: int) -> LayerPlan:
-        if found is not None and found.knows(node.layer):
-            return found.plan_split(node.name, node.layer, cpu_units)
-        return _unpredicted(node, cpu_units, hardware, "chosen by the caller; nothing is known of its time")
+    Parameters
+    ----------
+    model
+        As for :func:`build`.
+    target
+        What the device says of itself: a file that ``tvm-coexec devices --facts FILE`` wrote on its machine, the
+        directory of its profile, the facts themselves, or an open device.
+    profile
+        The device's profile; by default the target, if that is one.
+    split
+        As for :func:`build`, but for ``"measured"``.
+    shapes
+        As for :func:`build`.
 
-    def predicted(node: Node) -> LayerPlan:
-        if found is None:
-            raise InputError(
-                "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile=, "
-                "or use split='measured'"
-            )
-        return plan_node(node, found)
+    Raises
+    ------
+    InputError
+        The target is none of these, or the split needs the device.
+    ToolchainError
+        There is no compiler for the target's CPU; the message names those that would do.
+    """
+    facts = facts_of(target)
+    if profile is None and isinstance(target, str | os.PathLike) and Path(target).is_dir():
+        profile = target
 
-    if split == "predicted":
-        return predicted
-    if split == "measured":
-        divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
-        ways = [way for layer in divisible for way in ways_to_divide(layer)]
-        samples, overheads = measure_splits(ways, device, profile)
-        measured: dict[AnyLayer, list[Sample]] = {way: [] for way in ways}
-        for sample in samples:
-            if sample.layer in measured:
-                measured[sample.layer].append(sample)
-        return lambda node: (
-            _best_measured(node, measured, overheads) if node.layer in measured else fixed(node, node.layer.units)
+    def measure(layers: Sequence[AnyLayer]) -> tuple[Sequence[Sample], Overheads]:
+        raise InputError("split='measured' needs the device: open it and use build(), or tune a profile on it")
+
+    built_for, graph = target_for(facts), to_graph(model, shapes)
+    plan = plan_by_rule(graph, split, facts, built_for.hardware, _planner(profile, facts), measure)
+    return package_plan(graph, plan, built_for, facts, _progress)
+
+
+def facts_of(target: Device | Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
+    """What a device says of itself, from wherever that was kept; see :func:`package`."""
+    if isinstance(target, Device):
+        return target.facts()
+    if isinstance(target, Mapping):
+        return dict(target)
+    path = Path(target)
+    if path.is_dir():
+        with Profile.open(path) as profile:
+            return profile.facts
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{str(target)!r} holds no facts of a device ({error}); let `tvm-coexec devices --facts FILE` write it"
+        ) from None
+    missing = _NEEDED_FACTS - facts.keys() if isinstance(facts, dict) else _NEEDED_FACTS
+    if missing:
+        raise InputError(
+            f"{str(target)!r} lacks {', '.join(sorted(missing))}; write it anew by `tvm-coexec devices --facts FILE`"
         )
-    if isinstance(split, Mapping):
-        units = _units_by_name(graph, split)
-        rest = predicted if found is not None else lambda node: fixed(node, node.layer.units // 2)
-        return lambda node: fixed(node, units[node.name]) if node.name in units else rest(node)
-    if split in ("cpu", "gpu"):
-        return lambda node: fixed(node, node.layer.units if split == "cpu" else 0)
-    return lambda node: fixed(node, _share(split, node))
-
-
-def _best_measured(node: Node, samples: Mapping[AnyLayer, Sequence[Sample]], overheads: Overheads) -> LayerPlan:
-    """The best of all measured splits, along channels or lines; kernels may have failed along one of them."""
-    ways = [way for way in ways_to_divide(node.layer) if samples[way]] or [node.layer]
-    plans = (plan_measured(node.name, way, samples[way], overheads) for way in ways)
-    return min(plans, key=lambda plan: plan.total_us)
-
-
-def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
-    return bool(schedules.family(layer).variants(layer, "gpu", hardware))
-
-
-def plan_node(node: Node, planner: Planner) -> LayerPlan:
-    """Divide a layer by what its profile learned; what the profile knows nothing of stays on the CPU."""
-    if planner.knows(node.layer):
-        return planner.plan_best_way(node.name, node.layer)
-    reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
-    return _unpredicted(node, node.layer.units, planner.hardware, reason)
-
-
-def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
-    """Default variants and no expectation of time."""
-    family = schedules.family(node.layer)
-    if not _has_gpu_kernels(node.layer, hardware):
-        cpu_units, reason = node.layer.units, no_gpu_kernels(node.layer)
-    cpu = family.default_variant(node.layer, "cpu", hardware)
-    gpu = family.default_variant(node.layer, "gpu", hardware) if cpu_units < node.layer.units else None
-    return LayerPlan(
-        name=node.name,
-        layer=node.layer,
-        cpu_units=cpu_units,
-        cpu=cpu if cpu_units else None,
-        gpu=gpu,
-        cpu_us=0.0,
-        gpu_us=0.0,
-        total_us=0.0,
-        reason=reason,
-    )
-
-
-def _units_by_name(graph: Graph, split: Mapping[str, int | float]) -> dict[str, int]:
-    nodes = {node.name: node for node in graph.nodes}
-    units = {}
-    for name, value in split.items():
-        if name not in nodes:
-            raise InputError(f"the split names layer {name!r}, the model has {', '.join(nodes)}")
-        is_count = isinstance(value, int) and not isinstance(value, bool)
-        units[name] = int(value) if is_count else _share(value, nodes[name])
-        if not 0 <= units[name] <= nodes[name].layer.units:
-            raise InputError(f"layer {name!r} has {nodes[name].layer.units} units; the CPU cannot compute {value}")
-    return units
-
-
-def _share(value: Any, node: Node) -> int:
-    """The CPU's units, from its share."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"split {value!r} is none of {', '.join(_RULES)}, a number from 0 to 1, or a dict of such")
-    return round(value * node.layer.units)
+    return dict(facts)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tvm_coexec.errors import InputError
+
 from .options import add_core_options, add_device_option, add_shape_option, check_out
 
 EXAMPLES = """\
@@ -18,6 +20,7 @@ examples:
   tvm-coexec build model.onnx --device pocl --split measured --out model.coexec
   tvm-coexec build model.onnx --device pocl --split 0.5 --out model.coexec
   tvm-coexec build model.onnx --shape image=1,3,320,320 --profile profile --out model.coexec
+  tvm-coexec build model.onnx --target board.json --split 0.5 --out model.coexec
 """
 
 
@@ -32,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="predicted, measured, cpu, gpu, or the CPU's share from 0 to 1 (default: %(default)s)",
     )
     add_shape_option(parser)
+    parser.add_argument(
+        "--target",
+        metavar="FILE",
+        help="build for a device that is not at hand: the facts that `tvm-coexec devices --facts FILE` wrote on its "
+        "machine, or its profile",
+    )
     add_device_option(parser)
     add_core_options(parser)
 
@@ -43,13 +52,22 @@ def run(
     profile: Path | None,
     split: str,
     shapes: dict[str, tuple[int, ...]],
+    target: str | None,
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
-    from tvm_coexec.api import build
+    from tvm_coexec.api import build, package
+    from tvm_coexec.planning.plan import Plan
 
     check_out(out)
+    if target is not None:
+        if device or cpu_cores or gpu_cores:
+            raise InputError("--target names a device that is not at hand; leave out --device and cores")
+        packed = package(model, target, profile=profile, split=split_rule(split), shapes=shapes)
+        packed.write(out)
+        print(f"{Plan.from_json(packed.manifest.plan)}\nmodule: {out}, for {packed.manifest.device['label']}")
+        return 0
     module = build(
         model,
         device=device,

@@ -11,7 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tvm_coexec.errors import InputError
+
+from .options import add_core_options, add_device_option, check_out
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.discovery import DeviceInfo
@@ -20,6 +25,7 @@ EXAMPLES = """\
 examples:
   tvm-coexec devices
   tvm-coexec devices --json
+  tvm-coexec devices --device pocl --facts board.json
 
 The device marked by * is used when no --device is given. --device takes any part of a name, platform or
 alias (the word before the colon) that fits one device only, such as `--device pocl`.
@@ -30,9 +36,28 @@ _HEADINGS = ("", "DEVICE", "TYPE", "UNITS", "SVM", "COMMAND BUFFERS", "SHARED ME
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="print everything known, as JSON")
+    parser.add_argument(
+        "--facts",
+        type=Path,
+        metavar="FILE",
+        help="write what must be known of a device to build for it on another machine; see `tvm-coexec build --target`",
+    )
+    add_device_option(parser)
+    add_core_options(parser)
 
 
-def run(*, as_json: bool) -> int:
+def run(
+    *,
+    as_json: bool,
+    facts: Path | None,
+    device: str | None,
+    cpu_cores: tuple[int, ...] | None,
+    gpu_cores: tuple[int, ...] | None,
+) -> int:
+    if facts is not None:
+        return _write_facts(facts, device, cpu_cores, gpu_cores)
+    if device or cpu_cores or gpu_cores:
+        raise InputError("--device and cores choose of which device --facts are written; name its file, too")
     from tvm_coexec.runtime.discovery import find_device, list_devices
 
     default = find_device()  # an error with the remedy where there is no device
@@ -42,8 +67,20 @@ def run(*, as_json: bool) -> int:
         return 0
     print(_table([_HEADINGS, *(_row(device, default) for device in devices)]))
     print()
-    for device in devices:
-        print(f"{device.name}: sync {device.mechanism}: {device.mechanism_reason}; driver {device.driver_version}")
+    for info in devices:
+        print(f"{info.name}: sync {info.mechanism}: {info.mechanism_reason}; driver {info.driver_version}")
+    return 0
+
+
+def _write_facts(
+    path: Path, name: str | None, cpu_cores: tuple[int, ...] | None, gpu_cores: tuple[int, ...] | None
+) -> int:
+    from tvm_coexec.runtime.device import open_device
+
+    check_out(path)
+    device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
+    path.write_text(json.dumps(device.facts(), indent=1) + "\n", encoding="utf-8")
+    print(f"the facts of {device.label}: {path}")
     return 0
 
 

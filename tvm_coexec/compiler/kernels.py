@@ -159,7 +159,7 @@ def _generate(
 def _object_code(module: Any, target: Target) -> bytes:
     import tvm
 
-    compiled = tvm.compile(module, target=tvm.target.Target(dict(target.llvm)))
+    compiled = tvm.compile(module, target=tvm.target.Target(target.llvm_options()))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.o"
         compiled.mod.write_to_file(str(path), "o")

@@ -110,7 +110,7 @@ def package(
             halves.clear_halo(tensors[output], target)
     steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     kernels = [kernel for halves in nodes for kernel in halves.kernels]
-    return linked(replace(manifest, tensors=slotted, steps=tuple(steps)), kernels, constants)
+    return linked(replace(manifest, tensors=slotted, steps=tuple(steps)), kernels, constants, target)
 
 
 def package_plan(
@@ -151,9 +151,13 @@ def _tensor_spec(tensor: Tensor, layout: ImageLayout | None, graph: Graph) -> Te
     )
 
 
-def linked(manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[Source, np.ndarray]) -> Package:
+def linked(
+    manifest: Manifest, kernels: Sequence[Kernel], constants: Mapping[Source, np.ndarray], target: Target
+) -> Package:
+    """The package of what was compiled."""
     sources = {kernel.symbol: kernel.code.decode() for kernel in kernels if kernel.side == "gpu"}
-    return Package(manifest, link(k for k in kernels if k.side == "cpu"), "\n".join(sources.values()), constants)
+    library = link((kernel for kernel in kernels if kernel.side == "cpu"), target.triple)
+    return Package(manifest, library, "\n".join(sources.values()), constants)
 
 
 class Halves:

@@ -35,7 +35,7 @@ def single_layer(
     halves.add("gpu", gpu, target)
     step = halves.step(layer.units)
     manifest = Manifest(dict(device), tuple(tensors.values()), (), step.inputs, (step.output,), (step,), {})
-    return linked(manifest, halves.kernels, {})
+    return linked(manifest, halves.kernels, {}, target)
 
 
 def package_halved(graph: Graph, target: Target, device: Mapping[str, Any]) -> Package:

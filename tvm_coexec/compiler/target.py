@@ -1,9 +1,9 @@
-"""What code is generated for: derived from a device's facts, so that a host can compile for a device elsewhere."""
+"""What code is generated for: derived from a device's facts alone, so that a host compiles for devices elsewhere."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,37 @@ _LEVELS = (  # of x86-64, and what the kernel calls the features by which they a
 )
 
 
+ANDROID = "android29"
+"""The oldest Android whose C library has all that the runtime calls."""
+
+_ARM_FEATURES = {  # what Linux calls a feature of an arm64 CPU, and LLVM
+    "asimd": "neon",
+    "atomics": "lse",
+    "asimdrdm": "rdm",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+}
+
+
 @dataclass(frozen=True)
 class Target:
-    """TVM's description of the CPU, and the hardware that schedules are chosen for."""
+    """TVM's description of the CPU, the system whose libraries are linked, and what schedules are chosen for.
 
-    llvm: tuple[tuple[str, str], ...]
+    Parameters
+    ----------
+    triple
+        The CPU and the system as compilers name them; None for this machine's own.
+    """
+
+    llvm: tuple[tuple[str, str | tuple[str, ...]], ...]
     hardware: Hardware
+    triple: str | None = None
+
+    def llvm_options(self) -> dict[str, Any]:
+        """The description as TVM takes it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.llvm}
 
     def key(self, side: str) -> str:
         """Names all of it that changes the code of a side's kernels; devices that are alike in that share them."""
@@ -45,11 +70,7 @@ def target_for(facts: Mapping[str, Any]) -> Target:
     facts
         What :meth:`tvm_coexec.runtime.device.Device.facts` gave, here or on the device's own machine.
     """
-    machine = facts["machine"]
-    if machine != platform.machine():
-        raise DeviceError(
-            f"the device's CPU is {machine}, this machine's {platform.machine()}; cross-compiling is not supported"
-        )
+    machine = str(facts["machine"])
     features = set(facts["cpu_features"])
     width, registers = next(((w, r) for name, w, r in _VECTORS if name in features), (16, 16))
     hardware = Hardware(
@@ -60,16 +81,37 @@ def target_for(facts: Mapping[str, Any]) -> Target:
         facts["compute_units"],
         facts.get("local_memory_bytes", Hardware.local_bytes),
     )
-    return Target((("kind", "llvm"), ("mcpu", _cpu(machine, instructions(features)))), hardware)
+    if machine == platform.machine() and not facts.get("is_android"):
+        return Target((("kind", "llvm"), ("mcpu", _cpu(machine, instructions(features)))), hardware)
+    return _for_another_machine(machine, features, hardware, is_android=bool(facts.get("is_android")))
+
+
+def _for_another_machine(machine: str, features: set[str], hardware: Hardware, *, is_android: bool) -> Target:
+    """The target of a CPU or a system that is not this machine's: no instruction is used that its facts do not name."""
+    if machine not in ("aarch64", "x86_64"):
+        raise DeviceError(
+            f"the device's CPU is of kind {machine}, for which nothing is built; use a device with aarch64 or x86_64"
+        )
+    triple = f"{machine}-linux-{ANDROID if is_android else 'gnu'}"
+    cpu: tuple[tuple[str, str | tuple[str, ...]], ...] = (("mcpu", _cpu_level(features)),)
+    if machine == "aarch64":
+        cpu = (
+            ("mcpu", "generic"),
+            ("mattr", tuple(f"+{name}" for had, name in _ARM_FEATURES.items() if had in features)),
+        )
+    return Target((("kind", "llvm"), ("mtriple", triple), *cpu), hardware, triple)
 
 
 def _cpu(machine: str, available: frozenset[str]) -> str:
     """LLVM's name of this machine's CPU, if the device's has all its instructions, else of what they have in common."""
     if instructions_here() <= available:
         return _cpu_here()
-    if machine == "x86_64":
-        return next(name for name, needed in _LEVELS if needed <= available)
-    return "generic"
+    return _cpu_level(available) if machine == "x86_64" else "generic"
+
+
+def _cpu_level(available: Iterable[str]) -> str:
+    """The highest level of x86-64 whose instructions are all there."""
+    return next(name for name, needed in _LEVELS if needed <= set(available))
 
 
 def _cpu_here() -> str:

@@ -1,10 +1,16 @@
-"""Link compiled kernels and the runtime to the library that a module carries."""
+"""Link compiled kernels and the runtime to the library that a module carries, for this machine or for another.
+
+Another machine's library is linked by the system's cross compiler, by the NDK's clang, or by zig's, whichever is found
+first.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
@@ -16,23 +22,33 @@ from tvm_coexec.runtime.stitch import SOURCES as STITCH_SOURCES
 from .kernels import Kernel
 
 _COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-fvisibility=default")
-_LINK_FLAGS = ("-shared", "-pthread")
+_LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,max-page-size=16384")
+"""Phones whose pages have 16 KiB load no library that is aligned to less."""
 _LIBRARIES = ("-ldl", "-lm")
 
+_ZIG_LIBC = "2.28"
+"""The oldest version of glibc that a library for another machine asks for: Debian 10 has it."""
 
-def link(kernels: Iterable[Kernel]) -> bytes:
+
+def link(kernels: Iterable[Kernel], triple: str | None = None) -> bytes:
     """A shared library of CPU kernels with the stitch in it.
+
+    Parameters
+    ----------
+    triple
+        The machine that runs it, such as ``aarch64-linux-gnu``; None for this one.
 
     Raises
     ------
     ToolchainError
-        There is no C compiler, or it fails.
+        There is no C compiler for it, or it fails.
     """
-    return _linked(tuple({kernel.symbol: kernel for kernel in kernels}.values()), c_compiler())
+    compiler = (c_compiler(),) if triple is None else cross_compiler(triple)
+    return _linked(tuple({kernel.symbol: kernel for kernel in kernels}.values()), compiler)
 
 
 @lru_cache(maxsize=16)
-def _linked(kernels: tuple[Kernel, ...], compiler: str) -> bytes:
+def _linked(kernels: tuple[Kernel, ...], compiler: tuple[str, ...]) -> bytes:
     """The last libraries are kept: calibration, comparisons and rehearsals package the same modules again and again."""
     named = {f"{kernel.symbol}.o": kernel.code for kernel in kernels} | _stitch_objects(compiler)
     with tempfile.TemporaryDirectory() as folder:
@@ -40,18 +56,18 @@ def _linked(kernels: tuple[Kernel, ...], compiler: str) -> bytes:
             (Path(folder) / name).write_bytes(code)
         output = Path(folder) / "cpu.so"
         objects = [str(Path(folder) / name) for name in named]
-        _run([compiler, *_LINK_FLAGS, *objects, "-o", str(output), *_LIBRARIES], "link the CPU kernels")
+        _run([*compiler, *_LINK_FLAGS, *objects, "-o", str(output), *_LIBRARIES], "link the CPU kernels")
         return output.read_bytes()
 
 
-@lru_cache(maxsize=2)
-def _stitch_objects(compiler: str) -> dict[str, bytes]:
+@lru_cache(maxsize=4)
+def _stitch_objects(compiler: tuple[str, ...]) -> dict[str, bytes]:
     """The stitch's object files, which all modules have in common; no kernel's symbol holds a dot."""
     with tempfile.TemporaryDirectory() as folder:
         found = {}
         for source in STITCH_SOURCES:
             output = Path(folder) / source.name
-            _run([compiler, *_COMPILE_FLAGS, "-c", str(source), "-o", str(output)], f"compile {source.name}")
+            _run([*compiler, *_COMPILE_FLAGS, "-c", str(source), "-o", str(output)], f"compile {source.name}")
             found[f"{source.name}.o"] = output.read_bytes()
         return found
 
@@ -70,3 +86,37 @@ def c_compiler() -> str:
         if found:
             return found
     raise ToolchainError("no C compiler (cc, gcc or clang) is installed; try `apt install gcc libc6-dev`, or set CC")
+
+
+def cross_compiler(triple: str) -> tuple[str, ...]:
+    """The command that compiles C for another machine; it takes the options of gcc."""
+    found = _ndk_clang(triple) if "android" in triple else _gnu_gcc(triple)
+    found = found or (_zig(triple) if "android" not in triple else None)
+    if found:
+        return found
+    if "android" in triple:
+        raise ToolchainError(
+            f"no compiler for {triple} is found; install Android's NDK and set ANDROID_NDK_HOME to its directory"
+        )
+    machine = triple.partition("-")[0].replace("_", "-")
+    raise ToolchainError(
+        f"no compiler for {triple} is found; try `apt install gcc-{machine}-linux-gnu`, or `pip install ziglang`"
+    )
+
+
+def _gnu_gcc(triple: str) -> tuple[str, ...] | None:
+    found = shutil.which(f"{triple}-gcc")
+    return (found,) if found else None
+
+
+def _ndk_clang(triple: str) -> tuple[str, ...] | None:
+    folder = os.environ.get("ANDROID_NDK_HOME")
+    prebuilt = Path(folder, "toolchains", "llvm", "prebuilt") if folder else Path("/nonexistent")
+    return next(((str(path),) for path in sorted(prebuilt.glob(f"*/bin/{triple}-clang"))), None)
+
+
+def _zig(triple: str) -> tuple[str, ...] | None:
+    """zig's C compiler, from the package ziglang; it links against a C library that most boards have."""
+    if importlib.util.find_spec("ziglang") is None:
+        return None
+    return (sys.executable, "-m", "ziglang", "cc", "-target", f"{triple}.{_ZIG_LIBC}")

@@ -1,0 +1,154 @@
+"""The rules by which a caller may divide a model: what is predicted or measured, one side, or shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tvm_coexec import schedules
+from tvm_coexec.errors import InputError
+from tvm_coexec.graph import Graph, Node
+from tvm_coexec.layers import AnyLayer, Hardware, ways_to_divide
+from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.profile.records import Sample
+
+from .measured import plan_measured
+from .network import assemble, plan_network
+from .plan import LayerPlan, Plan, no_gpu_kernels
+from .split import Overheads, Planner
+
+Split = str | float | Mapping[str, int | float]
+_RULES = ("predicted", "measured", "cpu", "gpu")
+
+Measure = Callable[[Sequence[AnyLayer]], tuple[Sequence[Sample], Overheads]]
+"""Measures some splits of each layer, and what joining halves takes."""
+
+
+def plan_by_rule(
+    graph: Graph,
+    split: Split,
+    facts: Mapping[str, Any],
+    hardware: Hardware,
+    found: Planner | None,
+    measure: Measure,
+) -> Plan:
+    """Divide every layer of a graph by a rule; see :func:`tvm_coexec.api.build`.
+
+    Parameters
+    ----------
+    facts, hardware
+        What the device says of itself, and what its kernels are chosen by.
+    found
+        The planner of a profile, if there is one.
+    measure
+        Called for the rule ``"measured"`` alone.
+    """
+    label, mechanism = facts["label"], facts["mechanism"]
+    if split == "predicted" and found is not None:
+        return plan_network(graph, found, label, mechanism)
+    found = found and found.for_network(graph)
+    rule = _rule(graph, split, hardware, found, measure)
+    layers = [rule(node) for node in graph.nodes]
+    overheads = found.overheads if found else Overheads(0.0)
+    # What was measured here and now are medians already.
+    noise = found.disturbance if found and split != "measured" else Disturbance()
+    return assemble(graph, layers, overheads, label, mechanism, noise)
+
+
+def _rule(
+    graph: Graph, split: Split, hardware: Hardware, found: Planner | None, measure: Measure
+) -> Callable[[Node], LayerPlan]:
+    """How to plan one node."""
+
+    def fixed(node: Node, cpu_units: int) -> LayerPlan:
+        if found is not None and found.knows(node.layer):
+            return found.plan_split(node.name, node.layer, cpu_units)
+        return _unpredicted(node, cpu_units, hardware, "chosen by the caller; nothing is known of its time")
+
+    def predicted(node: Node) -> LayerPlan:
+        if found is None:
+            raise InputError(
+                "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile=, "
+                "or use split='measured'"
+            )
+        return plan_node(node, found)
+
+    if split == "predicted":
+        return predicted
+    if split == "measured":
+        divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
+        ways = [way for layer in divisible for way in ways_to_divide(layer)]
+        samples, overheads = measure(ways)
+        measured: dict[AnyLayer, list[Sample]] = {way: [] for way in ways}
+        for sample in samples:
+            if sample.layer in measured:
+                measured[sample.layer].append(sample)
+        return lambda node: (
+            _best_measured(node, measured, overheads) if node.layer in measured else fixed(node, node.layer.units)
+        )
+    if isinstance(split, Mapping):
+        units = _units_by_name(graph, split)
+        rest = predicted if found is not None else lambda node: fixed(node, node.layer.units // 2)
+        return lambda node: fixed(node, units[node.name]) if node.name in units else rest(node)
+    if split in ("cpu", "gpu"):
+        return lambda node: fixed(node, node.layer.units if split == "cpu" else 0)
+    return lambda node: fixed(node, _share(split, node))
+
+
+def _best_measured(node: Node, samples: Mapping[AnyLayer, Sequence[Sample]], overheads: Overheads) -> LayerPlan:
+    """The best of all measured splits, along channels or lines; kernels may have failed along one of them."""
+    ways = [way for way in ways_to_divide(node.layer) if samples[way]] or [node.layer]
+    plans = (plan_measured(node.name, way, samples[way], overheads) for way in ways)
+    return min(plans, key=lambda plan: plan.total_us)
+
+
+def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
+    return bool(schedules.family(layer).variants(layer, "gpu", hardware))
+
+
+def plan_node(node: Node, planner: Planner) -> LayerPlan:
+    """Divide a layer by what its profile learned; what the profile knows nothing of stays on the CPU."""
+    if planner.knows(node.layer):
+        return planner.plan_best_way(node.name, node.layer)
+    reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
+    return _unpredicted(node, node.layer.units, planner.hardware, reason)
+
+
+def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
+    """Default variants and no expectation of time."""
+    family = schedules.family(node.layer)
+    if not _has_gpu_kernels(node.layer, hardware):
+        cpu_units, reason = node.layer.units, no_gpu_kernels(node.layer)
+    cpu = family.default_variant(node.layer, "cpu", hardware)
+    gpu = family.default_variant(node.layer, "gpu", hardware) if cpu_units < node.layer.units else None
+    return LayerPlan(
+        name=node.name,
+        layer=node.layer,
+        cpu_units=cpu_units,
+        cpu=cpu if cpu_units else None,
+        gpu=gpu,
+        cpu_us=0.0,
+        gpu_us=0.0,
+        total_us=0.0,
+        reason=reason,
+    )
+
+
+def _units_by_name(graph: Graph, split: Mapping[str, int | float]) -> dict[str, int]:
+    nodes = {node.name: node for node in graph.nodes}
+    units = {}
+    for name, value in split.items():
+        if name not in nodes:
+            raise InputError(f"the split names layer {name!r}, the model has {', '.join(nodes)}")
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        units[name] = int(value) if is_count else _share(value, nodes[name])
+        if not 0 <= units[name] <= nodes[name].layer.units:
+            raise InputError(f"layer {name!r} has {nodes[name].layer.units} units; the CPU cannot compute {value}")
+    return units
+
+
+def _share(value: Any, node: Node) -> int:
+    """The CPU's units, from its share."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"split {value!r} is none of {', '.join(_RULES)}, a number from 0 to 1, or a dict of such")
+    return round(value * node.layer.units)
