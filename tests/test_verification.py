@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx_builder import OnnxBuilder, linear
 from onnx_to_tflite import convert
+from tflite_writer import Writer
 
 import tvm_coexec
 from tvm_coexec import api, cli, frontends
@@ -188,6 +189,24 @@ def test_what_is_no_finite_number_must_be_the_same(number: float) -> None:
         apart = difference(np.array([1, other, 2], np.float32), expected)
         assert not apart.is_allowed and apart.size == np.inf and apart.where == (1,)
     assert not difference(expected, np.array([1, 0, 2], np.float32)).is_allowed
+
+
+def test_floats_that_integers_stand_for_may_be_a_step_apart() -> None:
+    expected = np.arange(-4, 5, dtype=np.float32) * np.float32(0.06)
+    assert not difference(expected + np.float32(0.06), expected).is_allowed
+    assert difference(expected + np.float32(0.06), expected, step=0.06).is_allowed
+    assert not difference(expected + np.float32(0.12), expected, step=0.06).is_allowed
+
+
+def test_litert_knows_the_steps_of_a_quantised_file(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("rows", (2, 3))
+    whole = writer.add("QUANTIZE", [x], (2, 3))
+    writer.tensors[whole] = writer.tensors[writer.tensor("whole", (2, 3), "int8", [0.25])]
+    result = writer.add("DEQUANTIZE", [whole], (2, 3))
+    path = tmp_path / "model.tflite"
+    path.write_bytes(writer.finish([x], [result]))
+    assert evaluator_for(path).steps == {writer.tensors[result].name: 0.25}
 
 
 def test_whole_numbers_are_compared_exactly_but_for_quantised_ones() -> None:

@@ -10,7 +10,10 @@ _BOUNDS = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-4}
 """Largest difference of floats, relative to the largest value; weights are float32 where a model has float64."""
 
 _STEPS = 1
-"""Units by which numbers of one byte may differ: quantised values that lie between two are rounded to either."""
+"""Units by which quantised numbers may differ, since those that lie between two are rounded to either."""
+
+_SLACK = 1e-3
+"""What a unit may be longer, since scales are rounded too."""
 
 _UNEQUAL_SHARE = 5e-3
 """The part of whole numbers that may differ: an index chooses either of two values that are nearly equal."""
@@ -49,13 +52,15 @@ class Difference:
         return f"{self.size:.1e}, at {list(self.where)}: {self.found:.6g} instead of {self.expected:.6g}"
 
 
-def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0) -> Difference:
+def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0, step: float = 0.0) -> Difference:
     """Compare two arrays of one shape and type.
 
     Parameters
     ----------
     noise
         The size of the difference that rounding the model's inputs makes.
+    step
+        For floats that integers stand for, how far neighbours lie apart; 0 for others.
     """
     if not expected.size:
         return Difference(0.0, True, (), 0.0, 0.0)
@@ -63,13 +68,13 @@ def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0) -> D
     place = int(np.argmax(distances))
     where = tuple(int(index) for index in np.unravel_index(place, expected.shape))
     largest = float(distances[place])
-    if expected.dtype.kind == "f":
+    if expected.dtype.kind == "f" and not step:
         finite = np.abs(expected[np.isfinite(expected)])
         size = largest / (float(finite.max(initial=0.0)) or 1.0)
         bound = _BOUNDS.get(str(expected.dtype), _BOUNDS["float32"])
     else:
-        steps = _STEPS if expected.dtype.itemsize == 1 and expected.dtype.kind in "iu" else 0
-        size = float(np.mean(distances > steps))
+        unit = step or (1 if expected.dtype.itemsize == 1 and expected.dtype.kind in "iu" else 0)
+        size = float(np.mean(distances > (_STEPS + _SLACK) * unit))
         bound = _UNEQUAL_SHARE
     is_allowed = size <= max(bound, min(_TIMES_NOISE * noise, _LARGEST_BOUND))
     return Difference(size, is_allowed, where, float(found[where]), float(expected[where]))

@@ -34,6 +34,10 @@ class Evaluator(Protocol):
     def index_bounds(self) -> Mapping[str, int]:
         """How many entries the tables have from which inputs choose, for inputs that are such numbers."""
 
+    @property
+    def steps(self) -> Mapping[str, float]:
+        """How far numbers lie apart that the integers of a quantised tensor stand for, of floats made of such."""
+
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """Compute outputs or inner values by name from the inputs in the model's order."""
 

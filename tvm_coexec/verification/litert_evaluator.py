@@ -12,6 +12,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ..errors import ModelError, first_line
+from ..frontends.tflite_file import TfliteFile
 from .litert_models import with_own_operators
 
 
@@ -34,6 +35,7 @@ class LiteRtEvaluator:
         self.outputs = [detail["name"] for detail in self._interpreter.get_output_details()]
         self._indices = {detail["name"]: detail["index"] for detail in self._interpreter.get_tensor_details()}
         self.values = list(self._indices)
+        self.steps = _steps(TfliteFile(path))
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         details = self._interpreter.get_input_details()
@@ -51,3 +53,13 @@ class LiteRtEvaluator:
             with contextlib.suppress(ValueError):  # a tensor without data, such as one of an operator's own
                 values[name] = np.array(self._interpreter.get_tensor(self._indices[name]))
         return values
+
+
+def _steps(file: TfliteFile) -> dict[str, float]:
+    """How far the numbers that floats can be lie apart, where these are made of a quantised tensor."""
+    steps = {}
+    for operator in file.operators:
+        quantisation = file.tensors[operator.inputs[0]].quantisation if operator.code == "DEQUANTIZE" else None
+        if quantisation is not None and quantisation.scale.size == 1:
+            steps[file.tensors[operator.outputs[0]].name] = float(quantisation.scale.item())
+    return steps

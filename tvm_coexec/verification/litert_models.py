@@ -8,6 +8,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from ..errors import ModelError
+
 BIASED_TRANSPOSE = b"Convolution2DTransposeBias"
 
 
@@ -34,6 +36,8 @@ def _replace(model: Any, graph: Any, operator: Any) -> None:
     """A transposed convolution of a stated size, with a bias."""
     image, weights, bias = operator.inputs
     size = graph.tensors[operator.outputs[0]].shape
+    if operator.customOptions is None:
+        raise ModelError(f"{BIASED_TRANSPOSE.decode()} lacks its options, without which LiteRT cannot be asked")
     padding, width_stride, height_stride = np.frombuffer(bytes(operator.customOptions), np.int32)[:3]
     options = schema.TransposeConvOptionsT()
     options.padding = schema.Padding.SAME if padding == 1 else schema.Padding.VALID  # an enumeration of C's: 1 and 2

@@ -96,35 +96,36 @@ class NetworkCheck:
         if arrays is None:
             arrays = random_inputs(graph, self._evaluator.index_bounds, seed)
         self.arrays, self._nudged = arrays, nudged(arrays)
-        self._expected, self._noise = self._expect(self._evaluator.outputs)
+        self._expected, self._leeway = self._expect(self._evaluator.outputs)
 
-    def _expect(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Values by name, and how far each differs where the inputs differ by a rounding."""
+    def _expect(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float]]]:
+        """Values by name, and of each how far it differs where the inputs differ by a rounding, and its step."""
         expected = self._evaluator.run(self.arrays, names)
         others = self._evaluator.run(self._nudged, names)
-        noise = {
+        leeway = {}
+        for name, array in expected.items():
+            step = self._evaluator.steps.get(name, 0.0)
             # where a shape depends on numbers, it may change with them
-            name: difference(others[name], array).size if others[name].shape == array.shape else 0.0
-            for name, array in expected.items()
-        }
-        return expected, noise
+            is_same_shape = others[name].shape == array.shape
+            leeway[name] = (difference(others[name], array, step=step).size if is_same_shape else 0.0, step)
+        return expected, leeway
 
     def verdict(self, module: Module) -> Verdict:
         """Compare a module that was built from the graph."""
         results = _results(module, self.arrays)
-        expected = [(self._expected[name], self._noise[name]) for name in self._evaluator.outputs]
+        expected = [(self._expected[name], self._leeway[name]) for name in self._evaluator.outputs]
         if len(results) != len(expected):
             finding = f"there are {len(results)} outputs, {self._evaluator.engine} has {len(expected)}"
             return Verdict(self._evaluator.engine, (finding,), np.inf, 1.0)
         findings, largest = [], 0.0
-        for (name, result), (array, noise) in zip(results.items(), expected, strict=True):
+        for (name, result), (array, leeway) in zip(results.items(), expected, strict=True):
             if (result.shape, result.dtype) != (array.shape, array.dtype):
                 findings.append(
                     f"output {name!r} is {result.dtype} {list(result.shape)}, "
                     f"{self._evaluator.engine} has {array.dtype} {list(array.shape)}"
                 )
                 continue
-            apart = difference(result, array, noise)
+            apart = difference(result, array, *leeway)
             largest = max(largest, apart.size)
             if not apart.is_allowed:
                 findings.append(f"output {name!r} differs from {self._evaluator.engine}'s by {apart}")
@@ -141,13 +142,13 @@ class NetworkCheck:
         found = _results(exposed, self.arrays)
         renamed = dict(zip(graph.outputs, self._evaluator.outputs, strict=True))
         names = {name: renamed.get(name, name) for name in dict.fromkeys([*seen, *graph.outputs])}
-        expected, noise = self._expect(list(dict.fromkeys(names.values())))
+        expected, leeway = self._expect(list(dict.fromkeys(names.values())))
         apart: dict[str, Difference] = {}
         for node in graph.nodes:
             for name in (node.output, *graph.wholes(node.output)):
                 if name not in names or names[name] not in expected or name in apart:
                     continue
-                nearest = _nearest(found[name], expected[names[name]], noise[names[name]])
+                nearest = _nearest(found[name], expected[names[name]], leeway[names[name]])
                 if nearest is None:
                     continue
                 apart[name] = nearest
@@ -184,7 +185,7 @@ def _with_outputs(graph: Graph, module: Module, names: Sequence[str]) -> Module:
     return Module(exposed, module.device)
 
 
-def _nearest(found: np.ndarray, expected: np.ndarray, noise: float) -> Difference | None:
+def _nearest(found: np.ndarray, expected: np.ndarray, leeway: tuple[float, float]) -> Difference | None:
     """The difference in the order of axes in which both are nearest: images have their channels last here."""
     if found.size != expected.size or found.dtype != expected.dtype:
         return None
@@ -194,7 +195,7 @@ def _nearest(found: np.ndarray, expected: np.ndarray, noise: float) -> Differenc
     if found.size and found.size % (batch * channels) == 0:
         first = found.reshape(batch, -1, channels).swapaxes(1, 2)
         orders.append(np.ascontiguousarray(first).reshape(expected.shape))
-    return min((difference(order, expected, noise) for order in orders), key=lambda apart: apart.size)
+    return min((difference(order, expected, *leeway) for order in orders), key=lambda apart: apart.size)
 
 
 def _named(node: Node, name: str, apart: Difference, before: Sequence[float]) -> str:

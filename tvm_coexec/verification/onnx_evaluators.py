@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ def onnx_evaluator(model: onnx.ModelProto | str | os.PathLike[str]) -> OnnxRunti
 
 
 class _OnnxEvaluator:
+    steps: Mapping[str, float] = {}
+
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
         constants = {tensor.name for tensor in proto.graph.initializer}

@@ -15,6 +15,7 @@ class TorchEvaluator:
     """A program of ``torch.export``, run by torch; its inner values are what modules of a single operator give."""
 
     index_bounds: Mapping[str, int] = {}
+    steps: Mapping[str, float] = {}
 
     def __init__(self, program: Any) -> None:
         # where it is not installed, type checkers do not find it
@@ -63,6 +64,7 @@ class RelaxEvaluator:
     """A Relax module, compiled by TVM for the CPU without anything of this product; only its outputs are seen."""
 
     index_bounds: Mapping[str, int] = {}
+    steps: Mapping[str, float] = {}
     values: Sequence[str] = ()
 
     def __init__(self, module: Any) -> None:
