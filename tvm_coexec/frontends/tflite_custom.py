@@ -27,12 +27,8 @@ def _biased_transpose_conv(step: Conversion) -> relax.Expr:
         wanted = step.importer.file.tensors[step.operator.outputs[0]].shape[1:3]
         is_valid, stride = False, (max(wanted[0] // shape[0], 1), max(wanted[1] // shape[1], 1))
     beyond = [max(reach - pace, 0) if is_valid else 0 for reach, pace in zip(kernel, stride, strict=True)]
-    height, width = (extent * pace + more for extent, pace, more in zip(shape, stride, beyond, strict=True))
-
-    def finish(result: relax.Expr, times: int) -> relax.Expr:
-        return with_bias(step, result, 2, (1, -1, 1, 1), times)
-
-    return transposed(step, 0, stride, (height, width), finish)
+    size = [extent * pace + more for extent, pace, more in zip(shape, stride, beyond, strict=True)]
+    return with_bias(step, transposed(step, 0, stride, size), 2, (1, -1, 1, 1))
 
 
 def _landmarks_to_matrix(step: Conversion) -> relax.Expr:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from tvm import relax
 from ..errors import ModelError
 from .tflite_elementwise import activated
 from .tflite_import import Conversion
-from .transposed import transposed_conv2d
 
 _OHWI_TO_OIHW = (0, 3, 1, 2)
 
@@ -46,11 +45,8 @@ def _convolution(step: Conversion, weights: relax.Expr, groups: int) -> relax.Ex
     return activated(with_bias(step, result, 2, (1, -1, 1, 1)), options)
 
 
-def with_bias(step: Conversion, result: relax.Expr, place: int, shape: tuple[int, ...], times: int = 1) -> relax.Expr:
-    """The result and the bias that is the operand at ``place``, if there is one, of channels that repeat ``times``.
-
-    Integers count what weights do.
-    """
+def with_bias(step: Conversion, result: relax.Expr, place: int, shape: tuple[int, ...]) -> relax.Expr:
+    """The result and the bias that is the operand at ``place``, if there is one; integers count what weights do."""
     if not step.has(place):
         return result
     bias = step.constant(place)
@@ -58,9 +54,7 @@ def with_bias(step: Conversion, result: relax.Expr, place: int, shape: tuple[int
         read = [step.tensor(other).quantisation for other in range(place)]
         scales = [quantisation.scale for quantisation in read if quantisation is not None]
         bias = (bias * functools.reduce(np.multiply, scales, np.ones(1))).astype(np.float32)
-    if not bias.any():
-        return result
-    return relax.op.add(result, relax.const(np.tile(bias, times).reshape(shape), "float32"))
+    return result if not bias.any() else relax.op.add(result, relax.const(bias.reshape(shape), "float32"))
 
 
 def _stride(options: Any) -> tuple[int, int]:
@@ -79,27 +73,25 @@ def _padding(step: Conversion, kernel: tuple[int, ...], dilation: tuple[int, int
 
 def _transpose_conv(step: Conversion) -> relax.Expr:
     """A transposed convolution whose operands are the size of its result, weights, image and bias."""
-    height, width = step.integers(0)[1:3]
-
-    def finish(result: relax.Expr, times: int) -> relax.Expr:
-        return activated(with_bias(step, result, 3, (1, -1, 1, 1), times), step.options)
-
-    return transposed(step, 2, _stride(step.options), (height, width), finish)
+    result = transposed(step, 2, _stride(step.options), step.integers(0)[1:3])
+    return activated(with_bias(step, result, 3, (1, -1, 1, 1)), step.options)
 
 
-def transposed(
-    step: Conversion,
-    place: int,
-    stride: tuple[int, int],
-    size: tuple[int, int],
-    finish: Callable[[relax.Expr, int], relax.Expr],
-) -> relax.Expr:
+def transposed(step: Conversion, place: int, stride: tuple[int, int], size: Sequence[int]) -> relax.Expr:
     """A transposed convolution of the operand at ``place``; what is more than ``size`` is cut off on both sides."""
-    batch, h, w, _ = step.shape(place)
-    weights = step.constant(1).transpose(_OHWI_TO_OIHW)
-    full = [(extent - 1) * pace + reach for extent, pace, reach in zip((h, w), stride, weights.shape[2:], strict=True)]
-    top, left = (max(whole - wanted, 0) // 2 for whole, wanted in zip(full, size, strict=True))
-    return transposed_conv2d(step.operand(place), weights, (batch, h, w), stride, (top, left), size, finish)
+    sizes = zip(step.shape(place)[1:3], stride, step.shape(1)[1:3], size, strict=True)
+    excess = [(extent - 1) * pace + reach - wanted for extent, pace, reach, wanted in sizes]
+    before = [max(more, 0) // 2 for more in excess]
+    after = [max(more, 0) - first for more, first in zip(excess, before, strict=True)]
+    return relax.op.nn.conv2d_transpose(
+        step.operand(place),
+        step.moved(1, (3, 0, 1, 2)),
+        strides=stride,
+        padding=[*before, *after],
+        output_padding=[max(-more, 0) for more in excess],
+        data_layout="NCHW",
+        kernel_layout="IOHW",
+    )
 
 
 def _pool(step: Conversion, kind: str) -> relax.Expr:
