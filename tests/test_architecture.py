@@ -13,7 +13,7 @@ FOLDERS = {
     "tvm_coexec.schedules": ROOT / "schedules",
 }
 
-BASIS = {"errors", "files", "layers"}
+BASIS = {"errors", "files", "layers", "version"}
 """What every room may use: the vocabulary, one way to fail, one way to write files."""
 
 MAY_IMPORT = {

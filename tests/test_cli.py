@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tvm_coexec
 from tvm_coexec import cli
 from tvm_coexec.cli import devices, doctor
 from tvm_coexec.cli.options import parse_cores
@@ -287,3 +288,19 @@ def test_an_unusable_cache_folder_costs_warnings_alone(tmp_path: Path) -> None:
     assert (done.returncode, "pocl" in done.stdout.lower()) == (0, True), done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("tvm-coexec: warning: what is compiled cannot be kept in /dev/null/cache")
+
+
+WITHOUT_METADATA = """
+import runpy, sys
+from importlib import metadata
+def absent(name):
+    raise metadata.PackageNotFoundError(name)
+metadata.version = absent
+sys.argv[1:] = ["--version"]
+runpy.run_module("tvm_coexec", run_name="__main__")
+"""
+
+
+def test_the_package_is_the_command_and_knows_its_version_by_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_METADATA], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"tvm-coexec {tvm_coexec.__version__}\n"), done.stderr

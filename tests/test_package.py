@@ -1,23 +1,26 @@
 """Module files: what is written is read again, and damaged and foreign files are refused."""
 
 import json
+import os
 import platform
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from small_modules import chain, one_layer
 
-from tvm_coexec.errors import FileFormatError
+from tvm_coexec.errors import DeviceError, FileFormatError
 from tvm_coexec.layers import Linear
 from tvm_coexec.module import package
 from tvm_coexec.module.manifest import ConstantSpec
 from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
+from tvm_coexec.runtime.stitch import Library
 
 LAYER = Linear(50, 64, 100, ("silu",))
 
@@ -195,3 +198,23 @@ def test_foreign_manifests_are_refused(change: dict[str, Any], message: str, dev
     rewrite(path, {"manifest.json": json.dumps({**manifest, **change}).encode()})
     with pytest.raises(FileFormatError, match=message):
         load(path, device=device)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path, Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(FileFormatError, match=f"{path} is no file; name a module"):
+            Package.read(path)
+
+
+def test_a_folder_that_runs_no_code_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of the process").mkdir()
+    library = tmp_path / "of the process" / "cpu.so"
+    library.touch()
+    with pytest.raises(FileFormatError, match="build the module for this machine"):
+        Library(library)
+    noexec = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr("tvm_coexec.runtime.stitch.os.statvfs", lambda path: noexec)
+    with pytest.raises(DeviceError, match=f"no code may be run in {tmp_path}, .* let TMPDIR name another folder"):
+        Library(library)

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import CoexecError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .api import build, package
@@ -27,7 +28,7 @@ _PUBLIC = {
     "tune": ".tuning",
 }
 
-__all__ = ["CoexecError", "Module", "build", "list_devices", "load", "open_device", "package", "tune"]
+__all__ = ["CoexecError", "Module", "__version__", "build", "list_devices", "load", "open_device", "package", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,8 +35,10 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterato
             if durable:
                 os.fsync(file.fileno())
         partial.replace(place)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # by the name that the user knows
         raise
     if durable:
         _settle(place.parent)

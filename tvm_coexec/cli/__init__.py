@@ -15,10 +15,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from tvm_coexec.errors import CoexecError
+from tvm_coexec.version import __version__
 
 COMMANDS = ("devices", "doctor", "tune", "profile", "plan", "build", "check", "run")
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"tvm-coexec {metadata.version('tvm-coexec')}")
+    parser.add_argument("--version", action="version", version=f"tvm-coexec {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = _module(name)

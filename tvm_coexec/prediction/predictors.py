@@ -11,7 +11,6 @@ import platform
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from tvm_coexec.errors import FileFormatError, MeasurementError, last_line
 from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Variant
 from tvm_coexec.profile.records import Sample
+from tvm_coexec.version import __version__
 
 from .base_time import KERNEL_TERMS, LAYER_TERMS, BaseTime
 from .features import (
@@ -134,6 +134,8 @@ class LatencyPredictor:
 
     def save(self, path: Path) -> None:
         """Write XGBoost's own UBJ with everything else as an attribute, under a checksum."""
+        import xgboost
+
         metadata = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -141,8 +143,12 @@ class LatencyPredictor:
             "side": self.side,
             "processor": asdict(self.processor),
             "base_us": dict(self.base.coefficients),
-            "versions": {name: version(name) for name in ("tvm-coexec", "xgboost", "numpy")}
-            | {"python": platform.python_version()},
+            "versions": {
+                "tvm-coexec": __version__,
+                "xgboost": xgboost.__version__,  # of the module: the distribution may be xgboost-cpu
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
         }
         booster = self.booster.copy()
         booster.feature_names = list(self.features.names)

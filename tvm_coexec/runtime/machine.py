@@ -5,20 +5,21 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
+from tvm_coexec.version import __version__
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _PACKAGES = {
-    "tvm_coexec": "tvm-coexec",
-    "tvm": "apache-tvm",
-    "pyopencl": "pyopencl",
-    "xgboost": "xgboost",
-    "numpy": "numpy",
+    "tvm": ("apache-tvm",),
+    "pyopencl": ("pyopencl",),
+    "xgboost": ("xgboost", "xgboost-cpu"),
+    "numpy": ("numpy",),
 }
 _INSTRUCTIONS = re.compile(r"(avx|fma|f16c|bmi|sse|ssse|popcnt|movbe|aes|vaes|asimd|neon|sve|fphp|atomics)")
 """How the names of CPU features begin that a compiler makes use of."""
@@ -35,7 +36,7 @@ def machine_facts(core: int) -> dict[str, Any]:
         "cpu_model": described.get("model name") or described.get("Hardware") or platform.machine(),
         "cpu_features": _features(described),
         "cache_bytes": _caches(core),
-        "versions": {name: _version(package) for name, package in _PACKAGES.items()},
+        "versions": {"tvm_coexec": __version__} | {name: _version(*packages) for name, packages in _PACKAGES.items()},
     }
 
 
@@ -93,9 +94,9 @@ def _caches(core: int) -> dict[str, int]:
     return sizes
 
 
-def _version(package: str) -> str | None:
-    """None where a package is not installed: a device that only runs modules needs no compiler and no predictors."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _version(*packages: str) -> str | None:
+    """That of the first of some packages that is installed: a device that only runs modules lacks the compiler's."""
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,6 +121,11 @@ class Library:
         try:
             self._library = ctypes.CDLL(str(path))
         except OSError as error:
+            if os.statvfs(path).f_flag & os.ST_NOEXEC:
+                raise DeviceError(
+                    f"no code may be run in {path.parent.parent}, where the module's is put while it is used; "
+                    "let TMPDIR name another folder"
+                ) from None
             raise FileFormatError(
                 f"the module's CPU code cannot be loaded ({error}); build the module for this machine"
             ) from None
