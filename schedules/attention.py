@@ -3,7 +3,7 @@
 Operands: ``input``, ``input1`` and ``input2`` (queries, keys and values; ``[rows, row stride]``), ``input3`` or
 ``mask`` ``[mask rows, keys]`` (rows of whole tiles), ``output [rows, row stride]``. In OpenCL a first kernel packs a
 head's keys and values as :mod:`.attention_kernels` reads them, and a second one computes; on the CPU one kernel does
-both.
+both. A GPU has the one of :mod:`.attention_groups` too.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import numpy as np
 
 from tvm_coexec.layers import TILE, Attention, Hardware, ImageLayouts, Variant, row_tiles
 
+from . import group_geometry
 from .dispatch import ERROR_BOUND, Dispatch
 
 if TYPE_CHECKING:
     from .frame import Launch, Operand
 
 IMPLEMENTATION = "heads"
+GROUPS = "groups"
+_GROUP_ROWS = (16, 8, 32, 4)
+"""Queries of a work-group, the best number first."""
 
 _GPU_THREADS = (16, 32, 8)
 
@@ -45,6 +49,13 @@ def error_bound(variant: Variant) -> float:
     return ERROR_BOUND
 
 
+def accumulators(layer: Attention, variant: Variant) -> int:
+    """Sums that a work-item, or a core, keeps."""
+    if variant.implementation == GROUPS:
+        return group_geometry.LANES * group_geometry.own_vectors(layer)
+    return variant["rows"] * variant["channels"]
+
+
 def blocks(layer: Attention, variant: Variant) -> int:
     """Blocks of queries that are computed together, for one item of the batch."""
     return -(-layer.queries // variant["rows"])
@@ -52,6 +63,8 @@ def blocks(layer: Attention, variant: Variant) -> int:
 
 def dispatch(layer: Attention, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of the kernel that computes; its groups are blocks of queries."""
+    if variant.implementation == GROUPS:
+        return group_geometry.dispatch(layer, variant["rows"])
     count = blocks(layer, variant)
     padded_rows = layer.batch * count * variant["rows"]
     if side == "cpu":
@@ -71,7 +84,9 @@ def variants(layer: Attention, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
     if side == "gpu" and hardware.opencl_type == "gpu":
         threads = [count for count in _GPU_THREADS if count <= hardware.max_group_size] or [1]
-        return [_variant(rows, 4, 8, row_threads=count) for rows in (4, 2, 1) for count in threads]
+        single = [_variant(rows, 4, 8, row_threads=count) for rows in (4, 2, 1) for count in threads]
+        held = [rows for rows in _GROUP_ROWS if group_geometry.fits(layer, rows, hardware)]
+        return [Variant.make(GROUPS, rows=rows) for rows in held] + single
     lanes = hardware.lanes
     extra = {"row_threads": 1} if side == "gpu" else {}
     fitting = [
@@ -104,10 +119,13 @@ def operands(layer: Attention, variant: Variant) -> tuple[Operand, ...]:
 
 
 def build(layer: Attention, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """The one kernel of the CPU's half, or the two of an OpenCL device's."""
+    """The one kernel of the CPU's half or of a GPU's work-groups, or the two of an OpenCL device's items."""
+    from .attention_groups import GroupKernel
     from .attention_kernels import cpu_launch, opencl_launches
 
     geometry, arguments = dispatch(layer, side, variant), operands(layer, variant)
+    if variant.implementation == GROUPS:
+        return (GroupKernel(layer, arguments, variant["rows"]).launch(geometry),)
     if side == "cpu":
         return (cpu_launch(layer, variant, arguments, geometry),)
     return opencl_launches(layer, variant, arguments, geometry)

@@ -58,7 +58,8 @@ def with_helpers(source: str) -> str:
     """OpenCL C as TVM writes it, with what its kernels call.
 
     TVM puts barriers wherever local memory is read or written, also between the two halves of a double buffer. Where a
-    kernel has its own these are left out.
+    kernel has its own these are left out. Such a kernel keeps what it has in local memory in one array, since TVM lets
+    arrays share memory and trusts in its barriers.
     """
     if _BARRIER not in source:
         return source

@@ -164,8 +164,8 @@ def lane_of(vector: Any, lane: int) -> Any:
 
 
 @contextmanager
-def or_zero(condition: Any, target: Any, places: Iterable[int]) -> Iterator[None]:
-    """Around a load that takes place where ``condition`` holds; else ``target`` becomes zero at ``places``."""
+def or_zero(condition: Any, target: Any, places: Iterable[Any]) -> Iterator[None]:
+    """Around a store that takes place where ``condition`` holds; else ``target`` becomes zero at ``places``."""
     from tvm.script.ir_builder import tirx as T
 
     if condition is None:
@@ -176,4 +176,4 @@ def or_zero(condition: Any, target: Any, places: Iterable[int]) -> Iterator[None
             yield
         with T.Else():
             for place in places:
-                T.buffer_store(target, T.float32(0), [place])
+                T.buffer_store(target, T.float32(0), place if isinstance(place, list) else [place])

@@ -14,7 +14,9 @@ from tvm.script.ir_builder import tirx as T
 from tvm_coexec.layers import ROW_BLOCK, TILE, RowWise, tile_count
 
 from .epilogue import Epilogue, Stage, maps_zero_to_zero, stages
-from .frame import Operand, begin_kernel, one_if_channel
+from .frame import Operand, begin_kernel, one_if_channel, where
+from .opencl_helpers import local_barrier
+from .product import or_zero
 
 Term = Callable[[Any, Any, Any], Any]
 """An element of a row, from its indices."""
@@ -95,11 +97,82 @@ class _RowKernel:
             kept.append(target)
 
 
+class _GroupRowKernel:
+    """The same for a work-group that computes one row: each item takes every so many channels, all of which exist."""
+
+    def __init__(self, layer: RowWise, operands: Sequence[Operand], items: int) -> None:
+        self.layer, self.items = layer, items
+        self.buffers, self.begin, self.count = begin_kernel(operands)
+
+    def build(self) -> None:
+        layer, items = self.layer, self.items
+        with (
+            T.launch_thread("blockIdx.x", self.count * ROW_BLOCK) as row,
+            T.launch_thread("threadIdx.x", items) as self.item,
+        ):
+            self.row = self.begin * ROW_BLOCK + row
+            self.shared = T.alloc_buffer((items,), "float32", scope="shared")
+            value = _VALUES[layer.kind](self)
+            index: list[Any] = []
+            chain = stages(
+                layer.epilogue,
+                lambda name: self.buffers[name].__getitem__(tuple(index if name == "residual" else index[1:])),
+            )
+            kept = [T.alloc_buffer((1,), "float32", scope="local") for _ in chain]
+            padded = tile_count(layer.n) * TILE
+            with T.serial(0, -(-padded // items)) as number:
+                channel = number * items + self.item
+                index[:] = [self.row, channel // TILE, channel % TILE]
+                with where(channel < padded if padded % items else None):
+                    for place, stage in enumerate(chain):
+                        result = stage([value(0, *index[1:]), *(buffer[0] for buffer in kept[:place])])
+                        T.buffer_store(kept[place], result, [0])
+                    with or_zero(channel < layer.n if padded > layer.n else None, self.buffers["output"], [index]):
+                        T.buffer_store(self.buffers["output"], kept[-1][0], index)
+
+    def element(self, _row: Any, tile: Any, channel: Any) -> Any:
+        return self.buffers["input"][self.row, tile, channel]
+
+    def is_channel(self, _tile: Any, _channel: Any) -> Any:
+        """None, as of a row whose every position holds a channel."""
+        return
+
+    def statistic(self, _name: str, term: Term, combine: Callable[[Any, Any], Any], start: float) -> Any:
+        """Reduce ``term`` over the row; returns an item's copy of the result."""
+        result, items, n = self.once("", lambda _row: T.float32(start)), self.items, self.layer.n
+        with T.serial(0, -(-n // items)) as number:
+            channel = number * items + self.item
+            with where(channel < n if n % items else None):
+                value = combine(result[0, 0], term(0, channel // TILE, channel % TILE))
+                T.buffer_store(result, value, [0, 0])
+        T.buffer_store(self.shared, result[0, 0], [self.item])
+        local_barrier()
+        left = items
+        while left > 1:
+            left //= 2
+            with where(self.item < left):
+                folded = combine(self.shared[self.item], self.shared[self.item + left])
+                T.buffer_store(self.shared, folded, [self.item])
+            local_barrier()
+        T.buffer_store(result, self.shared[0], [0, 0])
+        local_barrier()
+        return result
+
+    def once(self, _name: str, value: Callable[[Any], Any]) -> Any:
+        """Keep ``value``; returns an item's copy of it."""
+        result = T.alloc_buffer((1, 1), "float32", scope="local")
+        T.buffer_store(result, value(0), [0, 0])
+        return result
+
+
+_AnyRowKernel = _RowKernel | _GroupRowKernel
+
+
 def _add(x: Any, y: Any) -> Any:
     return x + y
 
 
-def _layer_norm(kernel: _RowKernel) -> Term:
+def _layer_norm(kernel: _AnyRowKernel) -> Term:
     n = T.float32(1.0 / kernel.layer.n)
     total = kernel.statistic("total", kernel.element, _add, 0.0)
 
@@ -120,7 +193,7 @@ def _layer_norm(kernel: _RowKernel) -> Term:
     return value
 
 
-def _exp_below(kernel: _RowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
+def _exp_below(kernel: _AnyRowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
     """``exp(x - highest)``, zero where a position holds no channel; one expression, since it stands in a reduction."""
     epilogue = Epilogue()
     power = epilogue.exp(lambda v: v[0])
@@ -133,7 +206,7 @@ def _exp_below(kernel: _RowKernel, highest: Any, i: Any, t: Any, j: Any) -> Any:
     return power(values) if inside is None else power(values) * inside
 
 
-def _softmax(kernel: _RowKernel) -> Term:
+def _softmax(kernel: _AnyRowKernel) -> Term:
     def candidate(i: Any, t: Any, j: Any) -> Any:
         inside = kernel.is_channel(t, j)
         x = kernel.element(i, t, j)
@@ -146,11 +219,18 @@ def _softmax(kernel: _RowKernel) -> Term:
     return lambda i, t, j: _exp_below(kernel, highest, i, t, j) * scale[i, 0]
 
 
-def _map(kernel: _RowKernel) -> Term:
+def _map(kernel: _AnyRowKernel) -> Term:
     return kernel.element
 
 
 _VALUES = {"layer_norm": _layer_norm, "softmax": _softmax, "map": _map}
+
+
+def group_rows(layer: RowWise, operands: Sequence[Operand], items: int) -> tvm.IRModule:
+    """A row to a work-group of so many items, a power of two, which divide its channels."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        _GroupRowKernel(layer, operands, items).build()
+    return tvm.IRModule({"main": builder.get()})
 
 
 def schedule_rows(layer: RowWise, operands: Sequence[Operand], *, lanes: int, gpu: bool) -> tvm.IRModule:

@@ -7,6 +7,7 @@ are zero in every activation, and are written as zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from .frame import Launch, Operand
 
 IMPLEMENTATION = "rows"
+GROUPS = "group_rows"
+"""The kernels of a GPU, where a work-group computes a row."""
+_ITEMS = (32, 64, 128, 256)
+_ITEM_CHANNELS = 6
+"""Channels of an item with which the reading of a row and the adding up of its items' sums take equally long."""
 _CONSTANTS = {"layer_norm": ("gamma", "beta")}
 
 
@@ -51,7 +57,9 @@ def error_bound(variant: Variant) -> float:
 
 
 def dispatch(layer: RowWise, side: str, variant: Variant) -> Dispatch:
-    """Launch geometry of a half: one work-group of one work-item a unit."""
+    """Launch geometry of a half: one work-group of one work-item a unit, or one of several for each row."""
+    if variant.implementation == GROUPS:
+        return Dispatch((ROW_BLOCK, 1), (variant["items"], 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
     return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
 
 
@@ -62,8 +70,11 @@ def default_variant(layer: RowWise, side: str, hardware: Hardware) -> Variant:
 
 def variants(layer: RowWise, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
-    lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes
-    return [Variant.make(IMPLEMENTATION, lanes=lanes)]
+    if side == "gpu" and hardware.opencl_type == "gpu":
+        fitting = [items for items in _ITEMS if items <= hardware.max_group_size] or [1]
+        fitting.sort(key=lambda items: abs(math.log2(layer.n / items / _ITEM_CHANNELS)))
+        return [Variant.make(GROUPS, items=items) for items in fitting]
+    return [Variant.make(IMPLEMENTATION, lanes=hardware.lanes)]
 
 
 def operands(layer: RowWise, variant: Variant) -> tuple[Operand, ...]:
@@ -79,8 +90,11 @@ def operands(layer: RowWise, variant: Variant) -> tuple[Operand, ...]:
 def build(layer: RowWise, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
     """The one kernel of a half."""
     from .frame import Launch
-    from .rows import schedule_rows
+    from .rows import group_rows, schedule_rows
 
     arguments = operands(layer, variant)
+    if variant.implementation == GROUPS:
+        module = group_rows(layer, arguments, variant["items"])
+        return (Launch(module, arguments, dispatch(layer, side, variant)),)
     module = schedule_rows(layer, arguments, lanes=variant["lanes"], gpu=side == "gpu")
     return (Launch(module, arguments, dispatch(layer, side, variant)),)

@@ -381,6 +381,9 @@ def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) 
         return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
     if isinstance(layer, Place):
         return {"accumulators": 0.0, "steps_per_item": TILE}
+    if isinstance(layer, Attention):
+        accumulators = schedules.attention.accumulators(layer, variant)
+        return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
     if schedules.gpu_products.computes(variant):
         accumulators = schedules.gpu_products.accumulators(schedules.family(layer).extents(layer), variant)
         return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
