@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
 from tvm_coexec.planning.plan import LayerPlan, Plan
-from tvm_coexec.profile import Profile
-from tvm_coexec.profile.profile import store
+from tvm_coexec.profile import Profile, store
 from tvm_coexec.profile.records import Candidate, NetworkTimes, Point, PointTimes, Sample, samples_of
 from tvm_coexec.profile.trial_runs import Rehearsal
 
