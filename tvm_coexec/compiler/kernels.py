@@ -52,7 +52,7 @@ class Kernel:
 @cache
 def kept_kernels() -> Cache:
     """What was compiled before."""
-    return Cache(Path(platformdirs.user_cache_path("tvm-coexec")), _MOST_CACHE_BYTES)
+    return Cache(Path(platformdirs.user_cache_path("tvm-coexec")) / "kernels", _MOST_CACHE_BYTES)
 
 
 def compile_half(

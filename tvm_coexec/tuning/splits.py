@@ -20,6 +20,7 @@ from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, Sample
 from tvm_coexec.runtime.device import DeviceChoice
 
+from .alone import alone_with_device, alone_with_profile
 from .calibration import measure_overheads
 from .session import open_session
 from .tuner import Tuner, repeats_for
@@ -40,11 +41,13 @@ def measure_splits(
     with ExitStack() as stack:
         session = stack.enter_context(open_session(DeviceChoice.again(device.facts())))
         facts = session.facts()
+        stack.enter_context(alone_with_device(facts["name"]))
         if profile is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm-coexec-"))
             store = stack.enter_context(Profile.create(Path(folder) / "profile", facts))
         else:
             store = stack.enter_context(Profile.open(profile, facts))
+            stack.enter_context(alone_with_profile(Path(profile)))
         tuner = Tuner(session, store, target_for(facts))
         for layer in tqdm(list(dict.fromkeys(layers)), desc="measuring", unit="layer", leave=False):
             _search_split(tuner, layer)

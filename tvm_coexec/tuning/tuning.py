@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from tvm_coexec.prediction.predictors import newest
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import DeviceChoice
 
+from .alone import alone_with_device, alone_with_profile
 from .calibration import measure_overheads, measure_traffic
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
@@ -98,7 +100,7 @@ def tune(
     Raises
     ------
     MeasurementError
-        The tracker or the device cannot be reached.
+        The tracker or the device cannot be reached, or another process tunes the profile or measures the device.
     """
     chosen = _check_families(families)
     if minutes <= 0:
@@ -110,7 +112,10 @@ def tune(
         facts = session.facts()
         path = Path(out)
         opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
-        with opener(path, facts) as profile:
+        held = (
+            nullcontext() if tracker else alone_with_device(facts["name"])
+        )  # a tracker lends a device to one at a time
+        with held, opener(path, facts) as profile, alone_with_profile(path):
             tuner = Tuner(session, profile, target_for(facts))
             asked_for = check_layers(tuner, layers)
             _calibrate(tuner)

@@ -1,0 +1,56 @@
+"""One tuner for a profile and for a device: the second is told who holds it, and a killed one holds nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tvm_coexec
+from tvm_coexec.errors import MeasurementError
+from tvm_coexec.runtime.discovery import find_device
+from tvm_coexec.tuning.alone import alone_with_device, alone_with_profile
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from tvm_coexec.tuning.alone import alone_with_device, alone_with_profile
+with alone_with_profile(Path(sys.argv[1])), alone_with_device("a device"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_told_who_holds_what_until_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        told = f"is being tuned or measured by process {holder.pid} since 2"
+        with pytest.raises(MeasurementError, match=f"the profile {tmp_path} {told}"), alone_with_profile(tmp_path):
+            pass
+        with pytest.raises(MeasurementError, match=f"the device a device {told}"), alone_with_device("a device"):
+            pass
+        with alone_with_device("another device"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with alone_with_profile(tmp_path), alone_with_device("a device"):
+        pass
+
+
+def test_no_lock_is_better_than_no_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with alone_with_device("a device"), alone_with_device("a device"):
+        pass
+
+
+def test_a_device_is_tuned_by_one_at_a_time(device_name: str, tmp_path: Path) -> None:
+    told = f"is being tuned or measured by process {os.getpid()}"
+    with alone_with_device(find_device(device_name).name), pytest.raises(MeasurementError, match=told):
+        tvm_coexec.tune(tmp_path / "profile", device=device_name, minutes=0.01)
+    assert not (tmp_path / "profile").exists()
