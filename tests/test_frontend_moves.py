@@ -161,3 +161,10 @@ def test_group_normalisation_as_torch_writes_it() -> None:
     graph = check_against_onnxruntime(b.model(b.add("Add", hidden, b.weights(8, 1, 1))))
     kinds = ["conv2d", "average", "conv2d", "subtract", "mean_square", "conv2d", "multiply"]
     assert [kind for kind, _ in layers(graph)] == kinds
+
+
+def test_a_convolution_of_what_was_read_as_rows() -> None:
+    b = OnnxBuilder(x=(2, 3, 4, 5))
+    rows = b.add("LayerNormalization", "x", b.weights(5), b.weights(5))
+    graph = check_against_onnxruntime(b.model(b.add("Conv", b.add("Softmax", rows), b.weights(4, 3, 3, 3))))
+    assert [kind for kind, _ in layers(graph)] == ["layer_norm", "softmax", "rearrange", "conv2d"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ModelError
 from ..layers import Conv2d, Rearrange
-from . import fuse_images
+from . import fuse_images, fuse_moves
 from .trace import Operation
 from .values import Value
 
@@ -31,7 +31,8 @@ def add(fuser: Fuser, operation: Operation) -> bool:
 def add_conv1d(fuser: Fuser, operation: Operation) -> None:
     """A convolution of an image of one line."""
     name, constant = operation.inputs
-    value, weights = fuser.value(name, operation.source), _weights(fuser, operation, constant)
+    weights = _weights(fuser, operation, constant)
+    value = fuse_moves.with_channels_second(fuser, fuser.value(name, operation.source), operation.source)
     if not value.has_channels_at(1):
         raise ModelError(f"{operation.source} reads shape {list(value.shape)}, whose second axis is not the channels")
     batch, channels, length = value.shape
@@ -47,7 +48,7 @@ def add_transposed(fuser: Fuser, operation: Operation) -> None:
     """
     source, attributes = operation.source, operation.attributes
     weights = _weights(fuser, operation, operation.inputs[1])
-    value = fuser.materialised(operation.inputs[0], source)
+    value = fuse_moves.with_channels_second(fuser, fuser.materialised(operation.inputs[0], source), source)
     batch, h, w, channels = value.read_as_image(source)
     stride, padding, groups = attributes["stride"], attributes["padding"], attributes["groups"]
     shape = fuser.trace.shapes[operation.output]

@@ -13,6 +13,7 @@ from tvm_coexec.graph.graph import Image
 
 from ..errors import ModelError
 from ..layers import Concat, Conv2d, LocalNorm, Pool, is_nonnegative
+from . import fuse_moves
 from .trace import Operation, Source
 from .values import NO_PADDING, Value, claim_image
 
@@ -28,7 +29,8 @@ def _add_conv2d(fuser: Fuser, operation: Operation) -> None:
         raise ModelError(
             f"{operation.source} must convolve an activation with constant weights; make its weights a constant"
         )
-    add_convolution(fuser, operation, fuser.values[activation], weights)
+    value = fuse_moves.with_channels_second(fuser, fuser.values[activation], operation.source)
+    add_convolution(fuser, operation, value, weights)
 
 
 def add_convolution(fuser: Fuser, operation: Operation, value: Value, weights: np.ndarray) -> None:
@@ -98,6 +100,7 @@ def _add_pool(fuser: Fuser, operation: Operation) -> None:
     name = operation.inputs[0]
     kind = attributes.get("kind", "max" if operation.op == "max" else "average")
     value = fuser.values[name] if fuser.values[name].pending is None else fuser.materialised(name, source)
+    value = fuse_moves.with_channels_second(fuser, value, source)
     batch, h, w, channels = value.read_as_image(source)
     if attributes.get("kernel") is None:
         if value.padding != NO_PADDING:
@@ -116,9 +119,14 @@ def _add_reduction(fuser: Fuser, operation: Operation) -> None:
         _add_pool(fuser, operation)
         return
     value = fuser.materialised(operation.inputs[0], source)
-    batch, h, w, channels = image = _reduced_image(value, axes, source)
+    image = _reduced_image(value, axes, source)
+    own = value.tensor.image
+    if own is not None and image == (own[0], own[1] * own[2], 1, own[3]):
+        image, kernel = own, own[1:3]
+    else:
+        kernel = (1, image[2]) if not value.channels_last and axes[0] == len(value.shape) - 1 else (image[1], 1)
     claim_image(value.tensor, image, source)
-    kernel = (1, w) if not value.channels_last and axes[0] == len(value.shape) - 1 else (h, 1)
+    batch, h, w, channels = image
     layer = Pool("max" if operation.op == "max" else "average", h, w, channels, kernel, kernel, batch=batch)
     result = fuser.trace.shapes[operation.output]
     draft = fuser.new_draft(layer, value.tensor, result, channels, source)

@@ -13,7 +13,7 @@ from .drafts import DraftTensor, trailing_axes
 from .inputs import input_tensor
 from .moves import Moved, merged
 from .trace import Operation, Source
-from .values import Value
+from .values import NO_PADDING, Value
 
 if TYPE_CHECKING:
     from .fuse import Fuser
@@ -135,7 +135,7 @@ def add_resized(fuser: Fuser, operation: Operation) -> None:
         root = _root(fuser, operation)
         add_moved(fuser, operation.output, root, Moved.of(root.shape).repeated(attributes["factors"]), source)
         return
-    value = fuser.materialised(operation.inputs[0], source)
+    value = with_channels_second(fuser, fuser.materialised(operation.inputs[0], source), source)
     image = value.read_as_image(source)
     shape = fuser.trace.shapes[operation.output]
     layer = Resize(image, shape[2], shape[3], attributes["scale"], attributes["shift"])
@@ -158,9 +158,35 @@ def _root(fuser: Fuser, operation: Operation) -> Root:
     return root
 
 
+def with_channels_second(fuser: Fuser, value: Value, source: Source) -> Value:
+    """A value ``[batch, channels, …]`` whose tensor has these channels: the value itself, or of a copy."""
+    is_single = value.tensor.channels == 1 and value.shape[1:2] == (1,)
+    if value.has_channels_at(1) or is_single or value.padding != NO_PADDING or len(value.shape) not in (3, 4):
+        return value
+    value = fuser.settled(value)
+    root = Root.of(value, source)
+    moved = root and Moved.of(root.shape).reshaped(value.shape)
+    if root is None or moved is None:
+        return value
+    batch, channels, *pixels = value.shape
+    h, w = (*(1,) * (2 - len(pixels)), *pixels)
+    image = (batch, h, w, channels)
+    seen = moved.reshaped((batch, channels, h, w))
+    assert seen is not None
+    tensor = DraftTensor(f"{value.tensor.name}/image", (batch, channels, h, w), channels, image=image)
+    _append(fuser, root, seen, tensor, source)
+    return Value(tensor, value.shape, batch)
+
+
 def add_moved(fuser: Fuser, name: str, root: Root, moved: Moved, source: Source, fill: float = 0.0) -> None:
     """A layer that makes a value of a root's elements."""
     tensor, seen = _result(fuser, name, root, moved)
+    _append(fuser, root, seen, tensor, source, fill)
+    fuser.values[name] = Value(tensor, fuser.trace.shapes[name], tensor.image[0] if tensor.image else tensor.rows)
+
+
+def _append(fuser: Fuser, root: Root, seen: Moved, tensor: DraftTensor, source: Source, fill: float = 0.0) -> None:
+    """The layer that makes a tensor, in the shape in which the model sees it, of a root's elements."""
     output = tensor.image or (1, tensor.rows, 1, tensor.channels)
     axes: list[tuple[int, ...]] = [(0,), (2,), (3,), (1,)]
     if tensor.image is None:
@@ -171,12 +197,11 @@ def add_moved(fuser: Fuser, name: str, root: Root, moved: Moved, source: Source,
         for place, group in enumerate(axes)
         for extent, along, step in merged(digit for axis in group for digit in seen.axes[axis])
     )
-    offsets = dict(zip(root.places, moved.offsets, strict=True))
+    offsets = dict(zip(root.places, seen.offsets, strict=True))
     batch, h, w, channels = (offsets.get(place, 0) for place in range(4))
     layer = Rearrange(root.size, output, digits, (batch, h, w, channels), fill)
     draft = fuser.new_draft(layer, root.tensor, tensor.shape, tensor.channels, source)
     draft.output, tensor.producer = tensor, draft
-    fuser.values[name] = Value(tensor, fuser.trace.shapes[name], tensor.image[0] if tensor.image else tensor.rows)
 
 
 def _result(fuser: Fuser, name: str, root: Root, moved: Moved) -> tuple[DraftTensor, Moved]:

@@ -19,6 +19,9 @@ from .trace import Source
 
 _WINDOWED = ("AveragePool", "Conv", "MaxPool")
 
+_PAIRS = {"Max": "maximum", "Min": "minimum", "Sum": "add"}
+"""The operations of two operands, of which the nodes may have more."""
+
 _NORMS: dict[str, tuple[str, dict[str, float]]] = {
     "InstanceNormalization": ("instance_norm", {"epsilon": 1e-5}),
     "LRN": ("local_norm", {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, "size": 1}),
@@ -48,8 +51,8 @@ def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.nd
     cut = cut_range(node, numbers)
     if cut is not None:
         return "slice", inputs[:1], cut
-    if node.op_type == "Sum" and len(inputs) == 2:
-        return "add", inputs, {}
+    if node.op_type in _PAIRS and len(inputs) == 2:
+        return _PAIRS[node.op_type], inputs, {}
     return None
 
 
