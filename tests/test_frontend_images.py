@@ -256,7 +256,6 @@ def test_what_no_layer_takes(build: Build, message: str) -> None:
         lambda b: b.add("Conv", "x", "w"),
         lambda b: pad(b, "x", 1, 1, 1, 1),
         lambda b: b.add("MaxPool", pad(b, "x", 1, 1, 1, 1), kernel_shape=[2, 2]),
-        lambda b: b.add("Concat", "x", conv(b, "x", 4, 4, 1), axis=2),
         lambda b: b.add("Pad", conv(b, "x", 4, 4), ints(b, 0, 0, 1, 1, 0, 0, 1, 1), mode="reflect"),
         lambda b: b.add("Relu", b.add("Add", conv(b, "x", 4, 4), b.weights(3, 3))),
         lambda b: b.add("AveragePool", "x", **WINDOW, pads=[1, 1, 0, 0], count_include_pad=1, ceil_mode=1),

@@ -168,3 +168,24 @@ def test_a_convolution_of_what_was_read_as_rows() -> None:
     rows = b.add("LayerNormalization", "x", b.weights(5), b.weights(5))
     graph = check_against_onnxruntime(b.model(b.add("Conv", b.add("Softmax", rows), b.weights(4, 3, 3, 3))))
     assert [kind for kind, _ in layers(graph)] == ["layer_norm", "softmax", "rearrange", "conv2d"]
+
+
+JOINED: dict[str, tuple[Shape, Build]] = {
+    "rows": ((2, 3, 6), lambda b: b.add("Concat", b.add("Relu", "x"), b.add("Tanh", "x"), "x", axis=1)),
+    "lines": ((2, 6, 4, 5), lambda b: b.add("Concat", conv(b, 6), b.add("Abs", conv(b, 6)), axis=2)),
+    "columns": ((1, 6, 4, 5), lambda b: b.add("Concat", conv(b, 6), cut_columns(b), axis=3)),
+    "batches": ((2, 3, 6), lambda b: b.add("Concat", b.add("Relu", "x"), "x", axis=0)),
+}
+
+
+def cut_columns(b: OnnxBuilder) -> str:
+    return b.add("Slice", conv(b, 6), ints(b, 1), ints(b, 3), ints(b, 3))
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_concatenations_along_other_axes_are_sums_of_what_is_padded(name: str) -> None:
+    shape, build = JOINED[name]
+    b = OnnxBuilder(x=shape)
+    graph = check_against_onnxruntime(b.model(b.add("Relu", build(b))))
+    assert layers(graph)[-1] == ("rearrange", ("residual", "relu"))
+    assert "opaque" not in dict(layers(graph))

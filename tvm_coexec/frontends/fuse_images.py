@@ -197,10 +197,8 @@ def _add_concat(fuser: Fuser, operation: Operation) -> None:
     source, axis = operation.source, operation.attributes["axis"]
     values = [fuser.materialised(name, source) for name in operation.inputs]
     if not all(value.has_channels_at(axis) for value in values):
-        raise ModelError(
-            f"{source} joins shapes {', '.join(str(list(value.shape)) for value in values)} along axis {axis}; "
-            "supported is the axis of the channels"
-        )
+        fuse_moves.add_joined(fuser, operation)
+        return
     tensors = [tensor for name in operation.inputs for tensor in _joined(fuser, name)]
     image = next((tensor.image for tensor in tensors if tensor.image), None)
     batch, h, w = (1, tensors[0].rows, 1) if image is None else image[:3]

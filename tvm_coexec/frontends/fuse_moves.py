@@ -9,7 +9,7 @@ from tvm_coexec.graph.graph import Image
 
 from ..errors import ModelError
 from ..layers import Rearrange, Resize
-from .drafts import DraftTensor, trailing_axes
+from .drafts import Draft, DraftTensor, trailing_axes
 from .inputs import input_tensor
 from .moves import Moved, merged
 from .trace import Operation, Source
@@ -121,18 +121,45 @@ def settle(fuser: Fuser, name: str) -> None:
 def add_padding(fuser: Fuser, operation: Operation) -> None:
     """Constants around a value, along any of its axes."""
     attributes = operation.attributes
-    root = _root(fuser, operation)
+    root = _root(fuser, operation, operation.inputs[0])
     if len(attributes["before"]) != len(root.shape):
         raise ModelError(f"{operation.source} pads {len(attributes['before'])} axes of {len(root.shape)}")
     moved = Moved.of(root.shape).padded(attributes["before"], attributes["after"])
     add_moved(fuser, operation.output, root, moved, operation.source, attributes["value"])
 
 
+def add_joined(fuser: Fuser, operation: Operation) -> None:
+    """A concatenation along any axis: each operand is put to its place among zeros, and added to those before."""
+    source, axis = operation.source, operation.attributes["axis"]
+    if len(operation.inputs) > _MOST_JOINED:
+        raise ModelError(f"{source} joins {len(operation.inputs)} activations, each of which would be written anew")
+    shape = fuser.trace.shapes[operation.output]
+    first, last = 0, None
+    for name in operation.inputs:
+        root = _root(fuser, operation, name)
+        before, after = [0] * len(shape), [0] * len(shape)
+        before[axis], after[axis] = first, shape[axis] - first - root.shape[axis]
+        moved = Moved.of(root.shape).padded(tuple(before), tuple(after))
+        first += root.shape[axis]
+        tensor, seen = _result(fuser, operation.output, root, moved)
+        draft = _append(fuser, root, seen, tensor, source)
+        if last is not None:
+            draft.residual = last
+            draft.append("residual")
+        last = tensor
+    assert last is not None
+    fuser.values[operation.output] = Value(last, shape, last.image[0] if last.image else last.rows)
+
+
+_MOST_JOINED = 3
+"""Operands of a concatenation up to which it pays to write the whole for each."""
+
+
 def add_resized(fuser: Fuser, operation: Operation) -> None:
     """An image whose lines and columns are repeated, or interpolated."""
     source, attributes = operation.source, operation.attributes
     if "factors" in attributes:
-        root = _root(fuser, operation)
+        root = _root(fuser, operation, operation.inputs[0])
         add_moved(fuser, operation.output, root, Moved.of(root.shape).repeated(attributes["factors"]), source)
         return
     value = with_channels_second(fuser, fuser.materialised(operation.inputs[0], source), source)
@@ -144,9 +171,9 @@ def add_resized(fuser: Fuser, operation: Operation) -> None:
     fuser.values[operation.output] = Value(draft.output, shape, image[0])
 
 
-def _root(fuser: Fuser, operation: Operation) -> Root:
+def _root(fuser: Fuser, operation: Operation, name: str) -> Root:
     """What an operation reads, in the very shape in which the model sees it."""
-    value = fuser.materialised(operation.inputs[0], operation.source)
+    value = fuser.materialised(name, operation.source)
     tensor, shape = value.tensor, value.shape
     first = 4 - len(shape)
     if tensor.image is None and value.channels_last and first >= 0 and value.has_channels_at(len(shape) - 1):
@@ -165,7 +192,7 @@ def with_channels_second(fuser: Fuser, value: Value, source: Source) -> Value:
         return value
     value = fuser.settled(value)
     root = Root.of(value, source)
-    moved = root and Moved.of(root.shape).reshaped(value.shape)
+    moved = None if root is None else Moved.of(root.shape).reshaped(value.shape)
     if root is None or moved is None:
         return value
     batch, channels, *pixels = value.shape
@@ -185,7 +212,7 @@ def add_moved(fuser: Fuser, name: str, root: Root, moved: Moved, source: Source,
     fuser.values[name] = Value(tensor, fuser.trace.shapes[name], tensor.image[0] if tensor.image else tensor.rows)
 
 
-def _append(fuser: Fuser, root: Root, seen: Moved, tensor: DraftTensor, source: Source, fill: float = 0.0) -> None:
+def _append(fuser: Fuser, root: Root, seen: Moved, tensor: DraftTensor, source: Source, fill: float = 0.0) -> Draft:
     """The layer that makes a tensor, in the shape in which the model sees it, of a root's elements."""
     output = tensor.image or (1, tensor.rows, 1, tensor.channels)
     axes: list[tuple[int, ...]] = [(0,), (2,), (3,), (1,)]
@@ -202,6 +229,7 @@ def _append(fuser: Fuser, root: Root, seen: Moved, tensor: DraftTensor, source: 
     layer = Rearrange(root.size, output, digits, (batch, h, w, channels), fill)
     draft = fuser.new_draft(layer, root.tensor, tensor.shape, tensor.channels, source)
     draft.output, tensor.producer = tensor, draft
+    return draft
 
 
 def _result(fuser: Fuser, name: str, root: Root, moved: Moved) -> tuple[DraftTensor, Moved]:
