@@ -268,3 +268,11 @@ def test_what_only_relax_takes(build: Build) -> None:
     out = build(b)
     b.inputs = [value for value in b.inputs if any(value.name in node.input for node in b.nodes)]
     assert "opaque" in dict(layers(check_against_onnxruntime(b.model(out))))
+
+
+def test_padding_by_nothing_is_left_out() -> None:
+    b = OnnxBuilder(x=(1, 3, 6, 5))
+    rows = b.add("Transpose", b.add("Conv", "x", b.weights(8, 3, 1, 1)), perm=[0, 2, 3, 1])
+    padded = b.add("Pad", rows, b.const([0] * 8, "int64"))
+    graph = check_against_onnxruntime(b.model(linear(b, b.add("Add", padded, rows), 8, 4)))
+    assert "opaque" not in {kind for kind, _ in layers(graph)}

@@ -129,6 +129,29 @@ def test_a_decoder_layer() -> None:
     assert ops(check_against_torch(network, random_tensor(1, 9, 32), random_tensor(1, 5, 32))).count("attention") == 2
 
 
+def test_windows_with_a_bias_of_heads_and_a_mask_of_windows() -> None:
+    """As in Swin: the bias is added to the scores of all windows, the mask to those of all heads."""
+    bias, mask = random_tensor(3, 9, 9), random_tensor(4, 9, 9) < 0
+
+    def attend(qkv: Any, x: Any) -> Any:
+        q, k, v = qkv(x).reshape(8, 9, 3, 3, 16).permute(2, 0, 3, 1, 4)
+        scores = (q * 0.25) @ k.mT + bias
+        scores = scores.view(2, 4, 3, 9, 9) + (-100.0 * mask.float())[None, :, None]
+        return (scores.view(8, 3, 9, 9).softmax(-1) @ v).transpose(1, 2).reshape(8, 9, 48)
+
+    network = Function(attend, qkv=nn.Linear(32, 144))
+    graph = check_against_torch(network, random_tensor(8, 9, 32))
+    assert ops(graph).count("attention") == 0  # the mask of four windows is repeated for two images
+
+    def attend_one(qkv: Any, x: Any) -> Any:
+        q, k, v = qkv(x).reshape(4, 9, 3, 3, 16).permute(2, 0, 3, 1, 4)
+        scores = ((q * 0.25) @ k.mT + bias).view(1, 4, 3, 9, 9) + (-100.0 * mask.float())[None, :, None]
+        return (scores.view(4, 3, 9, 9).softmax(-1) @ v).transpose(1, 2).reshape(4, 9, 48)
+
+    network = Function(attend_one, qkv=nn.Linear(32, 144))
+    assert ops(check_against_torch(network, random_tensor(4, 9, 32))) == ["linear", "attention"]
+
+
 def test_values_wider_than_keys_in_one_linear_layer() -> None:
     """As in LeViT: each head has its queries, keys and values side by side, and a bias by relative place."""
     bias = random_tensor(4, 9, 9)

@@ -19,13 +19,12 @@ def collapse_attention(trace: Trace) -> Trace:
 
 @dataclass(frozen=True)
 class _Scores:
-    """What a softmax is applied to: ``factor · (left × right) + mask``, of this shape."""
+    """What a softmax is applied to: ``factor · (left × right)`` plus masks, each added to scores of some shape."""
 
     left: str
     right: str
     factor: float
-    mask: str | None
-    shape: tuple[int, ...]
+    masks: tuple[tuple[str, tuple[int, ...]], ...]
     empty_is_zero: bool
 
 
@@ -80,9 +79,8 @@ class _Finder(HeadFinder):
         keys, value_dim = v.shape[2:]
         columns = [found for view in operands if (found := self._columns(view)) is not None]
         result = self.rows(product, (batch, heads, queries, value_dim), is_turned)
-        mask = () if scores.mask is None else (scores.mask,)
-        sizes = self._mask_sizes(scores, batch, heads) if mask else (0, 0, 0)
-        if len(columns) != 3 or result is None or sizes is None:
+        mask = self._mask(scores, batch, heads, f"{product.output}/mask") if scores.masks else ("", (0, 0, 0))
+        if len(columns) != 3 or result is None or mask is None:
             return None
         operation, channels_first = result
         attributes = {
@@ -95,31 +93,32 @@ class _Finder(HeadFinder):
             "scale": scores.factor * q.factor * k.factor,
             "offsets": tuple(column.offset for column in columns),
             "head_steps": tuple(column.step for column in columns),
-            "mask_sizes": sizes,
+            "mask_sizes": mask[1],
             "empty_is_zero": scores.empty_is_zero,
             "channels_first": (*(column.channels_first for column in columns), channels_first),
         }
-        inputs = (q.root, k.root, v.root, *mask)
+        inputs = (q.root, k.root, v.root, *([mask[0]] if scores.masks else []))
         return Operation("attention", inputs, operation.output, product.source, attributes)
 
     def _scores(self, softmax: Operation) -> _Scores | None:
         rank = len(self.trace.shapes[softmax.output])
         if softmax.attributes["axes"] != (rank - 1,):
             return None
-        name, factor, mask = self.back(softmax.inputs[0]), 1.0, None
-        shape, empty_is_zero = self.trace.shapes[softmax.output], softmax.attributes.get("empty_is_zero", False)
+        name, factor = self.back(softmax.inputs[0]), 1.0
+        masks: list[tuple[str, tuple[int, ...]]] = []
+        empty_is_zero = softmax.attributes.get("empty_is_zero", False)
         while (operation := self.producers.get(name)) is not None:
             scaled = scaling(operation, self.trace)
             if operation.op == "matmul":
-                return _Scores(operation.inputs[0], operation.inputs[1], factor, mask, shape, empty_is_zero)
+                return _Scores(operation.inputs[0], operation.inputs[1], factor, tuple(masks), empty_is_zero)
             if scaled is not None:
                 name, factor = scaled[0], factor * scaled[1]
-            elif operation.op == "add" and mask is None and factor == 1:
+            elif operation.op == "add" and factor == 1:
                 pair = self._product_and_mask(operation)
                 if pair is None:
                     return None
-                shape = self.trace.shapes[operation.output]
-                name, mask = pair
+                name = pair[0]
+                masks.append((pair[1], self.trace.shapes[operation.output]))
             else:
                 return None
             name = self.back(name)
@@ -135,31 +134,50 @@ class _Finder(HeadFinder):
         return None
 
     def _is_product(self, name: str) -> bool:
-        """Whether a value is a product of activations, but for factors."""
+        """Whether a value is a product of activations, but for factors and summands."""
         while (operation := self.producers.get(self.back(name))) is not None:
             scaled = scaling(operation, self.trace)
-            if scaled is None:
+            if operation.op == "add" and (constants := set(operation.inputs) & self.trace.constants.keys()):
+                name = next(value for value in operation.inputs if value not in constants)
+            elif scaled is not None:
+                name = scaled[0]
+            else:
                 return operation.op == "matmul" and not set(operation.inputs) & self.trace.constants.keys()
-            name = scaled[0]
         return False
 
-    def _mask_sizes(self, scores: _Scores, batch: int, heads: int) -> tuple[int, int, int] | None:
-        """For how many items, heads and queries the mask has a row of keys; None if it has no such rows."""
-        name = scores.mask or ""
+    def _mask(self, scores: _Scores, batch: int, heads: int, name: str) -> tuple[str, tuple[int, int, int]] | None:
+        """The one mask that all summands of the scores are, and its sizes; several constants become one, ``name``."""
+        sizes = [self._mask_sizes(mask, shape, batch, heads) for mask, shape in scores.masks]
+        known = [of for of in sizes if of is not None]
+        if len(known) != len(sizes):
+            return None
+        if len(known) == 1:
+            return scores.masks[0][0], known[0]
+        constants = [self.trace.constants.get(mask) for mask, _ in scores.masks]
+        arrays = [array.reshape(*of, -1) for array, of in zip(constants, known, strict=True) if array is not None]
+        if len(arrays) != len(known):
+            return None
+        total = sum(arrays[1:], start=arrays[0])
+        self.trace.constants[name] = total
+        items, of_heads, queries = total.shape[:3]
+        return name, (items, of_heads, queries)
+
+    def _mask_sizes(self, name: str, scores: tuple[int, ...], batch: int, heads: int) -> tuple[int, int, int] | None:
+        """For how many items, heads and queries a summand of scores has a row of keys; None if it has no such rows."""
         constant = self.trace.constants.get(name)
         shape = self.trace.shapes[name] if constant is None else constant.shape
-        if len(shape) > len(scores.shape) or not shape or shape[-1] != scores.shape[-1]:
+        if len(shape) > len(scores) or not shape or shape[-1] != scores[-1]:
             return None
-        wide = (1,) * (len(scores.shape) - len(shape)) + tuple(shape)
-        queries = wide[-2]
-        leading, full = wide[:-2], scores.shape[:-2]
-        if math.prod(leading) == 1:
-            return (1, 1, queries)
+        *leading, queries, _keys = (1,) * (len(scores) - len(shape)) + tuple(shape)
+        full = list(scores[:-2])
         if leading == full:
             return (batch, heads, queries)
-        if len(leading) == 2 and full == (batch, heads):
-            return (*leading, queries)
-        return None
+        for axis in range(len(full) + 1):
+            parts = ((leading[:axis], full[:axis]), (leading[axis:], full[axis:]))
+            is_split = (math.prod(full[:axis]), math.prod(full[axis:])) == (batch, heads)
+            if is_split and all(part == whole or math.prod(part) == 1 for part, whole in parts):
+                return (math.prod(leading[:axis]), math.prod(leading[axis:]), queries)
+        return (1, 1, queries) if math.prod(leading) == 1 else None
 
     def _columns(self, view: View) -> _Columns | None:
         """Where a view ``[batch, heads, rows, columns]`` is in a tensor of rows or an image; None if it is nowhere."""

@@ -352,6 +352,8 @@ class _Tracer:
         self._add(variable, Operation("add", (scaled, f"{name}/shift"), name, source), shape)
 
     def _add(self, variable: relax.Var, operation: Operation, shape: tuple[int, ...]) -> None:
+        if operation.op == "pad" and not any(operation.attributes["padding"]):
+            operation = replace(operation, op="reshape", attributes={})
         if operation.whole is None and isinstance(variable.ty, relax.TensorType):
             operation = replace(operation, whole=lambda: self._cut_out(variable))
         self.traced[variable] = operation.output
