@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import tvm
 from tvm import script, tirx
@@ -69,6 +69,7 @@ def keeping_nan(module: tvm.IRModule) -> tvm.IRModule:
     if changed == text:
         return module
     names = {"I": script.ir, "R": script.relax, "T": script.tirx, "coexec_max": larger, "coexec_min": smaller}
+    names["TypeVar"] = TypeVar  # the offset of a buffer that loops were written for
     return script.from_source(changed, extra_vars=names)
 
 

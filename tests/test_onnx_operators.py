@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from onnx import TensorProto, helper
 from onnx_builder import OnnxBuilder, check_against_onnxruntime, random_inputs, run_onnx
 from reference import evaluate
 
+import tvm_coexec
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
+from tvm_coexec.runtime.device import Device
 
 Build = Callable[[OnnxBuilder], str]
 
@@ -173,6 +176,45 @@ def test_halves_are_computed_in_float32_between_inputs_and_outputs_of_their_own_
     (result,), (expected,) = evaluate(graph, x).values(), run_onnx(model, x).values()
     assert result.dtype == expected.dtype == np.float16
     np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
+
+
+def boxes(b: OnnxBuilder, **values: Any) -> str:
+    """Overlapping boxes, two classes and two images, of which some are selected."""
+    b.inputs = [
+        helper.make_tensor_value_info("places", TensorProto.FLOAT, (2, 9, 4)),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, (2, 2, 9)),
+    ]
+    limits = [b.const([9], "int64"), b.const([0.1]), b.const([0.2])]
+    return b.add("NonMaxSuppression", "places", "scores", *limits, **values)
+
+
+@pytest.mark.parametrize("centred", [0, 1])
+def test_as_many_boxes_are_given_back_as_are_selected(centred: int, device: Device, tmp_path: Path) -> None:
+    b = OnnxBuilder()
+    rows = boxes(b, center_point_box=centred)
+    column = b.add("Squeeze", b.add("Gather", rows, b.const([2], "int64"), axis=1), b.const([1], "int64"))
+    table = b.const(np.arange(18).reshape(9, 2))
+    model = b.model(rows, b.add("Gather", table, column, axis=0))
+    module = tvm_coexec.build(model, device=device, split="cpu")
+    module.export(tmp_path / "m.coexec")
+    loaded = tvm_coexec.load(tmp_path / "m.coexec", device=device)
+    counts = set()
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        scores = random.random((2, 2, 9), np.float32) * (seed > 0)
+        given = {"places": random.random((2, 9, 4), np.float32), "scores": scores}
+        for name, expected in run_onnx(model, given).items():
+            np.testing.assert_array_equal(module(**given)[name], expected)
+            np.testing.assert_array_equal(loaded(**given)[name], expected)
+            counts.add(len(expected))
+    assert len(counts) > 2 and 0 in counts
+
+
+def test_what_reads_all_rows_of_which_some_do_not_count_is_named() -> None:
+    b = OnnxBuilder()
+    total = b.add("ReduceSum", boxes(b))
+    with pytest.raises(ModelError, match=r"^ReduceSum \(node 'n1'\) reads 'v0', which has as many rows as the model"):
+        to_graph(b.model(total))
 
 
 def test_every_result_is_compared_with_what_onnx_infers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,7 @@ def _tensor_spec(tensor: Tensor, layout: ImageLayout | None, graph: Graph) -> Te
         tensor.channels_first,
         tensor.dtype,
         wholes=graph.wholes(tensor.name),
+        counted_by=tensor.counted_by,
     )
 
 

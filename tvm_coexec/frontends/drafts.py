@@ -30,6 +30,7 @@ class DraftTensor:
     image: Image | None = None
     channels_first: bool = False
     dtype: str = "float32"
+    counted_by: DraftTensor | None = None
 
     @property
     def rows(self) -> int:
@@ -46,7 +47,8 @@ class DraftTensor:
             return Tensor(self.name, (self.rows, self.channels), 1, dtype=self.dtype)
         if axes is None:
             raise ValueError(f"tensor {self.name!r} of shape {self.shape} cannot have {self.channels} channels")
-        return Tensor(self.name, self.shape, axes, self.image, dtype=self.dtype)
+        count = None if self.counted_by is None else self.counted_by.name
+        return Tensor(self.name, self.shape, axes, self.image, dtype=self.dtype, counted_by=count)
 
 
 @dataclass(frozen=True)

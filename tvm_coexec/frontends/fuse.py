@@ -162,6 +162,9 @@ class Fuser:
                 value = copied(self, value, name, copy)
                 value.name_output(name, source)
             outputs.append(value.tensor)
+        by_name = dict(zip((name for name, _ in self.trace.outputs), outputs, strict=True))
+        for name, count in self.trace.counts.items():
+            by_name[name].counted_by = by_name[count]
         return finish_graph(self.inputs, outputs, self.drafts)
 
     def _add_linear(self, operation: Operation) -> None:

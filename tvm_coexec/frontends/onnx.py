@@ -116,7 +116,8 @@ def _naming(function: relax.Function, model: SimpleModel, by_name: Mapping[str, 
         source = sources.setdefault(binding.var, source)
         values.setdefault(binding.var, f"{source.name}/{index}")
     outputs = [(name, by_name[value]) for name, value in model.outputs]
-    return Naming(values, sources, outputs, _known(model, by_name))
+    counts = {name: model.counts[value] for name, value in model.outputs if value in model.counts}
+    return Naming(values, sources, outputs, _known(model, by_name), counts)
 
 
 def _known(model: SimpleModel, by_name: Mapping[str, relax.Expr]) -> dict[relax.Var, Known]:

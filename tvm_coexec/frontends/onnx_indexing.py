@@ -166,6 +166,12 @@ def _unravelled(position: Any, shape: tuple[int, ...]) -> list[Any]:
     return index
 
 
+def _pool_regions(call: Call) -> Any:
+    """TVM's own, but for maxima, of which it takes those of interpolated values."""
+    if call.attributes.get("mode", "avg") != "avg":
+        raise ModelError(f"{call.node.source} takes maxima of regions; supported are averages (mode='avg')")
+
+
 def _top_k(call: Call) -> Any:
     axis, shape = _axis(call, -1), call.type(0).shape
     count = call.model.types[call.node.proto.output[0] or call.node.proto.output[1]].shape[axis]
@@ -178,6 +184,7 @@ CONVERTERS: Mapping[str, Converter] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "RoiAlign": _pool_regions,
     "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,

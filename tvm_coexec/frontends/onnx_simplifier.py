@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -13,7 +13,19 @@ from onnx.reference import ReferenceEvaluator
 
 from ..errors import ModelError, in_one_line
 from .onnx_nodes import with_explicit_padding
-from .onnx_values import DOMAINS, DTYPES, HALVES, Meaning, Scope, ValueType, source_of, to_array, type_of, type_of_array
+from .onnx_values import (
+    DOMAINS,
+    DTYPES,
+    HALVES,
+    Meaning,
+    Scope,
+    ValueType,
+    attributes,
+    source_of,
+    to_array,
+    type_of,
+    type_of_array,
+)
 from .trace import Source, claim_name
 
 _RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
@@ -40,13 +52,17 @@ class SimpleNode:
 
 @dataclass
 class SimpleModel:
-    """Nodes in execution order; ``outputs`` pairs the names that the user sees with values."""
+    """Nodes in execution order; ``outputs`` pairs the names that the user sees with values.
+
+    ``counts`` has values of which only the first rows count, and the values that say how many these are.
+    """
 
     inputs: dict[str, ValueType] = field(default_factory=dict)
     outputs: list[tuple[str, str]] = field(default_factory=list)
     nodes: list[SimpleNode] = field(default_factory=list)
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     types: dict[str, ValueType] = field(default_factory=dict)
+    counts: dict[str, str] = field(default_factory=dict)
 
     def without_unused(self) -> list[SimpleNode]:
         """The nodes that the outputs depend on."""
@@ -164,12 +180,26 @@ class Simplifier:
                 self.model.constants[name] = np.zeros(known.shape, known.dtype)
         if all(name in self.model.constants for name in node.output if name):
             return
+        self._follow_counts(node, source)
         if node.op_type == "Concat":
             kept = [name for name in node.input if 0 not in self.model.types[name].shape]
             del node.input[:]
             node.input.extend(kept)
         explicit = with_explicit_padding(node, lambda name: self.model.types[name].shape)
         self.model.nodes.append(SimpleNode(explicit, source, scope.opset))
+
+    def _follow_counts(self, node: NodeProto, source: Source) -> None:
+        """Let the result of a node have the count of what it reads, if it makes each row of one row."""
+        counted = [place for place, name in enumerate(node.input) if name in self.model.counts]
+        if not counted:
+            return
+        counts = {self.model.counts[node.input[place]] for place in counted}
+        if len(counts) > 1 or not keeps_rows(node, counted, self.model):
+            raise ModelError(
+                f"{source} reads {node.input[counted[0]]!r}, which has as many rows as the model computes; leave it "
+                "out of the model and do it to the model's output"
+            )
+        self.model.counts |= dict.fromkeys(filter(None, node.output), counts.pop())
 
     def inferred(self, node: NodeProto, opset: int, source: Source) -> Mapping[str, TypeProto]:
         """What ONNX's own inference says of a node's results."""
@@ -200,7 +230,7 @@ class Simplifier:
     def is_constant(self, node: NodeProto) -> bool:
         """Whether a renamed node's results follow from constants, or from the type of what it reads."""
         if node.op_type in _OF_SHAPES:
-            return True
+            return node.input[0] not in self.model.counts
         return all(name in self.model.constants for name in node.input if name)
 
     def _evaluate(self, renamed: NodeProto, node: NodeProto, scope: Scope) -> bool:
@@ -244,6 +274,27 @@ def evaluate(node: NodeProto, arrays: Mapping[str, np.ndarray], opset: int) -> l
         except Exception:  # the evaluator raises whatever it stumbles over
             continue
     return None
+
+
+def keeps_rows(node: NodeProto, counted: Sequence[int], model: SimpleModel) -> bool:
+    """Whether a node makes each row of its result of the same row of the operands at these places."""
+    shapes = [model.types[name].shape for name in node.input if name]
+    rows, result = shapes[counted[0]][0], model.types[node.output[0]].shape
+    values = attributes(node)
+    if not result or result[0] != rows:
+        return False
+    if node.op_type in ("Gather", "GatherND"):
+        return counted == [1] and not values.get("batch_dims", 0) if values.get("axis", 0) == 0 else counted == [0]
+    if node.op_type == "Slice":
+        axes = model.constants.get(node.input[3]) if len(node.input) > 3 else None
+        return axes is not None and all(int(axis) % len(shapes[0]) for axis in axes)
+    if node.op_type == "Concat":
+        return values["axis"] % len(result) != 0 and len(counted) == len(shapes)
+    if node.op_type in ("Cast", "Squeeze", "Unsqueeze"):
+        return True
+    wide = [shape for place, shape in enumerate(shapes) if place not in counted]
+    is_elementwise = node.op_type in ("Add", "Div", "Mul", "Sub")
+    return is_elementwise and all(len(shape) < len(result) or shape[0] == 1 for shape in wide)
 
 
 def _refuse_randomness(node: NodeProto, source: Source) -> None:

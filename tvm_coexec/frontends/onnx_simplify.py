@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnx import NodeProto, defs
 
-from . import onnx_control, onnx_functions, onnx_sequences
+from . import onnx_control, onnx_counted, onnx_functions, onnx_sequences
 from .onnx_simplifier import SimpleModel, Simplifier
 from .onnx_values import HALVES, Scope, to_array
 
-_HANDLERS = {**onnx_control.HANDLERS, **onnx_functions.HANDLERS, **onnx_sequences.HANDLERS}
+_HANDLERS = {**onnx_control.HANDLERS, **onnx_counted.HANDLERS, **onnx_functions.HANDLERS, **onnx_sequences.HANDLERS}
 
 
 def simplify(model: onnx.ModelProto) -> SimpleModel:
@@ -39,10 +39,17 @@ def simplify(model: onnx.ModelProto) -> SimpleModel:
     simplifier.add_nodes(model.graph.node, scope)
     for value in model.graph.output:
         simplifier.add_output(value, scope)
+    _add_counts(simplifier.model)
     simplifier.model.nodes = simplifier.model.without_unused()
     if simplifier.has_halves:
         warnings.warn("what the model has in float16 or bfloat16 is computed in float32", stacklevel=2)
     return simplifier.model
+
+
+def _add_counts(model: SimpleModel) -> None:
+    """Make outputs of the numbers of rows of outputs, too."""
+    hidden = dict.fromkeys(model.counts[value] for _, value in model.outputs if value in model.counts)
+    model.outputs += [(count, count) for count in hidden]
 
 
 def _drop_unread_outputs(graph: onnx.GraphProto, opset: int) -> None:

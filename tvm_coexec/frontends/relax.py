@@ -47,6 +47,7 @@ class Naming:
     sources: dict[relax.Var, Source]
     outputs: list[tuple[str, relax.Expr]]
     known: dict[relax.Var, Known] = field(default_factory=dict)
+    counts: dict[str, str] = field(default_factory=dict)
     inner: set[relax.Var] = field(default_factory=set)
 
 
@@ -105,6 +106,7 @@ def trace_function(module: IRModule, naming: Naming) -> Trace:
             tracer.add_binding(binding)
     for name, value in naming.outputs:
         tracer.add_output(name, value)
+    tracer.trace.counts |= naming.counts
     tracer.trace.operations = tracer.trace.without_unused(tracer.trace.operations)
     return tracer.trace
 

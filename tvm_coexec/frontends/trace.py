@@ -85,7 +85,7 @@ class Trace:
     """Operations in execution order.
 
     ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value,
-    ``dtypes`` those that are not float32.
+    ``dtypes`` those that are not float32, and ``counts`` the outputs that say how many rows of others count.
     """
 
     inputs: list[str]
@@ -94,6 +94,7 @@ class Trace:
     constants: dict[str, np.ndarray]
     operations: list[Operation]
     dtypes: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, str] = field(default_factory=dict)
 
     def scalar(self, name: str) -> float | None:
         """The number that a constant of one element holds; None for all else."""

@@ -54,6 +54,8 @@ class Tensor:
     whole, first_channel
         The image that this one is part of, and where its channels begin there. No node writes a whole: it is there
         when its parts are, which lie in its memory.
+    counted_by
+        The output that says how many of this output's rows count, if that depends on the inputs.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Tensor:
     dtype: str = "float32"
     whole: str | None = None
     first_channel: int = 0
+    counted_by: str | None = None
 
     @property
     def rows(self) -> int:

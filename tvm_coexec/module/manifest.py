@@ -66,6 +66,7 @@ class TensorSpec:
     ``image`` of batch, height, width and channels, whose rows are its pixels; the user may see it otherwise, its
     elements with the ``channels_first``. Tensors of the same ``slot`` share memory, whatever their ``dtype``.
     ``wholes`` names what the tensor is part of, what that is part of, and so on: they share a slot at the same time.
+    ``counted_by`` names the output that says how many rows of this one count, if that depends on the inputs.
     """
 
     name: str
@@ -77,6 +78,7 @@ class TensorSpec:
     dtype: str = "float32"
     slot: int | None = None
     wholes: tuple[str, ...] = ()
+    counted_by: str | None = None
 
     @classmethod
     def of_size(cls, name: str, size: tuple[int, ...], layout: ImageLayout | None = None) -> TensorSpec:

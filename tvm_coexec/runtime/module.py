@@ -146,7 +146,8 @@ class Module:
     @property
     def outputs(self) -> dict[str, np.ndarray]:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the outputs, valid after :meth:`run`."""
-        return {name: self._executor.view(name) for name in self._package.manifest.outputs}
+        hidden = set(self._counts().values())
+        return {name: self._executor.view(name) for name in self._package.manifest.outputs if name not in hidden}
 
     @_in_turn
     def run(self) -> None:
@@ -171,7 +172,16 @@ class Module:
             self._executor.write(name, array)
         self.run()
         results = {name: self._executor.read(name) for name in manifest.outputs}
+        for name, count in self._counts().items():
+            results[name] = results[name][: int(results[count].item())]
+        for count in set(self._counts().values()):
+            del results[count]
         return results[manifest.outputs[0]] if len(results) == 1 else results
+
+    def _counts(self) -> dict[str, str]:
+        """Outputs of which only the first rows count, and those that say how many, which the user does not see."""
+        specs = {name: self._executor.spec(name) for name in self._package.manifest.outputs}
+        return {name: spec.counted_by for name, spec in specs.items() if spec.counted_by is not None}
 
     def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = self._package.manifest.inputs
