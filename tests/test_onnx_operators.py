@@ -51,6 +51,21 @@ def test_indexing(name: str) -> None:
     check_against_onnxruntime(b.model(INDEXING[name](b)))
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("ways", [{}, {"exclusive": 1}, {"reverse": 1}, {"exclusive": 1, "reverse": 1}])
+def test_sums_of_all_before(axis: int, ways: dict[str, int]) -> None:
+    b = OnnxBuilder(x=(3, 5, 6))
+    check_against_onnxruntime(b.model(b.add("CumSum", "x", b.const(axis, "int64"), **ways)))
+
+
+def test_sums_of_whole_numbers() -> None:
+    b = OnnxBuilder(x=(3, 5, 6))
+    numbers = b.add("Cast", b.add("Greater", "x", b.const(0)), to=TensorProto.INT64)
+    check_against_onnxruntime(
+        b.model(b.add("Cast", b.add("CumSum", numbers, b.const(1, "int64")), to=TensorProto.FLOAT))
+    )
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 9), (2, 3, 4, 5), (1, 3, 4, 5, 3)])
 def test_batch_norm_of_any_rank_after_a_convolution(shape: tuple[int, ...]) -> None:
     b = OnnxBuilder(x=shape)

@@ -39,7 +39,7 @@ class Call:
         return self.model.types[self.node.proto.input[place]]
 
     def constant(self, array: object, dtype: str) -> relax.Expr:
-        return relax.const(np.asarray(array, dtype))
+        return relax.const(np.asarray(array, dtype), dtype)
 
     def loops(self, compute: Callable[..., Any], *operands: relax.Expr) -> relax.Var:
         """The result of tensor expressions, or of loops, as one operation."""

@@ -140,9 +140,24 @@ def _normalise_lengths(call: Call) -> Any:
     return call.loops(divided, x, length)
 
 
+def _cumulated(call: Call) -> Any:
+    """Sums of all before each place on an axis: a product with a triangle of ones."""
+    shape, dtype, place = call.type(0).shape, call.type(0).dtype, call.array(1)
+    if place is None or not shape:
+        return None
+    axis = int(place.reshape(())) % len(shape)
+    reached = np.tri(shape[axis], k=-1 if call.attributes.get("exclusive", 0) else 0)
+    triangle = call.constant(reached if call.attributes.get("reverse", 0) else reached.T, dtype)
+    order = [*(other for other in range(len(shape)) if other != axis), axis]
+    moved = call.builder.emit(relax.op.permute_dims(call.operand(0), order))
+    sums = call.builder.emit(relax.op.matmul(moved, triangle))
+    return relax.op.permute_dims(sums, [order.index(other) for other in range(len(shape))])
+
+
 CONVERTERS: Mapping[str, Converter] = {
     "BitCast": _cast_bits,
     "BitShift": _shift_bits,
+    "CumSum": _cumulated,
     "DepthToSpace": _depth_to_space,
     "IsInf": _is_infinite,
     "LpNormalization": _normalise_lengths,
