@@ -18,7 +18,7 @@ from tvm_coexec import schedules
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError, KernelError, SyncTimeoutError
-from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool, RowWise
+from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool, Rearrange, Resize, RowWise
 from tvm_coexec.runtime import executor
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
@@ -44,6 +44,8 @@ LAYERS = [
     Concat(2, 2, (32,) * 20),
     Elementwise("multiply", (2, 5, 4, 70), (2, 1, 1, 70), ("residual", "relu")),
     Elementwise("subtract", (1, 1, 4, 70), (1, 5, 4, 1), ("leaky_relu(0.1)", "scale", "bias")),
+    Rearrange((1, 4, 5, 48), (1, 4, 5, 70), ((1, 4, 1, 1), (2, 5, 2, 1), (3, 70, 3, 1)), (0, 0, 0, -22)),
+    Resize((2, 4, 5, 40), 8, 5, (0.5, 1.0), (-0.25, 0.0), ("residual",)),
     LocalNorm(5, 4, 70, 5, 0.5, 0.75, 1.0),
     Conv2d(29, 7, 20, 40, 3, 2, 1, epilogue=("bias", "residual", "relu"), axis="lines"),
     Conv2d(28, 6, 40, 33, 3, 1, 1, axis="lines"),

@@ -12,7 +12,7 @@ from onnx import helper
 from onnx.numpy_helper import from_array
 
 from tvm_coexec.errors import FileFormatError, InputError
-from tvm_coexec.layers import Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool
+from tvm_coexec.layers import Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool, Rearrange, Resize
 from tvm_coexec.tuning.workloads import (
     NAMED,
     conv2d_training_layers,
@@ -82,7 +82,7 @@ def test_training_layers_are_the_same_in_every_run() -> None:
 
 def test_all_layers_of_images_are_trained_on() -> None:
     layers = list(itertools.islice(images_training_layers(), 200))
-    assert {type(layer) for layer in layers} == {Pool, Concat, Elementwise, LocalNorm}
+    assert {type(layer) for layer in layers} == {Pool, Concat, Elementwise, LocalNorm, Rearrange, Resize}
     pools = [layer for layer in layers if isinstance(layer, Pool)]
     assert {layer.kind for layer in pools} == {"average", "max"}
     assert {1, 2, 3} <= {layer.kernel[0] for layer in pools}

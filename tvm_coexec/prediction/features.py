@@ -5,6 +5,7 @@ Halves are kept as columns, because planning asks for every split of a layer at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -267,6 +268,8 @@ def _image_facts(layer: Pool | Concat | Elementwise | LocalNorm | Rearrange | Re
         "inputs": len(layer.input_sizes),
         f"kind:{f'{layer.kind}_pool' if isinstance(layer, Pool) else layer.op}": 1.0,
     }
+    if isinstance(layer, Rearrange):
+        facts["group_channels"] = math.gcd(TILE, layer.run)
     if isinstance(layer, Pool):
         facts |= {
             "kernel_height": layer.kernel[0],

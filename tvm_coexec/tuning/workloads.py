@@ -27,6 +27,8 @@ from tvm_coexec.layers import (
     Matrices,
     Opaque,
     Pool,
+    Rearrange,
+    Resize,
     RowWise,
     has_lines,
     layer_from_json,
@@ -213,17 +215,17 @@ def _random_conv2d(rng: np.random.Generator) -> Conv2d:
     return replace(layer, in_channels=outputs, groups=outputs) if kind == "depthwise" else layer
 
 
-ImageLayer = Pool | Concat | Elementwise | LocalNorm
+ImageLayer = Pool | Concat | Elementwise | LocalNorm | Rearrange | Resize
 
 
 def images_training_layers() -> Iterator[ImageLayer]:
-    """Pooling, maps, concatenation, arithmetic and local normalisation without end, as in networks for images."""
+    """Pooling, maps, concatenation, arithmetic and other layers of networks for images, without end."""
     rng = np.random.default_rng(_TRAINING_SEED)
-    kinds = ("pool", "global", "map", "concat", "elementwise", "local_norm")
+    kinds = ("pool", "global", "map", "concat", "elementwise", "moved", "local_norm")
     while True:
         size = _log_uniform(rng, 5, 128)
         channels = _channels(rng, size)
-        kind = rng.choice(kinds, p=(0.25, 0.15, 0.25, 0.2, 0.1, 0.05))
+        kind = rng.choice(kinds, p=(0.2, 0.1, 0.2, 0.15, 0.15, 0.15, 0.05))
         if kind == "pool":
             pool = _random_pool(rng, size, channels)
             yield replace(pool, axis="lines") if has_lines(pool) and rng.random() < 0.3 else pool
@@ -237,8 +239,29 @@ def images_training_layers() -> Iterator[ImageLayer]:
             yield Concat(size, size, tuple(_channels(rng, size) for _ in range(rng.integers(1, 5))))
         elif kind == "elementwise":
             yield _random_arithmetic(rng, (1, size, size, channels))
+        elif kind == "moved":
+            yield _random_move(rng, (1, size, size, channels))
         else:
             yield LocalNorm(size, size, channels, 5, 1e-4, 0.75, 1.0)
+
+
+def _random_move(rng: np.random.Generator, image: tuple[int, int, int, int]) -> Rearrange | Resize:
+    """An image twice as large, or with more channels, some of them, or shuffled ones."""
+    _, h, w, channels = image
+    kind = str(rng.choice(("resized", "repeated", "padded", "cut", "shuffled")))
+    if kind == "resized":
+        return Resize(image, 2 * h, 2 * w, (0.5, 0.5), (-0.25, -0.25))
+    if kind == "repeated":
+        twice = ((1, h, 1, 1), (1, 2, 1, 0), (2, w, 2, 1), (2, 2, 2, 0), (3, channels, 3, 1))
+        return Rearrange(image, (1, 2 * h, 2 * w, channels), twice)
+    pixels = ((1, h, 1, 1), (2, w, 2, 1))
+    if kind == "padded":
+        more = 2 * channels
+        return Rearrange(image, (1, h, w, more), (*pixels, (3, more, 3, 1)))
+    half = max(1, channels // 2)
+    if kind == "cut":
+        return Rearrange(image, (1, h, w, half), (*pixels, (3, half, 3, 1)), (0, 0, 0, channels - half))
+    return Rearrange((1, h, w, 2 * half), (1, h, w, 2 * half), (*pixels, (3, half, 3, 1), (3, 2, 3, half)))
 
 
 def _random_pool(rng: np.random.Generator, size: int, channels: int) -> Pool:
