@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx_builder import OnnxBuilder, linear, random_inputs, run_onnx
 
 from tvm_coexec import schedules
+from tvm_coexec.api import build_graph
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
+from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import Hardware, MatMul, Matrices, layer_from_json, layer_to_json
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
@@ -64,3 +68,24 @@ def test_layers_become_plain_values_and_back(layer: Any) -> None:
 def test_matrices_outside_their_tensor_are_refused() -> None:
     with pytest.raises(ValueError, match="do not lie within their tensor"):
         MatMul(2, 1, 5, 7, 70, rows(2, 1, 5, 7, 7), rows(2, 1, 7, 70, 72, 3))
+
+
+@pytest.mark.parametrize("split", ["cpu", 0.5, "gpu"])
+def test_a_network_of_products(split: Any, device: Device) -> None:
+    b = OnnxBuilder(x=(2, 6, 32))
+    parts = []
+    for _ in range(3):
+        heads = b.add("Reshape", linear(b, "x", 32, 96), b.const([2, 6, 2, 48], "int64"))
+        parts.append(b.add("Transpose", heads, perm=[0, 2, 3, 1]))
+    q, k, v = parts
+    of_channels = b.add("Softmax", b.add("MatMul", q, b.add("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    mixed = b.add("Transpose", b.add("MatMul", of_channels, v), perm=[0, 3, 1, 2])
+    rows = b.add("Reshape", mixed, b.const([2, 6, 96], "int64"))
+    gram = b.add("Relu", b.add("MatMul", rows, b.add("Transpose", rows, perm=[0, 2, 1])))
+    model = b.model(b.add("Add", linear(b, b.add("MatMul", gram, rows), 96, 32), "x"))
+    graph = to_graph(model)
+    assert [node.layer.op for node in graph.nodes].count("matmul") == 4
+    inputs = random_inputs(model)
+    (expected,) = run_onnx(model, inputs).values()
+    result = build_graph(graph, device, split=split)(**inputs)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())

@@ -13,8 +13,7 @@ from .views import View, scaling
 def collapse_attention(trace: Trace) -> Trace:
     """Replace every attention by one operation ``attention`` on the tensors that its operands are columns of."""
     finder = _Finder(trace)
-    found = [finder.attention(operation) for operation in trace.operations if operation.op == "softmax"]
-    return trace.collapsed(pattern for pattern in found if pattern is not None)
+    return finder.collapsed("softmax", finder.attention)
 
 
 @dataclass(frozen=True)

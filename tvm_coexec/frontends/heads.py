@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 from .trace import Operation, Trace
@@ -21,6 +22,16 @@ class HeadFinder:
             for name in set(operation.inputs):
                 self.readers[name].append(operation)
         self.outputs = {value for _, value in trace.outputs}
+
+    def collapsed(self, kind: str, find: Callable[[Operation], Operation | None]) -> Trace:
+        """The trace with what is found around its operations of a kind; later ones see no farther than its results."""
+        patterns = []
+        for operation in self.trace.operations:
+            pattern = find(operation) if operation.op == kind else None
+            if pattern is not None:
+                patterns.append(pattern)
+                self.producers.pop(pattern.output, None)
+        return self.trace.collapsed(patterns)
 
     def heads(self, name: str) -> View | None:
         """An operand as a view ``[batch, heads, …, …]``; of three axes batch and heads may be one."""

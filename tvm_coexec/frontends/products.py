@@ -9,8 +9,7 @@ from .trace import Operation, Trace
 def collapse_products(trace: Trace) -> Trace:
     """Replace every product of two activations by one operation ``matrix_product`` on what its operands show."""
     finder = _Finder(trace)
-    products = [finder.product(operation) for operation in trace.operations if operation.op == "matmul"]
-    return trace.collapsed(product for product in products if product is not None)
+    return finder.collapsed("matmul", finder.product)
 
 
 class _Finder(HeadFinder):
