@@ -354,7 +354,7 @@ class _Tracer:
         self._add(variable, Operation("add", (scaled, f"{name}/shift"), name, source), shape)
 
     def _add(self, variable: relax.Var, operation: Operation, shape: tuple[int, ...]) -> None:
-        if operation.op == "pad" and not any(operation.attributes["padding"]):
+        if operation.op == "pad" and not any(operation.attributes.get("padding", (1,))):
             operation = replace(operation, op="reshape", attributes={})
         if operation.whole is None and isinstance(variable.ty, relax.TensorType):
             operation = replace(operation, whole=lambda: self._cut_out(variable))
