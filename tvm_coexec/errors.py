@@ -63,5 +63,6 @@ def in_one_line(error: Exception, most: int = 400) -> str:
 
 def last_line(error: Exception, otherwise: str = "no reason given") -> str:
     """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
-    lines = str(error).strip().splitlines()
-    return _PRINTED_OPERATOR.sub(r"\1", lines[-1]) if lines else otherwise
+    lines = [line for line in str(error).strip().splitlines() if any(map(str.isalnum, line))]
+    named = [line for line in lines if line.startswith("error: ")]  # TVM's parser shows the place below
+    return _PRINTED_OPERATOR.sub(r"\1", (named or lines)[-1]) if lines else otherwise

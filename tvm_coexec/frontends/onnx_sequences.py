@@ -1,4 +1,4 @@
-"""Sequences and optional values of ONNX models: lists of tensors' names while a model is simplified, then gone."""
+"""Sequences, optional values and what changes nothing: names, and lists of them, while a model is simplified."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def _items(node: NodeProto, scope: Scope, source: Source, place: int = 0) -> lis
 
 def _identity(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     return set_outputs(node, [scope.find(node.input[0])], scope)
+
+
+def _clip(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """Without bounds the same again."""
+    return not any(node.input[1:]) and not node.attribute and _identity(simplifier, node, scope, source)
 
 
 def _dropout(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
@@ -152,6 +157,7 @@ def _map(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) 
 
 
 HANDLERS: Mapping[str, Handler] = {
+    "Clip": _clip,
     "ConcatFromSequence": _concat,
     "Dropout": _dropout,
     "Identity": _identity,
