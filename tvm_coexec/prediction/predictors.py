@@ -22,7 +22,7 @@ from tvm_coexec.layers import AnyLayer, Variant
 from tvm_coexec.profile.records import Sample
 from tvm_coexec.version import __version__
 
-from .base_time import KERNEL_TERMS, LAYER_TERMS, BaseTime
+from .base_time import KERNEL_TERMS, LAYER_TERMS, PRODUCT_TERMS, BaseTime
 from .features import (
     FEATURE_VERSION,
     GROUPS,
@@ -239,7 +239,7 @@ def train(
         raise MeasurementError(f"the profile holds no samples of the {side} side; run `tvm-coexec tune` first")
     halves, latency_us = Halves.of(samples), labels_us(samples)
     described = describe(halves, side, processor)
-    terms = LAYER_TERMS + (KERNEL_TERMS if "dispatch" in groups else ())
+    terms = LAYER_TERMS + (KERNEL_TERMS + PRODUCT_TERMS if "dispatch" in groups else ())
     counts = weights(samples)
     base = BaseTime.fit(described, latency_us, counts, terms)
     features = FeatureSet.for_halves(halves, groups)
