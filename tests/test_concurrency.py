@@ -116,3 +116,36 @@ def test_a_forked_process_is_told_to_be_spawned(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3 and all("before this process was forked" in line and "'spawn'" in line for line in lines)
+
+
+ON_ONE_CORE = """
+import os, sys, warnings
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import numpy as np
+from onnx_builder import OnnxBuilder
+from small_modules import chain
+import tvm_coexec
+from tvm_coexec.runtime.device import open_device
+from tvm_coexec.runtime.module import load
+
+b = OnnxBuilder(x=(4, 64))
+w = b.weights(64, 96)
+device = open_device("pocl")
+chain(device, 2, 5, 64)[0].write(sys.argv[1])
+model = b.model(b.add("Relu", b.add("MatMul", "x", w)))
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    loaded = load(sys.argv[1], device=device)
+    built = tvm_coexec.build(model, device=device, split=0.5)
+assert len([one for one in told if "alone, on which both sides cannot run at once" in str(one.message)]) == 2, told
+x = np.ones((4, 64), np.float32)
+assert {layer.cpu_units - layer.layer.units for layer in built.plan.layers} == {0}
+assert np.isfinite(built(x)).all() and np.isfinite(loaded(np.ones((5, 64), np.float32))).all()
+print(loaded.splits)
+"""
+
+
+def test_on_one_core_layers_run_whole(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ON_ONE_CORE, str(tmp_path / "m.coexec")]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "{'layer0': 2, 'layer1': 2}\n"), done.stderr

@@ -23,7 +23,7 @@ from .profile import Profile
 from .profile.records import Sample
 from .runtime.device import Device, open_device
 from .runtime.executor import TIMEOUT_S
-from .runtime.module import Module
+from .runtime.module import Module, warn_of_one_core
 from .tuning.splits import measure_splits
 
 if TYPE_CHECKING:
@@ -127,6 +127,9 @@ def plan_graph(
     def measure(layers: Sequence[AnyLayer]) -> tuple[Sequence[Sample], Overheads]:
         return measure_splits(layers, device, profile)
 
+    if device.shares_core and split not in ("cpu", "gpu"):
+        warn_of_one_core(device)
+        split = "cpu"
     facts = device.facts()
     return plan_by_rule(graph, split, facts, target_for(facts).hardware, _planner(profile, facts), measure)
 

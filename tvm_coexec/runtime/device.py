@@ -125,6 +125,11 @@ class Device:
         }
 
     @property
+    def shares_core(self) -> bool:
+        """Whether both sides have but one core, on which they cannot run at once."""
+        return not set(self.cpu_cores).isdisjoint(self.gpu_cores)
+
+    @property
     def is_forked(self) -> bool:
         """Whether another process opened the device: a fork has none of its driver's threads."""
         return os.getpid() != self._process

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tvm_coexec.module.package import Package
 from tvm_coexec.verification import checking
 
 from . import timing
+from .cores import listed
 from .device import Device, open_device
 from .executor import TIMEOUT_S, Event, Executor
 from .machine import check_cpu
@@ -330,4 +332,22 @@ def load(
         if name is not None and not isinstance(name, str):
             raise FileFormatError("the module names no device; build it again")
         device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
-    return Module(package, device, timeout_s=timeout_s, yields=yields)
+    module = Module(package, device, timeout_s=timeout_s, yields=yields)
+    if device.shares_core and _uses_both_sides(package):
+        warn_of_one_core(device)
+        module.set_splits({step.name: step.units if step.cpu else 0 for step in package.manifest.steps})
+    return module
+
+
+def _uses_both_sides(package: Package) -> bool:
+    steps = package.manifest.steps
+    return any(step.cpu_units for step in steps) and any(step.cpu_units < step.units for step in steps)
+
+
+def warn_of_one_core(device: Device) -> None:
+    """Say that layers are not divided, where the sides would wait for each other's turn on one core."""
+    warnings.warn(
+        f"this process may use {listed(device.cpu_cores)} alone, on which both sides cannot run at once: layers run "
+        "whole, on the CPU where it has kernels for them; let the process use a second core",
+        stacklevel=3,
+    )
