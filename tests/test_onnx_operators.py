@@ -232,6 +232,12 @@ def test_what_reads_all_rows_of_which_some_do_not_count_is_named() -> None:
         to_graph(b.model(total))
 
 
+@pytest.mark.parametrize("name", ["class", "None", "слой/1:0", "T"])
+def test_values_may_have_any_names(name: str) -> None:
+    b = OnnxBuilder(**{name: (4, 5)})
+    check_against_onnxruntime(b.model(b.add("TopK", name, b.const([2], "int64"), outputs=2)))
+
+
 def test_every_result_is_compared_with_what_onnx_infers(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm import relax
 

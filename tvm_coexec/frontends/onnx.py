@@ -103,7 +103,7 @@ def _check_consistency(proto: onnx.ModelProto, model: onnx.ModelProto | Path) ->
 
 
 def _naming(function: relax.Function, model: SimpleModel, by_name: Mapping[str, relax.Expr]) -> Naming:
-    values = {parameter: parameter.name for parameter in function.params}
+    values = dict(zip(function.params, model.inputs, strict=True))
     sources: dict[relax.Var, Source] = {}
     for node in model.nodes:
         for name in node.proto.output:

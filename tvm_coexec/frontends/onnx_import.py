@@ -42,8 +42,10 @@ class _Importer:
     def __init__(self, model: SimpleModel) -> None:
         self.model = model
         self.builder = relax.BlockBuilder()
+        # names of our own: TVM's loops take over what may be no name in its language, such as "class"
         self.parameters = {
-            name: relax.Var(name, relax.TensorType(known.shape, known.dtype)) for name, known in model.inputs.items()
+            name: relax.Var(f"parameter{index}", relax.TensorType(known.shape, known.dtype))
+            for index, (name, known) in enumerate(model.inputs.items())
         }
         self.made: dict[str, relax.Expr] = dict(self.parameters)
         self.tvm = onnx_frontend.ONNXGraphImporter({}, {}, sanitize=False)

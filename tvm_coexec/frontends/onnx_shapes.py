@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from onnx import GraphProto, TensorProto, ValueInfoProto
 
 from ..errors import ModelError
-from .onnx_values import DTYPES, HALVES
+from .onnx_values import DTYPES
 
 _Dimension = int | str
 """A size, or the name of what is open (empty if it has none)."""
@@ -44,7 +44,7 @@ def _check_type(value: ValueInfoProto, is_given: bool) -> None:
     tensor = value.type.tensor_type
     if value.type.WhichOneof("value") not in (None, "tensor_type"):
         raise ModelError(f"input {value.name!r} is no tensor but a {value.type.WhichOneof('value')}; give it tensors")
-    if tensor.elem_type not in DTYPES and tensor.elem_type not in HALVES:
+    if tensor.elem_type not in DTYPES:
         found = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise ModelError(f"input {value.name!r} is {found}; supported are {', '.join(DTYPES.values())}")
     if not tensor.HasField("shape") and not is_given:

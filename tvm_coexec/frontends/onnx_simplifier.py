@@ -110,7 +110,7 @@ class Simplifier:
         self.taken.add(name)
         self.model.inputs[name] = self.model.types[name] = known
         scope.meanings[name] = name
-        if proto.tensor_type.elem_type in HALVES:
+        if proto.tensor_type.elem_type == TensorProto.FLOAT16:
             wide = helper.make_node("Cast", [name], [f"{name}/float32"], to=TensorProto.FLOAT)
             self.add_nodes([wide], scope)
             scope.meanings[name] = scope.find(f"{name}/float32")
@@ -120,7 +120,9 @@ class Simplifier:
         meaning = scope.find(value.name)
         if not isinstance(meaning, str) or not meaning:
             raise ModelError(f"output {value.name!r} is a sequence of tensors; make its tensors outputs")
-        if value.type.tensor_type.elem_type in HALVES:
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            raise ModelError(f"output {value.name!r} is bfloat16, which numpy does not know; cast it to float32")
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             narrow = f"{value.name}/float16"
             self.emit(helper.make_node("Cast", [meaning], [narrow], to=TensorProto.FLOAT16), scope, keep_half=True)
             meaning = narrow
