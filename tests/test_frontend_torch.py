@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -142,7 +143,15 @@ def test_an_operator_that_cannot_be_imported_is_named_with_its_module() -> None:
 
 def test_a_failing_import_says_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     program = torch.export.export(Function(lambda x: x[x > 0]), (random_tensor(4, 4),))
-    with pytest.raises(ModelError, match=r"TVM cannot import aten.index.Tensor \(node 'index'\)") as caught:
-        to_graph(program)
-    assert len(str(caught.value).splitlines()) == 1
+    capfd.readouterr()
+    message = refusal(program)
+    gc.collect()  # TVM's builder speaks when it dies
+    assert message.startswith("TVM cannot import aten.index.Tensor (node 'index')")
+    assert len(message.splitlines()) == 1
     assert capfd.readouterr().err == ""
+
+
+def refusal(program: Any) -> str:
+    with pytest.raises(ModelError) as caught:
+        to_graph(program)
+    return str(caught.value)

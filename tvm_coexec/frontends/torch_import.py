@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,12 @@ class Importer(ExportedProgramImporter):
         self.update_convert_map(CONVERTERS)
         try:
             return self.from_exported_program(self.program, False, True, False, None)
-        except ModelError:
-            raise
         except Exception as error:  # TVM's importer raises whatever it stumbles over
+            # a builder that dies with an open block says so on the standard error stream
+            with contextlib.suppress(Exception):
+                self.block_builder._end_block()
+            if isinstance(error, ModelError):
+                raise
             reason = last_line(error, type(error).__name__)
             raise ModelError(f"TVM cannot import the exported program ({reason}); replace what it names") from error
 
@@ -127,11 +131,6 @@ class Importer(ExportedProgramImporter):
             value = converter(with_all_arguments, self) if own else converter(with_all_arguments)
             self.env[node] = self._emitted(value)
         except Exception as error:  # TVM's converters raise whatever they stumble over
-            # a builder that dies with an open block says so on the standard error stream
-            self.block_builder._end_block()
-            self.block_builder._begin_binding_block()
-            if isinstance(error, ModelError):
-                raise
             reason = last_line(error, type(error).__name__)
             raise ModelError(f"TVM cannot import {source_of(node)}: {reason}; replace it in the network") from error
         self._check_type(node, self.env[node])
@@ -184,7 +183,7 @@ def _folded(program: ExportedProgram, parameters: dict[fx.Node, Any]) -> dict[fx
         for node in program.graph.nodes:
             if node.op != "call_function" or not _can_fold(node, known):
                 continue
-            args, kwargs = fx_map(node.args, known), fx_map(node.kwargs, known)
+            args, kwargs = _with_values(node.args, known), _with_values(node.kwargs, known)
             value = node.target(*args, **kwargs)
             if _is_for_numpy(value):
                 known[node] = folded[node] = value
@@ -211,7 +210,7 @@ def _can_fold(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
     return is_operator and not random and all(read in known for read in node.all_input_nodes)
 
 
-def fx_map(arguments: Any, known: dict[fx.Node, Any]) -> Any:
+def _with_values(arguments: Any, known: dict[fx.Node, Any]) -> Any:
     """Arguments with the values of nodes in their places."""
     from torch.fx.node import map_arg
 
