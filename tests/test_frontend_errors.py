@@ -166,6 +166,22 @@ def test_weights_of_another_type():
         to_graph(b.model(b.add("MatMul", "x", b.const(np.ones((5, 3)), "float64"))))
 
 
+def test_models_that_are_no_whole_ones():
+    b = OnnxBuilder(x=(4, 5))
+    model = b.model(linear(b, "x", 5, 64))
+    model.graph.input[0].type.tensor_type.elem_type = 65
+    with pytest.raises(ModelError, match="input 'x' is of type 65, which ONNX does not know"):
+        to_graph(model)
+    model = b.model("v1")
+    del model.graph.output[:]
+    with pytest.raises(ModelError, match="the model has no outputs"):
+        to_graph(model)
+    model = b.model("v1")
+    model.graph.initializer[0].raw_data += bytes(4)
+    with pytest.raises(ModelError, match="the constant 'c0' is damaged"):
+        to_graph(model)
+
+
 def test_missing_empty_and_damaged_files(tmp_path):
     with pytest.raises(ModelError, match=r"there is no model file '.*absent.onnx'; give the path"):
         to_graph(tmp_path / "absent.onnx")

@@ -67,6 +67,8 @@ def _read(path: Path) -> onnx.ModelProto:
 def _check_opset(model: onnx.ModelProto) -> None:
     if not model.graph.node:
         raise ModelError("the model has no nodes, so it is empty or no ONNX model; export it again")
+    if not model.graph.output:
+        raise ModelError("the model has no outputs, so it computes nothing; export it again")
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version < _OLDEST_OPSET:
             raise ModelError(

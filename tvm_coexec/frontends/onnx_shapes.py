@@ -45,7 +45,8 @@ def _check_type(value: ValueInfoProto, is_given: bool) -> None:
     if value.type.WhichOneof("value") not in (None, "tensor_type"):
         raise ModelError(f"input {value.name!r} is no tensor but a {value.type.WhichOneof('value')}; give it tensors")
     if tensor.elem_type not in DTYPES:
-        found = TensorProto.DataType.Name(tensor.elem_type).lower()
+        known = {number: name.lower() for name, number in TensorProto.DataType.items()}
+        found = known.get(tensor.elem_type, f"of type {tensor.elem_type}, which ONNX does not know")
         raise ModelError(f"input {value.name!r} is {found}; supported are {', '.join(DTYPES.values())}")
     if not tensor.HasField("shape") and not is_given:
         raise ModelError(

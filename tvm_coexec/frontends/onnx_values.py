@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
-from ..errors import ModelError
+from ..errors import ModelError, last_line
 from .trace import Source
 
 Meaning: TypeAlias = "str | list[Meaning] | None"
@@ -78,8 +78,19 @@ def type_of_array(array: np.ndarray) -> ValueType:
 
 
 def to_array(tensor: TensorProto) -> np.ndarray:
-    """A tensor of the model; numbers of two bytes become float32."""
-    array = np.asarray(numpy_helper.to_array(tensor))
+    """A tensor of the model; numbers of two bytes become float32.
+
+    Raises
+    ------
+    ModelError
+        It holds more or fewer numbers than its shape says, or is of a type that numpy does not know.
+    """
+    try:
+        array = np.asarray(numpy_helper.to_array(tensor))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the constant {tensor.name!r} is damaged ({last_line(error)}); export the model again"
+        ) from error
     return array.astype(np.float32) if tensor.data_type in HALVES else array
 
 
