@@ -47,6 +47,15 @@ def layers(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_the_gpus_kernels_are_measured_where_there_is_no_vendor(profile: Path, layers: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = result_of("compare_gpu_kernels.py", out, "--profile", str(profile), "--layers", layers)
+    for entry, layer in zip(ENTRIES, result["layers"], strict=True):
+        assert layer["n"] == entry["n"] and layer["own_us"] > 0 and layer["gflops"] > 0
+        assert layer["max_rel_error"] < 1e-5 and layer["ratio"] is None and not layer["samples_us"]["vendor"]
+    assert "were not measured" in (out / "result.md").read_text()
+
+
 def test_the_grid_search_measures_every_split(profile: Path, layers: str, tmp_path: Path) -> None:
     result = result_of("compare_grid_search.py", tmp_path / "out", "--profile", str(profile), "--layers", layers)
     for entry, layer in zip(ENTRIES, result["layers"], strict=True):
