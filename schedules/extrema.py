@@ -69,7 +69,8 @@ def keeping_nan(module: tvm.IRModule) -> tvm.IRModule:
     if changed == text:
         return module
     names = {"I": script.ir, "R": script.relax, "T": script.tirx, "coexec_max": larger, "coexec_min": smaller}
-    names["TypeVar"] = TypeVar  # the offset of a buffer that loops were written for
+    # what else TVM may write: offsets of buffers, layouts, and numbers of types without a word of their own
+    names |= {"TypeVar": TypeVar, "Axis": tirx.layout.Axis, "tvm": tvm}
     return script.from_source(changed, extra_vars=names)
 
 

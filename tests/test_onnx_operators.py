@@ -152,6 +152,7 @@ def quantised(b: OnnxBuilder, x: str, dtype: str = "uint8", scale: Any = 0.05, a
 
 QUANTISED: dict[str, Build] = {
     "one scale": lambda b: quantised(b, "x"),
+    "unsigned scalar": lambda b: b.add("Add", b.add("QuantizeLinear", "x", b.const(1.0)), b.const(3, "uint8")),
     "signed, by channel": lambda b: quantised(b, "x", "int8", np.linspace(0.02, 0.1, 4)),
     "whole convolution": lambda b: b.add(
         "QLinearConv",
@@ -175,7 +176,7 @@ def dynamic(b: OnnxBuilder, operator: str, weights: np.ndarray) -> str:
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_quantised_operators(name: str) -> None:
-    b = OnnxBuilder(opset=13, x=(2, 4, 3, 6))
+    b = OnnxBuilder(opset=14, x=(2, 4, 3, 6))
     check_against_onnxruntime(b.model(QUANTISED[name](b)))
 
 
