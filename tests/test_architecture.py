@@ -116,17 +116,13 @@ def test_no_file_is_imported_by_what_it_imports() -> None:
     assert {name for name in MODULES if name in reached_from(name)} <= RINGS
 
 
+FORMING = ("arithmetic", "convolutions", "images", "moves", "norms", "rows")
+
 RINGS = {
     f"tvm_coexec.{name}"
     for name in (
-        *(
-            "frontends.fuse",
-            "frontends.fuse_arithmetic",
-            "frontends.fuse_images",
-            "frontends.fuse_rows",
-            "frontends.opaque",
-        ),
-        *("frontends.torch_import", "frontends.torch_operators"),
+        *(f"frontends.fusing.{file}" for file in ("fuser", "opaque", *FORMING)),
+        *("frontends.torch.importer", "frontends.torch.operators"),
         *("runtime.executor", "runtime.prepared"),
         *("schedules.fetching", "schedules.frame"),
     )

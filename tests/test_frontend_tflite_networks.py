@@ -13,8 +13,8 @@ from reference import evaluate
 from tflite_writer import TYPES, Writer
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.fuse import fuse
-from tvm_coexec.frontends.tflite import trace_tflite
+from tvm_coexec.frontends.fusing.fuser import fuse
+from tvm_coexec.frontends.tflite.model import trace_tflite
 
 
 def convolved(writer: Writer, source: int, channels: int, kernel: int = 1, scales: Sequence[float] = ()) -> int:

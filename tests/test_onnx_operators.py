@@ -242,7 +242,7 @@ def test_values_may_have_any_names(name: str) -> None:
 def test_every_result_is_compared_with_what_onnx_infers(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm import relax
 
-    from tvm_coexec.frontends import onnx_import
+    from tvm_coexec.frontends.onnx import importer as onnx_import
 
     wrong = {**onnx_import.CONVERTERS, "Relu": lambda call: relax.op.reshape(call.operands[0], (5, 4))}
     monkeypatch.setattr(onnx_import, "CONVERTERS", wrong)

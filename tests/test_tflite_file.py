@@ -11,7 +11,7 @@ from litert import integers, numbers
 from tflite_writer import TYPES, Writer
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.tflite_file import TfliteFile
+from tvm_coexec.frontends.tflite.file import TfliteFile
 
 
 def read_constant(writer: Writer, constant: int, folder: Path) -> np.ndarray | None:

@@ -42,10 +42,10 @@ def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
     ModelError
         If the model holds what cannot be built: the message names the operator, its node, and what is supported.
     """
-    from .attention import collapse_attention
-    from .fuse import fuse
-    from .patterns import collapse_patterns
-    from .products import collapse_products
+    from tvm_coexec.frontends.fusing.fuser import fuse
+    from tvm_coexec.frontends.patterns.activations import collapse_patterns
+    from tvm_coexec.frontends.patterns.attention import collapse_attention
+    from tvm_coexec.frontends.patterns.products import collapse_products
 
     trace = collapse_patterns(_trace(model, shapes or {}))
     graph = fit_images(fuse(collapse_products(collapse_attention(trace))))
@@ -56,13 +56,13 @@ def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
 def _trace(model: Model, shapes: Shapes) -> Trace:
     kind = type(model).__name__
     if kind == "IRModule":
-        from .relax import trace_relax
+        from tvm_coexec.frontends.relax.module import trace_relax
 
         return trace_relax(model, shapes)
     if kind == "ExportedProgram":
         if shapes:
             raise ModelError("shapes are given for a program of torch.export; export it with these shapes instead")
-        from .torch import trace_torch
+        from tvm_coexec.frontends.torch.program import trace_torch
 
         return trace_torch(cast("ExportedProgram", model))
     if not isinstance(model, str | os.PathLike) and kind != "ModelProto":
@@ -73,7 +73,7 @@ def _trace(model: Model, shapes: Shapes) -> Trace:
     if isinstance(model, str | os.PathLike) and Path(model).suffix == ".tflite":
         return _trace_tflite(Path(model), shapes)
     try:
-        from .onnx import trace_onnx
+        from tvm_coexec.frontends.onnx.model import trace_onnx
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
@@ -86,6 +86,6 @@ def _trace_tflite(path: Path, shapes: Shapes) -> Trace:
         import tflite  # noqa: F401 - what TVM reads such files with
     except ModuleNotFoundError as error:
         raise ModelError("reading TFLite models needs the package tflite; install tvm-coexec[tflite]") from error
-    from .tflite import trace_tflite
+    from tvm_coexec.frontends.tflite.model import trace_tflite
 
     return trace_tflite(path, shapes)

@@ -11,8 +11,9 @@ import ai_edge_litert
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from tvm_coexec.frontends.tflite.file import TfliteFile
+
 from ..errors import ModelError, first_line
-from ..frontends.tflite_file import TfliteFile
 from .litert_models import with_own_operators
 
 

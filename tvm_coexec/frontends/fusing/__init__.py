@@ -1,0 +1,1 @@
+"""Elementary operations become layers, and take in what follows them."""

@@ -1,0 +1,206 @@
+"""Nodes while they are being formed: they take in what follows them, until the graph is finished."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+
+import numpy as np
+
+from tvm_coexec.frontends.trace import Source, claim_name
+from tvm_coexec.graph import Graph, Image, Node, Tensor
+from tvm_coexec.graph.graph import AnyLayer
+from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, parameter_dtype, step_operands
+
+
+@dataclass(eq=False)
+class DraftTensor:
+    """A tensor of the coming graph; ``producer`` is None for the model's inputs.
+
+    ``image`` is set as soon as a layer reads or writes the tensor as an image.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    channels: int
+    producer: Draft | None = None
+    image: Image | None = None
+    channels_first: bool = False
+    dtype: str = "float32"
+    counted_by: DraftTensor | None = None
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape) // self.channels
+
+    def finish(self, seen_by_user: bool) -> Tensor:
+        if self.channels_first:
+            return Tensor(self.name, self.shape, 1, self.image, True, self.dtype)
+        if self.image is not None and not seen_by_user:
+            return Tensor(self.name, self.image, 1, self.image, dtype=self.dtype)
+        axes = trailing_axes(self.shape, self.channels)
+        if axes is None and not seen_by_user:
+            # the model sees its channels elsewhere, which only its readers have to know
+            return Tensor(self.name, (self.rows, self.channels), 1, dtype=self.dtype)
+        if axes is None:
+            raise ValueError(f"tensor {self.name!r} of shape {self.shape} cannot have {self.channels} channels")
+        count = None if self.counted_by is None else self.counted_by.name
+        return Tensor(self.name, self.shape, axes, self.image, dtype=self.dtype, counted_by=count)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """``value · scale + shift`` for each channel, in float64; ``source`` is the last operation that made it so."""
+
+    scale: np.ndarray | None
+    shift: np.ndarray | None
+    source: Source
+
+    def after(self, first: Affine | None) -> Affine:
+        """``first``, then this one."""
+        if first is None:
+            return self
+        scale, shift = first.scale, first.shift
+        if self.scale is not None:
+            scale = self.scale if scale is None else scale * self.scale
+            shift = None if shift is None else shift * self.scale
+        if self.shift is not None:
+            shift = self.shift if shift is None else shift + self.shift
+        return replace(self, scale=scale, shift=shift)
+
+
+@dataclass(eq=False)
+class Draft:
+    """A node that may still grow: ``layer`` is without its epilogue until the draft is finished."""
+
+    name: str
+    layer: AnyLayer
+    input: DraftTensor
+    output: DraftTensor
+    params: dict[str, np.ndarray] = field(default_factory=dict)
+    epilogue: list[str] = field(default_factory=list)
+    residual: DraftTensor | None = None
+    others: tuple[DraftTensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.output.producer = self
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the layer can have an epilogue."""
+        return not isinstance(self.layer, Concat | Attention | Opaque)
+
+    def append(self, step: str) -> None:
+        self.epilogue.append(step)
+
+    def can_fold(self, affine: Affine) -> bool:
+        """Whether an affine function of the result can be taken into the parameters, or into a first bias."""
+        scales = affine.scale is None or self._factors() is not None
+        shifts = affine.shift is None or self._summand() != "" or "bias" not in self.epilogue
+        return self.takes_steps and scales and shifts
+
+    def absorb(self, affine: Affine) -> None:
+        """Take an affine function of the result into the parameters, or into steps of its own."""
+        if affine.scale is not None:
+            self._scale(affine.scale)
+        if affine.shift is not None:
+            self._shift(affine.shift)
+
+    def absorb_before(self, affine: Affine) -> None:
+        """Let a fresh linear layer or convolution read a tensor of which its input is an affine function.
+
+        A convolution that takes a shift must have no padding: what is beyond the edge is not shifted.
+        """
+        weights = self.params["weights"].astype(np.float64)
+        groups = self.layer.groups if isinstance(self.layer, Conv2d) else 1
+        # [groups, out / groups, in / groups, taps], whatever the layer
+        taps = weights.T[..., None] if weights.ndim == 2 else weights.reshape(*weights.shape[:2], -1)
+        taps = taps.reshape(groups, -1, *taps.shape[1:])
+        if affine.shift is not None:
+            self._shift(np.einsum("goit,gi->go", taps, affine.shift.reshape(groups, -1)).reshape(-1))
+        if affine.scale is not None:
+            taps = taps * affine.scale.reshape(groups, 1, -1, 1)
+            scaled = taps.reshape(-1, *taps.shape[2:])
+            self.params["weights"] = scaled[..., 0].T if weights.ndim == 2 else scaled.reshape(weights.shape)
+
+    def _last_operands(self, steps: Collection[str]) -> list[str]:
+        """The operands of the last steps, back to the first that is none of ``steps``."""
+        pairs = zip(reversed(self.epilogue), reversed(step_operands(self.epilogue)), strict=True)
+        return [operand or "" for _, operand in takewhile(lambda pair: pair[0] in steps, pairs)]
+
+    def _factors(self) -> list[str] | None:
+        """The parameters that a factor of the result multiplies: those of the last steps, or the layer's own too."""
+        affine = self._last_operands(("bias", "scale"))
+        factor = next((place for place, name in enumerate(affine) if name.startswith("scale")), None)
+        if factor is not None:
+            return affine[: factor + 1]
+        return list(self.params) if len(affine) == len(self.epilogue) and self._has_factors else None
+
+    def _scale(self, scale: np.ndarray) -> None:
+        names = self._factors()
+        if names is None:
+            self.append_constant("scale", scale)
+        for name in names or ():
+            axes = (-1, 1, 1, 1) if self.params[name].ndim == 4 else (-1,)
+            self.params[name] = self.params[name] * scale.reshape(axes)
+
+    @property
+    def _has_factors(self) -> bool:
+        """Whether the layer's own parameters multiply its result."""
+        return isinstance(self.layer, Linear | Conv2d) or getattr(self.layer, "kind", None) == "layer_norm"
+
+    def _summand(self) -> str:
+        """The parameter that one of the last steps adds, or the layer itself; empty if there is none."""
+        summands = [name for name in self._last_operands(("bias", "residual")) if name != "residual"]
+        return (summands or ["beta" if "beta" in self.params and not self.epilogue else ""])[0]
+
+    def _shift(self, shift: np.ndarray) -> None:
+        name = self._summand()
+        if name:
+            self.params[name] = self.params[name] + shift
+        else:
+            self.append_constant("bias", shift)
+
+    def append_constant(self, step: str, values: np.ndarray) -> None:
+        """A step with a constant for each channel."""
+        self.append(step)
+        self.params[step_operands(self.epilogue)[-1] or step] = values
+
+    def finish(self, name: str) -> Node:
+        layer = self.layer
+        if not isinstance(layer, Concat | Attention | Opaque):
+            layer = replace(layer, epilogue=tuple(self.epilogue))
+        if isinstance(layer, Opaque):
+            # later readers may have made images of tensors that were rows when the layer was formed
+            sizes = [tensor.image or (tensor.rows, tensor.channels) for tensor in (self.input, *self.others)]
+            layer = layer.lying_as(sizes, self.output.image or (self.output.rows, self.output.channels))
+        params = {
+            key: np.ascontiguousarray(array, parameter_dtype(layer, key)).reshape(array.shape)
+            for key, array in self.params.items()
+        }
+        residual = None if self.residual is None else self.residual.name
+        others = tuple(tensor.name for tensor in self.others)
+        return Node(name, layer, self.input.name, residual, self.output.name, params, others)
+
+
+def trailing_axes(shape: tuple[int, ...], channels: int) -> int | None:
+    """How many of the last axes of ``shape`` together have ``channels`` elements; None if no number does."""
+    for axes in (*range(1, len(shape) + 1), 0):
+        if math.prod(shape[len(shape) - axes :]) == channels:
+            return axes
+    return None
+
+
+def finish_graph(inputs: list[DraftTensor], outputs: list[DraftTensor], drafts: list[Draft]) -> Graph:
+    """The graph that the drafts have become; names are made unique, outputs before intermediate tensors."""
+    all_tensors = dict.fromkeys([*inputs, *outputs, *(draft.output for draft in drafts)])
+    taken: set[str] = set()
+    for tensor in all_tensors:
+        tensor.name = claim_name(tensor.name, taken)
+    taken = set()
+    nodes = [draft.finish(claim_name(draft.name, taken)) for draft in drafts]
+    seen_by_user = {*inputs, *outputs}
+    tensors = {tensor.name: tensor.finish(tensor in seen_by_user) for tensor in all_tensors}
+    return Graph(tensors, [tensor.name for tensor in inputs], [tensor.name for tensor in outputs], nodes)

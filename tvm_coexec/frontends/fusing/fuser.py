@@ -1,0 +1,438 @@
+"""Form layers: the operations of a trace become nodes, and what follows a node becomes its epilogue.
+
+Constant factors and summands are folded into the weights of the layer before them, or of the layers after
+them. Until these are known, a value is an affine function of a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.trace import Operation, Source, Trace
+from tvm_coexec.graph import Graph
+from tvm_coexec.graph.graph import AnyLayer
+from tvm_coexec.layers import ACTIVATIONS, Linear, RowWise, clip, step
+
+from . import arithmetic as fuse_arithmetic
+from . import convolutions as fuse_convolutions
+from . import images as fuse_images
+from . import moves as fuse_moves
+from . import norms as fuse_norms
+from . import rows as fuse_rows
+from .drafts import Affine, Draft, DraftTensor, finish_graph
+from .inputs import input_tensor
+from .opaque import add_opaque, concrete, copied
+from .values import NO_PADDING, Value, claim_image
+
+_PARTS = {
+    "sqrt": "layer normalisation over the last axis",
+}
+"""Operations that no kernel knows, and what they may be a part of."""
+
+VIEWS = ("reshape", "transpose")
+"""Operations that change only how a tensor is seen."""
+
+
+def fuse(trace: Trace) -> Graph:
+    """Make the graph of a trace.
+
+    Raises
+    ------
+    ModelError
+        For an operation that fits into no layer, naming it.
+    """
+    fuser = Fuser(trace)
+    for operation in trace.operations:
+        fuser.add(operation)
+    return fuser.graph()
+
+
+class Fuser:
+    """Takes in one operation after another; what forms images stands in :mod:`.fuse_images`."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.waiting: dict[str, fuse_moves.Waiting] = {}
+        self.drafts: list[Draft] = []
+        self.roots = _view_roots(trace.operations, {})
+        self.reads = Counter(_reads(trace.operations, self.roots))
+        self.reads.update(self.roots.get(value, value) for _, value in trace.outputs)
+        self.inputs = [input_tensor(trace, name) for name in trace.inputs]
+        self.values = {
+            tensor.name: Value(tensor, tensor.shape, tensor.image[0] if tensor.image else tensor.rows)
+            for tensor in self.inputs
+        }
+
+    def add(self, operation: Operation) -> None:
+        """Form a layer, or of what fits into none the layers of its parts, or else an opaque one."""
+        if fuse_moves.go_on(self, operation):
+            return
+        before = list(self.drafts)
+        refusal = self._foreign(operation)
+        if refusal is None:
+            try:
+                self._form(operation)
+            except ModelError as error:
+                refusal = error
+            except ValueError as error:  # a layer that there is not
+                refusal = ModelError(f"{operation.source} fits no layer ({error})")
+        if refusal is None:
+            return
+        used = {value.tensor for value in self.values.values()}
+        self.drafts = [draft for draft in self.drafts if draft in before or draft.output in used]
+        if fuse_moves.put_off(self, operation):
+            return
+        if operation.parts:
+            self._add_parts(operation)
+        else:
+            add_opaque(self, operation, refusal)
+
+    def _add_parts(self, pattern: Operation) -> None:
+        """Form layers of what a pattern stands for; what others read too has its layers already."""
+        parts = [part for part in pattern.parts if part.output not in self.values]
+        self.roots |= _view_roots(parts, self.roots)
+        self.reads.subtract(_reads([pattern], self.roots))
+        self.reads.update(_reads(parts, self.roots))
+        for part in parts:
+            self.add(part)
+
+    def _foreign(self, operation: Operation) -> ModelError | None:
+        """Why only Relax can know what an operation does, if that is so."""
+        if operation.op == "whole":
+            return ModelError(f"{operation.source} is an operator that no layer knows")
+        for name in () if operation.op in VIEWS else (*operation.inputs, operation.output):
+            dtype = self.trace.dtypes.get(name, "float32")
+            if dtype != "float32":
+                return ModelError(f"{operation.source} works on {dtype}, of which no layer but Relax's own can be")
+        return None
+
+    def _form(self, operation: Operation) -> None:
+        op, source = operation.op, operation.source
+        if any(module.add(self, operation) for module in (fuse_rows, fuse_moves, fuse_convolutions, fuse_norms)):
+            return
+        if op == "reshape":
+            self._view(operation, self.values[operation.inputs[0]].reshaped(self._shape(operation), source))
+        elif op == "transpose":
+            self._view(
+                operation, self.value(operation.inputs[0], source).transposed(operation.attributes["axes"], source)
+            )
+        elif op == "matmul":
+            self._add_linear(operation)
+        elif op in ("layer_norm", "softmax"):
+            self._add_row_wise(operation)
+        elif op in ("concat", "max", "mean") or (op in fuse_images.HANDLERS and operation.is_on_images):
+            fuse_images.HANDLERS[op](self, operation)
+        elif op in (*ACTIVATIONS, "prelu"):
+            self._add_function(operation)
+        elif op in (*_PARTS, "cut"):
+            raise ModelError(f"{source} is supported only as a part of {_PARTS.get(op, 'chains of views')}")
+        elif any(name in self.trace.constants for name in operation.inputs):
+            self._add_with_constant(operation)
+        elif op == "add" and len({self.trace.shapes[name] for name in operation.inputs}) == 1:
+            self._add_residual(operation)
+        elif op in fuse_arithmetic.OPERATIONS:
+            fuse_arithmetic.add_arithmetic(self, operation)
+        else:
+            raise ModelError(f"{source} is an operation that no layer knows")
+
+    def _shape(self, operation: Operation) -> tuple[int, ...]:
+        return self.trace.shapes[operation.output]
+
+    def _view(self, operation: Operation, value: Value) -> None:
+        self.values[operation.output] = value
+
+    def graph(self) -> Graph:
+        outputs = []
+        for name, value_name in self.trace.outputs:
+            source = Source("output", name, "value")
+            if value_name in self.waiting:
+                fuse_moves.settle(self, value_name)
+            value = concrete(self, value_name)
+            copy = replace(source, name=f"copy_{name}")
+            if value.tensor in self.inputs or value.tensor in outputs:
+                if value.tensor.dtype == "float32":
+                    value = replace(value, tensor=self._map(value, copy).output)
+                else:
+                    value = copied(self, value, name, copy)
+            try:
+                value.name_output(name, source)
+            except ModelError:
+                # its channels are where no output can have them
+                value = copied(self, value, name, copy)
+                value.name_output(name, source)
+            outputs.append(value.tensor)
+        by_name = dict(zip((name for name, _ in self.trace.outputs), outputs, strict=True))
+        for name, count in self.trace.counts.items():
+            by_name[name].counted_by = by_name[count]
+        return finish_graph(self.inputs, outputs, self.drafts)
+
+    def _add_linear(self, operation: Operation) -> None:
+        activation, constant = operation.inputs
+        weights = self.trace.constants.get(constant)
+        if weights is None or activation in self.trace.constants:
+            raise ModelError(
+                f"{operation.source} must multiply an activation by constant weights, in this order; "
+                "make its second operand a constant (parameters of a Relax function: tvm.relax.transform.BindParams)"
+            )
+        if weights.ndim < 2 or weights.size != weights.shape[-2] * weights.shape[-1]:
+            raise ModelError(
+                f"{operation.source} has weights of shape {list(weights.shape)}; supported is one matrix [k, n]"
+            )
+        value = self.value(activation, operation.source)
+        k, n = (int(size) for size in weights.shape[-2:])
+        weights = weights.reshape(k, n)
+        if value.is_flat_image:
+            fuse_images.add_covering_convolution(self, operation, value, weights)
+            return
+        self._check_last_axis(value, operation.source)
+        layer = Linear(value.tensor.rows, k, n)
+        draft = self.new_draft(layer, value.tensor, self._shape(operation), n, operation.source)
+        draft.params["weights"] = weights
+        if value.pending is not None:
+            draft.absorb_before(value.pending)
+        self.set(operation, draft)
+
+    def _add_row_wise(self, operation: Operation) -> None:
+        source = operation.source
+        value = self.materialised(operation.inputs[0], source)
+        axes = operation.attributes["axes"]
+        if operation.attributes.get("empty_is_zero"):
+            raise ModelError(f"{source} makes zeros where nothing counts, which only attention does")
+        if len(axes) != 1 or not value.has_channels_at(axes[0]):
+            raise ModelError(
+                f"{source} works on axes {list(axes)} of {list(value.shape)}; supported is the axis of the "
+                "channels, which is the last one unless the model is one for images"
+            )
+        tensor = value.tensor
+        epsilon = operation.attributes.get("epsilon", 0.0)
+        layer = RowWise(operation.op, tensor.rows, tensor.channels, (), epsilon)
+        draft = self.new_draft(layer, tensor, value.shape, tensor.channels, source)
+        if operation.op == "layer_norm":
+            scale, shift = self._scale_and_shift(operation, tensor.channels)
+            draft.params |= {"gamma": scale, "beta": shift}
+        self.set(operation, draft, value)
+
+    def _scale_and_shift(self, operation: Operation, channels: int) -> list[np.ndarray]:
+        """Gamma and beta of a layer normalisation; ones and zeros where it was spelled out."""
+        if len(operation.inputs) == 1:
+            return [np.ones(channels), np.zeros(channels)]
+        arrays = [self.trace.constants.get(name) for name in operation.inputs[1:]]
+        if any(array is None or array.shape != (channels,) for array in arrays):
+            raise ModelError(f"{operation.source} must have a constant scale and shift of shape [{channels}]")
+        return [array.astype(np.float64) for array in arrays if array is not None]
+
+    def _add_with_constant(self, operation: Operation) -> None:
+        """Arithmetic of an activation and a constant: an affine function, a limit, or a square."""
+        name, number = operation.inputs[0], self.trace.scalar(operation.inputs[1])
+        if operation.op == "power":
+            if number != 2:
+                raise ModelError(f"{operation.source} raises to another power than 2, which is no part of GELU")
+            self.append_step(operation, name, "square")
+        elif operation.op in ("maximum", "minimum"):
+            if number is None:
+                name, number = operation.inputs[1], self.trace.scalar(operation.inputs[0])
+            if number is None:
+                raise ModelError(f"{operation.source} limits to more than one number; supported is one for all")
+            limit = clip(low=number) if operation.op == "maximum" else clip(high=number)
+            self.append_step(operation, name, limit)
+        else:
+            self._add_affine(operation)
+
+    def append_step(self, operation: Operation, name: str, text: str) -> None:
+        """Let a step follow a value."""
+        draft, value = self.open_draft(name, operation.source)
+        draft.append(text)
+        self.set(operation, draft, value)
+
+    def _add_affine(self, operation: Operation) -> None:
+        """A sum, difference, product or quotient of an activation and a constant."""
+        first_is_constant = operation.inputs[0] in self.trace.constants
+        name, constant = operation.inputs[::-1] if first_is_constant else operation.inputs
+        value = self.value(name, operation.source)
+        affine = _affine(operation, self._per_channel(constant, value, operation), first_is_constant)
+        draft = self.producer_to_extend(name)
+        if draft is not None and draft.can_fold(affine):
+            draft.absorb(affine)
+            self.set(operation, draft, value)
+        else:
+            pending = affine.after(value.pending)
+            self.values[operation.output] = replace(value, shape=self._shape(operation), pending=pending)
+
+    def _add_function(self, operation: Operation) -> None:
+        """A function of one value, which is a step of the layer before it."""
+        name = operation.inputs[0]
+        if operation.op != "prelu":
+            self.append_step(operation, name, step(operation.op, *operation.attributes.get("numbers", ())))
+            return
+        slope = operation.inputs[1]
+        if slope not in self.trace.constants:
+            raise ModelError(f"{operation.source} has a slope that is no constant; make it one")
+        draft, value = self.open_draft(name, operation.source)
+        draft.append_constant("prelu", self._per_channel(slope, value, operation))
+        self.set(operation, draft, value)
+
+    def _add_residual(self, operation: Operation) -> None:
+        """A sum of two activations: a step of the node that makes one of them, the later one if both can take it."""
+        source = operation.source
+        values = self._equal_operands(operation)
+        drafts = [self.producer_to_extend(name) for name in operation.inputs]
+        candidates = [draft for draft in drafts if draft is not None and draft.residual is None]
+        draft = max(candidates, key=self.drafts.index) if candidates else self._map(values[0], source)
+        draft.residual = values[1 if draft.output is values[0].tensor or not candidates else 0].tensor
+        # nothing but this sum reads what the draft makes, so it may run after the other summand
+        self.drafts.remove(draft)
+        self.drafts.append(draft)
+        draft.append("residual")
+        self.set(operation, draft, values[0])
+
+    def _equal_operands(self, operation: Operation) -> list[Value]:
+        """Two activations of one shape, seen in the same way."""
+        source = operation.source
+        values = [self.materialised(name, source) for name in operation.inputs]
+        first, second = values
+        if (first.tensor.channels, first.batch) != (second.tensor.channels, second.batch):
+            raise ModelError(
+                f"{source} adds rows of {first.tensor.channels} channels to rows of {second.tensor.channels}, or in "
+                "another order; reshape and transpose its operands in the same way"
+            )
+        image = first.tensor.image or second.tensor.image
+        if image is not None:
+            for value in values:
+                claim_image(value.tensor, image, source)
+        return values
+
+    def set(self, operation: Operation, draft: Draft, seen_as: Value | None = None) -> None:
+        """Let the operation's result be what the draft makes, its channels last or where they are in ``seen_as``."""
+        draft.output.name, draft.output.shape = operation.output, self._shape(operation)
+        batch = draft.output.rows if seen_as is None else seen_as.batch
+        self.values[operation.output] = Value(draft.output, draft.output.shape, batch)
+
+    def new_draft(
+        self, layer: AnyLayer, tensor: DraftTensor, shape: tuple[int, ...], channels: int, source: Source
+    ) -> Draft:
+        draft = Draft(source.name, layer, tensor, DraftTensor(source.name, shape, channels))
+        self.drafts.append(draft)
+        return draft
+
+    def _map(self, value: Value, source: Source) -> Draft:
+        """A layer that changes nothing yet."""
+        tensor = value.tensor
+        layer = RowWise("map", tensor.rows, tensor.channels)
+        draft = self.new_draft(layer, tensor, value.shape, tensor.channels, source)
+        draft.output.image = tensor.image
+        return draft
+
+    def producer_to_extend(self, name: str) -> Draft | None:
+        """The draft that makes a value, if nothing but the operation that asks reads the value."""
+        value = self.values[name]
+        producer = value.tensor.producer
+        if not self.is_only_reader(name) or value.pending is not None:
+            return None
+        return producer if producer is not None and producer.takes_steps else None
+
+    def is_only_reader(self, name: str) -> bool:
+        """Whether nothing but the operation that asks reads a value, in whatever view."""
+        return self.reads[self.roots.get(name, name)] == 1
+
+    def open_draft(self, name: str, source: Source) -> tuple[Draft, Value]:
+        """A draft whose result is the value and that can take one more step: its producer, or a new map."""
+        value = self.materialised(name, source)
+        draft = self.producer_to_extend(name) or self._map(value, source)
+        return draft, value
+
+    def value(self, name: str, source: Source) -> Value:
+        """A value that is read as it is; padding that waits for a convolution or pooling is written out."""
+        if name in self.trace.constants:
+            raise ModelError(f"{source} is applied to a constant; replace it by its result")
+        value = self.values[name]
+        if value.padding == NO_PADDING:
+            return value
+        return concrete(self, name)
+
+    def materialised(self, name: str, source: Source) -> Value:
+        """A value with nothing pending: what was is applied by a map."""
+        value = self.value(name, source)
+        if value.pending is None:
+            return value
+        self.values[name] = self.settled(value)
+        self.values[name].tensor.name = name
+        return self.values[name]
+
+    def settled(self, value: Value) -> Value:
+        """The value with what is pending applied: by the layer that makes its tensor, or else by a map."""
+        if value.pending is None:
+            return value
+        seen = [name for name, other in self.values.items() if other.tensor is value.tensor]
+        producer = value.tensor.producer
+        if producer is not None and producer.takes_steps and self._is_read_only_after(value, seen):
+            producer.absorb(value.pending)
+            for name in seen:
+                self.values[name] = replace(self.values[name], pending=None)
+            return replace(value, pending=None)
+        draft = self._map(value, value.pending.source)
+        draft.absorb(value.pending)
+        return replace(value, tensor=draft.output, pending=None)
+
+    def _is_read_only_after(self, value: Value, seen: list[str]) -> bool:
+        """Whether nothing reads a tensor, which the model has as the values ``seen``, but after what is pending.
+
+        Values stand in the order in which the model makes them: those before are each read by the next alone.
+        """
+        if any(value.tensor in (draft.input, draft.residual, *draft.others) for draft in self.drafts):
+            return False
+        are_after = [self.values[name].pending is value.pending for name in seen]
+        first = are_after.index(True)
+        return all(are_after[first:]) and all(self.is_only_reader(name) for name in seen[:first])
+
+    def _per_channel(self, constant: str, value: Value, operation: Operation) -> np.ndarray:
+        """A constant operand as one float64 number a channel."""
+        array = self.trace.constants[constant]
+        vector = value.per_channel(array)
+        if vector is None or math.prod(self._shape(operation)) != math.prod(value.shape):
+            raise ModelError(
+                f"{operation.source} has a constant operand of shape {list(array.shape)} beside an activation of shape "
+                f"{list(value.shape)}; supported are scalars and one number for each channel"
+            )
+        return vector
+
+    def _check_last_axis(self, value: Value, source: Source) -> None:
+        if not value.has_channels_at(len(value.shape) - 1):
+            raise ModelError(
+                f"{source} reads shape {list(value.shape)} from a tensor that others read as rows of "
+                f"{value.tensor.channels} channels; let all read rows of one length"
+            )
+
+
+def _view_roots(operations: Iterable[Operation], known: Mapping[str, str]) -> dict[str, str]:
+    """The value that each reshaped or transposed value is, seen in another way; ``known`` are those of earlier ones."""
+    roots = dict(known)
+    for operation in operations:
+        if operation.op in VIEWS:
+            roots[operation.output] = roots.get(operation.inputs[0], operation.inputs[0])
+    return roots
+
+
+def _reads(operations: Iterable[Operation], roots: Mapping[str, str]) -> Iterator[str]:
+    """Each value that the operations read, in whatever view, as often as they do."""
+    for operation in operations:
+        if operation.op not in VIEWS:
+            yield from (roots.get(name, name) for name in operation.inputs)
+
+
+def _affine(operation: Operation, vector: np.ndarray, constant_first: bool) -> Affine:
+    op, source = operation.op, operation.source
+    if op == "add":
+        return Affine(None, vector, source)
+    if op == "multiply":
+        return Affine(vector, None, source)
+    if op == "subtract":
+        return Affine(np.full_like(vector, -1), vector, source) if constant_first else Affine(None, -vector, source)
+    if constant_first or not vector.all():
+        raise ModelError(f"{source} divides by an activation or by zero; supported is division by constants")
+    return Affine(1 / vector, None, source)

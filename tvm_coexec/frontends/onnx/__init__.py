@@ -1,0 +1,1 @@
+"""ONNX models: read, checked, simplified, and imported by TVM's operators and our own."""

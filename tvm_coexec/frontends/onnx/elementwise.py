@@ -1,0 +1,168 @@
+"""Operators on elements that TVM's importer lacks, or that it takes for others of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx, topi
+
+from .call import Call, Converter
+
+
+def _broadcast(call: Call, element: Callable[..., Any]) -> relax.Expr:
+    """``element`` of the operands' elements, of which axes of one are repeated."""
+    shape, dtype = call.result.shape, call.result.dtype
+
+    def compute(*operands: te.Tensor) -> te.Tensor:
+        wide = [topi.broadcast_to(operand, shape) for operand in operands]
+        return te.compute(
+            shape, lambda *index: element(*(operand[index] for operand in wide)).astype(dtype), name="elements"
+        )
+
+    return call.loops(compute, *(operand for operand in call.operands if operand is not None))
+
+
+def _pow(call: Call) -> Any:
+    base, exponent = call.type(0).dtype, call.type(1).dtype
+    if base == exponent and base.startswith("float"):
+        return None
+    wide = "float32" if base == "float32" and exponent != "float64" else "float64"
+    return _broadcast(call, lambda x, y: _pow_of(x.astype(wide), y.astype(wide), base))
+
+
+def _pow_of(x: Any, y: Any, dtype: str) -> Any:
+    result = tirx.power(x, y)
+    return result if dtype.startswith("float") else tirx.trunc(result)
+
+
+def _mod(call: Call) -> Any:
+    """The remainder of a quotient that is rounded towards zero (fmod), or down."""
+    is_float, towards_zero = call.type(0).dtype.startswith("float"), call.attributes.get("fmod", 0)
+    if not is_float:
+        return _broadcast(call, tirx.truncmod if towards_zero else tirx.floormod)
+
+    zero, infinite = tirx.const(0, call.type(0).dtype), tirx.const(float("inf"), call.type(0).dtype)
+
+    def element(x: Any, y: Any) -> Any:
+        is_whole = tirx.all(tirx.abs(y) == infinite, tirx.abs(x) < infinite)
+        remainder = tirx.Select(is_whole, x, x - y * tirx.trunc(x / y))
+        if towards_zero:
+            return remainder
+        has_other_sign = tirx.any(tirx.all(remainder < zero, y > zero), tirx.all(remainder > zero, y < zero))
+        return tirx.Select(has_other_sign, remainder + y, remainder)
+
+    return _broadcast(call, element)
+
+
+def _shift_bits(call: Call) -> Any:
+    """What is shifted by all its bits or more is gone, which processors see otherwise; so is a negative shift."""
+    dtype = call.type(0).dtype
+    bits = np.iinfo(dtype).bits
+    is_left = call.attributes["direction"] == "LEFT"
+
+    def element(x: Any, y: Any) -> Any:
+        # C has no shift of its own for them
+        count = y.astype("uint64")
+        within = tirx.min(count, tirx.const(bits - 1, "uint64")).astype(dtype)
+        moved = tirx.shift_left(x, within) if is_left else tirx.shift_right(x, within)
+        beyond = tirx.const(0, dtype) if is_left or dtype.startswith("u") else moved
+        return tirx.Select(count < tirx.const(bits, "uint64"), moved, beyond)
+
+    return _broadcast(call, element)
+
+
+def _cast_bits(call: Call) -> Any:
+    dtype = call.result.dtype
+    if "bool" in (dtype, call.type(0).dtype):
+        return _broadcast(call, lambda x: x.astype("int8") != tirx.const(0, "int8"))
+    return _broadcast(call, lambda x: tirx.reinterpret(dtype, x))
+
+
+def _is_infinite(call: Call) -> Any:
+    values = call.attributes
+    infinite = tirx.const(float("inf"), call.type(0).dtype)
+    high, low = values.get("detect_positive", 1), values.get("detect_negative", 1)
+
+    def element(x: Any) -> Any:
+        never = tirx.const(False, "bool")
+        return tirx.any(x == infinite if high else never, x == -infinite if low else never)
+
+    return _broadcast(call, element)
+
+
+def _tile(call: Call) -> Any:
+    repeats = call.array(1)
+    return None if repeats is None else relax.op.tile(call.operand(0), [int(count) for count in repeats])
+
+
+def _depth_to_space(call: Call) -> Any:
+    """Channels are cut into blocks (DCR), or blocks of channels are (CRD)."""
+    batch, channels, height, width = call.type(0).shape
+    size = call.attributes["blocksize"]
+    depth = channels // (size * size)
+    crd = call.attributes.get("mode", "DCR") == "CRD"
+    split = (batch, depth, size, size, height, width) if crd else (batch, size, size, depth, height, width)
+    order = [0, 1, 4, 2, 5, 3] if crd else [0, 3, 4, 1, 5, 2]
+    parts = call.builder.emit(relax.op.reshape(call.operand(0), split))
+    moved = call.builder.emit(relax.op.permute_dims(parts, order))
+    return relax.op.reshape(moved, call.result.shape)
+
+
+def _space_to_depth(call: Call) -> Any:
+    batch, channels, height, width = call.type(0).shape
+    size = call.attributes["blocksize"]
+    split = (batch, channels, height // size, size, width // size, size)
+    parts = call.builder.emit(relax.op.reshape(call.operand(0), split))
+    crd = call.attributes.get("mode", "DCR") == "CRD"
+    moved = call.builder.emit(relax.op.permute_dims(parts, [0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4]))
+    return relax.op.reshape(moved, call.result.shape)
+
+
+def _normalise_lengths(call: Call) -> Any:
+    """Elements over the sum of their absolute values, or over the root of the sum of squares; zeros stay zeros."""
+    x, dtype = call.operand(0), call.type(0).dtype
+    axis, power = call.attributes.get("axis", -1), call.attributes.get("p", 2)
+    sizes = relax.op.abs(x) if power == 1 else relax.op.multiply(x, x)
+    total = call.builder.emit(relax.op.sum(call.builder.emit(sizes), axis, keepdims=True))
+    length = total if power == 1 else call.builder.emit(relax.op.sqrt(total))
+
+    def divided(values: te.Tensor, lengths: te.Tensor) -> te.Tensor:
+        wide = topi.broadcast_to(lengths, values.shape)
+        zero = tirx.const(0, dtype)
+
+        def element(*index: Any) -> Any:
+            return tirx.if_then_else(wide[index] == zero, zero, values[index] / wide[index])
+
+        return te.compute(values.shape, element, name="normalised")
+
+    return call.loops(divided, x, length)
+
+
+def _cumulated(call: Call) -> Any:
+    """Sums of all before each place on an axis: a product with a triangle of ones."""
+    shape, dtype, place = call.type(0).shape, call.type(0).dtype, call.array(1)
+    if place is None or not shape:
+        return None
+    axis = int(place.reshape(())) % len(shape)
+    reached = np.tri(shape[axis], k=-1 if call.attributes.get("exclusive", 0) else 0)
+    triangle = call.constant(reached if call.attributes.get("reverse", 0) else reached.T, dtype)
+    order = [*(other for other in range(len(shape)) if other != axis), axis]
+    moved = call.builder.emit(relax.op.permute_dims(call.operand(0), order))
+    sums = call.builder.emit(relax.op.matmul(moved, triangle))
+    return relax.op.permute_dims(sums, [order.index(other) for other in range(len(shape))])
+
+
+CONVERTERS: Mapping[str, Converter] = {
+    "BitCast": _cast_bits,
+    "BitShift": _shift_bits,
+    "CumSum": _cumulated,
+    "DepthToSpace": _depth_to_space,
+    "IsInf": _is_infinite,
+    "LpNormalization": _normalise_lengths,
+    "Mod": _mod,
+    "Pow": _pow,
+    "SpaceToDepth": _space_to_depth,
+    "Tile": _tile,
+}

@@ -1,0 +1,94 @@
+"""Operators that ONNX defines by others: replaced by these while a model is simplified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import FunctionProto, NodeProto, defs
+
+from tvm_coexec.frontends.trace import Source
+
+from .simplifier import Handler, Simplifier
+from .values import Scope
+
+_FUNCTIONS = (
+    "AffineGrid",
+    "Attention",
+    "CausalConvWithState",
+    "Celu",
+    "CenterCropPad",
+    "FlexAttention",
+    "GroupNormalization",
+    "LinearAttention",
+    "MeanVarianceNormalization",
+    "NegativeLogLikelihoodLoss",
+    "RMSNormalization",
+    "RotaryEmbedding",
+    "SoftmaxCrossEntropyLoss",
+    "SwiGLU",
+    "Swish",
+)
+"""Operators that are computed as ONNX defines them by others."""
+
+_PREVIEW = 1
+"""Version of ONNX's operators that are not settled yet."""
+
+
+def _expand(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """Take in the nodes that ONNX defines a node by."""
+    renamed = simplifier.renamed(node, scope, source)
+    if simplifier.is_constant(renamed):
+        return False
+    version = scope.opset if node.domain in ("", "ai.onnx") else _PREVIEW
+    schema = defs.get_schema(node.op_type, version, node.domain)
+    function = _function_of(simplifier, renamed, schema, version)
+    if function is None:
+        return False
+    inner = Scope(None, source, scope.opset)
+    padded = [*renamed.input, *[""] * (len(function.input) - len(renamed.input))]
+    inner.meanings |= dict(zip(function.input, padded, strict=False))
+    given = {attribute.name: attribute for attribute in node.attribute}
+    defaults = {name: value.default_value for name, value in schema.attributes.items() if value.default_value.name}
+    simplifier.add_nodes([_with_attributes(each, defaults | given) for each in function.node], inner)
+    for name, inside in zip(node.output, function.output, strict=False):
+        if name:
+            scope.meanings[name] = inner.find(inside)
+    return True
+
+
+def _function_of(simplifier: Simplifier, node: NodeProto, schema: defs.OpSchema, opset: int) -> FunctionProto | None:
+    if schema.has_context_dependent_function:
+        versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
+        types = [simplifier.model.types[name].proto.SerializeToString() if name else b"" for name in node.input]
+        for version in versions[::-1]:
+            found = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types)
+            if found:
+                return FunctionProto.FromString(found)
+    if schema.has_function:
+        versions = [v for v in schema.function_opset_versions if v <= opset] or list(schema.function_opset_versions)
+        found = schema.get_function_with_opset_version(versions[-1])
+        return FunctionProto.FromString(found) if isinstance(found, bytes) else found
+    return None
+
+
+def _with_attributes(node: NodeProto, given: dict[str, onnx.AttributeProto]) -> NodeProto:
+    """The node of a function with the caller's attributes in place of references to them."""
+    copy = NodeProto()
+    copy.CopyFrom(node)
+    del copy.attribute[:]
+    for attribute in node.attribute:
+        if not attribute.ref_attr_name:
+            copy.attribute.append(attribute)
+        elif attribute.ref_attr_name in given:
+            copy.attribute.append(given[attribute.ref_attr_name])
+            copy.attribute[-1].name = attribute.name
+    return copy
+
+
+def _expand_statistics(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """A layer normalisation is expanded only where its mean or deviation is read, too."""
+    return any(node.output[1:]) and _expand(simplifier, node, scope, source)
+
+
+HANDLERS: Mapping[str, Handler] = dict.fromkeys(_FUNCTIONS, _expand) | {"LayerNormalization": _expand_statistics}

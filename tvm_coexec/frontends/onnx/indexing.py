@@ -1,0 +1,194 @@
+"""Gathering, scattering and sorting: indices are counted from the start, and never read or write other memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.relax.sorting import extreme_places
+
+from .call import Call, Converter
+
+
+def _indices(call: Call, place: int, extents: np.ndarray) -> relax.Expr:
+    """Indices of an operand, counted from the start and within their axes, whose extents these are."""
+    array = call.array(place)
+    dtype = call.type(place).dtype
+    if array is not None:
+        counted = np.where(array < 0, array + extents, array)
+        return call.constant(np.clip(counted, 0, extents - 1), dtype)
+
+    def compute(given: te.Tensor, limits: te.Tensor) -> te.Tensor:
+        def element(*index: Any) -> Any:
+            limit = limits[index[-1]] if extents.ndim else limits[()]
+            value = given[index]
+            counted = tirx.Select(value < 0, value + limit, value)
+            return tirx.max(tirx.min(counted, limit - 1), tirx.const(0, dtype))
+
+        return te.compute(given.shape, element, name="indices")
+
+    return call.loops(compute, call.operand(place), call.constant(extents, dtype))
+
+
+def _axis(call: Call, default: int = 0) -> int:
+    return int(call.attributes.get("axis", default)) % len(call.type(0).shape)
+
+
+def _gather(call: Call) -> Any:
+    axis = _axis(call)
+    indices = _indices(call, 1, np.array(call.type(0).shape[axis]))
+    return relax.op.take(call.operand(0), indices, axis)
+
+
+def _gather_elements(call: Call) -> Any:
+    axis = _axis(call)
+    indices = _indices(call, 1, np.array(call.type(0).shape[axis]))
+    return relax.op.gather_elements(call.operand(0), indices, axis)
+
+
+def _gather_nd(call: Call) -> Any:
+    batch_axes = call.attributes.get("batch_dims", 0)
+    depth = call.type(1).shape[-1]
+    extents = np.array(call.type(0).shape[batch_axes : batch_axes + depth])
+    indices = relax.op.astype(_indices(call, 1, extents), "int64")
+    return relax.op.gather_nd(call.operand(0), indices, batch_axes)
+
+
+def _slice(call: Call) -> Any:
+    """Bounds counted from the start; TVM takes those beyond the ends otherwise."""
+    shape, values = call.type(0).shape, call.attributes
+    bounds = [values.get(name, call.array(place)) for place, name in enumerate(("starts", "ends", "axes"), 1)]
+    if bounds[0] is None or bounds[1] is None:
+        raise ModelError(f"{call.node.source} has bounds that the model computes; make them constants")
+    axes = [int(axis) % len(shape) for axis in (range(len(bounds[0])) if bounds[2] is None else bounds[2])]
+    steps = call.array(4)
+    steps = np.ones(len(axes), np.int64) if steps is None else steps
+    ranges = [
+        range(shape[axis])[int(begin) : int(end) : int(step)]
+        for axis, begin, end, step in zip(axes, bounds[0], bounds[1], steps, strict=True)
+    ]
+    if all(each.step > 0 for each in ranges):
+        begins, ends, strides = zip(*((each.start, each.stop, each.step) for each in ranges), strict=True)
+        return relax.op.strided_slice(call.operand(0), axes, list(begins), list(ends), list(strides))
+    by_axis = dict(zip(axes, ranges, strict=True))
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        def element(*index: Any) -> Any:
+            moved = [
+                by_axis[axis].start + at * by_axis[axis].step if axis in by_axis else at
+                for axis, at in enumerate(index)
+            ]
+            return x[tuple(moved)]
+
+        return te.compute(call.result.shape, element, name="sliced")
+
+    return call.loops(compute, call.operand(0))
+
+
+_COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {
+    "none": lambda old, new: new,
+    "add": lambda old, new: old + new,
+    "mul": lambda old, new: old * new,
+    "max": tirx.max,
+    "min": tirx.min,
+}
+
+
+def _scatter_elements(call: Call) -> Any:
+    shape, axis = call.type(0).shape, _axis(call)
+    strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+    indices = _indices(call, 1, np.array(shape[axis]))
+
+    def place(index: list[Any], found: Callable[[], Any]) -> Any:
+        placed = [found() if at == axis else own for at, own in enumerate(index)]
+        return sum(own * stride for own, stride in zip(placed, strides, strict=True))
+
+    def write(data: Any, given: Any, updates: Any, output: Any, combine: Any) -> None:
+        size = call.type(1).shape
+        with T.serial(0, math.prod(size)) as i:
+            index = _unravelled(i, size)
+            target = place(index, lambda: given[i].astype("int64"))
+            output[target] = combine(output[target], updates[i])
+
+    return _scattered(call, indices, write)
+
+
+def _scatter_nd(call: Call) -> Any:
+    shape, size = call.type(0).shape, call.type(1).shape
+    depth = size[-1]
+    inner = math.prod(shape[depth:])
+    strides = [math.prod(shape[place + 1 :]) for place in range(depth)]
+    indices = _indices(call, 1, np.array(shape[:depth]))
+
+    def write(data: Any, given: Any, updates: Any, output: Any, combine: Any) -> None:
+        with T.serial(0, math.prod(size[:-1])) as i, T.serial(0, inner) as j:
+            start = sum(given[i * depth + place].astype("int64") * stride for place, stride in enumerate(strides))
+            output[start + j] = combine(output[start + j], updates[i * inner + j])
+
+    return _scattered(call, indices, write)
+
+
+def _scattered(call: Call, indices: relax.Expr, write: Callable[..., None]) -> relax.Expr:
+    """A copy of the first operand, in which loops change some elements."""
+    combine = _COMBINE[call.attributes.get("reduction", "none")]
+
+    def statement(data: Any, given: Any, updates: Any, output: Any) -> Any:
+        proxies = [T.buffer_proxy(buffer) for buffer in (data, given, updates, output)]
+        with IRBuilder() as builder, T.seq_scope():
+            with T.serial(0, math.prod(call.type(0).shape)) as i:
+                proxies[3][i] = proxies[0][i]
+            write(*proxies, combine)
+        return builder.get()
+
+    def compute(*operands: te.Tensor) -> te.Tensor:
+        return te.extern(
+            [operands[0].shape],
+            list(operands),
+            lambda ins, outs: statement(*ins, *outs),
+            dtype=[operands[0].dtype],
+            name="scattered",
+        )
+
+    return call.loops(compute, call.operand(0), indices, call.operand(2))
+
+
+def _unravelled(position: Any, shape: tuple[int, ...]) -> list[Any]:
+    """The index of an element by its position in memory."""
+    index = []
+    for place, extent in enumerate(shape):
+        index.append(position // math.prod(shape[place + 1 :]) % extent)
+    return index
+
+
+def _pool_regions(call: Call) -> Any:
+    """TVM's own, but for maxima, of which it takes those of interpolated values."""
+    if call.attributes.get("mode", "avg") != "avg":
+        raise ModelError(f"{call.node.source} takes maxima of regions; supported are averages (mode='avg')")
+
+
+def _top_k(call: Call) -> Any:
+    axis, shape = _axis(call, -1), call.type(0).shape
+    count = call.model.types[call.node.proto.output[0] or call.node.proto.output[1]].shape[axis]
+    largest = bool(call.attributes.get("largest", 1))
+    places = call.loops(extreme_places(shape, axis, count, largest), call.operand(0))
+    return [relax.op.gather_elements(call.operand(0), places, axis), places]
+
+
+CONVERTERS: Mapping[str, Converter] = {
+    "Gather": _gather,
+    "GatherElements": _gather_elements,
+    "GatherND": _gather_nd,
+    "RoiAlign": _pool_regions,
+    "Scatter": _scatter_elements,
+    "ScatterElements": _scatter_elements,
+    "ScatterND": _scatter_nd,
+    "Slice": _slice,
+    "TopK": _top_k,
+}

@@ -1,0 +1,139 @@
+"""ONNX models: read, checked, simplified, and imported by TVM's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from tvm import relax
+
+from tvm_coexec.errors import ModelError, in_one_line
+from tvm_coexec.frontends.relax.module import Known, Naming, bindings, trace_function
+from tvm_coexec.frontends.trace import Source, Trace
+
+from .importer import import_simple
+from .nodes import known_operation
+from .shapes import bind_shapes
+from .simplifier import SimpleModel
+from .simplify import simplify
+from .values import DOMAINS, attributes, source_of
+
+_OLDEST_OPSET = 7
+
+_IR_WITHOUT_LISTED_CONSTANTS = 4
+"""From this version on constants need not be inputs too; older files that break the rule mean the same."""
+
+_SMALL = 16
+"""Constants of more elements are no bounds, paddings or axes."""
+
+
+def trace_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:
+    """List the operations of an ONNX model, called by the names of its own values and nodes.
+
+    ``shapes`` has those of inputs whose dimensions the model leaves open.
+
+    Raises
+    ------
+    ModelError
+        If the file cannot be read, or naming the first input or node that cannot be built.
+    """
+    if isinstance(model, Path):
+        proto = _read(model)
+    else:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+    _check_opset(proto)
+    _check_operators(proto)
+    bind_shapes(proto.graph, shapes or {})
+    _check_consistency(proto, model)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
+    simple = simplify(proto)
+    module, values = import_simple(simple)
+    return trace_function(module, _naming(module["main"], simple, values))
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ModelError(f"there is no model file {str(path)!r}; give the path of an ONNX file")
+    try:
+        return onnx.load(path)
+    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
+        raise ModelError(f"cannot read {str(path)!r} as an ONNX model ({error}); export it again") from error
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    if not model.graph.node:
+        raise ModelError("the model has no nodes, so it is empty or no ONNX model; export it again")
+    if not model.graph.output:
+        raise ModelError("the model has no outputs, so it computes nothing; export it again")
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version < _OLDEST_OPSET:
+            raise ModelError(
+                f"the model has ONNX opset {opset.version}; opsets from {_OLDEST_OPSET} on are supported, "
+                "so convert it with onnx.version_converter"
+            )
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in model.graph.node:
+        source = source_of(node)
+        if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
+            raise ModelError(f"{source} is no operator of ONNX; replace it by some that are")
+        if node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0):
+            raise ModelError(f"{source} is in training mode; export the model for inference")
+
+
+def _check_consistency(proto: onnx.ModelProto, model: onnx.ModelProto | Path) -> None:
+    """Let ONNX check its own rules, types and shapes; from its file where the model has more than 2 GiB."""
+    proto.ir_version = max(proto.ir_version, _IR_WITHOUT_LISTED_CONSTANTS)
+    outputs = onnx.GraphProto(output=proto.graph.output).output
+    del proto.graph.value_info[:], proto.graph.output[:]
+    # sizes that the model computes have no shape, which ONNX's inference allows and its checker does not
+    proto.graph.output.extend(value for value in outputs if value.type.tensor_type.HasField("shape"))
+    is_large = isinstance(model, Path) and proto.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
+    try:
+        onnx.checker.check_model(str(model) if is_large else proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ModelError(f"the model breaks the rules of ONNX ({in_one_line(error)}); export it again") from error
+    finally:
+        del proto.graph.output[:]
+        proto.graph.output.extend(outputs)
+
+
+def _naming(function: relax.Function, model: SimpleModel, by_name: Mapping[str, relax.Expr]) -> Naming:
+    values = dict(zip(function.params, model.inputs, strict=True))
+    sources: dict[relax.Var, Source] = {}
+    for node in model.nodes:
+        for name in node.proto.output:
+            value = by_name.get(name)
+            if isinstance(value, relax.Var) and value not in values:
+                values[value], sources[value] = name, node.source
+    # one ONNX operator may become several bindings, of which the last makes its value
+    source = Source("the result", model.outputs[0][0], "output")
+    for index, binding in reversed(list(enumerate(bindings(function)))):
+        source = sources.setdefault(binding.var, source)
+        values.setdefault(binding.var, f"{source.name}/{index}")
+    outputs = [(name, by_name[value]) for name, value in model.outputs]
+    counts = {name: model.counts[value] for name, value in model.outputs if value in model.counts}
+    return Naming(values, sources, outputs, _known(model, by_name), counts)
+
+
+def _known(model: SimpleModel, by_name: Mapping[str, relax.Expr]) -> dict[relax.Var, Known]:
+    """What is read from nodes instead of from Relax."""
+    numbers = {name: array for name, array in model.constants.items() if array.size <= _SMALL}
+    known = {}
+    for node in model.nodes:
+        variable = by_name.get(node.proto.output[0])
+        try:
+            operation = known_operation(node.proto, node.source, numbers) if isinstance(variable, relax.Var) else None
+        except ModelError:
+            continue  # no layer of its own computes it, so Relax's form is read
+        if operation is not None and all(name in by_name for name in operation[1]):
+            op, inputs, values = operation
+            known[variable] = Known(op, tuple(by_name[name] for name in inputs), values)
+    return known

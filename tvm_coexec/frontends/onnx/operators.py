@@ -1,0 +1,24 @@
+"""ONNX operators that TVM's importer lacks or gets wrong: their converters by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import counted as onnx_counted
+from . import elementwise as onnx_elementwise
+from . import indexing as onnx_indexing
+from . import normalisation as onnx_normalisation
+from . import quantised as onnx_quantised
+from . import recurrent as onnx_recurrent
+from . import resize as onnx_resize
+from .call import Converter
+
+CONVERTERS: Mapping[str, Converter] = {
+    **onnx_counted.CONVERTERS,
+    **onnx_elementwise.CONVERTERS,
+    **onnx_indexing.CONVERTERS,
+    **onnx_normalisation.CONVERTERS,
+    **onnx_quantised.CONVERTERS,
+    **onnx_recurrent.CONVERTERS,
+    **onnx_resize.CONVERTERS,
+}

@@ -1,0 +1,1 @@
+"""Operations that a model spells out, recognised: activations, norms, attention, products of activations."""

@@ -1,0 +1,1 @@
+"""Relax modules, which every format becomes, as lists of elementary operations."""

@@ -1,0 +1,185 @@
+"""Parts of a Relax function as programs of their own, for operators that are computed as Relax has them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import IRModule, ir, relax, tirx
+
+from tvm_coexec.frontends.trace import Whole
+
+
+def cut_out(
+    module: IRModule,
+    variable: relax.Var,
+    bound: Mapping[relax.Var, relax.Expr],
+    values: Mapping[relax.Var, str],
+    constants: Mapping[str, np.ndarray],
+) -> Whole:
+    """The program that computes ``variable`` from ``values``, of which some are ``constants``.
+
+    ``bound`` has what every variable of the function is bound to.
+    """
+    return _Cut(module, bound, values, constants).program(variable)
+
+
+@contextmanager
+def building(builder: relax.BlockBuilder, parameters: Sequence[relax.Var]) -> Iterator[None]:
+    """The function ``main`` of a builder, which is closed after errors as well: else TVM complains of it, in C++."""
+    failure: Exception | None = None
+    with builder.function("main", list(parameters)):
+        try:
+            yield
+        except Exception as error:  # whatever it is, it is raised again
+            failure = error
+            builder.emit_func_output(relax.Tuple([]))
+    if failure is not None:
+        raise failure
+
+
+class _Cut:
+    def __init__(
+        self,
+        module: IRModule,
+        bound: Mapping[relax.Var, relax.Expr],
+        values: Mapping[relax.Var, str],
+        constants: Mapping[str, np.ndarray],
+    ) -> None:
+        self.module, self.bound, self.values, self.constants = module, bound, values, constants
+        self.builder = relax.BlockBuilder()
+        self.made: dict[Any, relax.Expr] = {}
+        self.inputs: dict[str, relax.Var] = {}
+        self.arrays: list[np.ndarray] = []
+        self.array_parameters: list[relax.Var] = []
+        self.functions: dict[Any, Any] = {}
+
+    def program(self, variable: relax.Var) -> Whole:
+        while isinstance(self.bound.get(variable), relax.Var):
+            variable = self.bound[variable]
+        order: list[relax.Var] = []
+        self._collect(self.bound[variable], order)
+        order.append(variable)
+        for name in order[:-1]:
+            self._declare(self.bound[name])
+        self._declare(self.bound[variable])
+        with building(self.builder, [*self.inputs.values(), *self.array_parameters]):
+            for name in order:
+                self.made[name] = self.builder.emit(self._rebuilt(self.bound[name]))
+            self.builder.emit_func_output(self.made[variable])
+        text = self.builder.get().script(show_meta=True)
+        return Whole(text, tuple(self.inputs), tuple(self.arrays))
+
+    def _collect(self, value: Any, order: list[relax.Var]) -> None:
+        """List the variables that ``value`` depends on and that no value is known for, in execution order."""
+        for operand in _operands(value):
+            if _shape(operand) is not None:
+                continue
+            if isinstance(operand, relax.Var) and operand not in self.values and operand not in order:
+                self._collect(self.bound[operand], order)
+                order.append(operand)
+            elif not isinstance(operand, relax.Var):
+                self._collect(operand, order)
+
+    def _declare(self, value: Any) -> None:
+        """Make parameters of the values and constants that ``value`` reads."""
+        if _is_operator(value, "relax.shape_to_tensor"):
+            self.made[value] = self._constant(np.array(_shape(value.args[0]), "int64"))
+        for operand in [value, *_operands(value)]:
+            if isinstance(operand, relax.Var) and operand in self.values and operand not in self.made:
+                name = self.values[operand]
+                if name in self.constants:
+                    self.made[operand] = self._constant(self.constants[name])
+                else:
+                    self.made[operand] = self.inputs.setdefault(name, relax.Var(f"x{len(self.inputs)}", operand.ty))
+            elif isinstance(operand, ir.GenericConst) and operand not in self.made:
+                self.made[operand] = self._constant(operand.value.numpy())
+            elif isinstance(operand, relax.Tuple) and operand is not value:
+                self._declare(operand)
+
+    def _constant(self, array: np.ndarray) -> relax.Expr:
+        if array.ndim == 0 and np.isfinite(array):  # TVM's parser does not read the infinite numbers that it prints
+            return relax.const(array, str(array.dtype))
+        self.arrays.append(array)
+        parameter = relax.Var(f"c{len(self.arrays) - 1}", relax.TensorType(array.shape, str(array.dtype)))
+        self.array_parameters.append(parameter)
+        return parameter
+
+    def _rebuilt(self, value: Any) -> Any:
+        if _shape(value) is not None:
+            return relax.ShapeExpr(_shape(value))
+        if isinstance(value, relax.Var | ir.GenericConst) or value in self.made:
+            return self.made[value]
+        if isinstance(value, relax.Tuple):
+            return relax.Tuple([self._rebuilt(field) for field in value.fields])
+        if isinstance(value, relax.TupleGetItem):
+            return relax.TupleGetItem(self._rebuilt(value.tuple_value), value.index)
+        return self._rebuilt_call(value)
+
+    def _rebuilt_call(self, value: Any) -> Any:
+        if isinstance(value, relax.Call):
+            arguments = [self._rebuilt(argument) for argument in value.args]
+            if _is_operator(value, "relax.take"):
+                # a number beyond the table reads its last entry, not other memory
+                return relax.op.take(*arguments, axis=value.attrs.axis, mode="clip")
+            return relax.Call(value.op, arguments, value.attrs, value.ty_args)
+        return self._function(value) if isinstance(value, ir.GlobalVar) else value
+
+    def _function(self, name: ir.GlobalVar) -> ir.GlobalVar:
+        if name not in self.functions:
+            self.functions[name] = self.builder.add_func(self.module[name], name.name_hint)
+        return self.functions[name]
+
+
+def _operands(value: Any) -> Sequence[Any]:
+    if isinstance(value, relax.Call):
+        return list(value.args)
+    if isinstance(value, relax.Tuple):
+        return list(value.fields)
+    if isinstance(value, relax.Var):
+        return [value]
+    return [value.tuple_value] if isinstance(value, relax.TupleGetItem) else []
+
+
+def _is_operator(value: Any, name: str) -> bool:
+    return isinstance(value, relax.Call) and getattr(value.op, "name", "") == name
+
+
+def _shape(value: Any) -> list[int] | None:
+    """The numbers of what is a shape, all of them known."""
+    of = getattr(value, "ty", None)
+    if not isinstance(of, relax.ShapeType) or of.values is None:
+        return None
+    return [int(size) for size in of.values if isinstance(size, tirx.IntImm)]
+
+
+def written(types: Sequence[relax.TensorType], compute: Callable[..., relax.Expr]) -> str:
+    """The text of the program that ``compute`` makes of parameters of these types."""
+    builder = relax.BlockBuilder()
+    parameters = [relax.Var(f"x{index}", of) for index, of in enumerate(types)]
+    with building(builder, parameters):
+        builder.emit_func_output(builder.emit(compute(*parameters)))
+    text: str = builder.get().script(show_meta=True)
+    return text
+
+
+def evaluate(whole: Whole) -> np.ndarray:
+    """What a program of constants alone computes."""
+    result: np.ndarray = _run(tvm.script.from_source(whole.text), whole.constants).numpy()
+    return result
+
+
+def computed(module: IRModule) -> list[np.ndarray]:
+    """What a module without inputs computes, whose function ``main`` returns a tuple."""
+    return [result.numpy() for result in _run(module, ())]
+
+
+def _run(module: IRModule, constants: Sequence[np.ndarray]) -> Any:
+    # the class is made when TVM's runtime is loaded, where type checkers do not find it
+    machine = importlib.import_module("tvm.relax").VirtualMachine
+    executable = tvm.compile(module, target="llvm")
+    return machine(executable, tvm.cpu())["main"](*[tvm.runtime.tensor(array) for array in constants])

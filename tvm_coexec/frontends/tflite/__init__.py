@@ -1,0 +1,1 @@
+"""TFLite files: read and imported operator by operator."""

@@ -1,0 +1,385 @@
+"""TFLite operators become Relax bindings, one operator after another.
+
+Images lie channels last in such a file, and layers expect them channels first. So every tensor may be known in two
+orders of its axes, of which one is a transpose of the other: operators on images read and make the one, those that
+name axes of the file's own order the other, and those that work on each element, or along an axis, go on in the order
+in which their operands are. Transposes are left only where the two kinds meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tvm import IRModule, ir, relax
+
+from tvm_coexec.errors import ModelError, last_line
+from tvm_coexec.frontends.relax.calls import static_type
+from tvm_coexec.frontends.relax.whole import computed
+from tvm_coexec.frontends.trace import Source
+
+from .file import FileOperator, FileTensor, Quantisation, TfliteFile
+
+CHANNELS_FIRST = (0, 3, 1, 2)
+"""The file's axes of an image in the order that layers expect."""
+_CHANNELS_LAST = (0, 2, 3, 1)
+
+_TYPES_OF_ARRAYS = (
+    *("float32", "float64", "float16", "bool", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+)
+_INTEGER_RANGES = {name: (np.iinfo(name).min, np.iinfo(name).max) for name in ("int8", "int16", "uint8")}
+_KEEPING = (
+    *("BATCH_TO_SPACE_ND", "CONCATENATION", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND", "MAXIMUM"),
+    *("MAX_POOL_2D", "MINIMUM", "MIRROR_PAD", "PACK", "PAD", "REDUCE_MAX", "REDUCE_MIN", "RELU", "RESHAPE"),
+    *("RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT_V2", "SLICE", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH", "SPLIT"),
+    *("SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK"),
+)
+"""Operators that make no other numbers than they read, and 0."""
+
+
+@dataclass(frozen=True)
+class Converter:
+    """How the operators of one kind are written.
+
+    Attributes
+    ----------
+    write
+        Makes the expressions of the operator's results.
+    order
+        The order of axes that it reads and makes: ``first`` (channels), ``file`` or ``either``.
+    is_whole
+        Whether what it writes is of use only as one, and is computed whole.
+    """
+
+    write: Callable[[Conversion], relax.Expr | Sequence[relax.Expr]]
+    order: str
+    is_whole: bool = False
+
+
+@dataclass
+class Imported:
+    """A file as a Relax module, and what its variables are called in the file.
+
+    Other variables are steps on the way to the next that has a name; steps to those in ``wholes`` mean nothing alone.
+    """
+
+    module: IRModule
+    outputs: list[tuple[str, relax.Expr]]
+    values: dict[relax.Var, str]
+    sources: dict[relax.Var, Source]
+    wholes: set[relax.Var]
+
+
+def import_file(
+    file: TfliteFile, converters: Callable[[FileOperator], Converter], shapes: Mapping[str, Sequence[int]]
+) -> Imported:
+    """Import a file; ``converters`` has one for each of its operators, ``shapes`` those that inputs are to have.
+
+    Raises
+    ------
+    ModelError
+        For an operator that cannot be imported, naming it and what is wrong.
+    """
+    importer = Importer(file, converters)
+    parameters = [importer.parameter(file.tensors[index], shapes) for index in file.inputs]
+
+    def results() -> list[relax.Expr]:
+        for operator in file.operators:
+            importer.add(operator)
+        return [importer.output(file.tensors[index]) for index in file.outputs]
+
+    values = _written(importer.builder, parameters, results)
+    outputs = [(file.tensors[index].name, value) for index, value in zip(file.outputs, values, strict=True)]
+    return Imported(importer.builder.get(), outputs, importer.names, importer.sources, importer.wholes)
+
+
+class Importer:
+    """Knows the expressions of every tensor, in the file's order of axes and with channels first."""
+
+    def __init__(self, file: TfliteFile, converters: Callable[[FileOperator], Converter]) -> None:
+        self.file = file
+        self.converters = converters
+        self.builder = relax.BlockBuilder()
+        self.is_resized = False
+        self.in_file_order: dict[int, relax.Expr] = {}
+        self.channels_first: dict[int, relax.Expr] = {}
+        self.stored: dict[int, relax.Expr] = {}
+        self.names: dict[relax.Var, str] = {}
+        self.sources: dict[relax.Var, Source] = {}
+        self.wholes: set[relax.Var] = set()
+
+    def parameter(self, tensor: FileTensor, shapes: Mapping[str, Sequence[int]]) -> relax.Var:
+        """An input, in the type that the file gives it."""
+        if tensor.stored_dtype not in _TYPES_OF_ARRAYS:
+            raise ModelError(
+                f"input {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(_TYPES_OF_ARRAYS)}"
+            )
+        shape = tuple(shapes.get(tensor.name, tensor.shape))
+        if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
+            raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
+        self.is_resized |= shape != tensor.shape
+        variable = relax.Var(tensor.name, relax.TensorType(shape, tensor.stored_dtype))
+        self.names[variable] = tensor.name
+        self.stored[tensor.index] = variable
+        return variable
+
+    def output(self, tensor: FileTensor) -> relax.Expr:
+        """An output, in the type that the file gives it."""
+        value = self.value(tensor.index)
+        if tensor.stored_dtype not in _TYPES_OF_ARRAYS:
+            raise ModelError(
+                f"output {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(_TYPES_OF_ARRAYS)}"
+            )
+        if tensor.stored_dtype == tensor.dtype:
+            return value
+        if tensor.quantisation is None:
+            return self._emit(relax.op.astype(value, tensor.stored_dtype), tensor, "CAST")
+        scale, zero_point = _parameters(tensor)
+        stored = relax.op.quantize(value, scale, zero_point, out_dtype=tensor.stored_dtype)
+        return self._emit(stored, tensor, "QUANTIZE")
+
+    def constant(self, index: int) -> np.ndarray | None:
+        """The numbers of a tensor that depends on no input."""
+        value = self.in_file_order.get(index)
+        if isinstance(value, ir.GenericConst):
+            array: np.ndarray = value.value.numpy()
+            return array
+        return self.file.tensors[index].constant
+
+    def value(self, index: int) -> relax.Expr:
+        """A tensor in the file's order of axes."""
+        if index not in self.in_file_order:
+            self.in_file_order[index] = self._value(self.file.tensors[index])
+        return self.in_file_order[index]
+
+    def image(self, index: int) -> relax.Expr:
+        """A tensor of four axes with its channels first; axes are put before those that it has, if it has fewer."""
+        if index not in self.channels_first:
+            self.channels_first[index] = self._image(self.file.tensors[index])
+        return self.channels_first[index]
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The extents of a tensor in the file's order of axes."""
+        if index in self.channels_first and index not in self.in_file_order:
+            shape = static_type(self.channels_first[index].ty, self.file.tensors[index].name)[0]
+            return tuple(shape[axis] for axis in _CHANNELS_LAST)
+        return static_type(self.value(index).ty, self.file.tensors[index].name)[0]
+
+    def is_image(self, index: int) -> bool:
+        """Whether a tensor is known with its channels first."""
+        return index in self.channels_first and not isinstance(self.channels_first[index], ir.GenericConst)
+
+    def add(self, operator: FileOperator) -> None:
+        """Import an operator; what reads constants alone is computed."""
+        converter = self.converters(operator)
+        is_first = converter.order == "first" or (converter.order == "either" and self._prefers_images(operator))
+        read = [index for index in operator.inputs if index >= 0]
+        try:
+            if read and all(self.constant(index) is not None for index in read):
+                self._add_constant(Conversion(self, operator, is_first), converter)
+                return
+            results = _listed(converter.write(Conversion(self, operator, is_first)))
+            for index, result in zip(operator.outputs, results, strict=True):
+                tensor = self.file.tensors[index]
+                made = self._emit(result, tensor, operator.source, converter.is_whole)
+                self._set(operator, tensor, made, is_first)
+        except ModelError:
+            raise
+        except Exception as error:  # TVM's operators and converters raise whatever they stumble over
+            reason = last_line(error, type(error).__name__)
+            raise ModelError(f"{operator.source} cannot be imported ({reason}); replace it in the model") from error
+
+    def _prefers_images(self, operator: FileOperator) -> bool:
+        results = [len(self.file.tensors[index].shape) for index in operator.outputs]
+        return results == [4] * len(results) and any(map(self.is_image, operator.inputs))
+
+    def _add_constant(self, conversion: Conversion, converter: Converter) -> None:
+        """Compute the results in a module of their own, and know them as constants from now on."""
+        surrounding, self.builder = self.builder, relax.BlockBuilder()
+        try:
+            results = _written(self.builder, [], lambda: _listed(converter.write(conversion)))
+            module = self.builder.get()
+        finally:
+            self.builder = surrounding
+        if all(isinstance(result, ir.GenericConst) for result in results):
+            arrays = [result.value.numpy() for result in results]
+        else:
+            arrays = computed(module)
+        for index, array in zip(conversion.operator.outputs, arrays, strict=True):
+            self.in_file_order[index] = relax.const(array, str(array.dtype))
+
+    def _set(self, operator: FileOperator, tensor: FileTensor, result: relax.Expr, is_first: bool) -> None:
+        """Know the result of an operator, once it is what the file says."""
+        if tensor.quantisation is not None and not self._is_on_grid(operator, tensor):
+            result = self._emit(_on_grid(result, tensor), tensor, operator.source, is_whole=True)
+        shape, dtype = static_type(result.ty, str(operator.source))
+        is_first = is_first and len(shape) == 4
+        expected = tuple(tensor.shape[axis] for axis in CHANNELS_FIRST) if is_first else tensor.computed_shape
+        if dtype != tensor.dtype or (shape != expected and tensor.has_fixed_shape and not self.is_resized):
+            raise ModelError(
+                f"{operator.source} makes {dtype} of shape {list(shape)}, where the file has {tensor.dtype} of shape "
+                f"{list(expected)}; replace it in the model"
+            )
+        (self.channels_first if is_first else self.in_file_order)[tensor.index] = result
+
+    def _is_on_grid(self, operator: FileOperator, result: FileTensor) -> bool:
+        """Whether an operator only passes on numbers that the result's integers can stand for."""
+        if operator.code not in _KEEPING:
+            return False
+        operands = [self.file.tensors[index] for index in operator.inputs if index >= 0]
+        read = [tensor.quantisation for tensor in operands if tensor.is_quantised and tensor.stored is None]
+        return all(_is_same(quantisation, result.quantisation) for quantisation in read)
+
+    def _value(self, tensor: FileTensor) -> relax.Expr:
+        if tensor.constant is not None:
+            return relax.const(tensor.constant, tensor.dtype)
+        if tensor.index in self.channels_first:
+            return self._emit(
+                relax.op.permute_dims(self.channels_first[tensor.index], _CHANNELS_LAST), tensor, "TRANSPOSE"
+            )
+        if tensor.index not in self.stored:
+            raise ModelError(f"tensor {tensor.name!r} is read before any operator makes it; convert the model again")
+        stored = self.stored[tensor.index]
+        if tensor.stored_dtype == tensor.dtype:
+            return stored
+        if tensor.quantisation is None:
+            return self._emit(relax.op.astype(stored, tensor.dtype), tensor, "CAST")
+        return self._emit(relax.op.dequantize(stored, *_parameters(tensor)), tensor, "DEQUANTIZE")
+
+    def _image(self, tensor: FileTensor) -> relax.Expr:
+        constant = self.constant(tensor.index)
+        if constant is not None:
+            spread = constant.reshape((1,) * (4 - constant.ndim) + constant.shape)
+            return relax.const(spread.transpose(CHANNELS_FIRST), tensor.dtype)
+        value = self.value(tensor.index)
+        rank = len(value.ty.shape)
+        if rank < 4:
+            shape = static_type(value.ty, tensor.name)[0]
+            value = self._emit(relax.op.reshape(value, (1,) * (4 - rank) + shape), tensor, "RESHAPE")
+        return self._emit(relax.op.permute_dims(value, CHANNELS_FIRST), tensor, "TRANSPOSE")
+
+    def _emit(
+        self, value: relax.Expr, tensor: FileTensor, operator: str | Source, is_whole: bool = False
+    ) -> relax.Expr:
+        """Bind an expression to a variable, which is called as the tensor is."""
+        if isinstance(value, relax.Var | ir.GenericConst):
+            return value
+        variable = self.builder.emit(value)
+        self.names[variable] = tensor.name
+        if is_whole:
+            self.wholes.add(variable)
+        self.sources[variable] = operator if isinstance(operator, Source) else Source(operator, tensor.name, "tensor")
+        return variable
+
+
+@dataclass
+class Conversion:
+    """An operator while it is converted: its operands, in the order of axes in which its results are to be."""
+
+    importer: Importer
+    operator: FileOperator
+    is_first: bool
+    options: Any = field(init=False)
+    source: Source = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.options, self.source = self.operator.options, self.operator.source
+
+    def has(self, place: int) -> bool:
+        """Whether there is an operand at this place."""
+        return place < len(self.operator.inputs) and self.operator.inputs[place] >= 0
+
+    def tensor(self, place: int) -> FileTensor:
+        return self.importer.file.tensors[self.operator.inputs[place]]
+
+    def operand(self, place: int) -> relax.Expr:
+        index = self.operator.inputs[place]
+        return self.importer.image(index) if self.is_first else self.importer.value(index)
+
+    def operands(self) -> list[relax.Expr]:
+        return [self.operand(place) for place in range(len(self.operator.inputs))]
+
+    def shape(self, place: int) -> tuple[int, ...]:
+        """Extents of an operand in the file's order of axes."""
+        return self.importer.shape(self.operator.inputs[place])
+
+    def constant(self, place: int) -> np.ndarray:
+        """The numbers of an operand that has to be constant."""
+        index = self.operator.inputs[place]
+        array = self.importer.constant(index)
+        if array is None:
+            raise ModelError(
+                f"{self.source} reads {self.importer.file.tensors[index].name!r}, which depends on the model's inputs; "
+                "make it a constant"
+            )
+        return array
+
+    def integers(self, place: int) -> list[int]:
+        return [int(number) for number in self.constant(place).reshape(-1)]
+
+    def moved(self, place: int, axes: Sequence[int]) -> relax.Expr:
+        """An operand, such as weights, with its axes in another order than the file's."""
+        index = self.operator.inputs[place]
+        array = self.importer.constant(index)
+        if array is None:
+            return relax.op.permute_dims(self.importer.value(index), list(axes))
+        return relax.const(np.ascontiguousarray(array.transpose(axes)), str(array.dtype))
+
+    def axis(self, axis: int, rank: int) -> int:
+        """Where an axis of the file stands in the operands."""
+        axis %= rank
+        return CHANNELS_FIRST.index(axis) if self.is_first else axis
+
+    def in_order(self, numbers: Sequence[Any]) -> list[Any]:
+        """One number for each axis of the file, in the order of the operands' axes."""
+        return [numbers[axis] for axis in CHANNELS_FIRST] if self.is_first else list(numbers)
+
+
+def _written(
+    builder: relax.BlockBuilder, parameters: list[relax.Var], write: Callable[[], list[relax.Expr]]
+) -> list[relax.Expr]:
+    """Make a function ``main`` of what ``write`` emits; the function is ended even if an operator is refused."""
+    refusal: Exception | None = None
+    results: list[relax.Expr] = []
+    with builder.function("main", parameters):
+        try:
+            results = [builder.emit(result) if isinstance(result, relax.Call) else result for result in write()]
+        except Exception as error:  # whatever it is, TVM complains of a function that has no end
+            refusal = error
+        builder.emit_func_output(relax.Tuple(results))
+    if refusal is not None:
+        raise refusal
+    return results
+
+
+def _listed(results: relax.Expr | Sequence[relax.Expr]) -> list[relax.Expr]:
+    return list(results) if isinstance(results, list | tuple) else [results]
+
+
+def _parameters(tensor: FileTensor) -> tuple[relax.Expr, relax.Expr]:
+    """Scale and zero point of a tensor that has one of each."""
+    quantisation = tensor.quantisation
+    if quantisation is None or quantisation.scale.size != 1:
+        raise ModelError(f"tensor {tensor.name!r} has a scale for each of its channels; only constants can have that")
+    return (
+        relax.const(quantisation.scale.item(), "float32"),
+        relax.const(int(quantisation.zero_point.reshape(-1)[0]), "int32"),
+    )
+
+
+def _is_same(first: Quantisation | None, second: Quantisation | None) -> bool:
+    if first is None or second is None:
+        return False
+    return np.array_equal(first.scale, second.scale) and np.array_equal(first.zero_point, second.zero_point)
+
+
+def _on_grid(value: relax.Expr, tensor: FileTensor) -> relax.Expr:
+    """The nearest of those numbers that the integers of a quantised tensor stand for; LiteRT rounds halves up."""
+    scale, zero_point = (float(parameter.value.numpy()) for parameter in _parameters(tensor))
+    low, high = (bound - zero_point for bound in _INTEGER_RANGES[tensor.stored_dtype])
+    scaled = relax.op.multiply(value, relax.const(1 / scale, "float32"))
+    steps = relax.op.floor(relax.op.add(scaled, relax.const(0.5, "float32")))
+    return relax.op.multiply(relax.op.clip(steps, low, high), relax.const(scale, "float32"))

@@ -1,0 +1,95 @@
+"""TFLite files: read, imported operator by operator, and traced by the names that they give their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.relax.module import Naming, bindings, trace_function
+from tvm_coexec.frontends.trace import Source, Trace, claim_name
+
+from . import axes as tflite_axes
+from . import custom as tflite_custom
+from . import detection as tflite_detection
+from . import elementwise as tflite_elementwise
+from . import images as tflite_images
+from . import places as tflite_places
+from . import recurrent as tflite_recurrent
+from . import spectra as tflite_spectra
+from .file import FileOperator, TfliteFile
+from .importer import Converter, Imported, import_file
+from .tvm import by_tvm
+
+_CONVERTERS = {
+    **{code: Converter(write, "first") for code, write in tflite_images.CONVERTERS.items()},
+    **{code: Converter(write, "either") for code, write in tflite_elementwise.CONVERTERS.items()},
+    **{code: Converter(write, "either") for code, write in tflite_axes.IN_EITHER_ORDER.items()},
+    **{code: Converter(write, "file") for code, write in tflite_axes.IN_FILE_ORDER.items()},
+    **{code: Converter(write, "first") for code, write in tflite_custom.ON_IMAGES.items()},
+    **{code: Converter(write, "file", is_whole=True) for code, write in tflite_custom.ON_LANDMARKS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_detection.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_recurrent.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_spectra.CONVERTERS.items()},
+}
+
+_KNOWN_CUSTOM = (*tflite_custom.ON_IMAGES, *tflite_custom.ON_LANDMARKS, "TFLite_Detection_PostProcess")
+
+
+def trace_tflite(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:
+    """List the operations of a TFLite file.
+
+    Inputs have the shapes in the file, unless ``shapes`` has others for them.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or no layer can compute what is in it.
+    """
+    file = TfliteFile(path)
+    _check_names(file, shapes or {})
+    _check_operators(file)
+    imported = import_file(file, _converter, shapes or {})
+    return trace_function(imported.module, _naming(imported))
+
+
+def _check_names(file: TfliteFile, shapes: Mapping[str, Sequence[int]]) -> None:
+    inputs = [file.tensors[index].name for index in file.inputs]
+    unknown = sorted(set(shapes) - set(inputs))
+    if unknown:
+        raise ModelError(f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}")
+
+
+def _check_operators(file: TfliteFile) -> None:
+    """Refuse all operators at once that are not TFLite's own and that nothing here knows."""
+    foreign = [operator for operator in file.operators if operator.is_custom and operator.code not in _KNOWN_CUSTOM]
+    if foreign:
+        sources = {operator.code: str(operator.source) for operator in reversed(foreign)}
+        raise ModelError(
+            f"{', '.join(reversed(sources.values()))}: no operators of TFLite's own; known are "
+            f"{', '.join(_KNOWN_CUSTOM)}, so cut the model before the others or replace them"
+        )
+
+
+def _converter(operator: FileOperator) -> Converter:
+    return _CONVERTERS.get(operator.code, Converter(by_tvm, "file"))
+
+
+def _naming(imported: Imported) -> Naming:
+    """Names as the file has them; of several variables that one operator became, the last is called as its result."""
+    function = imported.module["main"]
+    taken: set[str] = set()
+    values, sources = {}, {}
+    for parameter in function.params:
+        values[parameter] = claim_name(imported.values[parameter], taken)
+    source, is_whole = Source("the result", imported.outputs[0][0], "output"), False
+    inner = set()
+    for binding in reversed(bindings(function)):
+        if binding.var in imported.sources:
+            source, is_whole = imported.sources[binding.var], binding.var in imported.wholes
+        elif is_whole:
+            inner.add(binding.var)
+        sources[binding.var] = source
+        values[binding.var] = claim_name(imported.values.get(binding.var, source.name), taken)
+    return Naming(values, sources, imported.outputs, inner=inner)

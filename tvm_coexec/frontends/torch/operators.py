@@ -1,0 +1,252 @@
+"""Converters of torch's operators that TVM 0.27 lacks, or has wrong, and the operators that are kept whole for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import relax
+
+from tvm_coexec.frontends.relax.module import Known
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from .importer import Importer
+
+NOT_DECOMPOSED = {
+    "chunk.default",
+    "flatten.using_ints",
+    "hardsigmoid.default",
+    "hardswish.default",
+    "hardtanh.default",
+    "instance_norm.default",
+    "leaky_relu.default",
+    "linear.default",
+    "matmul.default",
+    "prelu.default",
+    "relu6.default",
+    "reshape.default",
+    "scaled_dot_product_attention.default",
+    "silu.default",
+    "softmax.int",
+    "split.Tensor",
+    "split_with_sizes.default",
+    "transpose.int",
+    "unbind.int",
+}
+"""Operators that TVM imports as one: torch would take them apart into what is harder to recognise."""
+
+
+def _arguments(node: fx.Node, importer: Importer, *defaults: Any) -> list[Any]:
+    """The positional arguments; the last ones that may be left out have ``defaults``."""
+    given = list(importer.retrieve_args(node))
+    count = sum(1 for argument in node.target._schema.arguments if not argument.kwarg_only)
+    return given + list(defaults[len(defaults) - (count - len(given)) :]) if len(given) < count else given
+
+
+def _attention(node: fx.Node, importer: Importer) -> relax.Expr:
+    """Products and a softmax; TVM's own converter swaps heads and rows, and takes no mask of booleans (as of 0.27)."""
+    q, k, v, mask, _dropout, causal = _arguments(node, importer, None, 0.0, False)
+    emit = importer.block_builder.emit
+    if node.kwargs.get("enable_gqa", False):
+        k, v = (_repeated_heads(importer, q, operand) for operand in (k, v))
+    scale = node.kwargs.get("scale")
+    scale = 1 / math.sqrt(int(q.ty.shape[-1])) if scale is None else float(scale)
+    rank = len(k.ty.shape)
+    turned = emit(relax.op.permute_dims(k, [*range(rank - 2), rank - 1, rank - 2]))
+    scores = emit(relax.op.matmul(q, turned))
+    scores = emit(relax.op.multiply(scores, relax.const(scale, "float32")))
+    if causal:
+        seen = np.tri(int(q.ty.shape[-2]), int(k.ty.shape[-2]), dtype=bool)
+        scores = emit(relax.op.add(scores, relax.const(_summands(seen))))
+    constant = None if mask is None else importer.constant(node.args[3])
+    if constant is not None:
+        mask = constant = _summands(constant) if constant.dtype == bool else constant
+        scores = emit(relax.op.add(scores, relax.const(constant)))
+    elif mask is not None:
+        scores = emit(relax.op.add(scores, _float_mask(mask, importer)))
+    may_be_empty = mask is not None and (constant is None or bool(np.isneginf(constant).all(axis=-1).any()))
+    return emit(relax.op.matmul(_probabilities(scores, importer, may_be_empty), v))
+
+
+def _probabilities(scores: relax.Expr, importer: Importer, may_be_empty: bool) -> relax.Expr:
+    """The softmax of scores; as torch has it, a query for which no key counts has zeros."""
+    emit = importer.block_builder.emit
+    softmax = emit(relax.op.nn.softmax(scores, -1))
+    if not may_be_empty:
+        return softmax
+    never = relax.const(-math.inf, "float32")
+    is_empty = emit(relax.op.equal(emit(relax.op.max(scores, -1, True)), never))
+    result = emit(relax.op.where(is_empty, relax.const(0.0, "float32"), softmax))
+    importer.known[result.name] = Known(
+        "softmax", (scores,), {"axes": (len(scores.ty.shape) - 1,), "empty_is_zero": True}
+    )
+    return result
+
+
+def _repeated_heads(importer: Importer, q: relax.Expr, operand: relax.Expr) -> relax.Expr:
+    repeats = int(q.ty.shape[-3]) // int(operand.ty.shape[-3])
+    return importer.block_builder.emit(relax.op.repeat(operand, repeats, len(operand.ty.shape) - 3))
+
+
+def _float_mask(mask: relax.Expr, importer: Importer) -> relax.Expr:
+    """What a mask adds to the scores; where one of booleans is false, a key does not count."""
+    if str(mask.ty.dtype) != "bool":
+        return mask
+    nothing, never = relax.const(0.0, "float32"), relax.const(-math.inf, "float32")
+    return importer.block_builder.emit(relax.op.where(mask, nothing, never))
+
+
+def _summands(seen: np.ndarray) -> np.ndarray:
+    return np.where(seen, np.float32(0), np.float32(-np.inf))
+
+
+def _where(node: fx.Node, importer: Importer) -> relax.Expr:
+    """Scores of which a constant says that some do not count have a constant added, as attention has it."""
+    condition, *values = node.args
+    never = [importer.constant(value) for value in values]
+    seen = importer.constant(condition)
+    is_for_softmax = all("softmax" in str(reader.target) for reader in node.users)
+    for place, number in enumerate(never):
+        if seen is not None and is_for_softmax and number is not None and number.size == 1 and number == -np.inf:
+            summands = _summands(seen if place else ~seen)
+            return importer.block_builder.emit(relax.op.add(importer.env[values[1 - place]], relax.const(summands)))
+    return importer.block_builder.emit(relax.op.where(*importer.retrieve_args(node)))
+
+
+def _slice(node: fx.Node, importer: Importer) -> relax.Expr:
+    x, axis, begin, end, step = _arguments(node, importer, 0, None, None, 1)
+    size = int(x.ty.shape[axis])
+    begin, end, step = slice(begin, end, step).indices(size)
+    result = relax.op.strided_slice(x, [axis], [begin], [max(begin, end)], [step])
+    return importer.known_slice(result, x, axis, begin) if step == 1 else importer.block_builder.emit(result)
+
+
+def _select(node: fx.Node, importer: Importer) -> relax.Expr:
+    x, axis, index = importer.retrieve_args(node)
+    size = int(x.ty.shape[axis])
+    begin = index % size
+    part = importer.block_builder.emit(relax.op.strided_slice(x, [axis], [begin], [begin + 1]))
+    return importer.known_slice(relax.op.squeeze(part, [axis]), x, axis, begin)
+
+
+def _rounded_division(node: fx.Node, importer: Importer) -> relax.Expr:
+    """TVM's converter makes an int32 of a whole divisor, whatever is divided (as of 0.27)."""
+    dividend, divisor = importer.retrieve_args(node)[:2]
+    mode = node.kwargs.get("rounding_mode", node.args[2] if len(node.args) > 2 else None)
+    emit = importer.block_builder.emit
+    if not isinstance(divisor, relax.Expr):
+        divisor = relax.const(divisor, dividend.ty.dtype)
+    is_whole = "int" in str(dividend.ty.dtype) and "int" in str(divisor.ty.dtype)
+    if is_whole:
+        return emit((relax.op.floor_divide if mode == "floor" else relax.op.divide)(dividend, divisor))
+    quotient = emit(relax.op.divide(dividend, divisor))
+    rounding = {"floor": relax.op.floor, "trunc": relax.op.trunc}.get(mode)
+    return quotient if rounding is None else emit(rounding(quotient))
+
+
+def _instance_norm(node: fx.Node, importer: Importer) -> relax.Expr:
+    """TVM's converter takes the mean's place for that of epsilon (as of 0.27)."""
+    x, *parameters = importer.retrieve_args(node)[:3]
+    gamma, beta = _scale_and_shift(x, parameters)
+    norm = relax.op.nn.instance_norm(x, gamma, beta, 1, list(range(2, len(x.ty.shape))), float(node.args[7]))
+    return importer.block_builder.emit(norm)
+
+
+def _group_norm(node: fx.Node, importer: Importer) -> relax.Expr:
+    """TVM's converter needs a scale and a shift (as of 0.27)."""
+    x, *parameters = importer.retrieve_args(node)[:3]
+    groups, epsilon = node.args[6:8]
+    gamma, beta = _scale_and_shift(x, parameters)
+    axes = list(range(2, len(x.ty.shape)))
+    return importer.block_builder.emit(relax.op.nn.group_norm(x, gamma, beta, int(groups), 1, axes, float(epsilon)))
+
+
+def _scale_and_shift(x: relax.Expr, parameters: list[relax.Expr | None]) -> list[relax.Expr]:
+    """Scale and shift of each channel, ones and zeros where the network has none."""
+    channels = int(x.ty.shape[1])
+    neutral = (np.ones(channels, "float32"), np.zeros(channels, "float32"))
+    return [relax.const(default) if own is None else own for own, default in zip(parameters, neutral, strict=True)]
+
+
+def _elu(node: fx.Node, importer: Importer) -> relax.Expr:
+    """TVM's converter leaves out the scales, of which SELU is made (as of 0.27)."""
+    x, alpha, scale, input_scale = _arguments(node, importer, 1.0, 1.0, 1.0)
+    emit = importer.block_builder.emit
+
+    def times(value: relax.Expr, factor: float) -> relax.Expr:
+        return value if factor == 1 else emit(relax.op.multiply(value, relax.const(factor, "float32")))
+
+    nothing, one = relax.const(0.0, "float32"), relax.const(1.0, "float32")
+    power = emit(relax.op.exp(times(emit(relax.op.minimum(x, nothing)), input_scale)))
+    below = times(emit(relax.op.subtract(power, one)), alpha * scale)
+    return emit(relax.op.where(emit(relax.op.greater(x, nothing)), times(x, scale), below))
+
+
+def _reduction(reduce: Callable[..., relax.Expr]) -> Callable[[Any, Importer], relax.Expr]:
+    """A converter of an operator with the arguments ``dim`` and ``keepdim``."""
+
+    def convert(node: fx.Node, importer: Importer) -> relax.Expr:
+        x, axes, keep = _arguments(node, importer, None, False)
+        return importer.block_builder.emit(reduce(x, axes or None if isinstance(axes, list | tuple) else axes, keep))
+
+    return convert
+
+
+def _any(node: fx.Node, importer: Importer) -> relax.Expr:
+    emit = importer.block_builder.emit
+    as_numbers = emit(relax.op.astype(importer.env[node.args[0]], "int8"))
+    return emit(relax.op.astype(emit(relax.op.max(as_numbers)), "bool"))
+
+
+def _index(node: fx.Node, importer: Importer) -> relax.Expr:
+    """Numbers of places along some axes; TVM's converter knows only some cases (as of 0.27).
+
+    The axes that are indexed come first and become one, along which rows are taken.
+    """
+    x, indices = importer.retrieve_args(node)
+    emit = importer.block_builder.emit
+    shape = [int(size) for size in x.ty.shape]
+    indexed = [axis for axis, index in enumerate(indices) if index is not None]
+    others = [axis for axis in range(len(shape)) if axis not in indexed]
+    places: relax.Expr = None
+    for axis in indexed:
+        index, size = indices[axis], relax.const(shape[axis], "int64")
+        if str(index.ty.dtype) == "bool":
+            raise ValueError("its result has as many elements as a mask has trues, which is not known before it runs")
+        index = emit(relax.op.astype(index, "int64"))
+        behind = emit(relax.op.less(index, relax.const(0, "int64")))
+        index = emit(relax.op.where(behind, emit(relax.op.add(index, size)), index))
+        before = None if places is None else emit(relax.op.multiply(places, size))
+        places = index if before is None else emit(relax.op.add(before, index))
+    rows = emit(relax.op.permute_dims(x, [*indexed, *others]))
+    rows = emit(relax.op.reshape(rows, [math.prod(shape[a] for a in indexed), *(shape[a] for a in others)]))
+    taken = emit(relax.op.take(rows, places, 0))
+    rank = len(places.ty.shape)
+    if indexed != list(range(indexed[0], indexed[0] + len(indexed))) or indexed[0] == 0:
+        return taken
+    before = list(range(rank, rank + indexed[0]))
+    behind = list(range(rank + indexed[0], rank + len(others)))
+    return emit(relax.op.permute_dims(taken, [*before, *range(rank), *behind]))
+
+
+CONVERTERS: dict[str, Callable[[Any, Importer], relax.Expr]] = {
+    "amax.default": _reduction(relax.op.max),
+    "amin.default": _reduction(relax.op.min),
+    "any.default": _any,
+    "div.Scalar_mode": _rounded_division,
+    "div.Tensor_mode": _rounded_division,
+    "elu.default": _elu,
+    "index.Tensor": _index,
+    "instance_norm.default": _instance_norm,
+    "native_group_norm.default": _group_norm,
+    "prod.dim_int": _reduction(relax.op.prod),
+    "scaled_dot_product_attention.default": _attention,
+    "select.int": _select,
+    "slice.Tensor": _slice,
+    "where.self": _where,
+}
+"""Converters by the name of the operator, which take the node and the importer."""

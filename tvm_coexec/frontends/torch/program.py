@@ -1,0 +1,93 @@
+"""Programs of torch.export: brought to operators that TVM imports well, and traced by torch's own names."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tvm import relax
+
+from tvm_coexec.errors import ModelError, last_line
+from tvm_coexec.frontends.relax.module import Known, Naming, bindings, operator_name, returned, trace_function
+from tvm_coexec.frontends.trace import Source, Trace, claim_name
+
+from .importer import Importer, source_of
+from .operators import NOT_DECOMPOSED
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+
+def trace_torch(program: ExportedProgram) -> Trace:
+    """List the operations of an exported program.
+
+    Raises
+    ------
+    ModelError
+        TVM cannot import it, or no layer can compute what is in it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        decomposed = _decomposed(program)
+        importer = Importer(decomposed)
+        module = importer.module()
+    return trace_function(module, _naming(module["main"], decomposed, importer))
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """The program in fewer kinds of operators; those that say more than their parts stay."""
+    import torch
+
+    table = torch.export.default_decompositions()
+    for operator in list(table):
+        if str(operator).removeprefix("aten.") in NOT_DECOMPOSED:
+            table.pop(operator)
+    try:
+        return program.run_decompositions(table)
+    except Exception as error:  # torch raises whatever it stumbles over
+        reason = last_line(error, type(error).__name__)
+        raise ModelError(
+            f"torch cannot decompose the exported program ({reason}); export it in another form"
+        ) from error
+
+
+def _naming(function: relax.Function, program: ExportedProgram, importer: Importer) -> Naming:
+    """Name values and operators after the modules of the network that they stand in."""
+    values: dict[relax.Var, str] = {}
+    sources: dict[relax.Var, Source] = {}
+    taken: set[str] = set()
+    for parameter in function.params:
+        values[parameter] = claim_name(parameter.name, taken)
+    source = None
+    for binding in reversed(bindings(function)):
+        # a converter's last binding is the node's value and has its name, what it emits before are parts of it
+        node = importer.nodes.get(binding.var.name)
+        source = source_of(node) if node is not None else source
+        sources[binding.var] = source or Source(operator_name(binding.value), binding.var.name, "variable")
+        values[binding.var] = claim_name(sources[binding.var].name, taken)
+    outputs = returned(function)
+    named = list(zip(_output_names(program, len(outputs)), outputs, strict=True))
+    return Naming(values, sources, named, _known(values, importer))
+
+
+def _known(values: dict[relax.Var, str], importer: Importer) -> dict[relax.Var, Known]:
+    """What the importer knows, of the variables of the finished function."""
+    variables = {variable.name: variable for variable in values}
+    return {
+        variables[name]: replace(known, inputs=tuple(variables[value.name] for value in known.inputs))
+        for name, known in importer.known.items()
+        if name in variables
+    }
+
+
+def _output_names(program: ExportedProgram, count: int) -> list[str]:
+    """Keys and places of the outputs, as the network's ``forward`` gives them."""
+    if count == 1:
+        return ["output"]
+    from torch.utils import _pytree  # the one place where torch says how outputs are nested
+
+    spec: Any = program.call_spec.out_spec
+    paths = [path for path, _ in _pytree.tree_flatten_with_path(_pytree.tree_unflatten(list(range(count)), spec))[0]]
+    names = ["_".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path) for path in paths]
+    return [name if name.isidentifier() else f"output_{name}" for name in names]
