@@ -9,6 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE, ImageLayout, Pool, Rearrange, Resize
 
+from .image_geometry import PLACES
 from .pixels import Pixels, every
 
 
@@ -66,24 +67,29 @@ def _places(layer: Rearrange, out: list[Any]) -> list[Any]:
 
 
 def resize(layer: Resize, pixels: Pixels[Pool]) -> dict[str, Any]:
-    """Fields of the description of an interpolated image: four pixels, each times its share."""
+    """Fields of the description of an interpolated image: four pixels, each times its share.
+
+    Places and shares are read from a table. Computed in the kernel, TVM writes them out for every lane of a vector, and
+    OpenCL compilers took minutes for such a kernel.
+    """
     layout = pixels.layouts.input
 
-    def neighbour(axis: int, at: Any, tap: Any) -> tuple[Any, Any]:
+    def neighbour(places: Any, axis: int, at: Any, tap: Any) -> tuple[Any, Any]:
         """A line or column beside the place of an output's, and the share that it has in it."""
-        last = layer.input[1 + axis] - 1
-        place = T.Cast("float32", at) * T.float32(layer.scale[axis]) + T.float32(layer.shift[axis])
-        place = T.max(T.min(place, T.float32(last)), T.float32(0))
-        below = T.Cast("int32", T.floor(place))
-        share = place - T.Cast("float32", below)
-        tap_share = T.Cast("float32", tap)
-        return _within(last + 1, below + tap), tap_share * share + (1 - tap_share) * (1 - share)
+        extent = (layer.out_h, layer.out_w)[axis]
+        first = 2 * layer.out_h * axis
+        share, tap_share = places[first + extent + at], T.Cast("float32", tap)
+        at_input = _within(layer.input[1 + axis], T.Cast("int32", places[first + at]) + tap)
+        return at_input, tap_share * share + (1 - tap_share) * (1 - share)
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, _s, tap_h, tap_w = index
         sizes = layer.output_size[:3]
         image, y, x = (_within(size, at) for size, at in zip(sizes, pixels.place(row), strict=True))
-        (line, line_share), (column, column_share) = neighbour(0, y, tap_h), neighbour(1, x, tap_w)
+        places = buffers[PLACES]
+        (line, line_share), (column, column_share) = (
+            neighbour(places, axis, at, tap) for axis, (at, tap) in enumerate(((y, tap_h), (x, tap_w)))
+        )
         pixel = _pixel(layout, layer.input, [image, line, column])
         value = buffers["input"][layout.element(pixel, (begin + t) * TILE + channel, layer.input[3])]
         return value * (line_share * column_share)

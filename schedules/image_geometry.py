@@ -7,6 +7,9 @@ from itertools import accumulate
 
 from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayouts, LocalNorm, Pool, Rearrange, Resize
 
+PLACES = "places"
+"""The operand that says, for each line and column of a resized image, where it lies in the input."""
+
 ImageLayer = Pool | Concat | Elementwise | LocalNorm | Rearrange | Resize
 
 

@@ -15,7 +15,7 @@ from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayout, LocalNorm,
 from .extrema import at_least, larger, smaller
 from .frame import Description, Operand, kept_where, one_if_channel
 from .gather_kernels import rearrange, resize
-from .image_geometry import ImageLayer, common_run, fills_up, first_channels, input_names
+from .image_geometry import PLACES, ImageLayer, common_run, fills_up, first_channels, input_names
 from .packing import step_shapes
 from .pixels import Pixels, every
 
@@ -52,6 +52,7 @@ def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...
     layouts = pixels.layouts
     shapes = {
         **step_shapes(layer),
+        PLACES: (2 * (layer.output_size[1] + layer.output_size[2]),),
         "residual": pixels.output_shape(layouts.residual),
         "output": pixels.output_shape(layouts.output),
     }
