@@ -41,6 +41,7 @@ POINTS = [Point(2, 3, repeats=4), Point(0, 5, repeats=1)]
 
 
 ordered: list[str] = []
+devices: list[types.SimpleNamespace] = []
 """In the process of a session: the networks that ran, one after the other."""
 
 
@@ -79,6 +80,8 @@ class PretendedModule:
                 os._exit(3)
             case "be killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "leave a kernel that hangs":
+                devices[-1].hang = "the kernel of another module hangs"
             case "write nonsense":
                 write_to_client(b"a message of another process")
         times_us = [float(step + index) for index in range(repeats)]
@@ -109,7 +112,10 @@ def prepare_pretended_device() -> None:
 
     def open_device(*_: object, **__: object) -> types.SimpleNamespace:
         opened.append(os.getpid())
-        return types.SimpleNamespace(facts=lambda: {"name": "pretended", "opened_by": opened, "pid": os.getpid()})
+        facts = {"name": "pretended", "opened_by": opened, "pid": os.getpid()}
+        device = types.SimpleNamespace(facts=lambda: facts, hang=None)
+        devices.append(device)
+        return device
 
     def load(path: str, *, device: types.SimpleNamespace) -> PretendedModule:
         return PretendedModule(json.loads(Path(path).read_bytes()))
@@ -221,6 +227,15 @@ def test_a_remote_error_arrives_as_its_last_line_and_leaves_the_session(
         with pytest.raises(RefusedError, match=message):
             session.measure(orders(do), POINTS)
         assert session.facts()["pid"] == before
+
+
+def test_a_kernel_that_hangs_is_no_refusal_of_the_modules_after_it(tracker: TrackerAddress) -> None:
+    with Session(tracker, KEY) as session:
+        session.measure(orders("leave a kernel that hangs"), POINTS)
+        with pytest.raises(DeviceFailedError, match="reports: the kernel of another module hangs"):
+            session.measure(orders("nothing"), POINTS)
+        session.reconnect()
+        assert session.measure(orders("nothing"), POINTS).points
 
 
 def test_a_device_that_cannot_be_opened_is_no_refusal_of_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
