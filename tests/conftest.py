@@ -44,6 +44,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests on PoCL alone, or all others: two processes then share the work",
     )
 
+    parser.addoption(
+        "--quick", action="store_true", help="leave out what is marked slow, and all OpenCL runtimes but PoCL"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STDERR] = os.dup(2)  # nothing is captured yet
@@ -76,16 +80,22 @@ def _with_no_skip(config: pytest.Config, report: Report) -> Report:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    share = config.getoption("--share")
-    if share is None:
-        return
-    config.hook.pytest_deselected(items=[item for item in items if _is_of_pocl(item) != (share == "pocl")])
-    items[:] = [item for item in items if _is_of_pocl(item) == (share == "pocl")]
+    share, is_quick = config.getoption("--share"), config.getoption("--quick")
+
+    def is_wanted(item: pytest.Item) -> bool:
+        runtime = _runtime_of(item)
+        if is_quick and (item.get_closest_marker("slow") or runtime not in (None, "pocl")):
+            return False
+        return share is None or (runtime == "pocl") == (share == "pocl")
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = [item for item in items if is_wanted(item)]
 
 
-def _is_of_pocl(item: pytest.Item) -> bool:
+def _runtime_of(item: pytest.Item) -> str | None:
+    """The OpenCL runtime that a test runs on, if it needs one."""
     callspec = getattr(item, "callspec", None)
-    return callspec is not None and callspec.params.get("device_name") == "pocl"
+    return None if callspec is None else callspec.params.get("device_name")
 
 
 @pytest.fixture(scope="session", params=RUNTIMES)

@@ -16,6 +16,8 @@ from tvm_coexec.errors import DeviceError, FileFormatError, InputError, ModelErr
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
 
+pytestmark = pytest.mark.slow
+
 BATCH, WIDTH, HIDDEN = 9, 70, 130
 
 

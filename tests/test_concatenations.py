@@ -21,6 +21,8 @@ from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.schedules import family, images
 
+pytestmark = pytest.mark.slow
+
 Build = Callable[[OnnxBuilder], list[str]]
 PADDED = {"pads": [1] * 4}
 SIZE = (2, 40, 6, 7)

@@ -23,6 +23,8 @@ from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
 from tvm_coexec.schedules.winograd_tiles import WinogradTiles
 
+pytestmark = pytest.mark.slow
+
 EPILOGUE = ("bias", "residual", "relu6")
 LAYERS: list[Conv2d | Pool] = [
     conv(28, 9, 20, 40, 1, epilogue=EPILOGUE),

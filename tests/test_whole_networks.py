@@ -24,6 +24,8 @@ from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.runtime.usage import memory_use
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "resnet18": {"size": 64, "width": 1 / 4, "classes": 10},
     "resnet50": {"size": 64, "width": 1 / 8, "classes": 10},

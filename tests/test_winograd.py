@@ -14,6 +14,8 @@ from tvm_coexec.schedules.winograd_kernels import spread_shape
 from tvm_coexec.schedules.winograd_tiles import WinogradTiles
 from tvm_coexec.schedules.winograd_transforms import INPUT, OUTPUT, WEIGHTS, apply
 
+pytestmark = pytest.mark.slow
+
 TOLERANCES = {2: 3e-6, 4: 5e-5}
 LAYERS = [
     conv(9, 9, 20, 40, 3, padding=1, epilogue=("bias", "residual", "silu")),
