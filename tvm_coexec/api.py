@@ -64,7 +64,7 @@ def build(
         what the profile already holds is used. Both choose between channels and lines. ``"cpu"``, ``"gpu"``: all
         layers on one side. A number from 0 to 1: the CPU's share of every layer's channels. A dict from layer names to
         the CPU's tiles of channels (an int) or its share (a float); layers left out are predicted, or halved where
-        there is no profile.
+        there is no profile. A :class:`tvm_coexec.planning.plan.Plan` of this model, which may come from a file.
     cpu_cores, gpu_cores
         Cores for either side; see :func:`tvm_coexec.runtime.device.open_device`.
     timeout_s

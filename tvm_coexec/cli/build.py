@@ -20,6 +20,7 @@ examples:
   tvm-coexec build model.onnx --device pocl --split measured --out model.coexec
   tvm-coexec build model.onnx --device pocl --split 0.5 --out model.coexec
   tvm-coexec build model.onnx --shape image=1,3,320,320 --profile profile --out model.coexec
+  tvm-coexec build model.onnx --device pocl --plan plan.json --out model.coexec
   tvm-coexec build model.onnx --target board.json --split 0.5 --out model.coexec
 """
 
@@ -30,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", type=Path, metavar="DIR", help="made by `tvm-coexec tune`")
     parser.add_argument(
         "--split",
-        default="predicted",
         metavar="RULE",
-        help="predicted, measured, cpu, gpu, or the CPU's share from 0 to 1 (default: %(default)s)",
+        help="predicted, measured, cpu, gpu, or the CPU's share from 0 to 1 (default: predicted)",
     )
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="divide as `tvm-coexec plan --out FILE` planned")
     add_shape_option(parser)
     parser.add_argument(
         "--target",
@@ -50,7 +51,8 @@ def run(
     model: str,
     out: Path,
     profile: Path | None,
-    split: str,
+    split: str | None,
+    plan: Path | None,
     shapes: dict[str, tuple[int, ...]],
     target: str | None,
     device: str | None,
@@ -61,10 +63,13 @@ def run(
     from tvm_coexec.planning.plan import Plan
 
     check_out(out)
+    if plan is not None and split is not None:
+        raise InputError("--plan says how each layer is divided; leave out --split")
+    rule = Plan.read(plan) if plan is not None else split_rule(split or "predicted")
     if target is not None:
         if device or cpu_cores or gpu_cores:
             raise InputError("--target names a device that is not at hand; leave out --device and cores")
-        packed = package(model, target, profile=profile, split=split_rule(split), shapes=shapes)
+        packed = package(model, target, profile=profile, split=rule, shapes=shapes)
         packed.write(out)
         print(f"{Plan.from_json(packed.manifest.plan)}\nmodule: {out}, for {packed.manifest.device['label']}")
         return 0
@@ -72,7 +77,7 @@ def run(
         model,
         device=device,
         profile=profile,
-        split=split_rule(split),
+        split=rule,
         shapes=shapes,
         cpu_cores=cpu_cores,
         gpu_cores=gpu_cores,

@@ -1,8 +1,9 @@
-"""The rules by which a caller may divide a model: what is predicted or measured, one side, or shares."""
+"""The rules by which a caller may divide a model: what is predicted or measured, one side, shares, or a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm_coexec import schedules
@@ -17,7 +18,7 @@ from .network import assemble, plan_network
 from .plan import LayerPlan, Plan, no_gpu_kernels
 from .split import Overheads, Planner
 
-Split = str | float | Mapping[str, int | float]
+Split = str | float | Mapping[str, int | float] | Plan
 _RULES = ("predicted", "measured", "cpu", "gpu")
 
 Measure = Callable[[Sequence[AnyLayer]], tuple[Sequence[Sample], Overheads]]
@@ -44,6 +45,9 @@ def plan_by_rule(
         Called for the rule ``"measured"`` alone.
     """
     label, mechanism = facts["label"], facts["mechanism"]
+    if isinstance(split, Plan):
+        _check_fit(split, graph, mechanism)
+        return replace(split, device=label)
     if split == "predicted" and found is not None:
         return plan_network(graph, found, label, mechanism)
     found = found and found.for_network(graph)
@@ -53,6 +57,19 @@ def plan_by_rule(
     # What was measured here and now are medians already.
     noise = found.disturbance if found and split != "measured" else Disturbance()
     return assemble(graph, layers, overheads, label, mechanism, noise)
+
+
+def _check_fit(plan: Plan, graph: Graph, mechanism: str) -> None:
+    """Refuse a plan that is of another model, or of another way to synchronise."""
+    if plan.mechanism != mechanism:
+        raise InputError(f"the plan is for the mechanism {plan.mechanism!r}, the device has {mechanism!r}; plan again")
+    if len(plan.layers) != len(graph.nodes):
+        raise InputError(f"the plan has {len(plan.layers)} layers, the model {len(graph.nodes)}; plan this model again")
+    for planned, node in zip(plan.layers, graph.nodes, strict=True):
+        if planned.name != node.name or planned.layer not in ways_to_divide(node.layer):
+            raise InputError(
+                f"the plan's layer {planned.name!r} is not the model's {node.name!r}; plan this model again"
+            )
 
 
 def _rule(
