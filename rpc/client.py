@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,6 +88,8 @@ class Session:
         self._session_timeout_s, self._request_timeout_s = session_timeout_s, request_timeout_s
         self._connection: Connection | None = None
         self._ends = 0.0
+        self.check: Callable[[Mapping[str, Any]], None] | None = None
+        """Called with the facts of every device that is leased from now on; it refuses another than is wanted."""
 
     def __enter__(self) -> Session:
         self.reconnect()
@@ -203,13 +205,15 @@ class Session:
     def for_longer(self, session_timeout_s: float) -> Session:
         """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""
         self.close()
-        return Session(
+        longer = Session(
             self._tracker,
             self._key,
             priority=self._priority,
             session_timeout_s=session_timeout_s,
             request_timeout_s=self._request_timeout_s,
         )
+        longer.check = self.check
+        return longer
 
     def _connect(self) -> Connection:
         self.close()
@@ -229,6 +233,8 @@ class Session:
                 f"the device at {lease.host}:{lease.port} does not answer ({reason}); restart its server"
             ) from None
         self._connection, self._ends = connection, time.monotonic() + self._session_timeout_s
+        if self.check is not None:
+            self.check(self._call(connection, FACTS, None))
         return connection
 
     def _renew(self) -> Connection:

@@ -68,10 +68,15 @@ def keeping_nan(module: tvm.IRModule) -> tvm.IRModule:
     changed = re.sub(r"\bT\.(max|min)\(", r"coexec_\1(", text)
     if changed == text:
         return module
-    names = {"I": script.ir, "R": script.relax, "T": script.tirx, "coexec_max": larger, "coexec_min": smaller}
+    return read_again(changed, coexec_max=larger, coexec_min=smaller)
+
+
+def read_again(text: str, **functions: Callable[..., Any]) -> Any:
+    """What TVM wrote as text, changed or not; the text may call ``functions`` by their names."""
+    names = {"I": script.ir, "R": script.relax, "T": script.tirx}
     # what else TVM may write: offsets of buffers, layouts, and numbers of types without a word of their own
     names |= {"TypeVar": TypeVar, "Axis": tirx.layout.Axis, "tvm": tvm}
-    return script.from_source(changed, extra_vars=names)
+    return script.from_source(text, extra_vars={**names, **functions})
 
 
 def with_extrema(source: str) -> str:

@@ -19,7 +19,7 @@ from tvm_coexec.layers import SCRATCH, ImageLayout, ImageLayouts, Opaque, consta
 from tvm_coexec.layers import Operand as Seen
 
 from .dispatch import Dispatch
-from .extrema import keeping_nan
+from .extrema import keeping_nan, read_again
 from .frame import Launch, Operand, begin_kernel
 
 _SCOPE_PRAGMA = 'T.attr({"pragma_scope": "seq"})'
@@ -114,7 +114,7 @@ def _serial(function: tirx.PrimFunc) -> tirx.PrimFunc:
     if "T.parallel(" not in text and _SCOPE_PRAGMA not in text:
         return function
     text = text.replace("T.parallel(", "T.serial(").replace(_SCOPE_PRAGMA, "pass")
-    return tvm.script.from_source(text).with_attrs(function.attrs)
+    return read_again(text).with_attrs(function.attrs)
 
 
 def _check_plain(function: tirx.PrimFunc) -> None:

@@ -19,7 +19,7 @@ _SOURCE = f"""\
 #else
 #define {_FENCE}() mem_fence(CLK_GLOBAL_MEM_FENCE)
 #endif
-inline int {_ARRIVE}(volatile __global int* counter, int groups) {{
+static inline int {_ARRIVE}(volatile __global int* counter, int groups) {{
   int before = atomic_inc(counter);
   if (before == groups - 1) *counter = 0;
   return before;

@@ -255,6 +255,25 @@ def test_samples_and_failures_of_older_kernels_count_no_more(tmp_path: Path, mon
         assert [(run.samples, run.failures, run.is_current) for run in profile.runs()] == [(1, 1, False), (1, 0, True)]
 
 
+def test_who_only_looks_leaves_no_run_behind(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+    with (
+        pytest.warns(UserWarning, match="driver"),
+        Profile.open(tmp_path / "p", {**FACTS, "driver_version": "2"}) as other,
+    ):
+        assert list(other.samples()) == []
+    with Profile.open(tmp_path / "p") as profile:
+        assert [run.is_current for run in profile.runs()] == [True] and len(list(profile.samples())) == 1
+
+
+def test_another_compiler_is_another_origin(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", {**FACTS, "versions": {"tvm": "1"}}) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+    with Profile.open(tmp_path / "p", {**FACTS, "versions": {"tvm": "2"}}) as profile:
+        assert list(profile.samples()) == []
+
+
 def test_what_failed_is_tried_again_after_a_while(tmp_path: Path) -> None:
     with Profile.create(tmp_path / "p", FACTS) as profile:
         profile.add_failure(CANDIDATE, "the kernel hangs")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,14 +47,14 @@ class FakeSession:
     ) -> None:
         self.points: list[Point] = []
         self.changed = changed
+        self.check: Callable[[dict[str, Any]], None] | None = None
         self.refuses, self.lost, self.fails, self.gone = refuses, lost, fails, gone
 
     def reconnect(self) -> None:
         if self.gone:
             raise MeasurementError("the device does not answer")
-
-    def facts(self) -> dict[str, Any]:
-        return {**FACTS, **self.changed}
+        assert self.check is not None
+        self.check({**FACTS, **self.changed})
 
     def measure(self, module: bytes, points: list[Point], **_: object) -> Measurement:
         self.points += points

@@ -66,6 +66,7 @@ class Rearrange:
         *_, (_, extent, along, step) = ((3, 1, 3, 1), *self.axis_digits(3))
         if (along, step) != (3, 1):
             return 1
+        extent = math.gcd(extent, self.starts[3])
         return math.gcd(extent, self.offsets[3], self.input[3]) if self.leaves(3) else extent
 
     @property

@@ -141,7 +141,11 @@ class Profile:
     ) -> None:
         """Store what tuning concluded; what is left out stays as it is."""
         given = {"families": None if families is None else list(families), "report": report, "planning": planning}
-        self._description |= {name: value for name, value in given.items() if value is not None}
+        new = {name: value for name, value in given.items() if value is not None}
+        self._description = {
+            **_read_description(self.path),
+            **new,
+        }  # of which another process may have written the rest
         _write_json(self.path / _DESCRIPTION, self._description)
 
     def predictor_path(self, side: str) -> Path:

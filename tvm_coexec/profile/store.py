@@ -28,7 +28,7 @@ _FAILURES_LAST = timedelta(days=7)
 """A candidate that failed is tried again after this time: what failed may have been the machine."""
 
 _ORIGIN_FACTS = ("name", "cpu_model", "driver_version", "mechanism")
-"""What two runs must have in common for the times of one to be true of the other."""
+"""What two runs must have in common for the times of one to be true of the other, beside TVM's version."""
 
 _BUSY_TIMEOUT_S = 30
 _SCHEMA = f"""
@@ -109,6 +109,7 @@ class SampleStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._here: str | None = None
         self._run: int | None = None
         self._current: set[int] | None = None
         try:
@@ -135,20 +136,14 @@ class SampleStore:
         self._database.close()
 
     def start_run(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Say under which circumstances the following samples are measured; the facts of the run before, if any."""
-        text = json.dumps(dict(facts), sort_keys=True)
-        with self._transaction() as database:
-            row = database.execute("SELECT id, facts, generator FROM runs ORDER BY id DESC LIMIT 1").fetchone()
-            last = None if row is None else self._facts(row[1])
-            if row is not None and row[1:] == (text, GENERATOR_VERSION):
-                self._run = row[0]
-            else:
-                inserted = database.execute(
-                    "INSERT INTO runs (started, generator, facts) VALUES (?, ?, ?)", (now(), GENERATOR_VERSION, text)
-                )
-                self._run = inserted.lastrowid
-        self._current = None
-        return last
+        """Say under which circumstances what follows is measured; the facts of the run before, if any.
+
+        The run is stored with the first thing that is measured in it: whoever only looks leaves nothing behind.
+        """
+        self._here, self._run, self._current = json.dumps(dict(facts), sort_keys=True), None, None
+        with self._reading() as database:
+            row = database.execute("SELECT facts FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+        return None if row is None else self._facts(row[0])
 
     def runs(self) -> list[Run]:
         """Every run, the first one first."""
@@ -164,7 +159,7 @@ class SampleStore:
         ]
 
     def _current_runs(self) -> set[int]:
-        """The runs of the same origin as the last one, if that is of this program's kernels."""
+        """The runs of the same origin as this one, or as the last one, if that is of this program's kernels."""
         if self._current is None:
             self._current = self._find_current_runs()
         return self._current
@@ -173,14 +168,19 @@ class SampleStore:
         with self._reading() as database:
             rows = database.execute("SELECT id, generator, facts FROM runs ORDER BY id").fetchall()
         origins = {number: (generator, self._origin(facts)) for number, generator, facts in rows}
-        if not origins:
+        if self._here is not None:
+            current = (GENERATOR_VERSION, self._origin(self._here))
+        elif origins:
+            current = origins[max(origins)]
+        else:
             return set()
-        last = origins[max(origins)]
-        return {number for number, origin in origins.items() if origin == last and origin[0] == GENERATOR_VERSION}
+        return {number for number, origin in origins.items() if origin == current and origin[0] == GENERATOR_VERSION}
 
     def _origin(self, facts: str) -> tuple[Any, ...]:
         known = self._facts(facts)
-        return tuple(known.get(name) for name in _ORIGIN_FACTS)
+        versions = known.get("versions")
+        compiler = versions.get("tvm") if isinstance(versions, dict) else None
+        return (*(known.get(name) for name in _ORIGIN_FACTS), compiler)
 
     def _is_current(self) -> str:
         """The condition in SQL that a row belongs to a current run."""
@@ -311,8 +311,21 @@ class SampleStore:
             raise damaged(self._path, f"the facts of a run cannot be read: {error}") from None
 
     def _current_run(self) -> int:
-        if self._run is None:
+        """The number of this run, which is stored now if it is not yet."""
+        if self._here is None:
             raise ValueError("a profile that was opened without the device's facts can only be read")
+        if self._run is None:
+            with self._transaction() as database:
+                row = database.execute("SELECT id, facts, generator FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+                if row is not None and row[1:] == (self._here, GENERATOR_VERSION):
+                    self._run = int(row[0])
+                else:
+                    self._run = database.execute(
+                        "INSERT INTO runs (started, generator, facts) VALUES (?, ?, ?)",
+                        (now(), GENERATOR_VERSION, self._here),
+                    ).lastrowid
+            self._current = None
+        assert self._run is not None
         return self._run
 
     @contextmanager

@@ -247,7 +247,8 @@ def _build(device: Device, source: SteppedSource) -> Any:
     import pyopencl as cl
 
     try:
-        if source.symbols:
+        # flags, and sums over work-groups, need fences of the device's scope, which OpenCL C has from 2.0 on
+        if source.symbols or "memory_scope_device" in source.text:
             return build_newest(device, source.text)
         return device.build(source.text)
     except cl.Error as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -31,6 +32,7 @@ def machine_facts(core: int) -> dict[str, Any]:
     described = _cpuinfo()
     return {
         "machine": platform.machine(),
+        "is_android": hasattr(sys, "getandroidapilevel"),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "cpu_model": described.get("model name") or described.get("Hardware") or platform.machine(),

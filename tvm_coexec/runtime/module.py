@@ -218,6 +218,7 @@ class Module:
         return self._program(timeline=False).lowered.sync_count
 
     @property
+    @_in_turn
     def memory(self) -> MemoryUse:
         """Memory that the module holds, which the first run makes more, and the least that its activations need."""
         held = sum(program.held_by_threads for program in self._prepared.values())

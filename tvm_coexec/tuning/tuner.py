@@ -43,6 +43,7 @@ class Tuner:
         self.session = session
         self.profile = profile
         self.target = target
+        session.check = profile.check_device  # a key may lead to another device at any new lease
 
     def measure(self, candidate: Candidate, points: Sequence[Point], *, again: bool = False) -> None:
         """Measure the points that the profile lacks, or all of them ``again``.
@@ -84,18 +85,13 @@ class Tuner:
         try:
             return self.session.measure(module, points, check=check)
         except (SessionLostError, DeviceFailedError):
-            self._reconnect()
+            self.session.reconnect()
         try:
             return self.session.measure(module, points, check=check)
         except SessionLostError:
-            self._reconnect()
+            self.session.reconnect()
             self._check_that_the_device_works()
             raise
-
-    def _reconnect(self) -> None:
-        """Take a new session, and see that it is on the device that the profile is of, not on another of its key."""
-        self.session.reconnect()
-        self.profile.check_device(self.session.facts())
 
     def _check_that_the_device_works(self) -> None:
         try:
