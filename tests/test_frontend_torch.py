@@ -36,6 +36,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         (random_tensor(4, 6),),
     ),
     "instance_norm": (lambda x: F.instance_norm(x, eps=0.3), (random_tensor(2, 4, 5, 6),)),
+    "instance_norm_of_training": (
+        lambda x: F.instance_norm(x, torch.tensor([0.3, -1.0]), torch.tensor([0.5, 2.0]), use_input_stats=False),
+        (random_tensor(2, 2, 5, 6),),
+    ),
+    "any_of_small_numbers": (lambda x: (0.01 * x).any().float() + x, (random_tensor(2, 3),)),
     "group_norm": (lambda x: F.group_norm(x, 2, eps=0.3), (random_tensor(2, 4, 5, 6),)),
     "layer_norm_of_two_axes": (lambda x: F.layer_norm(x, (5, 6), eps=0.3), (random_tensor(2, 4, 5, 6),)),
     "normalise": (lambda x: F.normalize(x, dim=1), (random_tensor(2, 4, 5),)),
@@ -74,6 +79,23 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "rows_by_number": (lambda x, i: x[:, i], (random_tensor(4, 5, 3), torch.tensor([2, -1, 0]))),
     "elements_by_numbers": (lambda x, i: x[i, :, i], (random_tensor(4, 5, 3), torch.tensor([2, -1, 0]))),
 }
+
+
+class Counter(torch.nn.Module):
+    """Keeps how often it has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("runs", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        return x + self.runs
+
+
+def test_what_changes_when_it_runs_is_refused() -> None:
+    with pytest.raises(ModelError, match="changes runs when it runs"):
+        to_graph(torch.export.export(Counter().eval(), (random_tensor(2, 3),)))
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

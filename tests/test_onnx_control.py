@@ -69,6 +69,12 @@ def test_a_loop_that_the_model_ends_changes_nothing_after_its_end() -> None:
     check_against_onnxruntime(b.model("v1"))
 
 
+def test_a_loop_of_which_only_the_model_knows_the_end_is_named() -> None:
+    b = OnnxBuilder(x=(4, 5))
+    with pytest.raises(ModelError, match=r"^Loop \(node 'n1'\) runs as often as the model computes"):
+        to_graph(b.model(b.add("Loop", "", "", b.add("Abs", "x"), body=loop_body("below"))))
+
+
 def test_a_scan_runs_along_any_axis_and_backwards() -> None:
     nodes = [helper.make_node("Add", ["s", "row"], ["next"]), helper.make_node("Mul", ["next", "row"], ["out"])]
     graph = body(nodes, [value("s", (4,)), value("row", (4,))], [value("next", (4,)), value("out", (4,))])

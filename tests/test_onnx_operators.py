@@ -51,6 +51,16 @@ def test_indexing(name: str) -> None:
     check_against_onnxruntime(b.model(INDEXING[name](b)))
 
 
+def test_a_remainder_whose_quotient_is_nearly_whole() -> None:
+    b = OnnxBuilder(x=(4,))
+    model = b.model(
+        b.add(
+            "Mod", b.const([5.0, 1.0, -7.0, 1e6]), b.add("Add", b.add("Mul", "x", b.const(0.0)), b.const(0.1)), fmod=1
+        )
+    )
+    check_against_onnxruntime(model)
+
+
 @pytest.mark.parametrize("axis", [0, 1, -1])
 @pytest.mark.parametrize("ways", [{}, {"exclusive": 1}, {"reverse": 1}, {"exclusive": 1, "reverse": 1}])
 def test_sums_of_all_before(axis: int, ways: dict[str, int]) -> None:
@@ -142,6 +152,20 @@ def test_recurrent_operators(name: str, lengths: list[int] | None) -> None:
     outputs = 3 if operator == "LSTM" else 2
     out = b.add(operator, "x", *weights, given_lengths, *states, hidden_size=4, outputs=outputs, **values)
     check_against_onnxruntime(b.model(out, *(f"{out}.{place}" for place in range(1, outputs))))
+
+
+def test_the_last_states_of_sequences_that_come_first() -> None:
+    """ONNX Runtime has no kernel of this layout: the one that it has judges, on what was transposed."""
+    results = []
+    for layout, shape in ((1, (2, 5, 3)), (0, (5, 2, 3))):
+        b = OnnxBuilder(x=shape)
+        weights = [b.weights(1, 16, 3), b.weights(1, 16, 4), b.weights(1, 32)]
+        out = b.add("LSTM", "x", *weights, hidden_size=4, layout=layout, outputs=3)
+        graph = to_graph(b.model(f"{out}.1"))
+        x = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
+        (result,) = evaluate(graph, {"x": x if layout else x.transpose(1, 0, 2)}).values()
+        results.append(result if layout else result.transpose(1, 0, 2))
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
 
 
 def quantised(b: OnnxBuilder, x: str, dtype: str = "uint8", scale: Any = 0.05, axis: int = 1) -> str:

@@ -54,7 +54,7 @@ def fuse(trace: Trace) -> Graph:
 
 
 class Fuser:
-    """Takes in one operation after another; what forms images stands in :mod:`.fuse_images`."""
+    """Takes in one operation after another; what forms images stands in :mod:`.images`."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace

@@ -90,7 +90,9 @@ def _loop(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
     body = attributes(node)["body"]
     limit, condition, *state = [scope.find(name) for name in [*node.input, "", ""][: max(len(node.input), 2)]]
     most = (
-        _MOST_ITERATIONS if limit in ("", None) else whole_number(simplifier, limit, "a number of iterations", source)
+        _MOST_ITERATIONS + 1
+        if limit in ("", None)
+        else whole_number(simplifier, limit, "a number of iterations", source)
     )
     goes_on: Meaning = condition or new_constant(simplifier, True, f"{source.name}/true")
     listed: list[list[str]] = [[] for _ in range(len(body.output) - 1 - len(state))]
@@ -98,7 +100,7 @@ def _loop(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
         known = simplifier.constant(goes_on)
         if known is not None and not bool(known.reshape(-1)[0]):
             break
-        if index == _MOST_ITERATIONS or (known is None and listed):
+        if index == _MOST_ITERATIONS or (known is None and (listed or most > _MOST_ITERATIONS)):
             raise ModelError(
                 f"{source} runs as often as the model computes, or more than {_MOST_ITERATIONS} times; give it a "
                 "constant number of iterations"

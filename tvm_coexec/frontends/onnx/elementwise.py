@@ -43,9 +43,11 @@ def _mod(call: Call) -> Any:
     if not is_float:
         return _broadcast(call, tirx.truncmod if towards_zero else tirx.floormod)
 
-    zero, infinite = tirx.const(0, call.type(0).dtype), tirx.const(float("inf"), call.type(0).dtype)
+    zero, infinite = tirx.const(0, "float64"), tirx.const(float("inf"), "float64")
 
     def element(x: Any, y: Any) -> Any:
+        # a quotient that float32 rounds up would be a whole divisor too much
+        x, y = x.astype("float64"), y.astype("float64")
         is_whole = tirx.all(tirx.abs(y) == infinite, tirx.abs(x) < infinite)
         remainder = tirx.Select(is_whole, x, x - y * tirx.trunc(x / y))
         if towards_zero:

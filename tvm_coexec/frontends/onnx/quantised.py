@@ -23,8 +23,14 @@ def _spread(call: Call, place: int, shape: tuple[int, ...], axis: int) -> Callab
     axis %= len(shape)
     if len(size) == 1:
         return lambda table, index: table[index[axis]]
-    block = block or -(-shape[axis] // size[axis])
-    return lambda table, index: table[(*index[:axis], index[axis] // block, *index[axis + 1 :])]
+    missing = len(shape) - len(size)
+    block = block or -(-shape[axis] // size[axis - missing])
+
+    def element(table: te.Tensor, index: tuple[Any, ...]) -> Any:
+        along = (0 if extent == 1 else index[missing + place] for place, extent in enumerate(size))
+        return table[tuple(at // block if missing + place == axis else at for place, at in enumerate(along))]
+
+    return element
 
 
 def _given(operands: Sequence[relax.Expr | None]) -> list[relax.Expr]:

@@ -85,7 +85,8 @@ def _recurrent(call: Call) -> Any:
     for place in range(kept):
         results.append(relax.op.reshape(part(steps + place, 1), (directions, batch, hidden)))
     if batch_first:
-        results[0] = relax.op.permute_dims(results[0], [2, 0, 1, 3])
+        if names[0]:
+            results[0] = relax.op.permute_dims(results[0], [2, 0, 1, 3])
         results[1:] = [relax.op.permute_dims(each, [1, 0, 2]) for each in results[1:]]
     return results
 

@@ -277,7 +277,10 @@ class _Tracer:
         constants = [self.trace.constants[operand] for operand in inputs if operand in self.trace.constants]
         if len(constants) == len(inputs) and can_fold(op):
             self.traced[variable] = name
-            self.trace.constants[name] = folded(call, op, constants, shape).astype(dtype)
+            try:
+                self.trace.constants[name] = folded(call, op, constants, shape).astype(dtype)
+            except ValueError as error:
+                raise ModelError(f"{source} of constants cannot be computed ({error}); replace it") from error
             return
         if len(constants) == len(inputs):
             raise ModelError(f"{source} is applied to constants alone; replace it by its result")

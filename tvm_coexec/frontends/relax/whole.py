@@ -125,7 +125,8 @@ class _Cut:
             arguments = [self._rebuilt(argument) for argument in value.args]
             if _is_operator(value, "relax.take"):
                 # a number beyond the table reads its last entry, not other memory
-                return relax.op.take(*arguments, axis=value.attrs.axis, mode="clip")
+                mode = "clip" if value.attrs.mode == "fast" else value.attrs.mode
+                return relax.op.take(*arguments, axis=value.attrs.axis, mode=mode)
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
         return self._function(value) if isinstance(value, ir.GlobalVar) else value
 

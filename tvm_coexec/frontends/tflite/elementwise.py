@@ -81,7 +81,7 @@ def _prelu(step: Conversion) -> relax.Expr:
     """Below zero, a slope; of one number for each channel where that is enough."""
     channels = step.shape(0)[-1]
     slopes = step.importer.constant(step.operator.inputs[1])
-    if slopes is not None and slopes.size in (1, channels) and slopes.shape[-1:] in ((), (1,), (channels,)):
+    if slopes is not None and (slopes.size == 1 or slopes.size == channels == slopes.shape[-1]):
         of_channels = np.broadcast_to(slopes.reshape(-1), (channels,)).copy()
         axis = step.axis(-1, len(step.shape(0)))
         return relax.op.nn.prelu(step.operand(0), relax.const(of_channels, "float32"), axis=axis)
@@ -156,7 +156,6 @@ _UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "SIN": relax.op.sin,
     "SQRT": relax.op.sqrt,
     "SQUARE": lambda value: relax.op.multiply(value, value),
-    "TAN": relax.op.tan,
     "TANH": relax.op.tanh,
 }
 

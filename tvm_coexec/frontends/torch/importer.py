@@ -185,7 +185,10 @@ def _folded(program: ExportedProgram, parameters: dict[fx.Node, Any]) -> dict[fx
             if node.op != "call_function" or not _can_fold(node, known):
                 continue
             args, kwargs = _with_values(node.args, known), _with_values(node.kwargs, known)
-            value = node.target(*args, **kwargs)
+            try:
+                value = node.target(*args, **kwargs)
+            except Exception:  # torch raises whatever it stumbles over; what cannot be folded is converted
+                continue
             if _is_for_numpy(value):
                 known[node] = folded[node] = value
     return folded

@@ -150,8 +150,12 @@ def _rounded_division(node: fx.Node, importer: Importer) -> relax.Expr:
 
 def _instance_norm(node: fx.Node, importer: Importer) -> relax.Expr:
     """TVM's converter takes the mean's place for that of epsilon (as of 0.27)."""
-    x, *parameters = importer.retrieve_args(node)[:3]
-    gamma, beta = _scale_and_shift(x, parameters)
+    x, *parameters = importer.retrieve_args(node)[:5]
+    gamma, beta = _scale_and_shift(x, parameters[:2])
+    if not node.args[5]:  # statistics that were kept in training
+        emit, epsilon = importer.block_builder.emit, float(node.args[7])
+        norms = emit(relax.op.nn.batch_norm(x, gamma, beta, *parameters[2:], axis=1, epsilon=epsilon, training=False))
+        return emit(relax.TupleGetItem(norms, 0))
     norm = relax.op.nn.instance_norm(x, gamma, beta, 1, list(range(2, len(x.ty.shape))), float(node.args[7]))
     return importer.block_builder.emit(norm)
 
@@ -198,7 +202,10 @@ def _reduction(reduce: Callable[..., relax.Expr]) -> Callable[[Any, Importer], r
 
 def _any(node: fx.Node, importer: Importer) -> relax.Expr:
     emit = importer.block_builder.emit
-    as_numbers = emit(relax.op.astype(importer.env[node.args[0]], "int8"))
+    x = importer.env[node.args[0]]
+    if str(x.ty.dtype) != "bool":
+        x = emit(relax.op.not_equal(x, relax.const(0, x.ty.dtype)))
+    as_numbers = emit(relax.op.astype(x, "int8"))
     return emit(relax.op.astype(emit(relax.op.max(as_numbers)), "bool"))
 
 

@@ -30,9 +30,21 @@ def trace_torch(program: ExportedProgram) -> Trace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         decomposed = _decomposed(program)
+        _check_stateless(decomposed)
         importer = Importer(decomposed)
         module = importer.module()
     return trace_function(module, _naming(module["main"], decomposed, importer))
+
+
+def _check_stateless(program: ExportedProgram) -> None:
+    """Refuse what changes from one run to the next: a module computes the same of the same inputs."""
+    signature = program.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if changed:
+        raise ModelError(
+            f"the exported program changes {', '.join(map(str, changed))} when it runs; export it after .eval(), or "
+            "let it take such state as inputs and return it"
+        )
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
