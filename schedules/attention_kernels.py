@@ -46,7 +46,7 @@ class Steps:
         self.blocks = -(-layer.queries // self.rows)
 
     def packed_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of a head's keys, values and summands."""
+        """Shapes of a head's keys, values and summands."""
         layer, lanes = self.layer, self.lanes
         panels = -(-self.key_vectors * lanes // self.width)
         return (

@@ -68,7 +68,7 @@ def terms(layer: Conv2d, variant: Variant) -> int:
 
 
 def weights_name(variant: Variant) -> str:
-    """Of the packed weights that the kernels of a variant read."""
+    """The name of the packed weights that the kernels of a variant read."""
     name: str = _implementation(variant).weights_name(variant)
     return name
 

@@ -13,7 +13,8 @@ from .image_geometry import PLACES
 from .pixels import Pixels, every
 
 
-def _only(_old: Any, new: Any) -> Any:
+def only(_old: Any, new: Any) -> Any:
+    """Join a reduction of a single term: the accumulator becomes it."""
     return new
 
 
@@ -48,7 +49,7 @@ def rearrange(layer: Rearrange, pixels: Pixels[Pool]) -> dict[str, Any]:
             value = T.if_then_else(every(inside), value, T.float32(layer.fill))
         return T.if_then_else(conditions[0], value, T.float32(0)) if conditions else value
 
-    return {"reduction": (1,), "term": term, "combine": _only}
+    return {"reduction": (1,), "term": term, "combine": only}
 
 
 def _places(layer: Rearrange, out: list[Any]) -> list[Any]:

@@ -30,7 +30,7 @@ _UNIT_ITEMS = 2048
 _UNIT_LOCAL = 4
 """Local memory of a compute unit, over what one work-group may have."""
 _OTHER_REGISTERS = 26
-"""Of an item, beside its sums and operands: addresses and counters."""
+"""Registers that an item needs beside those of its sums and operands: for addresses and counters."""
 _LOCAL_BYTES = 165.0
 _GLOBAL_BYTES = 17.0
 """Bytes that a compute unit reads in a cycle."""
@@ -92,7 +92,7 @@ class Steps:
         return together, np.ceil(most / together)
 
     def cycles(self, hardware: Hardware) -> np.ndarray:
-        """Of the compute unit that has most work-groups; infinite where the device cannot hold one."""
+        """Cycles of the compute unit that has most work-groups; infinite where the device cannot hold one."""
         together, rounds = self.rounds(hardware)
         rates = (
             (self.multiply_adds, _UNIT_LANES),

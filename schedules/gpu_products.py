@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _OFFERED = 32
 """Kernels that the search space of a product keeps."""
 _ALIKE = 3
-"""Of them those that differ in depth, slices and parts alone."""
+"""Tilings that are kept of those which differ in depth, slices and parts alone."""
 _ITEM_ROWS = (2, 4, 5, 6, 7, 8, 10, 13)
 _ITEM_COLUMNS = (4, 8)
 _ITEMS_DOWN = (4, 8, 16)

@@ -14,7 +14,7 @@ from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayout, LocalNorm,
 
 from .extrema import at_least, larger, smaller
 from .frame import Description, Operand, kept_where, one_if_channel
-from .gather_kernels import rearrange, resize
+from .gather_kernels import only, rearrange, resize
 from .image_geometry import PLACES, ImageLayer, common_run, fills_up, first_channels, input_names
 from .packing import step_shapes
 from .pixels import Pixels, every
@@ -96,10 +96,6 @@ def _reduction(layer: ImageLayer, pixels: Pixels[Pool], side: str) -> dict[str, 
     )
 
 
-def _only(_old: Any, new: Any) -> Any:
-    return new
-
-
 def _pool(layer: Pool, pixels: Pixels[Pool], maximum: Callable[[Any, Any], Any]) -> dict[str, Any]:
     layout = pixels.layouts.input
     is_max = layer.kind == "max"
@@ -120,7 +116,7 @@ def _pool(layer: Pool, pixels: Pixels[Pool], maximum: Callable[[Any, Any], Any])
         "written_out": (1,) if pixels.block * layer.kernel[1] <= _MAX_WRITTEN_OUT else (),
         "is_needed": lambda row, tap_h, tap_w: _is_inside(layer, pixels, row, (tap_h, tap_w)),
         "start": _LOWEST if is_max else 0.0,
-        "combine": (_only if taps == 1 else maximum) if is_max else _add,
+        "combine": (only if taps == 1 else maximum) if is_max else _add,
         "finish": None if is_max or taps == 1 else average,
     }
 
@@ -185,7 +181,7 @@ def _concat(layer: Concat, pixels: Pixels[Pool]) -> dict[str, Any]:
             value = T.if_then_else(first < end, mine, value)
         return value
 
-    return {"reduction": (1,), "term": term, "combine": _only}
+    return {"reduction": (1,), "term": term, "combine": only}
 
 
 _SUMS_AND_PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {
@@ -226,7 +222,7 @@ def _elementwise(layer: Elementwise, pixels: Pixels[Pool], compute: Callable[[An
         y = y + (T.float32(1) - exists) if divides else y
         return compute(x, y) * exists
 
-    return {"reduction": (1,), "term": term, "combine": _only}
+    return {"reduction": (1,), "term": term, "combine": only}
 
 
 def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tvm_coexec.files import whole_file
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _PUTS_BETWEEN_EVICTIONS = 64
 _KEPT_SHARE = 0.8
-"""Of what a cache may hold, that is left when there was more."""
+"""Share of the bound that is left when a cache held more."""
 _FRESH_S = 3600.0
 """An entry that was used so recently is not marked as used again; a file that is being written is no older."""
 

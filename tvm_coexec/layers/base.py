@@ -37,7 +37,7 @@ def row_tiles(channels: int) -> int:
 
 
 Size = tuple[int, ...]
-"""Of a tensor as a layer sees it: rows and channels, or of an image batch, height, width and channels."""
+"""The size of a tensor as a layer sees it: rows and channels, or of an image batch, height, width and channels."""
 
 
 class Layer(Protocol):
@@ -55,11 +55,11 @@ class Layer(Protocol):
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:
-        """Of the tensor ``input``, then of each of ``others``; a residual is as large as the output."""
+        """Sizes of the tensor ``input``, then of each of ``others``; a residual is as large as the output."""
 
     @property
     def output_size(self) -> Size:
-        """Of the result."""
+        """The size of the result."""
 
     @property
     def out_channels(self) -> int:

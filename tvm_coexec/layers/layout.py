@@ -75,5 +75,5 @@ class ImageLayouts:
 
     @property
     def inputs(self) -> tuple[ImageLayout, ...]:
-        """Of all inputs but the residual, in order."""
+        """Layouts of all inputs but the residual, in order."""
         return (self.input, *self.others)

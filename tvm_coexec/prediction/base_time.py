@@ -19,7 +19,7 @@ LAYER_TERMS = (
 
 KERNEL_TERMS = ("groups", "padded_flops", "register_steps")
 PRODUCT_TERMS = ("bound_cycles",)
-"""Of a GPU's dense kernels, where there are some: halves of ViT-Base on an H200 were 20 % off without it, 13 % with."""
+"""A term of a GPU's dense kernels: halves of ViT-Base on an H200 were 20 % off without it, 13 % with it."""
 FLOPS_TERMS = ("constant", "flops")
 
 _REWEIGHTINGS = 5

@@ -111,7 +111,7 @@ def packing(layer: AnyLayer, variant: Variant) -> str:
 
 
 def usable_cache_bytes(told_bytes: int) -> int:
-    """Of a last-level cache that is told to be so large, what a core can count on."""
+    """What a core can count on of a last-level cache that is told to be so large."""
     return min(told_bytes, _MOST_CACHE_BYTES)
 
 

@@ -36,5 +36,5 @@ class Disturbance:
         return cls(*({side: found.get((side, beside), 1.0) for side in _SIDES} for beside in (False, True)))
 
     def factors(self, *, is_split: bool) -> Mapping[str, float]:
-        """By how much each side's half of a layer takes longer on average, by whether both sides have one."""
+        """Tell how much longer each side's half of a layer takes on average, alone or beside the other's."""
         return self.beside if is_split else self.alone

@@ -79,7 +79,7 @@ def labels_us(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def newest(samples: Iterable[Sample]) -> list[Sample]:
-    """Of the samples of the same half the newest one: it was measured again where the one before was doubtful."""
+    """Keep the newest sample of each half: it was measured again where the one before was doubtful."""
     found: dict[tuple[Any, ...], Sample] = {}
     for sample in samples:
         half = (sample.side, sample.layer, sample.variant, sample.units, sample.other_variant, sample.other_units)

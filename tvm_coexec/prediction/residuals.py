@@ -41,7 +41,7 @@ class Remembered:
         return cls(layers, {kernel: layers[kernel[0]] + error for kernel, error in kernels.items()})
 
     def factors(self, kernels: Sequence[Kernel]) -> np.ndarray:
-        """By what the predicted times of kernels are to be multiplied."""
+        """Factors on the predicted times of kernels."""
         return np.exp([self.kernels.get(kernel, self.layers.get(kernel[0], 0.0)) for kernel in kernels])
 
     def to_json(self) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class Surroundings:
         return cls(usual, remembered)
 
     def factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
-        """By what the expected times of a layer's halves are to be multiplied, an entry a variant."""
+        """Factors on the expected times of a layer's halves, an entry a variant."""
         if side not in self.usual:
             return np.ones(len(variants))
         own: np.ndarray = self.remembered[side].factors([(layer, variant) for variant in variants])

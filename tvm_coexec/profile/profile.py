@@ -193,7 +193,7 @@ class Profile:
         self._store.add_rehearsals(rehearsals)
 
     def rehearsals(self) -> dict[str, list[Rehearsal]]:
-        """Of each network, by its fingerprint, in the order in which they were added."""
+        """The current rehearsals of each network, by its fingerprint, in the order in which they were added."""
         return self._store.rehearsals()
 
 

@@ -63,7 +63,7 @@ def check_cpu(built_for: Mapping[str, Any]) -> None:
 
 
 def instructions(features: Iterable[str]) -> frozenset[str]:
-    """Of a CPU's features those that a compiler makes use of."""
+    """Keep those of a CPU's features that a compiler makes use of."""
     return frozenset(name for name in features if _INSTRUCTIONS.match(name))
 
 

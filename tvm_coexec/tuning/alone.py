@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import platformdirs
 
+from tvm_coexec.compiler.cache import digest_of
 from tvm_coexec.errors import MeasurementError
 
 
@@ -25,8 +25,7 @@ def alone_with_profile(path: Path) -> Iterator[None]:
 @contextmanager
 def alone_with_device(name: str) -> Iterator[None]:
     """Hold a device of this machine; a :class:`MeasurementError` names the process that holds it."""
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    with _alone(Path(platformdirs.user_cache_path("tvm-coexec")) / "held" / digest, f"the device {name}"):
+    with _alone(Path(platformdirs.user_cache_path("tvm-coexec")) / "held" / digest_of(name), f"the device {name}"):
         yield
 
 

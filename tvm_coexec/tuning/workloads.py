@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tvm_coexec.graph import Graph
 
 MODEL_SUFFIXES = (".onnx", ".tflite")
-"""Of files that are models."""
+"""Suffixes of files that are models."""
 
 VIT_TOKENS = 197
 _TEST_SEED, _TRAINING_SEED = 2025, 1
