@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "runtime": {"module", "graph", "planning", "verification"},
     "verification": {"runtime", "module", "graph", "schedules", "frontends", "compiler"},
     "bench": {"runtime"},
+    "report": {"runtime", "planning"},
     "rpc": {"runtime", "profile", "bench", "cli"},
     "tuning": {"planning", "prediction", "profile", "graph", "schedules", "compiler", "runtime", "rpc", "frontends"},
 }
