@@ -14,7 +14,8 @@ from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Opaque, Pool
 from tvm_coexec.profile.records import Sample
 
 from .base_time import FLOPS_TERMS, BaseTime
-from .features import Halves, Processor, describe, implementation_feature
+from .features import Halves, Processor, describe
+from .kernel_facts import implementation_feature
 from .predictors import labels_us, train, weights
 
 FULL = "all features"

@@ -16,7 +16,7 @@ import numpy as np
 from tvm_coexec import schedules
 from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Linear, Variant
 
-from .features import touched_bytes
+from .layer_facts import touched_bytes
 
 _CACHE_SHARE = 0.25
 """Of the last-level cache, what weights can count on from one run to the next: activations and all other programs on

@@ -26,13 +26,12 @@ from .base_time import KERNEL_TERMS, LAYER_TERMS, PRODUCT_TERMS, BaseTime
 from .features import (
     FEATURE_VERSION,
     GROUPS,
-    IMPLEMENTATION_PREFIX,
     FeatureSet,
     Halves,
     Processor,
     describe,
-    implementation_feature,
 )
+from .kernel_facts import IMPLEMENTATION_PREFIX, implementation_feature
 from .residuals import Remembered
 
 if TYPE_CHECKING:

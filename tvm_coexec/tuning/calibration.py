@@ -13,7 +13,7 @@ from tvm_coexec.layers import AnyLayer, Conv2d, Linear
 from tvm_coexec.planning.network import reads_of
 from tvm_coexec.planning.simulation import Costs, Option, simulate
 from tvm_coexec.planning.split import Overheads
-from tvm_coexec.prediction.features import touched_bytes
+from tvm_coexec.prediction.layer_facts import touched_bytes
 from tvm_coexec.prediction.memory_model import Rates, Traffic, streaming_layer, usable_cache_bytes
 from tvm_coexec.profile.records import Point, PointTimes
 
