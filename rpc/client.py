@@ -16,12 +16,16 @@ from tvm_coexec.errors import MeasurementError, last_line
 from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
 from .connection import Connection, in_thread
-from .lease import TrackerAddress, request_lease
+from .lease import Lease, TrackerAddress, request_lease
 from .remote import FACTS, MEASURE, REHEARSE, RUN
 
 SESSION_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
 
+_RETURN_TIMEOUT_S = 120.0
+"""How long a device that was there is waited for: its server, or its tracker, may be started anew, or stand still."""
+
+_RETRY_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 _GRACE_S = 5.0
 """What the server is given to report that a session's time is over, before the client gives up on the server."""
@@ -65,7 +69,7 @@ class Session:
     session_timeout_s
         After this time the server ends the session, a hung kernel with it; at the latest 5 s later a call returns.
     request_timeout_s
-        How long to wait for a free device.
+        How long to wait for a free device at first; a device that was lent before is waited for longer.
 
     Raises
     ------
@@ -87,6 +91,7 @@ class Session:
         self._tracker, self._key, self._priority = tracker, key, priority
         self._session_timeout_s, self._request_timeout_s = session_timeout_s, request_timeout_s
         self._connection: Connection | None = None
+        self._was_lent = False
         self._ends = 0.0
         self.check: Callable[[Mapping[str, Any]], None] | None = None
         """Called with the facts of every device that is leased from now on; it refuses another than is wanted."""
@@ -212,30 +217,31 @@ class Session:
             session_timeout_s=session_timeout_s,
             request_timeout_s=self._request_timeout_s,
         )
-        longer.check = self.check
+        longer.check, longer._was_lent = self.check, self._was_lent
         return longer
 
     def _connect(self) -> Connection:
         self.close()
-        deadline = time.monotonic() + self._request_timeout_s
-        lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=self._request_timeout_s)
-        import tvm.rpc
-
-        def connect() -> Connection:
-            return Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, self._session_timeout_s))
-
-        timeout_s = round(min(_CONNECT_TIMEOUT_S, max(1.0, deadline - time.monotonic())), 1)
-        try:
-            connection = in_thread(connect).result(timeout_s)
-        except (RuntimeError, futures.TimeoutError) as error:
-            reason = last_line(error) if isinstance(error, RuntimeError) else f"not within {timeout_s:g} s"
-            raise MeasurementError(
-                f"the device at {lease.host}:{lease.port} does not answer ({reason}); restart its server"
-            ) from None
-        self._connection, self._ends = connection, time.monotonic() + self._session_timeout_s
+        self._connection = self._lease_and_connect()
+        self._was_lent = True
+        self._ends = time.monotonic() + self._session_timeout_s
         if self.check is not None:
-            self.check(self._call(connection, FACTS, None))
-        return connection
+            self.check(self._call(self._connection, FACTS, None))
+        return self._connection
+
+    def _lease_and_connect(self) -> Connection:
+        """Get the device: at once where it is asked for the first time, later on as soon as it is back."""
+        patience_s = max(self._request_timeout_s, _RETURN_TIMEOUT_S) if self._was_lent else self._request_timeout_s
+        deadline = time.monotonic() + patience_s
+        while True:
+            timeout_s = max(deadline - time.monotonic(), 0.1)
+            try:
+                lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=timeout_s)
+                return _connect_to(lease, self._session_timeout_s, max(1.0, deadline - time.monotonic()))
+            except MeasurementError:
+                if not self._was_lent or time.monotonic() + _RETRY_S > deadline:
+                    raise
+            time.sleep(_RETRY_S)
 
     def _renew(self) -> Connection:
         connection = self._connection
@@ -281,6 +287,23 @@ class Session:
                 f"the session on the device {self._key!r} broke off ({last_line(error)}); its process died, or its"
                 " server was stopped"
             ) from None
+
+
+def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Connection:
+    """Use a lease."""
+    import tvm.rpc
+
+    def connect() -> Connection:
+        return Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, session_timeout_s))
+
+    timeout_s = round(min(_CONNECT_TIMEOUT_S, timeout_s), 1)
+    try:
+        return in_thread(connect).result(timeout_s)
+    except (RuntimeError, futures.TimeoutError) as error:
+        reason = last_line(error) if isinstance(error, RuntimeError) else f"not within {timeout_s:g} s"
+        raise MeasurementError(
+            f"the device at {lease.host}:{lease.port} does not answer ({reason}); restart its server"
+        ) from None
 
 
 def _point_times(fields: dict[str, Any]) -> PointTimes:

@@ -1,8 +1,4 @@
-"""Offers a device to a tracker's clients: TVM's RPC server with our functions, started anew whenever it fails.
-
-TVM serves each session in a forked process. When one of these dies, the thread that listens raises an error and
-ends, while its process stays, deaf; so that process is told to end too, and is replaced.
-"""
+"""Offers a device to a tracker's clients: a process of its own serves them, and is started anew whenever it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from tvm_coexec.cli.options import add_core_options, add_device_option
 from tvm_coexec.errors import CoexecError, MeasurementError
@@ -22,11 +19,16 @@ from tvm_coexec.runtime.device import DeviceChoice
 
 from .lease import TrackerAddress, TrackerConnection
 from .remote import register
+from .serving import start_serving
 from .tracker import LOOPBACK, device_key, parse_tracker
 
+if TYPE_CHECKING:
+    from tvm.support.popen_pool import PopenWorker
+
+POLL_S = 0.2
+"""How often to see that the processes that were started still run."""
+
 _PORTS = (9091, 9990)
-_POLL_S = 0.2
-_PARENT_POLL_S = 1.0
 _REGISTER_TIMEOUT_S = 30.0
 
 _THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
@@ -40,15 +42,25 @@ class DeviceServer:
     tracker, key
         Where the device is offered, and under which name.
     prepare
-        Run in the server's process before it listens; registers what sessions may call.
+        Run in the server's process before it serves; registers what sessions may call.
     host
         The address to listen on. TVM's RPC checks no password and encrypts nothing: whoever reaches the address can
         run any code as this user.
+
+    Raises
+    ------
+    MeasurementError
+        The server cannot listen there.
     """
 
     def __init__(self, tracker: TrackerAddress, key: str, prepare: Callable[[], None], *, host: str = LOOPBACK) -> None:
         self._tracker, self._key, self._prepare, self._host = tracker, key, prepare, host
-        self._server = self._start()
+        self._folder = TemporaryDirectory(prefix="tvm-coexec-sessions-")
+        try:
+            self._worker = self._start()
+        except BaseException:
+            self._folder.cleanup()
+            raise
 
     def wait_until_registered(self, stop: threading.Event) -> None:
         """Return once clients can request the device, or when ``stop`` is set.
@@ -70,48 +82,32 @@ class DeviceServer:
                     return
 
     def serve(self, stop: threading.Event) -> None:
-        """Serve until ``stop`` is set, with a new process whenever the old one has ended."""
-        while not stop.wait(_POLL_S):
-            if not self._server.proc.is_alive():
-                self._server.terminate()
-                self._server = self._start()
+        """Serve until ``stop`` is set."""
+        while not stop.wait(POLL_S):
+            self.keep_alive()
+
+    def keep_alive(self) -> None:
+        """Start the process that serves anew where it has ended."""
+        if not self._worker.is_alive():
+            self._worker.kill()
+            self._worker = self._start()
 
     def close(self) -> None:
         """End the server and its sessions."""
-        self._server.terminate()
+        self._worker.kill()
+        self._folder.cleanup()
 
-    def _start(self) -> Any:
-        import tvm.rpc
+    def _start(self) -> PopenWorker:
+        from tvm.support.popen_pool import PopenWorker
 
-        return tvm.rpc.Server(
-            self._host,
-            *_PORTS,
-            tracker_addr=(self._tracker.host, self._tracker.port),
-            key=self._key,
-            silent=True,
-            server_init_callback=functools.partial(_prepare_process, os.getpid(), self._prepare),
-        )
-
-
-def _prepare_process(parent: int, prepare: Callable[[], None]) -> None:
-    """Make sure that the server's process ends with its listening thread and with its parent."""
-    threading.excepthook = _end_process
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    prepare()
-
-
-def _end_process(failure: threading.ExceptHookArgs) -> None:
-    print(f"tvm-coexec: {failure.exc_value}; the device's server starts anew", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-def _end_with(parent: int) -> None:
-    from tvm.support.popen_pool import kill_child_processes
-
-    while os.getppid() == parent:
-        time.sleep(_PARENT_POLL_S)
-    kill_child_processes(os.getpid())
-    os._exit(1)
+        worker = PopenWorker()
+        arguments = [self._tracker, self._key, self._prepare, self._host, _PORTS, self._folder.name, os.getpid()]
+        worker.send(start_serving, arguments)
+        fault = worker.recv()
+        if fault is not None:
+            worker.kill()
+            raise MeasurementError(f"the device's server does not start: {fault}; choose another --host")
+        return worker
 
 
 def keep_off_measured_cores() -> None:
@@ -152,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             server.serve(stop)
         finally:
             server.close()
-    except (CoexecError, OSError, ValueError) as error:  # the last two: no such address, no free port
+    except (CoexecError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -44,6 +44,11 @@ def local_tracker(choice: DeviceChoice | None) -> Iterator[TrackerAddress]:
     ----------
     choice
         The device; without one, the tracker has no servers.
+
+    Raises
+    ------
+    MeasurementError
+        The processes cannot be started, or have ended before the context does.
     """
     helper = subprocess.Popen(
         [sys.executable, "-m", "tvm_coexec.rpc.local"],
@@ -54,6 +59,13 @@ def local_tracker(choice: DeviceChoice | None) -> Iterator[TrackerAddress]:
     )
     try:
         yield TrackerAddress(LOOPBACK, _start(helper, choice))
+    except MeasurementError:
+        if helper.poll() is None:
+            raise
+        raise MeasurementError(
+            f"the process that lends this machine's device ended (status {helper.returncode}); repeat the command: what"
+            " was measured is kept"
+        ) from None
     finally:
         _stop(helper)
 

@@ -47,9 +47,7 @@ devices: list[types.SimpleNamespace] = []
 
 def write_to_client(content: bytes) -> None:
     """In the process of a session: as if two processes wrote at once."""
-    connections = psutil.Process().net_connections("tcp")
-    listening = {connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN}
-    (client,) = (one for one in connections if one.status == psutil.CONN_ESTABLISHED and one.laddr in listening)
+    (client,) = psutil.Process().net_connections("tcp")  # and nothing else of the server's is open
     os.write(client.fd, content)
 
 
@@ -289,6 +287,33 @@ def test_a_silent_server_is_given_up(tracker: TrackerAddress, monkeypatch: pytes
             server.resume()
             process.resume()
         assert session.facts()["name"] == "pretended"
+
+
+def test_a_server_that_is_killed_takes_its_sessions_along_and_comes_back(tracker: TrackerAddress) -> None:
+    with Session(tracker, KEY, request_timeout_s=0.1) as session:
+        process = psutil.Process(session.facts()["pid"])
+        hanging = in_thread(lambda: session.measure(orders("hang"), POINTS))
+        server = process.parent()
+        assert server is not None
+        server.kill()
+        with pytest.raises(SessionLostError, match="broke off"):
+            hanging.result(20.0)
+        assert not psutil.wait_procs([process], timeout=5.0)[1]
+        assert session.facts()["pid"] != process.pid, "waited for, though nobody had the device when it was asked for"
+
+
+def test_strangers_at_the_server_s_port_end_no_session(tracker: TrackerAddress) -> None:
+    with Session(tracker, KEY) as session:
+        server = psutil.Process(session.facts()["pid"]).parent()
+        assert server is not None
+        (port,) = (one.laddr.port for one in server.net_connections("tcp") if one.status == psutil.CONN_LISTEN)
+        with socket.create_connection(("127.0.0.1", port)):
+            for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x71\xf2\x0f\x00\xff\xff\xff\xff"):
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(words)
+            session.reconnect()
+            assert session.measure(orders("work"), POINTS).points
+        assert psutil.Process(session.facts()["pid"]).parent() == server
 
 
 def test_a_device_that_is_lost_is_given_back_without_a_word(tracker: TrackerAddress) -> None:

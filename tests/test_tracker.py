@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 import pytest
@@ -81,4 +82,35 @@ def test_a_killed_parent_leaves_no_process_behind() -> None:
         started = psutil.Process(parent.pid).children(recursive=True)
         parent.kill()
     assert len(started) >= 3
+    assert not psutil.wait_procs(started, timeout=10.0)[1]
+
+
+def test_a_tracker_and_a_server_that_are_killed_come_back() -> None:
+    with local_tracker(DeviceChoice()) as address:
+        (helper,) = psutil.Process().children()
+        killed = helper.children()
+        for process in killed:
+            process.kill()
+        deadline = time.monotonic() + 30.0
+        while len(helper.children()) < 2 or not is_offered(address):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert not set(killed) & set(helper.children())
+
+
+def is_offered(address: TrackerAddress) -> bool:
+    with contextlib.suppress(MeasurementError), TrackerConnection(address, 5.0) as tracker:
+        return tracker.servers(device_key(None)) == 1
+    return False
+
+
+def test_a_killed_helper_is_named_and_leaves_no_process_behind() -> None:
+    with pytest.raises(MeasurementError, match=r"ended \(status .*\); repeat the command"):  # noqa: SIM117
+        with local_tracker(DeviceChoice()) as address, Session(address, device_key(None)) as session:
+            (helper,) = psutil.Process().children()
+            started = [helper, *helper.children(recursive=True)]
+            helper.kill()
+            psutil.wait_procs(started, timeout=10.0)
+            session.facts()
+    assert len(started) >= 4
     assert not psutil.wait_procs(started, timeout=10.0)[1]
