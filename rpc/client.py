@@ -17,7 +17,7 @@ from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
 from .connection import Connection, in_thread
 from .lease import Lease, TrackerAddress, request_lease
-from .remote import FACTS, MEASURE, REHEARSE, RUN
+from .remote import FACTS, MEASURE, RUN, RUN_TRIALS
 
 SESSION_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
@@ -178,8 +178,8 @@ class Session:
         }
         return [list(times_us) for times_us in self._call(connection, RUN, request)["latency_us"]]
 
-    def rehearse(
-        self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
+    def run_trials(
+        self, modules: Sequence[bytes], canary: bytes, *, rounds: int, repeats: int, timelines: int
     ) -> list[NetworkTimes]:
         """Time whole runs of modules in turn, and the halves of their layers as they run in the network.
 
@@ -187,7 +187,7 @@ class Session:
         ----------
         modules
             Contents of module files.
-        yardstick
+        canary
             Likewise, of the one that tells whether the machine is as fast as at its best: if not, turns are put off
             or repeated, for a minute in all.
         rounds
@@ -198,14 +198,14 @@ class Session:
         connection = self._renew()
         request = {
             "modules": [
-                self._upload(connection, module, f"rehearsed-{place}.module") for place, module in enumerate(modules)
+                self._upload(connection, module, f"tried-{place}.module") for place, module in enumerate(modules)
             ],
-            "yardstick": self._upload(connection, yardstick, "yardstick.module"),
+            "canary": self._upload(connection, canary, "canary.module"),
             "rounds": rounds,
             "repeats": repeats,
             "timelines": timelines,
         }
-        return [NetworkTimes.from_json(answer) for answer in self._call(connection, REHEARSE, request)]
+        return [NetworkTimes.from_json(answer) for answer in self._call(connection, RUN_TRIALS, request)]
 
     def for_longer(self, session_timeout_s: float) -> Session:
         """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""

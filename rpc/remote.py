@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.bench.steadiness import Turns, Yardstick
+from tvm_coexec.bench.steadiness import Canary, Turns
 from tvm_coexec.errors import CoexecError, DeviceError, KernelError, last_line
 from tvm_coexec.runtime.device import Device, DeviceChoice
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 FACTS = "tvm_coexec.facts"
 MEASURE = "tvm_coexec.measure"
 RUN = "tvm_coexec.run"
-REHEARSE = "tvm_coexec.rehearse"
+RUN_TRIALS = "tvm_coexec.run_trials"
 
 _PATIENCE_S = 60.0
 """What a request may spend on a machine that is unsteady: its session must not end before it."""
 
-_Rehearsed = tuple[Sequence[float], Sequence[tuple[list[float], list[float]]]]
+_TrialTimes = tuple[Sequence[float], Sequence[tuple[list[float], list[float]]]]
 """The times of whole runs, and those of each layer's halves."""
 
 _WORK_PATH = "tvm.rpc.server.workpath"
@@ -44,7 +44,7 @@ class SessionFunctions:
     def __init__(self, choice: DeviceChoice) -> None:
         self._choice = choice
         self._opened: Device | None = None
-        self._yardstick: Yardstick | None = None
+        self._canary: Canary | None = None
 
     def facts(self, request: Any) -> dict[str, Any]:
         """Everything that a measurement on the device depends on."""
@@ -67,7 +67,7 @@ class SessionFunctions:
             times_us.append(list(module.benchmark(repeats=request["repeats"]).latency_us))
         return {"latency_us": times_us}
 
-    def rehearse(self, request: Any) -> list[dict[str, Any]]:
+    def run_trials(self, request: Any) -> list[dict[str, Any]]:
         """Time whole runs of uploaded modules, and their halves, in turn, on random inputs."""
         modules = [self._load({"module": name}) for name in request["modules"]]
         for module in modules:
@@ -75,11 +75,11 @@ class SessionFunctions:
         answers: list[dict[str, Any]] = [
             {"latency_us": [], "halves_us": [([], []) for _ in module.splits]} for module in modules
         ]
-        turns: Turns[_Rehearsed] = Turns(self._steadiness(request["yardstick"]), _PATIENCE_S)
+        turns: Turns[_TrialTimes] = Turns(self._steadiness(request["canary"]), _PATIENCE_S)
         order = list(zip(modules, answers, strict=True))
         for _ in range(request["rounds"]):
             for module, answer in order:
-                latency_us, halves_us = turns.take(partial(_rehearse_once, module, request)).taken
+                latency_us, halves_us = turns.take(partial(_run_once, module, request)).taken
                 answer["latency_us"] += latency_us
                 for kept, new in zip(answer["halves_us"], halves_us, strict=True):
                     for side in (0, 1):
@@ -88,10 +88,10 @@ class SessionFunctions:
         return answers
 
     def _steadiness(self, name: str) -> Callable[[], bool]:
-        """Tells whether the machine is steady; the session's first yardstick knows its best ever since."""
-        if self._yardstick is None:
-            self._yardstick = Yardstick(self._load({"module": name}))
-        return self._yardstick.is_steady
+        """Tells whether the machine is steady; the session's first canary knows its best ever since."""
+        if self._canary is None:
+            self._canary = Canary(self._load({"module": name}))
+        return self._canary.is_steady
 
     def _load(self, request: Any) -> Module:
         import tvm_ffi
@@ -121,13 +121,13 @@ def register(choice: DeviceChoice) -> None:
         FACTS: functions.facts,
         MEASURE: functions.measure,
         RUN: functions.run,
-        REHEARSE: functions.rehearse,
+        RUN_TRIALS: functions.run_trials,
     }
     for name, function in offered.items():
         tvm_ffi.register_global_func(name, _answering(function), override=True)
 
 
-def _rehearse_once(module: Module, request: Any) -> _Rehearsed:
+def _run_once(module: Module, request: Any) -> _TrialTimes:
     """One turn of a module."""
     latency_us = module.benchmark(repeats=request["repeats"], warmup=1).latency_us
     return latency_us, module.time_halves(repeats=request["timelines"])

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from tvm_coexec.layers import Layer
 
-from . import attention, conv2d, gpu_products, images, linear, matmul, opaque, place, rowwise
+from . import attention, conv2d, gpu_products, images, linear, matmul, opaque, place_rows, rowwise
 
 __all__ = ["family", "gpu_products"]
 
@@ -26,7 +26,7 @@ _FAMILIES = {
     "local_norm": images,
     "matmul": matmul,
     "opaque": opaque,
-    "place": place,
+    "place": place_rows,
     "pool": images,
     "rearrange": images,
     "resize": images,

@@ -34,8 +34,8 @@ class GroupKernel:
         self.layer, self.operands, self.rows = layer, operands, rows
         self.head_vectors, self.value_vectors = vectors(layer.head_dim), vectors(layer.value_dim)
         self.own_vectors = own_vectors(layer)
-        places = (*layer.head_dims, *layer.offsets, *layer.head_steps)
-        self.aligned = all(place % LANES == 0 for place in places)
+        positions = (*layer.head_dims, *layer.offsets, *layer.head_steps)
+        self.aligned = all(position % LANES == 0 for position in positions)
 
     def launch(self, geometry: Dispatch) -> Launch:
         """The kernel, as it is launched."""
@@ -65,7 +65,7 @@ class GroupKernel:
         sizes = {name: lines * width for name, (lines, width) in shapes.items()}
         starts = dict(zip(sizes, accumulate(sizes.values(), initial=0), strict=False))
         self.local = T.alloc_buffer((sum(sizes.values()),), "float32x4", scope="shared")
-        self.places = {name: (starts[name], width) for name, (_, width) in shapes.items()}
+        self.positions = {name: (starts[name], width) for name, (_, width) in shapes.items()}
         self.moved = registers(LANES)
         self.scores = registers(LANES)
         self.highest, self.total = registers(2), registers(1)
@@ -87,13 +87,13 @@ class GroupKernel:
             local_barrier()
         self._store()
 
-    def _place(self, name: str, line: Any, vector: Any) -> list[Any]:
+    def _position(self, name: str, line: Any, vector: Any) -> list[Any]:
         """Where in local memory a vector lies."""
-        start, width = self.places[name]
+        start, width = self.positions[name]
         return [start + line * width + vector]
 
     def _local(self, name: str, line: Any, vector: Any) -> Any:
-        return self.local[tuple(self._place(name, line, vector))]
+        return self.local[tuple(self._position(name, line, vector))]
 
     def _bring(self, name: str, operand: int, count: int, first: Any, rows: int) -> None:
         """Load rows of a head's columns into local memory, behind the last row and the last column zeros."""
@@ -103,9 +103,9 @@ class GroupKernel:
         start = layer.offsets[operand] + self.head * layer.head_steps[operand]
         source = self.buffers["input" if operand == 0 else f"input{operand}"]
         with T.serial(0, -(-count * width // items)) as number:
-            place = number * items + self.item_number
-            row, vector = place // width, place % width
-            with where(place < count * width if count * width % items else None):
+            position = number * items + self.item_number
+            row, vector = position // width, position % width
+            with where(position < count * width if count * width % items else None):
                 memory_row = self.batch_item * rows + first + row
                 exists = first + row < rows
                 if self.aligned:
@@ -116,7 +116,7 @@ class GroupKernel:
                         column = vector * LANES + lane
                         with or_zero(T.And(exists, column < columns), self.moved, [lane]):
                             T.buffer_store(self.moved, source[memory_row, start + column], [lane])
-                T.buffer_store(self.local, load_vector(self.moved, 0), self._place(name, row, vector))
+                T.buffer_store(self.local, load_vector(self.moved, 0), self._position(name, row, vector))
 
     def _key(self, first: Any, sharer: Any, lane: int) -> Any:
         return first + sharer + SHARERS * lane
@@ -132,8 +132,8 @@ class GroupKernel:
             for lane in range(LANES):
                 T.buffer_store(key, self._local("keys", self._key(0, self.sharer, lane), vector), [lane])
             for lane in range(LANES):
-                for place in range(LANES):
-                    product = lane_of(query[0], place) * lane_of(key[lane], place)
+                for position in range(LANES):
+                    product = lane_of(query[0], position) * lane_of(key[lane], position)
                     T.buffer_store(self.scores, self.scores[lane] + product, [lane])
         for lane in range(LANES):
             number = self._key(first, self.sharer, lane)
@@ -143,13 +143,13 @@ class GroupKernel:
                     T.buffer_store(self.scores, score if layer.mask == "none" else score + self._mask(number), [lane])
                 with T.Else():
                     T.buffer_store(self.scores, T.float32(-math.inf), [lane])
-        T.buffer_store(self.local, load_vector(self.scores, 0), self._place("scores", self.row, self.sharer))
+        T.buffer_store(self.local, load_vector(self.scores, 0), self._position("scores", self.row, self.sharer))
 
     def _mask(self, key: Any) -> Any:
         row: Any = 0
-        places = (self.batch_item, self.head, self.query)
-        for size, place in zip(self.layer.mask_sizes, places, strict=True):
-            row = row * size + (place if size > 1 else 0)
+        positions = (self.batch_item, self.head, self.query)
+        for size, position in zip(self.layer.mask_sizes, positions, strict=True):
+            row = row * size + (position if size > 1 else 0)
         return self.buffers[Attention.MASK_OPERANDS[self.layer.mask]][row, key]
 
     def _weigh(self) -> None:
@@ -169,7 +169,7 @@ class GroupKernel:
             T.buffer_store(self.result, self.result[number] * factor[0], [number])
         for lane in range(LANES):
             T.buffer_store(self.scores, T.exp(self.scores[lane] - T.max(self.highest[0], lowest)), [lane])
-        T.buffer_store(self.local, load_vector(self.scores, 0), self._place("powers", self.row, self.sharer))
+        T.buffer_store(self.local, load_vector(self.scores, 0), self._position("powers", self.row, self.sharer))
 
     def _add_values(self) -> None:
         """Add the values of a chunk's keys, each times its power, to an item's own vectors of the result."""
@@ -184,8 +184,10 @@ class GroupKernel:
                     read = self._local("values", self._key(0, sharer, lane), T.min(vector, self.value_vectors - 1))
                     T.buffer_store(value, read, [0])
                     for column in range(LANES):
-                        place = own * LANES + column
-                        T.buffer_store(self.result, self.result[place] + power * lane_of(value[0], column), [place])
+                        position = own * LANES + column
+                        T.buffer_store(
+                            self.result, self.result[position] + power * lane_of(value[0], column), [position]
+                        )
 
     def _own(self, number: int) -> Any:
         return self.sharer + number * SHARERS

@@ -27,12 +27,12 @@ from .frame import Buffer, Launch, Operand, begin_kernel, where
 
 @dataclass
 class Packed:
-    """A head's packed operands; ``place`` are the indices that come before their own."""
+    """A head's packed operands; ``position`` are the indices that come before their own."""
 
     keys: Buffer
     values: Buffer
     summands: Buffer
-    place: tuple[Any, ...] = ()
+    position: tuple[Any, ...] = ()
 
 
 class Steps:
@@ -56,25 +56,25 @@ class Steps:
         )
 
     def pack(self, item: Any, head: Any, packed: Packed) -> None:
-        layer, place = self.layer, packed.place
+        layer, position = self.layer, packed.position
         filled = self.key_vectors * self.lanes
         first = [offset + head * step for offset, step in zip(layer.offsets, layer.head_steps, strict=True)]
         with T.serial(0, filled) as key, T.If(key < layer.keys):
             with T.Then():
                 row = item * layer.keys + key
-                at = (*place, T.floordiv(key, self.width))
+                at = (*position, T.floordiv(key, self.width))
                 with T.serial(0, layer.head_dim) as d:
                     value = self.buffers["input1"][row, first[1] + d]
                     T.buffer_store(packed.keys, value, [*at, d, T.floormod(key, self.width)])
                 with T.serial(0, self.value_vectors * self.lanes) as d:
                     value = self._or_zero(d, self.buffers["input2"][row, first[2] + d])
-                    T.buffer_store(packed.values, value, [*place, key, d])
-                T.buffer_store(packed.summands, self._summand(item, head, key), [*place, key])
+                    T.buffer_store(packed.values, value, [*position, key, d])
+                T.buffer_store(packed.summands, self._summand(item, head, key), [*position, key])
             with T.Else():
-                at = (*place, T.floordiv(key, self.width))
+                at = (*position, T.floordiv(key, self.width))
                 with T.serial(0, layer.head_dim) as d:
                     T.buffer_store(packed.keys, T.float32(0), [*at, d, T.floormod(key, self.width)])
-                T.buffer_store(packed.summands, T.float32(-math.inf), [*place, key])
+                T.buffer_store(packed.summands, T.float32(-math.inf), [*position, key])
 
     def _or_zero(self, d: Any, value: Any) -> Any:
         if self.layer.value_dim % self.lanes == 0:
@@ -89,8 +89,8 @@ class Steps:
 
     def _mask_row(self, item: Any, head: Any, query: Any) -> Any:
         row: Any = 0
-        for size, place in zip(self.layer.mask_sizes, (item, head, query), strict=True):
-            row = row * size + (place if size > 1 else 0)
+        for size, position in zip(self.layer.mask_sizes, (item, head, query), strict=True):
+            row = row * size + (position if size > 1 else 0)
         return row
 
     def attend(self, item: Any, head: Any, block: Any, packed: Packed) -> None:
@@ -118,13 +118,13 @@ class Steps:
             start = number * self.width
 
             def summand(row: Any, lane: Any) -> Any:
-                of_all = packed.summands[(*packed.place, start + lane)]
+                of_all = packed.summands[(*packed.position, start + lane)]
                 if not self.layer.masks_queries:
                     return of_all
                 return of_all + self.buffers[Attention.MASK_OPERANDS[self.layer.mask]][mask_row(row), start + lane]
 
             def term(d: Any, row: Any, lane: Any) -> Any:
-                return queries[row, d] * packed.keys[(*packed.place, number, d, lane)]
+                return queries[row, d] * packed.keys[(*packed.position, number, d, lane)]
 
             sums = self._dense(vectors, self.layer.head_dim, summand, term)
             with T.unroll(0, self.rows) as row, T.unroll(0, vectors) as vector, T.vectorized(0, self.lanes) as lane:
@@ -206,7 +206,7 @@ class Steps:
             start = number * self.width
 
             def term(key: Any, row: Any, lane: Any, start: int = start) -> Any:
-                return scores[row, key] * packed.values[(*packed.place, key, start + lane)]
+                return scores[row, key] * packed.values[(*packed.position, key, start + lane)]
 
             sums = self._dense(vectors, self.layer.keys, lambda *_: T.float32(0), term)
             self._store(sums, start, totals, item, head, block)
@@ -267,8 +267,8 @@ def opencl_launches(
 ) -> tuple[Launch, ...]:
     """A kernel that packs, one item of the batch to a work-item, and one that computes a block to a work-item."""
     shapes = Steps(layer, variant, {}).packed_shapes()
-    places = (layer.units, layer.unit_heads, layer.batch)
-    scratch = tuple(Operand(f"{SCRATCH}{number}", (*places, *shape)) for number, shape in enumerate(shapes))
+    positions = (layer.units, layer.unit_heads, layer.batch)
+    scratch = tuple(Operand(f"{SCRATCH}{number}", (*positions, *shape)) for number, shape in enumerate(shapes))
     named = {operand.name: operand for operand in operands}
     mask = tuple(named[name] for name in Attention.MASK_OPERANDS.values() if name in named)
     packing = (named["input1"], named["input2"], *(() if layer.masks_queries else mask))
@@ -280,9 +280,9 @@ def opencl_launches(
 
         steps.for_heads(unit, one)
 
-    def attend(steps: Steps, packed: Packed, unit: Any, place: Any) -> None:
-        with where(place < layer.batch * steps.blocks):
-            item, block = T.floordiv(place, steps.blocks), T.floormod(place, steps.blocks)
+    def attend(steps: Steps, packed: Packed, unit: Any, position: Any) -> None:
+        with where(position < layer.batch * steps.blocks):
+            item, block = T.floordiv(position, steps.blocks), T.floormod(position, steps.blocks)
 
             def one(number: Any, head: Any) -> None:
                 own = Packed(packed.keys, packed.values, packed.summands, (unit, number, item))

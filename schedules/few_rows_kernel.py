@@ -42,11 +42,11 @@ class FewRowsKernel:
             ):
                 blocks = TILE // reading.columns
                 self.tile = begin + x // blocks
-                slice_number, place = item // reading.slice_items, item % reading.slice_items
-                self.vector = x % blocks * reading.slice_items + place
+                slice_number, position = item // reading.slice_items, item % reading.slice_items
+                self.vector = x % blocks * reading.slice_items + position
                 sums = registers(self.rows * LANES)
                 self._add_up(sums, part * self.steps * reading.slices + slice_number)
-                split = SplitSums(sums, reading.slices, slice_number, reading.slice_items, place, item == 0)
+                split = SplitSums(sums, reading.slices, slice_number, reading.slice_items, position, item == 0)
                 split.add_slices(T.alloc_buffer((max(split.local_vectors(), 1),), "float32x4", scope="shared"))
                 split.add_parts(self.buffers, reading.parts, part, x, lambda: self._store(sums))
         return Launch(tvm.IRModule({"main": builder.get()}), product.operands, dispatch)
@@ -71,21 +71,21 @@ class FewRowsKernel:
                 for row in range(self.rows):
                     for lane in range(LANES):
                         for column in range(LANES):
-                            place = row * LANES + column
+                            position = row * LANES + column
                             product = values[row * LANES + lane] * lane_of(weights[number * LANES + lane], column)
-                            T.buffer_store(sums, sums[place] + product, [place])
+                            T.buffer_store(sums, sums[position] + product, [position])
 
     def _load(self, values: Any, row: int, start: Any) -> None:
         """Load a vector of a row of the input; zero behind its end, where anything may lie."""
         product, source = self.product, self.buffers["input"]
-        first, place = product.first_element(T.int32(row)), row * LANES
+        first, position = product.first_element(T.int32(row)), row * LANES
         if product.aligned:
-            with or_zero(self._exists(start), values, range(place, place + LANES)):
-                store_vector(values, place, source[(first + start) // LANES])
+            with or_zero(self._exists(start), values, range(position, position + LANES)):
+                store_vector(values, position, source[(first + start) // LANES])
         else:
             for lane in range(LANES):
-                with or_zero(self._exists(start + lane), values, [place + lane]):
-                    T.buffer_store(values, source[first + start + lane], [place + lane])
+                with or_zero(self._exists(start + lane), values, [position + lane]):
+                    T.buffer_store(values, source[first + start + lane], [position + lane])
 
     def _exists(self, step: Any) -> Any:
         return step < self.product.extents.span if self.covers_more else None

@@ -24,7 +24,7 @@ from tvm_coexec.layers import TILE, Layer, Variant, tile_count
 
 from .dispatch import Dispatch, dense_dispatch
 from .epilogue import maps_zero_to_zero, stages
-from .fetching import Nest, fetch_ahead
+from .prefetch import Nest, prefetch_weights
 
 Buffer = Any
 Reduce = Callable[[dict[str, Buffer], list[Any], Any], Any]
@@ -107,11 +107,11 @@ def begin_kernel(operands: Sequence[Operand], vectors: Container[str] = ()) -> t
     handles = [T.arg(operand.name, T.handle()) for operand in operands]
     begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())
     buffers = {}
-    for place, (operand, handle) in enumerate(zip(operands, handles, strict=True)):
+    for position, (operand, handle) in enumerate(zip(operands, handles, strict=True)):
         shape, dtype = operand.shape, operand.dtype
         if operand.name in vectors:
             shape, dtype = (*shape[:-1], shape[-1] // 4), f"{dtype}x4"
-        buffers[operand.name] = IRBuilder.name(f"p{place:02d}_{operand.name}", T.match_buffer(handle, shape, dtype))
+        buffers[operand.name] = IRBuilder.name(f"p{position:02d}_{operand.name}", T.match_buffer(handle, shape, dtype))
     return buffers, begin, count
 
 
@@ -260,7 +260,7 @@ def _stage_count(func: Any) -> int:
 
 
 def schedule_cpu(
-    description: Description, *, rows: int, channels: int, order: int, unroll: int, ahead: int = 0
+    description: Description, *, rows: int, channels: int, order: int, unroll: int, prefetch: int = 0
 ) -> tvm.IRModule:
     """Keep ``rows × channels`` accumulators in vector registers.
 
@@ -272,7 +272,7 @@ def schedule_cpu(
         0: a tile's weights stay in the cache while the rows go by; 1: a block of rows stays while the tiles go by.
     unroll
         Steps of the innermost reduction loop that are written out; divides it.
-    ahead
+    prefetch
         Whether weights are fetched before they are needed.
     """
     func = description.prim_func(together=channels)
@@ -289,9 +289,9 @@ def schedule_cpu(
         sch.compute_at(block, j0, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
         reduced = _registers(sch, block, description, skip=len(outer), lanes=None, unroll=unroll)
-        if ahead and reduced:
+        if prefetch and reduced:
             nest = Nest((1 - order,), len(outer), *reduced, tile_stays=order == 0, rows=rows, channels=channels)
-            fetch_ahead(sch, sch.get_sblock(_UPDATE), description, nest, opencl=False)
+            prefetch_weights(sch, sch.get_sblock(_UPDATE), description, nest, opencl=False)
     return sch.mod
 
 
@@ -306,7 +306,7 @@ def schedule_gpu(
     unroll: int,
     run: int = 1,
     channels: int | None = None,
-    ahead: int = 0,
+    prefetch: int = 0,
 ) -> tvm.IRModule:
     """A work-group of ``channel_threads × row_threads`` items computes one tile of a block of rows.
 
@@ -322,7 +322,7 @@ def schedule_gpu(
         Blocks of rows that a work-item computes one after the other.
     channels
         Channels that it computes at once; all of its own, if not given.
-    ahead
+    prefetch
         As in :func:`schedule_cpu`, where a work-group is one work-item.
     """
     channels = channels or TILE // channel_threads
@@ -344,9 +344,9 @@ def schedule_gpu(
         sch.compute_at(block, jr, preserve_unit_loops=True)
         sch.set_scope(block, 0, "local")
         reduced = _registers(sch, block, description, skip=6, lanes=lanes, unroll=unroll)
-        if ahead and reduced:
+        if prefetch and reduced:
             nest = Nest((1, 4), 6, *reduced, tile_stays=order == 0, rows=rows, channels=channels)
-            fetch_ahead(sch, sch.get_sblock(_UPDATE), description, nest, opencl=True)
+            prefetch_weights(sch, sch.get_sblock(_UPDATE), description, nest, opencl=True)
     return sch.mod
 
 

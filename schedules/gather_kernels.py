@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE, ImageLayout, Pool, Rearrange, Resize
 
-from .image_geometry import PLACES
+from .image_geometry import POSITIONS
 from .pixels import Pixels, every
 
 
@@ -18,15 +18,15 @@ def only(_old: Any, new: Any) -> Any:
     return new
 
 
-def _pixel(layout: ImageLayout, size: tuple[int, ...], place: list[Any]) -> Any:
+def _pixel(layout: ImageLayout, size: tuple[int, ...], position: list[Any]) -> Any:
     """Where in memory a pixel of an image lies."""
     height, width = layout.extents(size[1], size[2])
-    image, line, column = place
+    image, line, column = position
     return (image * height + line + layout.halo[0]) * width + column + layout.halo[1]
 
 
-def _within(extent: int, place: Any) -> Any:
-    return T.min(place, T.int32(extent - 1))
+def _within(extent: int, position: Any) -> Any:
+    return T.min(position, T.int32(extent - 1))
 
 
 def rearrange(layer: Rearrange, pixels: Pixels[Pool]) -> dict[str, Any]:
@@ -36,14 +36,14 @@ def rearrange(layer: Rearrange, pixels: Pixels[Pool]) -> dict[str, Any]:
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, *_ = index
         # A row that is no pixel reads what the last one does.
-        out = [_within(size, at) for size, at in zip(layer.output[:3], pixels.place(row), strict=True)]
+        out = [_within(size, at) for size, at in zip(layer.output[:3], pixels.position(row), strict=True)]
         first = (begin + t) * TILE + channel // run * run
-        place = _places(layer, [*out, first])
+        position = _positions(layer, [*out, first])
         conditions = [first < layer.output[3]] if layer.output[3] % TILE else []
-        inside = [place[axis] >= 0 for axis in range(4) if layer.reach(axis)[0] < 0]
-        inside += [place[axis] < layer.input[axis] for axis in range(4) if layer.reach(axis)[1] >= layer.input[axis]]
+        inside = [position[axis] >= 0 for axis in range(4) if layer.reach(axis)[0] < 0]
+        inside += [position[axis] < layer.input[axis] for axis in range(4) if layer.reach(axis)[1] >= layer.input[axis]]
         value = buffers["input"][
-            layout.element(_pixel(layout, layer.input, place[:3]), place[3] + channel % run, layer.input[3])
+            layout.element(_pixel(layout, layer.input, position[:3]), position[3] + channel % run, layer.input[3])
         ]
         if inside:
             value = T.if_then_else(every(inside), value, T.float32(layer.fill))
@@ -52,9 +52,9 @@ def rearrange(layer: Rearrange, pixels: Pixels[Pool]) -> dict[str, Any]:
     return {"reduction": (1,), "term": term, "combine": only}
 
 
-def _places(layer: Rearrange, out: list[Any]) -> list[Any]:
+def _positions(layer: Rearrange, out: list[Any]) -> list[Any]:
     """The place in the input of one of the output."""
-    place: list[Any] = [T.int32(offset) for offset in layer.offsets]
+    position: list[Any] = [T.int32(offset) for offset in layer.offsets]
     for axis in range(4):
         rest, index = 1, out[axis] + layer.starts[axis] if layer.starts[axis] else out[axis]
         for _, extent, along, step in reversed(layer.axis_digits(axis)):
@@ -62,9 +62,9 @@ def _places(layer: Rearrange, out: list[Any]) -> list[Any]:
             if rest * extent < layer.starts[axis] + layer.output[axis]:
                 digit = digit % extent
             if step and extent > 1:
-                place[along] = place[along] + digit * step
+                position[along] = position[along] + digit * step
             rest *= extent
-    return place
+    return position
 
 
 def resize(layer: Resize, pixels: Pixels[Pool]) -> dict[str, Any]:
@@ -75,21 +75,21 @@ def resize(layer: Resize, pixels: Pixels[Pool]) -> dict[str, Any]:
     """
     layout = pixels.layouts.input
 
-    def neighbour(places: Any, axis: int, at: Any, tap: Any) -> tuple[Any, Any]:
+    def neighbour(positions: Any, axis: int, at: Any, tap: Any) -> tuple[Any, Any]:
         """A line or column beside the place of an output's, and the share that it has in it."""
         extent = (layer.out_h, layer.out_w)[axis]
         first = 2 * layer.out_h * axis
-        share, tap_share = places[first + extent + at], T.Cast("float32", tap)
-        at_input = _within(layer.input[1 + axis], T.Cast("int32", places[first + at]) + tap)
+        share, tap_share = positions[first + extent + at], T.Cast("float32", tap)
+        at_input = _within(layer.input[1 + axis], T.Cast("int32", positions[first + at]) + tap)
         return at_input, tap_share * share + (1 - tap_share) * (1 - share)
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, _s, tap_h, tap_w = index
         sizes = layer.output_size[:3]
-        image, y, x = (_within(size, at) for size, at in zip(sizes, pixels.place(row), strict=True))
-        places = buffers[PLACES]
+        image, y, x = (_within(size, at) for size, at in zip(sizes, pixels.position(row), strict=True))
+        positions = buffers[POSITIONS]
         (line, line_share), (column, column_share) = (
-            neighbour(places, axis, at, tap) for axis, (at, tap) in enumerate(((y, tap_h), (x, tap_w)))
+            neighbour(positions, axis, at, tap) for axis, (at, tap) in enumerate(((y, tap_h), (x, tap_w)))
         )
         pixel = _pixel(layout, layer.input, [image, line, column])
         value = buffers["input"][layout.element(pixel, (begin + t) * TILE + channel, layer.input[3])]

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayouts, LocalNorm, Pool, Rearrange, Resize
 
-PLACES = "places"
+POSITIONS = "positions"
 """The operand that says, for each line and column of a resized image, where it lies in the input."""
 
 ImageLayer = Pool | Concat | Elementwise | LocalNorm | Rearrange | Resize
@@ -24,7 +24,7 @@ def window(layer: ImageLayer) -> Pool:
 
 def input_names(layer: ImageLayer) -> tuple[str, ...]:
     """Roles of the images that a layer reads, the residual left out."""
-    return ("input", *(f"input{place}" for place in range(1, len(layer.input_sizes))))
+    return ("input", *(f"input{position}" for position in range(1, len(layer.input_sizes))))
 
 
 def first_channels(layer: Concat) -> tuple[int, ...]:
@@ -55,5 +55,5 @@ def check_layouts(layer: ImageLayer, layouts: ImageLayouts) -> None:
         raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
     if not isinstance(layer, Concat | Rearrange) and any(layout.narrow for layout in layouts.inputs):
         raise ValueError(f"a {layer.op} reads whole tiles, so that its inputs cannot be narrow; copy them by a concat")
-    if isinstance(layer, LocalNorm) and layouts.input.is_part:
+    if isinstance(layer, LocalNorm) and layouts.input.is_slice:
         raise ValueError("a local_norm reads beside its channels, so that its input cannot be part of another image")

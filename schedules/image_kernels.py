@@ -15,7 +15,7 @@ from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayout, LocalNorm,
 from .extrema import at_least, larger, smaller
 from .frame import Description, Operand, kept_where, one_if_channel
 from .gather_kernels import only, rearrange, resize
-from .image_geometry import PLACES, ImageLayer, common_run, fills_up, first_channels, input_names
+from .image_geometry import POSITIONS, ImageLayer, common_run, fills_up, first_channels, input_names
 from .packing import step_shapes
 from .pixels import Pixels, every
 
@@ -52,7 +52,7 @@ def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...
     layouts = pixels.layouts
     shapes = {
         **step_shapes(layer),
-        PLACES: (2 * (layer.output_size[1] + layer.output_size[2]),),
+        POSITIONS: (2 * (layer.output_size[1] + layer.output_size[2]),),
         "residual": pixels.output_shape(layouts.residual),
         "output": pixels.output_shape(layouts.output),
     }
@@ -67,14 +67,14 @@ def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...
     return shapes
 
 
-def _operand_pixel(layout: ImageLayout, size: tuple[int, ...], place: tuple[Any, Any, Any]) -> Any:
+def _operand_pixel(layout: ImageLayout, size: tuple[int, ...], position: tuple[Any, Any, Any]) -> Any:
     """Where in memory lies the pixel of an image, of which an axis may have a single element, for one of the output.
 
     A row that is no pixel reads the last one.
     """
     height, width = layout.extents(size[1], size[2])
     image, line, column = (
-        0 if extent == 1 else T.min(at, T.int32(extent - 1)) for extent, at in zip(size[:3], place, strict=True)
+        0 if extent == 1 else T.min(at, T.int32(extent - 1)) for extent, at in zip(size[:3], position, strict=True)
     )
     return (image * height + line + layout.halo[0]) * width + column + layout.halo[1]
 
@@ -127,13 +127,13 @@ def _add(x: Any, y: Any) -> Any:
 
 def _is_inside(layer: Pool, pixels: Pixels[Pool], row: Any, taps: tuple[Any, Any]) -> Any:
     """Whether a tap is inside the image; None where all are, or where zeros of the halo may be added."""
-    _image, *place = pixels.place(row)
+    _image, *position = pixels.position(row)
     conditions = []
     for axis, size in enumerate((layer.h, layer.w)):
         before, after = layer.padding[axis], layer.padding[axis + 2]
         if layer.kind != "max" and max(before, after) <= pixels.layouts.input.halo[axis]:
             continue
-        read = place[axis] * layer.stride[axis] + taps[axis] * layer.dilation[axis]
+        read = position[axis] * layer.stride[axis] + taps[axis] * layer.dilation[axis]
         if before:
             conditions.append(read >= before)
         if after:
@@ -145,14 +145,14 @@ def _average_factor(layer: Pool, pixels: Pixels[Pool], row: Any) -> Any:
     """One over the taps that count."""
     if layer.count_padding or not any(layer.padding):
         return T.float32(1 / (layer.kernel[0] * layer.kernel[1]))
-    _image, *place = pixels.place(row)
+    _image, *position = pixels.position(row)
     counts = []
     for axis, size in enumerate((layer.h, layer.w)):
         if not layer.padding[axis] and not layer.padding[axis + 2]:
             counts.append(T.int32(layer.kernel[axis]))
             continue
         step = layer.dilation[axis]
-        start = place[axis] * layer.stride[axis] - layer.padding[axis]
+        start = position[axis] * layer.stride[axis] - layer.padding[axis]
         first = (T.max(T.int32(0) - start, T.int32(0)) + (step - 1)) // step
         behind = T.min((size - 1 - start) // step + 1, T.int32(layer.kernel[axis]))
         counts.append(behind - first)
@@ -165,11 +165,11 @@ def _concat(layer: Concat, pixels: Pixels[Pool]) -> dict[str, Any]:
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         row, t, channel, _s, _tap = index
-        place = (begin + t) * TILE + channel
+        position = (begin + t) * TILE + channel
         first = (begin + t) * TILE + channel // run * run
         operands = zip(input_names(layer), layouts.inputs, starts, layer.channels, strict=True)
         values = [
-            buffers[name][layout.element(pixels.output_pixel(layout, row), place - start, channels)]
+            buffers[name][layout.element(pixels.output_pixel(layout, row), position - start, channels)]
             for name, layout, start, channels in operands
         ]
         ends = list(starts[1:])
@@ -210,9 +210,9 @@ def _elementwise(layer: Elementwise, pixels: Pixels[Pool], compute: Callable[[An
         if size[:3] == layer.output_size[:3]:
             pixel = pixels.output_pixel(layout, row)
         else:
-            pixel = _operand_pixel(layout, size, pixels.place(row))
-        place = 0 if spread[operand] else (begin + t) * TILE + channel
-        return buffers[name][layout.element(pixel, place, size[3])]
+            pixel = _operand_pixel(layout, size, pixels.position(row))
+        position = 0 if spread[operand] else (begin + t) * TILE + channel
+        return buffers[name][layout.element(pixel, position, size[3])]
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         x, y = (element(buffers, index, begin, operand) for operand in (0, 1))
@@ -238,8 +238,8 @@ def _local_norm(layer: LocalNorm, pixels: Pixels[Pool]) -> dict[str, Any]:
         neighbour = tile * TILE + (channel + tap - before)
         # Beside a pixel's channels lie those of another pixel, which count as zero; what nothing was written to, as
         # what fills up a pixel and what lies beside the image, could be no number and is not read.
-        place, end = (tile, written - 1) if tiles > written else (pixel * tiles + tile, last_tile)
-        within = T.And(place >= reach, place <= end - reach)
+        position, end = (tile, written - 1) if tiles > written else (pixel * tiles + tile, last_tile)
+        within = T.And(position >= reach, position <= end - reach)
         clamped = T.max(T.min(neighbour, T.int32(layer.channels - 1)), T.int32(0))
         image, first = buffers["input"], pixel * tiles * TILE
         value = T.if_then_else(within, image[first + neighbour], image[first + clamped])

@@ -19,7 +19,7 @@ import numpy as np
 from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Resize, Variant, fused_operands
 
 from .dispatch import ERROR_BOUND, Dispatch
-from .image_geometry import PLACES, ImageLayer, check_layouts, common_run, input_names, window
+from .image_geometry import POSITIONS, ImageLayer, check_layouts, common_run, input_names, window
 from .packing import pack_steps
 from .pixels import Pixels, space
 from .search import RegisterTile, Space, dense_variants
@@ -34,23 +34,23 @@ _MAP_ROWS = 4
 
 def operand_names(layer: ImageLayer, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
-    places = (PLACES,) if isinstance(layer, Resize) else ()
-    return (*input_names(layer), *places, *fused_operands(layer.epilogue), "output")
+    positions = (POSITIONS,) if isinstance(layer, Resize) else ()
+    return (*input_names(layer), *positions, *fused_operands(layer.epilogue), "output")
 
 
 def pack(layer: ImageLayer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them: those of the epilogue, and the places of a resized image."""
     packed = pack_steps(layer, params)
-    return packed | {PLACES: _places(layer)} if isinstance(layer, Resize) else packed
+    return packed | {POSITIONS: _positions(layer)} if isinstance(layer, Resize) else packed
 
 
-def _places(layer: Resize) -> np.ndarray:
+def _positions(layer: Resize) -> np.ndarray:
     """For each output line the input's line above it and the share of the one below; then the same for columns."""
     tables = []
     for axis, extent in enumerate((layer.out_h, layer.out_w)):
         last = layer.input[1 + axis] - 1
-        place = np.clip(np.arange(extent) * layer.scale[axis] + layer.shift[axis], 0, last)
-        tables += [np.floor(place), place - np.floor(place)]
+        position = np.clip(np.arange(extent) * layer.scale[axis] + layer.shift[axis], 0, last)
+        tables += [np.floor(position), position - np.floor(position)]
     return np.concatenate(tables).astype(np.float32)
 
 

@@ -71,7 +71,7 @@ def describe(layer: MatMul, variant: Variant, rows: int) -> Description:
 
     def term(buffers: dict[str, Any], index: list[Any], begin: Any) -> Any:
         i, t, j, s, k = index
-        item, head, row, column = _place(layer, i, begin + t, j)
+        item, head, row, column = _position(layer, i, begin + t, j)
         at_left, at_right = (item, head, row, k * k_split + s), (item, head, k * k_split + s, column)
         left = buffers["input"][layer.left.row(*at_left), layer.left.channel(*at_left)]
         return left * buffers["input1"][layer.right.row(*at_right), layer.right.channel(*at_right)]
@@ -103,7 +103,7 @@ def _existing_row(layer: MatMul, row: Any) -> Any:
     return T.min(row, layer.rows - 1)
 
 
-def _place(layer: MatMul, row: Any, tile: Any, lane: Any) -> tuple[Any, Any, Any, Any]:
+def _position(layer: MatMul, row: Any, tile: Any, lane: Any) -> tuple[Any, Any, Any, Any]:
     """Item, head, and row and column of the matrix, of an element of the result; padding repeats the last column."""
     from tvm.script.ir_builder import tirx as T
 

@@ -143,11 +143,11 @@ def program_steps(module: ir.IRModule, inputs: Sequence[str], result: str) -> li
             known[binding.var] = [known[value.tuple_value][value.index]]
         else:
             read = []
-            for place, argument in enumerate(_fields(value.args[1])):
+            for position, argument in enumerate(_fields(value.args[1])):
                 if isinstance(argument, relax.Var):
                     read += known[argument]
                 else:
-                    read.append(f"{SCRATCH}{number}_{place}")
+                    read.append(f"{SCRATCH}{number}_{position}")
                     steps.append(_fill(argument.value.numpy(), read[-1]))
             count = len(binding.var.ty.fields) if isinstance(binding.var.ty, relax.TupleType) else 1
             made = [
@@ -258,8 +258,8 @@ def _copy(source: str, target: str, seen: Seen, layout: ImageLayout, dispatch: D
         in_order = unpacks and not between
         extents = compact if in_order else (batch, h, w, channels)
         with T.grid(*extents) as loops, T.sblock("copy"):
-            places = [T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True)]
-            b, y, x, c = [places[axis] for axis in (0, 2, 3, 1)] if in_order and seen.is_reordered else places
+            positions = [T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True)]
+            b, y, x, c = [positions[axis] for axis in (0, 2, 3, 1)] if in_order and seen.is_reordered else positions
             inside = [b, c, y, x] if seen.is_reordered else [b, y, x, c]
             if between:
                 pixel = (b * h + y) * w + x

@@ -33,7 +33,7 @@ def local_barrier() -> None:
     _call(_BARRIER)
 
 
-def arrive(counters: Any, place: Any, is_first_item: Any, groups: int) -> Any:
+def arrive(counters: Any, position: Any, is_first_item: Any, groups: int) -> Any:
     """Count a work-group that has stored its part; returns, in every item, whether all the others came before it.
 
     It then sees what they stored. The last one leaves the counter at zero, as it was at first.
@@ -43,7 +43,7 @@ def arrive(counters: Any, place: Any, is_first_item: Any, groups: int) -> Any:
     _call(_FENCE)
     _call(_BARRIER)
     with T.If(is_first_item), T.Then():
-        T.buffer_store(shared, T.call_extern("int32", _ARRIVE, T.address_of(counters[place]), T.int32(groups)), [0])
+        T.buffer_store(shared, T.call_extern("int32", _ARRIVE, T.address_of(counters[position]), T.int32(groups)), [0])
     _call(_BARRIER)
     _call(_FENCE)
     T.buffer_store(before, shared[0], [0])  # TVM wants no local memory in a condition

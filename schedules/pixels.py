@@ -95,10 +95,10 @@ class Pixels(Generic[Windowed]):
     @property
     def unit_rows(self) -> int | None:
         """Rows of a unit; None where units are tiles."""
-        return None if self.layer.axis == "channels" else _round_up(self._unit_places, self.group)
+        return None if self.layer.axis == "channels" else _round_up(self._unit_positions, self.group)
 
     @property
-    def _unit_places(self) -> int:
+    def _unit_positions(self) -> int:
         """Rows of a unit of lines, but for those that follow its last line."""
         return line_block(self.layer.out_h) * self.columns
 
@@ -108,15 +108,15 @@ class Pixels(Generic[Windowed]):
 
     def _in_line(self, row: Any) -> Any:
         """A row's number, if those were not counted that follow the units' last lines."""
-        if self.unit_rows in (None, self._unit_places):
+        if self.unit_rows in (None, self._unit_positions):
             return row
-        return row // self.unit_rows * self._unit_places + row % self.unit_rows
+        return row // self.unit_rows * self._unit_positions + row % self.unit_rows
 
-    def place(self, row: Any) -> tuple[Any, Any, Any]:
+    def position(self, row: Any) -> tuple[Any, Any, Any]:
         """Image, line and column of a row."""
-        return self._place(self._in_line(row))
+        return self._position(self._in_line(row))
 
-    def _place(self, number: Any) -> tuple[Any, Any, Any]:
+    def _position(self, number: Any) -> tuple[Any, Any, Any]:
         line, column = number // self.columns, number % self.columns
         if self.layer.batch == 1:
             return 0, line, column
@@ -133,7 +133,7 @@ class Pixels(Generic[Windowed]):
         tap = tap_h * (layer.dilation[0] * width) + tap_w * layer.dilation[1]
         if self.runs_on:
             return number + first + tap
-        image, line, column = self._place(number)
+        image, line, column = self._position(number)
         line = image * height + line * layer.stride[0]
         return line * width + column * layer.stride[1] + first + tap
 
@@ -145,7 +145,7 @@ class Pixels(Generic[Windowed]):
         layer, (halo_h, halo_w) = self.layer, layout.halo
         if (halo_h, halo_w) == (0, 0) and self.columns == layer.out_w:
             return number
-        image, line, column = self._place(number)
+        image, line, column = self._position(number)
         height, width = layout.extents(layer.out_h, layer.out_w)
         return (image * height + line + halo_h) * width + column + halo_w
 
@@ -157,18 +157,18 @@ class Pixels(Generic[Windowed]):
             conditions.append(number % self.columns < self.layer.out_w)
         if self.rows != self.true_rows:
             conditions.append(number < self.true_rows)
-        if self.unit_rows not in (None, self._unit_places):
-            conditions.append(row % self.unit_rows < self._unit_places)
+        if self.unit_rows not in (None, self._unit_positions):
+            conditions.append(row % self.unit_rows < self._unit_positions)
         return every(conditions)
 
     def is_inside(self, row: Any, tap_h: Any, tap_w: Any = None) -> Any:
         """Whether a tap is inside the input image; only its line counts if the column of the kernel is not given."""
         layer = self.layer
-        _image, line, column = self.place(row)
+        _image, line, column = self.position(row)
         taps = [(line, tap_h, layer.h, 0)] + ([(column, tap_w, layer.w, 1)] if tap_w is not None else [])
         conditions = []
-        for place, tap, size, axis in taps:
-            read = place * layer.stride[axis] + tap * layer.dilation[axis] - layer.padding[axis]
+        for position, tap, size, axis in taps:
+            read = position * layer.stride[axis] + tap * layer.dilation[axis] - layer.padding[axis]
             conditions += [read >= 0, read < size]
         return every(conditions)
 
@@ -178,13 +178,13 @@ class Pixels(Generic[Windowed]):
         layer = self.layer
         image = math.prod(self.layouts.input.extents(layer.h, layer.w))
         corner = (layer.kernel[0] - 1, layer.kernel[1] - 1)
-        return max(layer.batch * image, *(self._input_pixel(place, *corner) + 1 for place in self._line_ends()))
+        return max(layer.batch * image, *(self._input_pixel(position, *corner) + 1 for position in self._line_ends()))
 
     def output_pixels(self, layout: ImageLayout) -> int:
         """Pixels of the output or the residual in memory, slack for rows without a pixel included."""
         layer = self.layer
         image = math.prod(layout.extents(layer.out_h, layer.out_w))
-        return max(layer.batch * image, *(self._output_pixel(layout, place) + 1 for place in self._line_ends()))
+        return max(layer.batch * image, *(self._output_pixel(layout, position) + 1 for position in self._line_ends()))
 
     def output_shape(self, layout: ImageLayout) -> tuple[int, int, int]:
         """The output or the residual as a buffer of whole tiles."""

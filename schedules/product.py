@@ -164,8 +164,8 @@ def lane_of(vector: Any, lane: int) -> Any:
 
 
 @contextmanager
-def or_zero(condition: Any, target: Any, places: Iterable[Any]) -> Iterator[None]:
-    """Around a store that takes place where ``condition`` holds; else ``target`` becomes zero at ``places``."""
+def or_zero(condition: Any, target: Any, positions: Iterable[Any]) -> Iterator[None]:
+    """Around a store that takes place where ``condition`` holds; else ``target`` becomes zero at ``positions``."""
     from tvm.script.ir_builder import tirx as T
 
     if condition is None:
@@ -175,5 +175,5 @@ def or_zero(condition: Any, target: Any, places: Iterable[Any]) -> Iterator[None
         with T.Then():
             yield
         with T.Else():
-            for place in places:
-                T.buffer_store(target, T.float32(0), place if isinstance(place, list) else [place])
+            for position in positions:
+                T.buffer_store(target, T.float32(0), position if isinstance(position, list) else [position])

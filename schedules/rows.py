@@ -124,9 +124,9 @@ class _GroupRowKernel:
                 channel = number * items + self.item
                 index[:] = [self.row, channel // TILE, channel % TILE]
                 with where(channel < padded if padded % items else None):
-                    for place, stage in enumerate(chain):
-                        result = stage([value(0, *index[1:]), *(buffer[0] for buffer in kept[:place])])
-                        T.buffer_store(kept[place], result, [0])
+                    for position, stage in enumerate(chain):
+                        result = stage([value(0, *index[1:]), *(buffer[0] for buffer in kept[:position])])
+                        T.buffer_store(kept[position], result, [0])
                     with or_zero(channel < layer.n if padded > layer.n else None, self.buffers["output"], [index]):
                         T.buffer_store(self.buffers["output"], kept[-1][0], index)
 

@@ -150,7 +150,13 @@ def _unrolls(hardware: Hardware, space: Space, tile: RegisterTile) -> list[int]:
 def _cpu_variants(implementation: str, hardware: Hardware, tiles: list[RegisterTile], space: Space) -> list[Variant]:
     return [
         Variant.make(
-            implementation, rows=rows, channels=channels, k_split=k_split, order=order, unroll=unroll, **_ahead(space)
+            implementation,
+            rows=rows,
+            channels=channels,
+            k_split=k_split,
+            order=order,
+            unroll=unroll,
+            **_prefetch(space),
         )
         for rows, channels, k_split in tiles[:6]
         for order in _orders(space, rows)
@@ -172,7 +178,7 @@ def _cpu_device_variants(
             unroll=unroll,
             **({"channels": channels} if channels < TILE else {}),
             **_run(rows, hardware, space),
-            **_ahead(space),
+            **_prefetch(space),
         )
         for rows, channels, k_split in tiles[:6]
         for order in _orders(space, rows)
@@ -180,9 +186,9 @@ def _cpu_device_variants(
     ]
 
 
-def _ahead(space: Space) -> dict[str, int]:
+def _prefetch(space: Space) -> dict[str, int]:
     """Whether a kernel fetches weights before it needs them."""
-    return {"ahead": 1} if space.weighted and space.rows in _FEW_ROWS else {}
+    return {"prefetch": 1} if space.weighted and space.rows in _FEW_ROWS else {}
 
 
 def _run(rows: int, hardware: Hardware, space: Space) -> dict[str, int]:

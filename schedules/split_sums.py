@@ -34,7 +34,7 @@ class SplitSums:
         Its array of sums, whole vectors.
     slices, slice_number
         Into which the work-group's items are divided, and the item's own.
-    items, place
+    items, position
         Items of a slice, and the item's place in it.
     is_first
         Whether it is the first item of the work-group.
@@ -44,7 +44,7 @@ class SplitSums:
     slices: int
     slice_number: Any
     items: int
-    place: Any
+    position: Any
     is_first: Any
 
     @property
@@ -63,12 +63,12 @@ class SplitSums:
             left //= 2
             with where(T.And(self.slice_number >= left, self.slice_number < 2 * left)):
                 for vector in range(self.vectors):
-                    place = ((self.slice_number - left) * self.vectors + vector) * self.items + self.place
-                    T.buffer_store(local, load_vector(self.sums, vector * LANES), [place])
+                    position = ((self.slice_number - left) * self.vectors + vector) * self.items + self.position
+                    T.buffer_store(local, load_vector(self.sums, vector * LANES), [position])
             local_barrier()
             with where(self.slice_number < left):
                 for vector in range(self.vectors):
-                    self._add(vector, local[(self.slice_number * self.vectors + vector) * self.items + self.place])
+                    self._add(vector, local[(self.slice_number * self.vectors + vector) * self.items + self.position])
             if left > 1:
                 local_barrier()
 
@@ -82,7 +82,7 @@ class SplitSums:
         with self._by_first_slice():
             for vector in range(self.vectors):
                 value = load_vector(self.sums, vector * LANES)
-                T.buffer_store(partials, value, [part, tile, vector * self.items + self.place])
+                T.buffer_store(partials, value, [part, tile, vector * self.items + self.position])
         is_last = arrive(buffers[COUNTERS], tile, self.is_first, parts)
         read = registers(self.vectors, "float32x4")
         with where(is_last), self._by_first_slice():
@@ -90,7 +90,7 @@ class SplitSums:
                 T.buffer_store(self.sums, T.float32(0), [number])
             with T.serial(0, parts) as number:
                 for vector in range(self.vectors):
-                    T.buffer_store(read, partials[number, tile, vector * self.items + self.place], [vector])
+                    T.buffer_store(read, partials[number, tile, vector * self.items + self.position], [vector])
                 for vector in range(self.vectors):
                     self._add(vector, read[vector])
         local_barrier()  # PoCL's compiler makes one loop of both over the items, and its masked stores go astray
@@ -99,8 +99,8 @@ class SplitSums:
 
     def _add(self, vector: int, summand: Any) -> None:
         for lane in range(LANES):
-            place = vector * LANES + lane
-            T.buffer_store(self.sums, self.sums[place] + lane_of(summand, lane), [place])
+            position = vector * LANES + lane
+            T.buffer_store(self.sums, self.sums[position] + lane_of(summand, lane), [position])
 
     @contextmanager
     def _by_first_slice(self) -> Iterator[None]:

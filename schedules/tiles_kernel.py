@@ -65,9 +65,9 @@ class TileKernel:
             self.column_block, self.row_block, self.part_number = x % blocks, y, x // blocks
             self.tile_number = y * blocks + self.column_block
         self.item = item
-        self.slice, place = item // tiling.slice_items, item % tiling.slice_items
-        self.place = place
-        self.row_place, self.column_place = place // tiling.items_across, place % tiling.items_across
+        self.slice, position = item // tiling.slice_items, item % tiling.slice_items
+        self.position = position
+        self.row_position, self.column_position = position // tiling.items_across, position % tiling.items_across
         self.first_row = self.row_block * tiling.rows
         self.first_tile = self.column_block * (tiling.columns // TILE)
 
@@ -94,7 +94,7 @@ class TileKernel:
             with where(step + 1 < steps):
                 self._keep((step + 1) % 2)
             local_barrier()
-        split = SplitSums(self.sums, tiling.slices, self.slice, tiling.slice_items, self.place, self.item == 0)
+        split = SplitSums(self.sums, tiling.slices, self.slice, tiling.slice_items, self.position, self.item == 0)
         split.add_slices(self.local)
         split.add_parts(self.buffers, tiling.parts, self.part_number, self.tile_number, self._store)
 
@@ -113,7 +113,7 @@ class TileKernel:
 
     def _loaded(self, load: int) -> Any:
         """Which vector of a chunk an item loads, of the input's rows or of the steps of the weights."""
-        return self.place + load * self.tiling.slice_items
+        return self.position + load * self.tiling.slice_items
 
     def _shared_out(self, load: int, vectors: int) -> Any:
         """Around what an item does with a vector of a chunk, if the last items have one less to load."""
@@ -135,23 +135,23 @@ class TileKernel:
             step = number * tiling.depth + self._loaded(load) // self.column_vectors
             if extents.span % tiling.depth:
                 step = T.min(step, extents.span - 1)
-            place = (self.weight_tiles[load], tap * extents.span + step, self._loaded(load) % VECTORS)
+            position = (self.weight_tiles[load], tap * extents.span + step, self._loaded(load) % VECTORS)
             with self._shared_out(load, tiling.weight_vectors):
-                T.buffer_store(self.loaded_weights, self.buffers["weights"][place], [load])
+                T.buffer_store(self.loaded_weights, self.buffers["weights"][position], [load])
 
     def _load_input(self, load: int, exists: Any, tap: Any, within: Any) -> None:
         """Load four elements of a run of the input; zero behind its end, where anything may lie."""
         product, span, source = self.product, self.product.extents.span, self.buffers["input"]
-        first, place = load * LANES, self.starts[load] + product.run_offset(tap) + within
+        first, position = load * LANES, self.starts[load] + product.run_offset(tap) + within
         if product.aligned:
-            place = self.starts[load] + product.run_offset(tap) // LANES + within // LANES
+            position = self.starts[load] + product.run_offset(tap) // LANES + within // LANES
             ends = [within < span] if span % self.tiling.depth else []
             with or_zero(every([exists, *ends]), self.loaded_input, range(first, first + LANES)):
-                store_vector(self.loaded_input, first, source[place])
+                store_vector(self.loaded_input, first, source[position])
             return
         for lane in range(LANES):
             with or_zero(every([exists, within + lane < span]), self.loaded_input, [first + lane]):
-                T.buffer_store(self.loaded_input, source[place + lane], [first + lane])
+                T.buffer_store(self.loaded_input, source[position + lane], [first + lane])
 
     def _stage(self, number: Any) -> Any:
         """Where in local memory a slice's operands begin, of the chunks with an even or odd number."""
@@ -167,8 +167,8 @@ class TileKernel:
                 T.buffer_store(self.local, value, [stage + row * self.row_vectors + vector])
         for load in range(tiling.weight_loads):
             with self._shared_out(load, tiling.weight_vectors):
-                place = stage + tiling.rows * self.row_vectors + self._loaded(load)
-                T.buffer_store(self.local, self.loaded_weights[load], [place])
+                position = stage + tiling.rows * self.row_vectors + self._loaded(load)
+                T.buffer_store(self.local, self.loaded_weights[load], [position])
 
     def _multiply(self, number: Any) -> None:
         """Add the products of a chunk to the sums."""
@@ -177,17 +177,17 @@ class TileKernel:
         stage = self._stage(number)
         with T.serial(0, self.chunk_vectors) as vector:
             for i in range(tiling.item_rows):
-                place = stage + (self.row_place + i * tiling.items_down) * self.row_vectors + vector
-                T.buffer_store(rows, self.local[place], [i])
+                position = stage + (self.row_position + i * tiling.items_down) * self.row_vectors + vector
+                T.buffer_store(rows, self.local[position], [i])
             for lane in range(LANES):
                 line = stage + tiling.rows * self.row_vectors + (vector * LANES + lane) * self.column_vectors
                 for j in range(self.item_vectors):
-                    T.buffer_store(weights, self.local[line + self.column_place + j * tiling.items_across], [j])
+                    T.buffer_store(weights, self.local[line + self.column_position + j * tiling.items_across], [j])
                 for i in range(tiling.item_rows):
                     for column in range(tiling.item_columns):
-                        place = i * tiling.item_columns + column
+                        position = i * tiling.item_columns + column
                         product = lane_of(rows[i], lane) * lane_of(weights[column // LANES], column % LANES)
-                        T.buffer_store(self.sums, self.sums[place] + product, [place])
+                        T.buffer_store(self.sums, self.sums[position] + product, [position])
 
     def _store(self) -> None:
         """Apply the epilogue to what exists of the tile, and store it."""
@@ -195,10 +195,10 @@ class TileKernel:
         epilogue = VectorEpilogue(self.product, self.buffers)
         bound = T.min(part.rows, self.product.extents.rows - part.first_row)
         for i in range(tiling.item_rows):
-            row = self.first_row + self.row_place + i * tiling.items_down
+            row = self.first_row + self.row_position + i * tiling.items_down
             with where(row < bound):
                 for j in range(self.item_vectors):
-                    column = self.column_place + j * tiling.items_across
+                    column = self.column_position + j * tiling.items_across
                     tile = self.first_tile + column // VECTORS
                     with where(tile < part.tiles if tiling.columns > TILE else None):
                         first = (i * self.item_vectors + j) * LANES

@@ -65,10 +65,10 @@ class Steps:
             for j in range(points):
                 with T.vectorized(0, self.lanes) as lane:
                     line = [lines[i, k, lane] for k in range(points)]
-                    place = self._place(group, chunk, row)
-                    T.buffer_store(target, apply(matrix, line)[j], [i * points + j, place, lane])
+                    position = self._position(group, chunk, row)
+                    T.buffer_store(target, apply(matrix, line)[j], [i * points + j, position, lane])
 
-    def _place(self, group: Any, chunk: Any, row: Any) -> Any:
+    def _position(self, group: Any, chunk: Any, row: Any) -> Any:
         """Where a tile of a group lies in the transformed input."""
         return (group * self.chunks + chunk) * self.group_rows + row
 
@@ -95,8 +95,8 @@ class Steps:
                 factor = weights[
                     self.begin + unit, point, chunk * lanes + channel, first_channel + vector * lanes + lane
                 ]
-                place = self._place(group, chunk, first_row + row)
-                return sums[row, vector, lane] + spread[point, place, channel] * factor
+                position = self._position(group, chunk, first_row + row)
+                return sums[row, vector, lane] + spread[point, position, channel] * factor
 
             for_all(value)
 
@@ -109,12 +109,12 @@ class Steps:
                 add(whole, channel)
         return sums
 
-    def keep(self, sums: Buffer, target: Buffer, place: Sequence[Any], first_row: Any, first_channel: Any) -> None:
-        """Store the registers of :meth:`multiply` as ``target[*place, row, channel]``."""
+    def keep(self, sums: Buffer, target: Buffer, position: Sequence[Any], first_row: Any, first_channel: Any) -> None:
+        """Store the registers of :meth:`multiply` as ``target[*position, row, channel]``."""
         rows, vectors, lanes = sums.shape
         with T.unroll(0, rows) as row, T.unroll(0, vectors) as vector, T.vectorized(0, lanes) as lane:
             channel = first_channel + vector * lanes + lane
-            T.buffer_store(target, sums[row, vector, lane], [*place, first_row + row, channel])
+            T.buffer_store(target, sums[row, vector, lane], [*position, first_row + row, channel])
 
     def gather(self, tile: Any, unit: Any, first_channel: Any, product: Callable[[Any, Any], Any]) -> None:
         """Transform the products of one tile back, a vector of channels, and store it; ``product(point, channel)``."""
@@ -135,9 +135,9 @@ class Steps:
                 with where(self.tiles.is_stored(tile, i, j)):
                     self._store(tile, (i, j), self.begin + unit, first_channel, outputs)
 
-    def _store(self, tile: Any, place: tuple[int, int], unit: Any, first_channel: Any, outputs: Buffer) -> None:
+    def _store(self, tile: Any, position: tuple[int, int], unit: Any, first_channel: Any, outputs: Buffer) -> None:
         layer, layouts, buffers = self.tiles.layer, self.tiles.layouts, self.buffers
-        pixel, residual = (self.tiles.output_pixel(at, tile, *place) for at in (layouts.output, layouts.residual))
+        pixel, residual = (self.tiles.output_pixel(at, tile, *position) for at in (layouts.output, layouts.residual))
         channel: Any = None
         chain = stages(
             layer.epilogue,
@@ -153,11 +153,11 @@ class Steps:
             target = buffers["output"] if last else _registers((self.lanes,))
             with T.vectorized(0, self.lanes) as lane:
                 channel = first_channel + lane
-                value = stage([outputs[(*place, lane)], *(buffer[lane] for buffer in kept)])
+                value = stage([outputs[(*position, lane)], *(buffer[lane] for buffer in kept)])
                 if last:
                     value = zero_behind(layer.out_channels, value, layer.epilogue, unit, channel)
-                place_in_memory = [pixel, layouts.output.first_tile + unit, channel]
-                T.buffer_store(target, value, place_in_memory if last else [lane])
+                position_in_memory = [pixel, layouts.output.first_tile + unit, channel]
+                T.buffer_store(target, value, position_in_memory if last else [lane])
             kept.append(target)
 
 
@@ -226,11 +226,11 @@ class Blocks:
             passed = (number * self.workers + self.worker) * block
             first, left = part.first_row + passed, T.min(part.rows - passed, block)
             with T.serial(0, left) as tile, T.serial(0, steps.chunks) as chunk:
-                steps.spread(first + tile, chunk, self.spread, self._place(tile // rows), tile % rows)
+                steps.spread(first + tile, chunk, self.spread, self._position(tile // rows), tile % rows)
             with T.serial(0, part.tiles) as unit:
                 (self._point_by_point if self.order else self._group_by_group)(unit, first, left)
 
-    def _place(self, group: Any) -> Any:
+    def _position(self, group: Any) -> Any:
         """Where a group of the block lies in scratch memory."""
         return self.worker * self.groups + group
 
@@ -246,16 +246,16 @@ class Blocks:
         rows = self.steps.rows
         groups = T.floordiv(left + rows - 1, rows)
         with T.serial(0, self.steps.tiles.points**2) as point, T.serial(0, groups) as group:
-            self._multiply(unit, group, point, self._place(group))
+            self._multiply(unit, group, point, self._position(group))
         with T.serial(0, left) as tile:
-            self._gather(unit, first + tile, self._place(tile // rows), tile % rows)
+            self._gather(unit, first + tile, self._position(tile // rows), tile % rows)
 
-    def _multiply(self, unit: Any, group: Any, point: Any, place: Any) -> None:
+    def _multiply(self, unit: Any, group: Any, point: Any, position: Any) -> None:
         for first in range(0, TILE, self.channels):
-            sums = self.steps.multiply(self.spread, self._place(group), point, unit, 0, (first, self.channels))
-            self.steps.keep(sums, self.products, [place, point], 0, first)
+            sums = self.steps.multiply(self.spread, self._position(group), point, unit, 0, (first, self.channels))
+            self.steps.keep(sums, self.products, [position, point], 0, first)
 
-    def _gather(self, unit: Any, tile: Any, place: Any, row: Any) -> None:
+    def _gather(self, unit: Any, tile: Any, position: Any, row: Any) -> None:
         with T.serial(0, TILE // self.steps.lanes) as vector:
             channel = vector * self.steps.lanes
-            self.steps.gather(tile, unit, channel, lambda point, lane: self.products[place, point, row, lane])
+            self.steps.gather(tile, unit, channel, lambda point, lane: self.products[position, point, row, lane])

@@ -134,8 +134,8 @@ class OpenCLKernels:
         item.steps.keep(sums, item.buffers[PRODUCTS], [item.begin + item.unit, group, point], first_row, first)
 
     def _gather(self, item: _Item) -> None:
-        place = (item.begin + item.unit, item.block)
-        self._gather_rows(item, lambda point, row, channel: item.buffers[PRODUCTS][(*place, point, row, channel)])
+        position = (item.begin + item.unit, item.block)
+        self._gather_rows(item, lambda point, row, channel: item.buffers[PRODUCTS][(*position, point, row, channel)])
 
     def _multiply_and_gather(self, item: _Item) -> None:
         products = T.alloc_buffer((self.squared, self.rows, TILE), "float32", scope="local")

@@ -3,7 +3,7 @@
 All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
 cores of both sides; each is a process that is stopped while others are measured. A turn is repeated, whosever it is,
 where a few small layers, computed by both sides, took longer than at best just before or after. What a plan expected is
-predicted or, of a model that the profile was tuned for, what it took when it was rehearsed.
+predicted or, of a model that the profile was tuned for, what it took when it was tried.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from reporting import Report, bars, markdown_table, median_us, run_main
 from tqdm import tqdm
 
 import tvm_coexec
-from tvm_coexec.bench.steadiness import Turn, Turns, Yardstick
-from tvm_coexec.compiler.probes import yardstick as yardstick_package
+from tvm_coexec.bench.steadiness import Canary, Turn, Turns
+from tvm_coexec.compiler.probes import canary as canary_package
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import FileFormatError, InputError, ModelError
 from tvm_coexec.profile import Profile
@@ -54,7 +54,7 @@ class Compared:
 
     name: str
     predicted_us: float
-    rehearsed: bool
+    tried: bool
     syncs: int
     memory: MemoryUse
     same_top1: bool
@@ -113,7 +113,7 @@ class Compared:
             "name": self.name,
             **{f"{side}_us": self.us(side) for side in SPLITS},
             "predicted_us": self.predicted_us,
-            "rehearsed": self.rehearsed,
+            "tried": self.tried,
             "speedup": self.speedup,
             "peers": self.peers,
             "max_rel_error": self.max_rel_error,
@@ -237,7 +237,7 @@ def compare(
     profile: str,
     cores: Sequence[int],
     rounds: int,
-    yardstick: Yardstick,
+    canary: Canary,
 ) -> Compared:
     """Measure one network; ``cores`` are the CPU's first, then the other side's."""
     inputs = random_inputs(model)
@@ -254,7 +254,7 @@ def compare(
         compared = Compared(
             name=name,
             predicted_us=modules["coexec"].plan.total_us,
-            rehearsed=modules["coexec"].plan.rehearsed,
+            tried=modules["coexec"].plan.tried,
             syncs=modules["coexec"].sync_count,
             memory=modules["coexec"].memory,
             same_top1=all(np.argmax(result) == np.argmax(expected) for result in results.values()),
@@ -265,14 +265,14 @@ def compare(
         timers: dict[str, Timer] = {side: timer_of(module) for side, module in modules.items()}
         timers |= {key: process.time_us for key, process in peers.items()}
         with tqdm(total=rounds * len(timers), desc=name, unit="turn", leave=False) as bar:
-            compared.turns = measure_in_turn(timers, rounds, Turns(yardstick.is_steady, PATIENCE_S), bar)
+            compared.turns = measure_in_turn(timers, rounds, Turns(canary.is_steady, PATIENCE_S), bar)
     return compared
 
 
-def yardstick_on(device: Device) -> Yardstick:
+def canary_on(device: Device) -> Canary:
     """The chain of small layers that tells whether the machine is steady."""
     facts = device.facts()
-    return Yardstick(Module(yardstick_package(target_for(facts), facts), device))
+    return Canary(Module(canary_package(target_for(facts), facts), device))
 
 
 def first_output(module: Module, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -287,7 +287,7 @@ def table(compared: Sequence[Compared]) -> str:
     header += [f"{name.replace(' ', ', ')} threads ms".replace("1 threads", "1 thread") for name in peer_names]
     rows = []
     for one in compared:
-        expected = _ms(one.predicted_us) + (" (rehearsed)" if one.rehearsed else "")
+        expected = _ms(one.predicted_us) + (" (tried)" if one.tried else "")
         row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×", expected]
         row += [_ms(one.us(peer)) if peer in one.turns else "none" for peer in peer_names]
         rows.append(row)
@@ -342,10 +342,10 @@ def main() -> None:
         facts = profile.facts
     cores = engine_cores(facts)
     device = DeviceChoice.again(facts).open()
-    yardstick = yardstick_on(device)
+    canary = canary_on(device)
 
     def compare_named(name: str) -> Compared:
-        return compare(name, models[name](), device, options.profile, cores, options.rounds, yardstick)
+        return compare(name, models[name](), device, options.profile, cores, options.rounds, canary)
 
     Report(options.out, "Whole networks", facts).collect(list(models), compare_named, write, "network")
 

@@ -45,14 +45,14 @@ def trained_digits() -> Digits:
 def _to_onnx(network: MLPClassifier, batch: int) -> onnx.ModelProto:
     nodes, initializers, value = [], [], "images"
     last = len(network.coefs_) - 1
-    for place, (weights, bias) in enumerate(zip(network.coefs_, network.intercepts_, strict=True)):
+    for index, (weights, bias) in enumerate(zip(network.coefs_, network.intercepts_, strict=True)):
         for name, array in (("weights", weights), ("bias", bias)):
-            initializers.append(numpy_helper.from_array(array.astype(np.float32), f"{name}{place}"))
-        result = "scores" if place == last else f"sum{place}"
-        nodes.append(helper.make_node("Gemm", [value, f"weights{place}", f"bias{place}"], [result], f"layer{place}"))
-        if place != last:
-            nodes.append(helper.make_node("Relu", [result], [f"hidden{place}"], f"relu{place}"))
-            value = f"hidden{place}"
+            initializers.append(numpy_helper.from_array(array.astype(np.float32), f"{name}{index}"))
+        result = "scores" if index == last else f"sum{index}"
+        nodes.append(helper.make_node("Gemm", [value, f"weights{index}", f"bias{index}"], [result], f"layer{index}"))
+        if index != last:
+            nodes.append(helper.make_node("Relu", [result], [f"hidden{index}"], f"relu{index}"))
+            value = f"hidden{index}"
     shapes = {"images": [batch, network.coefs_[0].shape[0]], "scores": [batch, network.coefs_[-1].shape[1]]}
     ends = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
     graph = helper.make_graph(nodes, "digits", [ends["images"]], [ends["scores"]], initializers)

@@ -34,8 +34,8 @@ def linear_model(layer: Linear, copies: int = 1, seed: int = 0) -> onnx.ModelPro
         inputs.append(helper.make_tensor_value_info(f"x{copy}", TensorProto.FLOAT, [layer.m, layer.k]))
         nodes.append(helper.make_node("MatMul", [f"x{copy}", "weights"], [f"product{copy}"]))
         value = f"product{copy}"
-        for place, step in enumerate(layer.epilogue):
-            result = f"value{copy}.{place}"
+        for index, step in enumerate(layer.epilogue):
+            result = f"value{copy}.{index}"
             if step == "bias":
                 nodes.append(helper.make_node("Add", [value, "bias"], [result]))
             elif step == "residual":

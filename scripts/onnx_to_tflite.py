@@ -16,7 +16,7 @@ from tflite_writer import Writer
 
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Linear, Opaque, Place, Pool, RowWise
+from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Linear, Opaque, PlaceRows, Pool, RowWise
 
 FUSED = {"relu": schema.ActivationFunctionType.RELU, "relu6": schema.ActivationFunctionType.RELU6}
 """Activations that are part of another operator."""
@@ -47,8 +47,8 @@ class _Conversion:
                 self.projections[node.output] = node
                 continue
             self._convert(node)
-            for whole in graph.wholes(node.output):
-                self._join(whole, graph.parts(whole))
+            for parent in graph.parents(node.output):
+                self._join(parent, graph.slices(parent))
 
     def finish(self) -> bytes:
         """The file; outputs that are no images have the axes that the model's user sees."""
@@ -103,7 +103,7 @@ class _Conversion:
                 result = self._concatenated((node.input, *node.others), node.output)
             case RowWise():
                 result = tflite_encoders.rowwise(self.writer, layer, self.numbers[node.input], node.params)
-            case Place():
+            case PlaceRows():
                 result = tflite_encoders.place(self.writer, layer, self.numbers[node.input], node.params)
             case Attention():
                 result = self._attention(node, layer)
@@ -131,16 +131,16 @@ class _Conversion:
         shape, activation = self.writer.shape(value), _fused(steps)
         return self.writer.add("ADD", [value, summand], shape, "Add", fusedActivationFunction=activation)
 
-    def _join(self, whole: str, parts: Sequence[str]) -> None:
+    def _join(self, parent: str, slices: Sequence[str]) -> None:
         """Concatenate the parts of an image once there are all."""
-        if self.numbers.keys() >= set(parts):
-            self.numbers[whole] = self._concatenated(parts, whole)
-            if self.not_negative.issuperset(parts):
-                self.not_negative.add(whole)
+        if self.numbers.keys() >= set(slices):
+            self.numbers[parent] = self._concatenated(slices, parent)
+            if self.not_negative.issuperset(slices):
+                self.not_negative.add(parent)
 
-    def _concatenated(self, parts: Sequence[str], whole: str) -> int:
-        inputs = [self.numbers[name] for name in parts]
-        return self.writer.add("CONCATENATION", inputs, self._shape(whole), "Concatenation", axis=3)
+    def _concatenated(self, slices: Sequence[str], parent: str) -> int:
+        inputs = [self.numbers[name] for name in slices]
+        return self.writer.add("CONCATENATION", inputs, self._shape(parent), "Concatenation", axis=3)
 
     def _linear(self, source: int, weights: np.ndarray, bias: np.ndarray, activation: int) -> int:
         inputs = [source, self.writer.constant(weights.T), self.writer.constant(bias)]

@@ -88,8 +88,8 @@ def ncnn(path: Path, inputs: Inputs, threads: int) -> Prepared:
 
     def run() -> None:
         extractor = net.create_extractor()
-        for place, mat in enumerate(mats):
-            extractor.input(f"in{place}", mat)
+        for position, mat in enumerate(mats):
+            extractor.input(f"in{position}", mat)
         status, found = extractor.extract("out0")
         if status:
             raise PeerError("ncnn fails to run the network")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_networks import PATIENCE_S, SPLITS, THREADS, measure_in_turn, peer_key, start_peers, timer_of, yardstick_on
+from compare_networks import PATIENCE_S, SPLITS, THREADS, canary_on, measure_in_turn, peer_key, start_peers, timer_of
 from peer_process import engine_cores, save_network
 from peers import PeerError
 from reporting import median_us
@@ -43,7 +43,7 @@ def timed(
     modules = {side: build_graph(graph, device, profile=profile, split=split) for side, split in SPLITS.items()}
     for module in modules.values():
         module(*arrays)
-    share, yardstick = opaque_share(modules["cpu"], graph), yardstick_on(device)
+    share, canary = opaque_share(modules["cpu"], graph), canary_on(device)
     with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder, ExitStack() as stack:
         save_network(Path(folder), path, dict(zip(graph.inputs, arrays, strict=True)))
         peers, missing = start_peers(Path(folder), engine_cores(device.facts()), stack, (engine,))
@@ -52,7 +52,7 @@ def timed(
         timers = {side: timer_of(module) for side, module in modules.items()}
         timers |= {key: process.time_us for key, process in peers.items()}
         with tqdm(total=rounds * len(timers), unit="turn", leave=False) as bar:
-            turns = measure_in_turn(timers, rounds, Turns(yardstick.is_steady, PATIENCE_S), bar)
+            turns = measure_in_turn(timers, rounds, Turns(canary.is_steady, PATIENCE_S), bar)
     samples_us = {name: [us for turn in taken for us in turn.taken] for name, taken in turns.items()}
     return {
         "peer": engine,

@@ -123,10 +123,10 @@ class Report:
 def bars(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> None:
     """Grouped bars, one group a name."""
     width = 0.8 / len(series)
-    places = np.arange(len(names))
+    indices = np.arange(len(names))
     for number, (label, values) in enumerate(series.items()):
-        axes.bar(places + (number - (len(series) - 1) / 2) * width, values, width, label=label)
-    axes.set_xticks(places, names, rotation=60 if len(names) > 6 else 20, ha="right", fontsize=7)
+        axes.bar(indices + (number - (len(series) - 1) / 2) * width, values, width, label=label)
+    axes.set_xticks(indices, names, rotation=60 if len(names) > 6 else 20, ha="right", fontsize=7)
     axes.set_ylabel(unit)
     axes.legend(fontsize=8)
     axes.grid(axis="y", alpha=0.3)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tflite_writer import Writer
 
-from tvm_coexec.layers import Attention, Place, RowWise
+from tvm_coexec.layers import Attention, PlaceRows, RowWise
 
 
 def rowwise(writer: Writer, layer: RowWise, source: int, params: Mapping[str, np.ndarray]) -> int:
@@ -52,7 +52,7 @@ def _heads(writer: Writer, layer: Attention, operand: int, rows: int) -> int:
     return writer.transposed(split, (0, 2, 1, 3))
 
 
-def place(writer: Writer, layer: Place, source: int, params: Mapping[str, np.ndarray]) -> int:
+def place(writer: Writer, layer: PlaceRows, source: int, params: Mapping[str, np.ndarray]) -> int:
     """Rows moved by cutting some off and putting zeros around those that stay."""
     first = max(-layer.shift, 0)
     before = max(layer.shift, 0)
@@ -69,6 +69,6 @@ def place(writer: Writer, layer: Place, source: int, params: Mapping[str, np.nda
     return writer.reshaped(rows, layer.output_size)
 
 
-def _items(layer: Place, rows: int) -> tuple[int, ...]:
+def _items(layer: PlaceRows, rows: int) -> tuple[int, ...]:
     """Shape of the rows of all items: of one item alone it has two axes, so that nothing is reshaped."""
     return (rows, layer.channels) if layer.batch == 1 else (layer.batch, rows, layer.channels)

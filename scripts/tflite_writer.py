@@ -83,7 +83,7 @@ class Writer:
         shape = list(self.shape(tensor))
         if shape[axis] == size:
             return tensor
-        begins = [begin if place == axis else 0 for place in range(len(shape))]
+        begins = [begin if position == axis else 0 for position in range(len(shape))]
         shape[axis] = size
         return self.add("SLICE", [tensor, self.integers(begins), self.integers(shape)], shape, "Slice")
 

@@ -24,9 +24,9 @@ from tvm_coexec.layers import (
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
 from tvm_coexec.schedules.extrema import with_extrema
-from tvm_coexec.schedules.fetching import with_fetch
 from tvm_coexec.schedules.frame import Launch
 from tvm_coexec.schedules.image_geometry import ImageLayer
+from tvm_coexec.schedules.prefetch import with_fetch
 from tvm_coexec.schedules.split_sums import COUNTERS
 
 CPU = Hardware(64, 32, "cpu", 4096)
@@ -74,7 +74,7 @@ class Half:
         self.layouts = layouts or ImageLayouts.alone(layer)
         self.launches = family(layer).build(layer, "gpu" if device else "cpu", variant, self.layouts)
         rng = np.random.default_rng(7)
-        names = ("input", *(f"input{place}" for place in range(1, len(layer.input_sizes))), "residual")
+        names = ("input", *(f"input{index}" for index in range(1, len(layer.input_sizes))), "residual")
         sizes = (*layer.input_sizes, layer.output_size)
         self.images = {name: _random(rng, size) for name, size in zip(names, sizes, strict=True)}
         self.params = {name: _random(rng, shape) for name, shape in parameter_shapes(layer).items()}
@@ -148,7 +148,7 @@ def _image(buffer: np.ndarray, layout: ImageLayout, shape: tuple[int, ...]) -> n
     extents = (batch, h + 2 * halo_h, w + 2 * halo_w, layout.pixel(channels))
     whole = buffer.reshape(-1)[: int(np.prod(extents))].reshape(extents)
     first = layout.first_tile * TILE
-    end = first + tile_count(channels) * TILE if layout.is_part else None
+    end = first + tile_count(channels) * TILE if layout.is_slice else None
     return whole[:, halo_h : halo_h + h, halo_w : halo_w + w, first:end]
 
 
@@ -157,7 +157,7 @@ def _write_image(buffer: np.ndarray, layout: ImageLayout, values: np.ndarray) ->
     batch, h, w, channels = values.shape
     halo_h, halo_w = layout.halo
     buffer.reshape(-1)[: batch * (h + 2 * halo_h) * (w + 2 * halo_w) * layout.pixel(channels)] = 0
-    if layout.is_part:
+    if layout.is_slice:
         whole = replace(layout, first_tile=0)
         _image(buffer, whole, (batch, h, w, layout.pixel(channels)))[:] = np.nan
         _image(buffer, layout, values.shape)[:] = 0

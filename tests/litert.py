@@ -67,11 +67,11 @@ def check(content: bytes, folder: Path, low: float = -3, tolerance: float = 2e-6
 def operands_of(writer: Writer, operands: Sequence[Any]) -> list[int]:
     """Arrays are constants, shapes are inputs of the model, None is an operand left out."""
     made = []
-    for place, operand in enumerate(operands):
+    for position, operand in enumerate(operands):
         if isinstance(operand, np.ndarray):
             made.append(writer.constant(operand))
         else:
-            made.append(-1 if operand is None else writer.tensor(f"x{place}", operand))
+            made.append(-1 if operand is None else writer.tensor(f"x{position}", operand))
     return made
 
 
@@ -80,8 +80,8 @@ def file_of(operator: str, operands: Sequence[Any], shapes: Sequence[Sequence[in
     read = operands_of(writer, operands)
     dtype = options.pop("dtype", "float32")
     outputs = [writer.add(operator, read, shapes[0], **options)]
-    for place, shape in enumerate(shapes[1:]):
-        outputs.append(writer.tensor(f"part{place}", shape))
+    for position, shape in enumerate(shapes[1:]):
+        outputs.append(writer.tensor(f"part{position}", shape))
         writer.operators[-1].outputs.append(outputs[-1])
     for output in outputs:
         writer.tensors[output].type = TYPES[dtype]

@@ -107,7 +107,7 @@ def light_network(name: str) -> onnx.ModelProto:
         model.graph.output[0].name = model.graph.node[-1].input[0]
         del model.graph.node[-1]
     normalisations = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
-    near_one = {node.input[place] for node in normalisations for place in (1, 4)}
+    near_one = {node.input[position] for node in normalisations for position in (1, 4)}
     for node in list(model.graph.node):
         if node.op_type == "ConstantOfShape":
             shape = tuple(shapes[node.input[0]])

@@ -116,7 +116,7 @@ class Growing:
 
     def add(self, op: str, *operands: str, outputs: int = 1, **attributes: Any) -> str:
         """Add a node, and give the name of its first output."""
-        names = [self._name(f"v{len(self.nodes)}" + f".{place}" * (place > 0), op) for place in range(outputs)]
+        names = [self._name(f"v{len(self.nodes)}" + f".{index}" * (index > 0), op) for index in range(outputs)]
         attributes = {key: value for key, value in attributes.items() if value is not None}
         node = helper.make_node(op, list(operands), names, name=f"n{len(self.nodes)}", **attributes)
         results = evaluate_node(node, {name: self[name] for name in operands if name}, self.constants)

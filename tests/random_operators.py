@@ -235,8 +235,8 @@ def arg_extremum(g: Growing) -> str:
         k = g.integer(1, ordered.shape[axis])
         found = g.add("TopK", x, g.const([k], "int64"), outputs=2, axis=axis, largest=g.integer(0, 1))
         return found
-    place = g.add(g.pick(("ArgMax", "ArgMin")), x, axis=axis, keepdims=g.integer(0, 1))
-    return g.add("Cast", place, to=1)
+    index = g.add(g.pick(("ArgMax", "ArgMin")), x, axis=axis, keepdims=g.integer(0, 1))
+    return g.add("Cast", index, to=1)
 
 
 def view(g: Growing) -> str:
@@ -261,12 +261,12 @@ def _refactored(g: Growing, shape: Sequence[int]) -> list[int]:
     target = list(shape)
     for _ in range(g.integer(1, 2)):
         if len(target) > 1 and g.chance(50):
-            place = g.integer(0, len(target) - 2)
-            target[place : place + 2] = [target[place] * target[place + 1]]
+            index = g.integer(0, len(target) - 2)
+            target[index : index + 2] = [target[index] * target[index + 1]]
         elif target:
-            place = g.integer(0, len(target) - 1)
-            divisor = g.pick([size for size in (1, 2, 3, 4, 8) if target[place] % size == 0])
-            target[place : place + 1] = [divisor, target[place] // divisor]
+            index = g.integer(0, len(target) - 1)
+            divisor = g.pick([size for size in (1, 2, 3, 4, 8) if target[index] % size == 0])
+            target[index : index + 1] = [divisor, target[index] // divisor]
     return target
 
 

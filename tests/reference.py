@@ -21,7 +21,7 @@ from tvm_coexec.layers import (
     Matrices,
     Opaque,
     Operand,
-    Place,
+    PlaceRows,
     Pool,
     Rearrange,
     Resize,
@@ -66,18 +66,18 @@ def evaluate(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.nda
     for node in graph.nodes:
         opaque = isinstance(node.layer, Opaque)
         values[node.output] = _compute_program(node, values) if opaque else _evaluate_node(node, values)
-        _fill_wholes(graph, node.output, values)
+        _fill_parents(graph, node.output, values)
     return {name: _to_user(graph.tensors[name], values[name]) for name in graph.outputs}
 
 
-def _fill_wholes(graph: Graph, name: str, values: dict[str, np.ndarray]) -> None:
+def _fill_parents(graph: Graph, name: str, values: dict[str, np.ndarray]) -> None:
     """Put a tensor where it lies in those that it is part of."""
-    part = graph.tensors[name]
-    if part.whole is not None:
-        whole = graph.tensors[part.whole]
-        rows = values.setdefault(part.whole, np.full((whole.rows, whole.channels), np.nan))
-        rows[:, part.first_channel : part.first_channel + part.channels] = values[name]
-        _fill_wholes(graph, part.whole, values)
+    sliced = graph.tensors[name]
+    if sliced.parent is not None:
+        parent = graph.tensors[sliced.parent]
+        rows = values.setdefault(sliced.parent, np.full((parent.rows, parent.channels), np.nan))
+        rows[:, sliced.first_channel : sliced.first_channel + sliced.channels] = values[name]
+        _fill_parents(graph, sliced.parent, values)
 
 
 def _from_user(tensor: Tensor, array: np.ndarray) -> np.ndarray:
@@ -129,8 +129,8 @@ def _evaluate_node(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray:
         value = _attend(node.layer, value, *(values[name] for name in node.others), **params)
     elif isinstance(node.layer, MatMul):
         value = _multiply_matrices(node.layer, value, values[node.others[0]])
-    elif isinstance(node.layer, Place):
-        value = _place(node.layer, value, params.get("summand", np.zeros(1)))
+    elif isinstance(node.layer, PlaceRows):
+        value = _place_rows(node.layer, value, params.get("summand", np.zeros(1)))
     else:
         value = _row_wise(node.layer, value, params)
     residual = {} if node.residual is None else {"residual": values[node.residual]}
@@ -143,16 +143,16 @@ def after_steps(
     """Rows of channels after the steps of an epilogue, whose residual is among ``values``."""
     met: Counter[str] = Counter()
     for step in epilogue:
-        place = f"{step}{met[step] or ''}"
+        position = f"{step}{met[step] or ''}"
         met[step] += 1
         if step == "residual":
             value = value + values["residual"]
         elif step == "bias":
-            value = value + params[place]
+            value = value + params[position]
         elif step == "scale":
-            value = value * params[place]
+            value = value * params[position]
         elif step == "prelu":
-            value = np.where(value > 0, value, value * params[place])
+            value = np.where(value > 0, value, value * params[position])
         else:
             name, _, numbers = step.removesuffix(")").partition("(")
             value = _ACTIVATIONS[name](value, *map(float, numbers.split(",") if numbers else ()))
@@ -177,26 +177,26 @@ def _rearrange(layer: Rearrange, rows: np.ndarray) -> np.ndarray:
     image = rows.reshape(layer.input)
     result = np.full(layer.output, layer.fill)
     for index in np.ndindex(*layer.output):
-        place = list(layer.offsets)
+        position = list(layer.offsets)
         for axis in range(4):
             digits = [digit for digit in layer.digits if digit[0] == axis]
             values = (
                 np.unravel_index(index[axis] + layer.starts[axis], [digit[1] for digit in digits]) if digits else ()
             )
             for value, (_, _, along, step) in zip(values, digits, strict=True):
-                place[along] += int(value) * step
-        if all(0 <= at < size for at, size in zip(place, layer.input, strict=True)):
-            result[index] = image[tuple(place)]
+                position[along] += int(value) * step
+        if all(0 <= at < size for at, size in zip(position, layer.input, strict=True)):
+            result[index] = image[tuple(position)]
     return result.reshape(-1, layer.output[3])
 
 
 def _resize(layer: Resize, rows: np.ndarray) -> np.ndarray:
     image = rows.reshape(layer.input)
     for axis, count in ((1, layer.out_h), (2, layer.out_w)):
-        places = np.arange(count) * layer.scale[axis - 1] + layer.shift[axis - 1]
+        positions = np.arange(count) * layer.scale[axis - 1] + layer.shift[axis - 1]
         lines = np.moveaxis(image, axis, -1)
         known = np.arange(lines.shape[-1])
-        between = [np.interp(places, known, line) for line in lines.reshape(-1, len(known))]
+        between = [np.interp(positions, known, line) for line in lines.reshape(-1, len(known))]
         image = np.moveaxis(np.reshape(between, (*lines.shape[:-1], count)), -1, axis)
     return image.reshape(-1, layer.out_channels)
 
@@ -318,7 +318,7 @@ def _matrix(matrices: Matrices, rows: np.ndarray, item: int, head: int, shape: t
     return result
 
 
-def _place(layer: Place, rows: np.ndarray, summand: np.ndarray) -> np.ndarray:
+def _place_rows(layer: PlaceRows, rows: np.ndarray, summand: np.ndarray) -> np.ndarray:
     result = np.zeros((layer.batch, layer.out_rows, layer.channels))
     for row in range(layer.out_rows):
         if 0 <= row - layer.shift < layer.in_rows:

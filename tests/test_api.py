@@ -96,7 +96,7 @@ def test_a_tuned_profile_predicts_a_plan_and_the_module_survives_its_file(
     assert again.splits["up"] == 0
 
 
-def test_a_model_that_was_tuned_for_keeps_the_best_plan_that_was_rehearsed(
+def test_a_model_that_was_tuned_for_keeps_the_best_plan_that_was_tried(
     model: onnx.ModelProto,
     images: np.ndarray,
     expected: np.ndarray,
@@ -108,10 +108,10 @@ def test_a_model_that_was_tuned_for_keeps_the_best_plan_that_was_rehearsed(
     shutil.copytree(tuned[0], profile)
     tvm_coexec.tune(profile, device=device.info.name, minutes=0.01, models=[model], families=["linear", "rowwise"])
     module = tvm_coexec.build(model, device=device, profile=profile)
-    assert module.plan.rehearsed and module.plan.total_us > 0
+    assert module.plan.tried and module.plan.total_us > 0
     np.testing.assert_allclose(module(images), expected, rtol=1e-4, atol=1e-6)
     chosen = tvm_coexec.build(model, device=device, profile=profile, split={"up": 0})
-    assert chosen.splits["up"] == 0 and not chosen.plan.rehearsed
+    assert chosen.splits["up"] == 0 and not chosen.plan.tried
 
 
 def test_a_path_builds_as_the_model_does(model: onnx.ModelProto, device: Device, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ RINGS = {
         *(f"frontends.fusing.{file}" for file in ("fuser", "opaque", *FORMING)),
         *("frontends.torch.importer", "frontends.torch.operators"),
         *("runtime.executor", "runtime.prepared"),
-        *("schedules.fetching", "schedules.frame"),
+        *("schedules.prefetch", "schedules.frame"),
     )
 }
 """Files that name each other's types: to be taken apart, and not to be added to."""

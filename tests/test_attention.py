@@ -8,7 +8,7 @@ import pytest
 from tvm_coexec import schedules
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
-from tvm_coexec.layers import Attention, Hardware, Place, layer_from_json, layer_to_json
+from tvm_coexec.layers import Attention, Hardware, PlaceRows, layer_from_json, layer_to_json
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
 
@@ -24,9 +24,9 @@ LAYERS = [
     Attention(2, 2, 19, 7, 32, 0.2, (64,) * 3, mask="constant", mask_sizes=(1, 1, 19)),
     Attention(2, 3, 6, 17, 24, 0.2, (72,) * 3, mask="input", mask_sizes=(2, 3, 6)),
     Attention(2, 3, 6, 40, 24, 0.2, (72,) * 3, mask="input", mask_sizes=(1, 3, 1)),
-    Place(2, 6, 7, 70, 1, True, ("bias", "residual", "sigmoid")),
-    Place(2, 9, 1, 64, 0),
-    Place(1, 9, 4, 33, -2, True, ("gelu",)),
+    PlaceRows(2, 6, 7, 70, 1, True, ("bias", "residual", "sigmoid")),
+    PlaceRows(2, 9, 1, 64, 0),
+    PlaceRows(1, 9, 4, 33, -2, True, ("gelu",)),
 ]
 
 
@@ -112,7 +112,7 @@ def test_impossible_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"mask of \(1, 1, 4\)"):
         Attention(1, 2, 5, 5, 32, 1.0, (64,) * 3, mask="constant", mask_sizes=(1, 1, 4))
     with pytest.raises(ValueError, match="no row of"):
-        Place(1, 4, 4, 8, 4)
+        PlaceRows(1, 4, 4, 8, 4)
 
 
 def test_a_wrong_scale_is_found(device: Device) -> None:

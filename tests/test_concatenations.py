@@ -167,8 +167,8 @@ def test_operands_are_computed_in_their_places(build: Build, device: Device) -> 
     assert copies(graph) == 0
     module = check_every_split(model, graph, device)
     tensors = {tensor.name: tensor for tensor in module._executor.manifest.tensors}
-    parts = [tensor for tensor in tensors.values() if tensor.wholes]
-    assert parts and all(tensors[part.wholes[0]].slot == part.slot for part in parts)
+    slices = [tensor for tensor in tensors.values() if tensor.parents]
+    assert slices and all(tensors[sliced.parents[0]].buffer == sliced.buffer for sliced in slices)
     assert module.memory.activation_bound_bytes <= module.memory.activation_bytes
 
 
@@ -191,12 +191,12 @@ def test_parts_are_exchanged_where_memory_is_not_shared(
 
 def test_a_whole_has_the_halo_that_any_reader_of_a_part_wants() -> None:
     _, graph = graph_of(operands_that_others_read)
-    (whole,) = {tensor.whole for tensor in graph.tensors.values()} - {None}
+    (parent,) = {tensor.parent for tensor in graph.tensors.values()} - {None}
     layouts = image_layouts(graph)
-    left, right = graph.parts(str(whole))
-    assert layouts[str(whole)] == ImageLayout((1, 1))
-    assert layouts[left] == ImageLayout((1, 1), whole_tiles=3, first_tile=0)
-    assert layouts[right] == ImageLayout((1, 1), whole_tiles=3, first_tile=2)
+    left, right = graph.slices(str(parent))
+    assert layouts[str(parent)] == ImageLayout((1, 1))
+    assert layouts[left] == ImageLayout((1, 1), parent_tiles=3, first_tile=0)
+    assert layouts[right] == ImageLayout((1, 1), parent_tiles=3, first_tile=2)
 
 
 def test_parts_of_parts_lie_where_these_do() -> None:
@@ -205,8 +205,8 @@ def test_parts_of_parts_lie_where_these_do() -> None:
     outer = join(b, relu_conv(b, "x", 40, 480), inner)
     graph = check_against_onnxruntime(b.model(conv(b, outer, 544, 32), conv(b, inner, 64, 32)))
     layouts = image_layouts(graph)
-    assert [layouts[name].first_tile for name in graph.parts(inner)] == [15, 16]
-    assert {layouts[name].whole_tiles for name in (inner, *graph.parts(inner))} == {17}
+    assert [layouts[name].first_tile for name in graph.slices(inner)] == [15, 16]
+    assert {layouts[name].parent_tiles for name in (inner, *graph.slices(inner))} == {17}
 
 
 def test_squeezenet_copies_nothing() -> None:
@@ -214,9 +214,9 @@ def test_squeezenet_copies_nothing() -> None:
 
 
 LAYOUTS = ImageLayouts(
-    ImageLayout((2, 1), whole_tiles=7, first_tile=2),
-    ImageLayout((1, 4), whole_tiles=9, first_tile=5),
-    ImageLayout((2, 0), whole_tiles=4, first_tile=1),
+    ImageLayout((2, 1), parent_tiles=7, first_tile=2),
+    ImageLayout((1, 4), parent_tiles=9, first_tile=5),
+    ImageLayout((2, 0), parent_tiles=4, first_tile=1),
 )
 LAYERS: list[AnyLayer] = [
     Conv2d(6, 7, 64, 40, (3, 3), padding=(1, 1, 1, 1), epilogue=("bias", "residual", "sigmoid"), batch=2),
@@ -233,7 +233,7 @@ LAYERS: list[AnyLayer] = [
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_kernels_leave_other_parts_alone(layer: Any, device: Device) -> None:
-    others = (ImageLayout((0, 1), whole_tiles=5, first_tile=3),) * (len(layer.input_sizes) - 1)
+    others = (ImageLayout((0, 1), parent_tiles=5, first_tile=3),) * (len(layer.input_sizes) - 1)
     layouts = replace(LAYOUTS, others=others)
     for side, where in (("cpu", None), ("gpu", device)):
         found = family(layer).variants(layer, side, CPU)

@@ -154,9 +154,9 @@ def test_spelled_out_transformer_block_of_opset_12():
 
 
 def spelled_out_norm(b: OnnxBuilder, x: str, axes: list[int]) -> str:
-    places = b.const(axes, "int64")
-    centred = b.add("Sub", x, b.add("ReduceMean", x, places))
-    variance = b.add("ReduceMean", b.add("Mul", centred, centred), places)
+    indices = b.const(axes, "int64")
+    centred = b.add("Sub", x, b.add("ReduceMean", x, indices))
+    variance = b.add("ReduceMean", b.add("Mul", centred, centred), indices)
     return b.add("Div", centred, b.add("Sqrt", b.add("Add", variance, b.const(1e-5))))
 
 

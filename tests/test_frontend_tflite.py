@@ -107,10 +107,10 @@ def test_elements_in_other_places(tmp_path: Path) -> None:
     crops = np.array([[0, 0], [1, 0]], np.int32)
     check_operator("BATCH_TO_SPACE_ND", [(4, 3, 4, 3), blocks, crops], tmp_path, options="BatchToSpaceND")
     check_operator("EXPAND_DIMS", [(3, 4), integers(-1)], tmp_path, options="ExpandDims")
-    places = np.array([[0, 1], [2, 3]], np.int32)
-    check_operator("GATHER_ND", [(3, 4), places], tmp_path, options="GatherNd")
-    check_operator("GATHER", [(2, 9, 4), places], tmp_path, options="Gather", axis=1, batchDims=1)
-    check_operator("SCATTER_ND", [places, (2,), integers(3, 4)], tmp_path, options="ScatterNd")
+    indices = np.array([[0, 1], [2, 3]], np.int32)
+    check_operator("GATHER_ND", [(3, 4), indices], tmp_path, options="GatherNd")
+    check_operator("GATHER", [(2, 9, 4), indices], tmp_path, options="Gather", axis=1, batchDims=1)
+    check_operator("SCATTER_ND", [indices, (2,), integers(3, 4)], tmp_path, options="ScatterNd")
 
 
 def test_sums_before_each_place(tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_long_short_term_memory(is_time_first: bool, gates: str, tmp_path: Path)
 
     operands = [x]
     for depth in (channels, hidden):
-        operands += [weights(units, depth, absent=is_coupled and not place) for place in range(4)]
-    operands += [weights(units, absent=not is_coupled or not place) for place in range(3)]
-    operands += [weights(units, absent=is_coupled and not place) for place in range(4)]
+        operands += [weights(units, depth, absent=is_coupled and not index) for index in range(4)]
+    operands += [weights(units, absent=not is_coupled or not index) for index in range(3)]
+    operands += [weights(units, absent=is_coupled and not index) for index in range(4)]
     operands += [weights(hidden, units, absent=not is_coupled), weights(hidden, absent=not is_coupled)]
     for name, size in (("hidden", hidden), ("cell", units)):
         operands.append(writer.tensor(name, (2, size)))

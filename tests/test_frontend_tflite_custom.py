@@ -35,7 +35,7 @@ def custom(
 ) -> Graph:
     """A file of one operator on inputs ``x0``, ``x1`` …"""
     writer = Writer()
-    inputs = [writer.tensor(f"x{place}", shape) for place, shape in enumerate(shapes)]
+    inputs = [writer.tensor(f"x{index}", shape) for index, shape in enumerate(shapes)]
     output = writer.add(operator, inputs, result, custom=flexbuffers.Dumps(options) if options else b"")
     return graph_of(writer, inputs, output, folder)
 

@@ -60,11 +60,11 @@ def test_the_largest_and_where_they_are(tmp_path: Path) -> None:
 
 def test_matrices_with_other_numbers_in_places(tmp_path: Path) -> None:
     writer = Writer()
-    place, update = writer.integers([1, 1]), writer.constant(np.ones((1, 2), np.float32))
+    index, update = writer.integers([1, 1]), writer.constant(np.ones((1, 2), np.float32))
     rows, matrices = writer.tensor("rows", (2, 3)), writer.tensor("matrices", (2, 3, 4))
     results = [
         writer.add("MATRIX_DIAG", [rows], (2, 3, 3), "MatrixDiag"),
         writer.add("MATRIX_SET_DIAG", [matrices, rows], (2, 3, 4), "MatrixSetDiag"),
-        writer.add("DYNAMIC_UPDATE_SLICE", [rows, update, place], (2, 3)),
+        writer.add("DYNAMIC_UPDATE_SLICE", [rows, update, index], (2, 3)),
     ]
     check(writer.finish([rows, matrices], results), tmp_path)

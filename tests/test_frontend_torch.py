@@ -131,8 +131,8 @@ def test_squeeze_and_excitation_by_hard_sigmoid() -> None:
 def test_what_is_constant_is_computed_once() -> None:
     """Position encodings and biases by relative place come to no more than a constant."""
     table = nn.Embedding(9, 2)
-    places = torch.arange(25).reshape(5, 5) % 9
-    network = Function(lambda table, x: x + table(places).permute(2, 0, 1)[None], table=table)
+    positions = torch.arange(25).reshape(5, 5) % 9
+    network = Function(lambda table, x: x + table(positions).permute(2, 0, 1)[None], table=table)
     assert len(check_against_torch(network, random_tensor(1, 2, 5, 5)).nodes) == 1
 
 

@@ -73,7 +73,7 @@ def test_a_pointwise_convolution_of_few_pixels(device: Device) -> None:
 
 
 def test_halos_and_other_parts_of_a_whole_are_left_alone(device: Device) -> None:
-    layer, part = conv(5, 6, (3, 40), 3, 1, epilogue=("residual",)), ImageLayout((1, 4), whole_tiles=5, first_tile=2)
+    layer, part = conv(5, 6, (3, 40), 3, 1, epilogue=("residual",)), ImageLayout((1, 4), parent_tiles=5, first_tile=2)
     layouts = ImageLayouts(ImageLayout((3, 2)), part, ImageLayout((2, 0)))
     variant = Tiling(16, 64, 4, 8, 8, parts=2).variant()
     assert Half(layer, variant, device, layouts).worst_error() < TOLERANCE

@@ -149,11 +149,11 @@ def test_invalid_images(change, message):
         graph.validate()
 
 
-def parts(**changes: Tensor) -> Graph:
+def slices(**changes: Tensor) -> Graph:
     """``x`` is pooled twice, to parts of ``c``, which is pooled to ``y``."""
     sizes = {"x": 32, "a": 32, "b": 32, "c": 64, "y": 64}
     tensors = {name: Tensor(name, (1, 4, 5, channels), 1, (1, 4, 5, channels)) for name, channels in sizes.items()}
-    tensors["a"].whole = tensors["b"].whole = "c"
+    tensors["a"].parent = tensors["b"].parent = "c"
     tensors["b"].first_channel = 32
     pool, last = (Pool("max", 4, 5, channels, (1, 1)) for channels in (32, 64))
     nodes = [
@@ -164,14 +164,14 @@ def parts(**changes: Tensor) -> Graph:
     return Graph(tensors | changes, ["x"], ["y"], nodes)
 
 
-def part(name: str, image: tuple[int, int, int, int] = (1, 4, 5, 32), first: int = 32, whole: str = "c") -> Tensor:
-    return Tensor(name, image, 1, image, whole=whole, first_channel=first)
+def sliced(name: str, image: tuple[int, int, int, int] = (1, 4, 5, 32), first: int = 32, parent: str = "c") -> Tensor:
+    return Tensor(name, image, 1, image, parent=parent, first_channel=first)
 
 
 def test_a_whole_is_there_when_its_parts_are():
-    graph = parts()
+    graph = slices()
     graph.validate()
-    assert (graph.parts("c"), graph.wholes("b"), graph.wholes("c")) == (["a", "b"], ("c",), ())
+    assert (graph.slices("c"), graph.parents("b"), graph.parents("c")) == (["a", "b"], ("c",), ())
     graph.nodes[1:] = graph.nodes[:0:-1]
     with pytest.raises(ModelError, match="'last' reads 'c' before any node has computed it"):
         graph.validate()
@@ -180,12 +180,12 @@ def test_a_whole_is_there_when_its_parts_are():
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (parts(b=part("b", first=16)), "'b' cannot be part of 'c' from channel 16 on"),
-        (parts(b=part("b", (1, 5, 4, 32))), "'b' cannot be part of 'c'"),
-        (parts(b=part("b", (1, 4, 5, 64))), "the parts of 'c' have 96 channels, but it has 64"),
-        (parts(c=part("c", (1, 4, 5, 64), 0, "y")), "'y', which others are part of, must be a tensor that no node"),
-        (parts(c=part("c", (1, 4, 5, 64), 0, "z")), "'z', which others are part of"),
-        (dataclasses.replace(parts(), outputs=["y", "b"]), "'b' cannot be part of 'c'"),
+        (slices(b=sliced("b", first=16)), "'b' cannot be part of 'c' from channel 16 on"),
+        (slices(b=sliced("b", (1, 5, 4, 32))), "'b' cannot be part of 'c'"),
+        (slices(b=sliced("b", (1, 4, 5, 64))), "the parts of 'c' have 96 channels, but it has 64"),
+        (slices(c=sliced("c", (1, 4, 5, 64), 0, "y")), "'y', which others are part of, must be a tensor that no node"),
+        (slices(c=sliced("c", (1, 4, 5, 64), 0, "z")), "'z', which others are part of"),
+        (dataclasses.replace(slices(), outputs=["y", "b"]), "'b' cannot be part of 'c'"),
     ],
 )
 def test_parts_that_do_not_fit(graph, message):

@@ -23,8 +23,8 @@ LAYER = Conv2d(14, 14, 64, 64, (3, 3), padding=(1, 1, 1, 1))
 class FakePredictor:
     """Expects every variant to take 100 us, but for those that it is told of, for some by what it remembers."""
 
-    def __init__(self, expected_us: Mapping[Variant, float], remembered: Mapping[Variant, float] | None = None) -> None:
-        self.expected_us, self.remembered = expected_us, remembered or {}
+    def __init__(self, expected_us: Mapping[Variant, float], residuals: Mapping[Variant, float] | None = None) -> None:
+        self.expected_us, self.residuals = expected_us, residuals or {}
 
     def without_memory(self) -> "FakePredictor":
         return FakePredictor(self.expected_us)
@@ -33,7 +33,7 @@ class FakePredictor:
         return True
 
     def predict(self, halves: Halves) -> np.ndarray:
-        known_us = {**self.expected_us, **self.remembered}
+        known_us = {**self.expected_us, **self.residuals}
         times_us = np.array([known_us.get(variant, 100.0) for _, variant in halves.kernels])
         return times_us[halves.kernel]
 

@@ -17,13 +17,13 @@ CASES = [
     Halo((1, 4, 6, 33), ImageLayout((3, 0)), 2, "channels"),
     Halo((3, 4, 6, 100), ImageLayout((1, 1)), 1, "channels"),
     Halo((1, 4, 6, 160), ImageLayout((1, 1)), 3, "channels"),
-    Halo((1, 5, 7, 64), ImageLayout((1, 1), whole_tiles=5, first_tile=2), 2, "channels"),
+    Halo((1, 5, 7, 64), ImageLayout((1, 1), parent_tiles=5, first_tile=2), 2, "channels"),
     Halo((1, 14, 5, 40), ImageLayout((1, 2)), 14, "lines"),
     Halo((1, 29, 5, 40), ImageLayout((2, 1)), 15, "lines"),
     Halo((1, 57, 3, 64), ImageLayout((1, 1)), 15, "lines"),
     Halo((1, 16, 3, 64), ImageLayout((1, 0)), 16, "lines"),
     Halo((1, 16, 3, 64), ImageLayout((0, 3)), 16, "lines"),
-    Halo((1, 16, 3, 64), ImageLayout((1, 1), whole_tiles=7, first_tile=3), 16, "lines"),
+    Halo((1, 16, 3, 64), ImageLayout((1, 1), parent_tiles=7, first_tile=3), 16, "lines"),
 ]
 
 

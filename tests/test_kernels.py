@@ -12,7 +12,7 @@ from tvm_coexec.compiler.cache import Cache
 from tvm_coexec.compiler.kernels import compile_half
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.compiler.toolchain import STITCH_SOURCES, c_compiler
-from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, Place, RowWise
+from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, PlaceRows, RowWise
 
 CPU_DEVICE = Target((("kind", "llvm"),), Hardware(64, 32, "cpu"))
 GPU = Target((("kind", "llvm"),), Hardware(64, 32, "gpu"))
@@ -56,11 +56,11 @@ def test_devices_that_need_the_same_code_share_it(tmp_path: Path, monkeypatch: p
 
 def test_the_opencl_kernel_takes_its_buffers_in_order() -> None:
     source = gpu_source(Linear(13, 64, 96, ("bias", "residual")), CPU_DEVICE)
-    places = [
-        source.index(f"p{place:02d}_{role}_ptr")
-        for place, role in enumerate(("input", "weights", "bias", "residual", "output"))
+    positions = [
+        source.index(f"p{position:02d}_{role}_ptr")
+        for position, role in enumerate(("input", "weights", "bias", "residual", "output"))
     ]
-    assert places == sorted(places)
+    assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize("layer", [DEPTHWISE, Linear(13, 64, 96), RowWise("softmax", 17, 96)], ids=lambda one: one.op)
@@ -72,7 +72,7 @@ def test_a_cpu_device_counts_in_64_bits_and_a_gpu_in_32(layer: AnyLayer) -> None
 
 
 def test_a_kernel_with_a_select_stays_as_it_is() -> None:
-    layer = Place(batch=2, in_rows=6, out_rows=7, channels=70, shift=1, has_summand=False)
+    layer = PlaceRows(batch=2, in_rows=6, out_rows=7, channels=70, shift=1, has_summand=False)
     source = body(gpu_source(layer, CPU_DEVICE))
     assert "select(" in source and not re.search(r"\blong\b", source)
 

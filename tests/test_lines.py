@@ -94,7 +94,7 @@ def test_a_gpu_divides_winograd_by_channels_alone() -> None:
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], WINOGRAD[0]], ids=str)
 def test_halos_and_other_parts_of_a_whole_are_left_alone(layer: Conv2d) -> None:
     layer = divided(layer)
-    part = ImageLayout((1, 4), whole_tiles=5, first_tile=2)
+    part = ImageLayout((1, 4), parent_tiles=5, first_tile=2)
     layouts = ImageLayouts(ImageLayout((3, 2)), part, ImageLayout((2, 0)))
     for implementation in {one.implementation for one in family(layer).variants(layer, "cpu", CPU)}:
         half = Half(layer, variants(layer, "cpu", CPU, implementation)[0], None, layouts)

@@ -43,14 +43,14 @@ def test_a_view_covers_the_elements_and_leaves_halo_and_padding_alone(tensor: Te
 
 
 def test_a_part_of_an_image_covers_its_own_channels() -> None:
-    part = TensorSpec("p", (2, 3, 5, 40), 1, ImageLayout((1, 2), False, 5, 2), (2, 3, 5, 40), wholes=("x",))
-    memory = np.zeros(part.memory_words, np.float32)
-    part.view(memory)[:] = 1
-    whole = TensorSpec.of_size("x", (2, 3, 5, 136), ImageLayout((1, 2)))
-    assert whole.memory_words == part.memory_words == memory.size
-    assert not whole.view(memory)[..., :64].any() and not whole.view(memory)[..., 104:].any()
-    assert whole.view(memory)[..., 64:104].all()
-    assert (part.own_bytes, whole.own_bytes) == ((256, 512), (0, 640))
+    sliced = TensorSpec("p", (2, 3, 5, 40), 1, ImageLayout((1, 2), False, 5, 2), (2, 3, 5, 40), parents=("x",))
+    memory = np.zeros(sliced.memory_words, np.float32)
+    sliced.view(memory)[:] = 1
+    parent = TensorSpec.of_size("x", (2, 3, 5, 136), ImageLayout((1, 2)))
+    assert parent.memory_words == sliced.memory_words == memory.size
+    assert not parent.view(memory)[..., :64].any() and not parent.view(memory)[..., 104:].any()
+    assert parent.view(memory)[..., 64:104].all()
+    assert (sliced.own_bytes, parent.own_bytes) == ((256, 512), (0, 640))
 
 
 def test_a_manifest_reads_back_as_it_was_written() -> None:

@@ -15,8 +15,8 @@ from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.split import Division, Half, Overheads, Planner
 from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.prediction.base_time import BaseTime
-from tvm_coexec.prediction.noise import Disturbance
-from tvm_coexec.profile.trial_runs import Rehearsal
+from tvm_coexec.prediction.noise import Noise
+from tvm_coexec.profile.trial_runs import TrialRun
 from tvm_coexec.runtime.program import lower
 
 ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4))) for side in ("cpu", "gpu")}
@@ -71,8 +71,8 @@ def test_a_chain_of_large_layers_is_split_throughout_and_takes_their_sum():
 
 def test_a_network_is_expected_to_take_longer_where_halves_are_disturbed():
     graph, quiet = network(*[Linear(197, 768, 768)] * 6), planner()
-    twice = Disturbance({"cpu": 2.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": 2.0})
-    plan, disturbed = (plan_network(graph, one, "device", "svm") for one in (quiet, replace(quiet, disturbance=twice)))
+    twice = Noise({"cpu": 2.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": 2.0})
+    plan, disturbed = (plan_network(graph, one, "device", "svm") for one in (quiet, replace(quiet, noise=twice)))
     assert disturbed.layers == plan.layers
     assert 1.9 < disturbed.total_us / plan.total_us < 2.0, "synchronisation takes what it takes"
 
@@ -148,7 +148,7 @@ def test_plans_made_elsewhere_are_put_together_alike():
     layers = [
         planner().plan_split(node.name, node.layer, units) for node, units in zip(graph.nodes, (0, 24), strict=True)
     ]
-    plan = assemble(graph, layers, OVERHEADS, "device", "svm", Disturbance())
+    plan = assemble(graph, layers, OVERHEADS, "device", "svm", Noise())
     assert plan.total_us == pytest.approx(layers[0].gpu_us + layers[1].cpu_us + OVERHEADS.split_us)
     assert [(sync.layer, sync.awaits, sync.why) for sync in plan.syncs] == [
         ("n1", "n0", "reads 'n0', which the GPU computes")
@@ -158,8 +158,8 @@ def test_plans_made_elsewhere_are_put_together_alike():
 class ProportionalPlanner:
     """Expects of either side the same time for the same share of a layer."""
 
-    overheads, margin, estimates, disturbance = OVERHEADS, 0.05, ESTIMATES, Disturbance()
-    rehearsals: Mapping[str, Sequence[Rehearsal]] = {}
+    overheads, margin, estimates, noise = OVERHEADS, 0.05, ESTIMATES, Noise()
+    trial_runs: Mapping[str, Sequence[TrialRun]] = {}
 
     def __init__(self, outgrown: "ProportionalPlanner | None" = None, slower: float = 1.0) -> None:
         self.outgrown, self.slower, self.streams_weights = outgrown, slower, slower > 1
@@ -170,7 +170,7 @@ class ProportionalPlanner:
     def for_kernels(self, layers: Sequence[LayerPlan]) -> "ProportionalPlanner":
         return self.outgrown or self
 
-    def learning_from(self, rehearsals: Sequence[Rehearsal], untried: float = 1.0) -> "ProportionalPlanner":
+    def learning_from(self, trial_runs: Sequence[TrialRun], untried: float = 1.0) -> "ProportionalPlanner":
         return self
 
     def knows(self, layer: AnyLayer) -> bool:

@@ -151,7 +151,7 @@ def test_recurrent_operators(name: str, lengths: list[int] | None) -> None:
         states += [b.weights(directions, 2, 4), b.weights(directions, 12)]
     outputs = 3 if operator == "LSTM" else 2
     out = b.add(operator, "x", *weights, given_lengths, *states, hidden_size=4, outputs=outputs, **values)
-    check_against_onnxruntime(b.model(out, *(f"{out}.{place}" for place in range(1, outputs))))
+    check_against_onnxruntime(b.model(out, *(f"{out}.{position}" for position in range(1, outputs))))
 
 
 def test_the_last_states_of_sequences_that_come_first() -> None:

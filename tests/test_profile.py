@@ -21,7 +21,7 @@ from tvm_coexec.layers import Linear, RowWise, Variant
 from tvm_coexec.planning.plan import LayerPlan, Plan
 from tvm_coexec.profile import Profile, store
 from tvm_coexec.profile.records import Candidate, NetworkTimes, Point, PointTimes, Sample, samples_of
-from tvm_coexec.profile.trial_runs import Rehearsal
+from tvm_coexec.profile.trial_runs import TrialRun
 
 FACTS = {
     "name": "pretended: gpu",
@@ -34,7 +34,7 @@ CPU, GPU = Variant.make("direct", rows=6), Variant.make("direct", rows=8, lanes=
 CANDIDATE = Candidate(Linear(48, 768, 768, ("bias",)), CPU, GPU)
 PLANNED = LayerPlan("fc", CANDIDATE.layer, 10, CPU, GPU, 3.0, 4.0, 5.0, "split")
 TIMES = NetworkTimes((6.0, 5.5), (((3.5,), (4.5,)),))
-REHEARSAL = Rehearsal("a network", Plan("pretended", "svm", (PLANNED,), 5.0), TIMES, "2026-11-27T23:30:44+00:00")
+TRIAL_RUN = TrialRun("a network", Plan("pretended", "svm", (PLANNED,), 5.0), TIMES, "2026-11-27T23:30:44+00:00")
 CO_RUN, CPU_ALONE, GPU_ALONE = Point(10, 14), Point(24, 0), Point(0, 24)
 
 
@@ -115,13 +115,13 @@ def test_a_failed_candidate_is_remembered_with_its_reason(tmp_path: Path) -> Non
         assert profile.failure(Candidate(CANDIDATE.layer, GPU, CPU)) is None
 
 
-def test_rehearsals_come_back_by_network_and_in_order(tmp_path: Path) -> None:
-    other, again = replace(REHEARSAL, network="another"), replace(REHEARSAL, plan=replace(REHEARSAL.plan, total_us=7.0))
+def test_trial_runs_come_back_by_network_and_in_order(tmp_path: Path) -> None:
+    other, again = replace(TRIAL_RUN, network="another"), replace(TRIAL_RUN, plan=replace(TRIAL_RUN.plan, total_us=7.0))
     with Profile.create(tmp_path / "p", FACTS) as profile:
-        profile.add_rehearsals([REHEARSAL, other])
-        profile.add_rehearsals([again])
+        profile.add_trial_runs([TRIAL_RUN, other])
+        profile.add_trial_runs([again])
     with Profile.open(tmp_path / "p") as profile:
-        assert profile.rehearsals() == {"a network": [REHEARSAL, again], "another": [other]}
+        assert profile.trial_runs() == {"a network": [TRIAL_RUN, again], "another": [other]}
 
 
 def test_conclusions_come_back(tmp_path: Path) -> None:
@@ -225,18 +225,18 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),
         (lambda path: execute(path, "UPDATE runs SET facts = '{'"), "facts of a run cannot be read"),
         (lambda path: execute(path, "DROP TABLE failures"), r"damaged \(it has no table failures\)"),
-        (lambda path: execute(path, "UPDATE rehearsals SET content = '{}'"), "a rehearsal cannot be read: 'halves_us'"),
+        (lambda path: execute(path, "UPDATE trial_runs SET content = '{}'"), "a trial run cannot be read: 'halves_us'"),
     ],
 )
 def test_damage_is_detected(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
     with Profile.create(tmp_path / "p", FACTS) as profile:
         for _ in range(50):
             profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN), times(CPU_ALONE)]))
-        profile.add_rehearsals([REHEARSAL])
+        profile.add_trial_runs([TRIAL_RUN])
     damage(tmp_path / "p")
     with pytest.raises(FileFormatError, match=message), Profile.open(tmp_path / "p", FACTS) as profile:
         list(profile.samples())
-        profile.rehearsals()
+        profile.trial_runs()
 
 
 def test_samples_and_failures_of_older_kernels_count_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

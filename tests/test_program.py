@@ -204,7 +204,7 @@ def test_a_read_is_local_only_between_steps_that_are_divided_alike() -> None:
 
 
 def test_who_reads_a_whole_reads_all_its_parts() -> None:
-    wholes = {"a": ("ab", "abc"), "b": ("ab", "abc"), "ab": ("abc",), "c": ("abc",)}
+    parents = {"a": ("ab", "abc"), "b": ("ab", "abc"), "ab": ("abc",), "c": ("abc",)}
     steps = [
         Named("a", ("x",)),
         Named("b", ("x",), units=2),
@@ -212,15 +212,15 @@ def test_who_reads_a_whole_reads_all_its_parts() -> None:
         Named("d", ("abc",), ("abc",)),
     ]
     read_all = tuple(Read(number) for number in (1, 2, 3))
-    assert network_reads(steps, wholes) == [(), (), (Read(1, local=("channels",)), Read(1), Read(2)), read_all]
+    assert network_reads(steps, parents) == [(), (), (Read(1, local=("channels",)), Read(1), Read(2)), read_all]
 
 
 def test_every_part_waits_for_who_used_its_memory_before() -> None:
-    wholes = {"a": ("ab",), "b": ("ab",)}
+    parents = {"a": ("ab",), "b": ("ab",)}
     steps = [Named("x", ()), Named("y", ("x",)), Named("a", ("y",)), Named("b", ("y",)), Named("z", ("ab",))]
     memory = {"x": "one", "y": "two", "a": "one", "b": "one", "ab": "one", "z": "two"}
     before = tuple(Read(number, overwrites=True) for number in (1, 2))
-    assert network_reads(steps, wholes, memory) == [
+    assert network_reads(steps, parents, memory) == [
         (),
         (Read(1),),
         (Read(2), *before),
@@ -255,14 +255,14 @@ class FlagsAndMemory(Flags):
             for step, units, reads in zip(steps, gpu_units, network_reads(steps, {}, memory), strict=True)
         ]
         super().__init__(works, lower(works, "svm"), seed)
-        self.places = [{memory[name] for name in (step.output, *step.inputs)} for step in steps]
+        self.blocks = [{memory[name] for name in (step.output, *step.inputs)} for step in steps]
         self.outputs = [memory[step.output] for step in steps]
 
     def check_reads(self, side: str, step: int) -> None:
         super().check_reads(side, step)
         other = "gpu" if side == "cpu" else "cpu"
         for earlier in range(1, step):
-            if self.outputs[step - 1] in self.places[earlier - 1] and units_of(self.works[earlier - 1], other):
+            if self.outputs[step - 1] in self.blocks[earlier - 1] and units_of(self.works[earlier - 1], other):
                 assert earlier in self.done[other], f"{side} overwrites in {step} what {other} needs in {earlier}"
 
 

@@ -170,25 +170,25 @@ def test_every_repetition_of_every_point_arrives(tracker: TrackerAddress) -> Non
     assert measurement.max_rel_error == pytest.approx(2e-7)
 
 
-def yardstick(*slow: int) -> bytes:
+def canary(*slow: int) -> bytes:
     """What tells that the machine is unsteady whenever its number is among the slow ones; ten looks come first."""
     return json.dumps({"do": "tell", "slow": slow}).encode()
 
 
-def test_networks_are_rehearsed_in_turn(tracker: TrackerAddress) -> None:
+def test_networks_are_tried_in_turn(tracker: TrackerAddress) -> None:
     modules = [json.dumps({"do": "work", "name": name}).encode() for name in "ab"]
     with Session(tracker, KEY) as short, short.for_longer(2 * SHORT_S) as session:
-        first, second = session.rehearse(modules, yardstick(), rounds=2, repeats=2, timelines=3)
+        first, second = session.run_trials(modules, canary(), rounds=2, repeats=2, timelines=3)
         with pytest.raises(RefusedError, match="the network does not run"):
-            session.rehearse([orders("raise")], yardstick(), rounds=1, repeats=1, timelines=1)
+            session.run_trials([orders("raise")], canary(), rounds=1, repeats=1, timelines=1)
     assert (first.latency_us, second.latency_us) == ((1.0, 1.0, 4.0, 4.0), (2.0, 2.0, 3.0, 3.0)), "a b, then b a"
     assert first.halves_us == second.halves_us == (((1.0,) * 6, (2.0,) * 6), ((), (3.0,) * 6))
 
 
-def test_a_network_is_rehearsed_again_where_the_machine_was_unsteady(tracker: TrackerAddress) -> None:
+def test_a_network_is_tried_again_where_the_machine_was_unsteady(tracker: TrackerAddress) -> None:
     network = json.dumps({"do": "work", "name": "a"}).encode()
     with Session(tracker, KEY) as session:
-        (times,) = session.rehearse([network], yardstick(12, 14), rounds=2, repeats=1, timelines=1)
+        (times,) = session.run_trials([network], canary(12, 14), rounds=2, repeats=1, timelines=1)
     assert times.latency_us == (3.0, 4.0), "the first two turns were unsteady at their end"
     assert times.halves_us == (((1.0,) * 2, (2.0,) * 2), ((), (3.0,) * 2))
 

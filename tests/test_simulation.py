@@ -54,7 +54,7 @@ def test_a_chain_of_equal_steps_is_split_evenly_throughout():
 
 
 def test_a_tiny_step_between_large_ones_stays_whole():
-    careful = Costs(3.0, 1.0, doubt_us=1.5)
+    careful = Costs(3.0, 1.0, margin_us=1.5)
     chosen = search(chain(3), lambda number, written: options(4, 0.5 if number == 2 else 60.0), careful)
     assert [one.cpu_units for one in chosen] in ([2, 4, 2], [2, 0, 2])
 
@@ -67,10 +67,10 @@ def test_a_channel_local_chain_needs_no_flag():
     assert lower(works, "svm").sync_count == 1
 
 
-def test_a_doubtful_gain_is_not_taken():
-    def choose(factor, doubt_us):
+def test_a_gain_within_the_margin_is_not_taken():
+    def choose(factor, margin_us):
         ways = [option(4, 0, 100.0), Option(2, 2, 92.0, 92.0)]
-        return search([()], lambda number, written: ways, Costs(3.0, 0.0, factor, doubt_us))[0].cpu_units
+        return search([()], lambda number, written: ways, Costs(3.0, 0.0, factor, margin_us))[0].cpu_units
 
     assert (choose(1.0, 0.0), choose(1.06, 0.0), choose(1.0, 6.0)) == (2, 4, 4)
 

@@ -23,8 +23,8 @@ from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.layers import Conv2d, Linear, Variant
 from tvm_coexec.planning.measured import plan_measured
 from tvm_coexec.planning.plan import LayerPlan
-from tvm_coexec.planning.split import DOUBT, Overheads, Planner
-from tvm_coexec.prediction.memory_model import Rates, Traffic
+from tvm_coexec.planning.split import SYNC_MARGIN, Overheads, Planner
+from tvm_coexec.prediction.memory_model import MemoryModel, Rates
 from tvm_coexec.profile.records import Sample
 
 
@@ -67,7 +67,7 @@ def test_one_unit_cannot_be_divided():
 
 def test_a_gain_under_the_margin_is_not_trusted():
     layer = Linear(197, 768, 768)
-    split_us = planner().plan_layer("fc", layer).total_us + DOUBT * planner().overheads.split_us
+    split_us = planner().plan_layer("fc", layer).total_us + SYNC_MARGIN * planner().overheads.split_us
     gain = 1 - split_us / planner(math.inf).plan_layer("fc", layer).total_us
     careful = planner(margin=gain + 0.01).plan_layer("fc", layer)
     assert careful.cpu_units in (0, layer.units)
@@ -81,7 +81,7 @@ def test_no_split_that_was_not_taken_is_predicted_to_be_much_better(m, k, n):
     layer = Linear(m, k, n)
     plan = planner(margin=0.0).plan_layer("fc", layer)
     others = [planner().plan_split("fc", layer, cpu_units).total_us for cpu_units in range(0, layer.units + 1, 7)]
-    assert plan.total_us <= 1.02 * min(others) + DOUBT * OVERHEADS.split_us
+    assert plan.total_us <= 1.02 * min(others) + SYNC_MARGIN * OVERHEADS.split_us
 
 
 @settings(deadline=None, max_examples=25)
@@ -138,7 +138,7 @@ def test_a_variant_that_failed_on_the_layer_is_never_chosen():
 def test_a_layer_takes_longer_in_a_network_and_alone_it_does_not():
     layer = Linear(4, 4096, 4096)
     rates = Rates({"cpu": 1e3, "gpu": 1e3}, {"cpu": 500.0, "gpu": 500.0})
-    one = planner(traffic=Traffic(rates, rates, cache_bytes=layer.weight_bytes))
+    one = planner(memory_model=MemoryModel(rates, rates, cache_bytes=layer.weight_bytes))
     alone = one.for_network(network(layer)).plan_split("fc", layer, 64)
     assert alone == planner().plan_split("fc", layer, 64)
     inside = one.for_network(network(layer, layer)).plan_split("fc", layer, 64)
@@ -151,7 +151,7 @@ def test_weights_that_outgrow_the_cache_when_they_are_transformed_come_from_memo
     layer = Conv2d(28, 28, 256, 256, 3, padding=1)
     winograd, direct = Variant.make("winograd", m=4), Variant.make("direct", channels=32)
     rates = Rates({"cpu": 1e3, "gpu": 1e3}, {"cpu": 500.0, "gpu": 500.0})
-    one = planner(traffic=Traffic(rates, rates, cache_bytes=12 * layer.weight_bytes))  # a quarter of it counts
+    one = planner(memory_model=MemoryModel(rates, rates, cache_bytes=12 * layer.weight_bytes))  # a quarter of it counts
     inside = one.for_network(network(layer, layer))
     assert not inside.streams_weights
 

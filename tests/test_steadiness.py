@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from tvm_coexec.bench import steadiness
-from tvm_coexec.bench.steadiness import Turn, Turns, Yardstick
-from tvm_coexec.compiler.probes import yardstick
+from tvm_coexec.bench.steadiness import Canary, Turn, Turns
+from tvm_coexec.compiler.probes import canary
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
@@ -61,17 +61,17 @@ def test_turns_share_their_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def chain(device: Device) -> Module:
-    return Module(yardstick(target_for(device.facts()), device.facts()), device)
+    return Module(canary(target_for(device.facts()), device.facts()), device)
 
 
-def test_the_yardstick_compares_with_its_best(chain: Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = Yardstick(chain)
+def test_the_canary_compares_with_its_best(chain: Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Canary(chain)
     taken_us = iter([8.0, 10.0, 10.1, 1000.0, 4.0, 8.0])
     monkeypatch.setattr(measure, "_best_us", 8.0)
     monkeypatch.setattr(measure, "_take_us", lambda: next(taken_us))
     assert [measure.is_steady() for _ in range(6)] == [True, True, False, False, True, False]
 
 
-def test_the_yardstick_runs_on_both_sides(chain: Module) -> None:
+def test_the_canary_runs_on_both_sides(chain: Module) -> None:
     assert chain.sync_count >= 2 * (len(chain.splits) - 1), "each side reads what both have just computed"
-    assert Yardstick(chain)._take_us() > 0
+    assert Canary(chain)._take_us() > 0

@@ -1,4 +1,4 @@
-"""What a rehearsed network teaches the planner, on a device whose times are known."""
+"""What a tried network teaches the planner, on a device whose times are known."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.trial_runs import best_plan
 from tvm_coexec.prediction.surroundings import Surroundings
 from tvm_coexec.profile.records import NetworkTimes
-from tvm_coexec.profile.trial_runs import Rehearsal, fingerprint
+from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
 
 GRAPH = network(*[Linear(197, 768, 768)] * 4, Linear(50, 768, 512))
 DAYS = count()
@@ -27,26 +27,26 @@ times_us = st.lists(st.floats(0.1, 1e6), max_size=3).map(tuple)
 
 
 @st.composite
-def rehearsals(draw):
+def trial_runs(draw):
     plan = draw(plans())
     halves_us = tuple((draw(times_us), draw(times_us)) for _ in plan.layers)
-    return Rehearsal(draw(st.text()), plan, NetworkTimes(draw(times_us.filter(bool)), halves_us), draw(st.text()))
+    return TrialRun(draw(st.text()), plan, NetworkTimes(draw(times_us.filter(bool)), halves_us), draw(st.text()))
 
 
-@given(rehearsals())
-def test_a_rehearsal_survives_json(rehearsal: Rehearsal) -> None:
-    values = json.loads(json.dumps(rehearsal.to_json()))
-    assert Rehearsal.from_json(rehearsal.network, rehearsal.rehearsed_at, values) == rehearsal
+@given(trial_runs())
+def test_a_trial_run_survives_json(trial_run: TrialRun) -> None:
+    values = json.loads(json.dumps(trial_run.to_json()))
+    assert TrialRun.from_json(trial_run.network, trial_run.ran_at, values) == trial_run
 
 
-def rehearsed(plan: Plan, cpu: float, gpu: float, total_us: float = 5000.0, when: str | None = None) -> Rehearsal:
+def tried(plan: Plan, cpu: float, gpu: float, total_us: float = 5000.0, when: str | None = None) -> TrialRun:
     """Every half took so many times as long as planned; each at a time of its own, if none is given."""
     halves_us = tuple(
         ((cpu * layer.cpu_us,) * 3 if layer.cpu else (), (gpu * layer.gpu_us,) * 3 if layer.gpu else ())
         for layer in plan.layers
     )
     times = NetworkTimes((0.9 * total_us, total_us, 9 * total_us), halves_us)
-    return Rehearsal(fingerprint(GRAPH), plan, times, when or f"noon, {next(DAYS)}")
+    return TrialRun(fingerprint(GRAPH), plan, times, when or f"noon, {next(DAYS)}")
 
 
 def kernels_of(plan: Plan) -> set[tuple[str, AnyLayer, Variant]]:
@@ -59,8 +59,8 @@ def gpu_share(plan: Plan) -> float:
 
 def test_a_side_that_took_longer_in_the_network_gets_less_of_it() -> None:
     first = plan_anew(GRAPH, planner(), "device", "svm")
-    assert plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 1.0)]).layers == first.layers
-    second = plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 2.0)])
+    assert plan_anew(GRAPH, planner(), "device", "svm", [tried(first, 1.0, 1.0)]).layers == first.layers
+    second = plan_anew(GRAPH, planner(), "device", "svm", [tried(first, 1.0, 2.0)])
     speed = gpu_share(first) / (1 - gpu_share(first)) / 2  # the GPU's, that of the CPU being 1
     assert gpu_share(second) == pytest.approx(speed / (1 + speed), abs=0.06)
     before_us, after_us = (
@@ -71,7 +71,7 @@ def test_a_side_that_took_longer_in_the_network_gets_less_of_it() -> None:
 
 def test_what_took_longer_than_its_like_is_known_by_its_layer() -> None:
     first = plan_anew(GRAPH, planner(), "device", "svm")
-    run = rehearsed(first, 1.0, 1.0)
+    run = tried(first, 1.0, 1.0)
     *usual, (cpu_us, gpu_us) = run.times.halves_us
     run = replace(run, times=replace(run.times, halves_us=(*usual, (tuple(3 * np.array(cpu_us)), gpu_us))))
     around = planner().learning_from([run]).surroundings
@@ -84,7 +84,7 @@ def test_what_took_longer_than_its_like_is_known_by_its_layer() -> None:
 
 def test_a_machine_that_was_busy_once_is_not_believed_for_ever() -> None:
     first = plan_anew(GRAPH, planner(), "device", "svm")
-    busy, quiet = rehearsed(first, 7.0, 1.0), rehearsed(first, 1.1, 1.0)
+    busy, quiet = tried(first, 7.0, 1.0), tried(first, 1.1, 1.0)
     alone, after = (planner().learning_from(runs).surroundings for runs in ([quiet], [busy, quiet, busy, busy]))
     variant = first.layers[0].cpu
     assert variant is not None
@@ -96,7 +96,7 @@ def test_a_machine_that_was_busy_once_is_not_believed_for_ever() -> None:
 
 def test_halves_of_no_time_teach_nothing() -> None:
     first = plan_anew(GRAPH, planner(), "device", "svm")
-    around = planner().learning_from([rehearsed(first, 0.0, 1.0)]).surroundings
+    around = planner().learning_from([tried(first, 0.0, 1.0)]).surroundings
     assert set(around.usual) == {"gpu"}
 
 
@@ -105,7 +105,7 @@ def test_layers_that_only_estimates_know_learn_too() -> None:
     graph = network(norm)
     first = plan_anew(graph, planner(), "device", "svm")
     halves_us = tuple(((3 * one.cpu_us,), (one.gpu_us,) if one.gpu else ()) for one in first.layers)
-    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us), "noon")
+    run = TrialRun(fingerprint(graph), first, NetworkTimes((1.0,), halves_us), "noon")
     second = plan_anew(graph, planner(), "device", "svm", [run])
     assert 0 < second.layers[0].cpu_units < first.layers[0].cpu_units
 
@@ -114,7 +114,7 @@ def test_a_network_of_one_layer_learns() -> None:
     graph = network(Linear(197, 768, 3072))
     first = plan_anew(graph, planner(), "device", "svm")
     halves_us = tuple(((one.cpu_us,), (2 * one.gpu_us,)) for one in first.layers)
-    run = Rehearsal(fingerprint(graph), first, NetworkTimes((1.0,), halves_us), "noon")
+    run = TrialRun(fingerprint(graph), first, NetworkTimes((1.0,), halves_us), "noon")
     second = plan_anew(graph, planner(), "device", "svm", [run])
     assert second.layers[0].gpu_units < 0.8 * first.layers[0].gpu_units
 
@@ -128,20 +128,20 @@ def test_a_network_of_one_layer_learns() -> None:
         lambda values: values["plan"].pop("layers"),
     ],
 )
-def test_a_damaged_rehearsal_is_refused(damage) -> None:
-    values = rehearsed(plan_anew(GRAPH, planner(), "device", "svm"), 1.0, 1.0).to_json()
+def test_a_damaged_trial_run_is_refused(damage) -> None:
+    values = tried(plan_anew(GRAPH, planner(), "device", "svm"), 1.0, 1.0).to_json()
     values = json.loads(json.dumps(values))
     damage(values)
     with pytest.raises((ValueError, FileFormatError)):
-        Rehearsal.from_json("a network", "noon", values)
+        TrialRun.from_json("a network", "noon", values)
 
 
 def test_kernels_that_did_not_run_are_tried_where_they_may_be_better() -> None:
     first = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm")
-    run = rehearsed(first, 1.0, 1.0)
+    run = tried(first, 1.0, 1.0)
     hopeful = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [run], untried=0.5)
     assert not kernels_of(first) & kernels_of(hopeful)
-    sober = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [run, rehearsed(hopeful, 2.0, 2.0)])
+    sober = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [run, tried(hopeful, 2.0, 2.0)])
     assert kernels_of(sober) == kernels_of(first)
 
 
@@ -149,19 +149,19 @@ def test_kernels_that_were_never_measured_are_not_hoped_for() -> None:
     first = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm")
     known = {(side, layer): frozenset({variant}) for side, layer, variant in kernels_of(first)}
     narrow = replace(planner_of_measured(GRAPH), measured=known)
-    assert kernels_of(plan_anew(GRAPH, narrow, "device", "svm", [rehearsed(first, 1.0, 1.0)], untried=0.5)) == (
+    assert kernels_of(plan_anew(GRAPH, narrow, "device", "svm", [tried(first, 1.0, 1.0)], untried=0.5)) == (
         kernels_of(first)
     )
 
 
 def test_kernels_are_compared_where_they_ran_turn_by_turn() -> None:
     first = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm")
-    quiet = rehearsed(first, 1.0, 1.0)
+    quiet = tried(first, 1.0, 1.0)
     second = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [quiet], untried=0.5)  # expects half
-    while_busy = [rehearsed(first, 3.0, 3.0, when="busy"), rehearsed(second, 5.0, 5.0, when="busy")]
+    while_busy = [tried(first, 3.0, 3.0, when="busy"), tried(second, 5.0, 5.0, when="busy")]
     third = plan_anew(GRAPH, planner_of_measured(GRAPH), "device", "svm", [quiet, *while_busy], untried=0.5)
     assert not kernels_of(third) & (kernels_of(first) | kernels_of(second))
-    later = [rehearsed(second, 10.0, 10.0, when="busier"), rehearsed(third, 10.0, 10.0, when="busier")]
+    later = [tried(second, 10.0, 10.0, when="busier"), tried(third, 10.0, 10.0, when="busier")]
     around = planner_of_measured(GRAPH).learning_from([quiet, *while_busy, *later]).surroundings
     for layers in zip(first.layers, second.layers, third.layers, strict=True):
         for side in ("cpu", "gpu"):
@@ -177,9 +177,9 @@ def test_a_split_that_is_slower_than_expected_is_told_from_a_slower_machine() ->
         first, layers=tuple(replace(one, cpu_units=one.cpu_units + 3, cpu_us=1.4 * one.cpu_us) for one in first.layers)
     )
     runs = [
-        rehearsed(first, 1.0, 1.0),
-        rehearsed(first, 1.0, 1.0, when="once"),
-        rehearsed(uneven, 1.0, 1.0, when="once"),
+        tried(first, 1.0, 1.0),
+        tried(first, 1.0, 1.0, when="once"),
+        tried(uneven, 1.0, 1.0, when="once"),
     ]
     layer, variant = first.layers[0].layer, first.layers[0].cpu
     assert variant is not None
@@ -201,34 +201,34 @@ def test_nothing_is_learned_from_nothing() -> None:
     assert around.factors("cpu", layer, [variant, variant]).tolist() == [1.0, 1.0]
 
 
-def test_the_plan_of_a_rehearsed_network_is_the_last_one_that_ran_and_takes_the_median_of_its_runs() -> None:
+def test_the_plan_of_a_tried_network_is_the_last_one_that_ran_and_takes_the_median_of_its_runs() -> None:
     first = plan_anew(GRAPH, planner(), "device", "svm")
-    best = plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 2.0)])
+    best = plan_anew(GRAPH, planner(), "device", "svm", [tried(first, 1.0, 2.0)])
     events = replace(best, mechanism="event")
-    runs = [rehearsed(first, 1.0, 2.0, 100.0), rehearsed(best, 1.0, 2.0, 4000.0), rehearsed(best, 1.44, 2.88, 5760.0)]
-    known = replace(planner(), rehearsals={fingerprint(GRAPH): [*runs, rehearsed(events, 1.0, 1.0)]})
+    runs = [tried(first, 1.0, 2.0, 100.0), tried(best, 1.0, 2.0, 4000.0), tried(best, 1.44, 2.88, 5760.0)]
+    known = replace(planner(), trial_runs={fingerprint(GRAPH): [*runs, tried(events, 1.0, 1.0)]})
     plan = plan_network(GRAPH, known, "device", "svm")
-    assert (plan.total_us, plan.rehearsed) == (pytest.approx(4800.0), True)
+    assert (plan.total_us, plan.tried) == (pytest.approx(4800.0), True)
     for ran, planned in zip(plan.layers, best.layers, strict=True):
         cpu_us, gpu_us = 1.2 * planned.cpu_us, 2.4 * planned.gpu_us
         total_us = planned.total_us + max(cpu_us, gpu_us) - max(planned.cpu_us, planned.gpu_us)
         expected = {"cpu_us": cpu_us, "gpu_us": gpu_us, "total_us": total_us}
         assert ran == replace(planned, **{name: pytest.approx(us) for name, us in expected.items()})
-    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, rehearsed in 4800.0 us"
+    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, tried in 4800.0 us"
     other = network(*[Linear(197, 768, 768)] * 3)
     assert plan_network(other, known, "device", "svm") == plan_anew(other, planner(), "device", "svm")
 
 
-def test_a_rehearsed_plan_takes_what_it_would_at_the_usual_speed_of_the_machine() -> None:
+def test_a_tried_plan_takes_what_it_would_at_the_usual_speed_of_the_machine() -> None:
     first = plan_anew(GRAPH, planner(), "device", "svm")
-    second = plan_anew(GRAPH, planner(), "device", "svm", [rehearsed(first, 1.0, 2.0)])
-    alone, fast, slow = rehearsed(first, 1, 1, 1000.0), rehearsed(first, 2, 2, 2000.0), rehearsed(second, 6, 6, 2700.0)
-    beside = rehearsed(second, 4, 4, 1800.0, when=fast.rehearsed_at)
-    plan = best_plan([alone, fast, beside, slow])
+    second = plan_anew(GRAPH, planner(), "device", "svm", [tried(first, 1.0, 2.0)])
+    alone, fast, slow = tried(first, 1, 1, 1000.0), tried(first, 2, 2, 2000.0), tried(second, 6, 6, 2700.0)
+    concurrent = tried(second, 4, 4, 1800.0, when=fast.ran_at)
+    plan = best_plan([alone, fast, concurrent, slow])
     assert plan.total_us == pytest.approx(1800.0), "the machine was half as fast beside the first, and a third at last"
     assert plan.layers[0].cpu_us == pytest.approx(4 * second.layers[0].cpu_us)
-    unlinked = rehearsed(first, 1, 1, 100.0)
-    assert best_plan([unlinked, beside, slow]).total_us == pytest.approx((1800.0 * 2700.0) ** 0.5)
+    unlinked = tried(first, 1, 1, 100.0)
+    assert best_plan([unlinked, concurrent, slow]).total_us == pytest.approx((1800.0 * 2700.0) ** 0.5)
 
 
 def test_networks_are_told_apart_by_their_layers_and_by_what_joins_them() -> None:

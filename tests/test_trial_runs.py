@@ -1,4 +1,4 @@
-"""Rehearsing on a device that only pretends: better plans win, the last stored run is by the best, runs are resumed."""
+"""Trial runs on a device that only pretends: better plans win, the last stored run is by the best, runs are resumed."""
 
 import json
 import zipfile
@@ -20,9 +20,9 @@ from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import NetworkTimes
-from tvm_coexec.profile.trial_runs import Rehearsal, fingerprint
+from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
 from tvm_coexec.rpc.client import RefusedError
-from tvm_coexec.tuning.trial_runs import MOST_RUNS, Rehearser
+from tvm_coexec.tuning.trial_runs import MOST_RUNS, TrialRunner
 
 GRAPH = network(*[Linear(48, 256, 256)] * 3)
 GRAPH.outputs.append("t2")
@@ -41,10 +41,10 @@ class FakeSession:
         self.times = times
         self.asked: list[list[Plan]] = []
 
-    def rehearse(
-        self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
+    def run_trials(
+        self, modules: Sequence[bytes], canary: bytes, *, rounds: int, repeats: int, timelines: int
     ) -> list[NetworkTimes]:
-        assert yardstick not in modules
+        assert canary not in modules
         self.asked.append([plan_in(module) for module in modules])
         assert max(map(len, modules)) < 4 * 256 * 256, "weights are not sent"
         answers = []
@@ -73,19 +73,19 @@ def profile(tmp_path: Path) -> Iterator[Profile]:
         yield opened
 
 
-def rehearse_with(
+def run_trials_with(
     session: Any, profile: Profile, mechanism: str = "svm", plans: Planner | None = None
-) -> list[Rehearsal]:
-    rehearser = Rehearser(plans or planner(), session, profile, TARGET, {**profile.facts, "mechanism": mechanism})
-    runs = list(rehearser.rehearse(GRAPH))
-    stored = profile.rehearsals()[fingerprint(GRAPH)]
+) -> list[TrialRun]:
+    runner = TrialRunner(plans or planner(), session, profile, TARGET, {**profile.facts, "mechanism": mechanism})
+    runs = list(runner.run_trials(GRAPH))
+    stored = profile.trial_runs()[fingerprint(GRAPH)]
     assert runs[-1] == stored[-1] and len(runs) <= MOST_RUNS
     return stored
 
 
 def test_plans_learn_until_nothing_better_comes_and_the_last_run_is_by_the_best(profile: Profile) -> None:
     session = FakeSession(slow_gpu)
-    runs = rehearse_with(session, profile)
+    runs = run_trials_with(session, profile)
     first, *duels, last = session.asked
     assert len(first) == len(last) == 1 and all(len(duel) == 2 for duel in duels) and duels
     assert last[0].layers == runs[-1].plan.layers
@@ -105,10 +105,10 @@ def test_a_kernel_that_is_better_in_the_network_than_alone_is_found(profile: Pro
         return sum(map(max, halves_us)), halves_us
 
     session = FakeSession(better_than_usual)
-    runs = rehearse_with(session, profile, plans=planner_of_measured(GRAPH))
+    runs = run_trials_with(session, profile, plans=planner_of_measured(GRAPH))
     assert all(layer.cpu not in (None, usual[0]) for layer in runs[-1].plan.layers)
     assert len(session.asked) <= MOST_RUNS
-    moments = [run.rehearsed_at for run in runs]
+    moments = [run.ran_at for run in runs]
     assert [moments.count(moment) for moment in dict.fromkeys(moments)] == [len(plans) for plans in session.asked]
 
 
@@ -117,53 +117,53 @@ def test_a_worse_plan_does_not_win(profile: Profile) -> None:
 
     def ever_slower(plan: Plan) -> tuple[float, list[tuple[float, float]]]:
         seen.extend([plan] if plan.layers not in [one.layers for one in seen] else [])
-        place = [one.layers for one in seen].index(plan.layers)
-        return 100.0 * (1 + place), slow_gpu(plan)[1]
+        position = [one.layers for one in seen].index(plan.layers)
+        return 100.0 * (1 + position), slow_gpu(plan)[1]
 
-    runs = rehearse_with(FakeSession(ever_slower), profile)
+    runs = run_trials_with(FakeSession(ever_slower), profile)
     assert len(seen) > 1
     assert runs[-1].plan.layers == seen[0].layers and runs[-1].usual_us == 100.0
 
 
 def test_a_burst_of_other_work_does_not_decide(profile: Profile) -> None:
     class Disturbed(FakeSession):
-        def rehearse(
-            self, modules: Sequence[bytes], yardstick: bytes, *, rounds: int, repeats: int, timelines: int
+        def run_trials(
+            self, modules: Sequence[bytes], canary: bytes, *, rounds: int, repeats: int, timelines: int
         ) -> list[NetworkTimes]:
-            answers = super().rehearse(modules, yardstick, rounds=rounds, repeats=repeats, timelines=timelines)
+            answers = super().run_trials(modules, canary, rounds=rounds, repeats=repeats, timelines=timelines)
             if len(answers) == 1:
                 return answers
             before, new = (np.array(answer.latency_us) for answer in answers)
             new[: len(new) // rounds * 3] *= 50  # of its eight turns
             return [replace(one, latency_us=tuple(us)) for one, us in zip(answers, (before, new), strict=True)]
 
-    disturbed = rehearse_with(Disturbed(slow_gpu), profile)
+    disturbed = run_trials_with(Disturbed(slow_gpu), profile)
     assert disturbed[-1].plan.layers != disturbed[0].plan.layers
 
 
-def test_a_second_rehearsal_goes_on_from_the_first(profile: Profile) -> None:
-    before = rehearse_with(FakeSession(slow_gpu), profile)
+def test_a_second_trial_run_goes_on_from_the_first(profile: Profile) -> None:
+    before = run_trials_with(FakeSession(slow_gpu), profile)
     session = FakeSession(slow_gpu)
-    after = rehearse_with(session, profile)
+    after = run_trials_with(session, profile)
     assert after[: len(before)] == before
     assert session.asked[0][0].layers == before[-1].plan.layers, "the best so far takes part"
 
 
 def test_runs_by_another_mechanism_are_left_alone(profile: Profile) -> None:
-    rehearse_with(FakeSession(slow_gpu), profile)
+    run_trials_with(FakeSession(slow_gpu), profile)
     session = FakeSession(slow_gpu)
-    runs = rehearse_with(session, profile, mechanism="event")
+    runs = run_trials_with(session, profile, mechanism="event")
     assert len(session.asked[0]) == 1
     assert {run.plan.mechanism for run in runs} == {"svm", "event"} and runs[-1].plan.mechanism == "event"
 
 
-def test_what_was_rehearsed_before_a_failure_stays(profile: Profile) -> None:
+def test_what_was_tried_before_a_failure_stays(profile: Profile) -> None:
     class Failing(FakeSession):
-        def rehearse(self, modules: Sequence[bytes], yardstick: bytes, **settings: int) -> Any:
+        def run_trials(self, modules: Sequence[bytes], canary: bytes, **settings: int) -> Any:
             if self.asked:
                 raise RefusedError("out of memory")
-            return super().rehearse(modules, yardstick, **settings)
+            return super().run_trials(modules, canary, **settings)
 
     with pytest.raises(MeasurementError, match="out of memory"):
-        rehearse_with(Failing(slow_gpu), profile)
-    assert len(profile.rehearsals()[fingerprint(GRAPH)]) == 1
+        run_trials_with(Failing(slow_gpu), profile)
+    assert len(profile.trial_runs()[fingerprint(GRAPH)]) == 1

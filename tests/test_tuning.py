@@ -21,7 +21,7 @@ from tvm_coexec.profile.records import Candidate, Point, PointTimes
 from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
 from tvm_coexec.tuning import tune
 from tvm_coexec.tuning.tuner import Tuner, repeats_for, training_points
-from tvm_coexec.tuning.tuning import check_layers, rehearse_all
+from tvm_coexec.tuning.tuning import check_layers, run_all_trials
 from tvm_coexec.tuning.workloads import linear_test_layers, linear_training_layers, vit_base
 
 FACTS = {
@@ -210,22 +210,22 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
 def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: tuple[Path, list[Evaluation]]) -> None:
     changed = Path(shutil.copytree(tuned[0], tmp_path / "p")) / "profile.json"
     content = json.loads(changed.read_text())
-    for wrong in ({"overheads": 5}, {"overheads": {"nothing": 1}}, {"estimates_us": []}, {"traffic": None}):
+    for wrong in ({"overheads": 5}, {"overheads": {"nothing": 1}}, {"estimates_us": []}, {"memory_model": None}):
         changed.write_text(json.dumps({**content, "planning": {**content["planning"], **wrong}}))
         with Profile.open(changed.parent) as profile, pytest.raises(FileFormatError, match="damaged"):
             planner(profile, Hardware())
 
 
-def test_networks_are_rehearsed_in_turn_and_one_that_cannot_be_is_named(
+def test_networks_are_tried_in_turn_and_one_that_cannot_be_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
 
-    class FailingRehearser:
+    class FailingTrialRunner:
         def __init__(self, *_: object) -> None:
             pass
 
-        def rehearse(self, graph: Graph) -> Iterator[SimpleNamespace]:
+        def run_trials(self, graph: Graph) -> Iterator[SimpleNamespace]:
             for number in range(2 if graph.outputs[0] == "first" else 3):
                 tried.append(f"{graph.outputs[0]} {number}")
                 yield SimpleNamespace(usual_us=1.0)
@@ -236,14 +236,14 @@ def test_networks_are_rehearsed_in_turn_and_one_that_cannot_be_is_named(
     def for_longer(_seconds: float) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr("tvm_coexec.tuning.tuning.Rehearser", FailingRehearser)
+    monkeypatch.setattr("tvm_coexec.tuning.tuning.TrialRunner", FailingTrialRunner)
     monkeypatch.setattr("tvm_coexec.tuning.tuning.planner", lambda profile, hardware: None)
     one = tuner(FakeSession(), tmp_path / "p")
     one.session.for_longer = for_longer  # type: ignore[method-assign, assignment]
     graphs = [Graph({}, [], [name], []) for name in ("first", "second")]
-    rehearse_all(one, graphs, FACTS)
+    run_all_trials(one, graphs, FACTS)
     assert tried == ["first 0", "second 0", "first 1", "second 1", "second 2"]
-    assert "the network of 'first' was not rehearsed to the end (out of memory)" in capsys.readouterr().err
+    assert "the network of 'first' was not tried to the end (out of memory)" in capsys.readouterr().err
 
 
 def test_a_layer_that_a_side_has_no_kernels_for_is_named_before_anything_is_measured(tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ _PAUSE_S = 0.2
 Taken = TypeVar("Taken")
 
 
-class Yardstick:
+class Canary:
     """Small layers, of which both sides compute a half each, and the shortest time that they took so far.
 
     Parameters
     ----------
     module
-        What :func:`tvm_coexec.compiler.probes.yardstick` makes, loaded.
+        What :func:`tvm_coexec.compiler.probes.canary` makes, loaded.
     """
 
     def __init__(self, module: Module) -> None:

@@ -25,16 +25,16 @@ def with_short_broadcasts(source: str) -> str:
 
 def _operands(source: str, start: int) -> tuple[list[str], int]:
     """What stands between commas from a bracket on, and where the bracket is closed."""
-    depth, first, operands, place = 0, start, [], start
+    depth, first, operands, index = 0, start, [], start
     while True:
-        letter = source[place]
+        letter = source[index]
         if letter == "(":
             depth += 1
         elif letter == "," and not depth:
-            operands.append(source[first:place].strip())
-            first = place + 1
+            operands.append(source[first:index].strip())
+            first = index + 1
         elif letter == ")" and not depth:
-            return [*operands, source[first:place].strip()], place
+            return [*operands, source[first:index].strip()], index
         elif letter == ")":
             depth -= 1
-        place += 1
+        index += 1

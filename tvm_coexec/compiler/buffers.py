@@ -1,6 +1,6 @@
-"""Which activations share memory: slots, planned by liveness for the CPU's and the GPU's program together.
+"""Which activations share memory: storage buffers, planned by liveness for the CPU's and the GPU's program together.
 
-The halo of an image has to be zero. Where only tensors with halos in the same places share a slot, no kernel ever
+The halo of an image has to be zero. Where only tensors with halos in the same places share a storage buffer, no kernel ever
 writes there; of the others, each is cleared again whenever it is written.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from tvm_coexec.module.manifest import StepSpec, TensorSpec, lifetimes
 
 _CLEARING_WORDS = 8192
-"""A slot may grow by so many words, 32 KiB, to spare the clearing of a halo: one kernel more in every run."""
+"""A storage buffer may grow by so many words, 32 KiB, to spare the clearing of a halo: one kernel more in every run."""
 
 _WAITING_WORDS = 131072
 """By so many, 512 KiB, to spare a wait for the other side, which seldom is that far behind: memory that no cache holds
@@ -23,7 +23,7 @@ Geometry = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class _Use:
-    """A tensor in a slot: its words, the last step that needs it, and where its halo is."""
+    """A tensor in a storage buffer: its words, the last step that needs it, and where its halo is."""
 
     words: int
     last: int
@@ -31,7 +31,7 @@ class _Use:
 
 
 @dataclass
-class _Slot:
+class _Buffer:
     """A piece of memory, and the tensors in it, in their order."""
 
     number: int
@@ -50,18 +50,18 @@ class _Slot:
         return max((use.last for use in self.uses if use.words >= words), default=-1)
 
     def cost_words(self, words: int, geometry: Geometry, *, waits: bool) -> int:
-        """By what the slot grows for one tensor more; what the halos to clear count that it adds, and a wait."""
+        """By what the storage buffer grows for one tensor more; what the halos to clear count that it adds, and a wait."""
         geometries = [use.geometry for use in self.uses]
         more = _to_clear([*geometries, geometry]) - _to_clear(geometries)
         return max(words - self.words, 0) + _CLEARING_WORDS * more + _WAITING_WORDS * waits
 
 
 def _to_clear(geometries: Sequence[Geometry]) -> int:
-    """How many of the tensors that share a slot have a halo that does not stay zero."""
+    """How many of the tensors that share a storage buffer have a halo that does not stay zero."""
     return sum(one is not None for one in geometries) if len(set(geometries)) > 1 else 0
 
 
-def assign_slots(
+def assign_buffers(
     tensors: Sequence[TensorSpec],
     steps: Sequence[StepSpec],
     words: Mapping[str, int],
@@ -69,18 +69,18 @@ def assign_slots(
     *,
     may_wait: bool,
 ) -> tuple[TensorSpec, ...]:
-    """Give every tensor a slot that holds nothing else while the tensor is needed.
+    """Give every tensor a storage buffer that holds nothing else while the tensor is needed.
 
-    Where waits are cheap, a side may have to wait until the other needs a slot no more: not for the step just before.
+    Where waits are cheap, a side may have to wait until the other needs a storage buffer no more: not for the step just before.
 
-    All parts of a whole have its slot, from when the first is written until none is needed any more.
+    All parts of a whole have its storage buffer, from when the first is written until none is needed any more.
 
     Parameters
     ----------
     words
         Of four bytes: how much memory each tensor needs.
     kept
-        Tensors with a slot of their own: what the user writes and reads between runs.
+        Tensors with a storage buffer of their own: what the user writes and reads between runs.
     may_wait
         Whether a wait is worth the memory that it saves.
     """
@@ -88,17 +88,17 @@ def assign_slots(
     needed = dict.fromkeys(lives, 0)
     for tensor in tensors:
         needed[tensor.outermost] = max(needed[tensor.outermost], words[tensor.name])
-    slots: list[_Slot] = []
+    buffers: list[_Buffer] = []
     numbers: dict[str, int] = {}
-    wholes = [tensor for tensor in tensors if not tensor.wholes]
-    for tensor in sorted(wholes, key=lambda tensor: lives[tensor.name][0]):
+    parents = [tensor for tensor in tensors if not tensor.parents]
+    for tensor in sorted(parents, key=lambda tensor: lives[tensor.name][0]):
         name, (first, last) = tensor.name, lives[tensor.name]
         since = -1 if name in kept else free_since[name]
         after_wait = max(since, first - 2) if may_wait and name not in kept else since
-        slot = _free_slot(slots, tensor.halo_geometry, needed[name], (since, after_wait))
-        slot.uses.append(_Use(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry))
-        numbers[name] = slot.number
-    return tuple(replace(tensor, slot=numbers[tensor.outermost]) for tensor in tensors)
+        buffer = _free_buffer(buffers, tensor.halo_geometry, needed[name], (since, after_wait))
+        buffer.uses.append(_Use(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry))
+        numbers[name] = buffer.number
+    return tuple(replace(tensor, buffer=numbers[tensor.outermost]) for tensor in tensors)
 
 
 def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dict[str, int]:
@@ -119,32 +119,32 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
         known = (awaited[writer - 1] if name in followed else writer for name, writer in read.items())
         awaited.append(max(known, default=0))
         output = named[step.output]
-        written |= dict.fromkeys((output.name, *output.wholes), number)
+        written |= dict.fromkeys((output.name, *output.parents), number)
         since[output.outermost] = min(since.get(output.outermost, number), awaited[-1])
     return since
 
 
-def _free_slot(slots: list[_Slot], geometry: Geometry, words: int, free: tuple[int, int]) -> _Slot:
-    """The cheapest of a new slot and of those that are free since a step, or since another for a side that waits.
+def _free_buffer(buffers: list[_Buffer], geometry: Geometry, words: int, free: tuple[int, int]) -> _Buffer:
+    """The cheapest of a new storage buffer and of those that are free since a step, or since another for a side that waits.
 
     Of equals it is the last used.
     """
-    new, (since, after_wait) = _Slot(len(slots)), free
+    new, (since, after_wait) = _Buffer(len(buffers)), free
 
-    def order(slot: _Slot) -> tuple[int, int, int]:
-        waits = bool(slot.uses) and slot.needed_until > since
-        return (slot.cost_words(words, geometry, waits=waits), -slot.last_use(words), slot.words)
+    def order(buffer: _Buffer) -> tuple[int, int, int]:
+        waits = bool(buffer.uses) and buffer.needed_until > since
+        return (buffer.cost_words(words, geometry, waits=waits), -buffer.last_use(words), buffer.words)
 
-    found = min([*(slot for slot in slots if slot.needed_until <= after_wait), new], key=order)
+    found = min([*(buffer for buffer in buffers if buffer.needed_until <= after_wait), new], key=order)
     if found is new:
-        slots.append(new)
+        buffers.append(new)
     return found
 
 
 def halos_to_clear(tensors: Sequence[TensorSpec]) -> set[str]:
-    """Of the tensors with slots, and their parts, those whose halo must be cleared whenever they are written."""
+    """Of the tensors with storage buffers, and their parts, those whose halo must be cleared whenever they are written."""
     geometries: dict[int | None, list[Geometry]] = {}
     for tensor in tensors:
-        if not tensor.wholes:
-            geometries.setdefault(tensor.slot, []).append(tensor.halo_geometry)
-    return {tensor.name for tensor in tensors if tensor.halo_geometry and _to_clear(geometries[tensor.slot])}
+        if not tensor.parents:
+            geometries.setdefault(tensor.buffer, []).append(tensor.halo_geometry)
+    return {tensor.name for tensor in tensors if tensor.halo_geometry and _to_clear(geometries[tensor.buffer])}

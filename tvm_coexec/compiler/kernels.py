@@ -175,14 +175,14 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     import tvm
 
     from tvm_coexec.schedules.extrema import with_extrema
-    from tvm_coexec.schedules.fetching import with_fetch
+    from tvm_coexec.schedules.prefetch import with_fetch
 
     compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
     source: str = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
     declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
     arguments = declarations[0].split(",") if len(declarations) == 1 else []
     names = [argument.replace("*", " ").split()[-1] for argument in arguments]
-    expected = [f"p{place:02d}_{role}_ptr" for place, role in enumerate(roles)] + ["begin", "count"]
+    expected = [f"p{position:02d}_{role}_ptr" for position, role in enumerate(roles)] + ["begin", "count"]
     if names != expected:
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
     if target.hardware.opencl_type == "cpu":

@@ -37,7 +37,7 @@ from tvm_coexec.module.package import Package
 from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.schedules.halo import Halo
 
-from .buffers import assign_slots, halos_to_clear
+from .buffers import assign_buffers, halos_to_clear
 from .kernels import Kernel, compile_clearing, compile_half
 from .target import Target
 from .toolchain import link
@@ -103,14 +103,14 @@ def package(
         plan={},
     )
     kept, may_wait = {*graph.inputs, *graph.outputs}, device["mechanism"] == "svm"
-    slotted = assign_slots(manifest.tensors, steps, manifest.tensor_words(), kept, may_wait=may_wait)
-    to_clear = halos_to_clear(slotted)
+    assigned = assign_buffers(manifest.tensors, steps, manifest.tensor_words(), kept, may_wait=may_wait)
+    to_clear = halos_to_clear(assigned)
     for halves in nodes:
         if (output := halves.tensors["output"]) in to_clear:
             halves.clear_halo(tensors[output], target)
     steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     kernels = [kernel for halves in nodes for kernel in halves.kernels]
-    return linked(replace(manifest, tensors=slotted, steps=tuple(steps)), kernels, constants, target)
+    return linked(replace(manifest, tensors=assigned, steps=tuple(steps)), kernels, constants, target)
 
 
 def package_plan(
@@ -134,7 +134,7 @@ def package_plan(
 
 def _roles(node: Node) -> dict[str, str | None]:
     """The tensors of a node by their roles."""
-    others = {f"input{place}": name for place, name in enumerate(node.others, 1)}
+    others = {f"input{index}": name for index, name in enumerate(node.others, 1)}
     return {"input": node.input, **others, "residual": node.residual, "output": node.output}
 
 
@@ -147,7 +147,7 @@ def _tensor_spec(tensor: Tensor, layout: ImageLayout | None, graph: Graph) -> Te
         tensor.image,
         tensor.channels_first,
         tensor.dtype,
-        wholes=graph.wholes(tensor.name),
+        parents=graph.parents(tensor.name),
         counted_by=tensor.counted_by,
     )
 

@@ -50,23 +50,23 @@ def package_halved(graph: Graph, target: Target, device: Mapping[str, Any]) -> P
 
 def halved_chain(layer: Linear, depth: int, target: Target, device: Mapping[str, Any]) -> Package:
     """A module for measuring: equal layers in a chain, each as wide as its input, half of it on either side."""
-    names = [f"t{place}" for place in range(depth + 1)]
+    names = [f"t{index}" for index in range(depth + 1)]
     tensors = {name: Tensor(name, (layer.m, layer.n)) for name in names}
-    nodes = [Node(f"layer{place}", layer, names[place], None, names[place + 1], {}) for place in range(depth)]
+    nodes = [Node(f"layer{index}", layer, names[index], None, names[index + 1], {}) for index in range(depth)]
     return package_halved(Graph(tensors, names[:1], names[-1:], nodes), target, device)
 
 
-_YARDSTICK_LAYER, _YARDSTICK_DEPTH = Linear(512, 64, 64), 8
+_CANARY_LAYER, _CANARY_DEPTH = Linear(512, 64, 64), 8
 """Work for some 0.2 ms on two cores of a server, half of which each hands over to the other."""
 
 
-def yardstick(target: Target, device: Mapping[str, Any]) -> Package:
-    """A chain of layers by which :class:`tvm_coexec.bench.steadiness.Yardstick` sees how fast the machine is.
+def canary(target: Target, device: Mapping[str, Any]) -> Package:
+    """A chain of layers by which :class:`tvm_coexec.bench.steadiness.Canary` sees how fast the machine is.
 
     Each side computes half of every layer and reads what both have just computed: how fast cores compute by themselves
     says nothing of a machine whose cores may lie far from each other.
     """
-    return halved_chain(_YARDSTICK_LAYER, _YARDSTICK_DEPTH, target, device)
+    return halved_chain(_CANARY_LAYER, _CANARY_DEPTH, target, device)
 
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
@@ -78,9 +78,9 @@ def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:
     """The activations of a network that consists of one layer, by their roles."""
     layouts = _own_layouts(layer)
     tensors = {}
-    for place, size in enumerate(layer.input_sizes):
-        number = str(place) if place else ""
-        layout = layouts.inputs[place] if layouts else None
+    for index, size in enumerate(layer.input_sizes):
+        number = str(index) if index else ""
+        layout = layouts.inputs[index] if layouts else None
         tensors[f"input{number}"] = TensorSpec.of_size(f"x{number}", size, layout)
     if "residual" in layer.epilogue:
         tensors["residual"] = TensorSpec.of_size("r", layer.output_size, layouts.residual if layouts else None)

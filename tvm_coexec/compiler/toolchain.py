@@ -49,7 +49,7 @@ def link(kernels: Iterable[Kernel], triple: str | None = None) -> bytes:
 
 @lru_cache(maxsize=16)
 def _linked(kernels: tuple[Kernel, ...], compiler: tuple[str, ...]) -> bytes:
-    """The last libraries are kept: calibration, comparisons and rehearsals package the same modules again and again."""
+    """The last libraries are kept: calibration, comparisons and trial runs package the same modules again and again."""
     named = {f"{kernel.symbol}.o": kernel.code for kernel in kernels} | _stitch_objects(compiler)
     with tempfile.TemporaryDirectory() as folder:
         for name, code in named.items():

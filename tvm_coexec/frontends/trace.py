@@ -22,7 +22,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Whole:
+class OpaqueCall:
     """The text of a Relax module whose ``main`` takes the values ``inputs``, then ``constants``."""
 
     text: str
@@ -56,7 +56,7 @@ class Operation:
         element; ``cuts`` (axis, begin, step) of ``cut``; ``factors``, or ``scale`` and ``shift``, of ``resize``;
         ``numbers`` of a function that has some; sizes, ``scale`` and ``offsets`` of ``attention`` as its layer has
         them; sizes, ``scale``, ``heads_in_rows`` and ``views`` of ``matrix_product``.
-    whole
+    opaque
         Makes the program that Relax has for the operation, if it has one.
     parts
         What a recognised pattern is in the model, in execution order: computed in its place where no layer can be it.
@@ -67,7 +67,7 @@ class Operation:
     output: str
     source: Source
     attributes: dict[str, Any] = field(default_factory=dict)
-    whole: Callable[[], Whole] | None = field(default=None, compare=False, repr=False)
+    opaque: Callable[[], OpaqueCall] | None = field(default=None, compare=False, repr=False)
     parts: tuple[Operation, ...] = field(default=(), compare=False, repr=False)
 
     @property

@@ -69,20 +69,20 @@ class Work:
 
 
 def network_reads(
-    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable] | None = None
+    steps: Sequence[Step], parents: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable] | None = None
 ) -> list[tuple[Read, ...]]:
     """For each step the steps whose outputs it reads, and those that used the memory that it overwrites.
 
     Parameters
     ----------
-    wholes
+    parents
         What a tensor is part of, the innermost first: whoever reads such a whole reads what many steps wrote.
     memory
         What tells each tensor's memory from that of others, where tensors share some.
     """
     writers: dict[str, list[int]] = {}
     for number, step in enumerate(steps, 1):
-        for name in (step.output, *wholes.get(step.output, ())):
+        for name in (step.output, *parents.get(step.output, ())):
             writers.setdefault(name, []).append(number)
 
     def local(reader: Step, name: str, writer: Step) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def network_reads(
         same_units = name == writer.output or reader.axis == "lines"
         return (reader.axis,) if name in reader.local_inputs and same_units and alike else ()
 
-    overwrites = _overwrites(steps, wholes, memory) if memory else [set() for _ in steps]
+    overwrites = _overwrites(steps, parents, memory) if memory else [set() for _ in steps]
     return [
         (
             *(
@@ -106,7 +106,7 @@ def network_reads(
 
 
 def _overwrites(
-    steps: Sequence[Step], wholes: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable]
+    steps: Sequence[Step], parents: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable]
 ) -> list[set[int]]:
     """For each step those that wrote or read what was in the memory of its output before.
 
@@ -117,10 +117,10 @@ def _overwrites(
     before: dict[Hashable, set[int]] = {}
     overwrites = []
     for number, step in enumerate(steps, 1):
-        place, content = memory[step.output], (step.output, *wholes.get(step.output, ()))[-1]
-        if contents.get(place) != content:
-            contents[place], before[place], users[place] = content, users.get(place, set()), set()
-        overwrites.append(before[place])
+        block, content = memory[step.output], (step.output, *parents.get(step.output, ()))[-1]
+        if contents.get(block) != content:
+            contents[block], before[block], users[block] = content, users.get(block, set()), set()
+        overwrites.append(before[block])
         for name in (step.output, *step.inputs):
             users.setdefault(memory[name], set()).add(number)
     return overwrites

@@ -51,7 +51,7 @@ class Tensor:
         and out, and every other tensor has its channels last.
     dtype
         Of the elements; only opaque layers take others than float32.
-    whole, first_channel
+    parent, first_channel
         The image that this one is part of, and where its channels begin there. No node writes a whole: it is there
         when its parts are, which lie in its memory.
     counted_by
@@ -64,7 +64,7 @@ class Tensor:
     image: Image | None = None
     channels_first: bool = False
     dtype: str = "float32"
-    whole: str | None = None
+    parent: str | None = None
     first_channel: int = 0
     counted_by: str | None = None
 
@@ -110,7 +110,7 @@ class Node:
     @property
     def local_reads(self) -> tuple[str, ...]:
         """Those of which a unit of the layer needs the same unit alone, if they are divided as the layer is."""
-        roles = ("input", *(f"input{place}" for place in range(1, 1 + len(self.others))), "residual")
+        roles = ("input", *(f"input{index}" for index in range(1, 1 + len(self.others))), "residual")
         far = {name for name, role in zip(self.reads, roles, strict=False) if not reads_locally(self.layer, role)}
         return tuple(dict.fromkeys(name for name in self.reads if name not in far))
 
@@ -128,15 +128,15 @@ class Graph:
         """Nodes that read ``tensor``, in execution order."""
         return [node for node in self.nodes if tensor in node.reads]
 
-    def parts(self, tensor: str) -> list[str]:
+    def slices(self, tensor: str) -> list[str]:
         """Tensors that are part of ``tensor``, in the order of their channels."""
-        found = [part for part in self.tensors.values() if part.whole == tensor]
-        return [part.name for part in sorted(found, key=lambda part: part.first_channel)]
+        found = [sliced for sliced in self.tensors.values() if sliced.parent == tensor]
+        return [sliced.name for sliced in sorted(found, key=lambda sliced: sliced.first_channel)]
 
-    def wholes(self, tensor: str) -> tuple[str, ...]:
+    def parents(self, tensor: str) -> tuple[str, ...]:
         """What ``tensor`` is part of, what that is part of, and so on."""
-        whole = self.tensors[tensor].whole
-        return () if whole is None else (whole, *self.wholes(whole))
+        parent = self.tensors[tensor].parent
+        return () if parent is None else (parent, *self.parents(parent))
 
     def without_weights(self) -> Graph:
         """The same graph without the parameters that random numbers may stand for: all but those of opaque layers."""
@@ -162,37 +162,41 @@ class Graph:
                     raise ModelError(f"graph {kind} {name!r} is not among the graph's tensors; add it")
         _check_unique([node.name for node in self.nodes], "node")
 
-        parts = {tensor.whole: self.parts(tensor.whole) for tensor in self.tensors.values() if tensor.whole is not None}
-        for whole in parts:
-            self._check_parts(whole)
+        slices = {
+            tensor.parent: self.slices(tensor.parent) for tensor in self.tensors.values() if tensor.parent is not None
+        }
+        for parent in slices:
+            self._check_slices(parent)
         available = set(self.inputs)
         for node in self.nodes:
             _check_node(node, self.tensors, available)
             available.add(node.output)
-            for whole in self.wholes(node.output):
-                if available.issuperset(parts[whole]):
-                    available.add(whole)
+            for parent in self.parents(node.output):
+                if available.issuperset(slices[parent]):
+                    available.add(parent)
         for name in [*self.outputs, *self.tensors]:
             if name not in available:
                 raise ModelError(f"tensor {name!r} is computed by no node; remove it, or add the node that makes it")
 
-    def _check_parts(self, whole: str) -> None:
+    def _check_slices(self, parent: str) -> None:
         """Parts must fill the channels of an image that nothing else writes, and begin where its tiles do."""
-        if whole not in self.tensors or whole in (*self.inputs, *(node.output for node in self.nodes)):
-            raise ModelError(f"{whole!r}, which others are part of, must be a tensor that no node writes, and no input")
-        image, channel = self.tensors[whole].image, 0
-        for name in self.parts(whole):
-            part = self.tensors[name]
-            fits = part.image is not None and image is not None and part.image[:3] == image[:3]
-            if not fits or part.first_channel != channel or channel % TILE or name in (*self.inputs, *self.outputs):
+        if parent not in self.tensors or parent in (*self.inputs, *(node.output for node in self.nodes)):
+            raise ModelError(
+                f"{parent!r}, which others are part of, must be a tensor that no node writes, and no input"
+            )
+        image, channel = self.tensors[parent].image, 0
+        for name in self.slices(parent):
+            sliced = self.tensors[name]
+            fits = sliced.image is not None and image is not None and sliced.image[:3] == image[:3]
+            if not fits or sliced.first_channel != channel or channel % TILE or name in (*self.inputs, *self.outputs):
                 raise ModelError(
-                    f"tensor {name!r} cannot be part of {whole!r} from channel {part.first_channel} on; parts are "
+                    f"tensor {name!r} cannot be part of {parent!r} from channel {sliced.first_channel} on; parts are "
                     f"images of the network's own that follow each other and begin at multiples of {TILE}"
                 )
-            channel += part.channels
-        if channel != self.tensors[whole].channels:
+            channel += sliced.channels
+        if channel != self.tensors[parent].channels:
             raise ModelError(
-                f"the parts of {whole!r} have {channel} channels, but it has {self.tensors[whole].channels}"
+                f"the parts of {parent!r} have {channel} channels, but it has {self.tensors[parent].channels}"
             )
 
 

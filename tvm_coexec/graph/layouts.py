@@ -34,19 +34,19 @@ def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
     """A layout for every image of a graph: the padding of a convolution is a halo around the image that it reads."""
     layouts: dict[str, ImageLayout] = {}
     for name, tensor in graph.tensors.items():
-        if tensor.image is not None and tensor.whole is None:
+        if tensor.image is not None and tensor.parent is None:
             layouts[name] = ImageLayout(_halo(name, graph), _is_narrow(name, tensor, graph))
-            layouts |= _part_layouts(name, replace(layouts[name], whole_tiles=row_tiles(tensor.channels)), graph)
+            layouts |= _slice_layouts(name, replace(layouts[name], parent_tiles=row_tiles(tensor.channels)), graph)
     return layouts
 
 
-def _part_layouts(whole: str, layout: ImageLayout, graph: Graph) -> dict[str, ImageLayout]:
+def _slice_layouts(parent: str, layout: ImageLayout, graph: Graph) -> dict[str, ImageLayout]:
     """Those of all parts of an image, and of their parts, if a part that began where the image does had ``layout``."""
     layouts: dict[str, ImageLayout] = {}
-    for name in graph.parts(whole):
+    for name in graph.slices(parent):
         first_tile = layout.first_tile + graph.tensors[name].first_channel // TILE
         layouts[name] = replace(layout, first_tile=first_tile)
-        layouts |= _part_layouts(name, layouts[name], graph)
+        layouts |= _slice_layouts(name, layouts[name], graph)
     return layouts
 
 
@@ -78,7 +78,7 @@ def _padding(node: Node, name: str) -> tuple[int, int]:
 def _halo(name: str, graph: Graph) -> tuple[int, int]:
     """What all readers of an image and of its parts can do with."""
     wanted = [(0, 0), *(_padding(node, name) for node in graph.consumers(name))]
-    wanted += [_halo(part, graph) for part in graph.parts(name)]
+    wanted += [_halo(sliced, graph) for sliced in graph.slices(name)]
     return (max(h for h, _ in wanted), max(w for _, w in wanted))
 
 
@@ -132,12 +132,12 @@ def _join(graph: Graph) -> Graph:
     for node in graph.nodes:
         if isinstance(node.layer, Concat) and _can_be_joined(node, node.layer, graph):
             starts = accumulate(node.layer.channels, initial=0)
-            parts = {
-                name: replace(graph.tensors[name], whole=node.output, first_channel=start)
+            slices = {
+                name: replace(graph.tensors[name], parent=node.output, first_channel=start)
                 for name, start in zip((node.input, *node.others), starts, strict=False)
             }
             nodes = [one for one in graph.nodes if one is not node]
-            joined = Graph(graph.tensors | parts, graph.inputs, graph.outputs, nodes)
+            joined = Graph(graph.tensors | slices, graph.inputs, graph.outputs, nodes)
             if not _is_seen_as_rows(joined, node.output) or _halo(node.output, joined) == (0, 0):
                 graph = joined
     return graph
@@ -151,13 +151,13 @@ def _can_be_joined(node: Node, layer: Concat, graph: Graph) -> bool:
     aligned = all(channels % TILE == 0 for channels in layer.channels[:-1])
     sizes = zip((*node.reads, node.output), (*layer.input_sizes, layer.output_size), strict=True)
     are_images = all(graph.tensors[name].image == size for name, size in sizes)
-    are_free = 1 < len(set(node.reads)) == len(node.reads) and all(_can_be_part(name, graph) for name in node.reads)
+    are_free = 1 < len(set(node.reads)) == len(node.reads) and all(_can_be_slice(name, graph) for name in node.reads)
     return aligned and are_images and are_free
 
 
-def _can_be_part(name: str, graph: Graph) -> bool:
+def _can_be_slice(name: str, graph: Graph) -> bool:
     """Whether an image is no part yet, is the network's own, and is touched only by kernels that see images."""
-    if graph.tensors[name].whole is not None or name in (*graph.inputs, *graph.outputs):
+    if graph.tensors[name].parent is not None or name in (*graph.inputs, *graph.outputs):
         return False
     users = [node for node in graph.nodes if name in (*node.reads, node.output)]
     return not _is_seen_as_rows(graph, name) and all(

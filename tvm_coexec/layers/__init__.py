@@ -5,7 +5,7 @@ block of 1, 2 or 4 lines; for a row-wise operator it is a block of 8 rows. The G
 ``[g, units)``.
 """
 
-from .attention import Attention, Place
+from .attention import Attention, PlaceRows
 from .base import (
     ROW_BLOCK,
     SCRATCH,
@@ -81,7 +81,7 @@ __all__ = [
     "Matrices",
     "Opaque",
     "Operand",
-    "Place",
+    "PlaceRows",
     "Pool",
     "Rearrange",
     "Resize",

@@ -139,7 +139,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Place:
+class PlaceRows:
     """Rows of each item of a batch, cut or moved: row ``i`` becomes row ``i + shift`` of ``out_rows``.
 
     Rows for which there is none are zero. If ``has_summand``, a constant ``[out_rows, channels]`` is added to each

@@ -212,8 +212,8 @@ class Elementwise:
 
     def is_whole_along(self, axis: str, size: Size) -> bool:
         """Whether an operand of this size has elements of its own for every unit along an axis."""
-        place = 3 if axis == "channels" else 1
-        return size[place] == self.output_size[place] or self.units == 1
+        index = 3 if axis == "channels" else 1
+        return size[index] == self.output_size[index] or self.units == 1
 
     @property
     def units(self) -> int:

@@ -18,18 +18,18 @@ class ImageLayout:
 
     The halo, of so many pixels above and below, left and right, holds zeros, which a convolution reads as its padding;
     a layer's own kernels leave it alone. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels
-    alone. An image that is part of a larger one shares its pixels: it has some of their ``whole_tiles``, from
+    alone. An image that is part of a larger one shares its pixels: it has some of their ``parent_tiles``, from
     ``first_tile`` on.
     """
 
     halo: tuple[int, int] = (0, 0)
     narrow: bool = False
-    whole_tiles: int | None = None
+    parent_tiles: int | None = None
     first_tile: int = 0
 
     @property
-    def is_part(self) -> bool:
-        return self.whole_tiles is not None
+    def is_slice(self) -> bool:
+        return self.parent_tiles is not None
 
     def extents(self, h: int, w: int) -> tuple[int, int]:
         """Lines in memory of an image of ``h`` lines and ``w`` columns, and pixels from one line to the next."""
@@ -37,7 +37,7 @@ class ImageLayout:
 
     def tiles(self, channels: int) -> int:
         """Tiles from one pixel to the next, where pixels have whole ones."""
-        return row_tiles(channels) if self.whole_tiles is None else self.whole_tiles
+        return row_tiles(channels) if self.parent_tiles is None else self.parent_tiles
 
     def pixel(self, channels: int) -> int:
         """Elements from one pixel to the next."""

@@ -40,7 +40,7 @@ class Rearrange:
         if min(*self.input, *self.output) < 1:
             raise ValueError(f"sizes of what is rearranged must be at least 1, got {self}")
         for axis, size in enumerate(self.output):
-            counted = math.prod(extent for place, extent, _, _ in self.digits if place == axis)
+            counted = math.prod(extent for position, extent, _, _ in self.digits if position == axis)
             if not 0 <= self.starts[axis] <= counted - size:
                 raise ValueError(f"the digits of axis {axis} of {self} do not count its {size} places")
         check_epilogue(self.epilogue)

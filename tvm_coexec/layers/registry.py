@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .attention import Attention, Place
+from .attention import Attention, PlaceRows
 from .base import Layer, has_lines
 from .dense import Conv2d, Linear
 from .images import Concat, Elementwise, LocalNorm, Pool
@@ -20,7 +20,7 @@ from .steps import channel_constants
 ImageLayer = Conv2d | Pool | LocalNorm | Concat | Elementwise | Rearrange | Resize
 """Layers that know of halos; of the others Opaque does too, and all but it see the pixels of an image as rows."""
 
-AnyLayer = Linear | RowWise | ImageLayer | Attention | MatMul | Place | Opaque
+AnyLayer = Linear | RowWise | ImageLayer | Attention | MatMul | PlaceRows | Opaque
 
 _CLASSES = (
     Linear,
@@ -34,7 +34,7 @@ _CLASSES = (
     Resize,
     Attention,
     MatMul,
-    Place,
+    PlaceRows,
     Opaque,
 )
 _LAYERS: dict[str, Any] = {cls.op: cls for cls in _CLASSES}
@@ -106,7 +106,7 @@ def parameter_shapes(layer: AnyLayer) -> dict[str, tuple[int, ...]]:
         shapes |= {constant_name(index): shape for index, (shape, _) in enumerate(layer.constants)}
     elif isinstance(layer, Attention) and layer.mask == "constant":
         shapes["mask"] = (layer.mask_rows, layer.keys)
-    elif isinstance(layer, Place) and layer.has_summand:
+    elif isinstance(layer, PlaceRows) and layer.has_summand:
         shapes["summand"] = (layer.out_rows, layer.channels)
     return shapes | dict.fromkeys(channel_constants(layer.epilogue), (layer.out_channels,))
 

@@ -55,7 +55,7 @@ class Source:
 
 
 Memory = Source | int
-"""A piece of memory: the number of a slot, which tensors share, or what has it alone."""
+"""A piece of memory: the number of a storage buffer, which tensors share, or what has it alone."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class TensorSpec:
 
     The last ``channel_axes`` dimensions together are the channels. With a ``layout`` kernels see the tensor as an
     ``image`` of batch, height, width and channels, whose rows are its pixels; the user may see it otherwise, its
-    elements with the ``channels_first``. Tensors of the same ``slot`` share memory, whatever their ``dtype``.
-    ``wholes`` names what the tensor is part of, what that is part of, and so on: they share a slot at the same time.
+    elements with the ``channels_first``. Tensors of the same ``buffer`` share memory, whatever their ``dtype``.
+    ``parents`` names what the tensor is part of, what that is part of, and so on: they share a storage buffer at the same time.
     ``counted_by`` names the output that says how many rows of this one count, if that depends on the inputs.
     """
 
@@ -76,8 +76,8 @@ class TensorSpec:
     image: tuple[int, int, int, int] | None = None
     channels_first: bool = False
     dtype: str = "float32"
-    slot: int | None = None
-    wholes: tuple[str, ...] = ()
+    buffer: int | None = None
+    parents: tuple[str, ...] = ()
     counted_by: str | None = None
 
     @classmethod
@@ -91,7 +91,7 @@ class TensorSpec:
     @property
     def outermost(self) -> str:
         """The name of the whole whose memory holds the tensor: its own if it is no part."""
-        return self.wholes[-1] if self.wholes else self.name
+        return self.parents[-1] if self.parents else self.name
 
     @property
     def rows(self) -> int:
@@ -127,7 +127,7 @@ class TensorSpec:
     @property
     def own_bytes(self) -> tuple[int, int]:
         """First byte of a row, and the one behind its last, that belong to no other part of a whole."""
-        if self.layout is None or not self.layout.is_part:
+        if self.layout is None or not self.layout.is_slice:
             return 0, self.row_bytes
         first = self.layout.first_tile
         return (4 * TILE * first, 4 * TILE * (first + tile_count(self.channels)))
@@ -328,9 +328,9 @@ class Manifest:
         return {source.owner: count for source, count in self.word_counts().items() if source.kind == "tensor"}
 
     def memory_of(self) -> dict[Source, Memory]:
-        """Where all lies that kernels touch: in a slot, or in memory of its own."""
-        slots = {Source.tensor(tensor.name): tensor.slot for tensor in self.tensors if tensor.slot is not None}
-        return {source: slots.get(source, source) for source in self.word_counts()}
+        """Where all lies that kernels touch: in a storage buffer, or in memory of its own."""
+        buffers = {Source.tensor(tensor.name): tensor.buffer for tensor in self.tensors if tensor.buffer is not None}
+        return {source: buffers.get(source, source) for source in self.word_counts()}
 
     def memory_words(self) -> dict[Memory, int]:
         """Words of each piece of memory: enough for all that lies there."""
@@ -342,16 +342,16 @@ class Manifest:
     def reads(self) -> list[tuple[Read, ...]]:
         """For each step those that it has to wait for: whose outputs it reads, or whose memory it overwrites."""
         memory_of = {source.owner: memory for source, memory in self.memory_of().items() if source.kind == "tensor"}
-        return network_reads(self.steps, self.wholes(), memory_of)
+        return network_reads(self.steps, self.parents(), memory_of)
 
-    def wholes(self) -> dict[str, tuple[str, ...]]:
+    def parents(self) -> dict[str, tuple[str, ...]]:
         """What each tensor is part of, the innermost first."""
-        return {tensor.name: tensor.wholes for tensor in self.tensors}
+        return {tensor.name: tensor.parents for tensor in self.tensors}
 
     def _check_sources(self) -> None:
         known = {Source.tensor(tensor.name) for tensor in self.tensors}
         known |= {constant.source for constant in self.constants}
-        names = [*self.inputs, *self.outputs, *(name for tensor in self.tensors for name in tensor.wholes)]
+        names = [*self.inputs, *self.outputs, *(name for tensor in self.tensors for name in tensor.parents)]
         names += [name for step in self.steps for name in (*step.inputs, step.output)]
         made = [argument.source for step in self.steps for argument in step.arguments if not step.makes(argument)]
         for source in (*map(Source.tensor, names), *made):

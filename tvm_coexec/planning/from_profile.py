@@ -5,8 +5,8 @@ from __future__ import annotations
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import Hardware
 from tvm_coexec.prediction.base_time import BaseTime
-from tvm_coexec.prediction.memory_model import Traffic
-from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.prediction.memory_model import MemoryModel
+from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.store import damaged
@@ -17,7 +17,7 @@ from .split import Overheads, Planner
 def planner(profile: Profile, hardware: Hardware) -> Planner:
     """Make the planner of a tuned profile, for what its device's kernels are chosen by."""
     known = profile.planning if isinstance(profile.planning, dict) else {}
-    missing = {"overheads", "traffic", "estimates_us", "disturbance"} - known.keys()
+    missing = {"overheads", "memory_model", "estimates_us", "noise"} - known.keys()
     if missing:
         raise InputError(
             f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
@@ -27,7 +27,7 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
     try:
         overheads = Overheads(**known["overheads"])
         estimates = {side: BaseTime(tuple(terms.items())) for side, terms in known["estimates_us"].items()}
-        traffic, disturbance = Traffic.from_json(known["traffic"]), Disturbance(**known["disturbance"])
+        memory_model, noise = MemoryModel.from_json(known["memory_model"]), Noise(**known["noise"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(profile.path, error) from None
     return Planner(
@@ -36,9 +36,9 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
         hardware,
         overheads,
         estimates=estimates,
-        traffic=traffic,
-        disturbance=disturbance,
+        memory_model=memory_model,
+        noise=noise,
         measured=profile.measured_variants(),
         failed=profile.failed_variants(),
-        rehearsals=profile.rehearsals(),
+        trial_runs=profile.trial_runs(),
     )

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from tvm_coexec.graph import Graph, Node
 from tvm_coexec.graph.dependencies import Read, needs_other, network_reads
 from tvm_coexec.layers import AnyLayer, ways_to_divide
-from tvm_coexec.prediction.noise import Disturbance
-from tvm_coexec.profile.trial_runs import Rehearsal, fingerprint
+from tvm_coexec.prediction.noise import Noise
+from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
 
 from .plan import LayerPlan, Plan, no_gpu_kernels
 from .simulation import Costs, Option, Written, search, simulate
-from .split import DOUBT, Division, Overheads, Planner
+from .split import SYNC_MARGIN, Division, Overheads, Planner
 from .synchronisations import synchronisations
 from .trial_runs import best_plan
 
@@ -43,9 +43,9 @@ class _Step:
 
 def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
     """For each node the nodes, counted from 1, whose outputs it reads, and along which axes it does so unit by unit."""
-    wholes = {name: graph.wholes(name) for name in graph.tensors}
+    parents = {name: graph.parents(name) for name in graph.tensors}
     lines = [replace(node, layer=ways_to_divide(node.layer)[-1]) for node in graph.nodes]
-    own, also = (network_reads([_Step.of(node) for node in nodes], wholes) for nodes in (graph.nodes, lines))
+    own, also = (network_reads([_Step.of(node) for node in nodes], parents) for nodes in (graph.nodes, lines))
     return [
         tuple(
             Read(read.step, tuple(dict.fromkeys((*read.local, *by_line.local))))
@@ -58,15 +58,15 @@ def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
 def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
     """Divide all layers so that the network as a whole is expected to take the least time.
 
-    Where the profile was tuned for this network, the plan is the best of those that were rehearsed.
+    Where the profile was tuned for this network, the plan is the best of those that were tried.
 
     Parameters
     ----------
     device, mechanism
         What the plan says of the device and of the way to synchronise.
     """
-    rehearsed = planner.rehearsals.get(fingerprint(graph), ()) if planner.rehearsals else ()
-    usable = [rehearsal for rehearsal in rehearsed if rehearsal.plan.mechanism == mechanism]
+    tried = planner.trial_runs.get(fingerprint(graph), ()) if planner.trial_runs else ()
+    usable = [trial_run for trial_run in tried if trial_run.plan.mechanism == mechanism]
     if usable:
         return replace(best_plan(usable), device=device)
     return plan_anew(graph, planner, device, mechanism)
@@ -77,25 +77,25 @@ def plan_anew(
     planner: Planner,
     device: str,
     mechanism: str,
-    rehearsals: Sequence[Rehearsal] = (),
+    trial_runs: Sequence[TrialRun] = (),
     untried: float = 1.0,
 ) -> Plan:
-    """The plan that is expected to be the best, from what earlier plans' ``rehearsals`` taught of this network.
+    """The plan that is expected to be the best, from what earlier plans' ``trial_runs`` taught of this network.
 
     With a factor below 1 for the times of kernels that are ``untried`` in the network, it tries those that may be
     better there than the ones that ran. Whether weights come from memory depends on the kernels that are chosen: where
     theirs do, all is planned anew.
     """
     planner = planner.for_network(graph)
-    learned = planner.learning_from(rehearsals, untried)
+    learned = planner.learning_from(trial_runs, untried)
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
         layers: tuple[LayerPlan, ...] = (learned.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
         layers = _plan_together(graph, learned)
         informed = planner.for_kernels(layers)
         if informed.streams_weights != planner.streams_weights:
-            layers = _plan_together(graph, informed.learning_from(rehearsals, untried))
-    return assemble(graph, layers, planner.overheads, device, mechanism, planner.disturbance)
+            layers = _plan_together(graph, informed.learning_from(trial_runs, untried))
+    return assemble(graph, layers, planner.overheads, device, mechanism, planner.noise)
 
 
 def assemble(
@@ -104,17 +104,17 @@ def assemble(
     overheads: Overheads,
     device: str,
     mechanism: str,
-    disturbance: Disturbance,
+    noise: Noise,
 ) -> Plan:
     """The plan of a network from those of its layers: with its time, and where a side waits for the other's results."""
     reads = reads_of(graph)
     options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us, one.layer.axis) for one in layers]
-    usual = [_on_average(option, disturbance) for option in options]
+    usual = [_on_average(option, noise) for option in options]
     total_us = simulate(reads, usual, Costs(overheads.split_us, overheads.gpu_alone_us))
     return Plan(device, mechanism, tuple(layers), total_us, tuple(synchronisations(layers, reads)))
 
 
-def _on_average(option: Option, noise: Disturbance) -> Option:
+def _on_average(option: Option, noise: Noise) -> Option:
     """A way to divide a layer, with the times that its halves take on average."""
     factors = noise.factors(is_split=bool(option.cpu_units and option.gpu_units))
     return replace(option, cpu_us=option.cpu_us * factors["cpu"], gpu_us=option.gpu_us * factors["gpu"])
@@ -122,7 +122,9 @@ def _on_average(option: Option, noise: Disturbance) -> Option:
 
 def _plan_together(graph: Graph, planner: Planner) -> tuple[LayerPlan, ...]:
     nodes, overheads, reads = graph.nodes, planner.overheads, reads_of(graph)
-    careful = Costs(overheads.split_us, overheads.gpu_alone_us, 1 / (1 - planner.margin), DOUBT * overheads.split_us)
+    careful = Costs(
+        overheads.split_us, overheads.gpu_alone_us, 1 / (1 - planner.margin), SYNC_MARGIN * overheads.split_us
+    )
     menus = {layer: _Menu(layer, planner) for layer in dict.fromkeys(node.layer for node in nodes)}
     chosen = search(
         reads,
@@ -183,9 +185,9 @@ class _Menu:
         splits = [units for units, option in sorted(options.items()) if option.cpu_units and option.gpu_units]
         if splits:
             balanced = splits.index(self._balanced(axis).cpu_units)
-            for place in dict.fromkeys(balanced + offset for offset in _NEIGHBOURS):
-                if 0 <= place < len(splits):
-                    yield options[splits[place]]
+            for position in dict.fromkeys(balanced + offset for offset in _NEIGHBOURS):
+                if 0 <= position < len(splits):
+                    yield options[splits[position]]
 
     def _balanced(self, axis: str) -> Division:
         split = [one for one in self.divisions[axis].values() if one.cpu and one.gpu]

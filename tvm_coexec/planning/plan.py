@@ -28,7 +28,7 @@ class LayerPlan:
     cpu, gpu
         The variant of each half; None where that side has no units.
     cpu_us, gpu_us, total_us
-        Expected times while nothing disturbs, or the medians of a rehearsal: of each half (0 where there is none), and
+        Expected times while nothing disturbs, or the medians of a trial run: of each half (0 where there is none), and
         of the layer, synchronisation included.
     """
 
@@ -132,11 +132,11 @@ class Plan:
     ----------
     total_us
         Expected time of the whole network, in which a side may be ahead of the other, disturbed as usual; 0 where
-        nothing is expected. Waits for memory count only in what was rehearsed.
+        nothing is expected. Waits for memory count only in what was tried.
     syncs
         Every point at which a side waits for the other to compute something and, in the plan of a module, which knows
         what shares memory, to need something no longer.
-    rehearsed
+    tried
         Whether ``total_us`` is what the network took by this plan when the profile was tuned for it.
     """
 
@@ -145,7 +145,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     total_us: float
     syncs: tuple[Sync, ...] = ()
-    rehearsed: bool = False
+    tried: bool = False
 
     def __str__(self) -> str:
         return format_table(self)
@@ -159,7 +159,7 @@ class Plan:
             "layers": [layer.to_json() for layer in self.layers],
             "total_us": self.total_us,
             "syncs": [sync.to_json() for sync in self.syncs],
-            "rehearsed": self.rehearsed,
+            "tried": self.tried,
         }
 
     @classmethod
@@ -179,7 +179,7 @@ class Plan:
                 layers=tuple(LayerPlan.from_json(layer) for layer in _typed(values, "layers", list)),
                 total_us=_microseconds(values, "total_us"),
                 syncs=tuple(Sync.from_json(sync) for sync in _typed(values, "syncs", list)),
-                rehearsed=_flag(values, "rehearsed"),
+                tried=_flag(values, "tried"),
             )
             plan._check_names()
             return plan
@@ -228,7 +228,7 @@ def format_table(plan: Plan) -> str:
         units = f"{layer.cpu_units:>5} {layer.gpu_units:>5} {layer.layer.axis:8}"
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
         lines.append(f"{name:{width}}  {units} {times}  {layer.reason}")
-    known = "rehearsed in" if plan.rehearsed else "expected"
+    known = "tried in" if plan.tried else "expected"
     lines.append(f"{len(plan.layers)} layers, {known} {plan.total_us:.1f} us")
     return "\n".join([*lines, *_winograd_lines(plan.layers), *_sync_lines(plan.syncs)])
 

@@ -10,7 +10,7 @@ from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.graph import Graph, Node
 from tvm_coexec.layers import AnyLayer, Hardware, ways_to_divide
-from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.profile.records import Sample
 
 from .measured import plan_measured
@@ -55,7 +55,7 @@ def plan_by_rule(
     layers = [rule(node) for node in graph.nodes]
     overheads = found.overheads if found else Overheads(0.0)
     # What was measured here and now are medians already.
-    noise = found.disturbance if found and split != "measured" else Disturbance()
+    noise = found.noise if found and split != "measured" else Noise()
     return assemble(graph, layers, overheads, label, mechanism, noise)
 
 

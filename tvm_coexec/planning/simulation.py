@@ -39,7 +39,7 @@ class Costs:
         From the end of what a side waits for to the start of its next half.
     launch_us
         Of a GPU half that does not wait.
-    split_factor, doubt_us
+    split_factor, margin_us
         By which the halves of a split step count as longer, so that a doubtful gain is not taken: each half by a
         factor, and by a time where the split takes a synchronisation.
     """
@@ -47,7 +47,7 @@ class Costs:
     wait_us: float
     launch_us: float = 0.0
     split_factor: float = 1.0
-    doubt_us: float = 0.0
+    margin_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
     elif option.gpu_units and (reads or not option.cpu_units):
         gpu_us += costs.launch_us
     if option.cpu_units and option.gpu_units:
-        doubt_us = costs.doubt_us if any(awaited.values()) or not reads else 0.0
-        cpu_us += costs.split_factor * option.cpu_us + doubt_us
-        gpu_us += costs.split_factor * option.gpu_us + doubt_us
+        margin_us = costs.margin_us if any(awaited.values()) or not reads else 0.0
+        cpu_us += costs.split_factor * option.cpu_us + margin_us
+        gpu_us += costs.split_factor * option.gpu_us + margin_us
     else:
         cpu_us += option.cpu_us
         gpu_us += option.gpu_us

@@ -14,12 +14,12 @@ from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
 from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.estimates import estimate_us
 from tvm_coexec.prediction.features import Halves
-from tvm_coexec.prediction.memory_model import Traffic, packed_bytes, packing
-from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.prediction.memory_model import MemoryModel, packed_bytes, packing
+from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor
 from tvm_coexec.prediction.surroundings import Surroundings
 from tvm_coexec.profile.records import VariantSets
-from tvm_coexec.profile.trial_runs import Rehearsal
+from tvm_coexec.profile.trial_runs import TrialRun
 
 from .plan import LayerPlan
 
@@ -27,7 +27,7 @@ SPLIT_MARGIN = 0.05
 """A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per
 cent: a smaller gain is more likely to be an error, and the side alone is never far off."""
 
-DOUBT = 0.5
+SYNC_MARGIN = 0.5
 """Share of the synchronisation's time that a split must gain on top: it was measured on one small layer, and varies."""
 
 _SHORTLIST = 2
@@ -45,7 +45,7 @@ _PROMISING = 4
 which an analytic bound orders. On an H200 one of the first three was within 10 % of the best of all, whereas the least
 prediction of hundreds is one that is too small: learned of 90 layers, it took kernels that were 2 to 6 times slower."""
 
-_UNMEASURED = 1.1
+_UNMEASURED_FACTOR = 1.1
 """By which a variant's time counts as longer on a layer of which others were measured. The best of many predictions is
 the one that errs most in its favour; what was measured is known."""
 
@@ -122,16 +122,16 @@ class Planner:
         See :data:`SPLIT_MARGIN`.
     estimates
         Of each side, for layers that the predictors know nothing of; without them such layers stay on the CPU.
-    traffic
+    memory_model
         What halves take longer in a network.
     in_network, streams_weights
         Whether layers are in one, and whether its weights come from memory; a layer by itself finds everything in a
         cache.
-    disturbance
+    noise
         What halves take longer on average than the predictors say; it chooses nothing.
     measured, failed
         The variants that were measured, and those that could not be, of each layer that was tried.
-    rehearsals
+    trial_runs
         Of networks, by their fingerprints; the last one of each is by the best plan.
     surroundings
         What is known from them of the network at hand.
@@ -145,13 +145,13 @@ class Planner:
     overheads: Overheads
     margin: float = SPLIT_MARGIN
     estimates: Mapping[str, BaseTime] = field(default_factory=dict)
-    traffic: Traffic | None = None
+    memory_model: MemoryModel | None = None
     in_network: bool = False
     streams_weights: bool = False
-    disturbance: Disturbance = field(default_factory=Disturbance)
+    noise: Noise = field(default_factory=Noise)
     measured: VariantSets = field(default_factory=dict)
     failed: VariantSets = field(default_factory=dict)
-    rehearsals: Mapping[str, Sequence[Rehearsal]] = field(default_factory=dict)
+    trial_runs: Mapping[str, Sequence[TrialRun]] = field(default_factory=dict)
     surroundings: Surroundings = field(default_factory=Surroundings)
     untried: float = 1.0
 
@@ -171,13 +171,13 @@ class Planner:
         return self._reading(sum(_read_bytes(layer) for layer in layers))
 
     def _reading(self, weight_bytes: float) -> Planner:
-        streams_weights = self.traffic is not None and self.traffic.streams_weights(weight_bytes)
+        streams_weights = self.memory_model is not None and self.memory_model.streams_weights(weight_bytes)
         return replace(self, streams_weights=self.streams_weights or streams_weights)
 
-    def learning_from(self, rehearsals: Sequence[Rehearsal], untried: float = 1.0) -> Planner:
+    def learning_from(self, trial_runs: Sequence[TrialRun], untried: float = 1.0) -> Planner:
         """This planner where it is known what halves took in the same network."""
         plain = replace(self, surroundings=Surroundings(), untried=1.0)
-        return replace(self, surroundings=Surroundings.of(rehearsals, plain.expect_us), untried=untried)
+        return replace(self, surroundings=Surroundings.of(trial_runs, plain.expect_us), untried=untried)
 
     def expect_us(self, side: str, layer: AnyLayer, variant: Variant, units: int, other_units: int) -> float:
         """What a half is expected to take; 0 where nothing is known of it."""
@@ -230,7 +230,7 @@ class Planner:
         if side == "cpu" or self.hardware.opencl_type != "gpu":
             return known
         measured = self.measured.get((side, layer), frozenset())
-        return [variant for place, variant in enumerate(known) if place < _PROMISING or variant in measured]
+        return [variant for position, variant in enumerate(known) if position < _PROMISING or variant in measured]
 
     def _variants(self, layer: AnyLayer, side: str) -> list[Variant]:
         """The candidates of a side: of a kernel that was never measured nothing can be said."""
@@ -262,16 +262,16 @@ class Planner:
         times_us = predictor.predict(Halves.grid(layer, variants, own, other)).reshape(len(variants), len(own))
         measured = self.measured.get((side, layer))
         if measured:
-            times_us *= np.array([[1.0 if variant in measured else _UNMEASURED] for variant in variants])
+            times_us *= np.array([[1.0 if variant in measured else _UNMEASURED_FACTOR] for variant in variants])
             tried = [variant not in measured or self.surroundings.has_run(side, layer, variant) for variant in variants]
             times_us *= np.where(tried, 1.0, self.untried)[:, None]
-        if self.traffic is not None and self.streams_weights:
+        if self.memory_model is not None and self.streams_weights:
             rows = zip(variants, times_us, strict=True)
             times_us = np.stack(
-                [self.traffic.read_weights(side, layer, variant, us, own, other) for variant, us in rows]
+                [self.memory_model.read_weights(side, layer, variant, us, own, other) for variant, us in rows]
             )
-        if self.traffic is not None and self.in_network:
-            times_us = times_us + self.traffic.hand_over_us(side, layer, own, other)
+        if self.memory_model is not None and self.in_network:
+            times_us = times_us + self.memory_model.hand_over_us(side, layer, own, other)
         return times_us * self.surroundings.factors(side, layer, variants)[:, None]
 
     def _search(self, layer: AnyLayer, survey: _Survey) -> Division:
@@ -284,8 +284,8 @@ class Planner:
         candidates = np.union1d(candidates, _spread(low, high, _GRID))
         while True:
             best = self._best(layer, survey.shortlists, candidates)
-            place = int(np.searchsorted(candidates, best.cpu_units))
-            low, high = int(candidates[max(place - 1, 0)]), int(candidates[min(place + 1, len(candidates) - 1)])
+            position = int(np.searchsorted(candidates, best.cpu_units))
+            low, high = int(candidates[max(position - 1, 0)]), int(candidates[min(position + 1, len(candidates) - 1)])
             if np.isin(np.arange(low, high + 1), candidates).all():
                 return best
             candidates = _spread(low, high, _GRID)
@@ -377,8 +377,8 @@ def _side(split: Division) -> str:
 def _decide(
     name: str, layer: AnyLayer, split: Division, alone: Division, overheads: Overheads, margin: float
 ) -> LayerPlan:
-    doubt_us = DOUBT * overheads.split_us
-    gain = 1 - (split.total_us + doubt_us) / alone.total_us
+    margin_us = SYNC_MARGIN * overheads.split_us
+    gain = 1 - (split.total_us + margin_us) / alone.total_us
     side = _side(alone)
     if gain >= margin:
         speedup = alone.total_us / split.total_us

@@ -7,43 +7,43 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_coexec.prediction.drift import compare_moments
+from tvm_coexec.prediction.drift import compare_speeds
 from tvm_coexec.profile.records import HalvesUs
-from tvm_coexec.profile.trial_runs import Rehearsal
+from tvm_coexec.profile.trial_runs import TrialRun
 
 from .plan import LayerPlan, Plan
 
 
-def best_plan(rehearsals: Sequence[Rehearsal]) -> Plan:
-    """The plan of the last of some rehearsals, expected to take the median of all runs by it, and each half likewise.
+def best_plan(trial_runs: Sequence[TrialRun]) -> Plan:
+    """The plan of the last of some trial runs, expected to take the median of all runs by it, and each half likewise.
 
-    Not the time of its least disturbed rehearsal: other programs disturb a user's runs as well, and the least of
+    Not the time of its least disturbed trial run: other programs disturb a user's runs as well, and the least of
     several noisy figures is too small. Its runs are taken as if the machine had been as fast as it usually was while
-    the network was rehearsed, since some plans happen to run when it is slow.
+    the network was tried, since some plans happen to run when it is slow.
     """
-    plan = rehearsals[-1].plan
-    slowness = _slowness(rehearsals)
-    times = [one.times.faster(slowness[one.rehearsed_at]) for one in rehearsals if one.is_by(plan)]
+    plan = trial_runs[-1].plan
+    slowness = _slowness(trial_runs)
+    times = [one.times.faster(slowness[one.ran_at]) for one in trial_runs if one.is_by(plan)]
     layers = tuple(
         _as_it_ran(layer, [one.halves_us[number] for one in times]) for number, layer in enumerate(plan.layers)
     )
     total_us = float(np.median([us for one in times for us in one.latency_us]))
-    return replace(plan, layers=layers, total_us=total_us, rehearsed=True)
+    return replace(plan, layers=layers, total_us=total_us, tried=True)
 
 
-def _slowness(rehearsals: Sequence[Rehearsal]) -> dict[str, float]:
-    """How many times as long as usual runs took, at each moment that can be compared with that of the last rehearsal.
+def _slowness(trial_runs: Sequence[TrialRun]) -> dict[str, float]:
+    """How many times as long as usual runs took, at each moment that can be compared with that of the last trial run.
 
     Plans that ran turn by turn at one moment tell it from others at which one of them ran, too, and so on from these.
     """
-    plans: list[tuple[Rehearsal, dict[str, float]]] = []
-    for one in rehearsals:
+    plans: list[tuple[TrialRun, dict[str, float]]] = []
+    for one in trial_runs:
         log_us = next((known for other, known in plans if one.is_by(other.plan)), None)
         if log_us is None:
             plans.append((one, log_us := {}))
-        log_us[one.rehearsed_at] = float(np.log(one.usual_us))
-    slower = {rehearsals[-1].rehearsed_at: 0.0}
-    compare_moments([log_us for _, log_us in plans], slower)
+        log_us[one.ran_at] = float(np.log(one.usual_us))
+    slower = {trial_runs[-1].ran_at: 0.0}
+    compare_speeds([log_us for _, log_us in plans], slower)
     median = float(np.median(list(slower.values())))
     return {moment: float(np.exp(log_factor - median)) for moment, log_factor in slower.items()}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def compare_moments(took: Sequence[Mapping[str, float]], slower: dict[str, float]) -> dict[int, float]:
+def compare_speeds(took: Sequence[Mapping[str, float]], slower: dict[str, float]) -> dict[int, float]:
     """Tell how slow the machine was at some moments from what ran at these and at others, and so on from these.
 
     Parameters

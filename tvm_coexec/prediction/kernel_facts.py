@@ -12,7 +12,7 @@ from tvm_coexec.layers import (
     AnyLayer,
     Attention,
     Conv2d,
-    Place,
+    PlaceRows,
     RowWise,
     Variant,
     tile_count,
@@ -81,7 +81,7 @@ def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) 
     """How many sums a work-item keeps in flight, and how many steps it takes one after the other for a unit."""
     if isinstance(layer, RowWise):
         return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
-    if isinstance(layer, Place):
+    if isinstance(layer, PlaceRows):
         return {"accumulators": 0.0, "steps_per_item": TILE}
     if isinstance(layer, Attention):
         accumulators = schedules.attention.accumulators(layer, variant)

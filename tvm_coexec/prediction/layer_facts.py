@@ -20,7 +20,7 @@ from tvm_coexec.layers import (
     Linear,
     LocalNorm,
     MatMul,
-    Place,
+    PlaceRows,
     Pool,
     Rearrange,
     Resize,
@@ -143,7 +143,7 @@ def _matmul_facts(layer: MatMul) -> dict[str, float]:
     }
 
 
-def _place_facts(layer: Place) -> dict[str, float]:
+def _place_rows_facts(layer: PlaceRows) -> dict[str, float]:
     return {
         "rows": layer.batch * layer.out_rows,
         "reduction": 1,
@@ -161,5 +161,5 @@ _FACTS: dict[type, Callable[[Any], dict[str, float]]] = {
     **dict.fromkeys((Pool, Concat, Elementwise, LocalNorm, Rearrange, Resize), _image_facts),
     Attention: _attention_facts,
     MatMul: _matmul_facts,
-    Place: _place_facts,
+    PlaceRows: _place_rows_facts,
 }

@@ -32,15 +32,15 @@ class Rates:
     """Bytes a microsecond, by side: while the other side idles, and while it works as well."""
 
     alone: Mapping[str, float]
-    beside: Mapping[str, float]
+    concurrent: Mapping[str, float]
 
-    def at(self, side: str, beside: np.ndarray) -> np.ndarray:
+    def at(self, side: str, concurrent: np.ndarray) -> np.ndarray:
         """The rate of each half of a side, from the units that the other side works on."""
-        return np.where(beside > 0, self.beside[side], self.alone[side])
+        return np.where(concurrent > 0, self.concurrent[side], self.alone[side])
 
 
 @dataclass(frozen=True)
-class Traffic:
+class MemoryModel:
     """How much longer halves take in a network.
 
     Parameters
@@ -58,7 +58,7 @@ class Traffic:
     cache_bytes: int
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Traffic:
+    def from_json(cls, fields: Mapping[str, Any]) -> MemoryModel:
         return cls(Rates(**fields["weights"]), Rates(**fields["activations"]), fields["cache_bytes"])
 
     def streams_weights(self, weight_bytes: float) -> bool:
@@ -66,7 +66,13 @@ class Traffic:
         return weight_bytes > _CACHE_SHARE * self.cache_bytes
 
     def read_weights(
-        self, side: str, layer: AnyLayer, variant: Variant, warm_us: np.ndarray, units: np.ndarray, beside: np.ndarray
+        self,
+        side: str,
+        layer: AnyLayer,
+        variant: Variant,
+        warm_us: np.ndarray,
+        units: np.ndarray,
+        concurrent: np.ndarray,
     ) -> np.ndarray:
         """Times of halves whose weights come from memory.
 
@@ -77,18 +83,18 @@ class Traffic:
         ----------
         warm_us
             Times with the weights in the cache.
-        units, beside
+        units, concurrent
             Units of this side and of the other.
         """
         if layer.axis == "lines":
             weights_us = np.full(len(units), fetched_bytes(layer, variant) / self.weights.alone[side])
         else:
-            weights_us = fetched_bytes(layer, variant) * units / layer.units / self.weights.at(side, beside)
+            weights_us = fetched_bytes(layer, variant) * units / layer.units / self.weights.at(side, concurrent)
         return np.hypot(warm_us, weights_us)
 
-    def hand_over_us(self, side: str, layer: AnyLayer, units: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    def hand_over_us(self, side: str, layer: AnyLayer, units: np.ndarray, concurrent: np.ndarray) -> np.ndarray:
         """What halves take longer since their activations come from elsewhere."""
-        return touched_bytes(layer, units) / self.activations.at(side, beside)
+        return touched_bytes(layer, units) / self.activations.at(side, concurrent)
 
 
 def fetched_bytes(layer: AnyLayer, variant: Variant) -> float:

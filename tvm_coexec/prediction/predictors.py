@@ -32,7 +32,7 @@ from .features import (
     describe,
 )
 from .kernel_facts import IMPLEMENTATION_PREFIX, implementation_feature
-from .residuals import Remembered
+from .residuals import Residuals
 
 if TYPE_CHECKING:
     import xgboost
@@ -42,7 +42,7 @@ FORMAT_VERSION = 2
 
 _METADATA = "tvm_coexec"
 _CHECKSUM = "tvm_coexec_checksum"
-_REMEMBERED = "tvm_coexec_remembered"
+_RESIDUALS = "tvm_coexec_residuals"
 _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
@@ -101,7 +101,7 @@ class LatencyPredictor:
     features: FeatureSet
     base: BaseTime
     booster: xgboost.Booster
-    remembered: Remembered = field(default_factory=Remembered)
+    residuals: Residuals = field(default_factory=Residuals)
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -124,12 +124,12 @@ class LatencyPredictor:
                 )
         described = describe(halves, self.side, self.processor)
         correction = self.booster.inplace_predict(self.features.matrix(described))
-        known = self.remembered.factors(halves.kernels)[halves.kernel]
+        known = self.residuals.factors(halves.kernels)[halves.kernel]
         return self.base.predict(described) * np.exp(correction.astype(float)) * known
 
     def without_memory(self) -> LatencyPredictor:
         """The same, but for what it remembers of the very kernels that were measured."""
-        return replace(self, remembered=Remembered())
+        return replace(self, residuals=Residuals())
 
     def save(self, path: Path) -> None:
         """Write XGBoost's own UBJ with everything else as an attribute, under a checksum."""
@@ -155,7 +155,7 @@ class LatencyPredictor:
             **{
                 _METADATA: json.dumps(metadata),
                 _CHECKSUM: _NO_CHECKSUM.decode(),
-                _REMEMBERED: json.dumps(self.remembered.to_json()),
+                _RESIDUALS: json.dumps(self.residuals.to_json()),
             }
         )
         content = bytes(booster.save_raw("ubj"))
@@ -190,7 +190,7 @@ class LatencyPredictor:
             features=FeatureSet(names),
             base=BaseTime(tuple(metadata["base_us"].items())),
             booster=booster,
-            remembered=Remembered.from_json(json.loads(booster.attr(_REMEMBERED) or "")),
+            residuals=Residuals.from_json(json.loads(booster.attr(_RESIDUALS) or "")),
         )
 
 
@@ -246,4 +246,4 @@ def train(
     data = xgboost.DMatrix(features.matrix(described), target, weight=counts, nthread=1)
     booster = xgboost.train(_PARAMETERS, data, _ROUNDS)
     log_errors = target - booster.predict(data)
-    return LatencyPredictor(side, processor, features, base, booster, Remembered.of(samples, log_errors, counts))
+    return LatencyPredictor(side, processor, features, base, booster, Residuals.of(samples, log_errors, counts))

@@ -18,25 +18,25 @@ from tvm_coexec.profile.records import Sample
 
 Kernel = tuple[AnyLayer, Variant]
 
-_LAYER_DOUBT, _KERNEL_DOUBT = 4.0, 0.5
+_LAYER_PRIOR, _KERNEL_PRIOR = 4.0, 0.5
 """Samples without noise that outweigh the assumption that a layer is like all others, and a kernel like the layer's
 other kernels. Chosen by leaving out one sample at a time."""
 
 
 @dataclass(frozen=True)
-class Remembered:
+class Residuals:
     """Measured times over predicted ones, as logarithms: of kernels, and of layers for their other kernels."""
 
     layers: Mapping[AnyLayer, float] = field(default_factory=dict)
     kernels: Mapping[Kernel, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], log_errors: np.ndarray, counts: np.ndarray) -> Remembered:
+    def of(cls, samples: Sequence[Sample], log_errors: np.ndarray, counts: np.ndarray) -> Residuals:
         """Weighted means of the samples' errors, drawn towards what is known without them."""
-        layers = _means([sample.layer for sample in samples], log_errors, counts, _LAYER_DOUBT)
+        layers = _means([sample.layer for sample in samples], log_errors, counts, _LAYER_PRIOR)
         usual = np.array([layers[sample.layer] for sample in samples])
         kernels = _means(
-            [(sample.layer, sample.variant) for sample in samples], log_errors - usual, counts, _KERNEL_DOUBT
+            [(sample.layer, sample.variant) for sample in samples], log_errors - usual, counts, _KERNEL_PRIOR
         )
         return cls(layers, {kernel: layers[kernel[0]] + error for kernel, error in kernels.items()})
 
@@ -54,7 +54,7 @@ class Remembered:
         ]
 
     @classmethod
-    def from_json(cls, entries: Sequence[Mapping[str, Any]]) -> Remembered:
+    def from_json(cls, entries: Sequence[Mapping[str, Any]]) -> Residuals:
         layers, kernels = {}, {}
         for entry in entries:
             layer = layer_from_json(entry["layer"])
@@ -63,10 +63,10 @@ class Remembered:
         return cls(layers, kernels)
 
 
-def _means(keys: Sequence[Hashable], log_errors: np.ndarray, counts: np.ndarray, doubt: float) -> dict[Any, float]:
+def _means(keys: Sequence[Hashable], log_errors: np.ndarray, counts: np.ndarray, prior: float) -> dict[Any, float]:
     sums: dict[Hashable, float] = defaultdict(float)
     weights: dict[Hashable, float] = defaultdict(float)
     for key, error, count in zip(keys, log_errors, counts, strict=True):
         sums[key] += float(error * count)
         weights[key] += float(count)
-    return {key: sums[key] / (weights[key] + doubt) for key in sums}
+    return {key: sums[key] / (weights[key] + prior) for key in sums}

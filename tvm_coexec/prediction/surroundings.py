@@ -1,5 +1,5 @@
 """How halves fare in one network: they take other times than by themselves, for what surrounds them decides where their
-data are. Of a network that was rehearsed it is known by how much.
+data are. Of a network that was tried it is known by how much.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 
 from tvm_coexec.layers import AnyLayer, Variant
 from tvm_coexec.profile.records import Sample, Side
-from tvm_coexec.profile.trial_runs import Rehearsal
+from tvm_coexec.profile.trial_runs import TrialRun
 
-from .drift import compare_moments
+from .drift import compare_speeds
 from .predictors import labels_us, weights
-from .residuals import Remembered
+from .residuals import Residuals
 
 _SIDES: tuple[Side, ...] = ("cpu", "gpu")
 
@@ -26,54 +26,54 @@ Expect = Callable[[str, AnyLayer, Variant, int, int], float]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """By what factor halves take longer in one network than expected, from its rehearsals.
+    """By what factor halves take longer in one network than expected, from its trial runs.
 
     Parameters
     ----------
     usual
         Of each side, the logarithm of the factor that half of its time is below.
-    remembered
+    residuals
         What is left, of the very kernels and layers that ran.
     """
 
     usual: Mapping[str, float] = field(default_factory=dict)
-    remembered: Mapping[str, Remembered] = field(default_factory=dict)
+    residuals: Mapping[str, Residuals] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rehearsals: Sequence[Rehearsal], expect: Expect) -> Surroundings:
+    def of(cls, trial_runs: Sequence[TrialRun], expect: Expect) -> Surroundings:
         """Compare what halves took with what is expected of them without this knowledge."""
         usual: dict[str, float] = {}
-        remembered: dict[str, Remembered] = {}
+        residuals: dict[str, Residuals] = {}
         for side in _SIDES:
-            ran = [half for halves in _halves_by_layer(rehearsals, side, expect) for half in _of_equal_speed(halves)]
+            ran = [half for halves in _halves_by_layer(trial_runs, side, expect) for half in _of_equal_speed(halves)]
             if ran:
                 samples, expected_us, log_errors = zip(*ran, strict=True)
                 usual[side] = _weighted_median(np.array(log_errors), np.array(expected_us))
-                remembered[side] = Remembered.of(samples, np.array(log_errors) - usual[side], weights(samples))
-        return cls(usual, remembered)
+                residuals[side] = Residuals.of(samples, np.array(log_errors) - usual[side], weights(samples))
+        return cls(usual, residuals)
 
     def factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
         """Factors on the expected times of a layer's halves, an entry a variant."""
         if side not in self.usual:
             return np.ones(len(variants))
-        own: np.ndarray = self.remembered[side].factors([(layer, variant) for variant in variants])
+        own: np.ndarray = self.residuals[side].factors([(layer, variant) for variant in variants])
         return np.exp(self.usual[side]) * own
 
     def has_run(self, side: str, layer: AnyLayer, variant: Variant) -> bool:
         """Whether a kernel ran in the network."""
-        return side in self.remembered and (layer, variant) in self.remembered[side].kernels
+        return side in self.residuals and (layer, variant) in self.residuals[side].kernels
 
 
 @dataclass
 class _Half:
-    """A half of one layer, as it ran in some rehearsals.
+    """A half of one layer, as it ran in some trial runs.
 
     Parameters
     ----------
     sample
         The shortest.
     log_errors
-        Logarithms of the time over the expected one, by the moment of the rehearsal.
+        Logarithms of the time over the expected one, by the moment of the trial run.
     """
 
     sample: Sample
@@ -91,16 +91,16 @@ class _Half:
         self.log_errors[moment] = (self.log_errors.get(moment, log_error) + log_error) / 2
 
 
-def _halves_by_layer(rehearsals: Iterable[Rehearsal], side: Side, expect: Expect) -> Iterable[list[_Half]]:
+def _halves_by_layer(trial_runs: Iterable[TrialRun], side: Side, expect: Expect) -> Iterable[list[_Half]]:
     """Of each layer of the network the halves that ran on a side; equal layers at two places in it stay two."""
     found: dict[int, dict[Sample, _Half]] = defaultdict(dict)
-    for rehearsal in rehearsals:
-        for number, sample in rehearsal.samples(side):
+    for trial_run in trial_runs:
+        for number, sample in trial_run.samples(side):
             half = found[number].get(name := replace(sample, latency_us=()))
             if half is None:
                 expected_us = expect(side, sample.layer, sample.variant, sample.units, sample.other_units)
                 half = found[number][name] = _Half(sample, expected_us)
-            half.add(sample, rehearsal.rehearsed_at)
+            half.add(sample, trial_run.ran_at)
     return [[half for half in halves.values() if half.log_errors] for halves in found.values()]
 
 
@@ -117,7 +117,7 @@ def _of_equal_speed(halves: Sequence[_Half]) -> Iterator[tuple[Sample, float, fl
     while unknown:
         first = unknown[0].log_errors
         slower[min(first, key=first.__getitem__)] = 0.0
-        compared = compare_moments([half.log_errors for half in unknown], slower)
+        compared = compare_speeds([half.log_errors for half in unknown], slower)
         for number, log_error in compared.items():
             yield unknown[number].sample, unknown[number].expected_us, log_error
         unknown = [half for number, half in enumerate(unknown) if number not in compared]

@@ -22,7 +22,7 @@ from tvm_coexec.files import whole_file
 
 from .records import Candidate, Point, Sample, VariantSets
 from .store import VERSION, Run, SampleStore, damaged, now
-from .trial_runs import Rehearsal
+from .trial_runs import TrialRun
 
 FORMAT = "tvm-coexec profile"
 
@@ -188,13 +188,13 @@ class Profile:
         """The reasons for which candidates could not be measured, and how many there are of each."""
         return self._store.failures()
 
-    def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
+    def add_trial_runs(self, trial_runs: Iterable[TrialRun]) -> None:
         """Store runs of a network; the last of them is by the best plan so far."""
-        self._store.add_rehearsals(rehearsals)
+        self._store.add_trial_runs(trial_runs)
 
-    def rehearsals(self) -> dict[str, list[Rehearsal]]:
-        """The current rehearsals of each network, by its fingerprint, in the order in which they were added."""
-        return self._store.rehearsals()
+    def trial_runs(self) -> dict[str, list[TrialRun]]:
+        """The current trial runs of each network, by its fingerprint, in the order in which they were added."""
+        return self._store.trial_runs()
 
 
 def _read_description(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The database of a profile: every repetition of every measurement, the candidates that failed, and rehearsals.
+"""The database of a profile: every repetition of every measurement, the candidates that failed, and trial runs.
 
 Its tables are plain: layers, variants and facts are JSON, times are arrays of microseconds. Every row knows its run,
 and a run its origin: the device, its driver and the version of the kernels. What was measured of another driver or of
@@ -20,7 +20,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant, layer_from_json, layer_to_json
 
 from .records import Candidate, Point, Sample, VariantSets
-from .trial_runs import Rehearsal
+from .trial_runs import TrialRun
 
 VERSION = 5
 
@@ -62,10 +62,10 @@ CREATE TABLE failures (
     message TEXT NOT NULL
 );
 CREATE INDEX failures_by_candidate ON failures (layer, cpu_variant, gpu_variant);
-CREATE TABLE rehearsals (
+CREATE TABLE trial_runs (
     id INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES runs (id),
-    rehearsed TEXT NOT NULL,         -- ISO 8601, UTC
+    ran_at TEXT NOT NULL,         -- ISO 8601, UTC
     network TEXT NOT NULL,           -- what names it
     content TEXT NOT NULL            -- JSON: the plan, and every repetition of the runs and of their halves
 );
@@ -283,25 +283,25 @@ class SampleStore:
         since = (datetime.now(timezone.utc) - _FAILURES_LAST).isoformat(timespec="milliseconds")
         return f"{self._is_current()} AND failed >= '{since}'"
 
-    def add_rehearsals(self, rehearsals: Iterable[Rehearsal]) -> None:
-        """Store rehearsals, all or none."""
+    def add_trial_runs(self, trial_runs: Iterable[TrialRun]) -> None:
+        """Store trial runs, all or none."""
         run = self._current_run()
-        rows = [(run, one.rehearsed_at, one.network, json.dumps(one.to_json())) for one in rehearsals]
+        rows = [(run, one.ran_at, one.network, json.dumps(one.to_json())) for one in trial_runs]
         with self._transaction() as database:
-            database.executemany("INSERT INTO rehearsals (run, rehearsed, network, content) VALUES (?, ?, ?, ?)", rows)
+            database.executemany("INSERT INTO trial_runs (run, ran_at, network, content) VALUES (?, ?, ?, ?)", rows)
 
-    def rehearsals(self) -> dict[str, list[Rehearsal]]:
+    def trial_runs(self) -> dict[str, list[TrialRun]]:
         """The current ones of each network, in the order in which they were added."""
         with self._reading() as database:
             rows = database.execute(
-                f"SELECT network, rehearsed, content FROM rehearsals WHERE {self._is_current()} ORDER BY id"
+                f"SELECT network, ran_at, content FROM trial_runs WHERE {self._is_current()} ORDER BY id"
             ).fetchall()
-        found: dict[str, list[Rehearsal]] = {}
-        for network, rehearsed, content in rows:
+        found: dict[str, list[TrialRun]] = {}
+        for network, tried, content in rows:
             try:
-                found.setdefault(network, []).append(Rehearsal.from_json(network, rehearsed, json.loads(content)))
+                found.setdefault(network, []).append(TrialRun.from_json(network, tried, json.loads(content)))
             except (ValueError, KeyError, TypeError, FileFormatError) as error:
-                raise damaged(self._path, f"a rehearsal cannot be read: {error}") from None
+                raise damaged(self._path, f"a trial run cannot be read: {error}") from None
         return found
 
     def _facts(self, text: str) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def _fault(database: sqlite3.Connection) -> str | None:
     if version != VERSION:
         return f"its version is {version} instead of {VERSION}"
     tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    missing = {"runs", "samples", "failures", "rehearsals"} - tables
+    missing = {"runs", "samples", "failures", "trial_runs"} - tables
     return f"it has no table {', '.join(sorted(missing))}" if missing else None
 
 

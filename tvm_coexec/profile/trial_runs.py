@@ -1,6 +1,6 @@
-"""Rehearsals: whole networks as they ran while the profile was tuned for them, by the plans of that time.
+"""Trial runs: whole networks as they ran while the profile was tuned for them, by the plans of that time.
 
-Of a network that was rehearsed it is known what halves take in it, which the next plan counts on, and is rehearsed in
+Of a network that was tried it is known what halves take in it, which the next plan counts on, and is tried in
 turn.
 """
 
@@ -22,26 +22,26 @@ from .records import NetworkTimes, Sample, Side
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class TrialRun:
     """Runs of a network by one plan.
 
     Parameters
     ----------
     network
         The network's :func:`fingerprint`.
-    rehearsed_at
+    ran_at
         When, as ISO 8601; plans that ran turn by turn have the same.
     """
 
     network: str
     plan: Plan
     times: NetworkTimes
-    rehearsed_at: str
+    ran_at: str
 
     def __post_init__(self) -> None:
         if len(self.times.halves_us) != len(self.plan.layers) or not self.times.latency_us:
             raise ValueError(
-                f"a rehearsal of {len(self.plan.layers)} layers has times of {len(self.times.halves_us)} in "
+                f"a trial run of {len(self.plan.layers)} layers has times of {len(self.times.halves_us)} in "
                 f"{len(self.times.latency_us)} runs"
             )
 
@@ -61,10 +61,10 @@ class Rehearsal:
         return {"plan": self.plan.to_json(), **asdict(self.times)}
 
     @classmethod
-    def from_json(cls, network: str, rehearsed_at: str, values: Mapping[str, Any]) -> Rehearsal:
+    def from_json(cls, network: str, ran_at: str, values: Mapping[str, Any]) -> TrialRun:
         """Inverse of :meth:`to_json`."""
         times = NetworkTimes.from_json(values)
-        return cls(network, Plan.from_json(values["plan"]), times, rehearsed_at)
+        return cls(network, Plan.from_json(values["plan"]), times, ran_at)
 
     def samples(self, side: Side) -> Iterator[tuple[int, Sample]]:
         """A side's halves as they ran, with the number of their layer."""
@@ -82,7 +82,7 @@ class Rehearsal:
 def fingerprint(graph: Graph) -> str:
     """Names a network by its layers and the tensors that join them; weights do not matter."""
     described = [
-        [node.name, layer_to_json(node.layer), node.reads, node.output, graph.wholes(node.output)]
+        [node.name, layer_to_json(node.layer), node.reads, node.output, graph.parents(node.output)]
         for node in graph.nodes
     ]
     return hashlib.sha256(json.dumps([described, graph.inputs, graph.outputs]).encode()).hexdigest()

@@ -38,7 +38,7 @@ class Prepared:
         works, chains = [], True
         for number, ((step, cpu_units), read) in enumerate(zip(sequence, reads, strict=True), 1):
             check_split(step, cpu_units)
-            written = {step.output, *executor.spec(step.output).wholes}
+            written = {step.output, *executor.spec(step.output).parents}
             is_output = not written.isdisjoint(manifest.outputs) or number == len(sequence)
             gpu_units = step.units - cpu_units
             cpu_launches = len(_half(step, "cpu").launches) if cpu_units else 0

@@ -14,7 +14,7 @@ from tvm_coexec.planning.network import reads_of
 from tvm_coexec.planning.simulation import Costs, Option, simulate
 from tvm_coexec.planning.split import Overheads
 from tvm_coexec.prediction.layer_facts import touched_bytes
-from tvm_coexec.prediction.memory_model import Rates, Traffic, streaming_layer, usable_cache_bytes
+from tvm_coexec.prediction.memory_model import MemoryModel, Rates, streaming_layer, usable_cache_bytes
 from tvm_coexec.profile.records import Point, PointTimes
 
 from .tuner import Tuner
@@ -51,11 +51,11 @@ def measure_overheads(tuner: Tuner) -> Overheads:
     return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
 
 
-def measure_traffic(tuner: Tuner, overheads: Overheads) -> Traffic:
+def measure_memory(tuner: Tuner, overheads: Overheads) -> MemoryModel:
     """What weights that come from memory, and activations that come from elsewhere, add to the times of halves."""
     told_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0)
     cache_bytes = usable_cache_bytes(told_bytes or _USUAL_CACHE_BYTES)
-    return Traffic(_weight_rates(tuner, cache_bytes), _activation_rates(tuner, overheads), cache_bytes)
+    return MemoryModel(_weight_rates(tuner, cache_bytes), _activation_rates(tuner, overheads), cache_bytes)
 
 
 def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
@@ -69,7 +69,7 @@ def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
 
     return Rates(
         alone={"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)},
-        beside={"cpu": rate(both.cpu_units / units, both.cpu_us), "gpu": rate(both.gpu_units / units, both.gpu_us)},
+        concurrent={"cpu": rate(both.cpu_units / units, both.cpu_us), "gpu": rate(both.gpu_units / units, both.gpu_us)},
     )
 
 
@@ -83,7 +83,7 @@ def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
         sum(max(touched_bytes(node.layer, np.array(_ways(node.layer)[way]))) for node in graph.nodes) / us
         for way, us in enumerate(extra_us)
     )
-    return Rates(alone={"cpu": cpu, "gpu": gpu}, beside={"cpu": both, "gpu": both})
+    return Rates(alone={"cpu": cpu, "gpu": gpu}, concurrent={"cpu": both, "gpu": both})
 
 
 def _ways(layer: AnyLayer) -> tuple[tuple[int, int], ...]:

@@ -10,7 +10,7 @@ from tvm_coexec.prediction.estimates import fit_estimates
 from tvm_coexec.prediction.evaluation import Evaluation, evaluate
 from tvm_coexec.prediction.features import Processor
 from tvm_coexec.prediction.memory_model import usable_cache_bytes
-from tvm_coexec.prediction.noise import Disturbance
+from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor, newest, train
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Sample
@@ -49,7 +49,7 @@ def fit(profile: Profile) -> list[Evaluation]:
         planning={
             **(profile.planning or {}),
             "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()},
-            "disturbance": asdict(Disturbance.of(measured)),
+            "noise": asdict(Noise.of(measured)),
         },
     )
     return evaluations

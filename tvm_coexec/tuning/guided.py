@@ -25,7 +25,7 @@ _ROUNDS = 4
 _PROMISING = 1.1
 """A variant is worth a measurement if its predicted time is at most so many times that of the best one measured."""
 
-_DOUBTFUL = 1.15
+_SUSPICIOUS = 1.15
 """A variant that took so many times as long as predicted may have been measured beside other work."""
 
 Train = Callable[[], Mapping[str, LatencyPredictor]]
@@ -43,7 +43,7 @@ def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
         for space in spaces
     ]
     count = max(len(variants) for variants in firsts)
-    return [Candidate(layer, *(variants[place % len(variants)] for variants in firsts)) for place in range(count)]
+    return [Candidate(layer, *(variants[index % len(variants)] for variants in firsts)) for index in range(count)]
 
 
 def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, until: float) -> None:
@@ -58,12 +58,12 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
     """
     from tqdm import tqdm
 
-    doubted: VariantSets = {}
+    suspected: VariantSets = {}
     for number in range(1, _ROUNDS + 1 if layers else 0):
         measured, failed = tuner.profile.measured_variants(), tuner.profile.failed_variants()
         if {side for side, _ in measured} != {"cpu", "gpu"}:
             return  # nothing to learn from
-        search = _Search(tuner, train(), measured, failed, doubted)
+        search = _Search(tuner, train(), measured, failed, suspected)
         candidates = [found for found in map(search.promising, layers) if found is not None]
         for candidate, again in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
             if time.monotonic() > until:
@@ -71,13 +71,13 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
             tuner.measure(candidate, training_points(candidate.layer), again=again)
         if not candidates:
             return
-        doubted = search.doubted
+        suspected = search.suspected
 
 
 class _Search:
     """One round of the search.
 
-    A variant is ``doubted`` where it was measured, took much longer than predicted, and would promise to be the best
+    A variant is ``suspected`` where it was measured, took much longer than predicted, and would promise to be the best
     otherwise: something else may have been going on. A search measures it once more, and then believes it.
     """
 
@@ -87,10 +87,10 @@ class _Search:
         predictors: Mapping[str, LatencyPredictor],
         measured: VariantSets,
         failed: VariantSets,
-        doubted: VariantSets,
+        suspected: VariantSets,
     ) -> None:
         self.tuner, self.predictors = tuner, predictors
-        self.measured, self.failed, self.doubted = measured, failed, dict(doubted)
+        self.measured, self.failed, self.suspected = measured, failed, dict(suspected)
 
     def promising(self, layer: AnyLayer) -> tuple[Candidate, bool] | None:
         """The most promising variants, and whether what is known of them is to be measured again.
@@ -117,18 +117,18 @@ class _Search:
         known = self.measured.get((side, layer), frozenset())
         limit_us = _PROMISING * min((us for variant, us in times_us.items() if variant in known), default=np.inf)
         new = {variant: us for variant, us in times_us.items() if variant not in known and us <= limit_us}
-        doubted = self.doubted.get((side, layer), frozenset())
-        believed = [variant for variant in times_us if variant in known and variant not in doubted]
+        suspected = self.suspected.get((side, layer), frozenset())
+        believed = [variant for variant in times_us if variant in known and variant not in suspected]
         usual_us = _expected_us(layer, believed, self.predictors[side].without_memory())
-        doubtful = {
+        suspicious = {
             variant: float(us)
             for variant, us in zip(believed, usual_us, strict=True)
-            if us <= limit_us / _PROMISING and times_us[variant] > _DOUBTFUL * us
+            if us <= limit_us / _PROMISING and times_us[variant] > _SUSPICIOUS * us
         }
-        if doubtful and not new:
-            first = min(doubtful, key=doubtful.__getitem__)
-            self.doubted[side, layer] = doubted | {first}
-            return {first: doubtful[first]}
+        if suspicious and not new:
+            first = min(suspicious, key=suspicious.__getitem__)
+            self.suspected[side, layer] = suspected | {first}
+            return {first: suspicious[first]}
         return new
 
 

@@ -68,5 +68,5 @@ def _search_split(tuner: Tuner, layer: AnyLayer) -> None:
         best = plan_measured("layer", layer, tuner.profile.samples(), Overheads(0.0)).cpu_units
         if len(splits) == high - low + 1:
             return
-        place = splits.index(best) if best in splits else len(splits) // 2
-        low, high = splits[max(place - 1, 0)], splits[min(place + 1, len(splits) - 1)]
+        position = splits.index(best) if best in splits else len(splits) // 2
+        low, high = splits[max(position - 1, 0)], splits[min(position + 1, len(splits) - 1)]

@@ -1,11 +1,11 @@
-"""Rehearses networks that a profile is tuned for: plans, runs, learns from the run, and plans again.
+"""Tries networks that a profile is tuned for: plans, runs, learns from the run, and plans again.
 
 Two kernels that are close by themselves may not be so in a network, where both sides read weights from memory. So the
 first plans give those kernels a chance that have not run in it yet, and the last ones use what is known. Every plan
 runs beside the best so far, turn by turn, so that a machine that slows down slows both; a turn before or after which
 both sides were much slower than at their best is repeated. The best runs once more by itself at the end: the fastest of
 several noisy figures is likely to have been lucky. Several networks take turns plan by plan: what each is expected to
-take then comes from the whole time of rehearsing, not from one minute of it.
+take then comes from the whole time of trial runs, not from one minute of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.compiler.packaging import package_plan
-from tvm_coexec.compiler.probes import yardstick
+from tvm_coexec.compiler.probes import canary
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.graph import Graph
 from tvm_coexec.planning.network import plan_anew
@@ -24,7 +24,7 @@ from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.store import now
-from tvm_coexec.profile.trial_runs import Rehearsal, fingerprint
+from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
 from tvm_coexec.rpc.client import Session
 
 _CURIOUS_PLANS, _PLANS = 4, 2
@@ -34,7 +34,7 @@ Where nothing has run yet, there is nothing to hope beyond."""
 MOST_RUNS = _CURIOUS_PLANS + _PLANS + 1
 """Of a network: that of every plan, and the last one."""
 
-_HOPE = 0.9
+_UNTRIED_FACTOR = 0.9
 """By which factor a kernel may well be better in a network than by itself, other kernels being no better."""
 
 _ROUNDS = 8
@@ -47,10 +47,10 @@ _TIMELINES = 2
 _SEED = 1
 
 SESSION_S = 600.0
-"""Bound on what is rehearsed at once: the device may have many kernels to compile before."""
+"""Bound on what is tried at once: the device may have many kernels to compile before."""
 
 
-class Rehearser:
+class TrialRunner:
     """Runs networks through one session, and stores the runs in a profile.
 
     Parameters
@@ -63,14 +63,14 @@ class Rehearser:
         self, planner: Planner, session: Session, profile: Profile, target: Target, facts: Mapping[str, Any]
     ) -> None:
         self.planner, self.session, self.profile, self.target, self.facts = planner, session, profile, target, facts
-        self._yardstick = yardstick(target, facts).to_bytes()
+        self._canary = canary(target, facts).to_bytes()
 
-    def rehearse(self, graph: Graph) -> Iterator[Rehearsal]:
+    def run_trials(self, graph: Graph) -> Iterator[TrialRun]:
         """Run a network by ever better plans, and store the runs as they come; the last one stored is by the best.
 
         Yields
         ------
-        Rehearsal
+        TrialRun
             The best plan so far, as it ran: after each of at most ``MOST_RUNS`` runs.
 
         Raises
@@ -82,9 +82,9 @@ class Rehearser:
         """
         mechanism = self.facts["mechanism"]
         known = [
-            one for one in self.profile.rehearsals().get(fingerprint(graph), ()) if one.plan.mechanism == mechanism
+            one for one in self.profile.trial_runs().get(fingerprint(graph), ()) if one.plan.mechanism == mechanism
         ]
-        for untried, most in ((_HOPE, _CURIOUS_PLANS), (1.0, _PLANS)):
+        for untried, most in ((_UNTRIED_FACTOR, _CURIOUS_PLANS), (1.0, _PLANS)):
             for _ in range(most):
                 plan = plan_anew(graph, self.planner, self.facts["label"], mechanism, known, untried)
                 if any(one.is_by(plan) for one in known):
@@ -93,21 +93,21 @@ class Rehearser:
                 yield known[-1]
         yield from self._run(graph, [known[-1].plan])
 
-    def _run(self, graph: Graph, plans: Sequence[Plan]) -> list[Rehearsal]:
+    def _run(self, graph: Graph, plans: Sequence[Plan]) -> list[TrialRun]:
         """Run the network by each plan, turn by turn, and store the runs, the best one last."""
         modules = [package_plan(graph, plan, self.target, self.facts, seed=_SEED).to_bytes() for plan in plans]
         repeats = int(np.clip(_TURN_US / max(plans[-1].total_us, 1.0), 2, 20))
-        times = self.session.rehearse(modules, self._yardstick, rounds=_ROUNDS, repeats=repeats, timelines=_TIMELINES)
+        times = self.session.run_trials(modules, self._canary, rounds=_ROUNDS, repeats=repeats, timelines=_TIMELINES)
         network = fingerprint(graph)
-        rehearsed_at = now()
-        runs = [Rehearsal(network, plan, one, rehearsed_at) for plan, one in zip(plans, times, strict=True)]
+        ran_at = now()
+        runs = [TrialRun(network, plan, one, ran_at) for plan, one in zip(plans, times, strict=True)]
         if len(runs) > 1 and _is_slower(runs[1], runs[0]):
             runs.reverse()
-        self.profile.add_rehearsals(runs)
+        self.profile.add_trial_runs(runs)
         return runs
 
 
-def _is_slower(run: Rehearsal, other: Rehearsal) -> bool:
+def _is_slower(run: TrialRun, other: TrialRun) -> bool:
     """Whether one of two that ran turn by turn took longer: turns are compared, since a machine's speed changes."""
     turns_us, others_us = (np.median(np.reshape(one.times.latency_us, (_ROUNDS, -1)), axis=1) for one in (run, other))
     return bool(np.median(turns_us / others_us) >= 1)

@@ -72,7 +72,7 @@ class Tuner:
         """
         a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
         times = self.ask(candidate, a_round * ROUNDS, check=check).points
-        return [_joined(times[place :: len(points)]) for place in range(len(points))]
+        return [_joined(times[index :: len(points)]) for index in range(len(points))]
 
     def ask(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> Measurement:
         """One call to the device; once more, in a session of its own, where the first one was lost on the way.

@@ -23,11 +23,11 @@ from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import DeviceChoice
 
 from .alone import alone_with_device, alone_with_profile
-from .calibration import measure_overheads, measure_traffic
+from .calibration import measure_memory, measure_overheads
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
 from .session import open_session
-from .trial_runs import MOST_RUNS, SESSION_S, Rehearser
+from .trial_runs import MOST_RUNS, SESSION_S, TrialRunner
 from .tuner import Tuner, training_points
 from .workloads import (
     attention_training_layers,
@@ -124,21 +124,19 @@ def tune(
             _measure_until(until, tuner, _stream(chosen), at_least=len(chosen))
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
-            rehearse_all(tuner, graphs, facts)
+            run_all_trials(tuner, graphs, facts)
             return evaluations
 
 
-def rehearse_all(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]) -> None:
+def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]) -> None:
     """Find the best plan of each network by running all in turn; one that cannot be run is named and left out."""
     from tqdm import tqdm
 
     if not graphs:
         return
     with tuner.session.for_longer(SESSION_S) as session:
-        rehearser = Rehearser(
-            planner(tuner.profile, tuner.target.hardware), session, tuner.profile, tuner.target, facts
-        )
-        networks = [(graph.outputs[0], rehearser.rehearse(graph)) for graph in graphs]
+        runner = TrialRunner(planner(tuner.profile, tuner.target.hardware), session, tuner.profile, tuner.target, facts)
+        networks = [(graph.outputs[0], runner.run_trials(graph)) for graph in graphs]
         with tqdm(total=MOST_RUNS * len(networks), desc="rehearsing", unit="run") as bar:
             for _ in range(MOST_RUNS):
                 for name, runs in networks:
@@ -147,7 +145,7 @@ def rehearse_all(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]
                     except (MeasurementError, KernelError) as error:
                         best = None
                         tqdm.write(
-                            f"the network of {name!r} was not rehearsed to the end ({error}); the profile is complete, "
+                            f"the network of {name!r} was not tried to the end ({error}); the profile is complete, "
                             "and plans it by what was measured so far",
                             file=sys.stderr,
                         )
@@ -179,7 +177,7 @@ def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
 def _calibrate(tuner: Tuner) -> None:
     """Store what joining halves and layers takes; whatever else the profile holds for planning stays good."""
     overheads = measure_overheads(tuner)
-    found = {"overheads": asdict(overheads), "traffic": asdict(measure_traffic(tuner, overheads))}
+    found = {"overheads": asdict(overheads), "memory_model": asdict(measure_memory(tuner, overheads))}
     tuner.profile.describe(planning={**(tuner.profile.planning or {}), **found})
 
 
@@ -197,9 +195,9 @@ def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
     """Rounds of every family's layers; a round has one of each family before it has more of any."""
     streams = {name: FAMILIES[name]() for name in families}
     while True:
-        for place in range(max(_SHARES.values())):
+        for index in range(max(_SHARES.values())):
             for name, stream in streams.items():
-                if place < _SHARES[name]:
+                if index < _SHARES[name]:
                     yield next(stream)
 
 

@@ -359,9 +359,9 @@ def _layers_in(path: Path) -> list[AnyLayer]:
             f'{path} must hold a list of layers such as [{{"op": "linear", "m": 1, "k": 64, "n": 64}}]'
         )
     layers = []
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         try:
             layers.append(layer_from_json(entry))
         except (ValueError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"{path}, entry {place}: {error}") from None
+            raise FileFormatError(f"{path}, entry {index}: {error}") from None
     return layers

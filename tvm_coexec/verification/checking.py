@@ -16,7 +16,7 @@ from tvm_coexec.layers import (
     ImageLayer,
     Linear,
     MatMul,
-    Place,
+    PlaceRows,
     Pool,
     RowWise,
     Variant,
@@ -85,12 +85,12 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     else:
         computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = random_params(layer, step.seed)
-    if isinstance(layer, Attention | MatMul | Place):
+    if isinstance(layer, Attention | MatMul | PlaceRows):
         return _error_of_all_rows(executor, step, layer, operands, computed_channels)
     rows = _some_rows(layer, computed_rows, rng)
     is_image = isinstance(layer, ImageLayer)
-    for place, name in enumerate(step.inputs[: len(layer.input_sizes)]):
-        role = f"input{place}" if place else "input"
+    for position, name in enumerate(step.inputs[: len(layer.input_sizes)]):
+        role = f"input{position}" if position else "input"
         operands[role] = executor.view(name) if is_image else executor.view(name)[rows]
     if "residual" in layer.epilogue:
         operands["residual"] = _rows_of(executor, step.inputs[-1])[rows]

@@ -65,9 +65,9 @@ def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0, step
     if not expected.size:
         return Difference(0.0, True, (), 0.0, 0.0)
     distances = _distances(found, expected)
-    place = int(np.argmax(distances))
-    where = tuple(int(index) for index in np.unravel_index(place, expected.shape))
-    largest = float(distances[place])
+    position = int(np.argmax(distances))
+    where = tuple(int(index) for index in np.unravel_index(position, expected.shape))
+    largest = float(distances[position])
     if expected.dtype.kind == "f" and not step:
         finite = np.abs(expected[np.isfinite(expected)])
         size = largest / (float(finite.max(initial=0.0)) or 1.0)

@@ -146,7 +146,7 @@ class NetworkCheck:
         expected, leeway = self._expect(list(dict.fromkeys(names.values())))
         apart: dict[str, Difference] = {}
         for node in graph.nodes:
-            for name in (node.output, *graph.wholes(node.output)):
+            for name in (node.output, *graph.parents(node.output)):
                 if name not in names or names[name] not in expected or name in apart:
                     continue
                 nearest = _nearest(found[name], expected[names[name]], leeway[names[name]])
@@ -166,9 +166,9 @@ def _results(module: Module, arrays: Sequence[np.ndarray]) -> dict[str, np.ndarr
 def _visible(graph: Graph) -> Iterator[str]:
     """Tensors that may be made outputs: all that nodes make but those that lie within others."""
     for node in graph.nodes:
-        if graph.tensors[node.output].whole is None:
+        if graph.tensors[node.output].parent is None:
             yield node.output
-        yield from graph.wholes(node.output)[-1:]
+        yield from graph.parents(node.output)[-1:]
 
 
 def _with_outputs(graph: Graph, module: Module, names: Sequence[str]) -> Module:

@@ -79,7 +79,7 @@ class RelaxEvaluator:
             raise ModelError(f"{self.engine} cannot compile the module: {last_line(error)}") from None
         result = module["main"].ret_ty
         fields = getattr(result, "fields", None)
-        self.outputs = ["output"] if fields is None else [f"output {place}" for place in range(len(fields))]
+        self.outputs = ["output"] if fields is None else [f"output {index}" for index in range(len(fields))]
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         import tvm

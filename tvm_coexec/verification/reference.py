@@ -17,7 +17,7 @@ from tvm_coexec.layers import (
     Linear,
     LocalNorm,
     MatMul,
-    Place,
+    PlaceRows,
     Pool,
     Rearrange,
     Resize,
@@ -106,7 +106,7 @@ def _convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray, pixels: np.ndar
 
 
 def _attend(layer: Attention, operands: Mapping[str, np.ndarray]) -> np.ndarray:
-    q, k, v = (_heads(layer, operands[name], place) for place, name in enumerate(("input", "input1", "input2")))
+    q, k, v = (_heads(layer, operands[name], position) for position, name in enumerate(("input", "input1", "input2")))
     scores = q @ k.transpose(0, 1, 3, 2) * layer.scale
     mask = operands.get("mask", operands.get("input3"))
     if mask is not None:
@@ -132,7 +132,7 @@ def _multiply(layer: MatMul, operands: Mapping[str, np.ndarray]) -> np.ndarray:
     return (product if layer.heads_in_rows else product.transpose(0, 2, 1, 3)).reshape(layer.output_size)
 
 
-def _place(layer: Place, operands: Mapping[str, np.ndarray]) -> np.ndarray:
+def _place_rows(layer: PlaceRows, operands: Mapping[str, np.ndarray]) -> np.ndarray:
     rows = operands["input"].astype(np.float64).reshape(layer.batch, layer.in_rows, layer.channels)
     result = np.zeros((layer.batch, layer.out_rows, layer.channels))
     first, last = max(layer.shift, 0), min(layer.in_rows + layer.shift, layer.out_rows)
@@ -171,14 +171,16 @@ def _normalise_locally(layer: LocalNorm, x: np.ndarray) -> np.ndarray:
 
 def _rearrange(layer: Rearrange, x: np.ndarray) -> np.ndarray:
     """Every element from its place, which is computed for the whole output at once."""
-    places = [np.full(layer.output, offset) for offset in layer.offsets]
+    positions = [np.full(layer.output, offset) for offset in layer.offsets]
     for axis, indices in enumerate(np.indices(layer.output)):
         rest = indices + layer.starts[axis]
         for _, extent, along, step in reversed(layer.axis_digits(axis)):
-            places[along] += rest % extent * step
+            positions[along] += rest % extent * step
             rest = rest // extent
-    inside = np.all([(place >= 0) & (place < size) for place, size in zip(places, layer.input, strict=True)], axis=0)
-    read = x[tuple(np.clip(place, 0, size - 1) for place, size in zip(places, layer.input, strict=True))]
+    inside = np.all(
+        [(position >= 0) & (position < size) for position, size in zip(positions, layer.input, strict=True)], axis=0
+    )
+    read = x[tuple(np.clip(position, 0, size - 1) for position, size in zip(positions, layer.input, strict=True))]
     return np.where(inside, read, layer.fill)
 
 
@@ -186,9 +188,9 @@ def _resize(layer: Resize, x: np.ndarray) -> np.ndarray:
     """Lines, then columns, between those of the input."""
     for axis, count in enumerate((layer.out_h, layer.out_w)):
         last = layer.input[1 + axis] - 1
-        place = np.clip(np.arange(count) * layer.scale[axis] + layer.shift[axis], 0, last)
-        below = np.floor(place).astype(int)
-        share = np.expand_dims(place - below, (0, 2, 3) if axis == 0 else (0, 1, 3))
+        position = np.clip(np.arange(count) * layer.scale[axis] + layer.shift[axis], 0, last)
+        below = np.floor(position).astype(int)
+        share = np.expand_dims(position - below, (0, 2, 3) if axis == 0 else (0, 1, 3))
         x = x.take(below, 1 + axis) * (1 - share) + x.take(np.minimum(below + 1, last), 1 + axis) * share
     return x
 
@@ -204,7 +206,7 @@ def _image_body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.
         made = _rearrange(layer, image) if isinstance(layer, Rearrange) else _resize(layer, image)
         return made.reshape(-1, layer.out_channels)[pixels]
     h, w = layer.output_size[1:3]
-    names = ["input", *(f"input{place}" for place in range(1, len(layer.input_sizes)))]
+    names = ["input", *(f"input{position}" for position in range(1, len(layer.input_sizes)))]
     # An axis of one element has the same for every place.
     batch = layer.output_size[0]
     images = [np.broadcast_to(x, (batch, h, w, x.shape[-1])) for x in (operands[name] for name in names)]
@@ -220,7 +222,7 @@ def _image_body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.
     raise NotImplementedError(f"there is no reference for {layer.op} layers")
 
 
-_MIXING: dict[type, Callable[..., np.ndarray]] = {Attention: _attend, MatMul: _multiply, Place: _place}
+_MIXING: dict[type, Callable[..., np.ndarray]] = {Attention: _attend, MatMul: _multiply, PlaceRows: _place_rows}
 """Layers that mix rows."""
 
 
@@ -228,7 +230,7 @@ def _body(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarra
     if isinstance(layer, ImageLayer):
         every = np.arange(math.prod(layer.output_size[:-1]))
         return _image_body(layer, operands, every if pixels is None else pixels)
-    if isinstance(layer, Attention | MatMul | Place):
+    if isinstance(layer, Attention | MatMul | PlaceRows):
         return _MIXING[type(layer)](layer, operands)
     x = operands["input"].astype(np.float64)
     if isinstance(layer, Linear):

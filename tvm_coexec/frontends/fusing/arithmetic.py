@@ -65,11 +65,11 @@ def _sizes(values: list[Value], shape: tuple[int, ...]) -> _Sizes | None:
     for value, extents in zip(values, wide, strict=True):
         if extents[axis] != value.tensor.channels:
             return None
-    rest = [place for place in range(len(shape)) if place != axis]
+    rest = [index for index in range(len(shape)) if index != axis]
     is_image = len(shape) in (3, 4) and axis == 1 and (math.prod(shape[2:]) > 1 or _are_images(values))
     groups = _alike(rest, wide, shape)
     if is_image:
-        groups = [[0], *([[]] if len(shape) == 3 else []), *([place] for place in rest[1:])]
+        groups = [[0], *([[]] if len(shape) == 3 else []), *([index] for index in rest[1:])]
     if len(groups) > 3:
         return None
     first, second = (_image(groups, extents, axis) for extents in wide)
@@ -78,7 +78,7 @@ def _sizes(values: list[Value], shape: tuple[int, ...]) -> _Sizes | None:
 
 def _image(groups: list[list[int]], extents: tuple[int, ...], channel_axis: int) -> Image:
     """Axes put together as batch, height and width, fewer than three behind ones."""
-    sizes = [math.prod(extents[place] for place in group) for group in groups]
+    sizes = [math.prod(extents[index] for index in group) for group in groups]
     batch, h, w = (*(1,) * (3 - len(sizes)), *sizes)
     return batch, h, w, extents[channel_axis]
 
@@ -94,17 +94,17 @@ def _channel_axis(values: list[Value], rank: int) -> int | None:
     return axes.pop() if len(axes) == 1 else None
 
 
-def _alike(places: list[int], wide: list[tuple[int, ...]], shape: tuple[int, ...]) -> list[list[int]]:
+def _alike(indices: list[int], wide: list[tuple[int, ...]], shape: tuple[int, ...]) -> list[list[int]]:
     """Neighbouring axes along which the same operands are repeated, put together; those of one element left out."""
     groups: list[list[int]] = []
     last: list[bool] | None = None
-    for place in places:
-        if shape[place] == 1:
+    for index in indices:
+        if shape[index] == 1:
             continue
-        repeated = [extents[place] < shape[place] for extents in wide]
+        repeated = [extents[index] < shape[index] for extents in wide]
         if repeated == last:
-            groups[-1].append(place)
+            groups[-1].append(index)
         else:
-            groups.append([place])
+            groups.append([index])
         last = repeated
     return groups

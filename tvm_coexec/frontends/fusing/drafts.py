@@ -133,7 +133,7 @@ class Draft:
     def _factors(self) -> list[str] | None:
         """The parameters that a factor of the result multiplies: those of the last steps, or the layer's own too."""
         affine = self._last_operands(("bias", "scale"))
-        factor = next((place for place, name in enumerate(affine) if name.startswith("scale")), None)
+        factor = next((index for index, name in enumerate(affine) if name.startswith("scale")), None)
         if factor is not None:
             return affine[: factor + 1]
         return list(self.params) if len(affine) == len(self.epilogue) and self._has_factors else None

@@ -30,7 +30,7 @@ class Root:
     ----------
     shape
         Axes each of which is one of those of ``size``.
-    places
+    positions
         For each of them, which one of ``size`` it is.
     size
         The tensor as an image: rows are the lines of one that is a pixel wide.
@@ -38,7 +38,7 @@ class Root:
 
     tensor: DraftTensor
     shape: tuple[int, ...]
-    places: tuple[int, ...]
+    positions: tuple[int, ...]
     size: Image
 
     @classmethod
@@ -59,7 +59,7 @@ class Root:
 
     @property
     def is_channels_first(self) -> bool:
-        return self.places == (0, 3, 1, 2)
+        return self.positions == (0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -220,12 +220,12 @@ def _append(fuser: Fuser, root: Root, seen: Moved, tensor: DraftTensor, source: 
         first = len(seen.shape) - (trailing_axes(seen.shape, tensor.channels) or 0)
         axes = [(), tuple(range(first)), (), tuple(range(first, len(seen.shape)))]
     digits = tuple(
-        (place, extent, root.places[along], step)
-        for place, group in enumerate(axes)
+        (position, extent, root.positions[along], step)
+        for position, group in enumerate(axes)
         for extent, along, step in merged(digit for axis in group for digit in seen.axes[axis])
     )
-    offsets = dict(zip(root.places, seen.offsets, strict=True))
-    batch, h, w, channels = (offsets.get(place, 0) for place in range(4))
+    offsets = dict(zip(root.positions, seen.offsets, strict=True))
+    batch, h, w, channels = (offsets.get(position, 0) for position in range(4))
     layer = Rearrange(root.size, output, digits, (batch, h, w, channels), fill)
     draft = fuser.new_draft(layer, root.tensor, tensor.shape, tensor.channels, source)
     draft.output, tensor.producer = tensor, draft

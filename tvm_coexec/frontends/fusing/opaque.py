@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import ModelError, last_line
-from tvm_coexec.frontends.trace import Operation, Source, Whole
+from tvm_coexec.frontends.trace import OpaqueCall, Operation, Source
 from tvm_coexec.layers import Opaque, Operand, constant_name
 
 from .drafts import DraftTensor
@@ -25,13 +25,13 @@ def add_opaque(fuser: Fuser, operation: Operation, refusal: ModelError) -> None:
     ModelError
         Relax has no loops for the operation either.
     """
-    whole = None if operation.whole is None else operation.whole()
-    if whole is None or not whole.inputs:
+    opaque = None if operation.opaque is None else operation.opaque()
+    if opaque is None or not opaque.inputs:
         raise refusal
-    _check_legal(whole, operation.source, refusal)
-    values = [concrete(fuser, name) for name in whole.inputs]
+    _check_legal(opaque, operation.source, refusal)
+    values = [concrete(fuser, name) for name in opaque.inputs]
     tensor = _output(fuser, operation, values)
-    _append(fuser, whole, values, tensor, operation.source)
+    _append(fuser, opaque, values, tensor, operation.source)
     batch = tensor.image[0] if tensor.image else tensor.rows
     fuser.values[operation.output] = Value(tensor, fuser.trace.shapes[operation.output], batch)
 
@@ -40,12 +40,12 @@ def copied(fuser: Fuser, value: Value, name: str, source: Source) -> Value:
     """A copy of a value whose elements are in the order in which the model sees them."""
     from tvm import relax
 
-    from tvm_coexec.frontends.relax.whole import written
+    from tvm_coexec.frontends.relax.opaque import written
 
     text = written([_relax_type(value)], lambda x: relax.op.reshape(x, value.shape))
     channels = value.shape[-1] if value.shape else 1
     tensor = DraftTensor(name, value.shape, channels, dtype=value.tensor.dtype)
-    _append(fuser, Whole(text, ()), [value], tensor, source)
+    _append(fuser, OpaqueCall(text, ()), [value], tensor, source)
     return Value(tensor, value.shape, tensor.rows)
 
 
@@ -60,12 +60,12 @@ def concrete(fuser: Fuser, name: str) -> Value:
     return value
 
 
-def _check_legal(whole: Whole, source: Source, refusal: ModelError) -> None:
+def _check_legal(opaque: OpaqueCall, source: Source, refusal: ModelError) -> None:
     from tvm_coexec.schedules.opaque_kernels import legalised, program_steps
 
-    names = [str(place) for place in range(len(whole.inputs) + len(whole.constants))]
+    names = [str(position) for position in range(len(opaque.inputs) + len(opaque.constants))]
     try:
-        program_steps(legalised(whole.text), names, "output")
+        program_steps(legalised(opaque.text), names, "output")
     except (RuntimeError, TypeError, ValueError) as error:
         reason = last_line(error)
         raise ModelError(f"{refusal}; nor can Relax compute {source} for the CPU: {reason}") from error
@@ -83,16 +83,16 @@ def _output(fuser: Fuser, operation: Operation, values: list[Value]) -> DraftTen
     return tensor
 
 
-def _append(fuser: Fuser, whole: Whole, values: list[Value], tensor: DraftTensor, source: Source) -> None:
+def _append(fuser: Fuser, opaque: OpaqueCall, values: list[Value], tensor: DraftTensor, source: Source) -> None:
     batch = tensor.image[0] if tensor.image else tensor.rows
     result = _operand(Value(tensor, tensor.shape, batch))
-    constants = tuple((array.shape, str(array.dtype)) for array in whole.constants)
-    layer = Opaque(source.operator, whole.text, tuple(map(_operand, values)), result, constants)
+    constants = tuple((array.shape, str(array.dtype)) for array in opaque.constants)
+    layer = Opaque(source.operator, opaque.text, tuple(map(_operand, values)), result, constants)
     draft = fuser.new_draft(layer, values[0].tensor, tensor.shape, tensor.channels, source)
     draft.output = tensor
     tensor.producer = draft
     draft.others = tuple(value.tensor for value in values[1:])
-    draft.params = {constant_name(index): array for index, array in enumerate(whole.constants)}
+    draft.params = {constant_name(index): array for index, array in enumerate(opaque.constants)}
 
 
 def _operand(value: Value) -> Operand:
@@ -111,7 +111,7 @@ def _relax_type(value: Value) -> Any:
 def _padded(fuser: Fuser, value: Value) -> Value:
     from tvm import relax
 
-    from tvm_coexec.frontends.relax.whole import written
+    from tvm_coexec.frontends.relax.opaque import written
 
     top, left, bottom, right = value.padding
     batch, channels, h, w = value.shape
@@ -120,5 +120,5 @@ def _padded(fuser: Fuser, value: Value) -> Value:
     widths = (0, 0, 0, 0, top, bottom, left, right)
     text = written([_relax_type(seen)], lambda x: relax.op.nn.pad(x, widths))
     tensor = DraftTensor(f"{value.tensor.name}/padded", value.shape, channels, image=(batch, h, w, channels))
-    _append(fuser, Whole(text, ()), [seen], tensor, Source("Pad", tensor.name, "value"))
+    _append(fuser, OpaqueCall(text, ()), [seen], tensor, Source("Pad", tensor.name, "value"))
     return Value(tensor, value.shape, batch)

@@ -10,7 +10,7 @@ import numpy as np
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Operation, Source
-from tvm_coexec.layers import Attention, MatMul, Matrices, Place
+from tvm_coexec.layers import Attention, MatMul, Matrices, PlaceRows
 
 from .drafts import DraftTensor
 from .opaque import concrete
@@ -127,7 +127,7 @@ def add_slice(fuser: Fuser, operation: Operation) -> None:
             "of attention"
         )
     begin, count = operation.attributes["begin"], operation.attributes["count"]
-    layer = Place(math.prod(value.shape[:axis]), value.shape[axis], count, channels, -begin)
+    layer = PlaceRows(math.prod(value.shape[:axis]), value.shape[axis], count, channels, -begin)
     draft = fuser.new_draft(layer, value.tensor, fuser.trace.shapes[operation.output], channels, source)
     fuser.set(operation, draft)
 
@@ -143,7 +143,7 @@ def add_constant_rows(fuser: Fuser, operation: Operation) -> None:
     if not value.channels_last or math.prod(shape[axis + 1 :]) != channels or axis >= len(shape):
         raise ModelError(f"{source} puts a constant to axis {axis} of {list(shape)}; supported is the axis of the rows")
     batch, rows, total = math.prod(shape[:axis]), shape[axis], fuser.trace.shapes[operation.output][axis]
-    place = operation.inputs.index(names[0])
+    position = operation.inputs.index(names[0])
     parts = [
         np.zeros((batch, rows, channels))
         if name == names[0]
@@ -153,7 +153,7 @@ def add_constant_rows(fuser: Fuser, operation: Operation) -> None:
     summand = np.concatenate(parts, axis=1)
     if np.any(summand != summand[:1]):
         raise ModelError(f"{source} puts other constants to each item of the batch; supported are equal ones")
-    layer = Place(batch, rows, total, channels, sum(part.shape[1] for part in parts[:place]), True)
+    layer = PlaceRows(batch, rows, total, channels, sum(part.shape[1] for part in parts[:position]), True)
     draft = fuser.new_draft(layer, value.tensor, fuser.trace.shapes[operation.output], channels, source)
     draft.params["summand"] = summand[0]
     fuser.set(operation, draft)
@@ -180,12 +180,12 @@ def add_summand(fuser: Fuser, operation: Operation, name: str, array: np.ndarray
     summand = array.astype(np.float64).reshape(-1, value.tensor.channels)
     draft = fuser.producer_to_extend(name)
     layer = draft.layer if draft is not None and not draft.epilogue else None
-    if draft is not None and isinstance(layer, Place) and layer.out_rows == len(summand):
+    if draft is not None and isinstance(layer, PlaceRows) and layer.out_rows == len(summand):
         draft.params["summand"] = draft.params.get("summand", 0.0) + summand
         draft.layer = replace(layer, has_summand=True)
     else:
         rows = len(summand)
-        layer = Place(value.tensor.rows // rows, rows, rows, value.tensor.channels, 0, True)
+        layer = PlaceRows(value.tensor.rows // rows, rows, rows, value.tensor.channels, 0, True)
         draft = fuser.new_draft(layer, value.tensor, value.shape, value.tensor.channels, operation.source)
         draft.params["summand"] = summand
     fuser.set(operation, draft, value)

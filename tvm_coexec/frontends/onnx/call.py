@@ -27,16 +27,16 @@ class Call:
     def attributes(self) -> dict[str, Any]:
         return attributes(self.node.proto)
 
-    def operand(self, place: int) -> relax.Expr | None:
+    def operand(self, index: int) -> relax.Expr | None:
         """An operand; None if it is left out."""
-        return self.operands[place] if place < len(self.operands) else None
+        return self.operands[index] if index < len(self.operands) else None
 
-    def array(self, place: int) -> np.ndarray | None:
+    def array(self, index: int) -> np.ndarray | None:
         """A constant operand; None for others."""
-        return self.model.constants.get(self.node.proto.input[place]) if self.operand(place) is not None else None
+        return self.model.constants.get(self.node.proto.input[index]) if self.operand(index) is not None else None
 
-    def type(self, place: int) -> ValueType:
-        return self.model.types[self.node.proto.input[place]]
+    def type(self, index: int) -> ValueType:
+        return self.model.types[self.node.proto.input[index]]
 
     def constant(self, array: object, dtype: str) -> relax.Expr:
         return relax.const(np.asarray(array, dtype), dtype)

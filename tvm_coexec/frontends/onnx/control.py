@@ -151,10 +151,10 @@ def _scan(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
     for index in range(length):
         items = []
         for name, axis, back in zip(scanned, axes, backwards, strict=True):
-            place = new_constant(
+            position = new_constant(
                 simplifier, np.int64(length - 1 - index if back else index), f"{source.name}/iteration"
             )
-            items.append(new_value(simplifier, "Gather", [name, place], scope, source, axis=axis))
+            items.append(new_value(simplifier, "Gather", [name, position], scope, source, axis=axis))
         results = body_results(simplifier, body, [*state, *items], scope, source)
         state = results[: len(state)]
         for kept, item in zip(listed, results[len(state) :], strict=True):

@@ -49,8 +49,8 @@ def _non_max_suppression(call: Call) -> Any:
     """The rows, one more with their number, and the boxes that are left in scratch memory behind them."""
     rows = call.result.shape[0]
     batch, classes, boxes = call.type(1).shape
-    limits = [array.reshape(-1)[0] if (array := call.array(place)) is not None else None for place in (2, 3, 4)]
-    if any(limit is None and call.operand(place) is not None for place, limit in enumerate(limits, 2)):
+    limits = [array.reshape(-1)[0] if (array := call.array(index)) is not None else None for index in (2, 3, 4)]
+    if any(limit is None and call.operand(index) is not None for index, limit in enumerate(limits, 2)):
         raise ModelError(f"{call.node.source} has a threshold that the model computes; make it a constant")
     most = min(int(limits[0] or 0), boxes)
     overlap = float(limits[1]) if limits[1] is not None else 0.0
@@ -58,10 +58,10 @@ def _non_max_suppression(call: Call) -> Any:
     centred = bool(call.attributes.get("center_point_box", 0))
     loops = _Suppression((batch, classes, boxes), most, overlap, least, centred, rows)
 
-    def compute(places: te.Tensor, scores: te.Tensor) -> list[te.Tensor]:
+    def compute(corners: te.Tensor, scores: te.Tensor) -> list[te.Tensor]:
         made: list[te.Tensor] = te.extern(
             [(rows + 1, 3), (boxes + 1,)],
-            [places, scores],
+            [corners, scores],
             lambda ins, outs: loops.statement(*ins, *outs),
             dtype=["int64", "int32"],
             name="suppressed",
@@ -88,10 +88,10 @@ class _Suppression:
         self.batch, self.classes, self.boxes = size
         self.most, self.overlap, self.least, self.centred, self.rows = most, overlap, least, centred, rows
 
-    def statement(self, places: Any, scores: Any, selected: Any, scratch: Any) -> Any:
+    def statement(self, corners: Any, scores: Any, selected: Any, scratch: Any) -> Any:
         """The loops; ``scratch`` says of each box whether it is left, and last which is the best."""
-        self.places, self.scores, self.selected, self.left = (
-            T.buffer_proxy(buffer) for buffer in (places, scores, selected, scratch)
+        self.corners, self.scores, self.selected, self.left = (
+            T.buffer_proxy(buffer) for buffer in (corners, scores, selected, scratch)
         )
         with IRBuilder() as builder, T.seq_scope():
             with T.serial(0, 3 * (self.rows + 1)) as i:
@@ -116,9 +116,9 @@ class _Suppression:
                 self.left[best] = i.astype("int32")
         with T.If(self.left[best] >= 0), T.Then():
             count = 3 * self.rows
-            place = self.selected[count] * 3
+            index = self.selected[count] * 3
             for offset, number in enumerate((b, c, self.left[best])):
-                self.selected[place + offset] = number.astype("int64")
+                self.selected[index + offset] = number.astype("int64")
             self.selected[count] = self.selected[count] + tirx.const(1, "int64")
             with T.serial(0, self.boxes) as i, T.If(self._is_covered(b, self.left[best], i)), T.Then():
                 self.left[i] = tirx.const(0, "int32")
@@ -126,7 +126,7 @@ class _Suppression:
 
     def _corners(self, b: Any, box: Any) -> list[Any]:
         """Lower and upper bounds of a box along both axes."""
-        one, two, three, four = (self.places[(b * self.boxes + box) * 4 + place] for place in range(4))
+        one, two, three, four = (self.corners[(b * self.boxes + box) * 4 + index] for index in range(4))
         if self.centred:
             half = tirx.const(0.5, "float32")
             return [one - three * half, two - four * half, one + three * half, two + four * half]

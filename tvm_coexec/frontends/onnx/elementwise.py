@@ -144,10 +144,10 @@ def _normalise_lengths(call: Call) -> Any:
 
 def _cumulated(call: Call) -> Any:
     """Sums of all before each place on an axis: a product with a triangle of ones."""
-    shape, dtype, place = call.type(0).shape, call.type(0).dtype, call.array(1)
-    if place is None or not shape:
+    shape, dtype, position = call.type(0).shape, call.type(0).dtype, call.array(1)
+    if position is None or not shape:
         return None
-    axis = int(place.reshape(())) % len(shape)
+    axis = int(position.reshape(())) % len(shape)
     reached = np.tri(shape[axis], k=-1 if call.attributes.get("exclusive", 0) else 0)
     triangle = call.constant(reached if call.attributes.get("reverse", 0) else reached.T, dtype)
     order = [*(other for other in range(len(shape)) if other != axis), axis]

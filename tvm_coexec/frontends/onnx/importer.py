@@ -14,7 +14,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from tvm_coexec.errors import ModelError, last_line
 from tvm_coexec.frontends.relax.calls import static_type
-from tvm_coexec.frontends.relax.whole import building
+from tvm_coexec.frontends.relax.opaque import building
 from tvm_coexec.frontends.trace import Source
 
 from .call import Call

@@ -12,15 +12,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.relax.sorting import extreme_places
+from tvm_coexec.frontends.relax.sorting import extreme_indices
 
 from .call import Call, Converter
 
 
-def _indices(call: Call, place: int, extents: np.ndarray) -> relax.Expr:
+def _indices(call: Call, position: int, extents: np.ndarray) -> relax.Expr:
     """Indices of an operand, counted from the start and within their axes, whose extents these are."""
-    array = call.array(place)
-    dtype = call.type(place).dtype
+    array = call.array(position)
+    dtype = call.type(position).dtype
     if array is not None:
         counted = np.where(array < 0, array + extents, array)
         return call.constant(np.clip(counted, 0, extents - 1), dtype)
@@ -34,7 +34,7 @@ def _indices(call: Call, place: int, extents: np.ndarray) -> relax.Expr:
 
         return te.compute(given.shape, element, name="indices")
 
-    return call.loops(compute, call.operand(place), call.constant(extents, dtype))
+    return call.loops(compute, call.operand(position), call.constant(extents, dtype))
 
 
 def _axis(call: Call, default: int = 0) -> int:
@@ -64,7 +64,7 @@ def _gather_nd(call: Call) -> Any:
 def _slice(call: Call) -> Any:
     """Bounds counted from the start; TVM takes those beyond the ends otherwise."""
     shape, values = call.type(0).shape, call.attributes
-    bounds = [values.get(name, call.array(place)) for place, name in enumerate(("starts", "ends", "axes"), 1)]
+    bounds = [values.get(name, call.array(position)) for position, name in enumerate(("starts", "ends", "axes"), 1)]
     if bounds[0] is None or bounds[1] is None:
         raise ModelError(f"{call.node.source} has bounds that the model computes; make them constants")
     axes = [int(axis) % len(shape) for axis in (range(len(bounds[0])) if bounds[2] is None else bounds[2])]
@@ -103,10 +103,10 @@ _COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {
 
 def _scatter_elements(call: Call) -> Any:
     shape, axis = call.type(0).shape, _axis(call)
-    strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+    strides = [math.prod(shape[position + 1 :]) for position in range(len(shape))]
     indices = _indices(call, 1, np.array(shape[axis]))
 
-    def place(index: list[Any], found: Callable[[], Any]) -> Any:
+    def position(index: list[Any], found: Callable[[], Any]) -> Any:
         placed = [found() if at == axis else own for at, own in enumerate(index)]
         return sum(own * stride for own, stride in zip(placed, strides, strict=True))
 
@@ -114,7 +114,7 @@ def _scatter_elements(call: Call) -> Any:
         size = call.type(1).shape
         with T.serial(0, math.prod(size)) as i:
             index = _unravelled(i, size)
-            target = place(index, lambda: given[i].astype("int64"))
+            target = position(index, lambda: given[i].astype("int64"))
             output[target] = combine(output[target], updates[i])
 
     return _scattered(call, indices, write)
@@ -124,12 +124,12 @@ def _scatter_nd(call: Call) -> Any:
     shape, size = call.type(0).shape, call.type(1).shape
     depth = size[-1]
     inner = math.prod(shape[depth:])
-    strides = [math.prod(shape[place + 1 :]) for place in range(depth)]
+    strides = [math.prod(shape[position + 1 :]) for position in range(depth)]
     indices = _indices(call, 1, np.array(shape[:depth]))
 
     def write(data: Any, given: Any, updates: Any, output: Any, combine: Any) -> None:
         with T.serial(0, math.prod(size[:-1])) as i, T.serial(0, inner) as j:
-            start = sum(given[i * depth + place].astype("int64") * stride for place, stride in enumerate(strides))
+            start = sum(given[i * depth + position].astype("int64") * stride for position, stride in enumerate(strides))
             output[start + j] = combine(output[start + j], updates[i * inner + j])
 
     return _scattered(call, indices, write)
@@ -162,8 +162,8 @@ def _scattered(call: Call, indices: relax.Expr, write: Callable[..., None]) -> r
 def _unravelled(position: Any, shape: tuple[int, ...]) -> list[Any]:
     """The index of an element by its position in memory."""
     index = []
-    for place, extent in enumerate(shape):
-        index.append(position // math.prod(shape[place + 1 :]) % extent)
+    for position, extent in enumerate(shape):
+        index.append(position // math.prod(shape[position + 1 :]) % extent)
     return index
 
 
@@ -177,8 +177,8 @@ def _top_k(call: Call) -> Any:
     axis, shape = _axis(call, -1), call.type(0).shape
     count = call.model.types[call.node.proto.output[0] or call.node.proto.output[1]].shape[axis]
     largest = bool(call.attributes.get("largest", 1))
-    places = call.loops(extreme_places(shape, axis, count, largest), call.operand(0))
-    return [relax.op.gather_elements(call.operand(0), places, axis), places]
+    positions = call.loops(extreme_indices(shape, axis, count, largest), call.operand(0))
+    return [relax.op.gather_elements(call.operand(0), positions, axis), positions]
 
 
 CONVERTERS: Mapping[str, Converter] = {

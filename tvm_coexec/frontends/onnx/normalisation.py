@@ -23,14 +23,14 @@ def _batch_normalise(call: Call) -> Any:
     x, dtype = call.operand(0), call.type(0).dtype
     spread = (-1, *[1] * (len(call.type(0).shape) - 2))
     epsilon = values.get("epsilon", 1e-5)
-    arrays = [call.array(place) for place in range(1, 5)]
+    arrays = [call.array(index) for index in range(1, 5)]
     if all(array is not None for array in arrays):
         gamma, beta, mean, variance = (np.asarray(array, np.float64).reshape(spread) for array in arrays)
         factor = gamma / np.sqrt(variance + epsilon)
         scale, shift = call.constant(factor, dtype), call.constant(beta - mean * factor, dtype)
     else:
         gamma, beta, mean, variance = (
-            call.builder.emit(relax.op.reshape(call.operand(place), spread)) for place in range(1, 5)
+            call.builder.emit(relax.op.reshape(call.operand(index), spread)) for index in range(1, 5)
         )
         deviation = relax.op.sqrt(relax.op.add(variance, call.constant(epsilon, dtype)))
         scale = call.builder.emit(relax.op.divide(gamma, deviation))

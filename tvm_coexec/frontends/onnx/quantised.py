@@ -14,9 +14,11 @@ from .call import Call, Converter
 from .nodes import window_padding
 
 
-def _spread(call: Call, place: int, shape: tuple[int, ...], axis: int) -> Callable[[te.Tensor, tuple[Any, ...]], Any]:
+def _spread(
+    call: Call, position: int, shape: tuple[int, ...], axis: int
+) -> Callable[[te.Tensor, tuple[Any, ...]], Any]:
     """How the elements of a scale or zero point are read for those of a tensor: one for all, by axis, or by block."""
-    size = call.type(place).shape
+    size = call.type(position).shape
     block = call.attributes.get("block_size", 0)
     if not size or (len(size) == 1 and size[0] == 1):
         return lambda table, index: table[(0,) * len(size)]
@@ -27,8 +29,8 @@ def _spread(call: Call, place: int, shape: tuple[int, ...], axis: int) -> Callab
     block = block or -(-shape[axis] // size[axis - missing])
 
     def element(table: te.Tensor, index: tuple[Any, ...]) -> Any:
-        along = (0 if extent == 1 else index[missing + place] for place, extent in enumerate(size))
-        return table[tuple(at // block if missing + place == axis else at for place, at in enumerate(along))]
+        along = (0 if extent == 1 else index[missing + position] for position, extent in enumerate(size))
+        return table[tuple(at // block if missing + position == axis else at for position, at in enumerate(along))]
 
     return element
 
@@ -99,8 +101,8 @@ def _quantize_dynamically(call: Call) -> Any:
     def zero_of(bottom: te.Tensor, scale: te.Tensor) -> te.Tensor:
         def element() -> Any:
             # nothing but zeros has the scale zero
-            place = tirx.Select(scale[()] == 0, tirx.const(0, "float32"), -bottom[()] / scale[()])
-            return _rounded(place, tirx.const(0, "uint8"), "uint8")
+            position = tirx.Select(scale[()] == 0, tirx.const(0, "float32"), -bottom[()] / scale[()])
+            return _rounded(position, tirx.const(0, "uint8"), "uint8")
 
         return te.compute((), element, name="zero_point")
 
@@ -116,13 +118,13 @@ def _quantize_dynamically(call: Call) -> Any:
     return [call.loops(quantised, x, scale, zero), scale, zero]
 
 
-def _centred(call: Call, place: int, zero_place: int, axis: int) -> relax.Expr:
+def _centred(call: Call, position: int, zero_position: int, axis: int) -> relax.Expr:
     """An operand as int32, less its zero point."""
-    shape = call.type(place).shape
-    zero = call.operand(zero_place)
-    by_axis = zero is not None and len(call.type(zero_place).shape) > 0
+    shape = call.type(position).shape
+    zero = call.operand(zero_position)
+    by_axis = zero is not None and len(call.type(zero_position).shape) > 0
     zero_at = (
-        _spread(call, zero_place, shape, axis)
+        _spread(call, zero_position, shape, axis)
         if by_axis and len(shape) > 1
         else lambda table, index: table[(0,) * len(table.shape)]
     )
@@ -134,14 +136,14 @@ def _centred(call: Call, place: int, zero_place: int, axis: int) -> relax.Expr:
 
         return te.compute(shape, element, name="centred")
 
-    operands = [call.operand(place), *([] if zero is None else [zero])]
-    if call.array(place) is not None and (zero is None or call.array(zero_place) is not None):
-        return call.constant(_centred_constant(call, place, zero_place, axis), "int32")
+    operands = [call.operand(position), *([] if zero is None else [zero])]
+    if call.array(position) is not None and (zero is None or call.array(zero_position) is not None):
+        return call.constant(_centred_constant(call, position, zero_position, axis), "int32")
     return call.loops(compute, *operands)
 
 
-def _centred_constant(call: Call, place: int, zero_place: int, axis: int) -> np.ndarray:
-    array, zero = call.array(place), call.array(zero_place)
+def _centred_constant(call: Call, position: int, zero_position: int, axis: int) -> np.ndarray:
+    array, zero = call.array(position), call.array(zero_position)
     assert array is not None
     wide = array.astype(np.int32)
     if zero is None:
@@ -155,11 +157,11 @@ def _centred_constant(call: Call, place: int, zero_place: int, axis: int) -> np.
     return wide - zero.astype(np.int32)
 
 
-def _convolved(call: Call, x: relax.Expr, weights: relax.Expr, x_place: int, weights_place: int) -> relax.Expr:
+def _convolved(call: Call, x: relax.Expr, weights: relax.Expr, x_position: int, weights_position: int) -> relax.Expr:
     values = call.attributes
-    spatial = len(call.type(x_place).shape) - 2
-    kernel = call.type(weights_place).shape[2:]
-    pads = window_padding(values, call.type(x_place).shape[2:], kernel)
+    spatial = len(call.type(x_position).shape) - 2
+    kernel = call.type(weights_position).shape[2:]
+    pads = window_padding(values, call.type(x_position).shape[2:], kernel)
     op = {1: relax.op.nn.conv1d, 2: relax.op.nn.conv2d, 3: relax.op.nn.conv3d}[spatial]
     return op(
         x,
@@ -180,15 +182,15 @@ def _matmul_integer(call: Call) -> Any:
     return relax.op.matmul(_centred(call, 0, 2, -2), _centred(call, 1, 3, -1), out_dtype="int32")
 
 
-def _requantised(call: Call, product: relax.Expr, places: tuple[int, int, int, int], axis: int) -> relax.Expr:
-    """A product of whole numbers on the result's scale; ``places``: scales of operands and result, its zero point."""
-    left, right, own, zero_place = places
+def _requantised(call: Call, product: relax.Expr, positions: tuple[int, int, int, int], axis: int) -> relax.Expr:
+    """A product of whole numbers on the result's scale; ``positions``: scales of operands and result, its zero point."""
+    left, right, own, zero_position = positions
     shape, dtype = call.result.shape, call.result.dtype
 
-    def at(place: int) -> Callable[[te.Tensor, tuple[Any, ...]], Any]:
-        return _spread(call, place, shape, axis if place == right else -2)
+    def at(position: int) -> Callable[[te.Tensor, tuple[Any, ...]], Any]:
+        return _spread(call, position, shape, axis if position == right else -2)
 
-    readers = [at(place) for place in (left, right, own, zero_place)]
+    readers = [at(position) for position in (left, right, own, zero_position)]
 
     def compute(total: te.Tensor, *tables: te.Tensor) -> te.Tensor:
         def element(*index: Any) -> Any:
@@ -198,7 +200,7 @@ def _requantised(call: Call, product: relax.Expr, places: tuple[int, int, int, i
 
         return te.compute(shape, element, name="requantised")
 
-    return call.loops(compute, product, *(call.operand(place) for place in places))
+    return call.loops(compute, product, *(call.operand(position) for position in positions))
 
 
 def _qlinear_matmul(call: Call) -> Any:

@@ -82,8 +82,8 @@ def _recurrent(call: Call) -> Any:
         return rows[0] if directions == 1 else relax.op.concat(rows, axis=1)
 
     results = [part(0, steps)] if names[0] else [relax.const(np.zeros((), np.float32))]
-    for place in range(kept):
-        results.append(relax.op.reshape(part(steps + place, 1), (directions, batch, hidden)))
+    for position in range(kept):
+        results.append(relax.op.reshape(part(steps + position, 1), (directions, batch, hidden)))
     if batch_first:
         if names[0]:
             results[0] = relax.op.permute_dims(results[0], [2, 0, 1, 3])
@@ -99,20 +99,20 @@ def _direction(call: Call, x: relax.Expr, index: int, size: tuple[int, int, int]
     dtype = call.type(0).dtype
     lstm = operator == "LSTM"
 
-    def own(place: int, shape: tuple[int, ...]) -> relax.Expr | None:
+    def own(position: int, shape: tuple[int, ...]) -> relax.Expr | None:
         """An optional operand's part for this direction."""
-        operand, array = call.operand(place), call.array(place)
+        operand, array = call.operand(position), call.array(position)
         if array is not None:
             return call.constant(array[index].reshape(shape), dtype)
         if operand is None:
             return None
         return relax.op.reshape(relax.op.strided_slice(operand, [0], [index], [index + 1]), shape)
 
-    def state(place: int) -> relax.Expr:
-        if call.attributes.get("layout", 0) == 1 and call.operand(place) is not None:
-            swapped = relax.op.permute_dims(call.operand(place), [1, 0, 2])
+    def state(position: int) -> relax.Expr:
+        if call.attributes.get("layout", 0) == 1 and call.operand(position) is not None:
+            swapped = relax.op.permute_dims(call.operand(position), [1, 0, 2])
             return relax.op.reshape(relax.op.strided_slice(swapped, [0], [index], [index + 1]), (batch, hidden))
-        return own(place, (batch, hidden)) or call.constant(np.zeros((batch, hidden)), dtype)
+        return own(position, (batch, hidden)) or call.constant(np.zeros((batch, hidden)), dtype)
 
     weights = _transposed(call, 1, index)
     product = relax.op.matmul(x, weights)
@@ -132,13 +132,13 @@ def _direction(call: Call, x: relax.Expr, index: int, size: tuple[int, int, int]
     return call.builder.emit(relax.TupleGetItem(made, 0))
 
 
-def _transposed(call: Call, place: int, index: int) -> relax.Expr:
+def _transposed(call: Call, position: int, index: int) -> relax.Expr:
     """The weights of a direction as ``[inputs, gates]``."""
-    array = call.array(place)
+    array = call.array(position)
     if array is not None:
         return call.constant(np.ascontiguousarray(array[index].T), str(array.dtype))
-    _, rows, columns = call.type(place).shape
-    part = relax.op.strided_slice(call.operand(place), [0], [index], [index + 1])
+    _, rows, columns = call.type(position).shape
+    part = relax.op.strided_slice(call.operand(position), [0], [index], [index + 1])
     return call.builder.emit(relax.op.permute_dims(relax.op.reshape(part, (rows, columns)), [1, 0]))
 
 
@@ -303,9 +303,9 @@ class _Body:
     def _lstm(self, t: Any, b: Any) -> None:
         hidden = self.cell.hidden
         f, g, h = self.cell.functions
-        place, rows = b * hidden, self.batch * hidden
+        position, rows = b * hidden, self.batch * hidden
         with T.serial(0, hidden) as j:
-            old = self.state[rows + place + j]
+            old = self.state[rows + position + j]
 
             def gate(number: int, peephole: int | None, cell: Any) -> Any:
                 value = self.gates[number * hidden + j]
@@ -315,15 +315,15 @@ class _Body:
 
             take = f(gate(0, 0, old))
             keep = 1.0 - take if self.cell.couples else f(gate(2, 2, old))
-            self.state[rows + place + j] = keep * old + take * g(gate(3, None, old))
-            new = self.state[rows + place + j]
-            self.state[place + j] = f(gate(1, 1, new)) * h(new)
-            self.output[(t * self.batch + b) * hidden + j] = self.state[place + j]
+            self.state[rows + position + j] = keep * old + take * g(gate(3, None, old))
+            new = self.state[rows + position + j]
+            self.state[position + j] = f(gate(1, 1, new)) * h(new)
+            self.output[(t * self.batch + b) * hidden + j] = self.state[position + j]
 
     def _gru(self, t: Any, b: Any) -> None:
         hidden, width = self.cell.hidden, self.width
         f, g = self.cell.functions
-        place, last = b * hidden, width - hidden
+        position, last = b * hidden, width - hidden
         with T.serial(0, last) as n:
             self.gates[n] = f(self._bounded(self.gates[n]))
         with T.serial(0, hidden) as j:
@@ -331,14 +331,14 @@ class _Body:
             if self.cell.resets_after_product:
                 self.gates[last + j] = self.gates[last + j] + reset * self.gates[width + j]
             else:
-                self.gates[width + j] = reset * self.state[place + j]
+                self.gates[width + j] = reset * self.state[position + j]
         if not self.cell.resets_after_product:
             self._add_product(hidden, last, last, lambda k: self.gates[width + k])
         with T.serial(0, hidden) as j:
             update = self.gates[j]
             new = g(self._bounded(self.gates[last + j]))
-            self.state[place + j] = (1.0 - update) * new + update * self.state[place + j]
-            self.output[(t * self.batch + b) * hidden + j] = self.state[place + j]
+            self.state[position + j] = (1.0 - update) * new + update * self.state[position + j]
+            self.output[(t * self.batch + b) * hidden + j] = self.state[position + j]
 
     def _rnn(self, t: Any, b: Any) -> None:
         hidden, (f,) = self.cell.hidden, self.cell.functions

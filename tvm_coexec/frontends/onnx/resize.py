@@ -32,7 +32,7 @@ class _Axis:
 class _Taps:
     """Elements and their weights, ``[after, taps]`` each; where ``is_outside`` the result is a given number."""
 
-    places: np.ndarray
+    positions: np.ndarray
     weights: np.ndarray
     is_outside: np.ndarray
 
@@ -67,13 +67,15 @@ def _is_known_to_tvm(call: Call, axes: Mapping[int, _Axis]) -> bool:
         return False
     if any(not math.isclose(each.scale, each.after / each.before, rel_tol=1e-6) for each in axes.values()):
         return False
-    place = values.get("coordinate_transformation_mode", "half_pixel")
+    position = values.get("coordinate_transformation_mode", "half_pixel")
     if mode == "nearest":
         whole = all(each.after % each.before == 0 for each in axes.values())
-        return whole and place == "asymmetric" and values.get("nearest_mode") == "floor"
+        return whole and position == "asymmetric" and values.get("nearest_mode") == "floor"
     above_one = all(axes[axis].after > 1 for axis in axes if axis > 1)
     return (
-        mode == "linear" and above_one and place in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
+        mode == "linear"
+        and above_one
+        and position in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
     )
 
 
@@ -106,7 +108,7 @@ def _kept_ratio(call: Call, sizes: Sequence[int]) -> float:
     return min(ratios) if call.attributes["keep_aspect_ratio_policy"] == "not_larger" else max(ratios)
 
 
-def _places(axis: _Axis, mode: str) -> np.ndarray:
+def _positions(axis: _Axis, mode: str) -> np.ndarray:
     """Where the elements of the result lie in the operand."""
     x, scale = np.arange(axis.after, dtype=_F), _F(axis.scale)
     if axis.after == 1 and mode in ("align_corners", "pytorch_half_pixel"):
@@ -135,20 +137,20 @@ def _symmetric_offset(axis: _Axis, mode: str) -> np.float32:
 def _taps_of(axis: _Axis, values: Mapping[str, Any], call: Call) -> _Taps:
     old = call.node.proto.op_type == "Upsample" or call.node.opset < 11
     default = "asymmetric" if old else "half_pixel"
-    places = _places(axis, values.get("coordinate_transformation_mode", default))
+    positions = _positions(axis, values.get("coordinate_transformation_mode", default))
     is_outside = np.zeros(axis.after, bool)
     if _cuts(values):
-        is_outside = (places < 0) | (places > axis.before - 1)
+        is_outside = (positions < 0) | (positions > axis.before - 1)
     mode = values.get("mode", "nearest")
     if mode == "nearest":
-        nearest = _rounded(places, values.get("nearest_mode", "floor" if old else "round_prefer_floor"))
+        nearest = _rounded(positions, values.get("nearest_mode", "floor" if old else "round_prefer_floor"))
         return _Taps(np.clip(nearest, 0, axis.before - 1)[:, None], np.ones((axis.after, 1)), is_outside)
     shrink = min(axis.scale, 1.0) if values.get("antialias", 0) else 1.0
     kernel, radius = (_hat, 1) if mode == "linear" else (_cubic(values.get("cubic_coeff_a", -0.75)), 2)
     reach = math.ceil(radius / shrink)
-    first = np.floor(places).astype(np.int64) - reach + 1
+    first = np.floor(positions).astype(np.int64) - reach + 1
     taps = first[:, None] + np.arange(2 * reach)
-    weights = kernel((taps - places[:, None].astype(np.float64)) * shrink)
+    weights = kernel((taps - positions[:, None].astype(np.float64)) * shrink)
     if values.get("exclude_outside", 0):
         weights = np.where((taps < 0) | (taps >= axis.before), 0.0, weights)
     if values.get("exclude_outside", 0) or values.get("antialias", 0):
@@ -156,13 +158,13 @@ def _taps_of(axis: _Axis, values: Mapping[str, Any], call: Call) -> _Taps:
     return _Taps(np.clip(taps, 0, axis.before - 1), weights, is_outside)
 
 
-def _rounded(places: np.ndarray, mode: str) -> np.ndarray:
+def _rounded(positions: np.ndarray, mode: str) -> np.ndarray:
     half = _F(0.5)
     rounded = {
-        "round_prefer_floor": lambda: np.ceil(places - half),
-        "round_prefer_ceil": lambda: np.floor(places + half),
-        "floor": lambda: np.floor(places),
-        "ceil": lambda: np.ceil(places),
+        "round_prefer_floor": lambda: np.ceil(positions - half),
+        "round_prefer_ceil": lambda: np.floor(positions + half),
+        "floor": lambda: np.floor(positions),
+        "ceil": lambda: np.ceil(positions),
     }[mode]()
     return rounded.astype(np.int64)
 
@@ -183,22 +185,22 @@ def _cubic(a: float) -> Callable[[np.ndarray], np.ndarray]:
 
 def _tables(call: Call, taps: _Taps, dtype: str) -> list[relax.Expr]:
     """Places, and weights where they are not all one, and where the result is a given number."""
-    tables = [call.constant(taps.places, "int32")]
-    if taps.places.shape[1] > 1 or taps.is_outside.any():
+    tables = [call.constant(taps.positions, "int32")]
+    if taps.positions.shape[1] > 1 or taps.is_outside.any():
         tables.append(call.constant(taps.weights, dtype if dtype.startswith("float") else "float32"))
         tables.append(call.constant(taps.is_outside, "bool"))
     return tables
 
 
 def _weighted(axis: int, taps: _Taps, outside: float) -> Callable[..., te.Tensor]:
-    after, count = taps.places.shape
+    after, count = taps.positions.shape
 
-    def compute(x: te.Tensor, places: te.Tensor, *rest: te.Tensor) -> te.Tensor:
+    def compute(x: te.Tensor, positions: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         shape = (*x.shape[:axis], after, *x.shape[axis + 1 :])
 
         def element(*index: Any) -> Any:
             def tap(number: int) -> Any:
-                return x[(*index[:axis], places[index[axis], number], *index[axis + 1 :])]
+                return x[(*index[:axis], positions[index[axis], number], *index[axis + 1 :])]
 
             if not rest:
                 return tap(0)

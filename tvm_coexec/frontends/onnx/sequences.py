@@ -15,10 +15,10 @@ from .simplifier import Handler, Simplifier
 from .values import Meaning, Scope, attributes
 
 
-def _items(node: NodeProto, scope: Scope, source: Source, place: int = 0) -> list[Meaning]:
-    meaning = scope.find(node.input[place])
+def _items(node: NodeProto, scope: Scope, source: Source, position: int = 0) -> list[Meaning]:
+    meaning = scope.find(node.input[position])
     if not isinstance(meaning, list):
-        raise ModelError(f"{source} reads {node.input[place]!r}, which is no sequence; give it one")
+        raise ModelError(f"{source} reads {node.input[position]!r}, which is no sequence; give it one")
     return meaning
 
 
@@ -67,31 +67,31 @@ def _construct(simplifier: Simplifier, node: NodeProto, scope: Scope, source: So
     return set_outputs(node, [[scope.find(name) for name in node.input]], scope)
 
 
-def _place(simplifier: Simplifier, node: NodeProto, index: int, count: int, scope: Scope, source: Source) -> int:
+def _position(simplifier: Simplifier, node: NodeProto, index: int, count: int, scope: Scope, source: Source) -> int:
     """A place in a sequence, counted from its start."""
-    place = whole_number(simplifier, scope.find(node.input[index]), "a place in a sequence", source)
-    if not -count <= place < count:
-        raise ModelError(f"{source} takes place {place} of a sequence of {count}; export the model again")
-    return place % count
+    position = whole_number(simplifier, scope.find(node.input[index]), "a place in a sequence", source)
+    if not -count <= position < count:
+        raise ModelError(f"{source} takes place {position} of a sequence of {count}; export the model again")
+    return position % count
 
 
 def _at(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     items = _items(node, scope, source)
-    return set_outputs(node, [items[_place(simplifier, node, 1, len(items), scope, source)]], scope)
+    return set_outputs(node, [items[_position(simplifier, node, 1, len(items), scope, source)]], scope)
 
 
 def _insert(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     items = list(_items(node, scope, source))
     has_place = len(node.input) > 2 and node.input[2]
-    place = whole_number(simplifier, scope.find(node.input[2]), "a place", source) if has_place else len(items)
-    items.insert(place, scope.find(node.input[1]))
+    position = whole_number(simplifier, scope.find(node.input[2]), "a place", source) if has_place else len(items)
+    items.insert(position, scope.find(node.input[1]))
     return set_outputs(node, [items], scope)
 
 
 def _erase(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     items = list(_items(node, scope, source))
     has_place = len(node.input) > 1 and node.input[1]
-    del items[_place(simplifier, node, 1, len(items), scope, source) if has_place else -1]
+    del items[_position(simplifier, node, 1, len(items), scope, source) if has_place else -1]
     return set_outputs(node, [items], scope)
 
 
@@ -126,8 +126,8 @@ def _split(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source
             else [min(size, shape[axis] - start) for start in range(0, shape[axis], size)]
         )
     items: list[Meaning] = []
-    for place, size in enumerate(sizes):
-        start = sum(sizes[:place])
+    for position, size in enumerate(sizes):
+        start = sum(sizes[:position])
         if keeps:
             bounds = [new_constant(simplifier, [at], f"{source.name}/bound") for at in (start, start + size, axis)]
             items.append(new_value(simplifier, "Slice", [name, *bounds], scope, source))
@@ -143,8 +143,8 @@ def _map(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) 
     inputs = [scope.find(name) for name in node.input]
     count = len(_items(node, scope, source))
     made: list[list[Meaning]] = [[] for _ in body.output]
-    for place in range(count):
-        given = [meaning[place] if isinstance(meaning, list) else meaning for meaning in inputs]
+    for position in range(count):
+        given = [meaning[position] if isinstance(meaning, list) else meaning for meaning in inputs]
         for items, item in zip(made, body_results(simplifier, body, given, scope, source), strict=True):
             items.append(item)
     return set_outputs(node, list(made), scope)

@@ -147,9 +147,9 @@ class Simplifier:
         renamed = self.renamed(node, scope, source)
         if self.is_constant(renamed) and self._evaluate(renamed, node, scope):
             return
-        for place, name in enumerate(node.output):
-            renamed.output[place] = claim_name(name, self.taken) if name else ""
-            scope.meanings[name] = renamed.output[place]
+        for index, name in enumerate(node.output):
+            renamed.output[index] = claim_name(name, self.taken) if name else ""
+            scope.meanings[name] = renamed.output[index]
         scope.meanings[""] = ""
         self.emit(renamed, scope, source=source)
 
@@ -193,10 +193,10 @@ class Simplifier:
 
     def _follow_counts(self, node: NodeProto, source: Source) -> None:
         """Let the result of a node have the count of what it reads, if it makes each row of one row."""
-        counted = [place for place, name in enumerate(node.input) if name in self.model.counts]
+        counted = [index for index, name in enumerate(node.input) if name in self.model.counts]
         if not counted:
             return
-        counts = {self.model.counts[node.input[place]] for place in counted}
+        counts = {self.model.counts[node.input[index]] for index in counted}
         if len(counts) > 1 or not keeps_rows(node, counted, self.model):
             raise ModelError(
                 f"{source} reads {node.input[counted[0]]!r}, which has as many rows as the model computes; leave it "
@@ -295,7 +295,7 @@ def keeps_rows(node: NodeProto, counted: Sequence[int], model: SimpleModel) -> b
         return values["axis"] % len(result) != 0 and len(counted) == len(shapes)
     if node.op_type in ("Cast", "Squeeze", "Unsqueeze"):
         return True
-    wide = [shape for place, shape in enumerate(shapes) if place not in counted]
+    wide = [shape for index, shape in enumerate(shapes) if index not in counted]
     is_elementwise = node.op_type in ("Add", "Div", "Mul", "Sub")
     return is_elementwise and all(len(shape) < len(result) or shape[0] == 1 for shape in wide)
 

@@ -62,10 +62,10 @@ def _drop_unread_outputs(graph: onnx.GraphProto, opset: int) -> None:
         if len(node.output) < 2 or node.domain not in ("", "ai.onnx"):
             continue
         declared = defs.get_schema(node.op_type, opset, "").outputs
-        for place, name in enumerate(node.output):
-            may_lack = place < len(declared) and declared[place].option == defs.OpSchema.FormalParameterOption.Optional
+        for index, name in enumerate(node.output):
+            may_lack = index < len(declared) and declared[index].option == defs.OpSchema.FormalParameterOption.Optional
             if name not in read and may_lack:
-                node.output[place] = ""
+                node.output[index] = ""
 
 
 def _read_names(nodes: Iterable[NodeProto]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from tvm import IRModule, ir, relax, tirx
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.trace import Operation, Source, Trace, Whole, claim_name
+from tvm_coexec.frontends.trace import OpaqueCall, Operation, Source, Trace, claim_name
 
 from . import images as relax_images
 from . import steps as relax_steps
@@ -26,7 +26,7 @@ from .calls import (
     static_type,
     transpose_or_reshape,
 )
-from .whole import cut_out, evaluate, written
+from .opaque import cut_out, evaluate, written
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,13 @@ class _Tracer:
         read, output = self.trace.inputs[0], f"{name}/constant"
         types = [relax.TensorType(self.trace.shapes[read], self.trace.dtypes.get(read, "float32"))]
         types.append(relax.TensorType(array.shape, str(array.dtype)))
-        whole = Whole(written(types, lambda _, constant: relax.op.reshape(constant, array.shape)), (read,), (array,))
+        opaque = OpaqueCall(
+            written(types, lambda _, constant: relax.op.reshape(constant, array.shape)), (read,), (array,)
+        )
         self._set_type(output, str(array.dtype))
         self.trace.shapes[output] = array.shape
         source = Source("constant", name, "output")
-        self.trace.operations.append(Operation("whole", (read,), output, source, whole=lambda: whole))
+        self.trace.operations.append(Operation("opaque", (read,), output, source, opaque=lambda: opaque))
         return output
 
     def add_binding(self, binding: relax.Binding) -> None:
@@ -191,9 +193,9 @@ class _Tracer:
         except ModelError as error:
             refusal = error
         if refusal is not None:
-            self._add_whole(binding, refusal)
+            self._add_opaque(binding, refusal)
 
-    def _add_whole(self, binding: relax.Binding, refusal: ModelError) -> None:
+    def _add_opaque(self, binding: relax.Binding, refusal: ModelError) -> None:
         variable, value = binding.var, binding.value
         if not isinstance(value, relax.Call | relax.TupleGetItem):
             raise refusal
@@ -207,15 +209,15 @@ class _Tracer:
         if 0 in shape:
             raise refusal
         name = self.naming.values[variable]
-        whole = self._cut_out(variable)
-        if not whole.inputs:
+        opaque = self._cut_out(variable)
+        if not opaque.inputs:
             self.traced[variable] = name
-            self.trace.constants[name] = evaluate(whole)
+            self.trace.constants[name] = evaluate(opaque)
             return
         self._set_type(name, dtype)
-        self._add(variable, Operation("whole", whole.inputs, name, source, whole=lambda: whole), shape)
+        self._add(variable, Operation("opaque", opaque.inputs, name, source, opaque=lambda: opaque), shape)
 
-    def _cut_out(self, variable: relax.Var) -> Whole:
+    def _cut_out(self, variable: relax.Var) -> OpaqueCall:
         """The program that computes a variable from what was traced before it."""
         known = dict(self.traced)
         known.pop(variable, None)
@@ -318,7 +320,7 @@ class _Tracer:
             return name
         array = self.trace.constants[name]
         along = f"{name}/along"
-        self.trace.constants[along] = array.reshape([array.size if place == axis else 1 for place in range(rank)])
+        self.trace.constants[along] = array.reshape([array.size if position == axis else 1 for position in range(rank)])
         return along
 
     def _add_known(self, variable: relax.Var, known: Known, source: Source) -> None:
@@ -361,8 +363,8 @@ class _Tracer:
     def _add(self, variable: relax.Var, operation: Operation, shape: tuple[int, ...]) -> None:
         if operation.op == "pad" and not any(operation.attributes.get("padding", (1,))):
             operation = replace(operation, op="reshape", attributes={})
-        if operation.whole is None and isinstance(variable.ty, relax.TensorType):
-            operation = replace(operation, whole=lambda: self._cut_out(variable))
+        if operation.opaque is None and isinstance(variable.ty, relax.TensorType):
+            operation = replace(operation, opaque=lambda: self._cut_out(variable))
         self.traced[variable] = operation.output
         self.trace.shapes[operation.output] = shape
         self.trace.operations.append(operation)

@@ -57,8 +57,8 @@ def _resize(call: relax.Call, source: Source) -> dict[str, Any]:
     pairs = list(zip(shape[2:], result[2:], strict=True))
     mode = attrs.coordinate_transformation_mode
     if attrs.method == "linear" and min(result[2:]) > 1:
-        places = [_straight(before, after, mode, source) for before, after in pairs]
-        return {"scale": tuple(scale for scale, _ in places), "shift": tuple(shift for _, shift in places)}
+        affine = [_straight(before, after, mode, source) for before, after in pairs]
+        return {"scale": tuple(scale for scale, _ in affine), "shift": tuple(shift for _, shift in affine)}
     is_whole = all(after % before == 0 for before, after in pairs)
     if attrs.method == "nearest_neighbor" and is_whole and (mode, attrs.rounding_method) in _FLOORS:
         return {"factors": (1, 1, *(after // before for before, after in pairs))}

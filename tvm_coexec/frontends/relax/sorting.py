@@ -11,7 +11,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 
-def extreme_places(
+def extreme_indices(
     shape: tuple[int, ...], axis: int, count: int, largest: bool = True
 ) -> Callable[[te.Tensor], te.Tensor]:
     """The places of the ``count`` largest or least elements along an axis, by a list that is kept sorted.
@@ -23,8 +23,8 @@ def extreme_places(
     def is_before(one: Any, other: Any) -> Any:
         return one > other if largest else one < other
 
-    def statement(data: Any, places: Any) -> Any:
-        x, found = T.buffer_proxy(data), T.buffer_proxy(places)
+    def statement(data: Any, indices: Any) -> Any:
+        x, found = T.buffer_proxy(data), T.buffer_proxy(indices)
         with IRBuilder() as builder, T.serial(0, outer) as o, T.serial(0, inner) as i, T.serial(0, extent) as e:
             insert(x, found, o, i, e)
         return builder.get()
@@ -32,21 +32,21 @@ def extreme_places(
     def insert(x: Any, found: Any, o: Any, i: Any, e: Any) -> None:
         """Put an element behind those that are listed, and exchange it with those that it comes before."""
 
-        def at(place: Any) -> Any:
-            return (o * count + place) * inner + i
+        def at(index: Any) -> Any:
+            return (o * count + index) * inner + i
 
-        def value(place: Any) -> Any:
-            return x[(o * extent + found[at(place)].astype("int32")) * inner + i]
+        def value(index: Any) -> Any:
+            return x[(o * extent + found[at(index)].astype("int32")) * inner + i]
 
         new = x[(o * extent + e) * inner + i]
         with T.If(e < count), T.Then():
             found[at(e)] = e.astype("int64")
         with T.serial(0, count) as step:
-            place = count - 1 - step
-            with T.If(tirx.if_then_else(place < e, is_before(new, value(place)), False)), T.Then():
-                with T.If(place + 1 < count), T.Then():
-                    found[at(place + 1)] = found[at(place)]
-                found[at(place)] = e.astype("int64")
+            index = count - 1 - step
+            with T.If(tirx.if_then_else(index < e, is_before(new, value(index)), False)), T.Then():
+                with T.If(index + 1 < count), T.Then():
+                    found[at(index + 1)] = found[at(index)]
+                found[at(index)] = e.astype("int64")
 
     def compute(data: te.Tensor) -> te.Tensor:
         size = (*shape[:axis], count, *shape[axis + 1 :])

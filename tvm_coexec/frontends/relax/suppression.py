@@ -23,8 +23,8 @@ def chosen_boxes(
     score is below ``least_score``. Behind the last, places are 0 and scores :data:`NONE`.
     """
 
-    def statement(boxed: Any, scores: Any, places: Any, values: Any, left: Any) -> Any:
-        box, given, place, value, open_ = map(T.buffer_proxy, (boxed, scores, places, values, left))
+    def statement(boxed: Any, scores: Any, indices: Any, values: Any, left: Any) -> Any:
+        box, given, index, value, open_ = map(T.buffer_proxy, (boxed, scores, indices, values, left))
         none = tirx.const(NONE, "float32")
         with IRBuilder() as builder, T.serial(0, lists) as number, T.seq_scope():
             with T.serial(0, boxes) as i:
@@ -32,12 +32,12 @@ def chosen_boxes(
                 open_[number * boxes + i] = tirx.if_then_else(score >= least_score, score, none)
             with T.serial(0, count) as k, T.seq_scope():
                 at = number * count + k
-                place[at], value[at] = tirx.const(0, "int32"), none
+                index[at], value[at] = tirx.const(0, "int32"), none
                 with T.serial(0, boxes) as i, T.If(open_[number * boxes + i] > value[at]), T.Then(), T.seq_scope():
                     value[at] = open_[number * boxes + i]
-                    place[at] = i.astype("int32")
+                    index[at] = i.astype("int32")
                 with T.If(value[at] > none), T.Then(), T.serial(0, boxes) as i:
-                    best = place[at]
+                    best = index[at]
                     shared = _shared_side(box, best, i, 0) * _shared_side(box, best, i, 1)
                     union = box[best * 5 + 4] + box[i * 5 + 4] - shared
                     with T.If(tirx.any(i == best, shared > most_overlap * union)), T.Then():

@@ -55,8 +55,8 @@ def _mirrored(step: Conversion) -> relax.Expr:
     for axis, (before, after) in enumerate(widths):
         if before or after:
             skipped = 0 if is_symmetric else 1
-            places = np.pad(np.arange(shape[axis]), (before, after), "symmetric" if not skipped else "reflect")
-            value = relax.op.take(value, relax.const(places.astype("int64"), "int64"), axis=axis)
+            positions = np.pad(np.arange(shape[axis]), (before, after), "symmetric" if not skipped else "reflect")
+            value = relax.op.take(value, relax.const(positions.astype("int64"), "int64"), axis=axis)
     return value
 
 
@@ -83,7 +83,7 @@ def _split_by_sizes(step: Conversion) -> list[relax.Expr]:
 
 def _parts(step: Conversion, split: relax.Expr) -> list[relax.Expr]:
     whole = step.importer.builder.emit(split)
-    return [relax.TupleGetItem(whole, place) for place in range(len(step.operator.outputs))]
+    return [relax.TupleGetItem(whole, position) for position in range(len(step.operator.outputs))]
 
 
 def _sliced(step: Conversion) -> relax.Expr:
@@ -108,26 +108,26 @@ def _cut(step: Conversion, begins: list[int], ends: list[int], strides: list[int
 def _strided_slice(step: Conversion) -> relax.Expr:
     """A STRIDED_SLICE: bits of its masks say which bounds are left out, and which axes are dropped or new."""
     options, shape = step.options, step.shape(0)
-    begins, ends, strides = (step.integers(place) for place in (1, 2, 3))
+    begins, ends, strides = (step.integers(position) for position in (1, 2, 3))
     ranges: list[tuple[int, int, int]] = []
     result: list[int] = []
-    for place in range(len(begins)):
-        bit, axis = 1 << place, len(ranges)
+    for position in range(len(begins)):
+        bit, axis = 1 << position, len(ranges)
         if options.EllipsisMask() & bit:
-            new = sum(1 for later in range(place + 1, len(begins)) if options.NewAxisMask() & (1 << later))
-            for _ in range(len(shape) - axis - (len(begins) - place - 1 - new)):
+            new = sum(1 for later in range(position + 1, len(begins)) if options.NewAxisMask() & (1 << later))
+            for _ in range(len(shape) - axis - (len(begins) - position - 1 - new)):
                 result.append(shape[len(ranges)])
                 ranges.append((0, shape[len(ranges)], 1))
         elif options.NewAxisMask() & bit:
             result.append(1)
         else:
-            begin = None if options.BeginMask() & bit else begins[place]
-            end = None if options.EndMask() & bit else ends[place]
+            begin = None if options.BeginMask() & bit else begins[position]
+            end = None if options.EndMask() & bit else ends[position]
             if options.ShrinkAxisMask() & bit:
-                begin = begins[place] % shape[axis]
+                begin = begins[position] % shape[axis]
                 ranges.append((begin, begin + 1, 1))
                 continue
-            taken = range(*slice(begin, end, strides[place]).indices(shape[axis]))
+            taken = range(*slice(begin, end, strides[position]).indices(shape[axis]))
             result.append(len(taken))
             # a bound before the first element can only be written from behind
             stop = taken.stop if taken.stop >= 0 else -shape[axis] - 1
@@ -229,8 +229,8 @@ def _rows(step: Conversion, depth: int) -> relax.Expr:
 
 def _matmul(step: Conversion) -> relax.Expr:
     first, second = (
-        _adjoint(value, len(step.shape(place))) if adjoined else value
-        for place, (value, adjoined) in enumerate(
+        _adjoint(value, len(step.shape(position))) if adjoined else value
+        for position, (value, adjoined) in enumerate(
             zip(step.operands(), (step.options.AdjX(), step.options.AdjY()), strict=True)
         )
     )

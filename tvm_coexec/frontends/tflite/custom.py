@@ -39,7 +39,7 @@ def _landmarks_to_matrix(step: Conversion) -> relax.Expr:
     """
     landmarks, options = _landmarks(step), flexbuffers.Loads(step.operator.custom_options)
     ends = _numbers_at(landmarks, [options["left_rotation_idx"], options["right_rotation_idx"]])
-    left, right = (relax.op.strided_slice(ends, [0], [place], [place + 1]) for place in (0, 1))
+    left, right = (relax.op.strided_slice(ends, [0], [position], [position + 1]) for position in (0, 1))
     run, rise = (_column(relax.op.subtract(right, left), axis) for axis in (0, 1))
     angle = relax.op.subtract(_constant(options["target_rotation_radians"]), relax.op.atan2(rise, run))
     cos, sin = relax.op.cos(angle), relax.op.sin(angle)
@@ -80,15 +80,15 @@ def _transform_image(step: Conversion) -> relax.Expr:
     size = (options["output_height"], options["output_width"])
     rows, columns = (grid.reshape(-1) + 0.5 for grid in np.mgrid[: size[0], : size[1]])
     pixels = _constant(np.stack([columns, rows, np.zeros_like(rows), np.ones_like(rows)], 1))
-    places = relax.op.matmul(pixels, relax.op.permute_dims(_part(step, 0, 4)))
-    places = relax.op.subtract(places, _constant(0.5))
+    positions = relax.op.matmul(pixels, relax.op.permute_dims(_part(step, 0, 4)))
+    positions = relax.op.subtract(positions, _constant(0.5))
     image = relax.op.reshape(step.operand(0), (h * w, channels))
-    x, y = (_column(places, axis) for axis in (0, 1))
+    x, y = (_column(positions, axis) for axis in (0, 1))
     left, upper = relax.op.floor(x), relax.op.floor(y)
     right_part, lower_part = relax.op.subtract(x, left), relax.op.subtract(y, upper)
 
     def line(down: int) -> relax.Expr:
-        first, second = (relax.op.take(image, _place((h, w), upper, left, down, right), axis=0) for right in (0, 1))
+        first, second = (relax.op.take(image, _position((h, w), upper, left, down, right), axis=0) for right in (0, 1))
         return _between(first, second, right_part)
 
     inside = relax.op.logical_and(_within(x, w), _within(y, h))
@@ -96,12 +96,12 @@ def _transform_image(step: Conversion) -> relax.Expr:
     return relax.op.reshape(result, (1, *size, channels))
 
 
-def _place(size: tuple[int, int], upper: relax.Expr, left: relax.Expr, down: int, right: int) -> relax.Expr:
+def _position(size: tuple[int, int], upper: relax.Expr, left: relax.Expr, down: int, right: int) -> relax.Expr:
     """Where pixels at whole places, or beside them, stand; beyond the edge is what counts for nothing later."""
     row = relax.op.clip(relax.op.add(upper, _constant(float(down))), 0, size[0] - 1)
     column = relax.op.clip(relax.op.add(left, _constant(float(right))), 0, size[1] - 1)
-    place = relax.op.add(relax.op.multiply(row, _constant(float(size[1]))), column)
-    return relax.op.squeeze(relax.op.astype(place, "int32"), [1])
+    position = relax.op.add(relax.op.multiply(row, _constant(float(size[1]))), column)
+    return relax.op.squeeze(relax.op.astype(position, "int32"), [1])
 
 
 def _between(first: relax.Expr, second: relax.Expr, part: relax.Expr) -> relax.Expr:
@@ -109,9 +109,9 @@ def _between(first: relax.Expr, second: relax.Expr, part: relax.Expr) -> relax.E
     return relax.op.add(relax.op.multiply(rest, first), relax.op.multiply(part, second))
 
 
-def _within(place: relax.Expr, extent: int) -> relax.Expr:
-    from_start = relax.op.greater_equal(place, _constant(0.0))
-    return relax.op.logical_and(from_start, relax.op.less_equal(place, _constant(float(extent - 1))))
+def _within(position: relax.Expr, extent: int) -> relax.Expr:
+    from_start = relax.op.greater_equal(position, _constant(0.0))
+    return relax.op.logical_and(from_start, relax.op.less_equal(position, _constant(float(extent - 1))))
 
 
 def _landmarks(step: Conversion) -> relax.Expr:
@@ -122,8 +122,8 @@ def _landmarks(step: Conversion) -> relax.Expr:
     return relax.op.reshape(step.operand(0), shape[1:])
 
 
-def _numbers_at(landmarks: relax.Expr, places: list[int]) -> relax.Expr:
-    return _plane(relax.op.take(landmarks, relax.const(np.array(places, "int32"), "int32"), axis=0))
+def _numbers_at(landmarks: relax.Expr, positions: list[int]) -> relax.Expr:
+    return _plane(relax.op.take(landmarks, relax.const(np.array(positions, "int32"), "int32"), axis=0))
 
 
 def _plane(landmarks: relax.Expr) -> relax.Expr:

@@ -9,7 +9,7 @@ from flatbuffers import flexbuffers
 from tvm import relax
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.relax.sorting import extreme_places
+from tvm_coexec.frontends.relax.sorting import extreme_indices
 from tvm_coexec.frontends.relax.suppression import NONE, chosen_boxes
 
 from .importer import Conversion
@@ -20,12 +20,12 @@ def _suppressed(step: Conversion) -> list[relax.Expr]:
     has_scores = len(step.operator.outputs) == 3
     if has_scores and step.has(5) and float(step.constant(5).item()):
         raise ModelError(f"{step.source} lowers the scores of boxes that overlap (sigma); set sigma to 0")
-    count, overlap, least = (float(step.constant(place).item()) for place in (2, 3, 4))
+    count, overlap, least = (float(step.constant(index).item()) for index in (2, 3, 4))
     boxes = step.shape(0)[0]
     scores = relax.op.reshape(step.operand(1), (1, boxes))
-    places, values = _chosen(step, step.operand(0), scores, (boxes, 1, int(count)), least, overlap)
+    indices, values = _chosen(step, step.operand(0), scores, (boxes, 1, int(count)), least, overlap)
     found = relax.op.greater(values, _number(NONE))
-    results = [relax.op.reshape(places, (int(count),)), relax.op.sum(relax.op.astype(found, "int32"))]
+    results = [relax.op.reshape(indices, (int(count),)), relax.op.sum(relax.op.astype(found, "int32"))]
     if has_scores:
         results.insert(1, relax.op.reshape(relax.op.where(found, values, _number(0.0)), (int(count),)))
     return results
@@ -44,22 +44,22 @@ def _detections(step: Conversion) -> list[relax.Expr]:
     if options.get("use_regular_nms", False):
         each = min(options.get("detections_per_class", 100), boxes)
         by_class = emit(relax.op.permute_dims(scores))
-        places, values = _chosen(step, corners, by_class, (boxes, classes, each), *limits)
+        indices, values = _chosen(step, corners, by_class, (boxes, classes, each), *limits)
         of_class = np.repeat(np.arange(classes, dtype="float32"), each)
         kinds = relax.const(of_class, "float32")
-        places, values = (relax.op.reshape(found, (classes * each,)) for found in (places, values))
+        indices, values = (relax.op.reshape(found, (classes * each,)) for found in (indices, values))
         best = min(most, classes * each)
-        order = emit(step.importer.builder.call_te(extreme_places((classes * each,), 0, best), emit(values)))
-        places, values, kinds = (relax.op.take(found, order, axis=0) for found in (places, values, kinds))
+        order = emit(step.importer.builder.call_te(extreme_indices((classes * each,), 0, best), emit(values)))
+        indices, values, kinds = (relax.op.take(found, order, axis=0) for found in (indices, values, kinds))
     else:
         best = min(most, boxes)
         highest = emit(relax.op.reshape(relax.op.max(scores, [1]), (1, boxes)))
-        places, values = _chosen(step, corners, highest, (boxes, 1, best), *limits)
-        places, values = (relax.op.reshape(found, (best,)) for found in (places, values))
-        kinds = relax.op.take(relax.op.astype(relax.op.argmax(scores, axis=1), "float32"), places, axis=0)
-    places, values, kinds = (emit(found) for found in (places, values, kinds))
+        indices, values = _chosen(step, corners, highest, (boxes, 1, best), *limits)
+        indices, values = (relax.op.reshape(found, (best,)) for found in (indices, values))
+        kinds = relax.op.take(relax.op.astype(relax.op.argmax(scores, axis=1), "float32"), indices, axis=0)
+    indices, values, kinds = (emit(found) for found in (indices, values, kinds))
     found = emit(relax.op.greater(values, _number(NONE)))
-    shown = relax.op.take(corners, places, axis=0)
+    shown = relax.op.take(corners, indices, axis=0)
     results = [relax.op.where(relax.op.reshape(found, (best, 1)), shown, _number(0.0))]
     results += [relax.op.where(found, numbers, _number(0.0)) for numbers in (kinds, values)]
     padded = [

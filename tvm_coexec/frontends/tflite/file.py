@@ -226,7 +226,7 @@ def _dense(sparsity: Any, elements: np.ndarray, shape: tuple[int, ...]) -> np.nd
     at which something is.
     """
     order, block_axes = _numbers(sparsity.TraversalOrderAsNumpy()), _numbers(sparsity.BlockMapAsNumpy())
-    places = [np.zeros(1, np.int64) for _ in order]
+    positions = [np.zeros(1, np.int64) for _ in order]
     position = np.zeros(1, np.int64)
     sizes = {}
     for depth, axis in enumerate(order):
@@ -244,9 +244,11 @@ def _dense(sparsity: Any, elements: np.ndarray, shape: tuple[int, ...]) -> np.nd
         else:
             position = np.repeat(segments[position], counts) + within
             here = found[position]
-        places = [np.repeat(place, counts) if done < depth else place for done, place in enumerate(places)]
-        places[depth] = here
-    by_axis = dict(zip(order, places, strict=True))
+        positions = [
+            np.repeat(position, counts) if done < depth else position for done, position in enumerate(positions)
+        ]
+        positions[depth] = here
+    by_axis = dict(zip(order, positions, strict=True))
     for block, axis in enumerate(block_axes):
         inner = len(shape) + block
         by_axis[axis] = by_axis[axis] * sizes[inner] + by_axis[inner]

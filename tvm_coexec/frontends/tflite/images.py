@@ -46,13 +46,13 @@ def _convolution(step: Conversion, weights: relax.Expr, groups: int) -> relax.Ex
     return activated(with_bias(step, result, 2, (1, -1, 1, 1)), options)
 
 
-def with_bias(step: Conversion, result: relax.Expr, place: int, shape: tuple[int, ...]) -> relax.Expr:
-    """The result and the bias that is the operand at ``place``, if there is one; integers count what weights do."""
-    if not step.has(place):
+def with_bias(step: Conversion, result: relax.Expr, index: int, shape: tuple[int, ...]) -> relax.Expr:
+    """The result and the bias that is the operand at ``index``, if there is one; integers count what weights do."""
+    if not step.has(index):
         return result
-    bias = step.constant(place)
-    if step.tensor(place).dtype != "float32":
-        read = [step.tensor(other).quantisation for other in range(place)]
+    bias = step.constant(index)
+    if step.tensor(index).dtype != "float32":
+        read = [step.tensor(other).quantisation for other in range(index)]
         scales = [quantisation.scale for quantisation in read if quantisation is not None]
         bias = (bias * functools.reduce(np.multiply, scales, np.ones(1))).astype(np.float32)
     return result if not bias.any() else relax.op.add(result, relax.const(bias.reshape(shape), "float32"))
@@ -78,14 +78,14 @@ def _transpose_conv(step: Conversion) -> relax.Expr:
     return activated(with_bias(step, result, 3, (1, -1, 1, 1)), step.options)
 
 
-def transposed(step: Conversion, place: int, stride: tuple[int, int], size: Sequence[int]) -> relax.Expr:
-    """A transposed convolution of the operand at ``place``; what is more than ``size`` is cut off on both sides."""
-    sizes = zip(step.shape(place)[1:3], stride, step.shape(1)[1:3], size, strict=True)
+def transposed(step: Conversion, index: int, stride: tuple[int, int], size: Sequence[int]) -> relax.Expr:
+    """A transposed convolution of the operand at ``index``; what is more than ``size`` is cut off on both sides."""
+    sizes = zip(step.shape(index)[1:3], stride, step.shape(1)[1:3], size, strict=True)
     excess = [(extent - 1) * pace + reach - wanted for extent, pace, reach, wanted in sizes]
     before = [max(more, 0) // 2 for more in excess]
     after = [max(more, 0) - first for more, first in zip(excess, before, strict=True)]
     return relax.op.nn.conv2d_transpose(
-        step.operand(place),
+        step.operand(index),
         step.moved(1, (3, 0, 1, 2)),
         strides=stride,
         padding=[*before, *after],

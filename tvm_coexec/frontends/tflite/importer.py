@@ -17,7 +17,7 @@ from tvm import IRModule, ir, relax
 
 from tvm_coexec.errors import ModelError, last_line
 from tvm_coexec.frontends.relax.calls import static_type
-from tvm_coexec.frontends.relax.whole import computed
+from tvm_coexec.frontends.relax.opaque import computed
 from tvm_coexec.frontends.trace import Source
 
 from .file import FileOperator, FileTensor, Quantisation, TfliteFile
@@ -288,27 +288,27 @@ class Conversion:
     def __post_init__(self) -> None:
         self.options, self.source = self.operator.options, self.operator.source
 
-    def has(self, place: int) -> bool:
+    def has(self, position: int) -> bool:
         """Whether there is an operand at this place."""
-        return place < len(self.operator.inputs) and self.operator.inputs[place] >= 0
+        return position < len(self.operator.inputs) and self.operator.inputs[position] >= 0
 
-    def tensor(self, place: int) -> FileTensor:
-        return self.importer.file.tensors[self.operator.inputs[place]]
+    def tensor(self, position: int) -> FileTensor:
+        return self.importer.file.tensors[self.operator.inputs[position]]
 
-    def operand(self, place: int) -> relax.Expr:
-        index = self.operator.inputs[place]
+    def operand(self, position: int) -> relax.Expr:
+        index = self.operator.inputs[position]
         return self.importer.image(index) if self.is_first else self.importer.value(index)
 
     def operands(self) -> list[relax.Expr]:
-        return [self.operand(place) for place in range(len(self.operator.inputs))]
+        return [self.operand(position) for position in range(len(self.operator.inputs))]
 
-    def shape(self, place: int) -> tuple[int, ...]:
+    def shape(self, position: int) -> tuple[int, ...]:
         """Extents of an operand in the file's order of axes."""
-        return self.importer.shape(self.operator.inputs[place])
+        return self.importer.shape(self.operator.inputs[position])
 
-    def constant(self, place: int) -> np.ndarray:
+    def constant(self, position: int) -> np.ndarray:
         """The numbers of an operand that has to be constant."""
-        index = self.operator.inputs[place]
+        index = self.operator.inputs[position]
         array = self.importer.constant(index)
         if array is None:
             raise ModelError(
@@ -317,12 +317,12 @@ class Conversion:
             )
         return array
 
-    def integers(self, place: int) -> list[int]:
-        return [int(number) for number in self.constant(place).reshape(-1)]
+    def integers(self, position: int) -> list[int]:
+        return [int(number) for number in self.constant(position).reshape(-1)]
 
-    def moved(self, place: int, axes: Sequence[int]) -> relax.Expr:
+    def moved(self, position: int, axes: Sequence[int]) -> relax.Expr:
         """An operand, such as weights, with its axes in another order than the file's."""
-        index = self.operator.inputs[place]
+        index = self.operator.inputs[position]
         array = self.importer.constant(index)
         if array is None:
             return relax.op.permute_dims(self.importer.value(index), list(axes))

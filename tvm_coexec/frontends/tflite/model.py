@@ -14,7 +14,7 @@ from . import custom as tflite_custom
 from . import detection as tflite_detection
 from . import elementwise as tflite_elementwise
 from . import images as tflite_images
-from . import places as tflite_places
+from . import indexing as tflite_indexing
 from . import recurrent as tflite_recurrent
 from . import spectra as tflite_spectra
 from .file import FileOperator, TfliteFile
@@ -28,7 +28,7 @@ _CONVERTERS = {
     **{code: Converter(write, "file") for code, write in tflite_axes.IN_FILE_ORDER.items()},
     **{code: Converter(write, "first") for code, write in tflite_custom.ON_IMAGES.items()},
     **{code: Converter(write, "file", is_whole=True) for code, write in tflite_custom.ON_LANDMARKS.items()},
-    **{code: Converter(write, "file") for code, write in tflite_places.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_indexing.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_detection.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_recurrent.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_spectra.CONVERTERS.items()},

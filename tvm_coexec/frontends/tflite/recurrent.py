@@ -32,7 +32,7 @@ class _Cell:
         """Hidden state and cell after a step, of which ``driven`` is what the input does to all gates."""
         emit, clip = self.step.importer.builder.emit, self.step.options.CellClip()
         sums = emit(relax.op.add(driven, relax.op.matmul(hidden, self.recurrent)))
-        of = {gate: self._columns(sums, place) for place, gate in enumerate(self.gates)}
+        of = {gate: self._columns(sums, position) for position, gate in enumerate(self.gates)}
         forget = emit(relax.op.sigmoid(self._seeing("forget", of["forget"], cell)))
         if "input" in of:
             taken = relax.op.sigmoid(self._seeing("input", of["input"], cell))
@@ -45,15 +45,15 @@ class _Cell:
         shown = relax.op.sigmoid(self._seeing("output", of["output"], cell))
         return self._projected(emit(relax.op.multiply(shown, self._activated(cell)))), cell
 
-    def _columns(self, sums: relax.Expr, place: int) -> relax.Expr:
-        return relax.op.strided_slice(sums, [1], [place * self.units], [(place + 1) * self.units])
+    def _columns(self, sums: relax.Expr, position: int) -> relax.Expr:
+        return relax.op.strided_slice(sums, [1], [position * self.units], [(position + 1) * self.units])
 
     def _seeing(self, gate: str, value: relax.Expr, cell: relax.Expr) -> relax.Expr:
         """The gate's sum and what it sees of the cell, if it has a peephole."""
-        place = _PEEPHOLES + ("input", "forget", "output").index(gate)
-        if not self.step.has(place):
+        position = _PEEPHOLES + ("input", "forget", "output").index(gate)
+        if not self.step.has(position):
             return value
-        return relax.op.add(value, relax.op.multiply(cell, relax.const(self.step.constant(place), "float32")))
+        return relax.op.add(value, relax.op.multiply(cell, relax.const(self.step.constant(position), "float32")))
 
     def _activated(self, value: relax.Expr) -> relax.Expr:
         kind = self.step.options.FusedActivationFunction()
@@ -72,12 +72,13 @@ class _Cell:
 def _sequence(step: Conversion) -> relax.Expr:
     if any(map(step.has, range(_NORMS, _NORMS + 4))):
         raise ModelError(f"{step.source} normalises its gates, which nothing here computes; convert it without")
-    gates = tuple(gate for place, gate in enumerate(_GATES) if step.has(_WEIGHTS + place))
-    places = [_GATES.index(gate) for gate in gates]
+    gates = tuple(gate for position, gate in enumerate(_GATES) if step.has(_WEIGHTS + position))
+    positions = [_GATES.index(gate) for gate in gates]
     weights, recurrent = (
-        np.concatenate([step.constant(first + place) for place in places]).T.copy() for first in (_WEIGHTS, _RECURRENT)
+        np.concatenate([step.constant(first + position) for position in positions]).T.copy()
+        for first in (_WEIGHTS, _RECURRENT)
     )
-    bias = np.concatenate([step.constant(_BIASES + place) for place in places])
+    bias = np.concatenate([step.constant(_BIASES + position) for position in positions])
     emit, shape = step.importer.builder.emit, step.shape(0)
     is_time_first = step.options.TimeMajor()
     steps, batch = (shape[0], shape[1]) if is_time_first else (shape[1], shape[0])
@@ -85,7 +86,7 @@ def _sequence(step: Conversion) -> relax.Expr:
     driven = relax.op.matmul(relax.op.reshape(rows, (steps * batch, shape[2])), relax.const(weights, "float32"))
     driven = emit(relax.op.add(driven, relax.const(bias, "float32")))
     cell = _Cell(step, gates, relax.const(recurrent, "float32"), len(bias) // len(gates))
-    hidden, state = (relax.const(step.constant(_STATES + place), "float32") for place in (0, 1))
+    hidden, state = (relax.const(step.constant(_STATES + position), "float32") for position in (0, 1))
     shown = []
     for number in range(steps):
         part = relax.op.strided_slice(driven, [0], [number * batch], [(number + 1) * batch])

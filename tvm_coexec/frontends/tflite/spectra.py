@@ -23,7 +23,7 @@ def _real_spectrum(step: Conversion) -> relax.Expr:
         return relax.op.reshape(lines, pairs)
     cos, sin = (wave.T for wave in _waves(height, height, h))
     rotated = relax.op.reshape(lines, (*outer, h, kept, 2))
-    real, imaginary = (relax.op.squeeze(_half(rotated, place), [-1]) for place in (0, 1))
+    real, imaginary = (relax.op.squeeze(_half(rotated, index), [-1]) for index in (0, 1))
     results = [
         relax.op.add(_times(cos, real), _times(sin, imaginary)),
         relax.op.subtract(_times(cos, imaginary), _times(sin, real)),
@@ -31,10 +31,10 @@ def _real_spectrum(step: Conversion) -> relax.Expr:
     return relax.op.concat([relax.op.expand_dims(result, -1) for result in results], -1)
 
 
-def _waves(length: int, kept: int, places: int) -> tuple[np.ndarray, np.ndarray]:
+def _waves(length: int, kept: int, indices: int) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and sines of the first ``kept`` frequencies of a length, at the first places; 0 beyond the length."""
-    turns = np.outer(np.arange(places), np.arange(kept)) % length / length
-    inside = (np.arange(places) < length)[:, None]
+    turns = np.outer(np.arange(indices), np.arange(kept)) % length / length
+    inside = (np.arange(indices) < length)[:, None]
     return inside * np.cos(2 * np.pi * turns), inside * np.sin(2 * np.pi * turns)
 
 
@@ -42,8 +42,8 @@ def _times(wave: np.ndarray, numbers: relax.Expr) -> relax.Expr:
     return relax.op.matmul(relax.const(wave.astype(np.float32), "float32"), numbers)
 
 
-def _half(pairs: relax.Expr, place: int) -> relax.Expr:
-    return relax.op.strided_slice(pairs, [-1], [place], [place + 1])
+def _half(pairs: relax.Expr, index: int) -> relax.Expr:
+    return relax.op.strided_slice(pairs, [-1], [index], [index + 1])
 
 
 def _absolute(step: Conversion) -> relax.Expr:
@@ -51,8 +51,8 @@ def _absolute(step: Conversion) -> relax.Expr:
     return relax.op.sqrt(relax.op.sum(squares, [-1]))
 
 
-def _part(place: int) -> Callable[[Conversion], relax.Expr]:
-    return lambda step: relax.op.squeeze(_half(step.operand(0), place), [-1])
+def _part(index: int) -> Callable[[Conversion], relax.Expr]:
+    return lambda step: relax.op.squeeze(_half(step.operand(0), index), [-1])
 
 
 CONVERTERS: dict[str, Callable[[Conversion], relax.Expr]] = {

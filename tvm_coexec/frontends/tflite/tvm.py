@@ -38,7 +38,7 @@ def by_tvm(step: Conversion) -> relax.Expr | list[relax.Expr]:
     if len(step.operator.outputs) == 1:
         return result
     whole = step.importer.builder.emit(result)
-    return [relax.TupleGetItem(whole, place) for place in range(len(step.operator.outputs))]
+    return [relax.TupleGetItem(whole, position) for position in range(len(step.operator.outputs))]
 
 
 class _TensorsOfImporter(OperatorConverter):

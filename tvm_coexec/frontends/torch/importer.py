@@ -164,7 +164,7 @@ def _arguments_in_order(node: fx.Node) -> fx.Node:
     if schema is None or not node.kwargs:
         return node
     positional = [argument for argument in schema.arguments if not argument.kwarg_only]
-    given = [place for place, argument in enumerate(positional) if argument.name in node.kwargs]
+    given = [index for index, argument in enumerate(positional) if argument.name in node.kwargs]
     if not given:
         return node
     args, kwargs = list(node.args), dict(node.kwargs)

@@ -110,10 +110,10 @@ def _where(node: fx.Node, importer: Importer) -> relax.Expr:
     never = [importer.constant(value) for value in values]
     seen = importer.constant(condition)
     is_for_softmax = all("softmax" in str(reader.target) for reader in node.users)
-    for place, number in enumerate(never):
+    for position, number in enumerate(never):
         if seen is not None and is_for_softmax and number is not None and number.size == 1 and number == -np.inf:
-            summands = _summands(seen if place else ~seen)
-            return importer.block_builder.emit(relax.op.add(importer.env[values[1 - place]], relax.const(summands)))
+            summands = _summands(seen if position else ~seen)
+            return importer.block_builder.emit(relax.op.add(importer.env[values[1 - position]], relax.const(summands)))
     return importer.block_builder.emit(relax.op.where(*importer.retrieve_args(node)))
 
 
@@ -219,7 +219,7 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
     shape = [int(size) for size in x.ty.shape]
     indexed = [axis for axis, index in enumerate(indices) if index is not None]
     others = [axis for axis in range(len(shape)) if axis not in indexed]
-    places: relax.Expr = None
+    positions: relax.Expr = None
     for axis in indexed:
         index, size = indices[axis], relax.const(shape[axis], "int64")
         if str(index.ty.dtype) == "bool":
@@ -227,12 +227,12 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
         index = emit(relax.op.astype(index, "int64"))
         behind = emit(relax.op.less(index, relax.const(0, "int64")))
         index = emit(relax.op.where(behind, emit(relax.op.add(index, size)), index))
-        before = None if places is None else emit(relax.op.multiply(places, size))
-        places = index if before is None else emit(relax.op.add(before, index))
+        before = None if positions is None else emit(relax.op.multiply(positions, size))
+        positions = index if before is None else emit(relax.op.add(before, index))
     rows = emit(relax.op.permute_dims(x, [*indexed, *others]))
     rows = emit(relax.op.reshape(rows, [math.prod(shape[a] for a in indexed), *(shape[a] for a in others)]))
-    taken = emit(relax.op.take(rows, places, 0))
-    rank = len(places.ty.shape)
+    taken = emit(relax.op.take(rows, positions, 0))
+    rank = len(positions.ty.shape)
     if indexed != list(range(indexed[0], indexed[0] + len(indexed))) or indexed[0] == 0:
         return taken
     before = list(range(rank, rank + indexed[0]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Place, Variant, fused_operands, row_tiles, tile_count
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, PlaceRows, Variant, fused_operands, row_tiles, tile_count
 
 from .dispatch import ERROR_BOUND, Dispatch
 from .packing import in_tiles, step_shapes
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "copy"
 
 
-def operand_names(layer: Place, variant: Variant) -> tuple[str, ...]:
+def operand_names(layer: PlaceRows, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
     return ("input", *(("summand",) if layer.has_summand else ()), *fused_operands(layer.epilogue), "output")
 
 
-def pack(layer: Place, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
+def pack(layer: PlaceRows, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them, from ``summand [out_rows, channels]`` and ``bias [channels]``."""
     return {name: in_tiles(values) for name, values in params.items()}
 
@@ -37,24 +37,24 @@ def error_bound(variant: Variant) -> float:
     return ERROR_BOUND
 
 
-def dispatch(layer: Place, side: str, variant: Variant) -> Dispatch:
+def dispatch(layer: PlaceRows, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of a half."""
     rows = layer.batch * layer.out_rows
     return Dispatch(grid=(rows, 1), group=(1, 1), unit_axis=1, padded_rows=rows)
 
 
-def default_variant(layer: Place, side: str, hardware: Hardware) -> Variant:
+def default_variant(layer: PlaceRows, side: str, hardware: Hardware) -> Variant:
     """A good variant for a layer that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: Place, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: PlaceRows, side: str, hardware: Hardware) -> list[Variant]:
     """The one variant of a side."""
     lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]
 
 
-def operands(layer: Place, variant: Variant) -> tuple[Operand, ...]:
+def operands(layer: PlaceRows, variant: Variant) -> tuple[Operand, ...]:
     """The kernel's arguments."""
     from .frame import Operand
 
@@ -70,7 +70,7 @@ def operands(layer: Place, variant: Variant) -> tuple[Operand, ...]:
     return tuple(Operand(name, shapes[name]) for name in operand_names(layer, variant))
 
 
-def build(layer: Place, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
+def build(layer: PlaceRows, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
     """The one kernel of a half."""
     import tvm
     from tvm.script.ir_builder import IRBuilder
@@ -84,26 +84,26 @@ def build(layer: Place, side: str, variant: Variant, layouts: ImageLayouts | Non
         buffers, begin, count = begin_kernel(arguments)
         if side == "cpu":
             with T.serial(0, rows) as row, T.serial(0, count) as unit:
-                _place(layer, variant["lanes"], buffers, row, begin + unit)
+                _place_rows(layer, variant["lanes"], buffers, row, begin + unit)
         else:
             with (
                 T.launch_thread("blockIdx.x", rows) as row,
                 T.launch_thread("blockIdx.y", count) as unit,
                 T.launch_thread("threadIdx.x", 1),
             ):
-                _place(layer, variant["lanes"], buffers, row, begin + unit)
+                _place_rows(layer, variant["lanes"], buffers, row, begin + unit)
     return (Launch(tvm.IRModule({"main": builder.get()}), arguments, geometry),)
 
 
-def _place(layer: Place, lanes: int, buffers: dict[str, Any], row: Any, unit: Any) -> None:
+def _place_rows(layer: PlaceRows, lanes: int, buffers: dict[str, Any], row: Any, unit: Any) -> None:
     """Compute one tile of a row, in vectors."""
     from tvm.script.ir_builder import tirx as T
 
     from .epilogue import stages
     from .frame import zero_behind
 
-    item, place = T.floordiv(row, layer.out_rows), T.floormod(row, layer.out_rows)
-    source = place - layer.shift
+    item, position = T.floordiv(row, layer.out_rows), T.floormod(row, layer.out_rows)
+    source = position - layer.shift
     channel: Any = None
 
     def value() -> Any:
@@ -111,7 +111,7 @@ def _place(layer: Place, lanes: int, buffers: dict[str, Any], row: Any, unit: An
         taken = buffers["input"][item * layer.in_rows + read, unit, channel]
         exists = T.Cast("float32", T.Select(T.And(source >= 0, source < layer.in_rows), T.int32(1), T.int32(0)))
         taken = taken * exists if layer.shift or layer.in_rows < layer.out_rows else taken
-        return taken + buffers["summand"][place, unit, channel] if layer.has_summand else taken
+        return taken + buffers["summand"][position, unit, channel] if layer.has_summand else taken
 
     chain = stages(
         layer.epilogue,

@@ -6,7 +6,7 @@ import pytest
 
 from tvm_coexec import schedules
 from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear
-from tvm_coexec.schedules.fetching import with_fetch
+from tvm_coexec.schedules.prefetch import with_fetch
 
 CPU_DEVICE = Hardware(64, 32, "cpu")
 
@@ -27,10 +27,10 @@ CPU_DEVICE = Hardware(64, 32, "cpu")
 def test_weights_are_fetched_where_rows_are_few(layer: AnyLayer, fetched: bool, side: str) -> None:
     family = schedules.family(layer)
     found = {
-        "ahead" in dict(v.params) for v in family.variants(layer, side, CPU_DEVICE) if v.implementation == "direct"
+        "prefetch" in dict(v.params) for v in family.variants(layer, side, CPU_DEVICE) if v.implementation == "direct"
     }
     assert found == {fetched}
-    assert "ahead" not in dict(family.variants(layer, "gpu", Hardware(64, 32, "gpu"))[0].params)
+    assert "prefetch" not in dict(family.variants(layer, "gpu", Hardware(64, 32, "gpu"))[0].params)
 
 
 @pytest.mark.parametrize("side", ["cpu", "gpu"])

@@ -9,29 +9,29 @@ import numpy as np
 from tvm import relax
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.relax.sorting import extreme_places
+from tvm_coexec.frontends.relax.sorting import extreme_indices
 
 from .importer import Conversion
 
 
 def _gather(step: Conversion) -> relax.Expr:
-    options, shape, places = step.options, step.shape(0), step.shape(1)
+    options, shape, positions = step.options, step.shape(0), step.shape(1)
     axis = options.Axis() % len(shape)
     if not options.BatchDims():
         return relax.op.take(step.operand(0), step.operand(1), axis=axis)
-    return _gather_in_batches(step, axis, options.BatchDims() % (len(places) + 1))
+    return _gather_in_batches(step, axis, options.BatchDims() % (len(positions) + 1))
 
 
 def _gather_in_batches(step: Conversion, axis: int, batch_axes: int) -> relax.Expr:
     """Each of the batch has places of its own: all are looked up in one table, a batch behind the other."""
-    shape, places = step.shape(0), step.shape(1)
+    shape, positions = step.shape(0), step.shape(1)
     if axis != batch_axes:
         raise ModelError(
             f"{step.source} gathers along axis {axis} in {batch_axes} batch axes; move the axis behind them"
         )
     batch, extent = math.prod(shape[:axis]), shape[axis]
     table = relax.op.reshape(step.operand(0), (batch * extent, *shape[axis + 1 :]))
-    firsts = (np.arange(batch, dtype="int64") * extent).reshape(*shape[:axis], *[1] * (len(places) - batch_axes))
+    firsts = (np.arange(batch, dtype="int64") * extent).reshape(*shape[:axis], *[1] * (len(positions) - batch_axes))
     rows = relax.op.add(relax.op.astype(step.operand(1), "int64"), relax.const(firsts, "int64"))
     return relax.op.take(table, rows, axis=0)
 
@@ -66,9 +66,9 @@ def _top(step: Conversion) -> list[relax.Expr]:
     shape = step.shape(0)
     axis, count = len(shape) - 1, step.integers(1)[0]
     builder, value = step.importer.builder, step.operand(0)
-    places = builder.emit(builder.call_te(extreme_places(shape, axis, count), value))
+    positions = builder.emit(builder.call_te(extreme_indices(shape, axis, count), value))
     wanted = step.importer.file.tensors[step.operator.outputs[1]].dtype
-    return [relax.op.gather_elements(value, places, axis), relax.op.astype(places, wanted)]
+    return [relax.op.gather_elements(value, positions, axis), relax.op.astype(positions, wanted)]
 
 
 def _diagonal(step: Conversion) -> relax.Expr:
@@ -106,10 +106,10 @@ def _cumulated(step: Conversion) -> relax.Expr:
     axis = step.integers(1)[0] % len(shape)
     reached = np.tri(shape[axis], k=-1 if step.options.Exclusive() else 0)
     triangle = reached if step.options.Reverse() else reached.T
-    order = [*(place for place in range(len(shape)) if place != axis), axis]
+    order = [*(position for position in range(len(shape)) if position != axis), axis]
     moved = relax.op.permute_dims(step.operand(0), order)
     sums = relax.op.matmul(moved, relax.const(triangle.astype(step.tensor(0).dtype), step.tensor(0).dtype))
-    return relax.op.permute_dims(sums, [order.index(place) for place in range(len(shape))])
+    return relax.op.permute_dims(sums, [order.index(position) for position in range(len(shape))])
 
 
 def _space_to_batch(step: Conversion) -> relax.Expr:
@@ -134,7 +134,7 @@ def _batch_to_space(step: Conversion) -> relax.Expr:
     count, batch = len(blocks), shape[0] // math.prod(blocks)
     rest = shape[count + 1 :]
     parts = relax.op.reshape(step.operand(0), (*blocks, batch, *shape[1:]))
-    joined = [axis for place in range(count) for axis in (count + 1 + place, place)]
+    joined = [axis for position in range(count) for axis in (count + 1 + position, position)]
     moved = relax.op.permute_dims(parts, [count, *joined, *range(2 * count + 1, 2 * count + 1 + len(rest))])
     sizes = [extent * block for extent, block in zip(shape[1 : count + 1], blocks, strict=True)]
     whole = relax.op.reshape(moved, (batch, *sizes, *rest))

@@ -11,7 +11,7 @@ import numpy as np
 import tvm
 from tvm import IRModule, ir, relax, tirx
 
-from tvm_coexec.frontends.trace import Whole
+from tvm_coexec.frontends.trace import OpaqueCall
 
 
 def cut_out(
@@ -20,7 +20,7 @@ def cut_out(
     bound: Mapping[relax.Var, relax.Expr],
     values: Mapping[relax.Var, str],
     constants: Mapping[str, np.ndarray],
-) -> Whole:
+) -> OpaqueCall:
     """The program that computes ``variable`` from ``values``, of which some are ``constants``.
 
     ``bound`` has what every variable of the function is bound to.
@@ -58,7 +58,7 @@ class _Cut:
         self.array_parameters: list[relax.Var] = []
         self.functions: dict[Any, Any] = {}
 
-    def program(self, variable: relax.Var) -> Whole:
+    def program(self, variable: relax.Var) -> OpaqueCall:
         while isinstance(self.bound.get(variable), relax.Var):
             variable = self.bound[variable]
         order: list[relax.Var] = []
@@ -72,7 +72,7 @@ class _Cut:
                 self.made[name] = self.builder.emit(self._rebuilt(self.bound[name]))
             self.builder.emit_func_output(self.made[variable])
         text = self.builder.get().script(show_meta=True)
-        return Whole(text, tuple(self.inputs), tuple(self.arrays))
+        return OpaqueCall(text, tuple(self.inputs), tuple(self.arrays))
 
     def _collect(self, value: Any, order: list[relax.Var]) -> None:
         """List the variables that ``value`` depends on and that no value is known for, in execution order."""
@@ -168,9 +168,9 @@ def written(types: Sequence[relax.TensorType], compute: Callable[..., relax.Expr
     return text
 
 
-def evaluate(whole: Whole) -> np.ndarray:
+def evaluate(opaque: OpaqueCall) -> np.ndarray:
     """What a program of constants alone computes."""
-    result: np.ndarray = _run(tvm.script.from_source(whole.text), whole.constants).numpy()
+    result: np.ndarray = _run(tvm.script.from_source(opaque.text), opaque.constants).numpy()
     return result
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LINE = 16
 """Elements of a cache line."""
-_STEPS_AHEAD = 16
+_PREFETCH_STEPS = 16
 """Products of an element from the fetch of a weight into the first-level cache to its use."""
 _MOST_LINES = 4
 """Of the next tile, that are fetched at once: where few rows are computed, only memory counts anyway."""
@@ -69,7 +69,7 @@ class Nest:
     channels: int
 
 
-def fetch_ahead(sch: s_tir.Schedule, update: Any, description: Description, nest: Nest, *, opencl: bool) -> None:
+def prefetch_weights(sch: s_tir.Schedule, update: Any, description: Description, nest: Nest, *, opencl: bool) -> None:
     """Let each step of the reduction fetch weights; ``update`` is the block that adds its terms."""
     loops = sch.get_loops(update)
     nodes = [sch.get(loop) for loop in loops]
@@ -78,17 +78,17 @@ def fetch_ahead(sch: s_tir.Schedule, update: Any, description: Description, nest
     tile, _row, _sum, _channel, *reduction = nodes[-1].body.iter_values
     first_tile, first_row = (begin, 0) if description.unit_rows is None else (0, begin * description.unit_rows)
     row_block: Any = 0
-    for place in nest.row_blocks:
-        row_block = row_block * nodes[place].extent + nodes[place].loop_var
+    for position in nest.row_blocks:
+        row_block = row_block * nodes[position].extent + nodes[position].loop_var
     # A row in the middle stands for the block: then conditions are the same, and its loop is left out as a whole.
     is_needed = description.is_needed(first_row + row_block * nest.rows + nest.rows // 2, *reduction)
 
     def fetch(index: list[Any], level: int) -> Any:
         assert description.weight is not None
-        place = T.address_of(description.weight(buffers, [0, *index], first_tile))
+        position = T.address_of(description.weight(buffers, [0, *index], first_tile))
         if opencl:
-            return tirx.Evaluate(T.call_extern("void", _OPENCL_FETCH, place, 0, level))
-        return tirx.Evaluate(T.call_intrin("void", "tirx.prefetch", place, 0, level, 1))
+            return tirx.Evaluate(T.call_extern("void", _OPENCL_FETCH, position, 0, level))
+        return tirx.Evaluate(T.call_intrin("void", "tirx.prefetch", position, 0, level, 1))
 
     def then(loop: Any, body: Any, fetches: list[Any]) -> Any:
         """The loop with fetches after its body."""
@@ -98,7 +98,7 @@ def fetch_ahead(sch: s_tir.Schedule, update: Any, description: Description, nest
         return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, loop.thread_binding, loop.annotations)
 
     channel = nodes[nest.outside - 1].loop_var * nest.channels
-    soon = [*reduction[:-1], reduction[-1] + _STEPS_AHEAD // description.partial_sums]
+    soon = [*reduction[:-1], reduction[-1] + _PREFETCH_STEPS // description.partial_sums]
     near = [
         fetch([tile, channel + line, number, *soon], _FIRST_LEVEL)
         for number in range(description.partial_sums)
