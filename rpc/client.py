@@ -198,7 +198,7 @@ class Session:
         connection = self._renew()
         request = {
             "modules": [
-                self._upload(connection, module, f"tried-{place}.module") for place, module in enumerate(modules)
+                self._upload(connection, module, f"trial-{index}.module") for index, module in enumerate(modules)
             ],
             "canary": self._upload(connection, canary, "canary.module"),
             "rounds": rounds,

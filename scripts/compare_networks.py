@@ -3,7 +3,7 @@
 All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
 cores of both sides; each is a process that is stopped while others are measured. A turn is repeated, whosever it is,
 where a few small layers, computed by both sides, took longer than at best just before or after. What a plan expected is
-predicted or, of a model that the profile was tuned for, what it took when it was tried.
+predicted or, of a model that the profile was tuned for, what it took in trial runs.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def table(compared: Sequence[Compared]) -> str:
     header += [f"{name.replace(' ', ', ')} threads ms".replace("1 threads", "1 thread") for name in peer_names]
     rows = []
     for one in compared:
-        expected = _ms(one.predicted_us) + (" (tried)" if one.tried else "")
+        expected = _ms(one.predicted_us) + (" (trial runs)" if one.tried else "")
         row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×", expected]
         row += [_ms(one.us(peer)) if peer in one.turns else "none" for peer in peer_names]
         rows.append(row)

@@ -1,7 +1,7 @@
 """The main job from end to end: tune this machine, build a real network, run it, and look at how good the plan is.
 
 A multi-layer perceptron that reads handwritten digits is trained and exported to ONNX; its layers and those of
-ViT-Base are measured through an RPC tracker; predictors are trained; the network is tried and built, and its
+ViT-Base are measured through an RPC tracker; predictors are trained; the network has trial runs and is built, and its
 answers are compared with ONNX Runtime's. At the end every split of every layer is measured, to see how far the plan is
 from the best.
 """

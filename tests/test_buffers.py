@@ -50,7 +50,7 @@ def test_a_buffer_that_would_have_to_grow_is_taken_last() -> None:
 
 
 def in_turn(words: int, *, may_wait: bool) -> list[int | None]:
-    """Storage buffers of x1 to x5, of so many words, each written from the one before it, line by line: no step waits."""
+    """Buffers of x1 to x5, of so many words, each written from the one before it, line by line: no step waits."""
     names = [f"x{number}" for number in range(7)]
     steps = [
         StepSpec(f"step{number}", {}, 2, "lines", 1, (read,), written, None, None, local_inputs=(read,))

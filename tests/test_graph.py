@@ -150,7 +150,7 @@ def test_invalid_images(change, message):
 
 
 def slices(**changes: Tensor) -> Graph:
-    """``x`` is pooled twice, to parts of ``c``, which is pooled to ``y``."""
+    """``x`` is pooled twice, to slices of ``c``, which is pooled to ``y``."""
     sizes = {"x": 32, "a": 32, "b": 32, "c": 64, "y": 64}
     tensors = {name: Tensor(name, (1, 4, 5, channels), 1, (1, 4, 5, channels)) for name, channels in sizes.items()}
     tensors["a"].parent = tensors["b"].parent = "c"
@@ -180,12 +180,15 @@ def test_a_whole_is_there_when_its_parts_are():
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (slices(b=sliced("b", first=16)), "'b' cannot be part of 'c' from channel 16 on"),
-        (slices(b=sliced("b", (1, 5, 4, 32))), "'b' cannot be part of 'c'"),
-        (slices(b=sliced("b", (1, 4, 5, 64))), "the parts of 'c' have 96 channels, but it has 64"),
-        (slices(c=sliced("c", (1, 4, 5, 64), 0, "y")), "'y', which others are part of, must be a tensor that no node"),
-        (slices(c=sliced("c", (1, 4, 5, 64), 0, "z")), "'z', which others are part of"),
-        (dataclasses.replace(slices(), outputs=["y", "b"]), "'b' cannot be part of 'c'"),
+        (slices(b=sliced("b", first=16)), "'b' cannot be a slice of 'c' from channel 16 on"),
+        (slices(b=sliced("b", (1, 5, 4, 32))), "'b' cannot be a slice of 'c'"),
+        (slices(b=sliced("b", (1, 4, 5, 64))), "the slices of 'c' have 96 channels, but it has 64"),
+        (
+            slices(c=sliced("c", (1, 4, 5, 64), 0, "y")),
+            "'y', which others are slices of, must be a tensor that no node",
+        ),
+        (slices(c=sliced("c", (1, 4, 5, 64), 0, "z")), "'z', which others are slices of"),
+        (dataclasses.replace(slices(), outputs=["y", "b"]), "'b' cannot be a slice of 'c'"),
     ],
 )
 def test_parts_that_do_not_fit(graph, message):

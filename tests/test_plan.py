@@ -92,7 +92,7 @@ def changed(place, value):
     "place, value, message",
     [
         (["format"], "a recipe", "no tvm-coexec plan"),
-        (["version"], 1, "version 1, this release reads 4"),
+        (["version"], 1, "version 1, this release reads 5"),
         (["colour"], "red", "a plan has the unknown field 'colour'"),
         (["device"], None, "'device' is None"),
         (["total_us"], -1, "'total_us' is -1"),

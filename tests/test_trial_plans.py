@@ -1,4 +1,4 @@
-"""What a tried network teaches the planner, on a device whose times are known."""
+"""What trial runs of a network teach the planner, on a device whose times are known."""
 
 import json
 from dataclasses import replace
@@ -214,7 +214,7 @@ def test_the_plan_of_a_tried_network_is_the_last_one_that_ran_and_takes_the_medi
         total_us = planned.total_us + max(cpu_us, gpu_us) - max(planned.cpu_us, planned.gpu_us)
         expected = {"cpu_us": cpu_us, "gpu_us": gpu_us, "total_us": total_us}
         assert ran == replace(planned, **{name: pytest.approx(us) for name, us in expected.items()})
-    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, tried in 4800.0 us"
+    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, ran in 4800.0 us"
     other = network(*[Linear(197, 768, 768)] * 3)
     assert plan_network(other, known, "device", "svm") == plan_anew(other, planner(), "device", "svm")
 

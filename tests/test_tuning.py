@@ -201,7 +201,7 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         Profile.create(tmp_path / "p", FACTS) as profile,
         pytest.raises(
             InputError,
-            match=r"was not tuned to the end.*lacks disturbance and estimates_us and overheads and traffic",
+            match=r"was not tuned to the end.*lacks estimates_us and memory_model and noise and overheads",
         ),
     ):
         planner(profile, Hardware())
@@ -243,7 +243,7 @@ def test_networks_are_tried_in_turn_and_one_that_cannot_be_is_named(
     graphs = [Graph({}, [], [name], []) for name in ("first", "second")]
     run_all_trials(one, graphs, FACTS)
     assert tried == ["first 0", "second 0", "first 1", "second 1", "second 2"]
-    assert "the network of 'first' was not tried to the end (out of memory)" in capsys.readouterr().err
+    assert "the network of 'first' did not finish its trial runs (out of memory)" in capsys.readouterr().err
 
 
 def test_a_layer_that_a_side_has_no_kernels_for_is_named_before_anything_is_measured(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def build(
         A profile that ``tvm-coexec tune`` made for this device.
     split
         How each layer is divided. ``"predicted"``: by the profile's predictors; a model that the profile was tuned for
-        by the best plan that was tried. ``"measured"``: every layer is measured at several splits, here and now;
+        by the best plan of its trial runs. ``"measured"``: every layer is measured at several splits, here and now;
         what the profile already holds is used. Both choose between channels and lines. ``"cpu"``, ``"gpu"``: all
         layers on one side. A number from 0 to 1: the CPU's share of every layer's channels. A dict from layer names to
         the CPU's tiles of channels (an int) or its share (a float); layers left out are predicted, or halved where

@@ -1,7 +1,7 @@
 """Build a module from a model: a file that runs on the CPU and the GPU at once.
 
 How each layer is divided is said by --split: `predicted` by the profile (by its predictors or, for a model that it was
-tuned for, by the best plan that was tried), `measured` by measuring each layer here and now, `cpu` or `gpu` for one
+tuned for, by the best plan of its trial runs), `measured` by measuring each layer here and now, `cpu` or `gpu` for one
 side alone, or a number from 0 to 1, the CPU's share of every layer.
 """
 

@@ -1,7 +1,7 @@
 """Show how a model would be divided between the CPU and the GPU, and why.
 
 Nothing is compiled and nothing is measured: the plan follows from the profile's predictors or, for a model that it was
-tuned for, from what was tried. `tvm-coexec build` adds the synchronisations that sharing memory takes.
+tuned for, from its trial runs. `tvm-coexec build` adds the synchronisations that sharing memory takes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which activations share memory: storage buffers, planned by liveness for the CPU's and the GPU's program together.
 
-The halo of an image has to be zero. Where only tensors with halos in the same places share a storage buffer, no kernel ever
+The halo of an image has to be zero. Where only tensors with halos in the same places share a buffer, no kernel ever
 writes there; of the others, each is cleared again whenever it is written.
 """
 
@@ -50,7 +50,7 @@ class _Buffer:
         return max((use.last for use in self.uses if use.words >= words), default=-1)
 
     def cost_words(self, words: int, geometry: Geometry, *, waits: bool) -> int:
-        """By what the storage buffer grows for one tensor more; what the halos to clear count that it adds, and a wait."""
+        """By what the buffer grows for one tensor more; what the halos to clear count that it adds, and a wait."""
         geometries = [use.geometry for use in self.uses]
         more = _to_clear([*geometries, geometry]) - _to_clear(geometries)
         return max(words - self.words, 0) + _CLEARING_WORDS * more + _WAITING_WORDS * waits
@@ -71,9 +71,9 @@ def assign_buffers(
 ) -> tuple[TensorSpec, ...]:
     """Give every tensor a storage buffer that holds nothing else while the tensor is needed.
 
-    Where waits are cheap, a side may have to wait until the other needs a storage buffer no more: not for the step just before.
+    Where waits are cheap, a side may have to wait until the other needs a buffer no more: not for the step just before.
 
-    All parts of a whole have its storage buffer, from when the first is written until none is needed any more.
+    All slices of a parent have its buffer, from when the first is written until none is needed any more.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def assign_buffers(
 
 
 def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dict[str, int]:
-    """For each tensor that is no part of another: the step after which its memory must not have been needed, or a side
+    """For each tensor that is no slice of another: the step after which its memory must not have been needed, or a side
     may have to wait.
 
     It is the last one that both sides have done whenever a step writes into the tensor, if all steps are divided,
@@ -125,7 +125,7 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
 
 
 def _free_buffer(buffers: list[_Buffer], geometry: Geometry, words: int, free: tuple[int, int]) -> _Buffer:
-    """The cheapest of a new storage buffer and of those that are free since a step, or since another for a side that waits.
+    """The cheapest of a new buffer and of those that are free since a step, or since another for a side that waits.
 
     Of equals it is the last used.
     """
@@ -142,7 +142,7 @@ def _free_buffer(buffers: list[_Buffer], geometry: Geometry, words: int, free: t
 
 
 def halos_to_clear(tensors: Sequence[TensorSpec]) -> set[str]:
-    """Of the tensors with storage buffers, and their parts, those whose halo must be cleared whenever they are written."""
+    """The names of tensors, slices of others included, whose halo must be cleared whenever they are written."""
     geometries: dict[int | None, list[Geometry]] = {}
     for tensor in tensors:
         if not tensor.parents:

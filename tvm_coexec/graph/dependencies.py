@@ -76,7 +76,7 @@ def network_reads(
     Parameters
     ----------
     parents
-        What a tensor is part of, the innermost first: whoever reads such a whole reads what many steps wrote.
+        What a tensor is a slice of, the innermost first: whoever reads such a parent reads what many steps wrote.
     memory
         What tells each tensor's memory from that of others, where tensors share some.
     """
@@ -87,7 +87,7 @@ def network_reads(
 
     def local(reader: Step, name: str, writer: Step) -> tuple[str, ...]:
         alike = (reader.axis, reader.units) == (writer.axis, writer.units)
-        # Units of lines are the same in a whole and in its parts, those of channels are not.
+        # Units of lines are the same in a parent and in its slices, those of channels are not.
         same_units = name == writer.output or reader.axis == "lines"
         return (reader.axis,) if name in reader.local_inputs and same_units and alike else ()
 
@@ -110,7 +110,7 @@ def _overwrites(
 ) -> list[set[int]]:
     """For each step those that wrote or read what was in the memory of its output before.
 
-    Parts of one whole do not overwrite each other: each of them overwrites what was there before the first.
+    Slices of one parent do not overwrite each other: each of them overwrites what was there before the first.
     """
     contents: dict[Hashable, str] = {}
     users: dict[Hashable, set[int]] = {}

@@ -52,8 +52,8 @@ class Tensor:
     dtype
         Of the elements; only opaque layers take others than float32.
     parent, first_channel
-        The image that this one is part of, and where its channels begin there. No node writes a whole: it is there
-        when its parts are, which lie in its memory.
+        The image that this one is a slice of, and where its channels begin there. No node writes a parent: it is
+        there when its slices are, which lie in its memory.
     counted_by
         The output that says how many of this output's rows count, if that depends on the inputs.
     """
@@ -129,12 +129,12 @@ class Graph:
         return [node for node in self.nodes if tensor in node.reads]
 
     def slices(self, tensor: str) -> list[str]:
-        """Tensors that are part of ``tensor``, in the order of their channels."""
+        """Tensors that are slices of ``tensor``, in the order of their channels."""
         found = [sliced for sliced in self.tensors.values() if sliced.parent == tensor]
         return [sliced.name for sliced in sorted(found, key=lambda sliced: sliced.first_channel)]
 
     def parents(self, tensor: str) -> tuple[str, ...]:
-        """What ``tensor`` is part of, what that is part of, and so on."""
+        """What ``tensor`` is a slice of, what that is a slice of, and so on."""
         parent = self.tensors[tensor].parent
         return () if parent is None else (parent, *self.parents(parent))
 
@@ -182,7 +182,7 @@ class Graph:
         """Parts must fill the channels of an image that nothing else writes, and begin where its tiles do."""
         if parent not in self.tensors or parent in (*self.inputs, *(node.output for node in self.nodes)):
             raise ModelError(
-                f"{parent!r}, which others are part of, must be a tensor that no node writes, and no input"
+                f"{parent!r}, which others are slices of, must be a tensor that no node writes, and no input"
             )
         image, channel = self.tensors[parent].image, 0
         for name in self.slices(parent):
@@ -190,13 +190,13 @@ class Graph:
             fits = sliced.image is not None and image is not None and sliced.image[:3] == image[:3]
             if not fits or sliced.first_channel != channel or channel % TILE or name in (*self.inputs, *self.outputs):
                 raise ModelError(
-                    f"tensor {name!r} cannot be part of {parent!r} from channel {sliced.first_channel} on; parts are "
-                    f"images of the network's own that follow each other and begin at multiples of {TILE}"
+                    f"tensor {name!r} cannot be a slice of {parent!r} from channel {sliced.first_channel} on; slices "
+                    f"are images of the network's own that follow each other and begin at multiples of {TILE}"
                 )
             channel += sliced.channels
         if channel != self.tensors[parent].channels:
             raise ModelError(
-                f"the parts of {parent!r} have {channel} channels, but it has {self.tensors[parent].channels}"
+                f"the slices of {parent!r} have {channel} channels, but it has {self.tensors[parent].channels}"
             )
 
 

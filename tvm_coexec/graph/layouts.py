@@ -1,6 +1,6 @@
 """How every image of a network lies in memory, and the copies that are needed where layers want it differently.
 
-A concatenation needs none where its operands can be computed in their places in its result, as parts of it.
+A concatenation needs none where its operands can be computed in their places in its result, as slices of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
 
 
 def _slice_layouts(parent: str, layout: ImageLayout, graph: Graph) -> dict[str, ImageLayout]:
-    """Those of all parts of an image, and of their parts, if a part that began where the image does had ``layout``."""
+    """The layouts of an image's slices, and of theirs, if a slice that began where the image does had ``layout``."""
     layouts: dict[str, ImageLayout] = {}
     for name in graph.slices(parent):
         first_tile = layout.first_tile + graph.tensors[name].first_channel // TILE
@@ -76,7 +76,7 @@ def _padding(node: Node, name: str) -> tuple[int, int]:
 
 
 def _halo(name: str, graph: Graph) -> tuple[int, int]:
-    """What all readers of an image and of its parts can do with."""
+    """What all readers of an image and of its slices can do with."""
     wanted = [(0, 0), *(_padding(node, name) for node in graph.consumers(name))]
     wanted += [_halo(sliced, graph) for sliced in graph.slices(name)]
     return (max(h for h, _ in wanted), max(w for _, w in wanted))
@@ -95,7 +95,7 @@ def fit_images(graph: Graph) -> Graph:
     Element-wise maps of images become poolings of single pixels, which know of halos, or of inputs with few channels
     convolutions, which can read them without padding channels. Where a layer that sees rows
     touches an image that a convolution wants with a halo, the convolution reads a copy, made by a node of its own.
-    Concatenations vanish where their operands can be parts of the result.
+    Concatenations vanish where their operands can be slices of the result.
     """
     graph = replace(graph, nodes=[_over_image(node, graph) for node in graph.nodes])
     tensors = dict(graph.tensors)
@@ -128,7 +128,7 @@ def _over_image(node: Node, graph: Graph) -> Node:
 
 
 def _join(graph: Graph) -> Graph:
-    """Make operands of concatenations parts of the results, where all of one can be, and drop such nodes."""
+    """Make operands of concatenations slices of the results, where all of one can be, and drop such nodes."""
     for node in graph.nodes:
         if isinstance(node.layer, Concat) and _can_be_joined(node, node.layer, graph):
             starts = accumulate(node.layer.channels, initial=0)
@@ -144,7 +144,7 @@ def _join(graph: Graph) -> Graph:
 
 
 def _can_be_joined(node: Node, layer: Concat, graph: Graph) -> bool:
-    """Whether all operands begin with a tile of the result, and nothing touches them that a part cannot serve.
+    """Whether all operands begin with a tile of the result, and nothing touches them that a slice cannot serve.
 
     A copy of a single image has another purpose, and stays.
     """
@@ -156,7 +156,7 @@ def _can_be_joined(node: Node, layer: Concat, graph: Graph) -> bool:
 
 
 def _can_be_slice(name: str, graph: Graph) -> bool:
-    """Whether an image is no part yet, is the network's own, and is touched only by kernels that see images."""
+    """Whether an image is no slice yet, is the network's own, and is touched only by kernels that see images."""
     if graph.tensors[name].parent is not None or name in (*graph.inputs, *graph.outputs):
         return False
     users = [node for node in graph.nodes if name in (*node.reads, node.output)]

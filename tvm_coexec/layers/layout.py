@@ -18,7 +18,7 @@ class ImageLayout:
 
     The halo, of so many pixels above and below, left and right, holds zeros, which a convolution reads as its padding;
     a layer's own kernels leave it alone. A pixel holds ``row_tiles`` tiles, or in a ``narrow`` image its channels
-    alone. An image that is part of a larger one shares its pixels: it has some of their ``parent_tiles``, from
+    alone. An image that is a slice of a larger one shares its pixels: it has some of their ``parent_tiles``, from
     ``first_tile`` on.
     """
 

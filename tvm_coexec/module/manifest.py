@@ -15,7 +15,7 @@ from tvm_coexec.graph.dependencies import Read, network_reads
 from tvm_coexec.layers import TILE, ImageLayout, grid_for, row_tiles, tile_count
 
 FORMAT = "tvm-coexec module"
-VERSION = 10
+VERSION = 11
 
 
 def words(count: int, dtype: str) -> int:
@@ -65,7 +65,7 @@ class TensorSpec:
     The last ``channel_axes`` dimensions together are the channels. With a ``layout`` kernels see the tensor as an
     ``image`` of batch, height, width and channels, whose rows are its pixels; the user may see it otherwise, its
     elements with the ``channels_first``. Tensors of the same ``buffer`` share memory, whatever their ``dtype``.
-    ``parents`` names what the tensor is part of, what that is part of, and so on: they share a storage buffer at the same time.
+    ``parents`` names what the tensor is a slice of, what that is one of, and so on: they share a buffer at once.
     ``counted_by`` names the output that says how many rows of this one count, if that depends on the inputs.
     """
 
@@ -90,7 +90,7 @@ class TensorSpec:
 
     @property
     def outermost(self) -> str:
-        """The name of the whole whose memory holds the tensor: its own if it is no part."""
+        """The name of the outermost parent, whose memory holds the tensor: its own if it is no slice."""
         return self.parents[-1] if self.parents else self.name
 
     @property
@@ -126,7 +126,7 @@ class TensorSpec:
 
     @property
     def own_bytes(self) -> tuple[int, int]:
-        """First byte of a row, and the one behind its last, that belong to no other part of a whole."""
+        """First byte of a row, and the one behind its last, that belong to no other slice of its parent."""
         if self.layout is None or not self.layout.is_slice:
             return 0, self.row_bytes
         first = self.layout.first_tile
@@ -134,7 +134,7 @@ class TensorSpec:
 
     @property
     def memory_words(self) -> int:
-        """Words of four bytes that hold the tensor, or the whole that it is part of."""
+        """Words of four bytes that hold the tensor, or the parent that it is a slice of."""
         return words(self.memory_rows * self.row_elements, self.dtype)
 
     @property
@@ -268,7 +268,7 @@ class StepSpec:
 
 
 def lifetimes(tensors: Iterable[TensorSpec], steps: Iterable[StepSpec]) -> dict[str, tuple[int, int]]:
-    """For each tensor that is no part of another: the first and the last step, from 1, that touch it or its parts.
+    """For each tensor that is no slice of another: the first and the last step, from 1, that touch it or its slices.
 
     What no step writes, an input, is there from 0 on.
     """
@@ -345,7 +345,7 @@ class Manifest:
         return network_reads(self.steps, self.parents(), memory_of)
 
     def parents(self) -> dict[str, tuple[str, ...]]:
-        """What each tensor is part of, the innermost first."""
+        """What each tensor is a slice of, the innermost first."""
         return {tensor.name: tensor.parents for tensor in self.tensors}
 
     def _check_sources(self) -> None:

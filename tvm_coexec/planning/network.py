@@ -58,7 +58,7 @@ def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
 def plan_network(graph: Graph, planner: Planner, device: str, mechanism: str) -> Plan:
     """Divide all layers so that the network as a whole is expected to take the least time.
 
-    Where the profile was tuned for this network, the plan is the best of those that were tried.
+    Where the profile was tuned for this network, the plan is the best of its trial runs.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Plan:
     ----------
     total_us
         Expected time of the whole network, in which a side may be ahead of the other, disturbed as usual; 0 where
-        nothing is expected. Waits for memory count only in what was tried.
+        nothing is expected. Waits for memory count only in trial runs.
     syncs
         Every point at which a side waits for the other to compute something and, in the plan of a module, which knows
         what shares memory, to need something no longer.
@@ -228,7 +228,7 @@ def format_table(plan: Plan) -> str:
         units = f"{layer.cpu_units:>5} {layer.gpu_units:>5} {layer.layer.axis:8}"
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
         lines.append(f"{name:{width}}  {units} {times}  {layer.reason}")
-    known = "tried in" if plan.tried else "expected"
+    known = "ran in" if plan.tried else "expected"
     lines.append(f"{len(plan.layers)} layers, {known} {plan.total_us:.1f} us")
     return "\n".join([*lines, *_winograd_lines(plan.layers), *_sync_lines(plan.syncs)])
 

@@ -19,7 +19,7 @@ def best_plan(trial_runs: Sequence[TrialRun]) -> Plan:
 
     Not the time of its least disturbed trial run: other programs disturb a user's runs as well, and the least of
     several noisy figures is too small. Its runs are taken as if the machine had been as fast as it usually was while
-    the network was tried, since some plans happen to run when it is slow.
+    the network ran, since some plans happen to run when it is slow.
     """
     plan = trial_runs[-1].plan
     slowness = _slowness(trial_runs)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import xgboost
 
 FORMAT = "tvm-coexec predictor"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _METADATA = "tvm_coexec"
 _CHECKSUM = "tvm_coexec_checksum"

@@ -1,5 +1,5 @@
 """How halves fare in one network: they take other times than by themselves, for what surrounds them decides where their
-data are. Of a network that was tried it is known by how much.
+data are. Trial runs of a network show by how much.
 """
 
 from __future__ import annotations

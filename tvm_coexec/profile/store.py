@@ -22,7 +22,7 @@ from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant, layer_from_j
 from .records import Candidate, Point, Sample, VariantSets
 from .trial_runs import TrialRun
 
-VERSION = 5
+VERSION = 6
 
 _FAILURES_LAST = timedelta(days=7)
 """A candidate that failed is tried again after this time: what failed may have been the machine."""
@@ -65,7 +65,7 @@ CREATE INDEX failures_by_candidate ON failures (layer, cpu_variant, gpu_variant)
 CREATE TABLE trial_runs (
     id INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES runs (id),
-    ran_at TEXT NOT NULL,         -- ISO 8601, UTC
+    ran_at TEXT NOT NULL,            -- ISO 8601, UTC
     network TEXT NOT NULL,           -- what names it
     content TEXT NOT NULL            -- JSON: the plan, and every repetition of the runs and of their halves
 );
@@ -297,9 +297,9 @@ class SampleStore:
                 f"SELECT network, ran_at, content FROM trial_runs WHERE {self._is_current()} ORDER BY id"
             ).fetchall()
         found: dict[str, list[TrialRun]] = {}
-        for network, tried, content in rows:
+        for network, ran_at, content in rows:
             try:
-                found.setdefault(network, []).append(TrialRun.from_json(network, tried, json.loads(content)))
+                found.setdefault(network, []).append(TrialRun.from_json(network, ran_at, json.loads(content)))
             except (ValueError, KeyError, TypeError, FileFormatError) as error:
                 raise damaged(self._path, f"a trial run cannot be read: {error}") from None
         return found

@@ -1,6 +1,6 @@
 """Trial runs: whole networks as they ran while the profile was tuned for them, by the plans of that time.
 
-Of a network that was tried it is known what halves take in it, which the next plan counts on, and is tried in
+A network's trial runs show what halves take in it, which the next plan counts on, and is tried in
 turn.
 """
 

@@ -16,7 +16,7 @@ class MemoryUse:
     Parameters
     ----------
     weight_bytes, activation_bytes, scratch_bytes
-        Packed constants; tensors, in the storage buffers that they share; what a half passes from one kernel to its next, and
+        Packed constants; tensors, in the buffers that they share; what a half passes from one kernel to its next, and
         what the CPU's threads hold for their kernels, which these ask for as they run: nothing before the first run.
     activation_bound_bytes
         The most that tensors that are needed at the same time take, padding and halos included: no plan needs less.

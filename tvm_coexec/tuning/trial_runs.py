@@ -1,11 +1,11 @@
-"""Tries networks that a profile is tuned for: plans, runs, learns from the run, and plans again.
+"""Trial runs of the networks that a profile is tuned for: plan, run, learn from the run, and plan again.
 
 Two kernels that are close by themselves may not be so in a network, where both sides read weights from memory. So the
 first plans give those kernels a chance that have not run in it yet, and the last ones use what is known. Every plan
 runs beside the best so far, turn by turn, so that a machine that slows down slows both; a turn before or after which
 both sides were much slower than at their best is repeated. The best runs once more by itself at the end: the fastest of
 several noisy figures is likely to have been lucky. Several networks take turns plan by plan: what each is expected to
-take then comes from the whole time of trial runs, not from one minute of it.
+take then comes from the whole time of the trial runs, not from one minute of it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TIMELINES = 2
 _SEED = 1
 
 SESSION_S = 600.0
-"""Bound on what is tried at once: the device may have many kernels to compile before."""
+"""Bound on a session of trial runs: the device may have many kernels to compile before."""
 
 
 class TrialRunner:

@@ -137,7 +137,7 @@ def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, An
     with tuner.session.for_longer(SESSION_S) as session:
         runner = TrialRunner(planner(tuner.profile, tuner.target.hardware), session, tuner.profile, tuner.target, facts)
         networks = [(graph.outputs[0], runner.run_trials(graph)) for graph in graphs]
-        with tqdm(total=MOST_RUNS * len(networks), desc="rehearsing", unit="run") as bar:
+        with tqdm(total=MOST_RUNS * len(networks), desc="trial runs", unit="run") as bar:
             for _ in range(MOST_RUNS):
                 for name, runs in networks:
                     try:
@@ -145,8 +145,8 @@ def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, An
                     except (MeasurementError, KernelError) as error:
                         best = None
                         tqdm.write(
-                            f"the network of {name!r} was not tried to the end ({error}); the profile is complete, "
-                            "and plans it by what was measured so far",
+                            f"the network of {name!r} did not finish its trial runs ({error}); the profile is "
+                            "complete, and plans it by what was measured so far",
                             file=sys.stderr,
                         )
                     if best is not None:

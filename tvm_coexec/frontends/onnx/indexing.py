@@ -106,7 +106,7 @@ def _scatter_elements(call: Call) -> Any:
     strides = [math.prod(shape[position + 1 :]) for position in range(len(shape))]
     indices = _indices(call, 1, np.array(shape[axis]))
 
-    def position(index: list[Any], found: Callable[[], Any]) -> Any:
+    def address(index: list[Any], found: Callable[[], Any]) -> Any:
         placed = [found() if at == axis else own for at, own in enumerate(index)]
         return sum(own * stride for own, stride in zip(placed, strides, strict=True))
 
@@ -114,7 +114,7 @@ def _scatter_elements(call: Call) -> Any:
         size = call.type(1).shape
         with T.serial(0, math.prod(size)) as i:
             index = _unravelled(i, size)
-            target = position(index, lambda: given[i].astype("int64"))
+            target = address(index, lambda: given[i].astype("int64"))
             output[target] = combine(output[target], updates[i])
 
     return _scattered(call, indices, write)
@@ -159,11 +159,11 @@ def _scattered(call: Call, indices: relax.Expr, write: Callable[..., None]) -> r
     return call.loops(compute, call.operand(0), indices, call.operand(2))
 
 
-def _unravelled(position: Any, shape: tuple[int, ...]) -> list[Any]:
-    """The index of an element by its position in memory."""
+def _unravelled(address: Any, shape: tuple[int, ...]) -> list[Any]:
+    """The index of an element by its address in elements."""
     index = []
     for position, extent in enumerate(shape):
-        index.append(position // math.prod(shape[position + 1 :]) % extent)
+        index.append(address // math.prod(shape[position + 1 :]) % extent)
     return index
 
 

@@ -183,7 +183,7 @@ def _matmul_integer(call: Call) -> Any:
 
 
 def _requantised(call: Call, product: relax.Expr, positions: tuple[int, int, int, int], axis: int) -> relax.Expr:
-    """A product of whole numbers on the result's scale; ``positions``: scales of operands and result, its zero point."""
+    """A product of integers on the result's scale; ``positions``: scales of operands and result, its zero point."""
     left, right, own, zero_position = positions
     shape, dtype = call.result.shape, call.result.dtype
 
