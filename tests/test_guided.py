@@ -83,7 +83,8 @@ def test_a_variant_that_fails_does_not_keep_others_from_being_measured(tmp_path:
 
 def test_nothing_is_searched_where_nothing_could_be_measured(tmp_path: Path) -> None:
     one = tuner(FakeSession(refuses=True), tmp_path / "p")
-    one.measure_all(first_candidates(one, LAYER), training_points(LAYER))
+    for candidate in first_candidates(one, LAYER):
+        one.measure(candidate, training_points(LAYER))
     search_variants(one, [LAYER], lambda: pytest.fail("there is nothing to learn from"), time.monotonic() + 60)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,10 @@ from .prepared import Prepared
 from .program import Operation
 
 _GPU_CHAIN_US = 2000.0
-"""Length of a chain of layers whose start and end hardly count."""
+"""What a chain of layers takes the GPU that is compared with a single one: long enough for the mean of its layers."""
+
+_MOST_CHAINED = 300
+"""Layers of such a chain at most."""
 
 _WARM_UP_NS = 3_000_000
 """For so long a program runs before the run that counts: cores that were idle take up to twice as long at first."""
@@ -28,7 +31,7 @@ class StepTimes:
 
     ``cpu_us`` and ``gpu_us`` are the halves' own times, while the other side works on its half; empty where the side
     has none. ``wall_us`` is from one point at which both sides are done to the next, synchronisation included; where
-    the GPU works alone, an entry is the mean over a chain of layers.
+    the GPU works alone, an entry is what each further layer of a chain adds to a run.
     """
 
     cpu_us: list[float]
@@ -66,8 +69,9 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
         _run_warm(timed)
         gpu_us = list(_gpu_times_us(timed).values())[warmup:]
     if not cpu_units:
-        long_enough = math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3))
-        return StepTimes([], gpu_us, _means_us(chain(min(warmup + repeats, max(2, long_enough))), repeats, warmup))
+        further = min(_MOST_CHAINED, math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3)))
+        single_us, chain_us = (_gpu_runs_us(chain(count), repeats, warmup) for count in (1, 1 + further))
+        return StepTimes([], gpu_us, _added_us(single_us, chain_us, further))
     if timed and timed.keeps_time:
         program = timed
     else:
@@ -97,13 +101,22 @@ def _timed(program: Prepared) -> Iterator[tuple[Operation, tuple[int, int]]]:
         yield operation, (int(start_ns), int(end_ns))
 
 
-def _means_us(program: Prepared, repeats: int, warmup: int) -> list[float]:
-    """Mean time of a step in each of several runs: where only the GPU works, nobody looks at the steps between."""
+def _gpu_runs_us(program: Prepared, repeats: int, warmup: int) -> list[float]:
+    """Wall times of several runs in which only the GPU works, so that nobody looks at the steps between."""
     runs_us = []
     for _ in range(warmup + repeats):
         program.run()
-        runs_us.append(max(end_ns for _, (_, end_ns) in _timed(program)) / 1e3 / len(program.steps))
+        runs_us.append(max(end_ns for _, (_, end_ns) in _timed(program)) / 1e3)
     return runs_us[warmup:]
+
+
+def _added_us(single_us: Sequence[float], chain_us: Sequence[float], further: int) -> list[float]:
+    """What each of the ``further`` steps adds to a run of a single one, an entry for each run of the chain.
+
+    A run hands over its inputs and its result, which takes a device with memory of its own a millisecond.
+    """
+    ends_us = float(np.median(single_us))
+    return [max((run_us - ends_us) / further, 1e-3) for run_us in chain_us]
 
 
 def _cpu_times_us(program: Prepared) -> dict[int, float]:

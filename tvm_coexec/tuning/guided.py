@@ -65,6 +65,7 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
             return  # nothing to learn from
         search = _Search(tuner, train(), measured, failed, suspected)
         candidates = [found for found in map(search.promising, layers) if found is not None]
+        tuner.compile_ahead(candidate for candidate, _ in candidates)
         for candidate, again in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
             if time.monotonic() > until:
                 return

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tvm_coexec import schedules
-from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.layers import AnyLayer, Linear, Variant
@@ -17,11 +17,16 @@ from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point, PointTimes, samples_of
 from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
 
+from .ahead import ModulesAhead
+
 if TYPE_CHECKING:
     from tvm_coexec.rpc.client import Session
 
 _CANDIDATES = 2
 """Pairs of variants measured of a layer: the default, and one drawn from the search space."""
+
+_PROMISING = 8
+"""About so many variants at the head of a search space are drawn from: plans choose among the first few."""
 
 ROUNDS = 3
 """Times that all points of a candidate are measured, one after the other."""
@@ -36,13 +41,18 @@ _LAUNCH_FLOPS_PER_US = 5e4
 _BYTES_PER_US = 2e4
 
 
+Work = tuple[Candidate, Sequence[Point]]
+"""What is measured of a candidate."""
+
+
 class Tuner:
     """Measures candidates through one session and stores every sample as it comes."""
 
-    def __init__(self, session: Session, profile: Profile, target: Target) -> None:
+    def __init__(self, session: Session, profile: Profile, target: Target, modules: ModulesAhead | None = None) -> None:
         self.session = session
         self.profile = profile
         self.target = target
+        self._modules = modules or ModulesAhead(target, profile.facts)
         session.check = profile.check_device  # a key may lead to another device at any new lease
 
     def measure(self, candidate: Candidate, points: Sequence[Point], *, again: bool = False) -> None:
@@ -60,10 +70,30 @@ class Tuner:
             return
         self.profile.add_samples(samples_of(candidate, times))
 
-    def measure_all(self, candidates: Sequence[Candidate], points: Sequence[Point]) -> None:
-        """Measure the same points of several candidates."""
-        for candidate in candidates:
-            self.measure(candidate, points)
+    def measure_all(self, works: Iterable[Work]) -> Iterator[Work]:
+        """Measure points of candidates, and yield each after it; those to come are compiled meanwhile."""
+        waiting: deque[Work] = deque()
+        for work in works:
+            candidate, points = work
+            if self._is_wanted(candidate, points):
+                self.compile_ahead([candidate])
+            waiting.append(work)
+            if len(waiting) > self._modules.most_waiting:
+                yield self._measured(waiting.popleft())
+        while waiting:
+            yield self._measured(waiting.popleft())
+
+    def compile_ahead(self, candidates: Iterable[Candidate]) -> None:
+        """Compile what will be measured soon meanwhile, where there are cores for it."""
+        self._modules.begin(candidates)
+
+    def _measured(self, work: Work) -> Work:
+        self.measure(*work)
+        return work
+
+    def _is_wanted(self, candidate: Candidate, points: Sequence[Point]) -> bool:
+        known = all(self.profile.has(candidate, point) for point in points)
+        return not known and self.profile.failure(candidate) is None
 
     def measure_now(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> list[PointTimes]:
         """Measure, whatever the profile holds, and store nothing; ``check`` the results before.
@@ -104,8 +134,7 @@ class Tuner:
 
     def module(self, candidate: Candidate) -> bytes:
         """A module file of the candidate alone."""
-        package = single_layer(candidate.layer, candidate.cpu, candidate.gpu, self.target, self.profile.facts)
-        return package.to_bytes()
+        return self._modules.take(candidate)
 
     def variants(self, layer: AnyLayer, side: str) -> list[Variant]:
         """The search space of a side, the most promising first."""
@@ -136,7 +165,7 @@ def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
 
 
 def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
-    return space[min(int(rng.exponential(len(space) / 4)), len(space) - 1)]
+    return space[min(int(rng.exponential(min(len(space) / 4, _PROMISING))), len(space) - 1)]
 
 
 def repeats_for(layer: AnyLayer) -> int:

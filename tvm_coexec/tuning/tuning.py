@@ -22,6 +22,7 @@ from tvm_coexec.prediction.predictors import newest
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import DeviceChoice
 
+from .ahead import ModulesAhead, spare_cores
 from .alone import alone_with_device, alone_with_profile
 from .calibration import measure_memory, measure_overheads
 from .fitting import fit, learn
@@ -115,8 +116,10 @@ def tune(
         held = (
             nullcontext() if tracker else alone_with_device(facts["name"])
         )  # a tracker lends a device to one at a time
-        with held, opener(path, facts) as profile, alone_with_profile(path):
-            tuner = Tuner(session, profile, target_for(facts))
+        target = target_for(facts)
+        modules = ModulesAhead(target, facts, spare_cores(facts, is_local=tracker is None))
+        with held, opener(path, facts) as profile, alone_with_profile(path), modules:
+            tuner = Tuner(session, profile, target, modules)
             asked_for = check_layers(tuner, layers)
             _calibrate(tuner)
             until = time.monotonic() + 60 * minutes
@@ -186,8 +189,9 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
     from tqdm import tqdm
 
     layers = list(dict.fromkeys(way for layer in layers for way in ways_to_divide(layer)))
-    for layer in tqdm(layers, desc="measuring", unit="layer", disable=not layers):
-        tuner.measure_all(first_candidates(tuner, layer), training_points(layer))
+    works = [(one, training_points(layer)) for layer in layers for one in first_candidates(tuner, layer)]
+    for _ in tqdm(tuner.measure_all(works), desc="measuring", total=len(works), unit="kernel", disable=not layers):
+        pass
     search_variants(tuner, layers, lambda: learn(newest(tuner.profile.samples()), tuner.profile.facts), until)
 
 
@@ -202,20 +206,21 @@ def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
 
 
 def _measure_until(until: float, tuner: Tuner, layers: Iterator[AnyLayer], at_least: int) -> None:
-    """Measure until the time has come, but not before the first ``at_least`` layers are done."""
+    """Measure until the time has come, but not before something of the first ``at_least`` layers is measured."""
     from tqdm import tqdm
 
-    start = time.monotonic()
+    start, measured = time.monotonic(), set[AnyLayer]()
+    works = ((one, training_points(layer)) for layer in layers for one in tuner.candidates(layer))
     with tqdm(
         total=max(round(until - start), 0),
         unit="s",
         desc="measuring",
         bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}",
     ) as bar:
-        for count, layer in enumerate(layers, 1):
-            tuner.measure_all(tuner.candidates(layer), training_points(layer))
+        for candidate, _ in tuner.measure_all(works):
+            measured.add(candidate.layer)
             now = time.monotonic()
             bar.n = min(now - start, bar.total)
-            bar.set_postfix_str(f"{count} layers")
-            if now > until and count >= at_least:
+            bar.set_postfix_str(f"{len(measured)} layers")
+            if now > until and len(measured) >= at_least:
                 return
