@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -42,6 +44,12 @@ def random_params(layer: AnyLayer, seed: int) -> dict[str, np.ndarray]:
     if isinstance(layer, Linear | Conv2d):
         params["weights"] /= np.float32(math.sqrt(layer.taps if isinstance(layer, Conv2d) else layer.k))
     return params
+
+
+@lru_cache(maxsize=1)
+def _params_of(layer: AnyLayer, seed: int) -> Mapping[str, np.ndarray]:
+    """The parameters of a layer that is checked at many splits; nobody may change them."""
+    return random_params(layer, seed)
 
 
 def random_constants(step: StepSpec) -> dict[Source, np.ndarray]:
@@ -84,7 +92,7 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * step.unit_lines * layer.output_size[2])
     else:
         computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
-    operands = random_params(layer, step.seed)
+    operands = dict(_params_of(layer, step.seed))
     if isinstance(layer, Attention | MatMul | PlaceRows):
         return _error_of_all_rows(executor, step, layer, operands, computed_channels)
     rows = _some_rows(layer, computed_rows, rng)
