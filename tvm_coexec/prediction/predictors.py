@@ -1,4 +1,5 @@
-"""Predicts the time of a half: a few-term base time, multiplied by what XGBoost learned of its error.
+"""Predicts the time of a half: a few-term base time, multiplied by what is usual of its implementation, and by what
+XGBoost learned of the rest.
 
 What remains of the error for the very kernels that were measured is remembered.
 """
@@ -9,7 +10,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,26 +47,38 @@ _RESIDUALS = "tvm_coexec_residuals"
 _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
-_ROUNDS = 100
+_ROUNDS = 150
 _PARAMETERS: dict[str, Any] = {
-    "objective": "reg:pseudohubererror",
-    "huber_slope": 0.02,
+    "objective": "reg:squarederror",
     "tree_method": "hist",
     "eta": 0.1,
     "max_depth": 5,
     "min_child_weight": 4,
     "subsample": 0.7,
+    "colsample_bynode": 0.4,
     "base_score": 0.0,
     "nthread": 1,
     "seed": 0,
 }
-"""The target is the logarithm of a ratio, so its error is the relative error of the time: squared where it is below
-``huber_slope``, absolute above, because measured times have outliers and all of them are long ones."""
+"""The target is the logarithm of a ratio, so its error is the relative error of the time."""
+
+_OUTLIERS = 3.0
+"""Usual distances from what is usual, beyond which a sample's is cut off: measured times have outliers, and all of them
+are long ones. A loss that is absolute instead of squared learned nothing of kernels that are far off together."""
+
+_IMPLEMENTATION_DOUBT = 4.0
+"""Layers that outweigh the assumption that one implementation is as far off as any other."""
+
+_NORMAL_DISTANCE = 1.4826
+"""Of a normal distribution: the standard deviation, by the median distance from the middle."""
 
 _LABEL_QUANTILE = 0.1
 
-_USUAL_SPREAD = 0.02
-"""Relative spread of a sample's repetitions from which on the sample counts for less."""
+_LEAST_SPREAD = 0.02
+"""Relative spread of a sample's repetitions that every device may have."""
+
+_DOUBTFUL_SPREAD = 2.0
+"""By what is usual of a device: from which spread on a sample counts for less."""
 
 
 def labels_us(samples: Sequence[Sample]) -> np.ndarray:
@@ -89,7 +102,8 @@ def newest(samples: Iterable[Sample]) -> list[Sample]:
 def weights(samples: Sequence[Sample]) -> np.ndarray:
     """How much each sample counts: one whose repetitions disagree was measured while something else was going on."""
     spreads = [np.median(np.abs(np.array(sample.latency_us) / sample.median_us - 1)) for sample in samples]
-    return 1 / (1 + (np.array(spreads) / _USUAL_SPREAD) ** 2)
+    usual = max(float(np.median(spreads)), _LEAST_SPREAD)
+    return 1 / (1 + (np.array(spreads) / (_DOUBTFUL_SPREAD * usual)) ** 2)
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,7 @@ class LatencyPredictor:
     processor: Processor
     features: FeatureSet
     base: BaseTime
+    usual_log_errors: Mapping[str, float]
     booster: xgboost.Booster
     residuals: Residuals = field(default_factory=Residuals)
 
@@ -124,8 +139,9 @@ class LatencyPredictor:
                 )
         described = describe(halves, self.side, self.processor)
         correction = self.booster.inplace_predict(self.features.matrix(described))
+        usual = _usual(self.usual_log_errors, halves)
         known = self.residuals.factors(halves.kernels)[halves.kernel]
-        return self.base.predict(described) * np.exp(correction.astype(float)) * known
+        return self.base.predict(described) * np.exp(usual + correction.astype(float)) * known
 
     def without_memory(self) -> LatencyPredictor:
         """The same, but for what it remembers of the very kernels that were measured."""
@@ -142,6 +158,7 @@ class LatencyPredictor:
             "side": self.side,
             "processor": asdict(self.processor),
             "base_us": dict(self.base.coefficients),
+            "usual_log_errors": dict(self.usual_log_errors),
             "versions": {
                 "tvm-coexec": __version__,
                 "xgboost": xgboost.__version__,  # of the module: the distribution may be xgboost-cpu
@@ -189,6 +206,7 @@ class LatencyPredictor:
             processor=Processor(**metadata["processor"]),
             features=FeatureSet(names),
             base=BaseTime(tuple(metadata["base_us"].items())),
+            usual_log_errors=metadata["usual_log_errors"],
             booster=booster,
             residuals=Residuals.from_json(json.loads(booster.attr(_RESIDUALS) or "")),
         )
@@ -242,8 +260,38 @@ def train(
     counts = weights(samples)
     base = BaseTime.fit(described, latency_us, counts, terms)
     features = FeatureSet.for_halves(halves, groups)
-    target = np.log(latency_us / base.predict(described))
-    data = xgboost.DMatrix(features.matrix(described), target, weight=counts, nthread=1)
+    log_errors = np.log(latency_us / base.predict(described))
+    usual = _usual_by_implementation(samples, log_errors, counts) if "kernel" in groups else {}
+    log_errors -= _usual(usual, halves)
+    data = xgboost.DMatrix(features.matrix(described), _without_outliers(log_errors), weight=counts, nthread=1)
     booster = xgboost.train(_PARAMETERS, data, _ROUNDS)
-    log_errors = target - booster.predict(data)
-    return LatencyPredictor(side, processor, features, base, booster, Residuals.of(samples, log_errors, counts))
+    residuals = Residuals.of(samples, log_errors - booster.predict(data), counts)
+    return LatencyPredictor(side, processor, features, base, usual, booster, residuals)
+
+
+def _usual_by_implementation(samples: Sequence[Sample], log_errors: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """How far the base time is off for each implementation: the median, drawn towards none where layers are few."""
+    names = np.array([implementation_feature(sample.layer, sample.variant) for sample in samples])
+    usual = {}
+    for name in dict.fromkeys(names.tolist()):
+        own = names == name
+        layers = len({sample.layer for sample, is_own in zip(samples, own, strict=True) if is_own})
+        usual[name] = weighted_median(log_errors[own], counts[own]) * layers / (layers + _IMPLEMENTATION_DOUBT)
+    return usual
+
+
+def _usual(usual_log_errors: Mapping[str, float], halves: Halves) -> np.ndarray:
+    kernels = [usual_log_errors.get(implementation_feature(layer, variant), 0.0) for layer, variant in halves.kernels]
+    return np.array(kernels)[halves.kernel]
+
+
+def _without_outliers(log_errors: np.ndarray) -> np.ndarray:
+    limit = _OUTLIERS * _NORMAL_DISTANCE * float(np.median(np.abs(log_errors)))
+    return np.clip(log_errors, -limit, limit)
+
+
+def weighted_median(values: np.ndarray, counts: np.ndarray) -> float:
+    """The value that half of what counts lies below."""
+    order = np.argsort(values)
+    passed = np.cumsum(counts[order])
+    return float(values[order][np.searchsorted(passed, passed[-1] / 2)])

@@ -1,5 +1,5 @@
 """How halves fare in one network: they take other times than by themselves, for what surrounds them decides where their
-data are. Trial runs of a network show by how much.
+data are. Of a network that was tried it is known by how much.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tvm_coexec.profile.records import Sample, Side
 from tvm_coexec.profile.trial_runs import TrialRun
 
 from .drift import compare_speeds
-from .predictors import labels_us, weights
+from .predictors import labels_us, weighted_median, weights
 from .residuals import Residuals
 
 _SIDES: tuple[Side, ...] = ("cpu", "gpu")
@@ -48,7 +48,8 @@ class Surroundings:
             ran = [half for halves in _halves_by_layer(trial_runs, side, expect) for half in _of_equal_speed(halves)]
             if ran:
                 samples, expected_us, log_errors = zip(*ran, strict=True)
-                usual[side] = _weighted_median(np.array(log_errors), np.array(expected_us))
+                # Short halves count for little: clocks tell little of them.
+                usual[side] = weighted_median(np.array(log_errors), np.array(expected_us))
                 residuals[side] = Residuals.of(samples, np.array(log_errors) - usual[side], weights(samples))
         return cls(usual, residuals)
 
@@ -121,10 +122,3 @@ def _of_equal_speed(halves: Sequence[_Half]) -> Iterator[tuple[Sample, float, fl
         for number, log_error in compared.items():
             yield unknown[number].sample, unknown[number].expected_us, log_error
         unknown = [half for number, half in enumerate(unknown) if number not in compared]
-
-
-def _weighted_median(values: np.ndarray, shares: np.ndarray) -> float:
-    """The value that half of the shares lie below: short halves, of which clocks tell little, count for little."""
-    order = np.argsort(values)
-    passed = np.cumsum(shares[order])
-    return float(values[order][np.searchsorted(passed, passed[-1] / 2)])
