@@ -90,7 +90,7 @@ class SessionFunctions:
     def _steadiness(self, name: str) -> Callable[[], bool]:
         """Tells whether the machine is steady; the session's first canary knows its best ever since."""
         if self._canary is None:
-            self._canary = Canary(self._load({"module": name}))
+            self._canary = Canary.of(self._load({"module": name}))
         return self._canary.is_steady
 
     def _load(self, request: Any) -> Module:

@@ -1,7 +1,9 @@
 """How far is the plan from the best split? Every split of each layer is measured, and the planned one beside it.
 
-The smallest of many noisy figures is too small, so the grid only *chooses* its best split. That split, the planned
-one and each side alone are then measured again, in turn, and these figures are reported.
+A layer is divided by its channels and, where it can be, by its lines, as the planner divides it. The smallest of many
+noisy figures is too small, so the grid only *chooses* its best split. That split, the planned one and each side alone
+are then measured again, in turn, and these figures are reported; rounds beside which the machine was unsteady are
+repeated, or their row is marked.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from typing import Any
 
 from networks import NETWORKS, network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
+from steady_layers import Program, Rounds, SteadyTimer
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
-from tvm_coexec.layers import AnyLayer, Conv2d, layer_to_json
+from tvm_coexec.layers import AnyLayer, Conv2d, layer_to_json, ways_to_divide
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.split import Planner
@@ -35,20 +38,45 @@ GRID_REPEATS = 7
 
 
 @dataclass
+class Grid:
+    """One way to divide a layer: the medians of all its splits."""
+
+    candidate: Candidate
+    us: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def layer(self) -> AnyLayer:
+        return self.candidate.layer
+
+    @property
+    def best_split(self) -> int:
+        return min(self.us, key=lambda split: self.us[split])
+
+
+@dataclass
 class Compared:
-    """One layer's figures: every grid split's median, and the raw samples of what is reported."""
+    """One layer's figures: a grid for each way to divide it, and the raw samples of what is reported."""
 
     layer: AnyLayer
     plan: LayerPlan
-    candidate: Candidate
-    grid_us: dict[int, float] = field(default_factory=dict)
-    samples_us: dict[str, list[float]] = field(default_factory=dict)
+    grids: list[Grid]
     max_rel_error: float = 0.0
-    best_split: int = 0
+    rounds: Rounds = field(default_factory=Rounds)
+    samples_us: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def single_us(self) -> float:
         return min(self.us("cpu"), self.us("gpu"))
+
+    @property
+    def best(self) -> Grid:
+        """The grid with the best split."""
+        return min(self.grids, key=lambda grid: grid.us[grid.best_split])
+
+    @property
+    def planned(self) -> Grid:
+        """The grid of the way that the plan divides the layer."""
+        return next(grid for grid in self.grids if grid.layer == self.plan.layer)
 
     def us(self, what: str) -> float:
         return median_us(self.samples_us[what])
@@ -59,8 +87,10 @@ class Compared:
             "units": self.layer.units,
             "cpu_us": self.us("cpu"),
             "gpu_us": self.us("gpu"),
-            "best_split": self.best_split,
+            "best_axis": self.best.layer.axis,
+            "best_split": self.best.best_split,
             "best_us": self.us("best"),
+            "planned_axis": self.plan.layer.axis,
             "planned_split": self.plan.cpu_units,
             "planned_us": self.us("planned"),
             "predicted_us": self.plan.total_us,
@@ -68,10 +98,11 @@ class Compared:
             "speedup_best": self.single_us / self.us("best"),
             "speedup_planned": self.single_us / self.us("planned"),
             "max_rel_error": self.max_rel_error,
-            "grid_us": self.grid_us,
+            **{"grid_us" if grid is self.grids[0] else "grid_by_lines_us": grid.us for grid in self.grids},
             "samples_us": self.samples_us,
-            "cpu_variant": str(self.candidate.cpu),
-            "gpu_variant": str(self.candidate.gpu),
+            **self.rounds.to_json(),
+            "cpu_variant": str(self.planned.candidate.cpu),
+            "gpu_variant": str(self.planned.candidate.gpu),
         }
 
 
@@ -88,30 +119,33 @@ def chunks(points: Sequence[Point]) -> Iterator[list[Point]]:
         yield list(points[start : start + POINTS_A_CALL])
 
 
-def compare(tuner: Tuner, plans: Planner, layer: AnyLayer) -> Compared:
-    """Measure one layer: the whole grid, then what is reported."""
-    plan = plans.plan_layer("layer", layer)
-    even = plans.plan_split("layer", layer, max(layer.units // 2, 1)) if layer.units > 1 else plan
-    default = tuner.default_candidate(layer)
-    candidate = Candidate(layer, plan.cpu or even.cpu or default.cpu, plan.gpu or even.gpu or default.gpu)
-    compared = Compared(layer, plan, candidate)
-    grid = [
-        Point(split, layer.units - split, min(GRID_REPEATS, repeats_for(layer))) for split in range(layer.units + 1)
-    ]
-    for portion in chunks(grid):
-        measured = tuner.ask(candidate, portion)
-        compared.max_rel_error = max(compared.max_rel_error, measured.max_rel_error or 0.0)
-        compared.grid_us.update({point.cpu_units: median_us(point.wall_us) for point in measured.points})
-    compared.best_split = min(compared.grid_us, key=lambda split: compared.grid_us[split])
-    _measure_in_turn(tuner, plans, compared)
+def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, layer: AnyLayer) -> Compared:
+    """Measure one layer: the whole grid of each way to divide it, then what is reported."""
+    ways = [way for way in ways_to_divide(layer) if way == layer or plans.knows(way)]
+    compared = Compared(layer, plans.plan_best_way("layer", layer), [Grid(_kernels(tuner, plans, way)) for way in ways])
+    for grid in compared.grids:
+        repeats = min(GRID_REPEATS, repeats_for(layer))
+        points = [Point(split, grid.layer.units - split, repeats) for split in range(grid.layer.units + 1)]
+        for portion in chunks(points):
+            measured = tuner.ask(grid.candidate, portion)
+            compared.max_rel_error = max(compared.max_rel_error, measured.max_rel_error or 0.0)
+            grid.us.update({point.cpu_units: median_us(point.wall_us) for point in measured.points})
+    _measure_in_turn(tuner, plans, timer, compared)
     return compared
 
 
-def _measure_in_turn(tuner: Tuner, plans: Planner, compared: Compared) -> None:
+def _kernels(tuner: Tuner, plans: Planner, way: AnyLayer) -> Candidate:
+    """The kernels of the plan of a layer divided in one way; those of an even split for a side that it leaves idle."""
+    plan = plans.plan_layer("layer", way)
+    even = plans.plan_split("layer", way, max(way.units // 2, 1)) if way.units > 1 else plan
+    default = tuner.default_candidate(way)
+    return Candidate(way, plan.cpu or even.cpu or default.cpu, plan.gpu or even.gpu or default.gpu)
+
+
+def _measure_in_turn(tuner: Tuner, plans: Planner, timer: SteadyTimer, compared: Compared) -> None:
     """Best, planned and alone, one after the other, several times over.
 
-    A side alone may use whichever variant is fastest for it: the planned one, the default, or the predictor's choice.
-    All samples of one variant count together, so that none is better than itself by chance.
+    A side alone may use whichever kernel is fastest for it: a planned one, the default, or the predictor's choice.
     """
     layer, units = compared.layer, compared.layer.units
     default = tuner.default_candidate(layer)
@@ -120,23 +154,17 @@ def _measure_in_turn(tuner: Tuner, plans: Planner, compared: Compared) -> None:
         plans.plan_split("layer", layer, units).cpu or default.cpu,
         plans.plan_split("layer", layer, 0).gpu or default.gpu,
     )
-    splits = {"best": compared.best_split, "planned": compared.plan.cpu_units, "cpu": units, "gpu": 0}
-    by_variant: dict[str, dict[str, list[float]]] = {"cpu": {}, "gpu": {}}
-    repeats = repeats_for(layer)
-    for _ in range(ROUNDS):
-        for candidate in dict.fromkeys((compared.candidate, alone, default)):
-            wanted = splits if candidate is compared.candidate else {"cpu": units, "gpu": 0}
-            points = [Point(split, units - split, repeats) for split in dict.fromkeys(wanted.values())]
-            measured = tuner.ask(candidate, points, check=candidate is not compared.candidate)
-            walls = {point.cpu_units: list(point.wall_us) for point in measured.points}
-            for what, split in wanted.items():
-                if what in by_variant:
-                    variant = candidate.cpu if what == "cpu" else candidate.gpu
-                    by_variant[what].setdefault(str(variant), []).extend(walls[split])
-                else:
-                    compared.samples_us.setdefault(what, []).extend(walls[split])
-    for what, samples in by_variant.items():
-        compared.samples_us[what] = min(samples.values(), key=median_us)
+    single = [alone, default, *(grid.candidate for grid in compared.grids)]
+    wanted = {
+        "best": [(compared.best.candidate, compared.best.best_split)],
+        "planned": [(compared.planned.candidate, compared.plan.cpu_units)],
+        "cpu": [(candidate, candidate.layer.units) for candidate in single],
+        "gpu": [(candidate, 0) for candidate in single],
+    }
+    programs = {Program.at(*one): one[0] for ones in wanted.values() for one in ones}
+    compared.rounds = timer.time(programs, repeats_for(layer), ROUNDS)
+    for what, ones in wanted.items():
+        compared.samples_us[what] = compared.rounds.fastest(Program.at(*one) for one in ones)
 
 
 def summary(layers: Sequence[Compared]) -> dict[str, float]:
@@ -168,13 +196,17 @@ def row(compared: Compared) -> list[Any]:
         describe(compared.layer),
         compared.us("cpu"),
         compared.us("gpu"),
-        f"{compared.plan.cpu_units}/{compared.layer.units}",
+        _shown_split(compared.planned, compared.plan.cpu_units),
         compared.us("planned"),
-        f"{compared.best_split}/{compared.layer.units}",
+        _shown_split(compared.best, compared.best.best_split),
         compared.us("best"),
-        f"{compared.single_us / compared.us('planned'):.2f}×",
-        f"{compared.single_us / compared.us('best'):.2f}×",
+        compared.rounds.mark(f"{compared.single_us / compared.us('planned'):.2f}×"),
+        compared.rounds.mark(f"{compared.single_us / compared.us('best'):.2f}×"),
     ]
+
+
+def _shown_split(grid: Grid, cpu_units: int) -> str:
+    return f"{cpu_units}/{grid.layer.units}{' lines' if grid.layer.axis == 'lines' else ''}"
 
 
 def draw(axes: Any, layers: Sequence[Compared]) -> None:
@@ -196,7 +228,7 @@ def compare_all(
         choice = DeviceChoice.again(opened.facts) if tracker is None else DeviceChoice()
         with open_session(choice, tracker, key) as session:
             tuner = Tuner(session, opened, target_for(session.facts()))
-            return report.collect(layers, partial(compare, tuner, plans), write)
+            return report.collect(layers, partial(compare, tuner, plans, SteadyTimer(tuner)), write)
 
 
 def write(compared: Sequence[Compared], report: Report) -> None:
@@ -205,7 +237,8 @@ def write(compared: Sequence[Compared], report: Report) -> None:
     text += "\n" + "".join(f"- {name}: {value:.3g}\n" for name, value in result["summary"].items())
     text += (
         "\nEach figure is the median time of the layer as it runs inside a network: again and again, both sides warm "
-        "and synchronised before and after it.\n"
+        "and synchronised before and after it. Rounds beside which the machine was unsteady were repeated"
+        f" ({sum(one.rounds.repeated for one in compared)}); where it stayed so, the row is marked.\n"
     )
     report.write(result, text, lambda axes: draw(axes, compared))
 

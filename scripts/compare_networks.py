@@ -2,15 +2,16 @@
 
 All are measured in turn, warm, in one run. Engines with one thread run on the CPU's core, those with two threads on the
 cores of both sides; each is a process that is stopped while others are measured. A turn is repeated, whosever it is,
-where a few small layers, computed by both sides, took longer than at best just before or after. What a plan expected is
-predicted or, of a model that the profile was tuned for, what it took in trial runs.
+where a few small layers, computed by both sides, took longer than at best just before or after. A plan that is one side
+alone is timed as that. What a plan expected is predicted or, of a model that the profile was tuned for, what it took
+when it was tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,7 @@ from networks import NETWORKS, network
 from onnx import TensorProto
 from peer_process import PeerProcess, engine_cores, save_network
 from peers import PEERS, PeerError
-from reporting import Report, bars, markdown_table, median_us, run_main
+from reporting import BrokenOffError, Report, bars, markdown_table, median_us, run_main
 from tqdm import tqdm
 
 import tvm_coexec
@@ -212,8 +213,8 @@ def start_peers(
 
 def measure_in_turn(
     timers: Mapping[str, Timer], rounds: int, steady: Turns[Sequence[float]], bar: tqdm[Any]
-) -> dict[str, list[Turn[Sequence[float]]]]:
-    """The turns of every contender, a few runs each a round."""
+) -> Iterator[dict[str, list[Turn[Sequence[float]]]]]:
+    """The turns of every contender, a few runs each a round, after each round."""
     repeats = {}
     for name, timer in timers.items():
         repeats[name] = int(np.clip(TURN_US / median_us(timer(2)), 2, 25))
@@ -223,7 +224,7 @@ def measure_in_turn(
             bar.set_postfix_str(name)
             turns[name].append(steady.take(partial(timer, repeats[name])))
             bar.update()
-    return turns
+        yield {name: list(taken) for name, taken in turns.items()}
 
 
 def timer_of(module: Module) -> Timer:
@@ -262,17 +263,34 @@ def compare(
             peer_errors={key: relative_error(process.output, expected) for key, process in peers.items()},
             not_measured=missing,
         )
-        timers: dict[str, Timer] = {side: timer_of(module) for side, module in modules.items()}
+        same = same_program(modules)
+        timers = {side: timer_of(module) for side, module in modules.items() if not (same and side == "coexec")}
         timers |= {key: process.time_us for key, process in peers.items()}
         with tqdm(total=rounds * len(timers), desc=name, unit="turn", leave=False) as bar:
-            compared.turns = measure_in_turn(timers, rounds, Turns(canary.is_steady, PATIENCE_S), bar)
+            try:
+                for turns in measure_in_turn(timers, rounds, Turns(canary.is_steady, PATIENCE_S), bar):
+                    compared.turns = {**turns, "coexec": turns[same]} if same else turns
+            except BaseException as error:
+                if compared.turns:
+                    raise BrokenOffError(compared) from error
+                raise
     return compared
+
+
+def same_program(modules: Mapping[str, Module]) -> str | None:
+    """The side alone that the plan amounts to, if it does: what is one program is timed once, not beside itself."""
+
+    def kernels(module: Module) -> list[tuple[Any, ...]]:
+        return [(one.layer, one.cpu_units, one.cpu, one.gpu) for one in module.plan.layers]
+
+    planned = kernels(modules["coexec"])
+    return next((side for side in ("cpu", "gpu") if kernels(modules[side]) == planned), None)
 
 
 def canary_on(device: Device) -> Canary:
     """The chain of small layers that tells whether the machine is steady."""
     facts = device.facts()
-    return Canary(Module(canary_package(target_for(facts), facts), device))
+    return Canary.of(Module(canary_package(target_for(facts), facts), device))
 
 
 def first_output(module: Module, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -287,8 +305,9 @@ def table(compared: Sequence[Compared]) -> str:
     header += [f"{name.replace(' ', ', ')} threads ms".replace("1 threads", "1 thread") for name in peer_names]
     rows = []
     for one in compared:
-        expected = _ms(one.predicted_us) + (" (trial runs)" if one.tried else "")
-        row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×", expected]
+        expected = _ms(one.predicted_us) + (" (tried)" if one.tried else "")
+        mark = " (unsteady)" if any(one.unsteady_turns.values()) else ""
+        row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×{mark}", expected]
         row += [_ms(one.us(peer)) if peer in one.turns else "none" for peer in peer_names]
         rows.append(row)
     facts = [

@@ -1,7 +1,8 @@
 """How fast are the halves, and both together, beside ONNX Runtime with one thread and with two?
 
 All are measured in turn, warm, in one run. ONNX Runtime's one thread runs on the CPU's core, its two threads on the
-cores of both sides; each is a process that is stopped while others are measured.
+cores of both sides; each is a process that is stopped while others are measured. A round beside which the machine was
+unsteady is repeated, or its row is marked.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from compare_networks import random_inputs
 from linear_model import linear_model
 from peer_process import PeerProcess, engine_cores, save_network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
+from steady_layers import Program, SteadyTimer
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError
@@ -26,7 +28,7 @@ from tvm_coexec.layers import AnyLayer, Linear, layer_to_json
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
-from tvm_coexec.profile.records import Candidate, Point
+from tvm_coexec.profile.records import Candidate
 from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.tuning.session import open_session
 from tvm_coexec.tuning.tuner import Tuner, repeats_for
@@ -40,7 +42,7 @@ COPIES = 4
 """Times that a layer stands in what ONNX Runtime runs, each on inputs of its own: they share what a call costs."""
 
 
-def compare(tuner: Tuner, plans: Planner, layer: Linear, cores: Sequence[int]) -> dict[str, Any]:
+def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, cores: Sequence[int], layer: Linear) -> dict[str, Any]:
     """Measure one layer; ``cores`` are the CPU's first, then the other side's."""
     plan = plans.plan_layer("layer", layer)
     alone = (plans.plan_split("layer", layer, layer.units).cpu, plans.plan_split("layer", layer, 0).gpu)
@@ -48,19 +50,27 @@ def compare(tuner: Tuner, plans: Planner, layer: Linear, cores: Sequence[int]) -
     planned = Candidate(layer, plan.cpu or default.cpu, plan.gpu or default.gpu)
     singles = Candidate(layer, alone[0] or default.cpu, alone[1] or default.gpu)
     repeats, units = repeats_for(layer), layer.units
-    samples_us: dict[str, list[float]] = {name: [] for name in SERIES}
+    wanted = {"cpu": (singles, units), "gpu": (singles, 0), "planned": (planned, plan.cpu_units)}
+    programs = {Program.at(*one): one[0] for one in wanted.values()}
     with ExitStack() as stack:
         engines = start_engines(linear_model(layer, COPIES), cores, stack)
-        for _ in range(ROUNDS):
-            ends = [Point(units, 0, repeats), Point(0, units, repeats)]
-            for name, point in zip(("cpu", "gpu"), tuner.measure_now(singles, ends), strict=True):
-                samples_us[name] += point.wall_us
-            (point,) = tuner.measure_now(planned, [Point(plan.cpu_units, plan.gpu_units, repeats)])
-            samples_us["planned"] += point.wall_us
-            for name, engine in engines.items():
-                samples_us[name] += [run_us / COPIES for run_us in engine.time_us(repeats)]
+        others = {name: partial(_time_copies, engine) for name, engine in engines.items()}
+        rounds = timer.time(programs, repeats, ROUNDS, others)
+    samples_us = {name: rounds.samples_us[Program.at(*one)] for name, one in wanted.items()}
+    samples_us |= rounds.others_us
     medians = {f"{name}_us": median_us(samples) for name, samples in samples_us.items()}
-    return {**layer_to_json(layer), **medians, "planned_split": plan.cpu_units, "samples_us": samples_us}
+    return {
+        **layer_to_json(layer),
+        **medians,
+        "planned_split": plan.cpu_units,
+        "samples_us": samples_us,
+        **rounds.to_json(),
+    }
+
+
+def _time_copies(engine: PeerProcess, repeats: int) -> list[float]:
+    """What one of the copies takes."""
+    return [run_us / COPIES for run_us in engine.time_us(repeats)]
 
 
 def start_engines(model: onnx.ModelProto, cores: Sequence[int], stack: ExitStack) -> dict[str, PeerProcess]:
@@ -96,13 +106,17 @@ def main() -> None:
         cores = engine_cores(facts)
         with open_session(DeviceChoice.again(facts)) as session:
             tuner = Tuner(session, profile, target_for(session.facts()))
-            report.collect(layers, lambda layer: compare(tuner, plans, layer, cores), partial(write, layers))
+            measure = partial(compare, tuner, plans, SteadyTimer(tuner), cores)
+            report.collect(layers, measure, partial(write, layers))
 
 
 def write(layers: Sequence[Linear], compared: Sequence[dict[str, Any]], report: Report) -> None:
     """Write the figures of the first layers, as many as were compared."""
     names = [describe(layer) for layer in layers[: len(compared)]]
-    rows = [[name, *(entry[f"{series}_us"] for series in SERIES)] for name, entry in zip(names, compared, strict=True)]
+    rows = [
+        [f"{name} (unsteady)" if entry["unsteady_rounds"] else name, *(entry[f"{series}_us"] for series in SERIES)]
+        for name, entry in zip(names, compared, strict=True)
+    ]
     summary = {
         "cpu_speed_over_ort1": geometric_mean(entry["ort1_us"] / entry["cpu_us"] for entry in compared),
         "gpu_speed_over_cpu": geometric_mean(entry["cpu_us"] / entry["gpu_us"] for entry in compared),

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_networks import PATIENCE_S, SPLITS, THREADS, canary_on, measure_in_turn, peer_key, start_peers, timer_of
+from compare_networks import (
+    PATIENCE_S,
+    SPLITS,
+    THREADS,
+    canary_on,
+    measure_in_turn,
+    peer_key,
+    same_program,
+    start_peers,
+    timer_of,
+)
 from peer_process import engine_cores, save_network
 from peers import PeerError
 from reporting import median_us
@@ -49,10 +59,13 @@ def timed(
         peers, missing = start_peers(Path(folder), engine_cores(device.facts()), stack, (engine,))
         if missing:
             raise PeerError(f"{engine}: {missing[engine]}")
-        timers = {side: timer_of(module) for side, module in modules.items()}
+        same = same_program(modules)
+        timers = {side: timer_of(module) for side, module in modules.items() if not (same and side == "coexec")}
         timers |= {key: process.time_us for key, process in peers.items()}
         with tqdm(total=rounds * len(timers), unit="turn", leave=False) as bar:
-            turns = measure_in_turn(timers, rounds, Turns(canary.is_steady, PATIENCE_S), bar)
+            *_, turns = measure_in_turn(timers, rounds, Turns(canary.is_steady, PATIENCE_S), bar)
+    if same:
+        turns["coexec"] = turns[same]
     samples_us = {name: [us for turn in taken for us in turn.taken] for name, taken in turns.items()}
     return {
         "peer": engine,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from datetime import datetime, timezone
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +20,9 @@ from tqdm import tqdm
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
+
+_DRAFT_S = 20.0
+"""After this time what was measured is written although there is more to come."""
 
 Item = TypeVar("Item")
 Measured = TypeVar("Measured")
@@ -50,6 +57,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+class BrokenOffError(Exception):
+    """Measuring an item was broken off by its cause, and what was measured until then is as good as the rest."""
+
+    def __init__(self, measured: Any) -> None:
+        super().__init__("measuring was broken off")
+        self.measured = measured
+
+
 class Report:
     """A folder with ``result.json``, ``result.md`` and ``result.png``."""
 
@@ -72,16 +87,31 @@ class Report:
         write_up: Callable[[Sequence[Measured], Report], None],
         unit: str = "layer",
     ) -> list[Measured]:
-        """Measure one item after the other, then write; if measuring breaks off, write what there is until then."""
+        """Measure one item after the other, and write; whatever breaks measuring off, what there is until then is kept.
+
+        What is measured for long is written in between, too, for the case that the process is killed.
+        """
         measured: list[Measured] = []
+        title, written_s = self.title, time.monotonic()
         try:
             for item in tqdm(items, desc="comparing", unit=unit):
                 measured.append(measure(item))
-        except (CoexecError, OSError, KeyboardInterrupt):
+                if len(measured) < len(items) and time.monotonic() - written_s > _DRAFT_S:
+                    self.title = f"{title} ({len(measured)} of {len(items)} so far)"
+                    with redirect_stdout(StringIO()):
+                        write_up(measured, self)
+                    written_s = time.monotonic()
+        except BaseException as error:
+            cause = error.__cause__ if isinstance(error, BrokenOffError) else None
+            if isinstance(error, BrokenOffError):
+                measured.append(error.measured)
             if measured:
-                self.title += f" (broken off: {len(measured)} of {len(items)})"
+                self.title = f"{title} (broken off: {len(measured)} of {len(items)})"
                 write_up(measured, self)
-            raise
+            if cause is None:
+                raise
+            raise cause from None
+        self.title = title
         write_up(measured, self)
         return measured
 
@@ -133,7 +163,11 @@ def bars(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float]],
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script; what a user can repair is one line and a non-zero exit, a bug keeps its traceback."""
+    """Run a script; what a user can repair is one line and a non-zero exit, a bug keeps its traceback.
+
+    A request to terminate breaks it off as Ctrl-C does, so that what was measured is written.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main()
     except (CoexecError, OSError) as error:

@@ -65,7 +65,7 @@ def chain(device: Device) -> Module:
 
 
 def test_the_canary_compares_with_its_best(chain: Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = Canary(chain)
+    measure = Canary.of(chain)
     taken_us = iter([8.0, 10.0, 10.1, 1000.0, 4.0, 8.0])
     monkeypatch.setattr(measure, "_best_us", 8.0)
     monkeypatch.setattr(measure, "_take_us", lambda: next(taken_us))
@@ -74,4 +74,4 @@ def test_the_canary_compares_with_its_best(chain: Module, monkeypatch: pytest.Mo
 
 def test_the_canary_runs_on_both_sides(chain: Module) -> None:
     assert chain.sync_count >= 2 * (len(chain.splits) - 1), "each side reads what both have just computed"
-    assert Canary(chain)._take_us() > 0
+    assert Canary.of(chain)._take_us() > 0

@@ -9,7 +9,7 @@ asked for all that is compared, and what was put aside is counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -34,17 +34,22 @@ class Canary:
 
     Parameters
     ----------
-    module
-        What :func:`tvm_coexec.compiler.probes.canary` makes, loaded.
+    time_us
+        Takes a number of runs of what :func:`tvm_coexec.compiler.probes.canary` makes, and returns their times.
     """
 
-    def __init__(self, module: Module) -> None:
-        self._module = module
-        module.randomize_inputs()
+    def __init__(self, time_us: Callable[[int], Sequence[float]]) -> None:
+        self._time_us = time_us
         self._best_us = self._take_us()
         for _ in range(_FIRST_LOOKS - 1):
             time.sleep(_PAUSE_S)
             self._best_us = min(self._best_us, self._take_us())
+
+    @classmethod
+    def of(cls, module: Module) -> Canary:
+        """The canary that is loaded as a module here."""
+        module.randomize_inputs()
+        return cls(lambda runs: module.benchmark(repeats=runs, warmup=0).latency_us)
 
     def is_steady(self) -> bool:
         """Whether the layers take about as long as they ever did."""
@@ -53,7 +58,7 @@ class Canary:
         return taken_us <= _SLOWER * self._best_us
 
     def _take_us(self) -> float:
-        return float(np.median(self._module.benchmark(repeats=_RUNS, warmup=_WARM_UPS).latency_us))
+        return float(np.median(self._time_us(_WARM_UPS + _RUNS)[_WARM_UPS:]))
 
 
 @dataclass(frozen=True)
