@@ -91,6 +91,8 @@ class Session:
         self._tracker, self._key, self._priority = tracker, key, priority
         self._session_timeout_s, self._request_timeout_s = session_timeout_s, request_timeout_s
         self._connection: Connection | None = None
+        self.address = ""
+        """``host:port`` of the device's server, as the tracker names it; empty until a device is leased."""
         self._was_lent = False
         self._ends = 0.0
         self.check: Callable[[Mapping[str, Any]], None] | None = None
@@ -237,6 +239,7 @@ class Session:
             timeout_s = max(deadline - time.monotonic(), 0.1)
             try:
                 lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=timeout_s)
+                self.address = lease.address
                 return _connect_to(lease, self._session_timeout_s, max(1.0, deadline - time.monotonic()))
             except MeasurementError:
                 if not self._was_lent or time.monotonic() + _RETRY_S > deadline:
@@ -269,6 +272,12 @@ class Session:
 
         try:
             return exchange.result(self._ends - time.monotonic() + _GRACE_S)
+        except AttributeError:  # what TVM raises of a function that the server does not have
+            self.close()
+            raise DeviceFailedError(
+                f"the server at {self.address} is TVM's own and has no function to measure with; start ours on the"
+                f" device: python -m tvm_coexec.rpc.server --tracker {self._tracker} --key {self._key}"
+            ) from None
         except RPCSessionTimeoutError:
             self.close()
             raise SessionLostError(

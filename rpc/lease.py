@@ -36,6 +36,10 @@ class Lease:
     port: int
     match_key: str
 
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
 
 class TrackerConnection:
     """A connection to a tracker, as a context manager.
@@ -83,6 +87,18 @@ class TrackerConnection:
     def keys(self) -> list[str]:
         """Keys of the servers that are registered."""
         return sorted({str(info.get("key", "")).removeprefix("server:") for info in self._summary()["server_info"]})
+
+    def registered(self) -> list[tuple[str, str]]:
+        """Key and address of each server, free or not."""
+        return sorted(
+            (str(info["key"]).removeprefix("server:"), "{}:{}".format(*info["addr"]))
+            for info in self._summary()["server_info"]
+            if info.get("addr")
+        )
+
+    def free(self) -> dict[str, int]:
+        """How many servers of each key nobody uses."""
+        return {str(key): int(queue["free"]) for key, queue in self._summary()["queue_info"].items()}
 
     def request(self, key: str, priority: int) -> Lease | None:
         """Wait for a free server of a key; None if the time is over first."""

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from tvm_coexec.errors import MeasurementError
+from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.runtime.device import DeviceChoice
 
 from .lease import TrackerAddress
@@ -26,6 +26,15 @@ def parse_tracker(text: str) -> TrackerAddress:
     if not host or not colon or not port.isdecimal() or not 0 < int(port) < 65536:
         raise MeasurementError(f"cannot read the tracker's address {text!r}; write host:port, such as 127.0.0.1:9190")
     return TrackerAddress(host, int(port))
+
+
+def check_beside_tracker(choice: DeviceChoice) -> None:
+    """Refuse to choose a device or cores of this machine where a device at a tracker is meant."""
+    if choice != DeviceChoice():
+        raise InputError(
+            "the devices of a tracker and their cores are chosen where their servers are started; leave out --device, "
+            "--cpu-cores and --gpu-cores, or --tracker"
+        )
 
 
 def device_key(device: str | None) -> str:

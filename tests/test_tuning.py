@@ -193,8 +193,11 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         tune(tmp_path / "p", families=["conv"])
     with pytest.raises(InputError, match="minutes must be positive"):
         tune(tmp_path / "p", minutes=0)
-    with pytest.raises(InputError, match="chosen where its server is started"):
-        tune(tmp_path / "p", tracker="127.0.0.1:9190", cpu_cores=(0,))
+    for choice in ({"cpu_cores": (0,)}, {"device": "pocl"}):
+        with pytest.raises(InputError, match="chosen where their servers are started"):
+            tune(tmp_path / "p", tracker="127.0.0.1:9190", key="phone", **choice)
+    with pytest.raises(InputError, match="name the device by --key"):
+        tune(tmp_path / "p", tracker="127.0.0.1:9190")
     with pytest.raises(InputError, match="name that too, with --tracker"):
         tune(tmp_path / "p", key="phone")
     with (

@@ -1,9 +1,12 @@
-"""List the OpenCL devices of this machine.
+"""List the OpenCL devices of this machine, or those that a tracker has.
 
 For each device: its type, its compute units, its kinds of shared virtual memory (SVM), whether it has command
 buffers and shares the CPU's memory, and the mechanism by which it would synchronise with the CPU: flags in SVM, or
 blocking OpenCL commands, which wait for events. A CPU device can play the GPU; the compute units are then the cores
 that it would get.
+
+With --tracker: key and address of each device, whether it is free, and of those that are free the CPU's cores by kind
+and frequency, the OpenCL device, its driver, and the rest as above.
 """
 
 from __future__ import annotations
@@ -11,14 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_coexec.errors import InputError
+from tvm_coexec.runtime.device import DeviceChoice
 
 from .options import add_core_options, add_device_option, check_out
 
 if TYPE_CHECKING:
+    from tvm_coexec.rpc.fleet import FleetDevice
     from tvm_coexec.runtime.discovery import DeviceInfo
 
 EXAMPLES = """\
@@ -26,11 +32,13 @@ examples:
   tvm-coexec devices
   tvm-coexec devices --json
   tvm-coexec devices --device pocl --facts board.json
+  tvm-coexec devices --tracker 192.168.0.2:9190
 
 The device marked by * is used when no --device is given. --device takes any part of a name, platform or
 alias (the word before the colon) that fits one device only, such as `--device pocl`.
 """
 
+_FLEET_HEADINGS = ("KEY", "ADDRESS", "STATE", "CORES", "OPENCL DEVICE", "DRIVER", "SVM", "SYNC")
 _HEADINGS = ("", "DEVICE", "TYPE", "UNITS", "SVM", "COMMAND BUFFERS", "SHARED MEMORY", "SYNC")
 
 
@@ -42,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write what must be known of a device to build for it on another machine; see `tvm-coexec build --target`",
     )
+    parser.add_argument("--tracker", metavar="HOST:PORT", help="list the devices of an RPC tracker")
     add_device_option(parser)
     add_core_options(parser)
 
@@ -50,10 +59,15 @@ def run(
     *,
     as_json: bool,
     facts: Path | None,
+    tracker: str | None,
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
+    if tracker is not None:
+        if facts is not None:
+            raise InputError("--facts are those of a device of this machine; leave out --tracker")
+        return _list_fleet(tracker, DeviceChoice(device, cpu_cores, gpu_cores), as_json=as_json)
     if facts is not None:
         return _write_facts(facts, device, cpu_cores, gpu_cores)
     if device or cpu_cores or gpu_cores:
@@ -70,6 +84,36 @@ def run(
     for info in devices:
         print(f"{info.name}: sync {info.mechanism}: {info.mechanism_reason}; driver {info.driver_version}")
     return 0
+
+
+def _list_fleet(tracker: str, choice: DeviceChoice, *, as_json: bool) -> int:
+    from tvm_coexec.rpc.fleet import fleet
+    from tvm_coexec.rpc.tracker import check_beside_tracker, parse_tracker
+
+    check_beside_tracker(choice)
+    found = fleet(parse_tracker(tracker))
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+        return 0
+    if not found:
+        print(f"no device is registered at the tracker {tracker}")
+        return 0
+    print(_table([_FLEET_HEADINGS, *map(_fleet_row, found)]))
+    for one in found:
+        if one.problem:
+            print(f"{one.key} at {one.address}: {one.problem}")
+    return 0
+
+
+def _fleet_row(one: FleetDevice) -> tuple[str, ...]:
+    from tvm_coexec.runtime.clusters import Cluster
+
+    state = "free" if one.is_free else "busy"
+    if one.facts is None:
+        return (one.key, one.address, state, *["?"] * 5)
+    clusters = " + ".join(str(Cluster(**fields)) for fields in one.facts.get("clusters", ()))
+    svm, driver = " ".join(one.facts["svm"]) or "none", one.facts["driver_version"]
+    return (one.key, one.address, state, clusters or "?", one.facts["name"], driver, svm, one.facts["mechanism"])
 
 
 def _write_facts(

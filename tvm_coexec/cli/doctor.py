@@ -1,44 +1,57 @@
-"""Check that this machine has everything that is needed.
+"""Check that this machine, or a device at a tracker, has everything that is needed.
 
 Checked in order: the C compiler, TVM and its code generators, the OpenCL loader and drivers, every OpenCL device,
-then on one device a tiny kernel and a flag's round trip in shared memory, and the RPC tracker. One line each; a line
-that begins with FAIL ends with the remedy.
+then on one device a tiny kernel and a flag's round trip in shared memory, and the RPC tracker. With --tracker and
+--key: the tracker, the device's server, the device and its cores, the compiler for it, and a layer that is built here,
+sent there, computed by either side and by both, and compared with float64. One line each; a line that begins with FAIL
+ends with the remedy.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.errors import CoexecError, DeviceError, MeasurementError, ToolchainError
+from tvm_coexec.errors import CoexecError, DeviceError, InputError, MeasurementError, ToolchainError
 
 from . import one_line
-from .options import add_device_option
+from .options import add_device_option, add_tracker_options
 
 if TYPE_CHECKING:
+    from tvm_coexec.rpc.client import Session
+    from tvm_coexec.rpc.lease import TrackerAddress
     from tvm_coexec.runtime.device import Device
 
 EXAMPLES = """\
 examples:
   tvm-coexec doctor
   tvm-coexec doctor --device intel
+  tvm-coexec doctor --tracker 192.168.0.2:9190 --key my-phone
 
 The exit status is 0 if everything works, 1 if anything fails.
 """
 
 _TRACKER_TIMEOUT_S = 10.0
+_SESSION_TIMEOUT_S = 240.0
+"""The first launch of a kernel takes some drivers a minute."""
+_CHECKED_LAYER = (9, 70, 100)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_option(parser)
+    add_tracker_options(parser)
 
 
-def run(*, device: str | None) -> int:
+def run(*, device: str | None, tracker: str | None, key: str | None) -> int:
     report = _Report()
+    if tracker is not None or key is not None:
+        _check_remote(report, device, tracker, key)
+        return report.summary()
     report.check("C compiler", _c_compiler)
     report.check("TVM", _tvm)
     if report.check("OpenCL loader", _opencl_loader):
@@ -59,6 +72,26 @@ def _check_device(report: _Report, name: str | None) -> None:
         report.check("tiny kernel", lambda: _tiny_kernel(device))
         report.check("flag round trip", lambda: _flag_round_trip(device))
         device.close()
+
+
+def _check_remote(report: _Report, device: str | None, tracker: str | None, key: str | None) -> None:
+    from tvm_coexec.rpc.client import Session
+    from tvm_coexec.rpc.tracker import check_beside_tracker, parse_tracker
+    from tvm_coexec.runtime.device import DeviceChoice
+
+    check_beside_tracker(DeviceChoice(device))
+    if tracker is None or key is None:
+        raise InputError("a device at a tracker is named by --tracker and --key together; give both")
+    address = parse_tracker(tracker)
+    session = Session(address, key, session_timeout_s=_SESSION_TIMEOUT_S)
+    facts: dict[str, Any] = {}
+    if not (report.check("tracker", lambda: _registered(address)) and report.check("server", lambda: _lend(session))):
+        return
+    with closing(session):
+        if report.check("device", lambda: _remote_device(session, facts)):
+            report.check("cores", lambda: _remote_cores(facts))
+            if report.check("compiler", lambda: _compiler_for(facts)):
+                report.check("layer", lambda: _remote_layer(session, facts))
 
 
 class _Report:
@@ -167,6 +200,58 @@ def _on_core(core: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+def _registered(address: TrackerAddress) -> str:
+    from tvm_coexec.rpc.lease import TrackerConnection
+
+    with TrackerConnection(address, _TRACKER_TIMEOUT_S) as connection:
+        counts = Counter(key for key, _ in connection.registered())
+    return f"{address} has {', '.join(f'{count} × {key}' for key, count in sorted(counts.items())) or 'no device'}"
+
+
+def _lend(session: Session) -> str:
+    session.reconnect()
+    return f"{session.address} answers"
+
+
+def _remote_device(session: Session, facts: dict[str, Any]) -> str:
+    facts.update(session.facts())
+    return (
+        f"{facts['label']}, driver {facts['driver_version']}, sync {facts['mechanism']} ({facts['mechanism_reason']})"
+    )
+
+
+def _remote_cores(facts: Mapping[str, Any]) -> str:
+    from tvm_coexec.runtime.clusters import Cluster
+    from tvm_coexec.runtime.cores import listed
+
+    clusters = " + ".join(str(Cluster(**fields)) for fields in facts["clusters"])
+    return f"{clusters}; {listed(facts['cpu_cores'])} for the CPU's side"
+
+
+def _compiler_for(facts: Mapping[str, Any]) -> str:
+    from tvm_coexec.compiler.target import target_for
+    from tvm_coexec.compiler.toolchain import c_compiler, cross_compiler
+
+    target = target_for(facts)
+    compiler = c_compiler() if target.triple is None else " ".join(cross_compiler(target.triple))
+    return f"{compiler} builds for {target.triple or 'CPUs like this one'}"
+
+
+def _remote_layer(session: Session, facts: Mapping[str, Any]) -> str:
+    from tvm_coexec import schedules
+    from tvm_coexec.compiler.probes import single_layer
+    from tvm_coexec.compiler.target import target_for
+    from tvm_coexec.layers import Linear
+    from tvm_coexec.profile.records import Point
+
+    layer, target = Linear(*_CHECKED_LAYER, ("bias", "relu")), target_for(facts)
+    family = schedules.family(layer)
+    cpu, gpu = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
+    splits = [Point(count, layer.units - count, 1) for count in (0, 1, layer.units)]
+    result = session.measure(single_layer(layer, cpu, gpu, target, facts).to_bytes(), splits)
+    return f"computed by the GPU, by both and by the CPU, {result.max_rel_error:.1e} off float64"
 
 
 def _tracker() -> str:

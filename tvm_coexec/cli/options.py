@@ -33,6 +33,14 @@ def add_core_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tracker_options(parser: argparse.ArgumentParser) -> None:
+    """``--tracker`` and ``--key``, passed on as ``tracker`` and ``key``: texts or None."""
+    parser.add_argument(
+        "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"
+    )
+    parser.add_argument("--key", help="the device's key at the tracker")
+
+
 def add_shape_option(parser: argparse.ArgumentParser) -> None:
     """``--shape``, passed on as ``shapes``: a dict from inputs to shapes."""
     parser.add_argument(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_core_options, add_device_option, add_shape_option
+from .options import add_core_options, add_device_option, add_shape_option, add_tracker_options
 
 EXAMPLES = """\
 examples:
@@ -46,10 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "given",
     )
     add_shape_option(parser)
-    parser.add_argument(
-        "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"
-    )
-    parser.add_argument("--key", help="the device's key at the tracker")
+    add_tracker_options(parser)
 
 
 def run(

@@ -7,12 +7,15 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.version import __version__
+
+from .clusters import clusters
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
@@ -37,6 +40,7 @@ def machine_facts(core: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu_model": described.get("model name") or described.get("Hardware") or platform.machine(),
         "cpu_features": _features(described),
+        "clusters": [asdict(cluster) for cluster in clusters()],
         "cache_bytes": _caches(core),
         "versions": {"tvm_coexec": __version__} | {name: _version(*packages) for name, packages in _PACKAGES.items()},
     }

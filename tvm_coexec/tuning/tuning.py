@@ -74,8 +74,7 @@ def tune(
     out
         The profile's directory. If it is there already, tuning goes on where it stopped.
     device
-        Any unambiguous part of the name of a local device. With a ``tracker``: what the device's server was started
-        for, of which its key is made if none is given.
+        Any unambiguous part of the name of a local device; not beside a ``tracker``.
     families
         Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
         placed by an estimate.
