@@ -9,31 +9,22 @@ may read different packings of its parameters, so an operand's name says how it 
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
-from tvm_coexec.layers import Layer
+from tvm_coexec.errors import ModelError
+from tvm_coexec.layers import KERNEL_TYPES, Layer
 
-from . import attention, conv2d, gpu_products, images, linear, matmul, opaque, place_rows, rowwise
+from . import attention, conv2d, gpu_products, images
 
-__all__ = ["family", "gpu_products"]
-
-_FAMILIES = {
-    "attention": attention,
-    "concat": images,
-    "conv2d": conv2d,
-    "elementwise": images,
-    "linear": linear,
-    "local_norm": images,
-    "matmul": matmul,
-    "opaque": opaque,
-    "place": place_rows,
-    "pool": images,
-    "rearrange": images,
-    "resize": images,
-    "rowwise": rowwise,
-}
+__all__ = ["attention", "conv2d", "family", "gpu_products", "images"]
 
 
 def family(layer: Layer) -> ModuleType:
     """The module that knows how to compute a layer."""
-    return _FAMILIES[layer.op]
+    if layer.dtype not in KERNEL_TYPES:
+        raise ModelError(
+            f"no kernels are made for {layer.op} layers of {layer.dtype}, only of {', '.join(KERNEL_TYPES)}; "
+            "convert the model"
+        )
+    return import_module(layer.kernels)

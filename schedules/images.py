@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, LocalNorm, Pool, Resize, Variant, fused_operands
+from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Pool, Resize, Variant, fused_operands
 
 from .dispatch import ERROR_BOUND, Dispatch
 from .image_geometry import POSITIONS, ImageLayer, check_layouts, common_run, input_names, window
@@ -54,15 +54,6 @@ def _positions(layer: Resize) -> np.ndarray:
     return np.concatenate(tables).astype(np.float32)
 
 
-def terms(layer: ImageLayer) -> int:
-    """Values that are reduced to one element of the output."""
-    if isinstance(layer, Pool):
-        return layer.kernel[0] * layer.kernel[1]
-    if isinstance(layer, Resize):
-        return 4
-    return layer.size if isinstance(layer, LocalNorm) else 1
-
-
 def error_bound(variant: Variant) -> float:
     """Largest error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
@@ -86,7 +77,7 @@ def variants(layer: ImageLayer, side: str, hardware: Hardware) -> list[Variant]:
         IMPLEMENTATION,
         side,
         hardware,
-        space(read, layouts, reduction=1, taps=terms(layer)),
+        space(read, layouts, reduction=1, taps=int(layer.facts()["reduction"])),
         partial(_register_tiles, read),
     )
     return list(dict.fromkeys(_with_whole_runs(variant, common_run(layer, layouts)) for variant in found))

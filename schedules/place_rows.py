@@ -48,6 +48,11 @@ def default_variant(layer: PlaceRows, side: str, hardware: Hardware) -> Variant:
     return variants(layer, side, hardware)[0]
 
 
+def steps_per_item(layer: PlaceRows) -> int:
+    """Elements that a work-item computes one after the other."""
+    return TILE
+
+
 def variants(layer: PlaceRows, side: str, hardware: Hardware) -> list[Variant]:
     """The one variant of a side."""
     lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes

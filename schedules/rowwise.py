@@ -63,6 +63,11 @@ def dispatch(layer: RowWise, side: str, variant: Variant) -> Dispatch:
     return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
 
 
+def steps_per_item(layer: RowWise) -> int:
+    """Elements that a work-item computes one after the other."""
+    return ROW_BLOCK * layer.n
+
+
 def default_variant(layer: RowWise, side: str, hardware: Hardware) -> Variant:
     """A good variant for an operator that was never tuned."""
     return variants(layer, side, hardware)[0]

@@ -18,7 +18,6 @@ from tvm_coexec.layers import (
     ImageLayouts,
     Variant,
     line_block,
-    parameter_shapes,
     tile_count,
 )
 from tvm_coexec.runtime.device import Device
@@ -77,7 +76,7 @@ class Half:
         names = ("input", *(f"input{index}" for index in range(1, len(layer.input_sizes))), "residual")
         sizes = (*layer.input_sizes, layer.output_size)
         self.images = {name: _random(rng, size) for name, size in zip(names, sizes, strict=True)}
-        self.params = {name: _random(rng, shape) for name, shape in parameter_shapes(layer).items()}
+        self.params = {name: _random(rng, shape) for name, shape in layer.parameter_shapes().items()}
         self.buffers = self._buffers(family(layer).pack(layer, self.params, variant))
         self.kernels = [
             (OpenCLKernel if device else CpuKernel)(launch, self.buffers, device) for launch in self.launches

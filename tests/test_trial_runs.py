@@ -15,7 +15,7 @@ from test_tuning import FACTS
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import Linear, Variant, parameter_shapes
+from tvm_coexec.layers import Linear, Variant
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
@@ -27,7 +27,7 @@ from tvm_coexec.tuning.trial_runs import MOST_RUNS, TrialRunner
 GRAPH = network(*[Linear(48, 256, 256)] * 3)
 GRAPH.outputs.append("t2")
 for node in GRAPH.nodes:
-    node.params = {name: np.ones(shape, np.float32) for name, shape in parameter_shapes(node.layer).items()}
+    node.params = {name: np.ones(shape, np.float32) for name, shape in node.layer.parameter_shapes().items()}
 TARGET = target_for(FACTS)
 
 Times = Callable[[Plan], tuple[float, list[tuple[float, float]]]]

@@ -20,8 +20,6 @@ from tvm_coexec.layers import (
     Variant,
     layer_to_json,
     line_block,
-    reads_locally,
-    unit_channels,
 )
 from tvm_coexec.module.manifest import (
     ArgumentSpec,
@@ -225,12 +223,12 @@ class Halves:
             gpu=self._specs.get("gpu"),
             seed=self.seed,
             local_inputs=tuple(self._local_inputs()),
-            unit_channels=unit_channels(self.layer),
+            unit_channels=self.layer.unit_channels,
             unit_lines=line_block(self.layer.output_size[1]) if self.layer.axis == "lines" else None,
         )
 
     def _local_inputs(self) -> Iterator[str]:
         """Tensors that are read locally in every role that they have."""
         roles = [role for role in self.tensors if role != "output"]
-        whole = {self.tensors[role] for role in roles if not reads_locally(self.layer, role)}
+        whole = {self.tensors[role] for role in roles if not self.layer.reads_locally(role)}
         yield from dict.fromkeys(self.tensors[role] for role in roles if self.tensors[role] not in whole)

@@ -9,7 +9,6 @@ from tvm_coexec import schedules
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import (
     AnyLayer,
-    ImageLayer,
     ImageLayouts,
     Linear,
     Variant,
@@ -71,7 +70,7 @@ def canary(target: Target, device: Mapping[str, Any]) -> Package:
 
 def _own_layouts(layer: AnyLayer) -> ImageLayouts | None:
     """Those of a layer that is measured by itself; None where its activations are no images."""
-    return ImageLayouts.alone(layer) if isinstance(layer, ImageLayer) else None
+    return ImageLayouts.alone(layer) if len(layer.output_size) == 4 else None
 
 
 def _own_tensors(layer: AnyLayer) -> dict[str, TensorSpec]:

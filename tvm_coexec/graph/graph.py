@@ -18,9 +18,6 @@ from tvm_coexec.layers import (
     LocalNorm,
     Opaque,
     Pool,
-    parameter_dtype,
-    parameter_shapes,
-    reads_locally,
 )
 
 Image = tuple[int, int, int, int]
@@ -50,7 +47,7 @@ class Tensor:
         such as those of a flattened image). Only inputs and outputs can be so: they are reordered on their way in
         and out, and every other tensor has its channels last.
     dtype
-        Of the elements; only opaque layers take others than float32.
+        The type of the elements: what the layers say that read and write it.
     parent, first_channel
         The image that this one is a slice of, and where its channels begin there. No node writes a parent: it is
         there when its slices are, which lie in its memory.
@@ -87,7 +84,7 @@ class Tensor:
 class Node:
     """One layer, the tensors that it reads and writes, and its constant operands.
 
-    ``params`` are contiguous, and float32 but for those of opaque layers: ``weights`` ``[k, n]`` of a linear layer and
+    ``params`` are contiguous, and of the types that the layer says: ``weights`` ``[k, n]`` of a linear layer and
     ``[out, in / groups, height, width]`` of a convolution, ``gamma`` and ``beta`` ``[n]`` of ``layer_norm``, and
     ``bias`` ``[n]`` of any layer whose epilogue has the step ``bias``. ``residual`` names the tensor that the
     epilogue's step ``residual`` adds, ``others`` those that a concatenation puts behind ``input``, the second operand
@@ -111,7 +108,7 @@ class Node:
     def local_reads(self) -> tuple[str, ...]:
         """Those of which a unit of the layer needs the same unit alone, if they are divided as the layer is."""
         roles = ("input", *(f"input{index}" for index in range(1, 1 + len(self.others))), "residual")
-        far = {name for name, role in zip(self.reads, roles, strict=False) if not reads_locally(self.layer, role)}
+        far = {name for name, role in zip(self.reads, roles, strict=False) if not self.layer.reads_locally(role)}
         return tuple(dict.fromkeys(name for name in self.reads if name not in far))
 
 
@@ -244,9 +241,8 @@ def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
         raise ModelError(f"node {node.name!r} reads {given} tensors, but its layer takes {len(layer.input_sizes)}")
     residual = () if node.residual is None else (layer.output_size,)
     sizes = (*layer.input_sizes, *residual, layer.output_size)
-    operands = (*layer.inputs, layer.output) if isinstance(layer, Opaque) else ()
-    dtypes = {name: operand.dtype for name, operand in zip((*node.reads, node.output), operands, strict=False)}
-    for name, size in zip((*node.reads, node.output), sizes, strict=True):
+    dtypes = (*layer.input_dtypes, *(layer.output_dtype for _ in residual), layer.output_dtype)
+    for name, size, dtype in zip((*node.reads, node.output), sizes, dtypes, strict=True):
         tensor = tensors[name]
         rows, channels = math.prod(size[:-1]), size[-1]
         if (tensor.rows, tensor.channels) != (rows, channels):
@@ -254,21 +250,20 @@ def _check_sizes(node: Node, tensors: dict[str, Tensor]) -> None:
                 f"node {node.name!r} needs {name!r} to be {rows} rows of {channels} channels, "
                 f"but it is {tensor.rows} rows of {tensor.channels}"
             )
-        expected = dtypes.get(name, "float32")
-        if tensor.dtype != expected:
-            raise ModelError(f"node {node.name!r} needs {name!r} to be {expected}, but it is {tensor.dtype}")
+        if tensor.dtype != dtype:
+            raise ModelError(f"node {node.name!r} needs {name!r} to be {dtype}, but it is {tensor.dtype}")
         sees_image = isinstance(layer, Conv2d | Pool | LocalNorm) or (isinstance(layer, Opaque) and tensor.image)
         if sees_image and tensor.image != size:
             raise ModelError(f"node {node.name!r} needs {name!r} to be the image {size}, but it is {tensor.image}")
 
 
 def _check_params(node: Node) -> None:
-    expected = parameter_shapes(node.layer)
+    expected = node.layer.parameter_shapes()
     if set(node.params) != set(expected):
         raise ModelError(f"node {node.name!r} must have the parameters {sorted(expected)}, not {sorted(node.params)}")
     for name, shape in expected.items():
         array = node.params[name]
-        dtype = parameter_dtype(node.layer, name)
+        dtype = node.layer.parameter_dtype(name)
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             raise ModelError(
                 f"parameter {name!r} of node {node.name!r} must be a contiguous {dtype} array of shape {shape}, "

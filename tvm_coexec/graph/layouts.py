@@ -17,7 +17,6 @@ from tvm_coexec.layers import (
     AnyLayer,
     Concat,
     Conv2d,
-    ImageLayer,
     ImageLayout,
     ImageLayouts,
     LocalNorm,
@@ -64,7 +63,7 @@ def node_layouts(node: Node, layouts: Mapping[str, ImageLayout]) -> ImageLayouts
 
 
 def _sees_rows(layer: AnyLayer) -> bool:
-    return not isinstance(layer, ImageLayer | Opaque)
+    return len(layer.output_size) == 2 and not isinstance(layer, Opaque)
 
 
 def _padding(node: Node, name: str) -> tuple[int, int]:
@@ -161,7 +160,7 @@ def _can_be_slice(name: str, graph: Graph) -> bool:
         return False
     users = [node for node in graph.nodes if name in (*node.reads, node.output)]
     return not _is_seen_as_rows(graph, name) and all(
-        isinstance(node.layer, ImageLayer) and not (isinstance(node.layer, LocalNorm) and node.input == name)
+        not isinstance(node.layer, Opaque) and not (isinstance(node.layer, LocalNorm) and node.input == name)
         for node in users
     )
 

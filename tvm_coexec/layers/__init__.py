@@ -10,31 +10,23 @@ from .base import (
     ROW_BLOCK,
     SCRATCH,
     TILE,
+    Base,
     Layer,
     Size,
     has_lines,
     line_block,
     row_tiles,
     tile_count,
-    unit_channels,
 )
 from .dense import Conv2d, Linear
+from .division import by_lines, ways_to_divide
 from .images import Concat, Elementwise, LocalNorm, Pool
+from .kinds import AnyLayer, ImageLayer
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
 from .matmul import MatMul, Matrices
 from .opaque import Opaque, Operand, constant_name
 from .rearrange import Digit, Rearrange
-from .registry import (
-    AnyLayer,
-    ImageLayer,
-    by_lines,
-    layer_from_json,
-    layer_to_json,
-    parameter_dtype,
-    parameter_shapes,
-    reads_locally,
-    ways_to_divide,
-)
+from .registry import layer_from_json, layer_to_json, register
 from .resize import Resize
 from .rowwise import RowWise
 from .steps import (
@@ -53,19 +45,24 @@ from .steps import (
     step_numbers,
     step_operands,
 )
+from .types import FLOAT32, KERNEL_TYPES, TILE_BYTES, check_dtype, item_bytes, sum_type, tile_channels
 from .variants import GENERATOR_VERSION, Hardware, Variant, grid_for
 
 __all__ = [
     "ACTIVATIONS",
     "EPILOGUE_STEPS",
+    "FLOAT32",
     "GENERATOR_VERSION",
+    "KERNEL_TYPES",
     "MAX_NARROW",
     "PER_CHANNEL",
     "ROW_BLOCK",
     "SCRATCH",
     "TILE",
+    "TILE_BYTES",
     "AnyLayer",
     "Attention",
+    "Base",
     "Concat",
     "Conv2d",
     "Digit",
@@ -90,6 +87,7 @@ __all__ = [
     "Variant",
     "by_lines",
     "channel_constants",
+    "check_dtype",
     "check_epilogue",
     "clip",
     "constant_name",
@@ -98,19 +96,19 @@ __all__ = [
     "grid_for",
     "has_lines",
     "is_nonnegative",
+    "item_bytes",
     "keeps_zero",
     "layer_from_json",
     "layer_to_json",
     "line_block",
-    "parameter_dtype",
-    "parameter_shapes",
-    "reads_locally",
+    "register",
     "row_tiles",
     "step",
     "step_name",
     "step_numbers",
     "step_operands",
+    "sum_type",
+    "tile_channels",
     "tile_count",
-    "unit_channels",
     "ways_to_divide",
 ]

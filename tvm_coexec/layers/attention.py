@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import TILE, Size, tile_count
+import numpy as np
+
+from .base import Base, Size, tile_count
+from .registry import register
 from .steps import check_epilogue
+from .types import tile_channels
 
 
+@register
 @dataclass(frozen=True)
-class Attention:
+class Attention(Base):
     """``softmax(q · kᵀ · scale + mask) · v`` of each head of each item of a batch.
 
     q, k and v are columns of tensors of rows, often of one and the same: head ``h`` of operand ``i`` has the columns
@@ -47,6 +53,8 @@ class Attention:
     head_steps: tuple[int, int, int] = (-1, -1, -1)
     empty_is_zero: bool = False
     op: ClassVar[str] = "attention"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.attention"
+    mixes_rows: ClassVar[bool] = True
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = False
     epilogue: ClassVar[tuple[str, ...]] = ()
@@ -114,7 +122,7 @@ class Attention:
     @property
     def unit_heads(self) -> int:
         """Heads of a unit; the last unit may have fewer."""
-        return min(self.heads, TILE // math.gcd(TILE, self.value_dim))
+        return min(self.heads, tile_channels(self.dtype) // math.gcd(tile_channels(self.dtype), self.value_dim))
 
     @property
     def unit_channels(self) -> int:
@@ -131,15 +139,45 @@ class Attention:
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * self.mask_rows * self.keys if self.mask == "constant" else 0
+        return self.item_bytes * self.mask_rows * self.keys if self.mask == "constant" else 0
 
     @property
     def activation_bytes(self) -> int:
-        return 4 * self.batch * self.heads * (self.queries + self.keys) * (self.head_dim + self.value_dim)
+        return self.item_bytes * self.batch * self.heads * (self.queries + self.keys) * (self.head_dim + self.value_dim)
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {"mask": (self.mask_rows, self.keys)} if self.mask == "constant" else {}
+
+    def facts(self) -> dict[str, float]:
+        """A head reads its own columns alone."""
+        return super().facts() | {
+            "reduction": 2 * self.keys,
+            "channel_padding": self.units * self.unit_heads / self.heads,
+            "group_channels": self.value_dim,
+        }
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        q, k, v = (self._heads_of(operands[name], index) for index, name in enumerate(("input", "input1", "input2")))
+        scores = q @ k.transpose(0, 1, 3, 2) * self.scale
+        mask = operands.get("mask", operands.get("input3"))
+        if mask is not None:
+            scores = scores + mask.astype(np.float64).reshape(*self.mask_sizes, self.keys)
+        highest = scores.max(axis=-1, keepdims=True)
+        power = np.exp(scores - (np.where(np.isneginf(highest), 0.0, highest) if self.empty_is_zero else highest))
+        total = power.sum(axis=-1, keepdims=True)
+        result = (power / (np.where(total == 0, 1.0, total) if self.empty_is_zero else total)) @ v
+        return result.transpose(0, 2, 1, 3).reshape(-1, self.out_channels)
+
+    def _heads_of(self, rows: np.ndarray, index: int) -> np.ndarray:
+        """Columns of one of the three operands, ``[batch, heads, rows, columns of a head]``."""
+        starts = self.offsets[index] + self.head_steps[index] * np.arange(self.heads)
+        columns = starts[:, None] + np.arange(self.head_dims[index])
+        return rows[:, columns].astype(np.float64).reshape(self.batch, -1, *columns.shape).transpose(0, 2, 1, 3)
 
 
+@register
 @dataclass(frozen=True)
-class PlaceRows:
+class PlaceRows(Base):
     """Rows of each item of a batch, cut or moved: row ``i`` becomes row ``i + shift`` of ``out_rows``.
 
     Rows for which there is none are zero. If ``has_summand``, a constant ``[out_rows, channels]`` is added to each
@@ -154,6 +192,8 @@ class PlaceRows:
     has_summand: bool = False
     epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "place"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.place_rows"
+    mixes_rows: ClassVar[bool] = True
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = True
 
@@ -178,7 +218,7 @@ class PlaceRows:
 
     @property
     def units(self) -> int:
-        return tile_count(self.channels)
+        return tile_count(self.channels, self.dtype)
 
     @property
     def flops(self) -> int:
@@ -186,9 +226,21 @@ class PlaceRows:
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * self.out_rows * self.channels if self.has_summand else 0
+        return self.item_bytes * self.out_rows * self.channels if self.has_summand else 0
 
     @property
     def activation_bytes(self) -> int:
         results = self.out_rows * (2 if "residual" in self.epilogue else 1)
-        return 4 * self.batch * self.channels * (min(self.in_rows, self.out_rows) + results)
+        return self.item_bytes * self.batch * self.channels * (min(self.in_rows, self.out_rows) + results)
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {"summand": (self.out_rows, self.channels)} if self.has_summand else {}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        rows = operands["input"].astype(np.float64).reshape(self.batch, self.in_rows, self.channels)
+        result = np.zeros((self.batch, self.out_rows, self.channels))
+        first, last = max(self.shift, 0), min(self.in_rows + self.shift, self.out_rows)
+        result[:, first:last] = rows[:, first - self.shift : last - self.shift]
+        if self.has_summand:
+            result = result + operands["summand"].astype(np.float64)
+        return result.reshape(-1, self.channels)

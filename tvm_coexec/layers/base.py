@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-TILE = 32
-"""Output channels in a tile: 128 bytes of float32, so that two processors never write one cache line."""
+import numpy as np
+
+from .steps import channel_constants
+from .types import FLOAT32, item_bytes, tile_channels
+
+TILE = tile_channels(FLOAT32)
+"""Output channels in a tile of float32, the only type that kernels are made for."""
 
 ROW_BLOCK = 8
 """Rows in a unit of a row-wise operator."""
@@ -17,9 +25,9 @@ SCRATCH = "scratch_"
 """How the names of operands begin that only pass something on from one kernel of a half to its next."""
 
 
-def tile_count(channels: int) -> int:
+def tile_count(channels: int, dtype: str = FLOAT32) -> int:
     """Tiles that hold ``channels`` output channels."""
-    return -(-channels // TILE)
+    return -(-channels // tile_channels(dtype))
 
 
 def line_block(lines: int) -> int:
@@ -27,12 +35,12 @@ def line_block(lines: int) -> int:
     return next(block for block in (4, 2, 1) if lines >= block * _MIN_LINES or block == 1)
 
 
-def row_tiles(channels: int) -> int:
+def row_tiles(channels: int, dtype: str = FLOAT32) -> int:
     """Tiles from one row of an activation to the next, in memory.
 
     Rows whose distance is a multiple of 2 KiB fall into few cache sets, so such rows get one tile of padding.
     """
-    tiles = tile_count(channels)
+    tiles = tile_count(channels, dtype)
     return tiles + 1 if tiles % 16 == 0 else tiles
 
 
@@ -44,6 +52,12 @@ class Layer(Protocol):
     """What planning and measuring need to know of any layer."""
 
     op: ClassVar[str]
+    kernels: ClassVar[str]
+    mixes_rows: ClassVar[bool]
+
+    @property
+    def dtype(self) -> str:
+        """The type of the activations and of the constants."""
 
     @property
     def axis(self) -> str:
@@ -85,12 +99,104 @@ class Layer(Protocol):
     def activation_bytes(self) -> int:
         """Bytes of activations that one run reads and writes."""
 
+    @property
+    def input_dtypes(self) -> tuple[str, ...]:
+        """Types of the tensors ``input`` and ``others``; a residual has the output's."""
+
+    @property
+    def output_dtype(self) -> str:
+        """The type of the result."""
+
+    @property
+    def unit_channels(self) -> int:
+        """Output channels of a unit, where units are parts of the channels."""
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the constants that the epilogue does not ask for."""
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all constants, as a model gives them: packed by nobody yet."""
+
+    def parameter_dtype(self, name: str) -> str:
+        """The type of one of the constants."""
+
+    def reads_locally(self, role: str) -> bool:
+        """Whether a unit needs only the same unit of the activation with a role, where that is divided as this is."""
+
+    def facts(self) -> dict[str, float]:
+        """What the predictors see of the layer beside its operations and bytes: its sizes and its kind."""
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        """Compute rows of the result in float64, the epilogue left out."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a layer is unless its class says otherwise: of float32, on rows, each unit apart from the others.
+
+    A class of layers derives from it, gives what :class:`Layer` asks for beside that, and is made known by
+    :func:`tvm_coexec.layers.register`.
+
+    Attributes
+    ----------
+    kernels
+        The module that knows how to compute such layers: see :mod:`tvm_coexec.schedules`.
+    mixes_rows
+        Whether a row of the result needs other rows of the operands.
+    """
+
+    dtype: str = field(default=FLOAT32, kw_only=True)
+    kernels: ClassVar[str]
+    mixes_rows: ClassVar[bool] = False
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return item_bytes(self.dtype)
+
+    @property
+    def input_dtypes(self: Layer) -> tuple[str, ...]:
+        return (self.dtype,) * len(self.input_sizes)
+
+    @property
+    def output_dtype(self: Layer) -> str:
+        return self.dtype
+
+    @property
+    def unit_channels(self) -> int:
+        return tile_channels(self.dtype)
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {}
+
+    def parameter_shapes(self: Layer) -> dict[str, tuple[int, ...]]:
+        return self.own_parameters() | dict.fromkeys(channel_constants(self.epilogue), (self.out_channels,))
+
+    def parameter_dtype(self: Layer, name: str) -> str:
+        return self.dtype
+
+    def reads_locally(self: Layer, role: str) -> bool:
+        return role == "residual" or self.channel_local
+
+    def facts(self: Layer) -> dict[str, float]:
+        tiles = tile_count(self.out_channels, self.dtype)
+        return {
+            "rows": math.prod(self.output_size[:-1]),
+            "reduction": 1,
+            "channels": self.out_channels,
+            "channel_padding": tiles * tile_channels(self.dtype) / self.out_channels,
+            "shared_bytes": 0,
+            f"kind:{self.op}": 1.0,
+        }
+
 
 class _Divisible(Protocol):
     """An image layer that may be divided along its channels or its lines."""
 
     @property
     def axis(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
     @property
     def batch(self) -> int: ...
     @property
@@ -102,7 +208,7 @@ class _Divisible(Protocol):
 def units_along(layer: _Divisible) -> int:
     """Units of an image layer along its axis."""
     if layer.axis == "channels":
-        return tile_count(layer.out_channels)
+        return tile_count(layer.out_channels, layer.dtype)
     return -(-layer.out_h // line_block(layer.out_h))
 
 
@@ -121,6 +227,13 @@ def has_lines(layer: _Divisible) -> bool:
     return layer.batch == 1 and layer.out_h >= _MIN_LINES
 
 
-def unit_channels(layer: Layer) -> int:
-    """Output channels of a unit, where units are parts of the channels: a tile, unless the layer says otherwise."""
-    return int(getattr(layer, "unit_channels", TILE))
+def pixel_indices(layer: Layer, pixels: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """The image, line and column of pixels of an image layer's output, or of all of them."""
+    sizes = layer.output_size[:-1]
+    return np.unravel_index(np.arange(math.prod(sizes)) if pixels is None else pixels, sizes)
+
+
+def some_rows(image: np.ndarray, pixels: np.ndarray | None) -> np.ndarray:
+    """The channels of an image's pixels, or of some of them."""
+    rows = image.reshape(-1, image.shape[-1])
+    return rows if pixels is None else rows[pixels]

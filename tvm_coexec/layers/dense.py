@@ -5,15 +5,20 @@ A unit is a tile of 32 output channels or, of a convolution whose ``axis`` says 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import Size, check_axis, tile_count, units_along
+import numpy as np
+
+from .base import Base, Size, check_axis, pixel_indices, tile_count, units_along
+from .registry import register
 from .steps import check_epilogue
 
 
+@register
 @dataclass(frozen=True)
-class Linear:
+class Linear(Base):
     """``[m, k] × [k, n]`` followed by the steps of ``epilogue``, in order."""
 
     m: int
@@ -21,6 +26,7 @@ class Linear:
     n: int
     epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "linear"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.linear"
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = False
 
@@ -43,7 +49,7 @@ class Linear:
 
     @property
     def units(self) -> int:
-        return tile_count(self.n)
+        return tile_count(self.n, self.dtype)
 
     @property
     def flops(self) -> int:
@@ -51,15 +57,26 @@ class Linear:
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * self.k * self.n
+        return self.item_bytes * self.k * self.n
 
     @property
     def activation_bytes(self) -> int:
-        return 4 * self.m * (self.k + self.n * (2 if "residual" in self.epilogue else 1))
+        return self.item_bytes * self.m * (self.k + self.n * (2 if "residual" in self.epilogue else 1))
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {"weights": (self.k, self.n)}
+
+    def facts(self) -> dict[str, float]:
+        shared = self.item_bytes * self.m * self.k
+        return super().facts() | {"reduction": self.k, "shared_bytes": shared}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        return operands["input"].astype(np.float64) @ operands["weights"].astype(np.float64)
 
 
+@register
 @dataclass(frozen=True)
-class Conv2d:
+class Conv2d(Base):
     """A convolution of ``[batch, h, w, in_channels]``, followed by the steps of ``epilogue``, in order.
 
     ``kernel``, ``stride``, ``dilation`` and ``padding`` may be given as one number or as a pair (height, width), the
@@ -80,6 +97,7 @@ class Conv2d:
     epilogue: tuple[str, ...] = ()
     axis: str = "channels"
     op: ClassVar[str] = "conv2d"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.conv2d"
 
     def __post_init__(self) -> None:
         for name, length in (("kernel", 2), ("stride", 2), ("dilation", 2), ("padding", 4)):
@@ -135,12 +153,47 @@ class Conv2d:
 
     @property
     def weight_bytes(self) -> int:
-        return 4 * self.out_channels * self.taps
+        return self.item_bytes * self.out_channels * self.taps
 
     @property
     def activation_bytes(self) -> int:
         outputs = self.out_h * self.out_w * self.out_channels * (2 if "residual" in self.epilogue else 1)
-        return 4 * self.batch * (self.h * self.w * self.in_channels + outputs)
+        return self.item_bytes * self.batch * (self.h * self.w * self.in_channels + outputs)
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {"weights": (self.out_channels, self.in_channels // self.groups, *self.kernel)}
+
+    def reads_locally(self, role: str) -> bool:
+        own_line = self.kernel[0] == self.stride[0] == 1 and self.padding[::2] == (0, 0)
+        return super().reads_locally(role) if self.axis == "channels" else role == "residual" or own_line
+
+    def facts(self) -> dict[str, float]:
+        """With groups a half reads the input of its own channels alone, and by lines that of its own lines."""
+        reads_all = self.groups == 1 and self.axis == "channels"
+        return super().facts() | {
+            "reduction": self.taps,
+            "shared_bytes": self.item_bytes * self.batch * self.h * self.w * self.in_channels if reads_all else 0,
+            "kernel_height": self.kernel[0],
+            "kernel_width": self.kernel[1],
+            "stride": max(self.stride),
+            "dilation": max(self.dilation),
+            "group_channels": self.in_channels // self.groups,
+            "output_width": self.out_w,
+        }
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        """The input that each pixel reads, times the weights, group by group."""
+        top, left, bottom, right = self.padding
+        padded = np.pad(operands["input"].astype(np.float64), ((0, 0), (top, bottom), (left, right), (0, 0)))
+        image, line, column = pixel_indices(self, pixels)
+        tap_h, tap_w = np.indices(self.kernel).reshape(2, -1)
+        lines = line[:, None] * self.stride[0] + tap_h * self.dilation[0]
+        columns = column[:, None] * self.stride[1] + tap_w * self.dilation[1]
+        read = padded[image[:, None], lines, columns].reshape(len(image), len(tap_h), self.groups, -1)
+        packed = operands["weights"].astype(np.float64).reshape(self.groups, -1, read.shape[-1], len(tap_h))
+        by_group = read.transpose(2, 0, 1, 3).reshape(self.groups, len(image), -1)
+        result = by_group @ packed.transpose(0, 3, 2, 1).reshape(self.groups, by_group.shape[2], -1)
+        return result.transpose(1, 0, 2).reshape(len(image), self.out_channels)
 
 
 def _extents(name: str, value: Any, length: int) -> tuple[int, ...]:

@@ -8,10 +8,14 @@ well.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Size, check_axis, tile_count, units_along
+import numpy as np
+
+from .base import Base, Size, check_axis, pixel_indices, tile_count, units_along
+from .registry import register
 from .steps import check_epilogue
 
 
@@ -25,8 +29,9 @@ def _check_sizes(layer: Pool | Concat | Elementwise | LocalNorm, *sizes: int) ->
         raise ValueError(f"sizes of an image must be at least 1, got {layer}")
 
 
+@register
 @dataclass(frozen=True)
-class Pool:
+class Pool(Base):
     """The maximum or average of each window of each channel, followed by the steps of ``epilogue``.
 
     ``kind`` is ``max``, ``average`` or ``mean_square``, the average of the squares. ``padding`` is (top, left, bottom,
@@ -47,6 +52,7 @@ class Pool:
     epilogue: tuple[str, ...] = ()
     axis: str = "channels"
     op: ClassVar[str] = "pool"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.images"
     channel_local: ClassVar[bool] = True
 
     KINDS: ClassVar[tuple[str, ...]] = ("average", "max", "mean_square")
@@ -104,11 +110,49 @@ class Pool:
     @property
     def activation_bytes(self) -> int:
         outputs = self.out_h * self.out_w * (2 if "residual" in self.epilogue else 1)
-        return 4 * self.batch * self.channels * (self.h * self.w + outputs)
+        return self.item_bytes * self.batch * self.channels * (self.h * self.w + outputs)
+
+    def reads_locally(self, role: str) -> bool:
+        own_line = self.kernel[0] == self.stride[0] == 1 and self.padding[::2] == (0, 0)
+        return self.axis == "channels" or role == "residual" or own_line
+
+    def facts(self) -> dict[str, float]:
+        facts = super().facts() | {
+            "reduction": math.prod(self.kernel),
+            "output_width": self.out_w,
+            "inputs": 1,
+            f"kind:{self.kind}_pool": 1.0,
+            "kernel_height": self.kernel[0],
+            "kernel_width": self.kernel[1],
+            "stride": max(self.stride),
+            "dilation": max(self.dilation),
+        }
+        del facts[f"kind:{self.op}"]
+        return facts
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        """A position of the window at a time."""
+        x = operands["input"].astype(np.float64)
+        image, line, column = pixel_indices(self, pixels)
+        is_max = self.kind == "max"
+        result = np.full((len(image), self.channels), -np.inf if is_max else 0.0)
+        counts = np.zeros((len(image), 1))
+        for tap_h, tap_w in np.ndindex(*self.kernel):
+            lines = line * self.stride[0] + tap_h * self.dilation[0] - self.padding[0]
+            columns = column * self.stride[1] + tap_w * self.dilation[1] - self.padding[1]
+            inside = (lines >= 0) & (lines < self.h) & (columns >= 0) & (columns < self.w)
+            read = x[image[inside], lines[inside], columns[inside]]
+            read = read**2 if self.kind == "mean_square" else read
+            result[inside] = np.maximum(result[inside], read) if is_max else result[inside] + read
+            counts[inside] += 1
+        if is_max:
+            return result
+        return result / (math.prod(self.kernel) if self.count_padding else counts)
 
 
+@register
 @dataclass(frozen=True)
-class Concat:
+class Concat(Base):
     """Images side by side along their channels; ``channels`` has the number of each. It takes no epilogue."""
 
     h: int
@@ -116,6 +160,7 @@ class Concat:
     channels: tuple[int, ...]
     batch: int = 1
     op: ClassVar[str] = "concat"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.images"
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = False
     epilogue: ClassVar[tuple[str, ...]] = ()
@@ -138,7 +183,7 @@ class Concat:
 
     @property
     def units(self) -> int:
-        return tile_count(self.out_channels)
+        return tile_count(self.out_channels, self.dtype)
 
     @property
     def flops(self) -> int:
@@ -150,11 +195,18 @@ class Concat:
 
     @property
     def activation_bytes(self) -> int:
-        return 8 * self.batch * self.h * self.w * self.out_channels
+        return 2 * self.item_bytes * self.batch * self.h * self.w * self.out_channels
+
+    def facts(self) -> dict[str, float]:
+        return super().facts() | {"output_width": self.w, "inputs": len(self.channels)}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        return np.concatenate(_rows_at(self, operands, pixels), axis=-1)
 
 
+@register
 @dataclass(frozen=True)
-class Elementwise:
+class Elementwise(Base):
     """Two images combined element by element, followed by the steps of ``epilogue``.
 
     ``kind`` is ``add``, ``divide``, ``maximum``, ``minimum``, ``multiply`` or ``subtract``. ``first`` and ``second``
@@ -168,6 +220,7 @@ class Elementwise:
     epilogue: tuple[str, ...] = ()
     axis: str = "channels"
     op: ClassVar[str] = "elementwise"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.images"
 
     KINDS: ClassVar[tuple[str, ...]] = ("add", "divide", "maximum", "minimum", "multiply", "subtract")
 
@@ -230,11 +283,22 @@ class Elementwise:
     @property
     def activation_bytes(self) -> int:
         outputs = math.prod(self.output_size) * (2 if "residual" in self.epilogue else 1)
-        return 4 * (math.prod(self.first) + math.prod(self.second) + outputs)
+        return self.item_bytes * (math.prod(self.first) + math.prod(self.second) + outputs)
+
+    def reads_locally(self, role: str) -> bool:
+        return role == "residual" or self.is_whole_along(self.axis, self.second if role == "input1" else self.first)
+
+    def facts(self) -> dict[str, float]:
+        return super().facts() | {"output_width": self.out_w, "inputs": 2}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        result: np.ndarray = getattr(np, self.kind)(*_rows_at(self, operands, pixels))
+        return result
 
 
+@register
 @dataclass(frozen=True)
-class LocalNorm:
+class LocalNorm(Base):
     """Each channel over a power of the mean square of its ``size`` neighbours: ONNX's local response normalisation.
 
     The divisor is ``(bias + alpha · sum of squares / size) ** beta``; beyond the last channel, squares are 0.
@@ -250,6 +314,7 @@ class LocalNorm:
     batch: int = 1
     epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "local_norm"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.images"
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = False
 
@@ -271,7 +336,7 @@ class LocalNorm:
 
     @property
     def units(self) -> int:
-        return tile_count(self.channels)
+        return tile_count(self.channels, self.dtype)
 
     @property
     def flops(self) -> int:
@@ -283,4 +348,28 @@ class LocalNorm:
 
     @property
     def activation_bytes(self) -> int:
-        return 4 * self.batch * self.h * self.w * self.channels * (3 if "residual" in self.epilogue else 2)
+        return (
+            self.item_bytes * self.batch * self.h * self.w * self.channels * (3 if "residual" in self.epilogue else 2)
+        )
+
+    def facts(self) -> dict[str, float]:
+        return super().facts() | {"reduction": self.size, "output_width": self.w, "inputs": 1}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        (x,) = _rows_at(self, operands, pixels)
+        before = (self.size - 1) // 2
+        ends = np.arange(self.channels) - before + self.size
+        sums = np.pad(np.cumsum(x**2, axis=-1), ((0, 0), (1, 0)))
+        total = sums[:, np.minimum(ends, self.channels)] - sums[:, np.maximum(ends - self.size, 0)]
+        return x / (self.bias + self.alpha / self.size * total) ** self.beta
+
+
+def _rows_at(
+    layer: Concat | Elementwise | LocalNorm, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None
+) -> list[np.ndarray]:
+    """Some pixels of each operand; where an axis of one has a single element, that is the same for all pixels."""
+    batch, h, w, _ = layer.output_size
+    names = ["input", *(f"input{number}" for number in range(1, len(layer.input_sizes)))]
+    where = pixel_indices(layer, pixels)
+    images = [np.broadcast_to(x, (batch, h, w, x.shape[-1])) for x in (operands[name] for name in names)]
+    return [image[where].astype(np.float64) for image in images]

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Size, tile_count
+from .base import Base, Size, tile_count
+from .registry import register
 from .steps import check_epilogue
 
 Steps = tuple[int, int, int, int]
@@ -53,8 +54,9 @@ class Matrices:
         return elements
 
 
+@register
 @dataclass(frozen=True)
-class MatMul:
+class MatMul(Base):
     """``left · right · scale`` of each head of each item of a batch: ``[m, k] × [k, n]``, then ``epilogue``.
 
     Attributes
@@ -75,6 +77,8 @@ class MatMul:
     heads_in_rows: bool = True
     epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "matmul"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.matmul"
+    mixes_rows: ClassVar[bool] = True
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = False
 
@@ -109,7 +113,7 @@ class MatMul:
 
     @property
     def units(self) -> int:
-        return tile_count(self.out_channels)
+        return tile_count(self.out_channels, self.dtype)
 
     @property
     def flops(self) -> int:
@@ -122,4 +126,14 @@ class MatMul:
     @property
     def activation_bytes(self) -> int:
         operands = self.batch * self.heads * self.k * (self.m + self.n)
-        return 4 * (operands + self.rows * self.out_channels * (2 if "residual" in self.epilogue else 1))
+        return self.item_bytes * (operands + self.rows * self.out_channels * (2 if "residual" in self.epilogue else 1))
+
+    def facts(self) -> dict[str, float]:
+        shared = self.item_bytes * self.batch * self.heads * self.m * self.k
+        return super().facts() | {"reduction": self.k, "shared_bytes": shared, "group_channels": self.n, "inputs": 2}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        left = self.left.of(operands["input"].astype(np.float64), self.batch, self.heads, self.m, self.k)
+        right = self.right.of(operands["input1"].astype(np.float64), self.batch, self.heads, self.k, self.n)
+        product = left @ right * self.scale
+        return (product if self.heads_in_rows else product.transpose(0, 2, 1, 3)).reshape(self.output_size)

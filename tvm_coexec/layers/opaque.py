@@ -7,7 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from .base import Size
+import numpy as np
+
+from .base import Base, Size
+from .registry import register
+from .types import item_bytes
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class Operand:
         return self.channels_first and self.rows > self.batch and self.size[-1] > 1
 
 
+@register
 @dataclass(frozen=True)
-class Opaque:
+class Opaque(Base):
     """One Relax operator, or a few of them in a row, on tensors of any type.
 
     Attributes
@@ -72,6 +77,7 @@ class Opaque:
     output: Operand
     constants: tuple[tuple[tuple[int, ...], str], ...] = ()
     op: ClassVar[str] = "opaque"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.opaque"
     axis: ClassVar[str] = "rows"
     channel_local: ClassVar[bool] = False
     epilogue: ClassVar[tuple[str, ...]] = ()
@@ -109,27 +115,39 @@ class Opaque:
 
     @property
     def weight_bytes(self) -> int:
-        sizes = [math.prod(shape) * _item_bytes(dtype) for shape, dtype in self.constants]
+        sizes = [math.prod(shape) * item_bytes(dtype) for shape, dtype in self.constants]
         if "R.take(" in self.program:
             # of a table no more is read than is looked up
-            looked_up = math.prod(self.output.shape) * _item_bytes(self.output.dtype)
+            looked_up = math.prod(self.output.shape) * item_bytes(self.output.dtype)
             sizes = [min(size, looked_up) for size in sizes]
         return sum(sizes)
 
     @property
     def activation_bytes(self) -> int:
         operands = (*self.inputs, self.output)
-        return sum(math.prod(operand.shape) * _item_bytes(operand.dtype) for operand in operands)
+        return sum(math.prod(operand.shape) * item_bytes(operand.dtype) for operand in operands)
+
+    @property
+    def input_dtypes(self) -> tuple[str, ...]:
+        return tuple(operand.dtype for operand in self.inputs)
+
+    @property
+    def output_dtype(self) -> str:
+        return self.output.dtype
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {constant_name(index): shape for index, (shape, _) in enumerate(self.constants)}
+
+    def parameter_dtype(self, name: str) -> str:
+        return {constant_name(index): dtype for index, (_, dtype) in enumerate(self.constants)}[name]
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        raise NotImplementedError(f"what {self.operator} computes is not known here")
 
 
 def constant_name(index: int) -> str:
     """Name of a constant operand among a node's parameters and a kernel's operands."""
     return f"constant{index}"
-
-
-def _item_bytes(dtype: str) -> int:
-    """Bytes of an element; only booleans do not say their bits."""
-    return int("".join(filter(str.isdigit, dtype)) or 8) // 8
 
 
 def _operand(value: Operand | Mapping[str, Any]) -> Operand:

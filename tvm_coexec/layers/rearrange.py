@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Size, tile_count
+import numpy as np
+
+from .base import Base, Size, some_rows, tile_count
+from .registry import register
 from .steps import check_epilogue
+from .types import tile_channels
 
 Digit = tuple[int, int, int, int]
 """An axis of the output, so many places of it, and the axis of the input that a step from one to the next moves along,
 and how far."""
 
 
+@register
 @dataclass(frozen=True)
-class Rearrange:
+class Rearrange(Base):
     """Each element of ``output`` is one of ``input`` or, beside that, ``fill``; then follows ``epilogue``.
 
     Both are sizes ``[batch, h, w, channels]``. An index of an axis of the output, counted from ``starts`` on, is
@@ -31,6 +37,7 @@ class Rearrange:
     starts: tuple[int, int, int, int] = (0, 0, 0, 0)
     epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "rearrange"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.images"
     axis: ClassVar[str] = "channels"
 
     def __post_init__(self) -> None:
@@ -90,7 +97,7 @@ class Rearrange:
 
     @property
     def units(self) -> int:
-        return tile_count(self.out_channels)
+        return tile_count(self.out_channels, self.dtype)
 
     @property
     def flops(self) -> int:
@@ -103,4 +110,24 @@ class Rearrange:
     @property
     def activation_bytes(self) -> int:
         outputs = math.prod(self.output)
-        return 4 * (min(math.prod(self.input), outputs) + outputs * (2 if "residual" in self.epilogue else 1))
+        return self.item_bytes * (
+            min(math.prod(self.input), outputs) + outputs * (2 if "residual" in self.epilogue else 1)
+        )
+
+    def facts(self) -> dict[str, float]:
+        run = math.gcd(tile_channels(self.dtype), self.run)
+        return super().facts() | {"output_width": self.output[2], "inputs": 1, "group_channels": run}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        """Every element from its position, which is computed for the whole output at once."""
+        x = operands["input"].astype(np.float64)
+        positions = [np.full(self.output, offset) for offset in self.offsets]
+        for axis, indices in enumerate(np.indices(self.output)):
+            rest = indices + self.starts[axis]
+            for _, extent, along, step in reversed(self.axis_digits(axis)):
+                positions[along] += rest % extent * step
+                rest = rest // extent
+        at = list(zip(positions, self.input, strict=True))
+        inside = np.all([(position >= 0) & (position < size) for position, size in at], axis=0)
+        read = x[tuple(np.clip(position, 0, size - 1) for position, size in at)]
+        return some_rows(np.where(inside, read, self.fill), pixels)

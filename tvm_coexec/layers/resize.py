@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Size, tile_count
+import numpy as np
+
+from .base import Base, Size, some_rows, tile_count
+from .registry import register
 from .steps import check_epilogue
 
 
+@register
 @dataclass(frozen=True)
-class Resize:
+class Resize(Base):
     """An image of other lines and columns, followed by ``epilogue``.
 
     Output line ``y`` lies at ``y · scale[0] + shift[0]`` among those of the input, and is interpolated between the
@@ -25,6 +30,7 @@ class Resize:
     shift: tuple[float, float] = (0.0, 0.0)
     epilogue: tuple[str, ...] = ()
     op: ClassVar[str] = "resize"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.images"
     axis: ClassVar[str] = "channels"
     channel_local: ClassVar[bool] = True
 
@@ -49,7 +55,7 @@ class Resize:
 
     @property
     def units(self) -> int:
-        return tile_count(self.out_channels)
+        return tile_count(self.out_channels, self.dtype)
 
     @property
     def flops(self) -> int:
@@ -62,4 +68,18 @@ class Resize:
     @property
     def activation_bytes(self) -> int:
         outputs = math.prod(self.output_size) * (2 if "residual" in self.epilogue else 1)
-        return 4 * (math.prod(self.input) + outputs)
+        return self.item_bytes * (math.prod(self.input) + outputs)
+
+    def facts(self) -> dict[str, float]:
+        return super().facts() | {"reduction": 4, "output_width": self.out_w, "inputs": 1}
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        """Lines, then columns, between those of the input."""
+        x = operands["input"].astype(np.float64)
+        for axis, count in enumerate((self.out_h, self.out_w)):
+            last = self.input[1 + axis] - 1
+            position = np.clip(np.arange(count) * self.scale[axis] + self.shift[axis], 0, last)
+            below = np.floor(position).astype(int)
+            share = np.expand_dims(position - below, (0, 2, 3) if axis == 0 else (0, 1, 3))
+            x = x.take(below, 1 + axis) * (1 - share) + x.take(np.minimum(below + 1, last), 1 + axis) * share
+        return some_rows(x, pixels)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import ROW_BLOCK, Size
+import numpy as np
+
+from .base import ROW_BLOCK, Base, Size
+from .registry import register
 from .steps import check_epilogue
 
 
+@register
 @dataclass(frozen=True)
-class RowWise:
+class RowWise(Base):
     """An operator whose rows do not depend on each other: ``[m, n] → [m, n]``, then ``epilogue``.
 
     ``kind`` is ``layer_norm``, ``softmax`` or ``map`` (the epilogue alone).
@@ -22,6 +27,7 @@ class RowWise:
     epilogue: tuple[str, ...] = ()
     epsilon: float = 0.0
     op: ClassVar[str] = "rowwise"
+    kernels: ClassVar[str] = "tvm_coexec.schedules.rowwise"
     axis: ClassVar[str] = "rows"
     channel_local: ClassVar[bool] = False
 
@@ -56,8 +62,30 @@ class RowWise:
 
     @property
     def weight_bytes(self) -> int:
-        return 8 * self.n if self.kind == "layer_norm" else 0
+        return 2 * self.item_bytes * self.n if self.kind == "layer_norm" else 0
 
     @property
     def activation_bytes(self) -> int:
-        return 4 * self.m * self.n * (3 if "residual" in self.epilogue else 2)
+        return self.item_bytes * self.m * self.n * (3 if "residual" in self.epilogue else 2)
+
+    def own_parameters(self) -> dict[str, tuple[int, ...]]:
+        return {"gamma": (self.n,), "beta": (self.n,)} if self.kind == "layer_norm" else {}
+
+    def reads_locally(self, role: str) -> bool:
+        return True
+
+    def facts(self) -> dict[str, float]:
+        facts = super().facts() | {"channel_padding": 1.0, f"kind:{self.kind}": 1.0}
+        del facts[f"kind:{self.op}"]
+        return facts
+
+    def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
+        x = operands["input"].astype(np.float64)
+        if self.kind == "layer_norm":
+            centred = x - x.mean(axis=-1, keepdims=True)
+            normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + self.epsilon)
+            return normal * operands["gamma"] + operands["beta"]
+        if self.kind == "softmax":
+            power = np.exp(x - x.max(axis=-1, keepdims=True))
+            return power / power.sum(axis=-1, keepdims=True)
+        return x

@@ -6,18 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from tvm_coexec import schedules
-from tvm_coexec.layers import (
-    ROW_BLOCK,
-    TILE,
-    AnyLayer,
-    Attention,
-    Conv2d,
-    PlaceRows,
-    RowWise,
-    Variant,
-    tile_count,
-    unit_channels,
-)
+from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Variant, tile_count
 from tvm_coexec.schedules.dispatch import Dispatch
 
 from .layer_facts import layer_facts
@@ -61,7 +50,7 @@ def _unit_elements(layer: AnyLayer, padded_rows: int) -> float:
     """Elements of the output that a unit computes, those of padding included."""
     if layer.axis == "lines":
         return tile_count(layer.out_channels) * TILE * padded_rows / layer.units
-    return unit_channels(layer) * padded_rows
+    return layer.unit_channels * padded_rows
 
 
 def implementation_feature(layer: AnyLayer, variant: Variant) -> str:
@@ -79,15 +68,14 @@ def _terms(layer: AnyLayer, variant: Variant) -> float:
 
 def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) -> dict[str, float]:
     """How many sums a work-item keeps in flight, and how many steps it takes one after the other for a unit."""
-    if isinstance(layer, RowWise):
-        return {"accumulators": 0.0, "steps_per_item": ROW_BLOCK * layer.n}
-    if isinstance(layer, PlaceRows):
-        return {"accumulators": 0.0, "steps_per_item": TILE}
-    if isinstance(layer, Attention):
-        accumulators = schedules.attention.accumulators(layer, variant)
+    family = schedules.family(layer)
+    if hasattr(family, "steps_per_item"):
+        return {"accumulators": 0.0, "steps_per_item": family.steps_per_item(layer)}
+    if hasattr(family, "accumulators"):
+        accumulators = family.accumulators(layer, variant)
         return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
     if schedules.gpu_products.computes(variant):
-        accumulators = schedules.gpu_products.accumulators(schedules.family(layer).extents(layer), variant)
+        accumulators = schedules.gpu_products.accumulators(family.extents(layer), variant)
         return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
     params = dict(variant.params)
     channels = params.get("channels", TILE // params.get("channel_threads", 1))

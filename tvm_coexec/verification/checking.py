@@ -13,17 +13,10 @@ from tvm_coexec.errors import InputError
 from tvm_coexec.layers import (
     ROW_BLOCK,
     AnyLayer,
-    Attention,
     Conv2d,
-    ImageLayer,
-    Linear,
-    MatMul,
-    PlaceRows,
     Pool,
-    RowWise,
     Variant,
     layer_from_json,
-    parameter_shapes,
 )
 from tvm_coexec.module.manifest import Source, StepSpec
 from tvm_coexec.runtime.executor import Executor
@@ -40,9 +33,9 @@ _CHECKED_TAPS = 4_000_000
 def random_params(layer: AnyLayer, seed: int) -> dict[str, np.ndarray]:
     """Parameters of a layer as a model would give them: weights whose sums of products neither grow nor vanish."""
     rng = np.random.default_rng(seed)
-    params = {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(layer).items()}
-    if isinstance(layer, Linear | Conv2d):
-        params["weights"] /= np.float32(math.sqrt(layer.taps if isinstance(layer, Conv2d) else layer.k))
+    params = {name: rng.standard_normal(shape, np.float32) for name, shape in layer.parameter_shapes().items()}
+    if "weights" in params:
+        params["weights"] /= np.float32(math.sqrt(layer.facts()["reduction"]))
     return params
 
 
@@ -86,17 +79,17 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
     executor.prepare_part(step, cpu_units, gpu_units).run()
     output = _rows_of(executor, step.output)
     computed_rows, computed_channels = output.shape
-    if isinstance(layer, RowWise):
+    if layer.axis == "rows":
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * ROW_BLOCK)
     elif step.unit_lines is not None:
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * step.unit_lines * layer.output_size[2])
     else:
         computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = dict(_params_of(layer, step.seed))
-    if isinstance(layer, Attention | MatMul | PlaceRows):
+    if layer.mixes_rows:
         return _error_of_all_rows(executor, step, layer, operands, computed_channels)
     rows = _some_rows(layer, computed_rows, rng)
-    is_image = isinstance(layer, ImageLayer)
+    is_image = len(layer.output_size) == 4
     for position, name in enumerate(step.inputs[: len(layer.input_sizes)]):
         role = f"input{position}" if position else "input"
         operands[role] = executor.view(name) if is_image else executor.view(name)[rows]
@@ -126,7 +119,7 @@ def _some_rows(layer: AnyLayer, rows: int, rng: np.random.Generator) -> np.ndarr
     wanted = max(4, math.ceil(rows * min(1.0, _CHECKED_FLOPS / max(layer.flops, 1))))
     if isinstance(layer, Conv2d | Pool):
         wanted = min(wanted, math.ceil(_CHECKED_TAPS / (math.prod(layer.kernel) * layer.input_sizes[0][-1])))
-    elif isinstance(layer, ImageLayer):
+    elif len(layer.output_size) == 4:
         wanted = min(wanted, math.ceil(_CHECKED_TAPS / layer.out_channels))
     if wanted >= rows:
         return np.arange(rows)

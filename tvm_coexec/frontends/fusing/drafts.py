@@ -12,7 +12,7 @@ import numpy as np
 from tvm_coexec.frontends.trace import Source, claim_name
 from tvm_coexec.graph import Graph, Image, Node, Tensor
 from tvm_coexec.graph.graph import AnyLayer
-from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, parameter_dtype, step_operands
+from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, step_operands
 
 
 @dataclass(eq=False)
@@ -177,7 +177,7 @@ class Draft:
             sizes = [tensor.image or (tensor.rows, tensor.channels) for tensor in (self.input, *self.others)]
             layer = layer.lying_as(sizes, self.output.image or (self.output.rows, self.output.channels))
         params = {
-            key: np.ascontiguousarray(array, parameter_dtype(layer, key)).reshape(array.shape)
+            key: np.ascontiguousarray(array, layer.parameter_dtype(key)).reshape(array.shape)
             for key, array in self.params.items()
         }
         residual = None if self.residual is None else self.residual.name

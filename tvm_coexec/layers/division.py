@@ -1,0 +1,20 @@
+"""Ways to divide a layer: along its channels or, of an image, its lines as well."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .base import has_lines
+from .kinds import AnyLayer
+
+
+def by_lines(layer: AnyLayer) -> AnyLayer | None:
+    """The same layer, divided by lines; None where it cannot be."""
+    has_axis = any(field.name == "axis" for field in dataclasses.fields(layer))
+    return dataclasses.replace(layer, axis="lines") if has_axis and has_lines(layer) else None  # type: ignore
+
+
+def ways_to_divide(layer: AnyLayer) -> tuple[AnyLayer, ...]:
+    """The layer itself and, where it can be, divided by lines."""
+    lines = by_lines(layer)
+    return (layer,) if lines in (None, layer) else (layer, lines)
