@@ -17,14 +17,19 @@ from tvm_coexec.layers import KERNEL_TYPES, Layer
 
 from . import attention, conv2d, gpu_products, images
 
-__all__ = ["attention", "conv2d", "family", "gpu_products", "images"]
+__all__ = ["attention", "check_has_kernels", "conv2d", "family", "gpu_products", "images"]
 
 
 def family(layer: Layer) -> ModuleType:
     """The module that knows how to compute a layer."""
+    check_has_kernels(layer, f"a layer {layer.op}")
+    return import_module(layer.kernels)
+
+
+def check_has_kernels(layer: Layer, name: str) -> None:
+    """Refuse a layer of a type of numbers that kernels are not made for."""
     if layer.dtype not in KERNEL_TYPES:
         raise ModelError(
-            f"no kernels are made for {layer.op} layers of {layer.dtype}, only of {', '.join(KERNEL_TYPES)}; "
-            "convert the model"
+            f"{name} computes with {layer.dtype}, but kernels are made for {', '.join(KERNEL_TYPES)} alone; "
+            "convert the model to that type"
         )
-    return import_module(layer.kernels)

@@ -20,7 +20,7 @@ from tvm import s_tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Layer, Variant, tile_count
+from tvm_coexec.layers import TILE, Layer, Variant, sum_type, tile_count
 
 from .dispatch import Dispatch, dense_dispatch
 from .epilogue import maps_zero_to_zero, stages
@@ -173,7 +173,9 @@ class Description:
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             buffers, begin, count = begin_kernel(self.operands)
             part = Part.of(begin, count, self.channels, self.rows, self.unit_rows)
-            accumulator = T.sblock_alloc_buffer((part.rows, part.tiles, self.partial_sums, TILE), "float32")
+            accumulator = T.sblock_alloc_buffer(
+                (part.rows, part.tiles, self.partial_sums, TILE), sum_type(self.layer.dtype)
+            )
             self._accumulate(accumulator, buffers, part, together)
             self._epilogue(accumulator, buffers, part)
         return builder.get()
@@ -224,7 +226,11 @@ class Description:
         for number, stage in enumerate(chain):
             last = number == len(chain) - 1
             extents = (part.tiles, part.rows, TILE)
-            target = buffers["output"] if last else T.sblock_alloc_buffer((part.rows, part.tiles, TILE), "float32")
+            target = (
+                buffers["output"]
+                if last
+                else T.sblock_alloc_buffer((part.rows, part.tiles, TILE), sum_type(self.layer.dtype))
+            )
             with T.grid(*extents) as loops, T.sblock("store" if last else f"stage_{number}"):
                 t, i, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True))
                 index[:] = [i, t, j]

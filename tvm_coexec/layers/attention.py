@@ -11,7 +11,6 @@ import numpy as np
 
 from .base import Base, Size, tile_count
 from .registry import register
-from .steps import check_epilogue
 from .types import tile_channels
 
 
@@ -70,6 +69,7 @@ class Attention(Base):
         object.__setattr__(self, "head_steps", tuple(dim if step < 0 else step for step, dim in steps))
         for name in ("channels", "offsets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
         self._check()
 
     def _check(self) -> None:
@@ -202,7 +202,7 @@ class PlaceRows(Base):
             raise ValueError(f"sizes of placed rows must be at least 1, got {self}")
         if not -self.in_rows < self.shift < self.out_rows:
             raise ValueError(f"no row of {self} stays")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:

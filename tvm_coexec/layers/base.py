@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 
-from .steps import channel_constants
-from .types import FLOAT32, item_bytes, tile_channels
+from .steps import channel_constants, check_epilogue
+from .types import FLOAT32, check_dtype, item_bytes, tile_channels
 
 TILE = tile_channels(FLOAT32)
 """Output channels in a tile of float32, the only type that kernels are made for."""
@@ -148,6 +148,10 @@ class Base:
     dtype: str = field(default=FLOAT32, kw_only=True)
     kernels: ClassVar[str]
     mixes_rows: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        check_epilogue(cast(Layer, self).epilogue)
 
     @property
     def item_bytes(self) -> int:

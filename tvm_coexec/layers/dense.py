@@ -13,7 +13,6 @@ import numpy as np
 
 from .base import Base, Size, check_axis, pixel_indices, tile_count, units_along
 from .registry import register
-from .steps import check_epilogue
 
 
 @register
@@ -33,7 +32,7 @@ class Linear(Base):
     def __post_init__(self) -> None:
         if min(self.m, self.k, self.n) < 1:
             raise ValueError(f"linear sizes must be at least 1, got m={self.m}, k={self.k}, n={self.n}")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:
@@ -111,7 +110,7 @@ class Conv2d(Base):
             )
         if min(self.out_h, self.out_w) < 1:
             raise ValueError(f"a {self.kernel} kernel does not fit into {self.h}×{self.w} pixels with {self.padding}")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
         check_axis(self)
 
     def _out(self, size: int, axis: int) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 
 from .base import Base, Size, check_axis, pixel_indices, tile_count, units_along
 from .registry import register
-from .steps import check_epilogue
 
 
 def window_count(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
@@ -68,7 +67,7 @@ class Pool(Base):
             raise ValueError(f"padding of a pooling must be at least 0 and less than its window, got {self}")
         if min(self.out_h, self.out_w) < 1:
             raise ValueError(f"a {self.kernel} window does not fit into {self.h}×{self.w} pixels with {self.padding}")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
         check_axis(self)
 
     def _out(self, size: int, axis: int) -> int:
@@ -167,6 +166,7 @@ class Concat(Base):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
+        super().__post_init__()
         _check_sizes(self, self.h, self.w, self.batch, *self.channels)
 
     @property
@@ -232,7 +232,7 @@ class Elementwise(Base):
         _check_sizes(self, *self.first, *self.second)
         if any(1 not in pair and pair[0] != pair[1] for pair in zip(self.first, self.second, strict=True)):
             raise ValueError(f"images of {self.first} and {self.second} cannot be combined element by element")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
         check_axis(self)
 
     @property
@@ -320,7 +320,7 @@ class LocalNorm(Base):
 
     def __post_init__(self) -> None:
         _check_sizes(self, self.h, self.w, self.channels, self.batch, self.size)
-        check_epilogue(self.epilogue)
+        super().__post_init__()
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from .base import Base, Size, tile_count
 from .registry import register
-from .steps import check_epilogue
 
 Steps = tuple[int, int, int, int]
 """How far it is from one item, head, row of a matrix and column of a matrix to the next."""
@@ -88,7 +87,7 @@ class MatMul(Base):
             object.__setattr__(self, name, Matrices(**operand) if isinstance(operand, Mapping) else operand)
         if min(self.batch, self.heads, self.m, self.k, self.n) < 1:
             raise ValueError(f"sizes of products must be at least 1, got {self}")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
         for operand, rows, columns in ((self.left, self.m, self.k), (self.right, self.k, self.n)):
             last = (self.batch - 1, self.heads - 1, rows - 1, columns - 1)
             if not (operand.row(*last) < operand.size[0] and operand.channel(*last) < operand.size[1]):

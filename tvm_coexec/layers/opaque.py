@@ -84,6 +84,7 @@ class Opaque(Base):
     units: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "inputs", tuple(map(_operand, self.inputs)))
         object.__setattr__(self, "output", _operand(self.output))
         constants = tuple((tuple(shape), dtype) for shape, dtype in self.constants)

@@ -11,7 +11,6 @@ import numpy as np
 
 from .base import Base, Size, some_rows, tile_count
 from .registry import register
-from .steps import check_epilogue
 from .types import tile_channels
 
 Digit = tuple[int, int, int, int]
@@ -50,7 +49,7 @@ class Rearrange(Base):
             counted = math.prod(extent for position, extent, _, _ in self.digits if position == axis)
             if not 0 <= self.starts[axis] <= counted - size:
                 raise ValueError(f"the digits of axis {axis} of {self} do not count its {size} places")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
 
     def axis_digits(self, axis: int) -> tuple[Digit, ...]:
         """The digits of one axis of the output, the first of which counts most."""

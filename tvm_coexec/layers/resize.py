@@ -11,7 +11,6 @@ import numpy as np
 
 from .base import Base, Size, some_rows, tile_count
 from .registry import register
-from .steps import check_epilogue
 
 
 @register
@@ -39,7 +38,7 @@ class Resize(Base):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if min(*self.input, self.out_h, self.out_w) < 1:
             raise ValueError(f"sizes of a resized image must be at least 1, got {self}")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:

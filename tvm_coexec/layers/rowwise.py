@@ -10,7 +10,6 @@ import numpy as np
 
 from .base import ROW_BLOCK, Base, Size
 from .registry import register
-from .steps import check_epilogue
 
 
 @register
@@ -38,7 +37,7 @@ class RowWise(Base):
             raise ValueError(f"unknown row-wise kind {self.kind!r}; known: {', '.join(self.KINDS)}")
         if min(self.m, self.n) < 1:
             raise ValueError(f"row-wise sizes must be at least 1, got m={self.m}, n={self.n}")
-        check_epilogue(self.epilogue)
+        super().__post_init__()
 
     @property
     def input_sizes(self) -> tuple[Size, ...]:

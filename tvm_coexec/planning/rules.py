@@ -44,6 +44,8 @@ def plan_by_rule(
     measure
         Called for the rule ``"measured"`` alone.
     """
+    for node in graph.nodes:
+        schedules.check_has_kernels(node.layer, f"layer {node.name!r} ({node.layer.op})")
     label, mechanism = facts["label"], facts["mechanism"]
     if isinstance(split, Plan):
         _check_fit(split, graph, mechanism)
