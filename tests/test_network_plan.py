@@ -124,6 +124,19 @@ def test_row_wise_layers_that_nobody_measured_follow_each_other():
     assert [sync.layer for sync in plan.syncs] == [None]
 
 
+@pytest.mark.parametrize("estimates", [ESTIMATES, {}], ids=["estimates", "nothing known"])
+def test_a_kernel_that_failed_does_not_come_back_where_only_estimates_are_known(estimates):
+    layer = Conv2d(28, 28, 64, 256, 3, padding=1)
+    variants = {side: schedules.family(layer).variants(layer, side, HARDWARE) for side in ("cpu", "gpu")}
+    first = {(side, layer): frozenset(found[:1]) for side, found in variants.items()}
+    for division in replace(planner(estimates), failed=first).divisions(layer).values():
+        assert division.cpu is None or division.cpu.variant == variants["cpu"][1]
+        assert division.gpu is None or division.gpu.variant == variants["gpu"][1]
+    everything = {(side, layer): frozenset(found) for side, found in variants.items()}
+    (alone,) = replace(planner(estimates), failed=everything).divisions(layer).values()
+    assert alone.cpu is not None and alone.cpu.variant == variants["cpu"][0], "one side has to go on"
+
+
 def test_without_estimates_layers_that_nobody_measured_stay_on_the_cpu():
     plan = planned(Linear(50, 768, 768), RowWise("softmax", 50, 768), estimates={})
     assert (plan.layers[1].gpu, plan.layers[1].cpu_us) == (None, 0.0)

@@ -1,14 +1,17 @@
 """The rules by which a model is divided: a plan from a file is followed, and refused where it does not fit."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_network_plan import network
+from synthetic_device import HARDWARE
+from test_network_plan import network, planner
 
+from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import AnyLayer, Hardware, Linear
+from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rules import Split, plan_by_rule
 from tvm_coexec.planning.split import Overheads
@@ -43,3 +46,14 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
         planned(network(LAYERS[0]), plan)
     with pytest.raises(InputError, match="the plan's layer 'n1' is not the model's 'n1'"):
         planned(network(LAYERS[0], Linear(9, 96, 64)), plan)
+
+
+@pytest.mark.parametrize(("failed", "cpu_units"), [(1, 4), (None, 8)], ids=["the first", "all"])
+def test_what_a_caller_divides_avoids_kernels_that_failed(failed: int | None, cpu_units: int) -> None:
+    convolution = Conv2d(28, 28, 64, 256, 3, padding=1)
+    variants = schedules.family(convolution).variants(convolution, "gpu", HARDWARE)
+    known = replace(planner(), failed={("gpu", convolution): frozenset(variants[:failed])})
+    facts = {"label": "a device", "mechanism": "svm"}
+    (layer,) = plan_by_rule(network(convolution), 0.5, facts, HARDWARE, known, nothing_measured).layers
+    assert layer.cpu_units == cpu_units and layer.gpu not in variants[:failed]
+    assert failed or layer.reason == "cpu alone: the gpu's kernels failed when they were measured"

@@ -27,16 +27,19 @@ LARGEST_SEED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Bars:
-    """What a campaign allows: the part of its trials that is refused, and how long one takes on a busy machine."""
+    """What a campaign allows: the part of its trials that is refused, how long one takes on a busy machine, and how
+    many may run at once."""
 
     refused: float
     longest_s: float
+    at_once: int = 16
 
 
 CAMPAIGNS = {
     "graphs": Bars(refused=0.01, longest_s=300),
     "onnx_damages": Bars(refused=0, longest_s=120),
     "module_damages": Bars(refused=0, longest_s=120),
+    "tuning_faults": Bars(refused=0, longest_s=1200, at_once=1),
 }
 """By the names of the modules beside this one that have their trials."""
 
@@ -67,8 +70,9 @@ def run(name: str, seeds: Iterator[int], processes: int) -> bool:
         finally:
             process.close()
 
-    with ThreadPoolExecutor(processes) as pool:
-        for future in [pool.submit(work) for _ in range(processes)]:
+    count = min(processes, bars.at_once)
+    with ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(work) for _ in range(count)]:
             future.result()
     total = sum(counts.values())
     print(f"{name}: {total} trials: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))

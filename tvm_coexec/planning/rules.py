@@ -9,7 +9,7 @@ from typing import Any
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import AnyLayer, Hardware, ways_to_divide
+from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.profile.records import Sample
 
@@ -82,7 +82,8 @@ def _rule(
     def fixed(node: Node, cpu_units: int) -> LayerPlan:
         if found is not None and found.knows(node.layer):
             return found.plan_split(node.name, node.layer, cpu_units)
-        return _unpredicted(node, cpu_units, hardware, "chosen by the caller; nothing is known of its time")
+        reason = "chosen by the caller; nothing is known of its time"
+        return _unpredicted(node, cpu_units, hardware, reason, found)
 
     def predicted(node: Node) -> LayerPlan:
         if found is None:
@@ -130,27 +131,33 @@ def plan_node(node: Node, planner: Planner) -> LayerPlan:
     if planner.knows(node.layer):
         return planner.plan_best_way(node.name, node.layer)
     reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
-    return _unpredicted(node, node.layer.units, planner.hardware, reason)
+    return _unpredicted(node, node.layer.units, planner.hardware, reason, planner)
 
 
-def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str) -> LayerPlan:
-    """Default variants and no expectation of time."""
-    family = schedules.family(node.layer)
+def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str, planner: Planner | None) -> LayerPlan:
+    """Default variants, unless the profile knows that they fail, and no expectation of time."""
+    cpu, gpu = (_usual_variant(node.layer, side, hardware, planner) for side in ("cpu", "gpu"))
     if not _has_gpu_kernels(node.layer, hardware):
         cpu_units, reason = node.layer.units, no_gpu_kernels(node.layer)
-    cpu = family.default_variant(node.layer, "cpu", hardware)
-    gpu = family.default_variant(node.layer, "gpu", hardware) if cpu_units < node.layer.units else None
+    elif gpu is None:
+        cpu_units, reason = node.layer.units, "cpu alone: the gpu's kernels failed when they were measured"
     return LayerPlan(
         name=node.name,
         layer=node.layer,
         cpu_units=cpu_units,
         cpu=cpu if cpu_units else None,
-        gpu=gpu,
+        gpu=gpu if cpu_units < node.layer.units else None,
         cpu_us=0.0,
         gpu_us=0.0,
         total_us=0.0,
         reason=reason,
     )
+
+
+def _usual_variant(layer: AnyLayer, side: str, hardware: Hardware, planner: Planner | None) -> Variant | None:
+    if planner is not None:
+        return planner.usual_variant(layer, side)
+    return next(iter(schedules.family(layer).variants(layer, side, hardware)), None)
 
 
 def _units_by_name(graph: Graph, split: Mapping[str, int | float]) -> dict[str, int]:

@@ -241,6 +241,15 @@ class Planner:
             )
         return found
 
+    def usual_variant(self, layer: AnyLayer, side: str) -> Variant | None:
+        """The kernel of a side where nothing is known of the layer's times; None if the GPU has none that works.
+
+        A failure names kernels of both sides. Where all have failed, the GPU's are given up: one side has to go on.
+        """
+        failed = self.failed.get((side, layer), frozenset())
+        variants: list[Variant] = schedules.family(layer).variants(layer, side, self.hardware)
+        return next((one for one in variants if one not in failed), variants[0] if side == "cpu" else None)
+
     def _survey(self, layer: AnyLayer) -> _Survey:
         halves, shortlists, even_us = {}, {}, {}
         half = layer.units / 2
@@ -319,9 +328,9 @@ class Planner:
         return found | {layer.units: side_alone("cpu", layer, survey.cpu_alone, self.overheads)}
 
     def _estimated_divisions(self, layer: AnyLayer, splits: np.ndarray) -> dict[int, Division]:
-        family, units = schedules.family(layer), layer.units
-        cpu = family.default_variant(layer, "cpu", self.hardware)
-        gpu = next(iter(family.variants(layer, "gpu", self.hardware)), None)
+        units = layer.units
+        cpu, gpu = (self.usual_variant(layer, side) for side in ("cpu", "gpu"))
+        assert cpu is not None
         if "cpu" not in self.estimates or "gpu" not in self.estimates:
             return {units: side_alone("cpu", layer, Half(cpu, 0.0), self.overheads)}
 

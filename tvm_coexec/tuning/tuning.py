@@ -123,7 +123,7 @@ def tune(
             _calibrate(tuner)
             until = time.monotonic() + 60 * minutes
             _measure_layers(until, tuner, asked_for)
-            _measure_until(until, tuner, _stream(chosen), at_least=len(chosen))
+            _measure_until(until, tuner, _stream(chosen), at_least=len(chosen) + 1)  # errors need two of a kind
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
             run_all_trials(tuner, graphs, facts)
