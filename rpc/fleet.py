@@ -13,7 +13,7 @@ from tvm_coexec.errors import MeasurementError
 from .client import REQUEST_TIMEOUT_S, Session
 from .lease import TrackerAddress, TrackerConnection
 
-_SUMMARY_TIMEOUT_S = 5.0
+_SUMMARY_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from emulated_phone.kinds import disguise
+from phones.kinds import disguise
 
 from tvm_coexec.runtime import clusters as module
 from tvm_coexec.runtime.clusters import Cluster, clusters, clusters_of

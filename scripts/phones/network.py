@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import run
+from .commands import run
 
 _BRIDGE = "cophones"
 _SUBNET = "10.77.0"
@@ -30,16 +30,19 @@ class Host:
     def address(self) -> str:
         return f"{_SUBNET}.{self.number}"
 
+    @property
+    def _cable(self) -> str:
+        return f"{self.name}-eth"
+
     def is_up(self) -> bool:
         return self.name in _namespaces()
 
     def up(self) -> None:
         """Make its namespace, with a cable to the bridge."""
         _bridge_up()
-        outside = f"{self.name}-eth"
         _ip("netns", "add", self.name)
-        _ip("link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", self.name)
-        _ip("link", "set", outside, "master", _BRIDGE, "up")
+        _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self.name)
+        _ip("link", "set", self._cable, "master", _BRIDGE, "up")
         _ip("-n", self.name, "addr", "add", f"{self.address}/{_BITS}", "dev", "eth0")
         for device in ("eth0", "lo"):
             _ip("-n", self.name, "link", "set", device, "up")
@@ -49,6 +52,7 @@ class Host:
         for process in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
+        _unplug(self._cable)  # at once, where the end of a namespace may take a while
         _ip("netns", "del", self.name)
 
     def processes(self) -> list[int]:
@@ -79,15 +83,23 @@ def running_phones() -> list[Host]:
 
 def bridge_down() -> None:
     """Take away what is left when the last host is down."""
-    if _BRIDGE in {link["ifname"] for link in json.loads(_ip("-j", "link") or "[]")}:
-        _ip("link", "del", _BRIDGE)
+    _unplug(_BRIDGE)
 
 
 def _bridge_up() -> None:
-    if _BRIDGE not in {link["ifname"] for link in json.loads(_ip("-j", "link") or "[]")}:
+    if _BRIDGE not in _links():
         _ip("link", "add", _BRIDGE, "type", "bridge")
         _ip("addr", "add", f"{_SUBNET}.1/{_BITS}", "dev", _BRIDGE)
         _ip("link", "set", _BRIDGE, "up")
+
+
+def _unplug(link: str) -> None:
+    if link in _links():
+        _ip("link", "del", link)
+
+
+def _links() -> set[str]:
+    return {link["ifname"] for link in json.loads(_ip("-j", "link") or "[]")}
 
 
 def _namespaces() -> set[str]:

@@ -1,9 +1,9 @@
 """Start phones that do not exist: arm64 systems under emulation, each with an address, OpenCL and TVM's own RPC server.
 
-    python scripts/emulated_phone start --count 2 --like cortex-a76
+    python scripts/emulated_phone.py start --count 2 --like cortex-a76
     tvm-coexec devices --tracker 10.77.0.2:9190
-    python scripts/emulated_phone shell 1 clinfo
-    python scripts/emulated_phone stop
+    python scripts/emulated_phone.py shell 1 clinfo
+    python scripts/emulated_phone.py stop
 
 Nothing of this project is installed in them. They show what goes over the network, which instructions exist and how
 cores are told apart; the times of an emulator mean nothing. A phone shows eight cores, but its threads can be pinned
@@ -20,15 +20,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands import check_parts
-from kinds import KINDS
-from network import TRACKER, Host, bridge_down, phone, running_phones
-from parts import home, make
+from phones.commands import check_parts
+from phones.kinds import KINDS
+from phones.network import TRACKER, Host, bridge_down, phone, running_phones
+from phones.parts import make
+from phones.roots import home
 
 from tvm_coexec.errors import CoexecError, InputError, MeasurementError
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.tracker import parse_tracker
 
+_BOOT = Path(__file__).parent / "phones" / "boot.sh"
 _TRACKER_PORT = 9190
 _START_TIMEOUT_S = 300.0
 _POLL_S = 0.5
@@ -44,7 +46,7 @@ def start(count: int, kind: str, key: str, tracker: TrackerAddress | None, share
     for one in phones:
         one.up()
         server = ["--host=0.0.0.0", f"--tracker={address}", f"--key={key}", f"--custom-addr={one.address}"]
-        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", str(Path(__file__).with_name("boot.sh"))]
+        apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", str(_BOOT)]
         inside = ["/usr/bin/python3", "-m", "tvm.exec.rpc_server", *server]
         _start(one, [*apart, str(home()), kind, str(shared or ""), *inside])
         print(f"phone {one.name.removeprefix('cophone')}: {kind} at {one.address}, key {key}", flush=True)
@@ -124,14 +126,16 @@ def _wait_until_registered(address: TrackerAddress, key: str, expected: int, pho
             said = ["", *_log(one).read_text().strip().splitlines()][-1]
             raise MeasurementError(
                 f"{one.name} {'ended' if ended else f'is not registered within {_START_TIMEOUT_S:g} s'} ({said}); see "
-                f"{_log(one)}, and end the others with: python scripts/emulated_phone stop"
+                f"{_log(one)}, and end the others with: python scripts/emulated_phone.py stop"
             )
         time.sleep(_POLL_S)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python scripts/emulated_phone", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python scripts/emulated_phone.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("make", help="make what phones are started from, if it is not there")

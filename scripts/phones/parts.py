@@ -1,21 +1,14 @@
-"""Makes what phones are started from, once: an emulator, and a root file system with PoCL and TVM's RPC server.
-
-Packages are unpacked and none of their scripts is run, which takes seconds where an installation under emulation takes
-minutes, and needs neither a kernel nor an emulator for the other CPU.
-"""
+"""Makes what phones are started from, once: an emulator, and a root file system with PoCL and TVM's RPC server."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import platformdirs
-from commands import run
-from kinds import KINDS, disguise
+from .commands import run
+from .kinds import KINDS, disguise
+from .roots import add_python_packages, home, once, unpack
 
 _PHONE_RELEASE = "bookworm"
 _PHONE_PACKAGES = "pocl-opencl-icd,clinfo,python3-minimal,libpython3-stdlib,bash,dash,coreutils"
@@ -36,33 +29,14 @@ _ARM64_PROGRAM = (
 """How the file of an arm64 program begins, and which bits of that count."""
 
 
-def home() -> Path:
-    """The folder in the user's cache that holds all of it."""
-    return platformdirs.user_cache_path("tvm-coexec") / "emulated-phones"
-
-
 def make() -> None:
     """Make whatever is not there yet."""
-    _once(home() / "emulator", _make_emulator)
-    _once(home() / "root", _make_root)
+    once(home() / "emulator", _make_emulator)
+    once(home() / "root", _make_root)
     for kind in KINDS:
-        _once(home() / kind, lambda folder, kind=kind: _make_kind(kind, folder))
+        once(home() / kind, lambda folder, kind=kind: _make_kind(kind, folder))
     (home() / "phone").mkdir(exist_ok=True)
     _run_arm64_by(home() / "emulator" / "qemu")
-
-
-def _once(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder that takes its place when it is whole."""
-    if folder.exists():
-        return
-    print(f"making {folder}", flush=True)
-    begun = folder.with_name(f"{folder.name}.{os.getpid()}")
-    begun.mkdir(parents=True)
-    try:
-        fill(begun)
-        begun.rename(folder)
-    finally:
-        shutil.rmtree(begun, ignore_errors=True)
 
 
 def _make_emulator(folder: Path) -> None:
@@ -70,7 +44,7 @@ def _make_emulator(folder: Path) -> None:
 
     qemu answers those who read that file itself, with cores of one kind, as many as the host has.
     """
-    _unpack(_EMULATOR_RELEASE, "amd64", "qemu-user", folder / "release")
+    unpack(_EMULATOR_RELEASE, "amd64", "qemu-user", folder / "release")
     own = folder / "release" / "usr" / "bin" / "qemu-aarch64"
     content = own.read_bytes()
     for path, bytes_ in ((folder / "qemu-own-cpuinfo", content), (folder / "qemu", _without_cpuinfo(content))):
@@ -84,22 +58,11 @@ def _without_cpuinfo(emulator: bytes) -> bytes:
 
 
 def _make_root(folder: Path) -> None:
-    _unpack(_PHONE_RELEASE, "arm64", _PHONE_PACKAGES, folder)
+    unpack(_PHONE_RELEASE, "arm64", _PHONE_PACKAGES, folder)
     packages = [f"{name}=={metadata.version(name)}" for name in _INSTALLED_HERE] + list(_SERVER_NEEDS)
-    platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(17, 37)]
-    target = folder / "usr" / "local" / "lib" / f"python{_PHONE_PYTHON}" / "dist-packages"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-    where = [f"--python-version={_PHONE_PYTHON}", f"--target={target}", *platforms, "--platform=manylinux2014_aarch64"]
-    run([*pip, *where, *packages], "install TVM in the phone's root file system")
+    add_python_packages(folder, _PHONE_PYTHON, "aarch64", packages)
     (folder / "etc" / "passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
     (folder / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
-
-
-def _unpack(release: str, architecture: str, packages: str, folder: Path) -> None:
-    """Unpack packages of a release of Debian and all that they depend on."""
-    options = ["--mode=root", "--variant=extract", f"--architectures={architecture}", "--quiet"]
-    options += ["--aptopt=APT::Install-Recommends false", "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
-    run(["mmdebstrap", *options, f"--include={packages}", release, str(folder)], f"unpack {packages} of {release}")
 
 
 def _make_kind(kind: str, folder: Path) -> None:
