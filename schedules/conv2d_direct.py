@@ -144,7 +144,7 @@ def _skips(layer: Conv2d, layouts: ImageLayouts, block: int) -> list[int]:
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
     """The one kernel of a half."""
-    from .frame import launch
+    from .register_tiles import launch
 
     params = dict(variant.params)
     rows = Pixels.of(layer, layouts, variant)

@@ -88,7 +88,7 @@ def _register_tiles(layer: Conv2d, hardware: Hardware, space: Space) -> list[Reg
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
     """The one kernel of a half."""
-    from .frame import launch
+    from .register_tiles import launch
 
     params = dict(variant.params)
     del params["k_split"]

@@ -111,8 +111,8 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
 
 def build(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
     """The one kernel of a half."""
-    from .frame import launch
     from .image_kernels import describe
+    from .register_tiles import launch
 
     layouts = layouts or ImageLayouts.alone(layer)
     check_layouts(layer, layouts)

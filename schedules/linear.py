@@ -124,7 +124,7 @@ def _product(layer: Linear, variant: Variant) -> Product:
 
 def build(layer: Linear, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
     """The one kernel of a half."""
-    from .frame import launch
+    from .register_tiles import launch
 
     if gpu_products.computes(variant):
         return gpu_products.launches(_product(layer, variant), variant)

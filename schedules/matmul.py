@@ -133,7 +133,7 @@ def _within(layer: MatMul, column: Any, columns: int) -> Any:
 
 def build(layer: MatMul, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
     """The one kernel of a half."""
-    from .frame import launch
+    from .register_tiles import launch
 
     params = dict(variant.params)
     del params["k_split"]

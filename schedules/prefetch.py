@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import s_tir, tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE
 
+from .frame import Description
 from .opencl_helpers import with_helpers
-
-if TYPE_CHECKING:
-    from .frame import Description
 
 _LINE = 16
 """Elements of a cache line."""

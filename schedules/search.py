@@ -79,7 +79,7 @@ def dense_variants(
     space: Space,
     rank: Callable[[Hardware, Space], list[RegisterTile]] | None = None,
 ) -> list[Variant]:
-    """Parameters of ``frame.schedule_cpu`` or ``frame.schedule_gpu``, and ``k_split``; the most promising first.
+    """Parameters of ``register_tiles.schedule_cpu`` or ``.schedule_gpu``, and ``k_split``; the most promising first.
 
     ``rank`` lists register tiles, the best first, where the family's kernels are not bound by their accumulators.
     """

@@ -123,9 +123,7 @@ RINGS = {
     f"tvm_coexec.{name}"
     for name in (
         *(f"frontends.fusing.{file}" for file in ("fuser", "opaque", *FORMING)),
-        *("frontends.torch.importer", "frontends.torch.operators"),
         *("runtime.executor", "runtime.prepared"),
-        *("schedules.prefetch", "schedules.frame"),
     )
 }
 """Files that name each other's types: to be taken apart, and not to be added to."""

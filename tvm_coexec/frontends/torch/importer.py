@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from tvm_coexec.errors import ModelError, last_line
 from tvm_coexec.frontends.relax.module import Known
 from tvm_coexec.frontends.trace import Source
 
-from .operators import CONVERTERS
-
 if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
+
+Converter = Callable[[Any, "Importer"], relax.Expr]
+"""What makes Relax's expression of a node; it may ask the importer."""
 
 _NUMPY_KINDS = ("float", "int", "uint", "bool")
 
@@ -38,7 +40,7 @@ def source_of(node: fx.Node) -> Source:
 
 
 class Importer(ExportedProgramImporter):
-    """Imports one program.
+    """Imports one program, by TVM's converters but for the operators that have one of ours in ``converters``.
 
     Attributes
     ----------
@@ -48,8 +50,9 @@ class Importer(ExportedProgramImporter):
         What variables are, by name, that Relax would take apart.
     """
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, converters: Mapping[str, Converter]) -> None:
         super().__init__()
+        self.converters = converters
         self.program = program
         self.parameters = dict(_parameters(program))
         self.nodes: dict[str, fx.Node] = {}
@@ -64,7 +67,7 @@ class Importer(ExportedProgramImporter):
         ModelError
             Naming the first operator that cannot be imported.
         """
-        self.update_convert_map(CONVERTERS)
+        self.update_convert_map(dict(self.converters))
         try:
             return self.from_exported_program(self.program, False, True, False, None)
         except Exception as error:  # TVM's importer raises whatever it stumbles over
@@ -128,7 +131,7 @@ class Importer(ExportedProgramImporter):
         try:
             with_all_arguments = _arguments_in_order(node)
             converter = self.convert_map[node.target.__name__]
-            own = CONVERTERS.get(node.target.__name__) is converter
+            own = self.converters.get(node.target.__name__) is converter
             value = converter(with_all_arguments, self) if own else converter(with_all_arguments)
             self.env[node] = self._emitted(value)
         except Exception as error:  # TVM's converters raise whatever they stumble over

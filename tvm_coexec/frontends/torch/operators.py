@@ -11,10 +11,10 @@ from tvm import relax
 
 from tvm_coexec.frontends.relax.module import Known
 
+from .importer import Converter, Importer
+
 if TYPE_CHECKING:
     from torch import fx
-
-    from .importer import Importer
 
 NOT_DECOMPOSED = {
     "chunk.default",
@@ -240,7 +240,7 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
     return emit(relax.op.permute_dims(taken, [*before, *range(rank), *behind]))
 
 
-CONVERTERS: dict[str, Callable[[Any, Importer], relax.Expr]] = {
+CONVERTERS: dict[str, Converter] = {
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
     "any.default": _any,

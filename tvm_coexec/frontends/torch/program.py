@@ -13,7 +13,7 @@ from tvm_coexec.frontends.relax.module import Known, Naming, bindings, operator_
 from tvm_coexec.frontends.trace import Source, Trace, claim_name
 
 from .importer import Importer, source_of
-from .operators import NOT_DECOMPOSED
+from .operators import CONVERTERS, NOT_DECOMPOSED
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -31,7 +31,7 @@ def trace_torch(program: ExportedProgram) -> Trace:
         warnings.simplefilter("ignore")
         decomposed = _decomposed(program)
         _check_stateless(decomposed)
-        importer = Importer(decomposed)
+        importer = Importer(decomposed, CONVERTERS)
         module = importer.module()
     return trace_function(module, _naming(module["main"], decomposed, importer))
 
