@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from tvm_coexec import schedules
 from tvm_coexec.layers import TILE, Hardware, Linear, Variant
-from tvm_coexec.planning.split import Overheads
+from tvm_coexec.planning.division import Overheads
 from tvm_coexec.prediction.features import Processor
 from tvm_coexec.prediction.predictors import LatencyPredictor, train
 from tvm_coexec.profile.records import Sample

@@ -7,7 +7,7 @@ import pytest
 from test_tuning import FACTS, FakeSession, tuner
 
 from tvm_coexec.compiler.target import target_for
-from tvm_coexec.planning.split import Overheads
+from tvm_coexec.planning.division import Overheads
 from tvm_coexec.profile import Profile
 from tvm_coexec.tuning.calibration import measure_memory, measure_overheads
 from tvm_coexec.tuning.fitting import processors

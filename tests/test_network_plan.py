@@ -10,9 +10,11 @@ from tvm_coexec import schedules
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.graph.dependencies import Read, Work
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear, RowWise, Variant
+from tvm_coexec.planning.chances import Time
+from tvm_coexec.planning.division import Division, Half, Overheads
 from tvm_coexec.planning.network import assemble, plan_network, reads_of
 from tvm_coexec.planning.plan import LayerPlan
-from tvm_coexec.planning.split import Division, Half, Overheads, Planner
+from tvm_coexec.planning.split import Planner
 from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.noise import Noise
@@ -171,7 +173,7 @@ def test_plans_made_elsewhere_are_put_together_alike():
 class ProportionalPlanner:
     """Expects of either side the same time for the same share of a layer."""
 
-    overheads, margin, estimates, noise = OVERHEADS, 0.05, ESTIMATES, Noise()
+    overheads, estimates, noise = OVERHEADS, ESTIMATES, Noise()
     trial_runs: Mapping[str, Sequence[TrialRun]] = {}
 
     def __init__(self, outgrown: "ProportionalPlanner | None" = None, slower: float = 1.0) -> None:
@@ -193,7 +195,8 @@ class ProportionalPlanner:
         variant = Variant.make("direct", rows=1)
 
         def half(units: int) -> Half | None:
-            return Half(variant, self.slower * layer.flops / 1e5 * units / layer.units) if units else None
+            us = self.slower * layer.flops / 1e5 * units / layer.units
+            return Half(variant, Time.sure(us)) if units else None
 
         found = {}
         for units in range(layer.units + 1):

@@ -23,6 +23,7 @@ PLAN = Plan(
 
 sizes = st.integers(1, 5000)
 times_us = st.floats(0, 1e9)
+intervals = st.tuples(times_us, times_us).map(sorted).map(tuple)
 variants = st.builds(
     lambda implementation, params: Variant.make(implementation, **params),
     st.text(min_size=1),
@@ -40,7 +41,10 @@ def layer_plans(draw):
     cpu_units = draw(st.integers(0, layer.units))
     cpu = draw(variants) if cpu_units else None
     gpu = draw(variants) if cpu_units < layer.units else None
-    return LayerPlan(draw(st.text()), layer, cpu_units, cpu, gpu, *(draw(times_us) for _ in range(3)), draw(st.text()))
+    times = [draw(times_us) for _ in range(3)]
+    return LayerPlan(
+        draw(st.text()), layer, cpu_units, cpu, gpu, *times, draw(st.text()), draw(intervals), draw(intervals)
+    )
 
 
 @st.composite
@@ -49,7 +53,7 @@ def plans(draw):
     names = st.sampled_from([layer.name for layer in layers])
     syncs = st.builds(Sync, names | st.none(), st.sampled_from(["cpu", "gpu"]), names, st.text())
     more = tuple(draw(st.lists(syncs, max_size=3)))
-    return Plan(draw(st.text()), draw(st.text()), layers, draw(times_us), more, draw(st.booleans()))
+    return Plan(draw(st.text()), draw(st.text()), layers, draw(times_us), more, draw(st.booleans()), draw(intervals))
 
 
 @given(plans())
@@ -92,7 +96,7 @@ def changed(place, value):
     "place, value, message",
     [
         (["format"], "a recipe", "no tvm-coexec plan"),
-        (["version"], 1, "version 1, this release reads 5"),
+        (["version"], 1, "version 1, this release reads 6"),
         (["colour"], "red", "a plan has the unknown field 'colour'"),
         (["device"], None, "'device' is None"),
         (["total_us"], -1, "'total_us' is -1"),
@@ -154,3 +158,24 @@ def test_a_plan_tells_where_special_numbers_spread():
     told = str(dataclasses.replace(PLAN, layers=(*PLAN.layers, layer))).splitlines()
     assert next(line for line in told if "Winograd" in line).endswith(r"not its neighbours alone: conv\n1")
     assert "Winograd" not in str(PLAN)
+
+
+@pytest.mark.parametrize(
+    "total_us, interval_us, shown",
+    [
+        (24_200.0, (22_800.0, 27_000.0), "24.2 ms (22.8 to 27.0)"),
+        (17.5, (16.0, 20.25), "17.5 us (16.0 to 20.2)"),
+        (17.5, (17.5, 17.5), "17.5 us"),
+        (1500.0, (0.0, 0.0), "1.5 ms"),
+    ],
+)
+def test_a_plan_says_what_it_expects_with_its_interval(total_us, interval_us, shown):
+    plan = dataclasses.replace(PLAN, total_us=total_us, interval_us=interval_us)
+    assert f"2 layers, expected {shown}\n" in str(plan)
+
+
+@pytest.mark.parametrize("interval", [[1.0], [2.0, 1.0], [1.0, 2.0, 3.0], "12", [1.0, None]])
+def test_what_is_no_interval_is_refused(interval):
+    values = PLAN.to_json() | {"interval_us": interval}
+    with pytest.raises(FileFormatError, match="the plan is damaged"):
+        Plan.from_json(values)

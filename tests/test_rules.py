@@ -12,9 +12,9 @@ from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear
+from tvm_coexec.planning.division import Overheads
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rules import Split, plan_by_rule
-from tvm_coexec.planning.split import Overheads
 from tvm_coexec.profile.records import Sample
 
 LAYERS = (Linear(9, 64, 96), Linear(9, 96, 160, ("bias",)))

@@ -3,6 +3,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,10 +22,13 @@ from test_network_plan import network
 
 from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.layers import Conv2d, Linear, Variant
+from tvm_coexec.planning.division import SYNC_MARGIN, Overheads
 from tvm_coexec.planning.measured import plan_measured
 from tvm_coexec.planning.plan import LayerPlan
-from tvm_coexec.planning.split import SYNC_MARGIN, Overheads, Planner
+from tvm_coexec.planning.split import Planner
 from tvm_coexec.prediction.memory_model import MemoryModel, Rates
+from tvm_coexec.prediction.predictors import LatencyPredictor
+from tvm_coexec.prediction.residuals import Residuals
 from tvm_coexec.profile.records import Sample
 
 
@@ -65,21 +69,44 @@ def test_one_unit_cannot_be_divided():
     assert plan.reason == "cpu alone: one unit cannot be divided"
 
 
-def test_a_gain_under_the_margin_is_not_trusted():
+def test_a_gain_that_is_less_likely_than_a_loss_is_not_taken():
     layer = Linear(197, 768, 768)
-    split_us = planner().plan_layer("fc", layer).total_us + SYNC_MARGIN * planner().overheads.split_us
-    gain = 1 - split_us / planner(math.inf).plan_layer("fc", layer).total_us
-    careful = planner(margin=gain + 0.01).plan_layer("fc", layer)
-    assert careful.cpu_units in (0, layer.units)
-    assert f"would gain {100 * gain:.1f} %, under the margin of {100 * gain + 1:.0f} %" in careful.reason
-    assert planner(margin=gain - 0.01).plan_layer("fc", layer).reason.startswith("split")
+    split = planner(0.0).plan_layer("fc", layer)
+    alone = planner(math.inf).plan_layer("fc", layer)
+    dear = Overheads(
+        (alone.total_us - split.total_us) / (1 + SYNC_MARGIN) - 2.0
+    )  # all but two microseconds of the gain
+    sure = planner(dear.split_us)
+    assert sure.plan_layer("fc", layer).reason.startswith("split")
+    doubtful = replace(sure, **{side: doubted(getattr(sure, side), 0.2) for side in ("cpu", "gpu")})
+    plan = doubtful.plan_layer("fc", layer)
+    assert plan.cpu_units in (0, layer.units)
+    assert re.search(r"alone: a split may be 1\.\d\d times as fast, but with a chance of [1-4]\d% alone", plan.reason)
+
+
+def test_halves_carry_what_their_times_may_be_off_by():
+    layer = Linear(197, 768, 3072)
+    doubtful = replace(planner(), **{side: doubted(getattr(planner(), side), 0.1) for side in ("cpu", "gpu")})
+    plan = doubtful.plan_layer("fc", layer)
+    assert plan.cpu_interval_us == pytest.approx((plan.cpu_us * math.exp(-0.1), plan.cpu_us * math.exp(0.1)))
+    assert plan.gpu_interval_us == pytest.approx((plan.gpu_us * math.exp(-0.1), plan.gpu_us * math.exp(0.1)))
+
+
+def doubted(predictor: LatencyPredictor, log_bound: float) -> LatencyPredictor:
+    """The same predictor, off by a factor either way."""
+
+    class Constant:
+        def log_bounds(self, matrix):
+            return np.full(len(matrix), -log_bound), np.full(len(matrix), log_bound)
+
+    return replace(predictor, doubt=Constant(), residuals=Residuals())
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 512), st.integers(64, 4096), st.integers(64, 8192))
 def test_no_split_that_was_not_taken_is_predicted_to_be_much_better(m, k, n):
     layer = Linear(m, k, n)
-    plan = planner(margin=0.0).plan_layer("fc", layer)
+    plan = planner().plan_layer("fc", layer)
     others = [planner().plan_split("fc", layer, cpu_units).total_us for cpu_units in range(0, layer.units + 1, 7)]
     assert plan.total_us <= 1.02 * min(others) + SYNC_MARGIN * OVERHEADS.split_us
 

@@ -209,12 +209,15 @@ def test_the_plan_of_a_tried_network_is_the_last_one_that_ran_and_takes_the_medi
     known = replace(planner(), trial_runs={fingerprint(GRAPH): [*runs, tried(events, 1.0, 1.0)]})
     plan = plan_network(GRAPH, known, "device", "svm")
     assert (plan.total_us, plan.tried) == (pytest.approx(4800.0), True)
+    low_us, high_us = plan.interval_us
+    assert 4000.0 <= low_us < 4800.0 <= high_us
     for ran, planned in zip(plan.layers, best.layers, strict=True):
         cpu_us, gpu_us = 1.2 * planned.cpu_us, 2.4 * planned.gpu_us
         total_us = planned.total_us + max(cpu_us, gpu_us) - max(planned.cpu_us, planned.gpu_us)
         expected = {"cpu_us": cpu_us, "gpu_us": gpu_us, "total_us": total_us}
+        expected |= {"cpu_interval_us": (cpu_us, cpu_us), "gpu_interval_us": (gpu_us, gpu_us)}
         assert ran == replace(planned, **{name: pytest.approx(us) for name, us in expected.items()})
-    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, ran in 4800.0 us"
+    assert str(plan).splitlines()[len(plan.layers) + 2] == "5 layers, ran in 4.8 ms (4.3 to 43.2)"
     other = network(*[Linear(197, 768, 768)] * 3)
     assert plan_network(other, known, "device", "svm") == plan_anew(other, planner(), "device", "svm")
 

@@ -15,10 +15,11 @@ from .frontends import to_graph
 from .graph import Graph
 from .layers import AnyLayer
 from .module.package import Package
+from .planning.division import Overheads
 from .planning.from_profile import planner
 from .planning.plan import Plan
 from .planning.rules import Split, plan_by_rule
-from .planning.split import Overheads, Planner
+from .planning.split import Planner
 from .profile import Profile
 from .profile.records import Sample
 from .runtime.device import Device, open_device

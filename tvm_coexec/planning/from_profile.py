@@ -11,7 +11,8 @@ from tvm_coexec.prediction.predictors import LatencyPredictor
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.store import damaged
 
-from .split import Overheads, Planner
+from .division import Overheads
+from .split import Planner
 
 
 def planner(profile: Profile, hardware: Hardware) -> Planner:

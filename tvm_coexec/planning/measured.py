@@ -8,15 +8,17 @@ import numpy as np
 
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.prediction.doubt import TAILS
 from tvm_coexec.prediction.predictors import newest
 from tvm_coexec.profile.records import Sample
 
+from .chances import Time
+from .division import Division, Half, Overheads, side_alone
 from .plan import LayerPlan
-from .split import Division, Half, Overheads, side_alone
 
 
 def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
-    """The best of the splits that were measured of exactly this layer; nothing is predicted, so no margin is asked."""
+    """The best of the splits that were measured of exactly this layer; nothing is predicted, so nothing is in doubt."""
     halves = _measured_halves(layer, samples)
     splits = []
     for (side, units, other_units), half in halves.items():
@@ -42,7 +44,8 @@ def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[s
         repetitions_us.setdefault(key, []).extend(sample.latency_us)
     best: dict[tuple[str, int, int], Half] = {}
     for (where, variant), times_us in repetitions_us.items():
-        half = Half(variant, float(np.median(times_us)))
+        low_us, usual_us, high_us = np.quantile(times_us, [TAILS[0], 0.5, TAILS[1]]).tolist()
+        half = Half(variant, Time(usual_us, low_us, high_us))
         if where not in best or half.us < best[where].us:
             best[where] = half
     return best

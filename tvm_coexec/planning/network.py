@@ -16,9 +16,12 @@ from tvm_coexec.layers import AnyLayer, ways_to_divide
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
 
+from .chances import usual_factor
+from .division import SYNC_MARGIN, Division, Overheads
+from .expectation import expected_time
 from .plan import LayerPlan, Plan, no_gpu_kernels
-from .simulation import Costs, Option, Written, search, simulate
-from .split import SYNC_MARGIN, Division, Overheads, Planner
+from .simulation import Costs, Option, Written, search
+from .split import Planner
 from .synchronisations import synchronisations
 from .trial_runs import best_plan
 
@@ -108,23 +111,14 @@ def assemble(
 ) -> Plan:
     """The plan of a network from those of its layers: with its time, and where a side waits for the other's results."""
     reads = reads_of(graph)
-    options = [Option(one.cpu_units, one.gpu_units, one.cpu_us, one.gpu_us, one.layer.axis) for one in layers]
-    usual = [_on_average(option, noise) for option in options]
-    total_us = simulate(reads, usual, Costs(overheads.split_us, overheads.gpu_alone_us))
-    return Plan(device, mechanism, tuple(layers), total_us, tuple(synchronisations(layers, reads)))
-
-
-def _on_average(option: Option, noise: Noise) -> Option:
-    """A way to divide a layer, with the times that its halves take on average."""
-    factors = noise.factors(is_split=bool(option.cpu_units and option.gpu_units))
-    return replace(option, cpu_us=option.cpu_us * factors["cpu"], gpu_us=option.gpu_us * factors["gpu"])
+    time = expected_time(reads, layers, Costs(overheads.split_us, overheads.gpu_alone_us), noise)
+    syncs = tuple(synchronisations(layers, reads))
+    return Plan(device, mechanism, tuple(layers), time.us, syncs, interval_us=time.interval_us)
 
 
 def _plan_together(graph: Graph, planner: Planner) -> tuple[LayerPlan, ...]:
     nodes, overheads, reads = graph.nodes, planner.overheads, reads_of(graph)
-    careful = Costs(
-        overheads.split_us, overheads.gpu_alone_us, 1 / (1 - planner.margin), SYNC_MARGIN * overheads.split_us
-    )
+    careful = Costs(overheads.split_us, overheads.gpu_alone_us, SYNC_MARGIN * overheads.split_us)
     menus = {layer: _Menu(layer, planner) for layer in dict.fromkeys(node.layer for node in nodes)}
     chosen = search(
         reads,
@@ -215,6 +209,8 @@ class _Menu:
             gpu=division.gpu.variant if division.gpu else None,
             cpu_us=option.cpu_us,
             gpu_us=option.gpu_us,
+            cpu_interval_us=division.times[0].interval_us,
+            gpu_interval_us=division.times[1].interval_us,
             total_us=max(option.cpu_us, option.gpu_us) + overhead_us,
             reason=self._reason(division, inputs, is_split, overheads, option.axis) + self._caveat(planner),
         )
@@ -252,5 +248,7 @@ class _Menu:
 
 
 def _option(layer: AnyLayer, division: Division) -> Option:
-    cpu_us, gpu_us = (half.us if half else 0.0 for half in (division.cpu, division.gpu))
-    return Option(division.cpu_units, layer.units - division.cpu_units, cpu_us, gpu_us, layer.axis)
+    cpu, gpu = division.times
+    return Option(
+        division.cpu_units, layer.units - division.cpu_units, cpu.us, gpu.us, layer.axis, usual_factor(cpu, gpu)
+    )

@@ -14,7 +14,7 @@ from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class LayerPlan:
     cpu_us, gpu_us, total_us
         Expected times while nothing disturbs, or the medians of a trial run: of each half (0 where there is none), and
         of the layer, synchronisation included.
+    cpu_interval_us, gpu_interval_us
+        Between which four of five such times of a half are; both ends are the same where nothing is known of that.
     """
 
     name: str
@@ -41,6 +43,8 @@ class LayerPlan:
     gpu_us: float
     total_us: float
     reason: str
+    cpu_interval_us: tuple[float, float] = (0.0, 0.0)
+    gpu_interval_us: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.cpu_units <= self.layer.units:
@@ -67,6 +71,8 @@ class LayerPlan:
             "gpu_us": self.gpu_us,
             "total_us": self.total_us,
             "reason": self.reason,
+            "cpu_interval_us": [*self.cpu_interval_us],
+            "gpu_interval_us": [*self.gpu_interval_us],
         }
 
     @classmethod
@@ -86,6 +92,8 @@ class LayerPlan:
             gpu_us=_microseconds(values, "gpu_us"),
             total_us=_microseconds(values, "total_us"),
             reason=_typed(values, "reason", str),
+            cpu_interval_us=_interval(values, "cpu_interval_us"),
+            gpu_interval_us=_interval(values, "gpu_interval_us"),
         )
 
 
@@ -138,6 +146,9 @@ class Plan:
         what shares memory, to need something no longer.
     tried
         Whether ``total_us`` is what the network took by this plan when the profile was tuned for it.
+    interval_us
+        Between which four of five times of the network are, by what the predictions have been off before, or by how the
+        trial runs spread; both ends are the same where nothing is known of that.
     """
 
     device: str
@@ -146,6 +157,7 @@ class Plan:
     total_us: float
     syncs: tuple[Sync, ...] = ()
     tried: bool = False
+    interval_us: tuple[float, float] = (0.0, 0.0)
 
     def __str__(self) -> str:
         return format_table(self)
@@ -158,6 +170,7 @@ class Plan:
             "mechanism": self.mechanism,
             "layers": [layer.to_json() for layer in self.layers],
             "total_us": self.total_us,
+            "interval_us": [*self.interval_us],
             "syncs": [sync.to_json() for sync in self.syncs],
             "tried": self.tried,
         }
@@ -180,6 +193,7 @@ class Plan:
                 total_us=_microseconds(values, "total_us"),
                 syncs=tuple(Sync.from_json(sync) for sync in _typed(values, "syncs", list)),
                 tried=_flag(values, "tried"),
+                interval_us=_interval(values, "interval_us"),
             )
             plan._check_names()
             return plan
@@ -229,8 +243,15 @@ def format_table(plan: Plan) -> str:
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"
         lines.append(f"{name:{width}}  {units} {times}  {layer.reason}")
     known = "ran in" if plan.tried else "expected"
-    lines.append(f"{len(plan.layers)} layers, {known} {plan.total_us:.1f} us")
+    lines.append(f"{len(plan.layers)} layers, {known} {_duration(plan.total_us, plan.interval_us)}")
     return "\n".join([*lines, *_winograd_lines(plan.layers), *_sync_lines(plan.syncs)])
+
+
+def _duration(us: float, interval_us: tuple[float, float]) -> str:
+    """A time with its interval, if it has one, such as "24.2 ms (22.8 to 27.0)"."""
+    divisor, unit = (1e3, "ms") if us >= 1e3 else (1.0, "us")
+    low, high = (end / divisor for end in interval_us)
+    return f"{us / divisor:.1f} {unit}" + (f" ({low:.1f} to {high:.1f})" if low < high else "")
 
 
 def _winograd_lines(layers: Iterable[LayerPlan]) -> list[str]:
@@ -285,7 +306,15 @@ def _flag(values: Mapping[str, Any], key: str) -> bool:
     return value
 
 
-def _microseconds(values: Mapping[str, Any], key: str) -> float:
+def _interval(values: Mapping[str, Any], key: str) -> tuple[float, float]:
+    ends = dict(enumerate(_typed(values, key, list)))
+    low_us, high_us = (_microseconds(ends, end) for end in (0, 1))
+    if len(ends) != 2 or low_us > high_us:
+        raise ValueError(f"{key!r} is {values[key]!r}, no interval")
+    return low_us, high_us
+
+
+def _microseconds(values: Mapping[Any, Any], key: Any) -> float:
     value = values[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
         raise ValueError(f"{key!r} is {value!r}, no time")

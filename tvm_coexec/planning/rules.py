@@ -13,10 +13,11 @@ from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.profile.records import Sample
 
+from .division import Overheads
 from .measured import plan_measured
 from .network import assemble, plan_network
 from .plan import LayerPlan, Plan, no_gpu_kernels
-from .split import Overheads, Planner
+from .split import Planner
 
 Split = str | float | Mapping[str, int | float] | Plan
 _RULES = ("predicted", "measured", "cpu", "gpu")

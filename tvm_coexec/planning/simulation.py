@@ -20,13 +20,20 @@ _TRADES = 8
 
 @dataclass(frozen=True)
 class Option:
-    """One way to divide a step, with the times of its halves."""
+    """One way to divide a step, with the times of its halves.
+
+    Parameters
+    ----------
+    doubt_factor
+        By which the halves of a split count as longer, since the later one decides and either may be late.
+    """
 
     cpu_units: int
     gpu_units: int
     cpu_us: float
     gpu_us: float
     axis: str = "channels"
+    doubt_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,13 @@ class Costs:
         From the end of what a side waits for to the start of its next half.
     launch_us
         Of a GPU half that does not wait.
-    split_factor, margin_us
-        By which the halves of a split step count as longer, so that a doubtful gain is not taken: each half by a
-        factor, and by a time where the split takes a synchronisation.
+    margin_us
+        By which the halves of a split step count as longer where the split takes a synchronisation, so that a doubtful
+        gain is not taken.
     """
 
     wait_us: float
     launch_us: float = 0.0
-    split_factor: float = 1.0
     margin_us: float = 0.0
 
 
@@ -118,8 +124,8 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
         gpu_us += costs.launch_us
     if option.cpu_units and option.gpu_units:
         margin_us = costs.margin_us if any(awaited.values()) or not reads else 0.0
-        cpu_us += costs.split_factor * option.cpu_us + margin_us
-        gpu_us += costs.split_factor * option.gpu_us + margin_us
+        cpu_us += option.doubt_factor * option.cpu_us + margin_us
+        gpu_us += option.doubt_factor * option.gpu_us + margin_us
     else:
         cpu_us += option.cpu_us
         gpu_us += option.gpu_us

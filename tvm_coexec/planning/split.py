@@ -21,14 +21,9 @@ from tvm_coexec.prediction.surroundings import Surroundings
 from tvm_coexec.profile.records import VariantSets
 from tvm_coexec.profile.trial_runs import TrialRun
 
+from .chances import NO_TIME, Time
+from .division import Division, Half, Overheads, decide, side_alone, side_of
 from .plan import LayerPlan
-
-SPLIT_MARGIN = 0.05
-"""A split must promise at least this gain over the better side alone. Both times are predictions, wrong by a few per
-cent: a smaller gain is more likely to be an error, and the side alone is never far off."""
-
-SYNC_MARGIN = 0.5
-"""Share of the synchronisation's time that a split must gain on top: it was measured on one small layer, and varies."""
 
 _SHORTLIST = 2
 """Variants of a side, the best at an even split, that are tried at every split."""
@@ -54,53 +49,6 @@ _MOST_SPLITS = 127
 
 
 @dataclass(frozen=True)
-class Overheads:
-    """What synchronisation adds to a layer.
-
-    Parameters
-    ----------
-    split_us
-        Time of a split layer beyond that of its longer half.
-    gpu_alone_us
-        Time of a layer on the GPU alone beyond that of its kernel. The CPU alone needs nobody.
-    """
-
-    split_us: float
-    gpu_alone_us: float = 0.0
-
-
-@dataclass(frozen=True)
-class Half:
-    """A side's half with its best variant."""
-
-    variant: Variant
-    us: float
-
-
-@dataclass(frozen=True)
-class Division:
-    """One way to divide a layer, each side with its best variant; the time is that of the layer on its own."""
-
-    cpu_units: int
-    cpu: Half | None
-    gpu: Half | None
-    total_us: float
-
-    def to_plan(self, name: str, layer: AnyLayer, reason: str) -> LayerPlan:
-        return LayerPlan(
-            name=name,
-            layer=layer,
-            cpu_units=self.cpu_units,
-            cpu=self.cpu.variant if self.cpu else None,
-            gpu=self.gpu.variant if self.gpu else None,
-            cpu_us=self.cpu.us if self.cpu else 0.0,
-            gpu_us=self.gpu.us if self.gpu else 0.0,
-            total_us=self.total_us,
-            reason=reason,
-        )
-
-
-@dataclass(frozen=True)
 class _Survey:
     """Each side alone, each side's best variants at an even split, and the CPU's units that would balance these."""
 
@@ -118,8 +66,6 @@ class Planner:
     ----------
     hardware
         Decides which variants are candidates.
-    margin
-        See :data:`SPLIT_MARGIN`.
     estimates
         Of each side, for layers that the predictors know nothing of; without them such layers stay on the CPU.
     memory_model
@@ -143,7 +89,6 @@ class Planner:
     gpu: LatencyPredictor
     hardware: Hardware
     overheads: Overheads
-    margin: float = SPLIT_MARGIN
     estimates: Mapping[str, BaseTime] = field(default_factory=dict)
     memory_model: MemoryModel | None = None
     in_network: bool = False
@@ -198,9 +143,9 @@ class Planner:
         survey = self._survey(layer)
         alone = _better_alone(layer, survey, self.overheads)
         if layer.units == 1:
-            return alone.to_plan(name, layer, f"{_side(alone)} alone: one unit cannot be divided")
+            return alone.to_plan(name, layer, f"{side_of(alone)} alone: one unit cannot be divided")
         split = self._search(layer, survey)
-        return _decide(name, layer, split, alone, self.overheads, self.margin)
+        return decide(name, layer, split, alone, self.overheads)
 
     def plan_best_way(self, name: str, layer: AnyLayer) -> LayerPlan:
         """The better plan of the layer divided by channels and, where the predictors know of it, by lines."""
@@ -256,8 +201,9 @@ class Planner:
         for side in ("cpu", "gpu"):
             variants = self._variants(layer, side)
             times_us = self._times_us(side, layer, variants, np.array([layer.units, half]), np.array([0.0, half]))
-            best = int(times_us[:, 0].argmin())
-            halves[side] = Half(variants[best], float(times_us[best, 0]))
+            (halves[side],) = self._best_halves(
+                side, layer, variants, times_us[:, :1], np.array([layer.units]), np.zeros(1)
+            )
             shortlists[side] = [variants[index] for index in times_us[:, 1].argsort(kind="stable")[:_SHORTLIST]]
             even_us[side] = float(times_us[:, 1].min())
         balance = round(layer.units * even_us["gpu"] / (even_us["cpu"] + even_us["gpu"]))
@@ -282,6 +228,28 @@ class Planner:
         if self.memory_model is not None and self.in_network:
             times_us = times_us + self.memory_model.hand_over_us(side, layer, own, other)
         return times_us * self.surroundings.factors(side, layer, variants)[:, None]
+
+    def _best_halves(
+        self,
+        side: str,
+        layer: AnyLayer,
+        variants: list[Variant],
+        times_us: np.ndarray,
+        own: np.ndarray,
+        other: np.ndarray,
+    ) -> list[Half]:
+        """At each split the best of some variants, from the times of all, with what its time may be off by."""
+        predictor = self.cpu if side == "cpu" else self.gpu
+        kernels, best, best_us = (
+            [(layer, variant) for variant in variants],
+            times_us.argmin(axis=0),
+            times_us.min(axis=0),
+        )
+        bounds = predictor.log_bounds(Halves(kernels, best, np.asarray(own, float), np.asarray(other, float)))
+        doubts = self.surroundings.doubts(side, layer, variants)[best]
+        low_us, high_us = (best_us * np.exp(doubts * bound) for bound in bounds)
+        times = zip(best, best_us.tolist(), low_us.tolist(), high_us.tolist(), strict=True)
+        return [Half(variants[choice], Time(*limits_us)) for choice, *limits_us in times]
 
     def _search(self, layer: AnyLayer, survey: _Survey) -> Division:
         """Try some splits, then ever more of those beside the best, until its neighbours have been tried.
@@ -309,8 +277,7 @@ class Planner:
         halves: dict[str, list[Half]] = {}
         for side, own, other in (("cpu", cpu_units, gpu_units), ("gpu", gpu_units, cpu_units)):
             times_us = self._times_us(side, layer, variants[side], own, other)
-            best_us = zip(times_us.argmin(axis=0), times_us.min(axis=0), strict=True)
-            halves[side] = [Half(variants[side][choice], float(us)) for choice, us in best_us]
+            halves[side] = self._best_halves(side, layer, variants[side], times_us, own, other)
         return [
             Division(int(units), cpu, gpu, max(cpu.us, gpu.us) + self.overheads.split_us)
             for units, cpu, gpu in zip(cpu_units, halves["cpu"], halves["gpu"], strict=True)
@@ -332,10 +299,10 @@ class Planner:
         cpu, gpu = (self.usual_variant(layer, side) for side in ("cpu", "gpu"))
         assert cpu is not None
         if "cpu" not in self.estimates or "gpu" not in self.estimates:
-            return {units: side_alone("cpu", layer, Half(cpu, 0.0), self.overheads)}
+            return {units: side_alone("cpu", layer, Half(cpu, NO_TIME), self.overheads)}
 
         def whole(side: str, variant: Variant) -> Half:
-            return Half(variant, float(self._estimate_us(side, layer, variant, np.array([units]))[0]))
+            return Half(variant, Time.sure(float(self._estimate_us(side, layer, variant, np.array([units]))[0])))
 
         found = {units: side_alone("cpu", layer, whole("cpu", cpu), self.overheads)}
         if gpu is None:
@@ -344,7 +311,7 @@ class Planner:
         cpu_us = self._estimate_us("cpu", layer, cpu, splits)
         gpu_us = self._estimate_us("gpu", layer, gpu, units - splits)
         for split, own_us, other_us in zip(splits, cpu_us, gpu_us, strict=True):
-            halves = Half(cpu, float(own_us)), Half(gpu, float(other_us))
+            halves = Half(cpu, Time.sure(float(own_us))), Half(gpu, Time.sure(float(other_us)))
             found[int(split)] = Division(int(split), *halves, float(max(own_us, other_us)) + self.overheads.split_us)
         return found
 
@@ -362,13 +329,6 @@ def _read_bytes(plan: LayerPlan) -> float:
     return sum(all_bytes * units / plan.layer.units for _, all_bytes, units in read)
 
 
-def side_alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> Division:
-    """All of a layer on one side."""
-    if side == "cpu":
-        return Division(layer.units, half, None, half.us)
-    return Division(0, None, half, half.us + overheads.gpu_alone_us)
-
-
 def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
     halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
     return min((side_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
@@ -377,28 +337,3 @@ def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Div
 def _spread(low: int, high: int, count: int) -> np.ndarray:
     """Up to ``count`` whole numbers from ``low`` to ``high``, evenly spread."""
     return np.unique(np.linspace(low, high, min(count, high - low + 1)).round().astype(int))
-
-
-def _side(split: Division) -> str:
-    return "cpu" if split.gpu is None else "gpu"
-
-
-def _decide(
-    name: str, layer: AnyLayer, split: Division, alone: Division, overheads: Overheads, margin: float
-) -> LayerPlan:
-    margin_us = SYNC_MARGIN * overheads.split_us
-    gain = 1 - (split.total_us + margin_us) / alone.total_us
-    side = _side(alone)
-    if gain >= margin:
-        speedup = alone.total_us / split.total_us
-        return split.to_plan(
-            name, layer, f"split: {speedup:.2f} times as fast as the {side} alone ({alone.total_us:.1f} us)"
-        )
-    if gain > 0:
-        return alone.to_plan(
-            name,
-            layer,
-            f"{side} alone: a split would gain {100 * gain:.1f} %, under the margin of {100 * margin:.0f} %",
-        )
-    times = f"{split.total_us:.1f} us, {overheads.split_us:.1f} us of it synchronisation"
-    return alone.to_plan(name, layer, f"{side} alone: the best split takes {times}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from tvm_coexec.prediction.doubt import TAILS
 from tvm_coexec.prediction.drift import compare_speeds
 from tvm_coexec.profile.records import HalvesUs
 from tvm_coexec.profile.trial_runs import TrialRun
@@ -27,8 +28,9 @@ def best_plan(trial_runs: Sequence[TrialRun]) -> Plan:
     layers = tuple(
         _as_it_ran(layer, [one.halves_us[number] for one in times]) for number, layer in enumerate(plan.layers)
     )
-    total_us = float(np.median([us for one in times for us in one.latency_us]))
-    return replace(plan, layers=layers, total_us=total_us, tried=True)
+    runs_us = [us for one in times for us in one.latency_us]
+    low_us, total_us, high_us = np.quantile(runs_us, [TAILS[0], 0.5, TAILS[1]]).tolist()
+    return replace(plan, layers=layers, total_us=total_us, tried=True, interval_us=(low_us, high_us))
 
 
 def _slowness(trial_runs: Sequence[TrialRun]) -> dict[str, float]:
@@ -54,4 +56,11 @@ def _as_it_ran(layer: LayerPlan, halves_us: Sequence[HalvesUs]) -> LayerPlan:
     taken = ([us for one in halves_us for us in one[side]] for side in range(len(planned)))
     cpu_us, gpu_us = (float(np.median(us)) if us else plan for us, plan in zip(taken, planned, strict=True))
     longer_us = max(cpu_us, gpu_us) - max(planned)
-    return replace(layer, cpu_us=cpu_us, gpu_us=gpu_us, total_us=layer.total_us + longer_us)
+    return replace(
+        layer,
+        cpu_us=cpu_us,
+        gpu_us=gpu_us,
+        total_us=layer.total_us + longer_us,
+        cpu_interval_us=(cpu_us, cpu_us),
+        gpu_interval_us=(gpu_us, gpu_us),
+    )

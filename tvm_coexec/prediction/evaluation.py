@@ -14,7 +14,8 @@ from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Opaque, Pool
 from tvm_coexec.profile.records import Sample
 
 from .base_time import FLOPS_TERMS, BaseTime
-from .features import Halves, Processor, describe
+from .doubt import INSIDE, Doubt, learn_doubt
+from .features import FeatureSet, Halves, Processor, describe
 from .kernel_facts import implementation_feature
 from .predictors import labels_us, train, weights
 
@@ -45,16 +46,33 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out errors of one side, by model; ``noise_percent`` is what no model can predict."""
+    """Held-out errors of one side.
+
+    Parameters
+    ----------
+    noise_percent
+        What no model can predict.
+    inside_percent
+        Of the held-out samples, those that lay in the interval which was predicted for them.
+    scores
+        Errors by model.
+    doubt
+        What the errors of the model with all features teach of its errors on other layers.
+    """
 
     side: str
     samples: int
     shapes: int
     noise_percent: float
+    inside_percent: float
     scores: dict[str, Score]
+    doubt: Doubt
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All but the doubt, which a predictor keeps."""
+        figures = ("side", "samples", "shapes", "noise_percent", "inside_percent")
+        scores = {name: asdict(score) for name, score in self.scores.items()}
+        return {name: getattr(self, name) for name in figures} | {"scores": scores}
 
 
 def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Evaluation:
@@ -66,24 +84,31 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
     models = {FULL: _full_model, WITHOUT_KERNEL: _layer_model, FLOPS_REGRESSION: _flops_model}
     measured_us = labels_us(samples)
     predicted_us = {name: np.zeros(len(samples)) for name in models}
-    scored = np.zeros(len(samples), bool)
-    for fold in _folds(samples):
+    folds = np.full(len(samples), _NEVER)
+    for number, fold in enumerate(_folds(samples)):
         kept = [sample for sample, hidden in zip(samples, fold, strict=True) if not hidden]
         held_out = fold & _kernels_among(samples, kept)
-        scored |= held_out
+        folds[held_out] = number
         hidden = [sample for sample, hidden in zip(samples, held_out, strict=True) if hidden]
         if not hidden:
             continue
         for name, fit in models.items():
             predicted_us[name][held_out] = fit(kept, side, processor)(hidden)
+    scored = folds != _NEVER
     if not scored.any():
         raise MeasurementError(_TOO_FEW)
+    halves = Halves.of(samples)
+    matrix = FeatureSet.for_halves(halves).matrix(describe(halves, side, processor))
+    log_errors = np.log(measured_us[scored] / predicted_us[FULL][scored])
+    doubt, inside = learn_doubt(matrix[scored], log_errors, folds[scored])
     return Evaluation(
         side=side,
         samples=len(samples),
         shapes=len({_shape(sample.layer) for sample in samples}),
         noise_percent=noise_percent(samples),
+        inside_percent=100 * inside,
         scores={name: Score.of(times_us[scored], measured_us[scored]) for name, times_us in predicted_us.items()},
+        doubt=doubt,
     )
 
 
@@ -105,6 +130,9 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
             lines.append(f"{evaluation.side:5}{name:40}{score.mape_percent:6.1f} %{score.within_10_percent:11.0f} %")
         counts = f"{evaluation.samples} samples of {evaluation.shapes} shapes"
         lines.append(f"{'':5}{counts}; repetitions of one sample spread by {evaluation.noise_percent:.1f} %")
+        inside = f"{evaluation.inside_percent:.0f} % of those held out lay in the interval predicted"
+        aim = f"{inside}, which is to hold {100 * INSIDE:.0f} %"
+        lines.append(f"{'':5}{aim}")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ from tvm_coexec.profile.records import Sample
 from tvm_coexec.version import __version__
 
 from .base_time import KERNEL_TERMS, LAYER_TERMS, PRODUCT_TERMS, BaseTime
+from .doubt import Doubt
 from .features import (
     FEATURE_VERSION,
     GROUPS,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     import xgboost
 
 FORMAT = "tvm-coexec predictor"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _METADATA = "tvm_coexec"
 _CHECKSUM = "tvm_coexec_checksum"
@@ -117,6 +118,7 @@ class LatencyPredictor:
     usual_log_errors: Mapping[str, float]
     booster: xgboost.Booster
     residuals: Residuals = field(default_factory=Residuals)
+    doubt: Doubt | None = None
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -143,6 +145,17 @@ class LatencyPredictor:
         known = self.residuals.factors(halves.kernels)[halves.kernel]
         return self.base.predict(described) * np.exp(usual + correction.astype(float)) * known
 
+    def log_bounds(self, halves: Halves) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the factors on predicted times between which four of five measured ones are, a value a half.
+
+        Both are 0 where nothing is known of the predictor's errors.
+        """
+        if self.doubt is None:
+            return np.zeros(len(halves)), np.zeros(len(halves))
+        lower, upper = self.doubt.log_bounds(self.features.matrix(describe(halves, self.side, self.processor)))
+        left = self.residuals.doubts(halves.kernels)[halves.kernel]
+        return left * lower, left * upper
+
     def without_memory(self) -> LatencyPredictor:
         """The same, but for what it remembers of the very kernels that were measured."""
         return replace(self, residuals=Residuals())
@@ -166,6 +179,8 @@ class LatencyPredictor:
                 "python": platform.python_version(),
             },
         }
+        if self.doubt is not None:
+            metadata |= {"doubt": self.doubt.to_text(), "doubt_margin": self.doubt.margin}
         booster = self.booster.copy()
         booster.feature_names = list(self.features.names)
         booster.set_attr(
@@ -209,6 +224,7 @@ class LatencyPredictor:
             usual_log_errors=metadata["usual_log_errors"],
             booster=booster,
             residuals=Residuals.from_json(json.loads(booster.attr(_RESIDUALS) or "")),
+            doubt=Doubt.from_text(metadata["doubt"], metadata["doubt_margin"]) if "doubt" in metadata else None,
         )
 
 

@@ -60,6 +60,12 @@ class Surroundings:
         own: np.ndarray = self.residuals[side].factors([(layer, variant) for variant in variants])
         return np.exp(self.usual[side]) * own
 
+    def doubts(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
+        """By which factor less is in doubt of a layer's halves than without this knowledge, an entry a variant."""
+        if side not in self.residuals:
+            return np.ones(len(variants))
+        return self.residuals[side].doubts([(layer, variant) for variant in variants])
+
     def has_run(self, side: str, layer: AnyLayer, variant: Variant) -> bool:
         """Whether a kernel ran in the network."""
         return side in self.residuals and (layer, variant) in self.residuals[side].kernels

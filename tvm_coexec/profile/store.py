@@ -22,7 +22,7 @@ from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant, layer_from_j
 from .records import Candidate, Point, Sample, VariantSets
 from .trial_runs import TrialRun
 
-VERSION = 6
+VERSION = 7
 
 _FAILURES_LAST = timedelta(days=7)
 """A candidate that failed is tried again after this time: what failed may have been the machine."""

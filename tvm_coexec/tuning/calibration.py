@@ -10,9 +10,9 @@ import numpy as np
 from tvm_coexec.compiler.probes import package_halved
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
+from tvm_coexec.planning.division import Overheads
 from tvm_coexec.planning.network import reads_of
 from tvm_coexec.planning.simulation import Costs, Option, simulate
-from tvm_coexec.planning.split import Overheads
 from tvm_coexec.prediction.layer_facts import touched_bytes
 from tvm_coexec.prediction.memory_model import MemoryModel, Rates, streaming_layer, usable_cache_bytes
 from tvm_coexec.profile.records import Point, PointTimes

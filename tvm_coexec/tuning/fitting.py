@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from tvm_coexec.prediction.estimates import fit_estimates
@@ -43,7 +43,7 @@ def fit(profile: Profile) -> list[Evaluation]:
     for side, predictor in learn(samples, profile.facts).items():
         own = [sample for sample in samples if sample.side == side]
         evaluations.append(evaluate(own, side, predictor.processor))
-        predictor.save(profile.predictor_path(side))
+        replace(predictor, doubt=evaluations[-1].doubt).save(profile.predictor_path(side))
     profile.describe(
         report={evaluation.side: evaluation.to_json() for evaluation in evaluations},
         planning={

@@ -1,0 +1,60 @@
+"""How long a planned network is expected to take, and its likely interval: what is in doubt is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+from tvm_coexec.graph.dependencies import Read
+from tvm_coexec.prediction.doubt import TAILS
+from tvm_coexec.prediction.noise import Noise
+
+from .chances import Time
+from .plan import LayerPlan
+from .simulation import Costs, Option, simulate
+
+_DRAWS = 48
+_SEED = 0
+
+
+def expected_time(reads: Sequence[Sequence[Read]], layers: Sequence[LayerPlan], costs: Costs, noise: Noise) -> Time:
+    """The median of what a network takes where its halves take any of the times that are likely of each.
+
+    Nodes of the same kernels err together, others by themselves.
+    """
+    halves = [(_half(layer, "cpu"), _half(layer, "gpu")) for layer in layers]
+    kernels = {key: number for number, key in enumerate(dict.fromkeys(_kernels(layers)))}
+    doubtful = any(time.low_us < time.high_us for pair in halves for time in pair)
+    totals_us = []
+    for places in _draws(len(kernels)) if doubtful else np.zeros((1, len(kernels))):
+        options = []
+        for layer, (cpu, gpu) in zip(layers, halves, strict=True):
+            factors = noise.factors(is_split=bool(layer.cpu_units and layer.gpu_units))
+            cpu_us, gpu_us = (
+                factors[side] * float(time.at(places[kernels[layer.layer, side, variant]]))
+                for side, time, variant in (("cpu", cpu, layer.cpu), ("gpu", gpu, layer.gpu))
+            )
+            options.append(Option(layer.cpu_units, layer.gpu_units, cpu_us, gpu_us, layer.layer.axis))
+        totals_us.append(simulate(reads, options, costs))
+    low_us, usual_us, high_us = np.quantile(totals_us, [TAILS[0], 0.5, TAILS[1]]).tolist()
+    return Time(usual_us, low_us, high_us)
+
+
+def _half(layer: LayerPlan, side: str) -> Time:
+    us, (low_us, high_us) = (
+        (layer.cpu_us, layer.cpu_interval_us) if side == "cpu" else (layer.gpu_us, layer.gpu_interval_us)
+    )
+    return Time(us, low_us, high_us) if low_us > 0 else Time.sure(us)
+
+
+def _kernels(layers: Sequence[LayerPlan]) -> list[tuple[object, ...]]:
+    return [(one.layer, side, variant) for one in layers for side, variant in (("cpu", one.cpu), ("gpu", one.gpu))]
+
+
+def _draws(count: int) -> np.ndarray:
+    """Places of a normal distribution, one row a draw: each kernel's are spread evenly, in an order of its own."""
+    rng = np.random.default_rng(_SEED)
+    even = np.array([NormalDist().inv_cdf((draw + 0.5) / _DRAWS) for draw in range(_DRAWS)])
+    return np.stack([rng.permutation(even) for _ in range(count)], axis=1)
