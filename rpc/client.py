@@ -145,7 +145,7 @@ class Session:
             than the variant's bound (:func:`tvm_coexec.schedules.conv2d.error_bound`, of most 1e-5) is an error, and
             nothing is timed.
         seed
-            Of the random operands of the check.
+            Seed of the random operands of the check.
         """
         connection = self._renew()
         request = {

@@ -146,10 +146,7 @@ class GroupKernel:
         T.buffer_store(self.local, load_vector(self.scores, 0), self._position("scores", self.row, self.sharer))
 
     def _mask(self, key: Any) -> Any:
-        row: Any = 0
-        positions = (self.batch_item, self.head, self.query)
-        for size, position in zip(self.layer.mask_sizes, positions, strict=True):
-            row = row * size + (position if size > 1 else 0)
+        row = self.layer.mask_row(self.batch_item, self.head, self.query)
         return self.buffers[Attention.MASK_OPERANDS[self.layer.mask]][row, key]
 
     def _weigh(self) -> None:

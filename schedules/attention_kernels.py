@@ -85,13 +85,7 @@ class Steps:
         """What is added to the scores of a key, whatever the query."""
         if self.layer.mask == "none" or self.layer.masks_queries:
             return T.float32(0)
-        return self.buffers[Attention.MASK_OPERANDS[self.layer.mask]][self._mask_row(item, head, 0), key]
-
-    def _mask_row(self, item: Any, head: Any, query: Any) -> Any:
-        row: Any = 0
-        for size, position in zip(self.layer.mask_sizes, (item, head, query), strict=True):
-            row = row * size + (position if size > 1 else 0)
-        return row
+        return self.buffers[Attention.MASK_OPERANDS[self.layer.mask]][self.layer.mask_row(item, head, 0), key]
 
     def attend(self, item: Any, head: Any, block: Any, packed: Packed) -> None:
         """Compute a block of queries of one head."""
@@ -104,7 +98,7 @@ class Steps:
             query = item * layer.queries + self._query(block, row)
             value = self.buffers["input"][query, first + d] * T.float32(layer.scale)
             T.buffer_store(queries, value, [row, d])
-        self._scores(queries, packed, scores, lambda row: self._mask_row(item, head, self._query(block, row)))
+        self._scores(queries, packed, scores, lambda row: self.layer.mask_row(item, head, self._query(block, row)))
         with T.serial(0, self.rows) as row:
             self._softmax(scores, row, totals)
         self._times_values(scores, packed, totals, item, head, block)

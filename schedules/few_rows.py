@@ -23,7 +23,7 @@ class Reading:
     columns
         Channels of a work-group, at most those of a tile; an item has four.
     slices, parts
-        Of the reduction: within a work-group, and among work-groups.
+        How many share the reduction: within a work-group, and among work-groups.
     """
 
     columns: int

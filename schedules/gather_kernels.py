@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, ImageLayout, Pool, Rearrange, Resize
+from tvm_coexec.layers import TILE, Pool, Rearrange, Resize
 
 from .image_geometry import POSITIONS
 from .pixels import Pixels, every
@@ -16,13 +16,6 @@ from .pixels import Pixels, every
 def only(_old: Any, new: Any) -> Any:
     """Join a reduction of a single term: the accumulator becomes it."""
     return new
-
-
-def _pixel(layout: ImageLayout, size: tuple[int, ...], position: list[Any]) -> Any:
-    """Where in memory a pixel of an image lies."""
-    height, width = layout.extents(size[1], size[2])
-    image, line, column = position
-    return (image * height + line + layout.halo[0]) * width + column + layout.halo[1]
 
 
 def _within(extent: int, position: Any) -> Any:
@@ -42,9 +35,9 @@ def rearrange(layer: Rearrange, pixels: Pixels[Pool]) -> dict[str, Any]:
         conditions = [first < layer.output[3]] if layer.output[3] % TILE else []
         inside = [position[axis] >= 0 for axis in range(4) if layer.reach(axis)[0] < 0]
         inside += [position[axis] < layer.input[axis] for axis in range(4) if layer.reach(axis)[1] >= layer.input[axis]]
-        value = buffers["input"][
-            layout.element(_pixel(layout, layer.input, position[:3]), position[3] + channel % run, layer.input[3])
-        ]
+        image, line, column, first_read = position
+        pixel = layout.pixel_at(layer.input[1], layer.input[2], image, line, column)
+        value = buffers["input"][layout.element(pixel, first_read + channel % run, layer.input[3])]
         if inside:
             value = T.if_then_else(every(inside), value, T.float32(layer.fill))
         return T.if_then_else(conditions[0], value, T.float32(0)) if conditions else value
@@ -91,7 +84,7 @@ def resize(layer: Resize, pixels: Pixels[Pool]) -> dict[str, Any]:
         (line, line_share), (column, column_share) = (
             neighbour(positions, axis, at, tap) for axis, (at, tap) in enumerate(((y, tap_h), (x, tap_w)))
         )
-        pixel = _pixel(layout, layer.input, [image, line, column])
+        pixel = layout.pixel_at(layer.input[1], layer.input[2], image, line, column)
         value = buffers["input"][layout.element(pixel, (begin + t) * TILE + channel, layer.input[3])]
         return value * (line_share * column_share)
 

@@ -57,13 +57,13 @@ class Steps:
     count
         Steps that a work-group takes one after the other, each of which loads, multiplies and waits.
     multiply_adds, local_traffic, global_traffic
-        Of a work-group in a step; traffic in bytes.
+        What a work-group does in a step; traffic in bytes.
     finish_traffic
         Bytes that the last work-group to arrive reads at the end.
     items
-        Of a work-group.
+        Work-items of a work-group.
     registers
-        Of a work-item, roughly.
+        Registers of a work-item, roughly.
     local_bytes
         Local memory of a work-group.
     """

@@ -21,7 +21,7 @@ class Halo:
     image
         Batch, lines, columns and channels.
     units, axis
-        Of the layer: each unit clears what lies beside its own channels or lines; the first of lines also what lies
+        The layer's: each unit clears what lies beside its own channels or lines; the first of lines also what lies
         above, the last what lies below. A layer of a single unit clears all, whatever the unit is called.
     """
 

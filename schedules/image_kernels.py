@@ -72,11 +72,10 @@ def _operand_pixel(layout: ImageLayout, size: tuple[int, ...], position: tuple[A
 
     A row that is no pixel reads the last one.
     """
-    height, width = layout.extents(size[1], size[2])
     image, line, column = (
         0 if extent == 1 else T.min(at, T.int32(extent - 1)) for extent, at in zip(size[:3], position, strict=True)
     )
-    return (image * height + line + layout.halo[0]) * width + column + layout.halo[1]
+    return layout.pixel_at(size[1], size[2], image, line, column)
 
 
 def _reduction(layer: ImageLayer, pixels: Pixels[Pool], side: str) -> dict[str, Any]:

@@ -142,12 +142,9 @@ class Pixels(Generic[Windowed]):
         return self._output_pixel(layout, self._in_line(row))
 
     def _output_pixel(self, layout: ImageLayout, number: Any) -> Any:
-        layer, (halo_h, halo_w) = self.layer, layout.halo
-        if (halo_h, halo_w) == (0, 0) and self.columns == layer.out_w:
+        if layout.halo == (0, 0) and self.columns == self.layer.out_w:
             return number
-        image, line, column = self._position(number)
-        height, width = layout.extents(layer.out_h, layer.out_w)
-        return (image * height + line + halo_h) * width + column + halo_w
+        return layout.pixel_at(self.layer.out_h, self.layer.out_w, *self._position(number))
 
     def is_stored(self, row: Any) -> Any:
         """Whether a row is a pixel of the image; None if all are."""

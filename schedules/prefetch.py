@@ -24,7 +24,7 @@ _LINE = 16
 _PREFETCH_STEPS = 16
 """Products of an element from the fetch of a weight into the first-level cache to its use."""
 _MOST_LINES = 4
-"""Of the next tile, that are fetched at once: where few rows are computed, only memory counts anyway."""
+"""Cache lines of the next tile that are fetched at once: where few rows are computed, only memory counts anyway."""
 _FIRST_LEVEL, _SECOND_LEVEL = 3, 2
 
 _OPENCL_FETCH = "COEXEC_FETCH"
@@ -55,7 +55,7 @@ class Nest:
     tile_stays
         Whether a tile's blocks of rows follow each other: then they have time for the next one's weights.
     rows, channels
-        Of a block.
+        Size of a block.
     """
 
     row_blocks: tuple[int, ...]

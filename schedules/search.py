@@ -12,7 +12,7 @@ _MAX_ROWS = 14
 _ENOUGH_ACCUMULATORS = 8
 """Independent multiply-adds in flight that hide their latency on every core met so far."""
 _FEW_REGISTERS = 16
-"""Of machines that cannot multiply by an element in memory: a tile of a single vector loads one for each product."""
+"""Machines with no more registers cannot multiply by an element in memory: a tile of one vector loads each factor."""
 _WORTH_A_VECTOR = 0.9
 """Such a tile pays where it leaves out a tenth of what two vectors would compute in vain."""
 _NEAREST_CACHE_BYTES = 24 << 10

@@ -24,13 +24,13 @@ class Tiling:
     Parameters
     ----------
     rows, columns
-        Of a work-group's tile; columns are channels.
+        Size of a work-group's tile; columns are channels.
     item_rows, item_columns
-        Of a work-item's register tile.
+        Size of a work-item's register tile.
     depth
         Steps of the reduction in a chunk.
     slices, parts
-        Of the reduction: within a work-group, and among work-groups.
+        How many share the reduction: within a work-group, and among work-groups.
     """
 
     rows: int

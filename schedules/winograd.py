@@ -202,7 +202,7 @@ def _is_blocked(variant: Variant) -> bool:
 def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> Dispatch:
     """Launch geometry of the kernel that multiplies; its rows are tiles of pixels.
 
-    Of blocks it counts register tiles, as of a half on the CPU: a core computes one after the other.
+    Its blocks are register tiles, as in a half on the CPU: a core computes one after the other.
     """
     tiles = WinogradTiles(layer, layouts, variant["m"])
     rows = rows_of_group(variant)

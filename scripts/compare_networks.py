@@ -66,22 +66,22 @@ class Compared:
 
     @property
     def samples_us(self) -> dict[str, list[float]]:
-        """Of every contender, all that count."""
+        """All samples of every contender that count."""
         return {name: [us for turn in turns for us in turn.taken] for name, turns in self.turns.items()}
 
     @property
     def repeated_us(self) -> dict[str, list[list[float]]]:
-        """Of every contender, each turn that was repeated."""
+        """Every turn of a contender that was repeated."""
         return {name: [list(us) for turn in turns for us in turn.repeated] for name, turns in self.turns.items()}
 
     @property
     def put_off(self) -> dict[str, int]:
-        """Of every contender, how often a turn had to wait for a steady machine."""
+        """How often a turn of each contender had to wait for a steady machine."""
         return {name: sum(turn.put_off for turn in turns) for name, turns in self.turns.items()}
 
     @property
     def unsteady_turns(self) -> dict[str, int]:
-        """Of every contender, the turns that count although the machine was never steady."""
+        """How many turns of each contender count although the machine was never steady."""
         return {name: sum(not turn.is_steady for turn in turns) for name, turns in self.turns.items()}
 
     def us(self, contender: str) -> float:

@@ -25,7 +25,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "rapidocr_onnxruntime/ch_PP-OCRv4_rec_infer": {"x": (1, 3, 48, 320)},
     "rapidocr_onnxruntime/ch_ppocr_mobile_v2.0_cls_infer": {"x": (1, 3, 48, 192)},
 }
-"""Of models whose files leave it open: the sizes at which their packages run them."""
+"""The sizes at which packages run their models, where the files leave them open."""
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def grow(choices: Choices, operators: Sequence[Callable[[Growing], Any]], nodes:
 
 
 def random_shape(growing: Growing) -> tuple[int, ...]:
-    """Of an image in half of the cases; sizes of one, odd sizes and more than a tile of channels are all there."""
+    """An image's in half of the cases; sizes of one, odd sizes and more than a tile of channels are all there."""
     sizes = (1, 2, 3, 4, 5, 7, 8, 9)
     if growing.chance(50):
         channels = growing.pick((1, 2, 3, 4, 6, 8, 16, 32, 33, 40, 64))

@@ -45,7 +45,7 @@ def join(b: OnnxBuilder, *operands: str) -> str:
 
 
 def branches(b: OnnxBuilder) -> list[str]:
-    """Of a convolution, a wide convolution and a pooling; what follows reads a halo, or some pixels."""
+    """They end in a convolution, a wide convolution and a pooling; what follows reads a halo, or some pixels."""
     x = relu_conv(b, "x", 40, 32)
     pooled = b.add("MaxPool", x, kernel_shape=[3, 3], **PADDED)
     joined = join(b, relu_conv(b, x, 32, 64), pooled, relu_conv(b, x, 32, 32, 3))

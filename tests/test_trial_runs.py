@@ -31,7 +31,7 @@ for node in GRAPH.nodes:
 TARGET = target_for(FACTS)
 
 Times = Callable[[Plan], tuple[float, list[tuple[float, float]]]]
-"""Of a whole run, and for each layer of its CPU half and its GPU half; 0 where there is none."""
+"""Gives the time of a whole run, and of each layer's CPU half and GPU half; 0 where there is none."""
 
 
 class FakeSession:

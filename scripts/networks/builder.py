@@ -19,11 +19,11 @@ class NetworkBuilder:
     Parameters
     ----------
     shape
-        Of the only input, ``input``.
+        Shape of the only input, ``input``.
     width
         Factor on the published numbers of channels.
     dtype
-        Of the input, as ONNX numbers them.
+        Type of the input, as ONNX numbers them.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ CAMPAIGNS = {
     "module_damages": Bars(refused=0, longest_s=120),
     "tuning_faults": Bars(refused=0, longest_s=1200, at_once=1),
 }
-"""By the names of the modules beside this one that have their trials."""
+"""Each campaign has the name of the module beside this one that makes its trials."""
 
 
 def new_seeds(until_s: float) -> Iterator[int]:

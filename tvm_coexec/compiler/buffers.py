@@ -15,8 +15,8 @@ _CLEARING_WORDS = 8192
 """A storage buffer may grow by so many words, 32 KiB, to spare the clearing of a halo: one kernel more in every run."""
 
 _WAITING_WORDS = 131072
-"""By so many, 512 KiB, to spare a wait for the other side, which seldom is that far behind: memory that no cache holds
-any more takes longer."""
+"""A buffer may grow by so many words, 512 KiB, to spare a wait for the other side, which seldom is that far behind:
+memory that no cache holds any more takes longer."""
 
 Geometry = tuple[int, ...] | None
 
@@ -50,7 +50,7 @@ class _Buffer:
         return max((use.last for use in self.uses if use.words >= words), default=-1)
 
     def cost_words(self, words: int, geometry: Geometry, *, waits: bool) -> int:
-        """By what the buffer grows for one tensor more; what the halos to clear count that it adds, and a wait."""
+        """How much the buffer grows for one tensor more, with what the halos to clear and a wait count."""
         geometries = [use.geometry for use in self.uses]
         more = _to_clear([*geometries, geometry]) - _to_clear(geometries)
         return max(words - self.words, 0) + _CLEARING_WORDS * more + _WAITING_WORDS * waits
@@ -78,7 +78,7 @@ def assign_buffers(
     Parameters
     ----------
     words
-        Of four bytes: how much memory each tensor needs.
+        The memory that each tensor needs, in words of four bytes.
     kept
         Tensors with a storage buffer of their own: what the user writes and reads between runs.
     may_wait
@@ -127,7 +127,7 @@ def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dic
 def _free_buffer(buffers: list[_Buffer], geometry: Geometry, words: int, free: tuple[int, int]) -> _Buffer:
     """The cheapest of a new buffer and of those that are free since a step, or since another for a side that waits.
 
-    Of equals it is the last used.
+    Among equals, the last used one is taken.
     """
     new, (since, after_wait) = _Buffer(len(buffers)), free
 

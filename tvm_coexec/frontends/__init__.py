@@ -35,7 +35,7 @@ def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
         The path of an ONNX file or of a TFLite file (``.tflite``), an ONNX model, a program of ``torch.export``, or a
         Relax module whose function ``main`` is the model.
     shapes
-        Of inputs whose dimensions the model leaves open.
+        Shapes of the inputs whose dimensions the model leaves open.
 
     Raises
     ------

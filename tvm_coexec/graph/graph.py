@@ -35,7 +35,7 @@ class Tensor:
     name
         Unique in its graph.
     shape
-        Of an input or output: as the model's user sees it. Of any other image: the same as ``image``.
+        For an input or output, as the model's user sees it; for any other image, the same as ``image``.
     channel_axes
         Trailing axes that together form the channels. It is 1 unless a model flattens one of its inputs, or
         unflattens or squeezes one of its outputs: ``[8, 1, 28, 28]`` read as 8 rows of 784 has 3, ``[8]`` read as

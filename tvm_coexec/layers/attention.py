@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -144,6 +144,13 @@ class Attention(Base):
     @property
     def activation_bytes(self) -> int:
         return self.item_bytes * self.batch * self.heads * (self.queries + self.keys) * (self.head_dim + self.value_dim)
+
+    def mask_row(self, item: Any, head: Any, query: Any) -> Any:
+        """The row of the mask that holds for a query."""
+        row: Any = 0
+        for size, index in zip(self.mask_sizes, (item, head, query), strict=True):
+            row = row * size + (index if size > 1 else 0)
+        return row
 
     def own_parameters(self) -> dict[str, tuple[int, ...]]:
         return {"mask": (self.mask_rows, self.keys)} if self.mask == "constant" else {}

@@ -35,6 +35,11 @@ class ImageLayout:
         """Lines in memory of an image of ``h`` lines and ``w`` columns, and pixels from one line to the next."""
         return h + 2 * self.halo[0], w + 2 * self.halo[1]
 
+    def pixel_at(self, h: int, w: int, image: Any, line: Any, column: Any) -> Any:
+        """Where in memory a pixel of such an image lies, those of the halo counted."""
+        height, width = self.extents(h, w)
+        return (image * height + line + self.halo[0]) * width + column + self.halo[1]
+
     def tiles(self, channels: int) -> int:
         """Tiles from one pixel to the next, where pixels have whole ones."""
         return row_tiles(channels) if self.parent_tiles is None else self.parent_tiles

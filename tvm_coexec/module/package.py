@@ -28,7 +28,7 @@ _MANIFEST, _LIBRARY, _OPENCL, _CONSTANTS = "manifest.json", "cpu.so", "gpu.cl", 
 """Constants have numbers: a name that a model gives may be no name for an entry."""
 
 _LENGTHS, _LENGTHS_AT = struct.Struct("<HH"), 26
-"""Of an entry's name and of what is added to it, just before them: the file format's specification, section 4.3.7."""
+"""Where the lengths of an entry's name and of its extra field stand: see section 4.3.7 of the ZIP specification."""
 
 _LONG_BYTES = 1 << 30
 """Larger constants get an entry whose size has 64 bits, which all have to have from 2 GiB on, headers included."""

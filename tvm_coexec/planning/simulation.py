@@ -45,10 +45,10 @@ class Costs:
     wait_us
         From the end of what a side waits for to the start of its next half.
     launch_us
-        Of a GPU half that does not wait.
+        The launch of a GPU half that does not wait.
     margin_us
-        By which the halves of a split step count as longer where the split takes a synchronisation, so that a doubtful
-        gain is not taken.
+        What the halves of a split step count as longer where the split takes a synchronisation, so that a gain within
+        the margin of error is not taken.
     """
 
     wait_us: float

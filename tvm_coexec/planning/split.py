@@ -41,7 +41,7 @@ which an analytic bound orders. On an H200 one of the first three was within 10 
 prediction of hundreds is one that is too small: learned of 90 layers, it took kernels that were 2 to 6 times slower."""
 
 _UNMEASURED_FACTOR = 1.1
-"""By which a variant's time counts as longer on a layer of which others were measured. The best of many predictions is
+"""Factor on a variant's time, on a layer of which others were measured. The best of many predictions is
 the one that errs most in its favour; what was measured is known."""
 
 _MOST_SPLITS = 127
@@ -67,7 +67,7 @@ class Planner:
     hardware
         Decides which variants are candidates.
     estimates
-        Of each side, for layers that the predictors know nothing of; without them such layers stay on the CPU.
+        For each side, what stands in for layers that the predictors know nothing of; without it they stay on the CPU.
     memory_model
         What halves take longer in a network.
     in_network, streams_weights
@@ -78,7 +78,7 @@ class Planner:
     measured, failed
         The variants that were measured, and those that could not be, of each layer that was tried.
     trial_runs
-        Of networks, by their fingerprints; the last one of each is by the best plan.
+        Those of networks, by their fingerprints; the last one of each is by the best plan.
     surroundings
         What is known from them of the network at hand.
     untried

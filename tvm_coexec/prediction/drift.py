@@ -20,7 +20,7 @@ def compare_speeds(took: Sequence[Mapping[str, float]], slower: dict[str, float]
     Returns
     -------
     dict
-        By number and in the order found, the logarithm at a moment of 0 of each entry of ``took`` that can be compared.
+        The logarithm at a moment of 0 of each entry of ``took`` that can be compared, by its number, as found.
     """
     found: dict[int, float] = {}
     unknown = dict(enumerate(took))

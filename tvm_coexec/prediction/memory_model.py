@@ -19,8 +19,8 @@ from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Linear, Variant
 from .layer_facts import touched_bytes
 
 _CACHE_SHARE = 0.25
-"""Of the last-level cache, what weights can count on from one run to the next: activations and all other programs on
-the machine pass through it meanwhile."""
+"""Share of the last-level cache that weights can count on from one run to the next: activations and all other programs
+on the machine pass through it meanwhile."""
 
 _MOST_CACHE_BYTES = 64 << 20
 """A virtual machine is told the size of its host's cache, which others use as well: of 480 MiB a core read 64 at the

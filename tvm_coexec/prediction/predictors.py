@@ -71,7 +71,7 @@ _IMPLEMENTATION_DOUBT = 4.0
 """Layers that outweigh the assumption that one implementation is as far off as any other."""
 
 _NORMAL_DISTANCE = 1.4826
-"""Of a normal distribution: the standard deviation, by the median distance from the middle."""
+"""The standard deviation of a normal distribution over the median distance from its middle."""
 
 _LABEL_QUANTILE = 0.1
 
@@ -79,7 +79,7 @@ _LEAST_SPREAD = 0.02
 """Relative spread of a sample's repetitions that every device may have."""
 
 _DOUBTFUL_SPREAD = 2.0
-"""By what is usual of a device: from which spread on a sample counts for less."""
+"""A sample counts for less from this spread on, as a multiple of what is usual of the device."""
 
 
 def labels_us(samples: Sequence[Sample]) -> np.ndarray:

@@ -26,12 +26,12 @@ Expect = Callable[[str, AnyLayer, Variant, int, int], float]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """By what factor halves take longer in one network than expected, from its trial runs.
+    """How many times as long as expected halves take in one network, from its trial runs.
 
     Parameters
     ----------
     usual
-        Of each side, the logarithm of the factor that half of its time is below.
+        For each side, the logarithm of the factor that half of its time is below.
     residuals
         What is left, of the very kernels and layers that ran.
     """
@@ -99,7 +99,7 @@ class _Half:
 
 
 def _halves_by_layer(trial_runs: Iterable[TrialRun], side: Side, expect: Expect) -> Iterable[list[_Half]]:
-    """Of each layer of the network the halves that ran on a side; equal layers at two places in it stay two."""
+    """The halves that ran on a side, for each layer of the network; equal layers at two places in it stay two."""
     found: dict[int, dict[Sample, _Half]] = defaultdict(dict)
     for trial_run in trial_runs:
         for number, sample in trial_run.samples(side):

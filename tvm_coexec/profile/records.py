@@ -79,7 +79,7 @@ class PointTimes:
 
 
 HalvesUs = tuple[tuple[float, ...], tuple[float, ...]]
-"""Of one layer, what its CPU half and its GPU half took, an entry a run; empty where a side has none."""
+"""What the CPU half and the GPU half of one layer took, an entry a run; empty where a side has none."""
 
 
 @dataclass(frozen=True)

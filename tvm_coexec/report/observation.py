@@ -48,8 +48,8 @@ class Observation:
     Parameters
     ----------
     latencies
-        Of whole runs, interleaved: ``co-executed`` as planned, and where the module has all kernels of a side, ``CPU
-        alone`` and ``GPU alone``.
+        Those of whole runs, interleaved: ``co-executed`` as planned, and ``CPU alone`` and ``GPU alone`` where the
+        module has all kernels of that side.
     events
         What both sides did in a warm run, the median in length of some.
     """

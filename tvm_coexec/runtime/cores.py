@@ -17,7 +17,7 @@ _BUSY_NS = 500_000
 
 _IDLE_WINDOW_S = 0.003
 _IDLE_SHARE = 0.5
-"""Of a worker's CPU time under work, what it may use in as long a rest: Intel's threads look for more for 0.8 ms."""
+"""Share of its CPU time under work that a worker may use in as long a rest: Intel's look for more for 0.8 ms."""
 
 _ROUNDS = 60
 _QUIET_ROUNDS = 3

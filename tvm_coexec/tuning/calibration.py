@@ -22,8 +22,9 @@ from .tuner import Tuner
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
 
 _STAGES = ((112, 16, 96, 24), (56, 24, 144, 32), (28, 32, 192, 64))
-"""Of the network that shows what handing activations over takes: height and width, then the channels of a block, those
-that it expands them to, and those of the next. They are MobileNet-v2's, which computes little on large activations."""
+"""Stages of the network that shows what handing activations over takes: height and width, then the channels of a
+block, those that it expands them to, and those of the next. They are MobileNet-v2's, which computes little on large
+activations."""
 
 _TRIALS = 5
 """Times that the network is measured next to its layers. What they differ by is small, and one of them may meet a
@@ -35,10 +36,10 @@ _LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.25
 medians when the layers are taken away is mostly noise."""
 
 _USUAL_CACHE_BYTES = 4 << 20
-"""Of a phone's last-level cache, where the system tells no size."""
+"""Size of a phone's last-level cache, where the system tells none."""
 
 _LEAST_SHARE = 0.01
-"""Of a run's time, what activations are taken to cost at least: less cannot be told from noise."""
+"""Share of a run's time that activations are taken to cost at least: less cannot be told from noise."""
 
 
 def measure_overheads(tuner: Tuner) -> Overheads:

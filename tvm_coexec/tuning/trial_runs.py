@@ -32,10 +32,10 @@ _CURIOUS_PLANS, _PLANS = 4, 2
 Where nothing has run yet, there is nothing to hope beyond."""
 
 MOST_RUNS = _CURIOUS_PLANS + _PLANS + 1
-"""Of a network: that of every plan, and the last one."""
+"""Trial runs of a network: that of every plan, and the last one."""
 
 _UNTRIED_FACTOR = 0.9
-"""By which factor a kernel may well be better in a network than by itself, other kernels being no better."""
+"""The factor by which a kernel may well be better in a network than by itself, other kernels being no better."""
 
 _ROUNDS = 8
 _TURN_US = 100e3

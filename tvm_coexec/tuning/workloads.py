@@ -184,7 +184,7 @@ def _square(
 def conv2d_training_layers() -> Iterator[Conv2d]:
     """Convolutions without end, like those of image networks but of no size that a comparison measures.
 
-    Of those that can be divided by lines every third one is.
+    Every third one that can be divided by lines is.
     """
     held_out = {_shape(layer) for layer in (*resnet18(), *resnet50(), *vgg16())}
     rng = np.random.default_rng(_TRAINING_SEED)

@@ -75,7 +75,7 @@ class NetworkCheck:
     model, graph
         A model, and the graph that was read from it.
     seed
-        Of random inputs.
+        Seed of random inputs.
     arrays
         Inputs to take instead, in the graph's order.
 

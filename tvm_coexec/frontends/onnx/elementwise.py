@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx, topi
 
+from tvm_coexec.frontends.relax.blocks import depth_to_space, space_to_depth
+
 from .call import Call, Converter
 
 
@@ -100,26 +102,16 @@ def _tile(call: Call) -> Any:
 
 
 def _depth_to_space(call: Call) -> Any:
-    """Channels are cut into blocks (DCR), or blocks of channels are (CRD)."""
-    batch, channels, height, width = call.type(0).shape
-    size = call.attributes["blocksize"]
-    depth = channels // (size * size)
-    crd = call.attributes.get("mode", "DCR") == "CRD"
-    split = (batch, depth, size, size, height, width) if crd else (batch, size, size, depth, height, width)
-    order = [0, 1, 4, 2, 5, 3] if crd else [0, 3, 4, 1, 5, 2]
-    parts = call.builder.emit(relax.op.reshape(call.operand(0), split))
-    moved = call.builder.emit(relax.op.permute_dims(parts, order))
-    return relax.op.reshape(moved, call.result.shape)
+    return depth_to_space(call.operand(0), call.type(0).shape, call.attributes["blocksize"], blocks_last=_is_crd(call))
 
 
 def _space_to_depth(call: Call) -> Any:
-    batch, channels, height, width = call.type(0).shape
-    size = call.attributes["blocksize"]
-    split = (batch, channels, height // size, size, width // size, size)
-    parts = call.builder.emit(relax.op.reshape(call.operand(0), split))
-    crd = call.attributes.get("mode", "DCR") == "CRD"
-    moved = call.builder.emit(relax.op.permute_dims(parts, [0, 1, 3, 5, 2, 4] if crd else [0, 3, 5, 1, 2, 4]))
-    return relax.op.reshape(moved, call.result.shape)
+    return space_to_depth(call.operand(0), call.type(0).shape, call.attributes["blocksize"], blocks_last=_is_crd(call))
+
+
+def _is_crd(call: Call) -> bool:
+    """Whether the channels of a block's pixels stand together, rather than the pixels of each channel."""
+    return bool(call.attributes.get("mode", "DCR") == "CRD")
 
 
 def _normalise_lengths(call: Call) -> Any:

@@ -12,6 +12,7 @@ from onnx import NodeProto
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax import images as relax_images
+from tvm_coexec.frontends.relax.blocks import same_padding
 from tvm_coexec.frontends.relax.steps import limited
 from tvm_coexec.frontends.trace import Source
 
@@ -142,8 +143,8 @@ def window_padding(values: Mapping[str, Any], sizes: tuple[int, ...], kernel: tu
         return [int(pad) for pad in values.get("pads", [0] * 2 * len(kernel))]
     totals = [0] * len(kernel)
     if rule != "VALID":
-        windows = zip(sizes, kernel, values.get("strides", ones), values.get("dilations", ones), strict=True)
-        totals = [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in windows]
+        strides, dilations = values.get("strides", ones), values.get("dilations", ones)
+        totals = same_padding(sizes, kernel, strides, dilations)
     return _divided(totals, larger_first=rule == "SAME_LOWER")
 
 

@@ -14,9 +14,9 @@ from tvm.script.ir_builder import tirx as T
 def extreme_indices(
     shape: tuple[int, ...], axis: int, count: int, largest: bool = True
 ) -> Callable[[te.Tensor], te.Tensor]:
-    """The places of the ``count`` largest or least elements along an axis, by a list that is kept sorted.
+    """The indices of the ``count`` largest or least elements along an axis, by a list that is kept sorted.
 
-    Of equal elements the first comes first. Places are int64.
+    Equal elements stay in their order. Indices are int64.
     """
     outer, extent, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 

@@ -11,6 +11,7 @@ import tflite
 from tvm import relax
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.relax.blocks import depth_to_space, same_padding, space_to_depth
 
 from .elementwise import activated
 from .importer import Conversion
@@ -66,8 +67,7 @@ def _padding(step: Conversion, kernel: tuple[int, ...], dilation: tuple[int, int
     """Top, left, bottom and right; where the sum is odd, one more behind."""
     if step.options.Padding() == tflite.Padding.VALID:
         return [0, 0, 0, 0]
-    axes = zip(step.shape(0)[1:3], kernel, _stride(step.options), dilation, strict=True)
-    sums = [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in axes]
+    sums = same_padding(step.shape(0)[1:3], kernel, _stride(step.options), dilation)
     before = [total // 2 for total in sums]
     return [*before, *(total - first for total, first in zip(sums, before, strict=True))]
 
@@ -127,19 +127,13 @@ def _resize(step: Conversion, method: str) -> relax.Expr:
 
 
 def _depth_to_space(step: Conversion) -> relax.Expr:
-    block = step.options.BlockSize()
     batch, h, w, channels = step.shape(0)
-    parts = relax.op.reshape(step.operand(0), (batch, block, block, channels // block**2, h, w))
-    moved = relax.op.permute_dims(parts, [0, 3, 4, 1, 5, 2])
-    return relax.op.reshape(moved, (batch, channels // block**2, h * block, w * block))
+    return depth_to_space(step.operand(0), (batch, channels, h, w), step.options.BlockSize())
 
 
 def _space_to_depth(step: Conversion) -> relax.Expr:
-    block = step.options.BlockSize()
     batch, h, w, channels = step.shape(0)
-    parts = relax.op.reshape(step.operand(0), (batch, channels, h // block, block, w // block, block))
-    moved = relax.op.permute_dims(parts, [0, 3, 5, 1, 2, 4])
-    return relax.op.reshape(moved, (batch, channels * block**2, h // block, w // block))
+    return space_to_depth(step.operand(0), (batch, channels, h, w), step.options.BlockSize())
 
 
 CONVERTERS: dict[str, Callable[[Conversion], relax.Expr]] = {
