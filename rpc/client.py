@@ -128,6 +128,7 @@ class Session:
         *,
         step: int = 0,
         check: bool = True,
+        walls: bool = True,
         seed: int = 0,
     ) -> Measurement:
         """Time one layer of a module on the device.
@@ -144,6 +145,8 @@ class Session:
             Compare the result at each point against float64 before anything is timed. A result that is wrong by more
             than the variant's bound (:func:`tvm_coexec.schedules.conv2d.error_bound`, of most 1e-5) is an error, and
             nothing is timed.
+        walls
+            Whether walls of the GPU alone are wanted, which are not what its half takes.
         seed
             Seed of the random operands of the check.
         """
@@ -153,6 +156,7 @@ class Session:
             "step": step,
             "points": [asdict(point) for point in points],
             "check": check,
+            "walls": walls,
             "seed": seed,
         }
         response = self._call(connection, MEASURE, request)

@@ -55,7 +55,7 @@ class SessionFunctions:
         module = self._load(request)
         worst = _check(module, request) if request["check"] else None
         return {
-            "points": [_time(module, request["step"], point) for point in request["points"]],
+            "points": [_time(module, request, point) for point in request["points"]],
             "max_rel_error": worst,
         }
 
@@ -146,9 +146,9 @@ def _check(module: Module, request: Any) -> float:
     return worst
 
 
-def _time(module: Module, step: int, point: Any) -> dict[str, Any]:
+def _time(module: Module, request: Any, point: Any) -> dict[str, Any]:
     cpu_units, gpu_units = point["cpu_units"], point["gpu_units"]
-    times = module.time_step(step, cpu_units, gpu_units, repeats=point["repeats"])
+    times = module.time_step(request["step"], cpu_units, gpu_units, repeats=point["repeats"], walls=request["walls"])
     return {
         "cpu_units": cpu_units,
         "gpu_units": gpu_units,

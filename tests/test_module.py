@@ -160,6 +160,8 @@ def test_time_step_gives_one_entry_a_repetition(mechanism_device: Device) -> Non
         assert len(times.cpu_us) == (5 if cpu_units else 0)
         assert len(times.gpu_us) == (5 if gpu_units else 0)
         assert min(times.wall_us + times.cpu_us + times.gpu_us) > 0
+    without = module.time_step(0, 0, 6, repeats=5, walls=False)
+    assert len(without.gpu_us) == 5 and not without.wall_us
 
 
 def launch_together(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:

@@ -66,7 +66,9 @@ class PretendedModule:
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
         return {"be wrong": 0.5, "be nan": float("nan")}.get(self.orders["do"], cpu_units * 1e-7)
 
-    def time_step(self, step: int, cpu_units: int, gpu_units: int, *, repeats: int) -> types.SimpleNamespace:
+    def time_step(
+        self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, walls: bool
+    ) -> types.SimpleNamespace:
         match self.orders["do"]:
             case "raise":
                 raise KernelError("first line\nthe kernel does not compile")

@@ -263,7 +263,7 @@ class Module:
 
     @_in_turn
     def time_step(
-        self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2
+        self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2, walls: bool = True
     ) -> timing.StepTimes:
         """Time one layer as it runs inside a network: again and again in one program, all synchronisation included.
 
@@ -273,8 +273,10 @@ class Module:
             Index of the layer.
         cpu_units, gpu_units
             What each side computes; they may leave units out, which times a half alone.
+        walls
+            Whether walls of the GPU alone are wanted, which take a device with memory of its own a while.
         """
-        return timing.time_step(self._executor, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup)
+        return timing.time_step(self._executor, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
 
     @_in_turn
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:

@@ -51,7 +51,9 @@ def time_runs(program: Prepared, *, repeats: int, warmup: int) -> list[float]:
     return times_us
 
 
-def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int) -> StepTimes:
+def time_step(
+    executor: Executor, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int, walls: bool = True
+) -> StepTimes:
     """See :meth:`Module.time_step`.
 
     Walls are of programs as they run in earnest; where the GPU's own times need an event for each kernel, they have a
@@ -68,6 +70,8 @@ def time_step(executor: Executor, step: int, cpu_units: int, gpu_units: int, *, 
     if timed:
         _run_warm(timed)
         gpu_us = list(_gpu_times_us(timed).values())[warmup:]
+    if not cpu_units and not walls:
+        return StepTimes([], gpu_us, [])
     if not cpu_units:
         further = min(_MOST_CHAINED, math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3)))
         single_us, chain_us = (_gpu_runs_us(chain(count), repeats, warmup) for count in (1, 1 + further))

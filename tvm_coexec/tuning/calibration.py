@@ -63,7 +63,7 @@ def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
     """How fast either side reads weights from memory."""
     layer = streaming_layer(cache_bytes)
     candidate, units = tuner.default_candidate(layer), layer.units
-    cpu, gpu, both = tuner.measure_now(candidate, [Point(*way, _REPEATS) for way in _ways(layer)])
+    cpu, gpu, both = tuner.measure_now(candidate, [Point(*way, _REPEATS) for way in _ways(layer)], walls=False)
 
     def rate(share: float, times_us: Sequence[float]) -> float:
         return share * layer.weight_bytes / float(np.quantile(times_us, _LAYER_QUANTILE))
@@ -102,7 +102,7 @@ def _trial(tuner: Tuner, graph: Graph, module: bytes, overheads: Overheads, *, c
     """What the network takes longer than the sum of its layers, divided in every way."""
     layers = {
         layer: tuner.measure_now(
-            tuner.default_candidate(layer), [Point(*way, _REPEATS) for way in _ways(layer)], check=check
+            tuner.default_candidate(layer), [Point(*way, _REPEATS) for way in _ways(layer)], check=check, walls=False
         )
         for layer in dict.fromkeys(node.layer for node in graph.nodes)
     }

@@ -64,7 +64,7 @@ class Tuner:
         if not wanted or self.profile.failure(candidate) is not None:
             return
         try:
-            times = self.measure_now(candidate, wanted)
+            times = self.measure_now(candidate, wanted, walls=False)
         except (KernelError, RefusedError, SessionLostError) as error:
             self.profile.add_failure(candidate, str(error))
             return
@@ -95,16 +95,20 @@ class Tuner:
         known = all(self.profile.has(candidate, point) for point in points)
         return not known and self.profile.failure(candidate) is None
 
-    def measure_now(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> list[PointTimes]:
+    def measure_now(
+        self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
+    ) -> list[PointTimes]:
         """Measure, whatever the profile holds, and store nothing; ``check`` the results before.
 
         Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
         """
         a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
-        times = self.ask(candidate, a_round * ROUNDS, check=check).points
+        times = self.ask(candidate, a_round * ROUNDS, check=check, walls=walls).points
         return [_joined(times[index :: len(points)]) for index in range(len(points))]
 
-    def ask(self, candidate: Candidate, points: Sequence[Point], *, check: bool = True) -> Measurement:
+    def ask(
+        self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
+    ) -> Measurement:
         """One call to the device; once more, in a session of its own, where the first one was lost on the way.
 
         What ends a session twice is the candidate's fault where the device still computes something else; a server that
@@ -113,11 +117,11 @@ class Tuner:
         """
         module = self.module(candidate)
         try:
-            return self.session.measure(module, points, check=check)
+            return self.session.measure(module, points, check=check, walls=walls)
         except (SessionLostError, DeviceFailedError):
             self.session.reconnect()
         try:
-            return self.session.measure(module, points, check=check)
+            return self.session.measure(module, points, check=check, walls=walls)
         except SessionLostError:
             self.session.reconnect()
             self._check_that_the_device_works()
