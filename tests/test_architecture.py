@@ -1,6 +1,7 @@
 """The rooms of the house: who may import whom, so that data flows one way, and no rings of files."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,3 +128,13 @@ RINGS = {
     )
 }
 """Files that name each other's types: to be taken apart, and not to be added to."""
+
+
+@pytest.mark.parametrize(
+    "readme", sorted(ROOT.glob("*/README.md")) + sorted(ROOT.glob("tvm_coexec/*/README.md")), ids=str
+)
+def test_the_readme_of_a_room_names_files_that_are_there(readme: Path) -> None:
+    folder = readme.parent
+    names = re.findall(r"`([\w./*]+\.(?:py|c|h))`", readme.read_text())
+    missing = [name for name in names if not (list(folder.rglob(name)) or (ROOT / "tvm_coexec" / name).exists())]
+    assert names and not missing
