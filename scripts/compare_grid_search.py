@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 from networks import NETWORKS, network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
 from steady_layers import Program, Rounds, SteadyTimer
@@ -119,13 +120,18 @@ def chunks(points: Sequence[Point]) -> Iterator[list[Point]]:
         yield list(points[start : start + POINTS_A_CALL])
 
 
-def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, layer: AnyLayer) -> Compared:
-    """Measure one layer: the whole grid of each way to divide it, then what is reported."""
+def some_splits(units: int, most: int | None) -> list[int]:
+    """Every split, or at most so many, evenly spread from either side alone to the other."""
+    return sorted({round(split) for split in np.linspace(0, units, min(most or units + 1, units + 1)).tolist()})
+
+
+def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, most: int | None, layer: AnyLayer) -> Compared:
+    """Measure one layer: the grid of each way to divide it, with ``most`` splits at most, then what is reported."""
     ways = [way for way in ways_to_divide(layer) if way == layer or plans.knows(way)]
     compared = Compared(layer, plans.plan_best_way("layer", layer), [Grid(_kernels(tuner, plans, way)) for way in ways])
     for grid in compared.grids:
         repeats = min(GRID_REPEATS, repeats_for(layer))
-        points = [Point(split, grid.layer.units - split, repeats) for split in range(grid.layer.units + 1)]
+        points = [Point(split, grid.layer.units - split, repeats) for split in some_splits(grid.layer.units, most)]
         for portion in chunks(points):
             measured = tuner.ask(grid.candidate, portion)
             compared.max_rel_error = max(compared.max_rel_error, measured.max_rel_error or 0.0)
@@ -220,7 +226,13 @@ def draw(axes: Any, layers: Sequence[Compared]) -> None:
 
 
 def compare_all(
-    profile: str, layers: Sequence[AnyLayer], out: str, title: str, tracker: str | None = None, key: str | None = None
+    profile: str,
+    layers: Sequence[AnyLayer],
+    out: str,
+    title: str,
+    tracker: str | None = None,
+    key: str | None = None,
+    most_splits: int | None = None,
 ) -> list[Compared]:
     """Compare layers on the profile's device, and write the report."""
     with Profile.open(profile) as opened:
@@ -228,7 +240,7 @@ def compare_all(
         choice = DeviceChoice.again(opened.facts) if tracker is None else DeviceChoice()
         with open_session(choice, tracker, key) as session:
             tuner = Tuner(session, opened, target_for(session.facts()))
-            return report.collect(layers, partial(compare, tuner, plans, SteadyTimer(tuner)), write)
+            return report.collect(layers, partial(compare, tuner, plans, SteadyTimer(tuner), most_splits), write)
 
 
 def write(compared: Sequence[Compared], report: Report) -> None:
@@ -255,9 +267,13 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
     parser.add_argument("--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback")
     parser.add_argument("--key", help="key of the device at the tracker")
+    parser.add_argument(
+        "--splits", type=int, metavar="N", help="of each layer at most so many, evenly spread (default: every split)"
+    )
     options = parser.parse_args()
     title = f"Planned split against the grid search: {options.layers}"
-    compare_all(options.profile, layers_of(options.layers), options.out, title, options.tracker, options.key)
+    layers = layers_of(options.layers)
+    compare_all(options.profile, layers, options.out, title, options.tracker, options.key, options.splits)
 
 
 if __name__ == "__main__":
