@@ -125,7 +125,7 @@ def some_splits(units: int, most: int | None) -> list[int]:
     return sorted({round(split) for split in np.linspace(0, units, min(most or units + 1, units + 1)).tolist()})
 
 
-def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, most: int | None, layer: AnyLayer) -> Compared:
+def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, layer: AnyLayer, *, most: int | None = None) -> Compared:
     """Measure one layer: the grid of each way to divide it, with ``most`` splits at most, then what is reported."""
     ways = [way for way in ways_to_divide(layer) if way == layer or plans.knows(way)]
     compared = Compared(layer, plans.plan_best_way("layer", layer), [Grid(_kernels(tuner, plans, way)) for way in ways])
@@ -240,7 +240,7 @@ def compare_all(
         choice = DeviceChoice.again(opened.facts) if tracker is None else DeviceChoice()
         with open_session(choice, tracker, key) as session:
             tuner = Tuner(session, opened, target_for(session.facts()))
-            return report.collect(layers, partial(compare, tuner, plans, SteadyTimer(tuner), most_splits), write)
+            return report.collect(layers, partial(compare, tuner, plans, SteadyTimer(tuner), most=most_splits), write)
 
 
 def write(compared: Sequence[Compared], report: Report) -> None:
