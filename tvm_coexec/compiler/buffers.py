@@ -6,6 +6,7 @@ writes there; of the others, each is cleared again whenever it is written.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,44 +22,35 @@ memory that no cache holds any more takes longer."""
 Geometry = tuple[int, ...] | None
 
 
-@dataclass(frozen=True)
-class _Use:
-    """A tensor in a storage buffer: its words, the last step that needs it, and where its halo is."""
-
-    words: int
-    last: int
-    geometry: Geometry
-
-
 @dataclass
 class _Buffer:
-    """A piece of memory, and the tensors in it, in their order."""
+    """A piece of memory, and what matters of the tensors in it."""
 
     number: int
-    uses: list[_Use] = field(default_factory=list)
+    words: int = 0
+    needed_until: int = -1
+    geometries: Counter[Geometry] = field(default_factory=Counter)
+    last_uses: dict[int, int] = field(default_factory=dict)
 
-    @property
-    def words(self) -> int:
-        return max((use.words for use in self.uses), default=0)
-
-    @property
-    def needed_until(self) -> int:
-        return self.uses[-1].last
+    def add(self, words: int, last: int, geometry: Geometry) -> None:
+        """Put a tensor here, after those that are."""
+        self.words, self.needed_until = max(self.words, words), last
+        self.geometries[geometry] += 1
+        self.last_uses[words] = max(last, self.last_uses.get(words, -1))
 
     def last_use(self, words: int) -> int:
         """The last step that used so many words: the later it was, the more of them a cache still holds."""
-        return max((use.last for use in self.uses if use.words >= words), default=-1)
+        return max((last for used, last in self.last_uses.items() if used >= words), default=-1)
 
     def cost_words(self, words: int, geometry: Geometry, *, waits: bool) -> int:
         """How much the buffer grows for one tensor more, with what the halos to clear and a wait count."""
-        geometries = [use.geometry for use in self.uses]
-        more = _to_clear([*geometries, geometry]) - _to_clear(geometries)
+        more = _to_clear(self.geometries + Counter([geometry])) - _to_clear(self.geometries)
         return max(words - self.words, 0) + _CLEARING_WORDS * more + _WAITING_WORDS * waits
 
 
-def _to_clear(geometries: Sequence[Geometry]) -> int:
+def _to_clear(geometries: Counter[Geometry]) -> int:
     """How many of the tensors that share a storage buffer have a halo that does not stay zero."""
-    return sum(one is not None for one in geometries) if len(set(geometries)) > 1 else 0
+    return geometries.total() - geometries[None] if len(geometries) > 1 else 0
 
 
 def assign_buffers(
@@ -96,7 +88,7 @@ def assign_buffers(
         since = -1 if name in kept else free_since[name]
         after_wait = max(since, first - 2) if may_wait and name not in kept else since
         buffer = _free_buffer(buffers, tensor.halo_geometry, needed[name], (since, after_wait))
-        buffer.uses.append(_Use(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry))
+        buffer.add(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry)
         numbers[name] = buffer.number
     return tuple(replace(tensor, buffer=numbers[tensor.outermost]) for tensor in tensors)
 
@@ -132,7 +124,7 @@ def _free_buffer(buffers: list[_Buffer], geometry: Geometry, words: int, free: t
     new, (since, after_wait) = _Buffer(len(buffers)), free
 
     def order(buffer: _Buffer) -> tuple[int, int, int]:
-        waits = bool(buffer.uses) and buffer.needed_until > since
+        waits = buffer is not new and buffer.needed_until > since
         return (buffer.cost_words(words, geometry, waits=waits), -buffer.last_use(words), buffer.words)
 
     found = min([*(buffer for buffer in buffers if buffer.needed_until <= after_wait), new], key=order)
@@ -143,8 +135,8 @@ def _free_buffer(buffers: list[_Buffer], geometry: Geometry, words: int, free: t
 
 def halos_to_clear(tensors: Sequence[TensorSpec]) -> set[str]:
     """The names of tensors, slices of others included, whose halo must be cleared whenever they are written."""
-    geometries: dict[int | None, list[Geometry]] = {}
+    geometries: dict[int | None, Counter[Geometry]] = {}
     for tensor in tensors:
         if not tensor.parents:
-            geometries.setdefault(tensor.buffer, []).append(tensor.halo_geometry)
+            geometries.setdefault(tensor.buffer, Counter())[tensor.halo_geometry] += 1
     return {tensor.name for tensor in tensors if tensor.halo_geometry and _to_clear(geometries[tensor.buffer])}

@@ -148,10 +148,7 @@ class Graph:
         ModelError
             Naming the first tensor or node that does not fit.
         """
-        for name, tensor in self.tensors.items():
-            _check_tensor(name, tensor)
-            if tensor.channels_first and name not in (*self.inputs, *self.outputs):
-                raise ModelError(f"tensor {name!r} has its channels first; only inputs and outputs can")
+        self._check_tensors()
         for kind, names in (("input", self.inputs), ("output", self.outputs)):
             _check_unique(names, f"{kind} tensor")
             for name in names:
@@ -159,11 +156,10 @@ class Graph:
                     raise ModelError(f"graph {kind} {name!r} is not among the graph's tensors; add it")
         _check_unique([node.name for node in self.nodes], "node")
 
-        slices = {
-            tensor.parent: self.slices(tensor.parent) for tensor in self.tensors.values() if tensor.parent is not None
-        }
-        for parent in slices:
-            self._check_slices(parent)
+        slices = self._all_parts()
+        written = {*self.inputs, *(node.output for node in self.nodes)}
+        for parent, own in slices.items():
+            self._check_slices(parent, own, written)
         available = set(self.inputs)
         for node in self.nodes:
             _check_node(node, self.tensors, available)
@@ -175,14 +171,29 @@ class Graph:
             if name not in available:
                 raise ModelError(f"tensor {name!r} is computed by no node; remove it, or add the node that makes it")
 
-    def _check_slices(self, parent: str) -> None:
+    def _check_tensors(self) -> None:
+        seen_by_user = {*self.inputs, *self.outputs}
+        for name, tensor in self.tensors.items():
+            _check_tensor(name, tensor)
+            if tensor.channels_first and name not in seen_by_user:
+                raise ModelError(f"tensor {name!r} has its channels first; only inputs and outputs can")
+
+    def _all_parts(self) -> dict[str, list[str]]:
+        """The parts of each tensor that has some, in the order of their channels."""
+        slices: dict[str, list[str]] = {}
+        for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].first_channel):
+            if tensor.parent is not None:
+                slices.setdefault(tensor.parent, []).append(name)
+        return slices
+
+    def _check_slices(self, parent: str, slices: list[str], written: set[str]) -> None:
         """Parts must fill the channels of an image that nothing else writes, and begin where its tiles do."""
-        if parent not in self.tensors or parent in (*self.inputs, *(node.output for node in self.nodes)):
+        if parent not in self.tensors or parent in written:
             raise ModelError(
                 f"{parent!r}, which others are slices of, must be a tensor that no node writes, and no input"
             )
         image, channel = self.tensors[parent].image, 0
-        for name in self.slices(parent):
+        for name in slices:
             sliced = self.tensors[name]
             fits = sliced.image is not None and image is not None and sliced.image[:3] == image[:3]
             if not fits or sliced.first_channel != channel or channel % TILE or name in (*self.inputs, *self.outputs):

@@ -29,24 +29,50 @@ from tvm_coexec.layers import (
 from . import Graph, Node, Tensor
 
 
+class _Touched:
+    """The tensors of a graph, and of each the nodes that read or write it and the slices of it."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.tensors = dict(graph.tensors)
+        self.inputs, self.outputs = set(graph.inputs), set(graph.outputs)
+        self.slices: dict[str, list[str]] = {}
+        self.users: dict[str, list[Node]] = {}
+        for name, tensor in graph.tensors.items():
+            if tensor.parent is not None:
+                self.slices.setdefault(tensor.parent, []).append(name)
+        for node in graph.nodes:
+            for name in dict.fromkeys((*node.reads, node.output)):
+                self.users.setdefault(name, []).append(node)
+
+    def readers(self, name: str) -> list[Node]:
+        return [node for node in self.users.get(name, ()) if name in node.reads]
+
+    def join(self, node: Node, layer: Concat) -> None:
+        """Make the operands of a concatenation slices of its result, and forget the node."""
+        for name in (*node.reads, node.output):
+            self.users[name] = [user for user in self.users[name] if user is not node]
+        for name, start in zip(node.reads, accumulate(layer.channels, initial=0), strict=False):
+            self.tensors[name] = replace(self.tensors[name], parent=node.output, first_channel=start)
+            self.slices.setdefault(node.output, []).append(name)
+
+
 def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
     """A layout for every image of a graph: the padding of a convolution is a halo around the image that it reads."""
     layouts: dict[str, ImageLayout] = {}
+    touched = _Touched(graph)
     for name, tensor in graph.tensors.items():
         if tensor.image is not None and tensor.parent is None:
-            layouts[name] = ImageLayout(_halo(name, graph), _is_narrow(name, tensor, graph))
-            layouts |= _slice_layouts(name, replace(layouts[name], parent_tiles=row_tiles(tensor.channels)), graph)
+            layouts[name] = ImageLayout(_halo(name, touched), _is_narrow(name, touched))
+            _add_slice_layouts(layouts, name, replace(layouts[name], parent_tiles=row_tiles(tensor.channels)), touched)
     return layouts
 
 
-def _slice_layouts(parent: str, layout: ImageLayout, graph: Graph) -> dict[str, ImageLayout]:
-    """The layouts of an image's slices, and of theirs, if a slice that began where the image does had ``layout``."""
-    layouts: dict[str, ImageLayout] = {}
-    for name in graph.slices(parent):
-        first_tile = layout.first_tile + graph.tensors[name].first_channel // TILE
+def _add_slice_layouts(layouts: dict[str, ImageLayout], parent: str, layout: ImageLayout, touched: _Touched) -> None:
+    """Those of all slices of an image, and of theirs, if a slice that began where the image does had ``layout``."""
+    for name in touched.slices.get(parent, ()):
+        first_tile = layout.first_tile + touched.tensors[name].first_channel // TILE
         layouts[name] = replace(layout, first_tile=first_tile)
-        layouts |= _slice_layouts(name, layouts[name], graph)
-    return layouts
+        _add_slice_layouts(layouts, name, layouts[name], touched)
 
 
 def node_layouts(node: Node, layouts: Mapping[str, ImageLayout]) -> ImageLayouts | None:
@@ -74,18 +100,18 @@ def _padding(node: Node, name: str) -> tuple[int, int]:
     return (max(top, bottom), max(left, right))
 
 
-def _halo(name: str, graph: Graph) -> tuple[int, int]:
+def _halo(name: str, touched: _Touched) -> tuple[int, int]:
     """What all readers of an image and of its slices can do with."""
-    wanted = [(0, 0), *(_padding(node, name) for node in graph.consumers(name))]
-    wanted += [_halo(sliced, graph) for sliced in graph.slices(name)]
+    wanted = [(0, 0), *(_padding(node, name) for node in touched.readers(name))]
+    wanted += [_halo(sliced, touched) for sliced in touched.slices.get(name, ())]
     return (max(h for h, _ in wanted), max(w for _, w in wanted))
 
 
-def _is_narrow(name: str, tensor: Tensor, graph: Graph) -> bool:
+def _is_narrow(name: str, touched: _Touched) -> bool:
     """Whether an image is kept without padding channels: a network's input with few channels."""
-    readers = graph.consumers(name)
-    only_convolved = all(isinstance(node.layer, Conv2d) and node.reads == (name,) for node in readers)
-    return name in graph.inputs and name not in graph.outputs and tensor.channels <= MAX_NARROW and only_convolved
+    if name not in touched.inputs or name in touched.outputs or touched.tensors[name].channels > MAX_NARROW:
+        return False
+    return all(isinstance(node.layer, Conv2d) and node.reads == (name,) for node in touched.readers(name))
 
 
 def fit_images(graph: Graph) -> Graph:
@@ -97,12 +123,12 @@ def fit_images(graph: Graph) -> Graph:
     Concatenations vanish where their operands can be slices of the result.
     """
     graph = replace(graph, nodes=[_over_image(node, graph) for node in graph.nodes])
-    tensors = dict(graph.tensors)
+    tensors, touched = dict(graph.tensors), _Touched(graph)
     nodes: list[Node] = []
     copies: dict[str, str] = {}
     for node in graph.nodes:
         halo, image = _padding(node, node.input), tensors[node.input].image
-        if halo != (0, 0) and image is not None and _is_seen_as_rows(graph, node.input):
+        if halo != (0, 0) and image is not None and _is_seen_as_rows(node.input, touched):
             if node.input not in copies:
                 copies[node.input] = copied = _free_name(f"{node.input}.padded", tensors)
                 tensors[copied] = Tensor(copied, image, 1, image)
@@ -128,56 +154,53 @@ def _over_image(node: Node, graph: Graph) -> Node:
 
 def _join(graph: Graph) -> Graph:
     """Make operands of concatenations slices of the results, where all of one can be, and drop such nodes."""
+    touched = _Touched(graph)
+    nodes = []
     for node in graph.nodes:
-        if isinstance(node.layer, Concat) and _can_be_joined(node, node.layer, graph):
-            starts = accumulate(node.layer.channels, initial=0)
-            slices = {
-                name: replace(graph.tensors[name], parent=node.output, first_channel=start)
-                for name, start in zip((node.input, *node.others), starts, strict=False)
-            }
-            nodes = [one for one in graph.nodes if one is not node]
-            joined = Graph(graph.tensors | slices, graph.inputs, graph.outputs, nodes)
-            if not _is_seen_as_rows(joined, node.output) or _halo(node.output, joined) == (0, 0):
-                graph = joined
-    return graph
+        if isinstance(node.layer, Concat) and _can_be_joined(node, node.layer, touched):
+            touched.join(node, node.layer)
+        else:
+            nodes.append(node)
+    return replace(graph, tensors=touched.tensors, nodes=nodes)
 
 
-def _can_be_joined(node: Node, layer: Concat, graph: Graph) -> bool:
+def _can_be_joined(node: Node, layer: Concat, touched: _Touched) -> bool:
     """Whether all operands begin with a tile of the result, and nothing touches them that a slice cannot serve.
 
     A copy of a single image has another purpose, and stays.
     """
     aligned = all(channels % TILE == 0 for channels in layer.channels[:-1])
     sizes = zip((*node.reads, node.output), (*layer.input_sizes, layer.output_size), strict=True)
-    are_images = all(graph.tensors[name].image == size for name, size in sizes)
-    are_free = 1 < len(set(node.reads)) == len(node.reads) and all(_can_be_slice(name, graph) for name in node.reads)
-    return aligned and are_images and are_free
-
-
-def _can_be_slice(name: str, graph: Graph) -> bool:
-    """Whether an image is no slice yet, is the network's own, and is touched only by kernels that see images."""
-    if graph.tensors[name].parent is not None or name in (*graph.inputs, *graph.outputs):
+    are_images = all(touched.tensors[name].image == size for name, size in sizes)
+    are_free = 1 < len(set(node.reads)) == len(node.reads) and all(_can_be_slice(name, touched) for name in node.reads)
+    if not (aligned and are_images and are_free):
         return False
-    users = [node for node in graph.nodes if name in (*node.reads, node.output)]
-    return not _is_seen_as_rows(graph, name) and all(
+    has_halo = any(_halo(name, touched) != (0, 0) for name in (node.output, *node.reads))
+    return not has_halo or not _is_seen_as_rows(node.output, touched)
+
+
+def _can_be_slice(name: str, touched: _Touched) -> bool:
+    """Whether an image is no slice yet, is the network's own, and is touched only by kernels that see images."""
+    if touched.tensors[name].parent is not None or name in touched.inputs or name in touched.outputs:
+        return False
+    return not _is_seen_as_rows(name, touched) and all(
         not isinstance(node.layer, Opaque) and not (isinstance(node.layer, LocalNorm) and node.input == name)
-        for node in users
+        for node in touched.users[name]
     )
 
 
-def _is_seen_as_rows(graph: Graph, name: str) -> bool:
+def _is_seen_as_rows(name: str, touched: _Touched) -> bool:
     """Whether a layer reads or writes an image without knowing its lines and columns, or takes them for others."""
-    users = [node for node in graph.nodes if name in (*node.reads, node.output)]
-    return any(_sees_rows(node.layer) or not _sees_size(node, name, graph) for node in users)
+    return any(_sees_rows(node.layer) or not _sees_size(node, name, touched) for node in touched.users.get(name, ()))
 
 
-def _sees_size(node: Node, name: str, graph: Graph) -> bool:
+def _sees_size(node: Node, name: str, touched: _Touched) -> bool:
     layer = node.layer
     if isinstance(layer, Opaque):
         return True
     residual = () if node.residual is None else (layer.output_size,)
     sizes = zip((*node.reads, node.output), (*layer.input_sizes, *residual, layer.output_size), strict=True)
-    return all(size == graph.tensors[name].image for other, size in sizes if other == name)
+    return all(size == touched.tensors[name].image for other, size in sizes if other == name)
 
 
 def _free_name(name: str, taken: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from tvm_coexec import schedules
@@ -124,7 +125,7 @@ def _best_measured(node: Node, samples: Mapping[AnyLayer, Sequence[Sample]], ove
 
 
 def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
-    return bool(schedules.family(layer).variants(layer, "gpu", hardware))
+    return _default_variant(layer, "gpu", hardware) is not None
 
 
 def plan_node(node: Node, planner: Planner) -> LayerPlan:
@@ -156,8 +157,12 @@ def _unpredicted(node: Node, cpu_units: int, hardware: Hardware, reason: str, pl
 
 
 def _usual_variant(layer: AnyLayer, side: str, hardware: Hardware, planner: Planner | None) -> Variant | None:
-    if planner is not None:
-        return planner.usual_variant(layer, side)
+    return _default_variant(layer, side, hardware) if planner is None else planner.usual_variant(layer, side)
+
+
+@lru_cache(maxsize=1024)
+def _default_variant(layer: AnyLayer, side: str, hardware: Hardware) -> Variant | None:
+    """None where a side has no kernels; networks repeat many of their layers."""
     return next(iter(schedules.family(layer).variants(layer, side, hardware)), None)
 
 

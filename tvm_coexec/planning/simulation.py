@@ -6,7 +6,7 @@ synchronisation's time after both its own last half and the one that it waits fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tvm_coexec.graph.dependencies import Read, needs_other
@@ -164,13 +164,17 @@ def search(
     return min(states, key=lambda state: state.total_us(costs)).options
 
 
-def _kept(reads: Sequence[Sequence[Read]]) -> list[list[int]]:
+def _kept(reads: Sequence[Sequence[Read]]) -> Iterator[list[int]]:
     """After each step: the steps so far that a later one reads."""
     last_reader = {read.step: number for number, step in enumerate(reads, 1) for read in step}
-    return [
-        [step for step, last in sorted(last_reader.items()) if step <= number < last]
-        for number in range(1, len(reads) + 1)
-    ]
+    live: dict[int, None] = {}
+    for number, step in enumerate(reads, 1):
+        if last_reader.get(number, 0) > number:
+            live[number] = None
+        for read in step:
+            if last_reader[read.step] == number:
+                live.pop(read.step, None)
+        yield list(live)
 
 
 def _best(states: list[State], width: int) -> list[State]:

@@ -14,6 +14,9 @@ from tvm_coexec.graph import Graph, Image, Node, Tensor
 from tvm_coexec.graph.graph import AnyLayer
 from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, step_operands
 
+_MOST_STEPS = 16
+"""Steps after which another layer begins: kernels with hundreds of them take minutes to compile."""
+
 
 @dataclass(eq=False)
 class DraftTensor:
@@ -89,8 +92,8 @@ class Draft:
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the layer can have an epilogue."""
-        return not isinstance(self.layer, Concat | Attention | Opaque)
+        """Whether the layer can have a further step."""
+        return not isinstance(self.layer, Concat | Attention | Opaque) and len(self.epilogue) < _MOST_STEPS
 
     def append(self, step: str) -> None:
         self.epilogue.append(step)

@@ -7,9 +7,8 @@ them. Until these are known, a value is an affine function of a tensor.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -26,17 +25,15 @@ from . import moves as fuse_moves
 from . import norms as fuse_norms
 from . import rows as fuse_rows
 from .drafts import Affine, Draft, DraftTensor, finish_graph
-from .inputs import input_tensor
+from .inputs import Readers
 from .opaque import add_opaque, concrete, copied
-from .values import NO_PADDING, Value, claim_image
+from .reads import VIEWS, Reads
+from .values import NO_PADDING, Value, Values, claim_image
 
 _PARTS = {
     "sqrt": "layer normalisation over the last axis",
 }
 """Operations that no kernel knows, and what they may be a part of."""
-
-VIEWS = ("reshape", "transpose")
-"""Operations that change only how a tensor is seen."""
 
 
 def fuse(trace: Trace) -> Graph:
@@ -60,20 +57,19 @@ class Fuser:
         self.trace = trace
         self.waiting: dict[str, fuse_moves.Waiting] = {}
         self.drafts: list[Draft] = []
-        self.roots = _view_roots(trace.operations, {})
-        self.reads = Counter(_reads(trace.operations, self.roots))
-        self.reads.update(self.roots.get(value, value) for _, value in trace.outputs)
-        self.inputs = [input_tensor(trace, name) for name in trace.inputs]
-        self.values = {
-            tensor.name: Value(tensor, tensor.shape, tensor.image[0] if tensor.image else tensor.rows)
-            for tensor in self.inputs
-        }
+        self.fresh: list[Draft] = []
+        self.reads = Reads(trace)
+        self.readers = Readers(trace)
+        self.inputs = [self.readers.tensor(name) for name in trace.inputs]
+        self.values = Values()
+        for tensor in self.inputs:
+            self.values[tensor.name] = Value(tensor, tensor.shape, tensor.image[0] if tensor.image else tensor.rows)
 
     def add(self, operation: Operation) -> None:
         """Form a layer, or of what fits into none the layers of its parts, or else an opaque one."""
         if fuse_moves.go_on(self, operation):
             return
-        before = list(self.drafts)
+        self.fresh = []
         refusal = self._foreign(operation)
         if refusal is None:
             try:
@@ -84,8 +80,9 @@ class Fuser:
                 refusal = ModelError(f"{operation.source} fits no layer ({error})")
         if refusal is None:
             return
-        used = {value.tensor for value in self.values.values()}
-        self.drafts = [draft for draft in self.drafts if draft in before or draft.output in used]
+        for draft in self.fresh:
+            if not self.values.of(draft.output) and draft in self.drafts:
+                self.drafts.remove(draft)
         if fuse_moves.put_off(self, operation):
             return
         if operation.parts:
@@ -96,9 +93,7 @@ class Fuser:
     def _add_parts(self, pattern: Operation) -> None:
         """Form layers of what a pattern stands for; what others read too has its layers already."""
         parts = [part for part in pattern.parts if part.output not in self.values]
-        self.roots |= _view_roots(parts, self.roots)
-        self.reads.subtract(_reads([pattern], self.roots))
-        self.reads.update(_reads(parts, self.roots))
+        self.reads.replace(pattern, parts)
         for part in parts:
             self.add(part)
 
@@ -318,6 +313,7 @@ class Fuser:
     ) -> Draft:
         draft = Draft(source.name, layer, tensor, DraftTensor(source.name, shape, channels))
         self.drafts.append(draft)
+        self.fresh.append(draft)
         return draft
 
     def _map(self, value: Value, source: Source) -> Draft:
@@ -338,7 +334,7 @@ class Fuser:
 
     def is_only_reader(self, name: str) -> bool:
         """Whether nothing but the operation that asks reads a value, in whatever view."""
-        return self.reads[self.roots.get(name, name)] == 1
+        return self.reads.has_one(name)
 
     def open_draft(self, name: str, source: Source) -> tuple[Draft, Value]:
         """A draft whose result is the value and that can take one more step: its producer, or a new map."""
@@ -368,7 +364,7 @@ class Fuser:
         """The value with what is pending applied: by the layer that makes its tensor, or else by a map."""
         if value.pending is None:
             return value
-        seen = [name for name, other in self.values.items() if other.tensor is value.tensor]
+        seen = self.values.of(value.tensor)
         producer = value.tensor.producer
         if producer is not None and producer.takes_steps and self._is_read_only_after(value, seen):
             producer.absorb(value.pending)
@@ -384,7 +380,8 @@ class Fuser:
 
         Values stand in the order in which the model makes them: those before are each read by the next alone.
         """
-        if any(value.tensor in (draft.input, draft.residual, *draft.others) for draft in self.drafts):
+        later = takewhile(lambda draft: draft.output is not value.tensor, reversed(self.drafts))
+        if any(value.tensor in (draft.input, draft.residual, *draft.others) for draft in later):
             return False
         are_after = [self.values[name].pending is value.pending for name in seen]
         first = are_after.index(True)
@@ -407,22 +404,6 @@ class Fuser:
                 f"{source} reads shape {list(value.shape)} from a tensor that others read as rows of "
                 f"{value.tensor.channels} channels; let all read rows of one length"
             )
-
-
-def _view_roots(operations: Iterable[Operation], known: Mapping[str, str]) -> dict[str, str]:
-    """The value that each reshaped or transposed value is, seen in another way; ``known`` are those of earlier ones."""
-    roots = dict(known)
-    for operation in operations:
-        if operation.op in VIEWS:
-            roots[operation.output] = roots.get(operation.inputs[0], operation.inputs[0])
-    return roots
-
-
-def _reads(operations: Iterable[Operation], roots: Mapping[str, str]) -> Iterator[str]:
-    """Each value that the operations read, in whatever view, as often as they do."""
-    for operation in operations:
-        if operation.op not in VIEWS:
-            yield from (roots.get(name, name) for name in operation.inputs)
 
 
 def _affine(operation: Operation, vector: np.ndarray, constant_first: bool) -> Affine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -199,7 +199,7 @@ def _add_concat(fuser: Fuser, operation: Operation) -> None:
     if not all(value.has_channels_at(axis) for value in values):
         fuse_moves.add_joined(fuser, operation)
         return
-    tensors = [tensor for name in operation.inputs for tensor in _joined(fuser, name)]
+    tensors = _joined(fuser, operation.inputs)
     image = next((tensor.image for tensor in tensors if tensor.image), None)
     batch, h, w = (1, tensors[0].rows, 1) if image is None else image[:3]
     if image is not None:
@@ -213,14 +213,24 @@ def _add_concat(fuser: Fuser, operation: Operation) -> None:
     fuser.set(operation, draft, values[0])
 
 
-def _joined(fuser: Fuser, name: str) -> list[DraftTensor]:
-    """What a concatenation takes for an operand: if that is a concatenation that nothing else reads, its operands."""
-    tensor = fuser.values[name].tensor
-    producer = tensor.producer
-    if producer is None or not isinstance(producer.layer, Concat) or not fuser.is_only_reader(name):
-        return [tensor]
-    fuser.drafts.remove(producer)
-    return [producer.input, *producer.others]
+def _joined(fuser: Fuser, names: Sequence[str]) -> list[DraftTensor]:
+    """What a concatenation takes for its operands: of concatenations that nothing else reads theirs, while few."""
+    tensors: list[DraftTensor] = []
+    for place, name in enumerate(names, 1):
+        tensor = fuser.values[name].tensor
+        producer, own = tensor.producer, [tensor]
+        if producer is not None and isinstance(producer.layer, Concat) and fuser.is_only_reader(name):
+            own = [producer.input, *producer.others]
+        if len(tensors) + len(own) + len(names) - place > _MOST_OPERANDS:
+            own = [tensor]
+        elif producer is not None and own != [tensor]:
+            fuser.drafts.remove(producer)
+        tensors += own
+    return tensors
+
+
+_MOST_OPERANDS = 16
+"""Operands up to which concatenations become one."""
 
 
 HANDLERS: dict[str, Callable[[Fuser, Operation], None]] = {

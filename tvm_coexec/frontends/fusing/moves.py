@@ -12,7 +12,6 @@ from tvm_coexec.graph.graph import Image
 from tvm_coexec.layers import Rearrange, Resize
 
 from .drafts import Draft, DraftTensor, trailing_axes
-from .inputs import input_tensor
 from .values import NO_PADDING, Value
 
 if TYPE_CHECKING:
@@ -237,7 +236,7 @@ def _result(fuser: Fuser, name: str, root: Root, moved: Moved) -> tuple[DraftTen
 
     It is an image if its readers take it as one, or if it is made of one; rows otherwise.
     """
-    tensor = input_tensor(fuser.trace, name)
+    tensor = fuser.readers.tensor(name)
     tensor.channels_first = False
     shape = tensor.shape
     if tensor.image is None and len(shape) == 4 and root.is_channels_first:

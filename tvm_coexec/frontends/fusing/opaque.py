@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import ModelError, last_line
@@ -10,7 +11,6 @@ from tvm_coexec.frontends.trace import OpaqueCall, Operation, Source
 from tvm_coexec.layers import Opaque, Operand, constant_name
 
 from .drafts import DraftTensor
-from .inputs import input_tensor
 from .values import NO_PADDING, Value
 
 if TYPE_CHECKING:
@@ -61,19 +61,26 @@ def concrete(fuser: Fuser, name: str) -> Value:
 
 
 def _check_legal(opaque: OpaqueCall, source: Source, refusal: ModelError) -> None:
+    reason = _illegal(opaque.text, len(opaque.inputs) + len(opaque.constants))
+    if reason:
+        raise ModelError(f"{refusal}; nor can Relax compute {source} for the CPU: {reason}")
+
+
+@lru_cache(maxsize=1024)
+def _illegal(program: str, operands: int) -> str:
+    """Why Relax can make no loops of a program; empty if it can."""
     from tvm_coexec.schedules.opaque_kernels import legalised, program_steps
 
-    names = [str(position) for position in range(len(opaque.inputs) + len(opaque.constants))]
     try:
-        program_steps(legalised(opaque.text), names, "output")
+        program_steps(legalised(program), [str(position) for position in range(operands)], "output")
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = last_line(error)
-        raise ModelError(f"{refusal}; nor can Relax compute {source} for the CPU: {reason}") from error
+        return last_line(error) or type(error).__name__
+    return ""
 
 
 def _output(fuser: Fuser, operation: Operation, values: list[Value]) -> DraftTensor:
     """An image if its readers take it as one, or if it is made of images; rows of its last axis otherwise."""
-    tensor = input_tensor(fuser.trace, operation.output)
+    tensor = fuser.readers.tensor(operation.output)
     shape = tensor.shape
     comes_from_image = any(value.has_channels_at(1) and value.tensor.image is not None for value in values)
     if tensor.image is None and len(shape) == 4 and comes_from_image and tensor.dtype == "float32":

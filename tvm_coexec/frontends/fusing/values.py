@@ -136,6 +136,22 @@ class Value:
         return next((axis for axis in reversed(range(len(self.shape))) if self.has_channels_at(axis)), None)
 
 
+class Values(dict[str, Value]):
+    """Values by their names, which knows as well the names of those that one tensor has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[DraftTensor, dict[str, None]] = {}
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        super().__setitem__(name, value)
+        self._names.setdefault(value.tensor, {})[name] = None
+
+    def of(self, tensor: DraftTensor) -> list[str]:
+        """The names of a tensor's values, in the order in which they were given."""
+        return [name for name in self._names.get(tensor, ()) if self[name].tensor is tensor]
+
+
 def claim_image(tensor: DraftTensor, image: Image, source: Source) -> None:
     """Let the tensor be an image."""
     if tensor.image not in (None, image):

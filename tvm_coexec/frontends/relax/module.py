@@ -26,6 +26,7 @@ from .calls import (
     static_type,
     transpose_or_reshape,
 )
+from .joining import MOST_OPERANDS, add_concat, part_of
 from .opaque import cut_out, evaluate, written
 
 
@@ -219,9 +220,7 @@ class _Tracer:
 
     def _cut_out(self, variable: relax.Var) -> OpaqueCall:
         """The program that computes a variable from what was traced before it."""
-        known = dict(self.traced)
-        known.pop(variable, None)
-        return cut_out(self.module, variable, self.bound, known, self.trace.constants)
+        return cut_out(self.module, variable, self.bound, self.traced, self.trace.constants)
 
     def _set_type(self, name: str, dtype: str) -> None:
         if dtype != "float32":
@@ -286,6 +285,11 @@ class _Tracer:
             return
         if len(constants) == len(inputs):
             raise ModelError(f"{source} is applied to constants alone; replace it by its result")
+        if op == "concat" and len(inputs) > MOST_OPERANDS:
+            self._set_type(name, dtype)
+            axis = relax_images.concat_axis(call) % len(shape)
+            self._add(variable, add_concat(self.trace, inputs, name, axis, source), shape)
+            return
         check_float32(dtype, str(source))
         if operator_name(call) == "relax.astype":
             check_float32(self.trace.dtypes.get(inputs[0], "float32"), f"what {source} converts")
@@ -335,15 +339,18 @@ class _Tracer:
         self._add(variable, Operation(known.op, inputs, self.naming.values[variable], source, attributes), shape)
 
     def _add_part(self, variable: relax.Var, item: relax.TupleGetItem, source: Source) -> None:
-        """One of the parts that an activation is split into."""
-        call = self.splits[item.tuple_value]
+        """One of the parts that a value is split into; others of many are not computed for it."""
+        call, name = self.splits[item.tuple_value], self.naming.values[variable]
         shape, dtype = static_type(variable.ty, str(source))
-        check_float32(dtype, str(source))
         operand = self._operand(call.args[0], str(source))
+        if operand in self.trace.constants or 0 in shape:
+            raise ModelError(f"{source} splits a constant; replace it by its parts")
         axis = int(call.attrs.axis) % len(shape)
-        before = [static_type(part, str(source))[0][axis] for part in call.ty.fields[: item.index]]
-        attributes = {"axis": axis, "begin": sum(before), "count": shape[axis]}
-        self._add(variable, Operation("slice", (operand,), self.naming.values[variable], source, attributes), shape)
+        begin = sum(int(part.shape[axis]) for part in call.ty.fields[: item.index])
+        self._set_type(name, dtype)
+        opaque = part_of(self.trace, operand, axis, begin, shape[axis])
+        attributes = {"axis": axis, "begin": begin, "count": shape[axis]}
+        self._add(variable, Operation("slice", (operand,), name, source, attributes, opaque=opaque), shape)
 
     def _add_batch_norm(self, variable: relax.Var, inputs: tuple[str, ...], epsilon: float, source: Source) -> None:
         """A batch normalisation becomes a product and a sum with constants."""

@@ -1,0 +1,64 @@
+"""Models of many nodes, and nodes of many operands: built in proportion, without deep recursion."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import tvm_coexec
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.runtime.device import Device
+
+MANY = 70
+
+
+def model(nodes: list[onnx.NodeProto], shape: list[int], result: list[int], dtype: int) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "many",
+        [helper.make_tensor_value_info("x", dtype, shape)],
+        [helper.make_tensor_value_info("y", dtype, result)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(("axis", "dtype"), [(0, TensorProto.FLOAT), (1, TensorProto.FLOAT), (1, TensorProto.INT64)])
+def test_many_operands_are_joined_in_their_order(device: Device, axis: int, dtype: int) -> None:
+    """Every second operand is another value, and the last group is not full."""
+    names = ["x", "negative"] * (MANY // 2)
+    nodes = [helper.make_node("Neg", ["x"], ["negative"]), helper.make_node("Concat", names, ["y"], axis=axis)]
+    shape = [3, 4]
+    result = [size * (MANY if place == axis else 1) for place, size in enumerate(shape)]
+    x = np.arange(12).reshape(shape).astype(helper.tensor_dtype_to_np_dtype(dtype))
+    y = tvm_coexec.build(model(nodes, shape, result, dtype), device=device, split=0.5)(x)
+    assert np.array_equal(y, np.concatenate([x, -x] * (MANY // 2), axis))
+
+
+def test_a_long_chain_of_steps_becomes_layers_of_some_steps_each(device: Device) -> None:
+    names = ["x", *(f"v{number}" for number in range(MANY - 1)), "y"]
+    operators = ["Abs", "Neg", "Sigmoid"]
+    nodes = [
+        helper.make_node(operators[place % 3], [read], [made]) for place, (read, made) in enumerate(pairwise(names))
+    ]
+    chain = model(nodes, [2, 8], [2, 8], TensorProto.FLOAT)
+    assert 1 < len(to_graph(chain).nodes) < MANY / 8
+    x = expected = np.linspace(-2, 2, 16, dtype=np.float32).reshape(2, 8)
+    for place in range(MANY):
+        expected = [np.abs, np.negative, lambda v: 1 / (1 + np.exp(-v))][place % 3](expected)
+    assert np.allclose(tvm_coexec.build(chain, device=device, split=0.5)(x), expected, atol=1e-6)
+
+
+def test_each_of_many_parts_is_made_alone(device: Device) -> None:
+    """Of integers, which TVM's loops split."""
+    parts = [f"part{number}" for number in range(20)]
+    nodes = [
+        helper.make_node("Split", ["x"], parts, axis=1),
+        helper.make_node("Concat", parts[::-1], ["y"], axis=1),
+    ]
+    x = np.arange(80).reshape(2, 40)
+    y = tvm_coexec.build(model(nodes, [2, 40], [2, 40], TensorProto.INT64), device=device, split=0.5)(x)
+    assert np.array_equal(y, x.reshape(2, 20, 2)[:, ::-1].reshape(2, 40))
