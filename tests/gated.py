@@ -37,10 +37,6 @@ class Gated(Base):
         return self.n
 
     @property
-    def units(self) -> int:
-        return tile_count(self.n, self.dtype)
-
-    @property
     def flops(self) -> int:
         return 2 * self.m * self.n
 

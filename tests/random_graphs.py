@@ -221,3 +221,12 @@ def random_shape(growing: Growing) -> tuple[int, ...]:
         return (growing.pick((1, 1, 1, 2)), channels, growing.pick(sizes), growing.pick(sizes))
     rank = growing.pick((1, 2, 2, 3, 3, 3, 4, 5))
     return (*(growing.pick(sizes[:6]) for _ in range(rank - 1)), growing.pick((1, 3, 5, 8, 16, 31, 32, 40, 64)))
+
+
+def has_rank(*ranks: int) -> Callable[[np.ndarray], bool]:
+    return lambda array: array.ndim in ranks
+
+
+def check(fits: Any) -> None:
+    if not fits:
+        raise UnfitError

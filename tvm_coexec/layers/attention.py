@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Base, Size, tile_count
+from .base import Base, Size
 from .registry import register
 from .types import tile_channels
 
@@ -222,10 +222,6 @@ class PlaceRows(Base):
     @property
     def out_channels(self) -> int:
         return self.channels
-
-    @property
-    def units(self) -> int:
-        return tile_count(self.channels, self.dtype)
 
     @property
     def flops(self) -> int:

@@ -132,7 +132,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True)
 class Base:
-    """What a layer is unless its class says otherwise: of float32, on rows, each unit apart from the others.
+    """What a layer is unless its class says otherwise: of float32, divided by tiles of channels, without constants.
 
     A class of layers derives from it, gives what :class:`Layer` asks for beside that, and is made known by
     :func:`tvm_coexec.layers.register`.
@@ -169,6 +169,14 @@ class Base:
     @property
     def unit_channels(self) -> int:
         return tile_channels(self.dtype)
+
+    @property
+    def units(self: Layer) -> int:
+        return tile_count(self.out_channels, self.dtype)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 0
 
     def own_parameters(self) -> dict[str, tuple[int, ...]]:
         return {}

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Base, Size, check_axis, pixel_indices, tile_count, units_along
+from .base import Base, Size, check_axis, pixel_indices, units_along
 from .registry import register
 
 
@@ -45,10 +45,6 @@ class Linear(Base):
     @property
     def out_channels(self) -> int:
         return self.n
-
-    @property
-    def units(self) -> int:
-        return tile_count(self.n, self.dtype)
 
     @property
     def flops(self) -> int:

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Base, Size, check_axis, pixel_indices, tile_count, units_along
+from .base import Base, Size, check_axis, pixel_indices, units_along
 from .registry import register
 
 
@@ -103,10 +103,6 @@ class Pool(Base):
         return self.batch * self.out_h * self.out_w * self.channels * self.kernel[0] * self.kernel[1]
 
     @property
-    def weight_bytes(self) -> int:
-        return 0
-
-    @property
     def activation_bytes(self) -> int:
         outputs = self.out_h * self.out_w * (2 if "residual" in self.epilogue else 1)
         return self.item_bytes * self.batch * self.channels * (self.h * self.w + outputs)
@@ -182,15 +178,7 @@ class Concat(Base):
         return sum(self.channels)
 
     @property
-    def units(self) -> int:
-        return tile_count(self.out_channels, self.dtype)
-
-    @property
     def flops(self) -> int:
-        return 0
-
-    @property
-    def weight_bytes(self) -> int:
         return 0
 
     @property
@@ -277,10 +265,6 @@ class Elementwise(Base):
         return math.prod(self.output_size)
 
     @property
-    def weight_bytes(self) -> int:
-        return 0
-
-    @property
     def activation_bytes(self) -> int:
         outputs = math.prod(self.output_size) * (2 if "residual" in self.epilogue else 1)
         return self.item_bytes * (math.prod(self.first) + math.prod(self.second) + outputs)
@@ -335,16 +319,8 @@ class LocalNorm(Base):
         return self.channels
 
     @property
-    def units(self) -> int:
-        return tile_count(self.channels, self.dtype)
-
-    @property
     def flops(self) -> int:
         return self.batch * self.h * self.w * self.channels * (2 * self.size + 2)
-
-    @property
-    def weight_bytes(self) -> int:
-        return 0
 
     @property
     def activation_bytes(self) -> int:

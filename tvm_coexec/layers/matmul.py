@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Base, Size, tile_count
+from .base import Base, Size
 from .registry import register
 
 Steps = tuple[int, int, int, int]
@@ -111,16 +111,8 @@ class MatMul(Base):
         return self.n if self.heads_in_rows else self.heads * self.n
 
     @property
-    def units(self) -> int:
-        return tile_count(self.out_channels, self.dtype)
-
-    @property
     def flops(self) -> int:
         return 2 * self.batch * self.heads * self.m * self.k * self.n
-
-    @property
-    def weight_bytes(self) -> int:
-        return 0
 
     @property
     def activation_bytes(self) -> int:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Base, Size, some_rows, tile_count
+from .base import Base, Size, some_rows
 from .registry import register
 from .types import tile_channels
 
@@ -95,16 +95,8 @@ class Rearrange(Base):
         return self.output[3]
 
     @property
-    def units(self) -> int:
-        return tile_count(self.out_channels, self.dtype)
-
-    @property
     def flops(self) -> int:
         return math.prod(self.output)
-
-    @property
-    def weight_bytes(self) -> int:
-        return 0
 
     @property
     def activation_bytes(self) -> int:

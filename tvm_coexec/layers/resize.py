@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .base import Base, Size, some_rows, tile_count
+from .base import Base, Size, some_rows
 from .registry import register
 
 
@@ -53,16 +53,8 @@ class Resize(Base):
         return self.input[3]
 
     @property
-    def units(self) -> int:
-        return tile_count(self.out_channels, self.dtype)
-
-    @property
     def flops(self) -> int:
         return 8 * math.prod(self.output_size)
-
-    @property
-    def weight_bytes(self) -> int:
-        return 0
 
     @property
     def activation_bytes(self) -> int:
