@@ -11,10 +11,17 @@ from tvm_coexec.layers import TILE, Hardware, Linear, Variant
 from tvm_coexec.planning.division import Overheads
 from tvm_coexec.prediction.features import Processor
 from tvm_coexec.prediction.predictors import LatencyPredictor, train
+from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile.records import Sample
 
 HARDWARE = Hardware(64, 32, "cpu", 4096)
-PROCESSOR = Processor(workers=1, core_cache_bytes=1 << 20, shared_cache_bytes=32 << 20)
+CACHE_BYTES = 1 << 20
+_AMOUNTS = [float(1 << power) for power in range(17, 28)]
+_ALONE_US, _CONCURRENT_US = (
+    [amount / 1e6 + max(0.0, amount - CACHE_BYTES) / bytes_per_us for amount in _AMOUNTS]
+    for bytes_per_us in (60e3, 45e3)
+)
+PROCESSOR = Processor(workers=1, reads=Reads.of(_AMOUNTS, _ALONE_US, _CONCURRENT_US))
 OVERHEADS = Overheads(split_us=4.0)
 
 _GFLOPS = {"cpu": 110.0, "gpu": 100.0}
@@ -30,7 +37,7 @@ def latency_us(layer: Linear, side: str, variant: Variant, units: int, other_uni
     compute_us = 2 * launch.padded_rows * layer.k * units * TILE * inefficiency / (_GFLOPS[side] * 1e3)
     weights = 4 * layer.k * TILE * units
     passes = launch.groups(1) if variant["order"] == 1 else 1
-    spilled = max(0, weights - PROCESSOR.core_cache_bytes) * passes
+    spilled = max(0, weights - CACHE_BYTES) * passes
     bandwidth_gbps = 60.0 if other_units == 0 else 45.0
     traffic_us = spilled / (bandwidth_gbps * 1e3)
     call_us = 0.02 * units + 0.03 * launch.groups(units)

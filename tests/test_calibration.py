@@ -1,17 +1,25 @@
 """Calibration: overheads and traffic from what a device answers, however noisy its times are."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_tuning import FACTS, FakeSession, tuner
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.planning.division import Overheads
+from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Point, PointTimes
+from tvm_coexec.rpc.client import Measurement
 from tvm_coexec.tuning.calibration import measure_memory, measure_overheads
-from tvm_coexec.tuning.fitting import processors
+from tvm_coexec.tuning.reading import measure_reads
 from tvm_coexec.tuning.tuner import Tuner
+
+READS = {side: Reads.of([1e6, 2e6], [100.0, 200.0], [200.0, 400.0]) for side in ("cpu", "gpu")}
 
 
 class RunningSession(FakeSession):
@@ -34,7 +42,7 @@ def test_overheads_are_what_a_layer_takes_beyond_its_longer_half(tmp_path: Path)
 def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path) -> None:
     slow, slower = RunningSession(1018.0), RunningSession(2018.0)
     rates = [
-        measure_memory(tuner(session, tmp_path / str(number)), Overheads(0.0, 0.0)).activations
+        measure_memory(tuner(session, tmp_path / str(number)), Overheads(0.0, 0.0), READS).activations
         for number, session in enumerate((slow, slower))
     ]
     assert rates[0].alone["cpu"] == pytest.approx(2 * rates[1].alone["cpu"])  # nine layers of 2 us, 1000 and 2000 more
@@ -55,18 +63,60 @@ def test_one_disturbed_trial_does_not_count(tmp_path: Path) -> None:
     for first in (1.0, 0.5, 9.0):
         session = Disturbed(1018.0)
         session.first = first
-        rates.append(measure_memory(tuner(session, tmp_path / str(first)), Overheads(0.0, 0.0)).activations)
+        rates.append(measure_memory(tuner(session, tmp_path / str(first)), Overheads(0.0, 0.0), READS).activations)
     assert rates[0] == rates[1] == rates[2]
 
 
 def test_a_network_that_seems_faster_than_its_layers_leaves_rates_finite(tmp_path: Path) -> None:
-    rates = measure_memory(tuner(RunningSession(1.0), tmp_path / "p"), Overheads(0.0, 0.0)).activations
+    rates = measure_memory(tuner(RunningSession(1.0), tmp_path / "p"), Overheads(0.0, 0.0), READS).activations
     assert all(0 < rate < float("inf") for rate in (*rates.alone.values(), *rates.concurrent.values()))
 
 
-@pytest.mark.parametrize(("told_mib", "usable_mib"), [(32, 32), (480, 64)])
-def test_of_a_cache_that_a_whole_host_shares_a_part_counts(told_mib: int, usable_mib: int, tmp_path: Path) -> None:
-    facts = {**FACTS, "cache_bytes": {"l2": 1 << 20, "l3": told_mib << 20}}
-    one = Tuner(RunningSession(1.0), Profile.create(tmp_path / "p", facts), target_for(facts))  # type: ignore[arg-type]
-    assert measure_memory(one, Overheads(0.0, 0.0)).cache_bytes == usable_mib << 20
-    assert processors(facts)["gpu"].shared_cache_bytes == usable_mib << 20
+class ReadingSession(FakeSession):
+    """Reads at 40 GB/s what fits 4 MiB of cache, at 10 beyond, and at half of it while both sides read."""
+
+    def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
+        def us(units: int, other_units: int) -> float:
+            rate = 40e3 if units + other_units <= (4 << 20) / _UNIT_BYTES else 10e3
+            return 1.0 + units * _UNIT_BYTES / rate * (2 if other_units else 1)
+
+        times = []
+        for point in points:
+            cpu_us, gpu_us = us(point.cpu_units, point.gpu_units), us(point.gpu_units, point.cpu_units)
+            halves = ((cpu_us,) * bool(point.cpu_units), (gpu_us,) * bool(point.gpu_units))
+            times.append(PointTimes(point.cpu_units, point.gpu_units, *halves, (cpu_us + gpu_us,)))
+        return Measurement(tuple(times), 0.0)
+
+
+_UNIT_BYTES = 128 << 10
+
+
+def test_caches_are_found_by_reading(tmp_path: Path) -> None:
+    found = measure_reads(tuner(ReadingSession(), tmp_path / "p"))
+    for side in ("cpu", "gpu"):
+        reads = found[side]
+        assert reads.amount_bytes[0] == _UNIT_BYTES and reads.amount_bytes[-1] >= 32 << 20
+        assert reads.alone[0] == pytest.approx(40e3, rel=0.01) and reads.alone[-1] == pytest.approx(10e3, rel=0.01)
+        assert reads.concurrent[0] == pytest.approx(20e3, rel=0.01)
+        assert reads.concurrent[-1] == pytest.approx(5e3, rel=0.01)
+        assert reads.cached_bytes == 2 << 20, "each side has half of the cache where both read"
+        middle_us = reads.us(np.array([3e6, 3e6]), np.array([0.0, 1.0]))
+        assert 3e6 / 40e3 < middle_us[0] < 3e6 / 10e3 and middle_us[1] > middle_us[0]
+
+
+@pytest.mark.parametrize("told_mib", [0, 32, 480])
+def test_what_the_system_tells_of_caches_only_says_how_much_to_read(told_mib: int, tmp_path: Path) -> None:
+    facts = {**FACTS, "cache_bytes": {"l3": told_mib << 20}}
+    one = Tuner(ReadingSession(), Profile.create(tmp_path / "p", facts), target_for(facts))  # type: ignore[arg-type]
+    found = measure_reads(one)
+    assert found["cpu"].cached_bytes == 2 << 20
+    assert 32 << 20 <= found["cpu"].amount_bytes[-1] <= 128 << 20
+    memory = measure_memory(tuner(RunningSession(1.0), tmp_path / "q"), Overheads(0.0, 0.0), found)
+    assert (memory.cache_bytes, memory.weights.alone["cpu"]) == (4 << 20, pytest.approx(10e3, rel=0.01))
+
+
+def test_reads_survive_json() -> None:
+    reads = Reads.of([1.0, 2.0, 4.0], [1.0, 2.0, 4.0], [2.0, 4.0, 8.0])
+    assert Reads.from_json(json.loads(json.dumps(asdict(reads)))) == reads
+    with pytest.raises(ValueError, match="not as many"):
+        Reads.from_json({"amount_bytes": [1.0], "alone": [], "concurrent": []})

@@ -1,5 +1,7 @@
 """How far predictions may be off."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_a_prediction_is_inside_its_own_interval():
 def test_it_survives_a_round_trip():
     matrix, log_errors, folds = errors(20, 4)
     doubt, _ = learn_doubt(matrix, log_errors, folds)
-    read = Doubt.from_text(doubt.to_text(), doubt.margin)
+    read = Doubt.from_json(json.loads(json.dumps(doubt.to_json())))
     np.testing.assert_array_equal(read.log_bounds(matrix), doubt.log_bounds(matrix))
 
 

@@ -73,7 +73,7 @@ def test_halves_of_it_are_measured_and_checked(device: Device) -> None:
 def test_it_is_described_to_predictors() -> None:
     variant = schedules.family(LAYER).default_variant(LAYER, "cpu", Hardware())
     halves = Halves.grid(LAYER, [variant], np.array([1.0, 5.0]), np.array([0.0, 0.0]))
-    described = describe(halves, "cpu", Processor(1, 1 << 20, 1 << 20))
+    described = describe(halves, "cpu", Processor(1))
     assert described["flops"].tolist() == pytest.approx([2 * 5 * 133 / 5, 2 * 5 * 133])
     assert FeatureSet.for_halves(halves).matrix(described).shape[0] == 2
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tvm_coexec.profile import Profile
     from tvm_coexec.profile.store import Run
@@ -47,14 +47,28 @@ def _shown(profile: Profile) -> list[str]:
         *_table(runs),
         *_changes(runs),
     ]
+    lines += _reads((profile.planning or {}).get("reads", {}))
     lines += [f"{count} current failures: {reason}" for reason, count in profile.failures().items()]
     for side, report in (profile.report or {}).items():
         score = report["scores"][FULL]
         lines.append(
             f"{side}: held-out halves are predicted to {score['mape_percent']:.1f} % in the mean, "
-            f"{score['within_10_percent']:.0f} % of them within 10 %"
+            f"{score['within_10_percent']:.0f} % of them within 10 %; "
+            f"{report['inside_percent']:.0f} % lay in the interval predicted"
         )
     return lines
+
+
+def _reads(reads: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+    """How fast either side reads what it has read before, alone and beside the other: a cache ends where it slows."""
+    if not reads:
+        return []
+    rows: list[tuple[str, ...]] = [("reads of", "cpu", "gpu", "cpu beside gpu", "gpu beside cpu")]
+    ways = [(side, way) for way in ("alone", "concurrent") for side in ("cpu", "gpu")]
+    for number, amount_bytes in enumerate(reads["cpu"]["amount_bytes"]):
+        rates = (f"{reads[side][way][number] / 1e3:.1f} GB/s" for side, way in ways)
+        rows.append((f"{amount_bytes / (1 << 20):.3g} MiB", *rates))
+    return _aligned(rows)
 
 
 def _table(runs: Sequence[Run]) -> list[str]:
@@ -63,6 +77,10 @@ def _table(runs: Sequence[Run]) -> list[str]:
         counts = "yes" if one.is_current else "no"
         driver = str(one.facts.get("driver_version"))
         rows.append((one.started[:19], driver, str(one.generator), str(one.samples), str(one.failures), counts))
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

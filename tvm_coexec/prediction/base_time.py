@@ -13,7 +13,7 @@ LAYER_TERMS = (
     "flops",
     "weight_bytes",
     "activation_bytes",
-    "core_overflow_bytes",
+    "read_us",
 )
 """What can be said of a half without knowing its kernel."""
 

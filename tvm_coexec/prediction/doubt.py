@@ -8,6 +8,7 @@ learned from, and moved apart until they hold there.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +59,18 @@ class Doubt:
         lower, upper = _quantiles(self.booster, matrix)
         return np.minimum(lower - self.margin, 0.0), np.maximum(upper + self.margin, 0.0)
 
-    def to_text(self) -> str:
-        """The booster as XGBoost writes it, for a file of text."""
-        return base64.b64encode(bytes(self.booster.save_raw("ubj"))).decode()
+    def to_json(self) -> dict[str, Any]:
+        """The booster as XGBoost writes it, and the margin."""
+        return {"booster": base64.b64encode(bytes(self.booster.save_raw("ubj"))).decode(), "margin": self.margin}
 
     @classmethod
-    def from_text(cls, text: str, margin: float) -> Doubt:
-        """Inverse of :meth:`to_text`."""
+    def from_json(cls, values: Mapping[str, Any]) -> Doubt:
+        """Inverse of :meth:`to_json`."""
         import xgboost
 
         booster = xgboost.Booster({"nthread": 1})
-        booster.load_model(bytearray(base64.b64decode(text)))
-        return cls(booster, margin)
+        booster.load_model(bytearray(base64.b64decode(values["booster"])))
+        return cls(booster, values["margin"])
 
 
 def learn_doubt(matrix: np.ndarray, log_errors: np.ndarray, folds: np.ndarray) -> tuple[Doubt, float]:

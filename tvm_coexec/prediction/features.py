@@ -18,7 +18,7 @@ from tvm_coexec.layers import EPILOGUE_STEPS, AnyLayer, Pool, RowWise, Variant
 from .kernel_facts import IMPLEMENTATION_PREFIX, PARAMETER_PREFIX, implementation_feature, kernel_facts
 from .product_features import PRODUCT_NAMES, Processor, product_features
 
-FEATURE_VERSION = 5
+FEATURE_VERSION = 6
 """Raised whenever a feature changes its meaning, so that no older predictor is asked with newer features."""
 
 GROUPS = ("layer", "kernel", "dispatch", "contention")
@@ -35,6 +35,7 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "weight_bytes",
         "activation_bytes",
         "flops_per_byte",
+        "read_us",
         "kernel_height",
         "kernel_width",
         "stride",
@@ -152,10 +153,7 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
             "combined_bytes": combined_bytes,
             "combined_bytes_per_flop": combined_bytes / np.maximum(flops, 1.0),
             "register_steps": groups * known["group_size"] * known["steps_per_item"],
-            "core_overflow_bytes": np.maximum(0.0, weight_bytes + activation_bytes - processor.core_cache_bytes),
-            "shared_overflow_bytes": np.clip(
-                combined_bytes - processor.shared_cache_bytes, 0.0, weight_bytes + activation_bytes
-            ),
+            "read_us": processor.reads.us(weight_bytes + activation_bytes, other_units),
         }
     )
 

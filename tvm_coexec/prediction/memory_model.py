@@ -14,17 +14,13 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec import schedules
-from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Linear, Variant
+from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Variant
 
 from .layer_facts import touched_bytes
 
 _CACHE_SHARE = 0.25
-"""Share of the last-level cache that weights can count on from one run to the next: activations and all other programs
-on the machine pass through it meanwhile."""
-
-_MOST_CACHE_BYTES = 64 << 20
-"""A virtual machine is told the size of its host's cache, which others use as well: of 480 MiB a core read 64 at the
-cache's speed, and 128 MiB little faster than memory."""
+"""Share of what caches hold that weights can count on from one run to the next: activations and all other programs on
+the machine pass through it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class MemoryModel:
     activations
         Those that a half reads and writes, by the time that they cost on top of the half's own.
     cache_bytes
-        Size of the last-level cache.
+        What caches hold of the weights that both sides read again and again.
     """
 
     weights: Rates
@@ -114,14 +110,3 @@ def packed_bytes(layer: AnyLayer, variant: Variant) -> int:
 def packing(layer: AnyLayer, variant: Variant) -> str:
     """Variants of the same packing read the same weights."""
     return schedules.conv2d.weights_name(variant) if isinstance(layer, Conv2d) else ""
-
-
-def usable_cache_bytes(told_bytes: int) -> int:
-    """What a core can count on of a last-level cache that is told to be so large."""
-    return min(told_bytes, _MOST_CACHE_BYTES)
-
-
-def streaming_layer(cache_bytes: int) -> Linear:
-    """A layer that mostly reads weights: of each half of it too many for the cache."""
-    k = 4096
-    return Linear(1, k, max(4 * cache_bytes // (4 * k), 1024), ("bias",))

@@ -45,6 +45,7 @@ FORMAT_VERSION = 4
 _METADATA = "tvm_coexec"
 _CHECKSUM = "tvm_coexec_checksum"
 _RESIDUALS = "tvm_coexec_residuals"
+_DOUBT = "tvm_coexec_doubt"
 _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
@@ -179,8 +180,6 @@ class LatencyPredictor:
                 "python": platform.python_version(),
             },
         }
-        if self.doubt is not None:
-            metadata |= {"doubt": self.doubt.to_text(), "doubt_margin": self.doubt.margin}
         booster = self.booster.copy()
         booster.feature_names = list(self.features.names)
         booster.set_attr(
@@ -188,6 +187,7 @@ class LatencyPredictor:
                 _METADATA: json.dumps(metadata),
                 _CHECKSUM: _NO_CHECKSUM.decode(),
                 _RESIDUALS: json.dumps(self.residuals.to_json()),
+                _DOUBT: json.dumps(self.doubt and self.doubt.to_json()),
             }
         )
         content = bytes(booster.save_raw("ubj"))
@@ -214,17 +214,18 @@ class LatencyPredictor:
                     f"{path} has {key.replace('_', ' ')} {metadata.get(key)!r}, this release needs {value!r}; "
                     "tune the profile again"
                 )
+        doubt = json.loads(booster.attr(_DOUBT) or "null")
         names = tuple(booster.feature_names or ())
         booster.feature_names = None
         return cls(
             side=metadata["side"],
-            processor=Processor(**metadata["processor"]),
+            processor=Processor.from_json(metadata["processor"]),
             features=FeatureSet(names),
             base=BaseTime(tuple(metadata["base_us"].items())),
             usual_log_errors=metadata["usual_log_errors"],
             booster=booster,
             residuals=Residuals.from_json(json.loads(booster.attr(_RESIDUALS) or "")),
-            doubt=Doubt.from_text(metadata["doubt"], metadata["doubt_margin"]) if "doubt" in metadata else None,
+            doubt=Doubt.from_json(doubt) if doubt else None,
         )
 
 

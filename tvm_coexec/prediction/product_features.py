@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.layers import AnyLayer, Hardware, Variant
 from tvm_coexec.schedules.gpu_bound import Steps
+
+from .reads import Reads
 
 PRODUCT_NAMES = (
     "bound_cycles",
@@ -39,16 +42,20 @@ class Processor:
     ----------
     workers
         Threads of the CPU, or compute units of the OpenCL device.
-    core_cache_bytes, shared_cache_bytes
-        The largest cache of one core and the cache that both sides share; 0 where unknown.
+    reads
+        How fast it reads, which shows its caches.
     local_bytes
         Local memory that a work-group of the OpenCL device may have.
     """
 
     workers: int
-    core_cache_bytes: int = 0
-    shared_cache_bytes: int = 0
+    reads: Reads = field(default_factory=Reads)
     local_bytes: int = 32 << 10
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Processor:
+        """Inverse of :func:`dataclasses.asdict`."""
+        return cls(**{**values, "reads": Reads.from_json(values["reads"])})
 
 
 def step_facts(layer: AnyLayer, variant: Variant) -> dict[str, float]:

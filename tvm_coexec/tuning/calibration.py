@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,8 @@ from tvm_coexec.planning.division import Overheads
 from tvm_coexec.planning.network import reads_of
 from tvm_coexec.planning.simulation import Costs, Option, simulate
 from tvm_coexec.prediction.layer_facts import touched_bytes
-from tvm_coexec.prediction.memory_model import MemoryModel, Rates, streaming_layer, usable_cache_bytes
+from tvm_coexec.prediction.memory_model import MemoryModel, Rates
+from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile.records import Point, PointTimes
 
 from .tuner import Tuner
@@ -35,9 +36,6 @@ _LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.25
 """Layers as the predictors learn them, by their lower deciles; runs by their lower quartiles: what is left of their
 medians when the layers are taken away is mostly noise."""
 
-_USUAL_CACHE_BYTES = 4 << 20
-"""Size of a phone's last-level cache, where the system tells none."""
-
 _LEAST_SHARE = 0.01
 """Share of a run's time that activations are taken to cost at least: less cannot be told from noise."""
 
@@ -52,25 +50,14 @@ def measure_overheads(tuner: Tuner) -> Overheads:
     return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
 
 
-def measure_memory(tuner: Tuner, overheads: Overheads) -> MemoryModel:
+def measure_memory(tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads]) -> MemoryModel:
     """What weights that come from memory, and activations that come from elsewhere, add to the times of halves."""
-    told_bytes = max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0)
-    cache_bytes = usable_cache_bytes(told_bytes or _USUAL_CACHE_BYTES)
-    return MemoryModel(_weight_rates(tuner, cache_bytes), _activation_rates(tuner, overheads), cache_bytes)
-
-
-def _weight_rates(tuner: Tuner, cache_bytes: int) -> Rates:
-    """How fast either side reads weights from memory."""
-    layer = streaming_layer(cache_bytes)
-    candidate, units = tuner.default_candidate(layer), layer.units
-    cpu, gpu, both = tuner.measure_now(candidate, [Point(*way, _REPEATS) for way in _ways(layer)], walls=False)
-
-    def rate(share: float, times_us: Sequence[float]) -> float:
-        return share * layer.weight_bytes / float(np.quantile(times_us, _LAYER_QUANTILE))
-
-    return Rates(
-        alone={"cpu": rate(1.0, cpu.cpu_us), "gpu": rate(1.0, gpu.gpu_us)},
-        concurrent={"cpu": rate(both.cpu_units / units, both.cpu_us), "gpu": rate(both.gpu_units / units, both.gpu_us)},
+    weights = Rates(
+        alone={side: own.alone[-1] for side, own in reads.items()},
+        concurrent={side: own.concurrent[-1] for side, own in reads.items()},
+    )
+    return MemoryModel(
+        weights, _activation_rates(tuner, overheads), int(sum(own.cached_bytes for own in reads.values()))
     )
 
 

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from tvm_coexec.prediction.estimates import fit_estimates
 from tvm_coexec.prediction.evaluation import Evaluation, evaluate
 from tvm_coexec.prediction.features import Processor
-from tvm_coexec.prediction.memory_model import usable_cache_bytes
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor, newest, train
+from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
-from tvm_coexec.profile.records import Sample
 
 
-def processors(facts: dict[str, Any]) -> dict[str, Processor]:
+def processors(profile: Profile) -> dict[str, Processor]:
     """What the features know of each side's processor."""
-    caches = facts.get("cache_bytes", {})
-    own, shared = caches.get("l2", 0), usable_cache_bytes(caches.get("l3", 0))
+    facts, reads = profile.facts, (profile.planning or {}).get("reads", {})
     workers = {"cpu": len(facts["cpu_cores"]), "gpu": facts["compute_units"]}
+    local_bytes = facts.get("local_memory_bytes", Processor.local_bytes)
     return {
-        side: Processor(count, own, shared, facts.get("local_memory_bytes", Processor.local_bytes))
-        for side, count in workers.items()
+        side: Processor(count, Reads.from_json(reads.get(side, {})), local_bytes) for side, count in workers.items()
     }
 
 
-def learn(samples: Sequence[Sample], facts: dict[str, Any]) -> dict[str, LatencyPredictor]:
-    """A predictor of each side."""
+def learn(profile: Profile) -> dict[str, LatencyPredictor]:
+    """A predictor of each side, from the newest sample of each half."""
+    samples = newest(profile.samples())
     return {
         side: train([sample for sample in samples if sample.side == side], side, processor)
-        for side, processor in processors(facts).items()
+        for side, processor in processors(profile).items()
     }
 
 
@@ -40,7 +37,7 @@ def fit(profile: Profile) -> list[Evaluation]:
     measured = list(profile.samples())
     samples = newest(measured)
     evaluations = []
-    for side, predictor in learn(samples, profile.facts).items():
+    for side, predictor in learn(profile).items():
         own = [sample for sample in samples if sample.side == side]
         evaluations.append(evaluate(own, side, predictor.processor))
         replace(predictor, doubt=evaluations[-1].doubt).save(profile.predictor_path(side))

@@ -18,7 +18,6 @@ from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, ways_to_divide
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
-from tvm_coexec.prediction.predictors import newest
 from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import DeviceChoice
 
@@ -27,6 +26,7 @@ from .alone import alone_with_device, alone_with_profile
 from .calibration import measure_memory, measure_overheads
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
+from .reading import measure_reads
 from .session import open_session
 from .trial_runs import MOST_RUNS, SESSION_S, TrialRunner
 from .tuner import Tuner, training_points
@@ -178,8 +178,12 @@ def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
 
 def _calibrate(tuner: Tuner) -> None:
     """Store what joining halves and layers takes; whatever else the profile holds for planning stays good."""
-    overheads = measure_overheads(tuner)
-    found = {"overheads": asdict(overheads), "memory_model": asdict(measure_memory(tuner, overheads))}
+    overheads, reads = measure_overheads(tuner), measure_reads(tuner)
+    found = {
+        "overheads": asdict(overheads),
+        "reads": {side: asdict(own) for side, own in reads.items()},
+        "memory_model": asdict(measure_memory(tuner, overheads, reads)),
+    }
     tuner.profile.describe(planning={**(tuner.profile.planning or {}), **found})
 
 
@@ -191,7 +195,7 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
     works = [(one, training_points(layer)) for layer in layers for one in first_candidates(tuner, layer)]
     for _ in tqdm(tuner.measure_all(works), desc="measuring", total=len(works), unit="kernel", disable=not layers):
         pass
-    search_variants(tuner, layers, lambda: learn(newest(tuner.profile.samples()), tuner.profile.facts), until)
+    search_variants(tuner, layers, lambda: learn(tuner.profile), until)
 
 
 def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:

@@ -1,0 +1,62 @@
+"""Measures how fast each side reads growing amounts: what a system says of its caches may be its host's, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tvm_coexec.layers import Linear
+from tvm_coexec.prediction.reads import Reads
+from tvm_coexec.profile.records import Point
+
+from .tuner import Tuner
+
+_K = 1024
+"""Inputs of the layer that reads: a unit's weights are 128 KiB, less than any core's own cache."""
+
+_MOST_BYTES = (64 << 20, 256 << 20)
+"""What is read at most: four times the largest cache that the system tells of, within these bounds."""
+
+_POINT_US = 5e4
+_EXPECTED_BYTES_PER_US = 1e4
+_REPEATS = (6, 30)
+_QUANTILE = 0.1
+"""Of the repetitions, which is what predictors learn of other layers too."""
+
+
+def measure_reads(tuner: Tuner) -> dict[str, Reads]:
+    """Each side's rates, from a layer of one row, which does little but read its weights: any part of it is an amount.
+
+    A part is read again and again, by one side alone, and by each its own at once.
+    """
+    layer = reading_layer(max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0))
+    unit_bytes = layer.weight_bytes / layer.units
+    parts = [1 << power for power in range((layer.units // 2).bit_length())]
+    ways = [[Point(own * part, other * part, _repeats(part * unit_bytes)) for part in parts] for own, other in _WAYS]
+    points = [point for way in ways for point in way]
+    candidate = tuner.default_candidate(layer)
+    times = tuner.measure_now(candidate, points, check=False, walls=False)  # a reference would take longer
+    cpu, gpu, both = (times[start : start + len(parts)] for start in range(0, len(times), len(parts)))
+    amounts = [part * unit_bytes for part in parts]
+    return {
+        "cpu": Reads.of(amounts, _usual([one.cpu_us for one in cpu]), _usual([one.cpu_us for one in both])),
+        "gpu": Reads.of(amounts, _usual([one.gpu_us for one in gpu]), _usual([one.gpu_us for one in both])),
+    }
+
+
+_WAYS = ((1, 0), (0, 1), (1, 1))
+
+
+def reading_layer(told_cache_bytes: int) -> Linear:
+    """A layer whose weights are far more than any cache holds, of each half of it."""
+    most_bytes = int(np.clip(4 * told_cache_bytes, *_MOST_BYTES))
+    return Linear(1, _K, most_bytes // (4 * _K), ("bias",))
+
+
+def _repeats(read_bytes: float) -> int:
+    return int(np.clip(_POINT_US / (read_bytes / _EXPECTED_BYTES_PER_US), *_REPEATS))
+
+
+def _usual(times_us: Sequence[Sequence[float]]) -> list[float]:
+    return [float(np.quantile(us, _QUANTILE)) for us in times_us]
