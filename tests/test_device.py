@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyopencl as cl
 import pytest
@@ -288,3 +289,21 @@ def test_a_device_is_opened_again_by_its_facts(device_name: str) -> None:
 
 def test_a_choice_that_is_left_open_stays_open() -> None:
     assert DeviceChoice.from_json(json.loads(json.dumps(dataclasses.asdict(DeviceChoice())))) == DeviceChoice()
+
+
+def _open_with_pocl_cache(cache: Path) -> subprocess.CompletedProcess[str]:
+    script = "from tvm_coexec.runtime.device import open_device\nopen_device('pocl')"
+    environment = os.environ | {"POCL_CACHE_DIR": str(cache)}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("device_name", ["pocl"], indirect=True)
+def test_a_damaged_cache_of_the_driver_is_named(device_name: str, tmp_path: Path) -> None:
+    """PoCL trusts its own cache: what it has lost there is told; a file that is damaged within kills the process."""
+    assert _open_with_pocl_cache(tmp_path).returncode == 0
+    programs = list(tmp_path.rglob("program.bc"))
+    assert programs
+    for program in programs:
+        program.write_bytes(b"")
+    last = _open_with_pocl_cache(tmp_path).stderr.splitlines()[-1]
+    assert "KernelError: the driver of " in last and f"delete its cache of kernels in {tmp_path}, or" in last

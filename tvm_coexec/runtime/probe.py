@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import platformdirs
 
 from tvm_coexec.errors import KernelError, SyncTimeoutError, first_line
 
@@ -59,6 +61,32 @@ def build(context: Any) -> Any:
         ) from None
 
 
+def _probe_kernel(context: Any, name: str) -> Any:
+    """One of the probe kernels.
+
+    Raises
+    ------
+    KernelError
+        The driver compiles none, or what its own cache holds of them is damaged.
+    """
+    import pyopencl as cl
+
+    try:
+        return cl.Kernel(build(context), name)
+    except cl.Error as error:
+        raise KernelError(
+            f"the driver of {context.devices[0].name} has lost what it compiled ({first_line(error)}); delete its cache"
+            f" of kernels{_pocl_cache(context)}, or reinstall it"
+        ) from None
+
+
+def _pocl_cache(context: Any) -> str:
+    """Where PoCL keeps compiled kernels, and trusts them; nothing of another driver."""
+    if "Portable Computing Language" not in context.devices[0].platform.name:
+        return ""
+    return f" in {os.environ.get('POCL_CACHE_DIR') or platformdirs.user_cache_path('pocl')}"
+
+
 def check_arithmetic(context: Any, queue: Any) -> None:
     """Run a kernel and compare what it wrote.
 
@@ -72,7 +100,7 @@ def check_arithmetic(context: Any, queue: Any) -> None:
     result = np.empty(1000, np.int32)
     try:
         buffer = cl.Buffer(context, cl.mem_flags.WRITE_ONLY, result.nbytes)
-        kernel = cl.Kernel(build(context), "iota")
+        kernel = _probe_kernel(context, "iota")
         kernel.set_args(buffer)
         cl.enqueue_nd_range_kernel(queue, kernel, result.shape, None)
         cl.enqueue_copy(queue, result, buffer)
@@ -91,7 +119,7 @@ def busy_runner(context: Any, queue: Any, worker_count: int) -> Callable[[], Non
 
     groups = _GROUPS_PER_WORKER * worker_count
     buffer = cl.Buffer(context, cl.mem_flags.WRITE_ONLY, 4 * groups)
-    kernel = cl.Kernel(build(context), "busy")
+    kernel = _probe_kernel(context, "busy")
 
     def run() -> None:
         kernel.set_args(buffer, np.int32(_BUSY_STEPS))  # here, since a kernel does not keep its arguments alive
@@ -117,7 +145,7 @@ def flag_round_trip_us(context: Any, queue: Any, rounds: int = 2000) -> float:
     memory = cl.SVMAllocation(context, 128, 128, flags)
     words = (ctypes.c_int32 * 32).from_address(memory.svm_ptr)
     words[0] = words[16] = 0
-    kernel = cl.Kernel(build(context), "answer")
+    kernel = _probe_kernel(context, "answer")
     kernel.set_args(memory, np.int32(rounds), np.uint64(_SPIN_LIMIT))
     cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
     queue.flush()
