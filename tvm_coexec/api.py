@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tvm_coexec.files import read_json
 
 from .compiler.packaging import package_plan
 from .compiler.target import target_for
@@ -197,7 +198,7 @@ def facts_of(target: Device | Mapping[str, Any] | str | os.PathLike[str]) -> dic
         with Profile.open(path) as profile:
             return profile.facts
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{str(target)!r} holds no facts of a device ({error}); let `tvm-coexec devices --facts FILE` write it"

@@ -1,13 +1,15 @@
-"""Files that are written whole or not at all, whoever else writes to the same place."""
+"""Files that are written whole or not at all, whoever else writes to the same place, and read if they are files."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -36,12 +38,28 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterato
                 os.fsync(file.fileno())
         partial.replace(place)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing was
+            partial.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(partial)):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # by the name that the user knows
         raise
     if durable:
         _settle(place.parent)
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file; an ``OSError`` where it is none: a pipe is waited for, and ``/dev/zero`` read for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds; an ``OSError`` where it cannot be read, a ``ValueError`` where it is no JSON."""
+    try:
+        return json.loads(read_file(path).decode())
+    except RecursionError:
+        raise ValueError("its lists are nested too deeply") from None
 
 
 def _settle(folder: Path) -> None:

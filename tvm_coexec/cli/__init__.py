@@ -7,6 +7,7 @@ A subcommand's module has a docstring, whose first line is its summary; ``EXAMPL
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -60,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
+    """An error's message without line breaks; where a file is at fault, with its name first and a remedy."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, CoexecError):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space there" if is_full else "check the path, and who may read and write there"
+        text = f"{os.fspath(error.filename)} cannot be used ({error.strerror}); {remedy}"
+    return " ".join(text.split())
 
 
 def _flush() -> None:

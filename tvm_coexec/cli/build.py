@@ -65,7 +65,7 @@ def run(
     check_out(out)
     if plan is not None and split is not None:
         raise InputError("--plan says how each layer is divided; leave out --split")
-    rule = Plan.read(plan) if plan is not None else split_rule(split or "predicted")
+    rule = Plan.read(plan) if plan is not None else split_rule("predicted" if split is None else split)
     if target is not None:
         if device or cpu_cores or gpu_cores:
             raise InputError("--target names a device that is not at hand; leave out --device and cores")

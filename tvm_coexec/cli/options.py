@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import InputError
+
+_MOST_CORES = 1 << 16
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +67,17 @@ class _AddShape(argparse.Action):
 
 def check_out(path: Path | None) -> None:
     """Refuse a file that cannot be written before anything is computed for it."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        reason = "it is a directory" if path.is_dir() else f"there is no directory {path.absolute().parent}"
-        raise InputError(f"--out {path}: {reason}; name a file in a directory that exists")
+    if path is None:
+        return
+    reason = None
+    if path.is_dir():
+        reason = "it is a directory"
+    elif not path.absolute().parent.is_dir():
+        reason = f"there is no directory {path.absolute().parent}"
+    elif not path.exists() and not os.access(path.absolute().parent, os.W_OK):
+        reason = f"nothing can be written in {path.absolute().parent}"
+    if reason is not None:
+        raise InputError(f"--out {path}: {reason}; name a file in a directory that exists and can be written to")
 
 
 def positive_int(text: str) -> int:
@@ -86,5 +97,7 @@ def parse_cores(text: str) -> tuple[int, ...]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} counts down; write the smaller core first")
+        if last >= _MOST_CORES:
+            raise argparse.ArgumentTypeError(f"no machine has a core {last}; `nproc --all` tells how many there are")
         cores.extend(range(first, last + 1))
     return tuple(cores)

@@ -7,13 +7,14 @@ predictors are needed.
 from __future__ import annotations
 
 import argparse
+import io
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.errors import readable
+from tvm_coexec.errors import first_line, readable
+from tvm_coexec.files import read_file
 
 from .options import add_core_options, add_device_option, check_out, positive_int
 
@@ -143,7 +144,8 @@ def _load(file: str) -> Any:
     from tvm_coexec.errors import InputError
 
     try:
-        content = np.load(file, allow_pickle=False)
+        content = np.load(io.BytesIO(read_file(Path(file))), allow_pickle=False)
         return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read {file} as .npy or .npz: {error}") from None
+    except Exception as error:  # numpy raises whatever a damaged header leads it to
+        reason = first_line(error) if str(error) else type(error).__name__
+        raise InputError(f"cannot read {file} as .npy or .npz ({reason}); save it anew with numpy") from None

@@ -79,7 +79,7 @@ class Package:
         """
         try:
             if Path(path).exists() and not Path(path).is_file():  # a pipe is waited for, and /dev/zero read for ever
-                raise FileFormatError(f"{os.fspath(path)} is no file; name a module, as `tvm-coexec build` writes it")
+                raise FileFormatError(f"{os.fspath(path)!r} is no file; name a module, as `tvm-coexec build` writes it")
             with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
                 return cls._from_archive(archive, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
         except FileNotFoundError:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError, readable
-from tvm_coexec.files import whole_file
+from tvm_coexec.files import read_json, whole_file
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
@@ -216,7 +216,7 @@ class Plan:
     def read(cls, path: Path) -> Plan:
         """Inverse of :meth:`write`."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
         except OSError as error:
             raise FileFormatError(f"cannot read the plan {path} ({error.strerror}); plan again") from None
         except ValueError as error:

@@ -90,8 +90,8 @@ def _rule(
     def predicted(node: Node) -> LayerPlan:
         if found is None:
             raise InputError(
-                "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile=, "
-                "or use split='measured'"
+                "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile= "
+                "(--profile), or use split='measured' (--split measured)"
             )
         return plan_node(node, found)
 

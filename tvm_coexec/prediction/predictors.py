@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, MeasurementError, last_line
-from tvm_coexec.files import whole_file
+from tvm_coexec.files import read_file, whole_file
 from tvm_coexec.layers import AnyLayer, Variant
 from tvm_coexec.profile.records import Sample
 from tvm_coexec.version import __version__
@@ -199,7 +199,7 @@ class LatencyPredictor:
     def load(cls, path: Path) -> LatencyPredictor:
         """Read and check; a :class:`FileFormatError` says what is wrong."""
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except OSError as error:
             raise FileFormatError(
                 f"cannot read the predictor {path} ({error.strerror}); tune the profile again"

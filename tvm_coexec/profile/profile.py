@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.files import whole_file
+from tvm_coexec.files import read_json, whole_file
 
 from .records import Candidate, Point, Sample, VariantSets
 from .store import VERSION, Run, SampleStore, damaged, now
@@ -199,10 +199,12 @@ class Profile:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(path / _DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(f"there is no profile at {path}; make one with `tvm-coexec tune --out {path}`") from None
-    except ValueError as error:
+        is_foreign = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+        remedy = "name the folder that was tuned" if is_foreign else f"make one with `tvm-coexec tune --out {path}`"
+        raise FileFormatError(f"there is no profile at {path}; {remedy}") from None
+    except (OSError, ValueError) as error:
         raise damaged(path / _DESCRIPTION, error) from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise FileFormatError(f"{path} is no profile; make one with `tvm-coexec tune`")

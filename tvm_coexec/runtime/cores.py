@@ -15,6 +15,9 @@ _TASKS = Path("/proc/self/task")
 _BUSY_NS = 500_000
 """CPU time of a thread that has worked; one that merely woke up has used a few microseconds."""
 
+_LISTED = 16
+"""Cores of which each is named."""
+
 _IDLE_WINDOW_S = 0.003
 _IDLE_SHARE = 0.5
 """Share of its CPU time under work that a worker may use in as long a rest: Intel's look for more for 0.8 ms."""
@@ -63,8 +66,10 @@ def check_cores(chosen: Iterable[int], option: str) -> tuple[int, ...]:
 
 
 def listed(cores: Iterable[int]) -> str:
-    """``core 0`` or ``cores 0, 2``."""
+    """``core 0`` or ``cores 0, 2``, those of many left out after the first."""
     numbers = [str(core) for core in cores]
+    if len(numbers) > _LISTED:
+        numbers[_LISTED:] = [f"... {numbers[-1]}"]
     return f"{'cores' if len(numbers) > 1 else 'core'} {', '.join(numbers)}"
 
 

@@ -49,6 +49,9 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "images": images_training_layers,
     "attention": attention_training_layers,
 }
+_MOST_MINUTES = 1e5
+"""Ten weeks."""
+
 _SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
 
@@ -103,8 +106,8 @@ def tune(
         The tracker or the device cannot be reached, or another process tunes the profile or measures the device.
     """
     chosen = _check_families(families)
-    if minutes <= 0:
-        raise InputError(f"minutes must be positive, got {minutes:g}")
+    if not 0 < minutes <= _MOST_MINUTES:
+        raise InputError(f"minutes must be positive, {_MOST_MINUTES:g} at most, got {minutes:g}")
     graphs = [to_graph(model, shapes).without_weights() for model in models]
     layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))

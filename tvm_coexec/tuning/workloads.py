@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, InputError
+from tvm_coexec.files import read_json
 from tvm_coexec.layers import (
     TILE,
     AnyLayer,
@@ -351,8 +351,12 @@ def layers_of(graph: Graph) -> list[AnyLayer]:
 def _layers_in(path: Path) -> list[AnyLayer]:
     """The list of layers in a JSON file."""
     try:
-        entries = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        entries = read_json(path)
+    except OSError as error:
+        raise FileFormatError(
+            f"cannot read {path} ({error.strerror}); name a JSON file with a list of layers"
+        ) from None
+    except ValueError as error:
         raise FileFormatError(f"{path} is not JSON ({error}); it must hold a list of layers") from None
     if not isinstance(entries, list) or not entries:
         raise FileFormatError(

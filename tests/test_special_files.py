@@ -1,0 +1,135 @@
+"""What is no file, or no file of its kind, is refused in a line wherever a file is read."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvm_coexec import cli
+from tvm_coexec.api import facts_of
+from tvm_coexec.cli.run import _load
+from tvm_coexec.errors import CoexecError
+from tvm_coexec.frontends import to_graph
+from tvm_coexec.module.package import Package
+from tvm_coexec.planning.plan import Plan
+from tvm_coexec.prediction.predictors import LatencyPredictor
+from tvm_coexec.profile import Profile
+from tvm_coexec.tuning.workloads import layers_named
+
+
+def _profile_of(path: Path) -> None:
+    folder = path.with_name("profile")
+    folder.mkdir()
+    path.rename(folder / "profile.json")
+    Profile.open(folder)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "module": Package.read,
+    "plan": Plan.read,
+    "layers": layers_named,
+    "facts": facts_of,
+    "input": lambda path: _load(str(path)),
+    "predictor": LatencyPredictor.load,
+    "profile": _profile_of,
+    "ONNX": to_graph,
+}
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def circle(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def nested(path: Path) -> None:
+    path.write_text("[" * 200_000)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def random_bytes(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(3000))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("make", [pipe, endless, circle, nested, empty, random_bytes])
+def test_what_is_no_file_of_its_kind_is_refused_in_a_line(
+    reader: str, make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    path = tmp_path / ("file.json" if reader in ("layers", "profile") else "file.onnx")
+    make(path)
+    with pytest.raises(CoexecError, match=r"file|layers|profile|no ONNX model") as caught:
+        READERS[reader](path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775807, 4), }",
+        b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+        b"{'descr': 'nothing', 'fortran_order': False, 'shape': (1,), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+        b"{'descr': ('<f4', ((((((((",
+        b"[" * 5000,
+        b"\xff\xfe",
+        b"{'descr': '<f4', 'fortran_order': 3, 'shape': 4}",
+    ],
+)
+def test_a_broken_header_of_an_input_is_refused_in_a_line(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(CoexecError, match=r"cannot read .*x\.npy as \.npy or \.npz \(.*\); save it anew") as caught:
+        _load(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "m.coexec", "--cpu-cores", "0-9999999999"], "no machine has a core 9999999999"),
+        (["run", ""], "'' is no file; name a module"),
+        (["build", "m.onnx", "--out", "z.coexec", "--split", "", "--device", "pocl"], "split '' is none of"),
+        (["plan", "m.onnx", "--profile", "m.onnx"], "no profile at m.onnx; name the folder that was tuned"),
+        (["tune", "--out", "p", "--minutes", "nan"], "minutes must be positive, 100000 at most, got nan"),
+        (["tune", "--out", "p", "--minutes", "1e300"], "minutes must be positive, 100000 at most, got 1e+300"),
+    ],
+)
+def test_absurd_calls_are_refused_in_a_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from onnx_builder import OnnxBuilder, linear
+
+    monkeypatch.chdir(tmp_path)
+    builder = OnnxBuilder(x=(9, 64))
+    Path("m.onnx").write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
+    try:
+        status = cli.main(arguments)
+    except SystemExit as exit_:
+        status = exit_.code
+    assert status in (1, 2)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "free some space there"), (errno.ENOENT, "check the path, and who may")]
+)
+def test_a_file_that_the_system_refuses_is_named_with_a_remedy(number: int, remedy: str) -> None:
+    told = cli.one_line(OSError(number, os.strerror(number), "/proc/x"))
+    assert told.startswith(f"/proc/x cannot be used ({os.strerror(number)}); {remedy}")
