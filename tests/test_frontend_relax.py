@@ -1,11 +1,15 @@
 """Relax modules, built by hand: their graphs, and what is refused of them."""
 
+import keyword
+
 import numpy as np
 import pytest
 import tvm
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from onnx_builder import layers
 from reference import evaluate
-from tvm import relax
+from tvm import relax, te
 from tvm.script import ir as I
 from tvm.script import relax as R
 
@@ -164,3 +168,35 @@ def test_a_network_for_images():
     x = RANDOM.standard_normal((2, 3, 9, 9)).astype("float32")
     (result,) = evaluate(graph, {"x0": x}).values()
     np.testing.assert_allclose(result, run_relax(mod, x), rtol=1e-4, atol=1e-5)
+
+
+KEYWORDS = [*keyword.kwlist, "T", "R", "I", "tvm", "main", "x0", "c0", "function0", "a b", "a\0b", "1", "é", ""]
+NAMES = st.one_of(st.sampled_from(KEYWORDS), st.text(max_size=4))
+
+
+def called(value: str, axis: str, block: str, function: str) -> tvm.IRModule:
+    """A module with loops of its own, of which every part has a name."""
+
+    def sums(x):
+        along = te.reduce_axis((0, 8), name=axis)
+        return te.compute((4,), lambda i: te.sum(x[i, along], axis=along), name=block)
+
+    builder, x = relax.BlockBuilder(), relax.Var(value, relax.TensorType((4, 8), "float32"))
+    with builder.function("main", [x]):
+        builder.emit_func_output(builder.emit_te(sums, x, primfunc_name_hint=function))
+    return builder.get()
+
+
+@settings(max_examples=40)
+@given(names=st.lists(NAMES, min_size=4, max_size=4))
+@example(names=["lambda", "class", "while", "for"])
+def test_loops_do_not_depend_on_the_names_that_the_user_gave_them(names):
+    assume(names[3] != "main")
+    (node,) = to_graph(called(*names)).nodes
+    (plain,) = to_graph(called("x", "k", "sums", "sum")).nodes
+    assert node.layer.program == plain.layer.program
+
+
+def test_loops_called_main_are_refused():
+    with pytest.raises(ModelError, match="'main' is a function of loops"):
+        to_graph(called("x", "k", "sums", "main"))

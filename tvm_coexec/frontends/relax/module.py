@@ -67,6 +67,8 @@ def trace_relax(module: IRModule, shapes: Mapping[str, Sequence[int]] | None = N
     functions = [variable.name_hint for variable in module.get_global_vars()]
     if "main" not in functions:
         raise ModelError(f"the Relax module has no function 'main', only {functions}; rename the one to build")
+    if not isinstance(module["main"], relax.Function):
+        raise ModelError("the Relax module's 'main' is a function of loops; call such another name")
     module = _bound(module, shapes or {})
     function = module["main"]
     values: dict[relax.Var, str] = {}

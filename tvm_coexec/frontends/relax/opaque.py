@@ -13,6 +13,8 @@ from tvm import IRModule, ir, relax, tirx
 
 from tvm_coexec.frontends.trace import OpaqueCall
 
+from .names import with_own_names
+
 
 def cut_out(
     module: IRModule,
@@ -132,7 +134,10 @@ class _Cut:
 
     def _function(self, name: ir.GlobalVar) -> ir.GlobalVar:
         if name not in self.functions:
-            self.functions[name] = self.builder.add_func(self.module[name], name.name_hint)
+            function = self.module[name]
+            if isinstance(function, tirx.PrimFunc):
+                function = with_own_names(function)
+            self.functions[name] = self.builder.add_func(function, f"function{len(self.functions)}")
         return self.functions[name]
 
 

@@ -121,7 +121,7 @@ class Importer:
         if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
             raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
         self.is_resized |= shape != tensor.shape
-        variable = relax.Var(tensor.name, relax.TensorType(shape, tensor.stored_dtype))
+        variable = relax.Var(f"input{tensor.index}", relax.TensorType(shape, tensor.stored_dtype))
         self.names[variable] = tensor.name
         self.stored[tensor.index] = variable
         return variable
