@@ -118,15 +118,7 @@ def test_no_file_is_imported_by_what_it_imports() -> None:
     assert {name for name in MODULES if name in reached_from(name)} <= RINGS
 
 
-FORMING = ("arithmetic", "convolutions", "images", "moves", "norms", "rows")
-
-RINGS = {
-    f"tvm_coexec.{name}"
-    for name in (
-        *(f"frontends.fusing.{file}" for file in ("fuser", "opaque", *FORMING)),
-        *("runtime.executor", "runtime.prepared"),
-    )
-}
+RINGS = {f"tvm_coexec.{name}" for name in (*("runtime.executor", "runtime.prepared"),)}
 """Files that name each other's types: to be taken apart, and not to be added to."""
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Operation
 from tvm_coexec.graph.graph import Image
 from tvm_coexec.layers import Elementwise
 
+from .state import State
 from .values import Value, claim_image
-
-if TYPE_CHECKING:
-    from .fuser import Fuser
 
 OPERATIONS = Elementwise.KINDS
 """Operations that this module makes layers of."""
@@ -30,13 +27,13 @@ class _Sizes:
     is_image: bool
 
 
-def add_arithmetic(fuser: Fuser, operation: Operation) -> None:
+def add_arithmetic(state: State, operation: Operation) -> None:
     """One layer; what follows becomes its epilogue. The square of an activation is a step of what makes it."""
     if operation.op == "multiply" and len(set(operation.inputs)) == 1:
-        fuser.append_step(operation, operation.inputs[0], "square")
+        state.append_step(operation, operation.inputs[0], "square")
         return
-    source, shape = operation.source, fuser.trace.shapes[operation.output]
-    values = [fuser.materialised(name, source) for name in operation.inputs]
+    source, shape = operation.source, state.trace.shapes[operation.output]
+    values = [state.materialised(name, source) for name in operation.inputs]
     sizes = _sizes(values, shape)
     if sizes is None:
         raise ModelError(
@@ -47,13 +44,13 @@ def add_arithmetic(fuser: Fuser, operation: Operation) -> None:
         for value, size in zip(values, (sizes.first, sizes.second), strict=True):
             claim_image(value.tensor, size, source)
     layer = Elementwise(operation.op, sizes.first, sizes.second)
-    draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
+    draft = state.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
     draft.others = (values[1].tensor,)
     draft.output.name = operation.output
     if sizes.is_image:
         batch, h, w, channels = layer.output_size
         draft.output.image = (batch, h, w, channels)
-    fuser.values[operation.output] = Value(draft.output, shape, math.prod(shape[: sizes.channel_axis]))
+    state.values[operation.output] = Value(draft.output, shape, math.prod(shape[: sizes.channel_axis]))
 
 
 def _sizes(values: list[Value], shape: tuple[int, ...]) -> _Sizes | None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import takewhile
 
 import numpy as np
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Operation, Source, Trace
 from tvm_coexec.graph import Graph
-from tvm_coexec.graph.graph import AnyLayer
 from tvm_coexec.layers import ACTIVATIONS, Linear, RowWise, clip, step
 
 from . import arithmetic as fuse_arithmetic
@@ -24,11 +22,11 @@ from . import images as fuse_images
 from . import moves as fuse_moves
 from . import norms as fuse_norms
 from . import rows as fuse_rows
-from .drafts import Affine, Draft, DraftTensor, finish_graph
-from .inputs import Readers
-from .opaque import add_opaque, concrete, copied
-from .reads import VIEWS, Reads
-from .values import NO_PADDING, Value, Values, claim_image
+from .drafts import Affine, finish_graph
+from .opaque import add_opaque, copied
+from .reads import VIEWS
+from .state import State
+from .values import Value, claim_image
 
 _PARTS = {
     "sqrt": "layer normalisation over the last axis",
@@ -50,20 +48,8 @@ def fuse(trace: Trace) -> Graph:
     return fuser.graph()
 
 
-class Fuser:
-    """Takes in one operation after another; what forms images stands in :mod:`.images`."""
-
-    def __init__(self, trace: Trace) -> None:
-        self.trace = trace
-        self.waiting: dict[str, fuse_moves.Waiting] = {}
-        self.drafts: list[Draft] = []
-        self.fresh: list[Draft] = []
-        self.reads = Reads(trace)
-        self.readers = Readers(trace)
-        self.inputs = [self.readers.tensor(name) for name in trace.inputs]
-        self.values = Values()
-        for tensor in self.inputs:
-            self.values[tensor.name] = Value(tensor, tensor.shape, tensor.image[0] if tensor.image else tensor.rows)
+class Fuser(State):
+    """Takes in one operation after another; each kind of layers is formed in a module of its own."""
 
     def add(self, operation: Operation) -> None:
         """Form a layer, or of what fits into none the layers of its parts, or else an opaque one."""
@@ -99,7 +85,7 @@ class Fuser:
 
     def _foreign(self, operation: Operation) -> ModelError | None:
         """Why only Relax can know what an operation does, if that is so."""
-        if operation.op == "whole":
+        if operation.op == "opaque":
             return ModelError(f"{operation.source} is an operator that no layer knows")
         for name in () if operation.op in VIEWS else (*operation.inputs, operation.output):
             dtype = self.trace.dtypes.get(name, "float32")
@@ -112,7 +98,7 @@ class Fuser:
         if any(module.add(self, operation) for module in (fuse_rows, fuse_moves, fuse_convolutions, fuse_norms)):
             return
         if op == "reshape":
-            self._view(operation, self.values[operation.inputs[0]].reshaped(self._shape(operation), source))
+            self._view(operation, self.values[operation.inputs[0]].reshaped(self.shape_of(operation), source))
         elif op == "transpose":
             self._view(
                 operation, self.value(operation.inputs[0], source).transposed(operation.attributes["axes"], source)
@@ -136,9 +122,6 @@ class Fuser:
         else:
             raise ModelError(f"{source} is an operation that no layer knows")
 
-    def _shape(self, operation: Operation) -> tuple[int, ...]:
-        return self.trace.shapes[operation.output]
-
     def _view(self, operation: Operation, value: Value) -> None:
         self.values[operation.output] = value
 
@@ -148,11 +131,11 @@ class Fuser:
             source = Source("output", name, "value")
             if value_name in self.waiting:
                 fuse_moves.settle(self, value_name)
-            value = concrete(self, value_name)
+            value = self.concrete(value_name)
             copy = replace(source, name=f"copy_{name}")
             if value.tensor in self.inputs or value.tensor in outputs:
                 if value.tensor.dtype == "float32":
-                    value = replace(value, tensor=self._map(value, copy).output)
+                    value = replace(value, tensor=self.new_map(value, copy).output)
                 else:
                     value = copied(self, value, name, copy)
             try:
@@ -187,7 +170,7 @@ class Fuser:
             return
         self._check_last_axis(value, operation.source)
         layer = Linear(value.tensor.rows, k, n)
-        draft = self.new_draft(layer, value.tensor, self._shape(operation), n, operation.source)
+        draft = self.new_draft(layer, value.tensor, self.shape_of(operation), n, operation.source)
         draft.params["weights"] = weights
         if value.pending is not None:
             draft.absorb_before(value.pending)
@@ -239,12 +222,6 @@ class Fuser:
         else:
             self._add_affine(operation)
 
-    def append_step(self, operation: Operation, name: str, text: str) -> None:
-        """Let a step follow a value."""
-        draft, value = self.open_draft(name, operation.source)
-        draft.append(text)
-        self.set(operation, draft, value)
-
     def _add_affine(self, operation: Operation) -> None:
         """A sum, difference, product or quotient of an activation and a constant."""
         first_is_constant = operation.inputs[0] in self.trace.constants
@@ -257,7 +234,7 @@ class Fuser:
             self.set(operation, draft, value)
         else:
             pending = affine.after(value.pending)
-            self.values[operation.output] = replace(value, shape=self._shape(operation), pending=pending)
+            self.values[operation.output] = replace(value, shape=self.shape_of(operation), pending=pending)
 
     def _add_function(self, operation: Operation) -> None:
         """A function of one value, which is a step of the layer before it."""
@@ -278,7 +255,7 @@ class Fuser:
         values = self._equal_operands(operation)
         drafts = [self.producer_to_extend(name) for name in operation.inputs]
         candidates = [draft for draft in drafts if draft is not None and draft.residual is None]
-        draft = max(candidates, key=self.drafts.index) if candidates else self._map(values[0], source)
+        draft = max(candidates, key=self.drafts.index) if candidates else self.new_map(values[0], source)
         draft.residual = values[1 if draft.output is values[0].tensor or not candidates else 0].tensor
         # nothing but this sum reads what the draft makes, so it may run after the other summand
         self.drafts.remove(draft)
@@ -302,96 +279,11 @@ class Fuser:
                 claim_image(value.tensor, image, source)
         return values
 
-    def set(self, operation: Operation, draft: Draft, seen_as: Value | None = None) -> None:
-        """Let the operation's result be what the draft makes, its channels last or where they are in ``seen_as``."""
-        draft.output.name, draft.output.shape = operation.output, self._shape(operation)
-        batch = draft.output.rows if seen_as is None else seen_as.batch
-        self.values[operation.output] = Value(draft.output, draft.output.shape, batch)
-
-    def new_draft(
-        self, layer: AnyLayer, tensor: DraftTensor, shape: tuple[int, ...], channels: int, source: Source
-    ) -> Draft:
-        draft = Draft(source.name, layer, tensor, DraftTensor(source.name, shape, channels))
-        self.drafts.append(draft)
-        self.fresh.append(draft)
-        return draft
-
-    def _map(self, value: Value, source: Source) -> Draft:
-        """A layer that changes nothing yet."""
-        tensor = value.tensor
-        layer = RowWise("map", tensor.rows, tensor.channels)
-        draft = self.new_draft(layer, tensor, value.shape, tensor.channels, source)
-        draft.output.image = tensor.image
-        return draft
-
-    def producer_to_extend(self, name: str) -> Draft | None:
-        """The draft that makes a value, if nothing but the operation that asks reads the value."""
-        value = self.values[name]
-        producer = value.tensor.producer
-        if not self.is_only_reader(name) or value.pending is not None:
-            return None
-        return producer if producer is not None and producer.takes_steps else None
-
-    def is_only_reader(self, name: str) -> bool:
-        """Whether nothing but the operation that asks reads a value, in whatever view."""
-        return self.reads.has_one(name)
-
-    def open_draft(self, name: str, source: Source) -> tuple[Draft, Value]:
-        """A draft whose result is the value and that can take one more step: its producer, or a new map."""
-        value = self.materialised(name, source)
-        draft = self.producer_to_extend(name) or self._map(value, source)
-        return draft, value
-
-    def value(self, name: str, source: Source) -> Value:
-        """A value that is read as it is; padding that waits for a convolution or pooling is written out."""
-        if name in self.trace.constants:
-            raise ModelError(f"{source} is applied to a constant; replace it by its result")
-        value = self.values[name]
-        if value.padding == NO_PADDING:
-            return value
-        return concrete(self, name)
-
-    def materialised(self, name: str, source: Source) -> Value:
-        """A value with nothing pending: what was is applied by a map."""
-        value = self.value(name, source)
-        if value.pending is None:
-            return value
-        self.values[name] = self.settled(value)
-        self.values[name].tensor.name = name
-        return self.values[name]
-
-    def settled(self, value: Value) -> Value:
-        """The value with what is pending applied: by the layer that makes its tensor, or else by a map."""
-        if value.pending is None:
-            return value
-        seen = self.values.of(value.tensor)
-        producer = value.tensor.producer
-        if producer is not None and producer.takes_steps and self._is_read_only_after(value, seen):
-            producer.absorb(value.pending)
-            for name in seen:
-                self.values[name] = replace(self.values[name], pending=None)
-            return replace(value, pending=None)
-        draft = self._map(value, value.pending.source)
-        draft.absorb(value.pending)
-        return replace(value, tensor=draft.output, pending=None)
-
-    def _is_read_only_after(self, value: Value, seen: list[str]) -> bool:
-        """Whether nothing reads a tensor, which the model has as the values ``seen``, but after what is pending.
-
-        Values stand in the order in which the model makes them: those before are each read by the next alone.
-        """
-        later = takewhile(lambda draft: draft.output is not value.tensor, reversed(self.drafts))
-        if any(value.tensor in (draft.input, draft.residual, *draft.others) for draft in later):
-            return False
-        are_after = [self.values[name].pending is value.pending for name in seen]
-        first = are_after.index(True)
-        return all(are_after[first:]) and all(self.is_only_reader(name) for name in seen[:first])
-
     def _per_channel(self, constant: str, value: Value, operation: Operation) -> np.ndarray:
         """A constant operand as one float64 number a channel."""
         array = self.trace.constants[constant]
         vector = value.per_channel(array)
-        if vector is None or math.prod(self._shape(operation)) != math.prod(value.shape):
+        if vector is None or math.prod(self.shape_of(operation)) != math.prod(value.shape):
             raise ModelError(
                 f"{operation.source} has a constant operand of shape {list(array.shape)} beside an activation of shape "
                 f"{list(value.shape)}; supported are scalars and one number for each channel"

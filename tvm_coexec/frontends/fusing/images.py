@@ -15,31 +15,31 @@ from tvm_coexec.graph.graph import Image
 from tvm_coexec.layers import Concat, Conv2d, LocalNorm, Pool, is_nonnegative
 
 from . import moves as fuse_moves
+from .state import State
 from .values import NO_PADDING, Value, claim_image
 
 if TYPE_CHECKING:
     from .drafts import Draft, DraftTensor
-    from .fuser import Fuser
 
 
-def _add_conv2d(fuser: Fuser, operation: Operation) -> None:
+def _add_conv2d(state: State, operation: Operation) -> None:
     activation, constant = operation.inputs
-    weights = fuser.trace.constants.get(constant)
-    if weights is None or activation in fuser.trace.constants:
+    weights = state.trace.constants.get(constant)
+    if weights is None or activation in state.trace.constants:
         raise ModelError(
             f"{operation.source} must convolve an activation with constant weights; make its weights a constant"
         )
-    value = fuse_moves.with_channels_second(fuser, fuser.values[activation], operation.source)
-    add_convolution(fuser, operation, value, weights)
+    value = fuse_moves.with_channels_second(state, state.values[activation], operation.source)
+    add_convolution(state, operation, value, weights)
 
 
-def add_convolution(fuser: Fuser, operation: Operation, value: Value, weights: np.ndarray) -> None:
+def add_convolution(state: State, operation: Operation, value: Value, weights: np.ndarray) -> None:
     """A convolution of a value, which the operation's attributes describe."""
     source, attributes = operation.source, operation.attributes
     batch, h, w, channels = value.read_as_image(source)
     padding = tuple(a + b for a, b in zip(attributes["padding"], value.padding, strict=True))
     if value.pending is not None and value.pending.shift is not None and padding != NO_PADDING:
-        value = fuser.settled(value)
+        value = state.settled(value)
     layer = Conv2d(
         h,
         w,
@@ -52,10 +52,10 @@ def add_convolution(fuser: Fuser, operation: Operation, value: Value, weights: n
         attributes["groups"],
         batch,
     )
-    _finish_convolution(fuser, operation, layer, value, weights)
+    _finish_convolution(state, operation, layer, value, weights)
 
 
-def add_covering_convolution(fuser: Fuser, operation: Operation, value: Value, weights: np.ndarray) -> None:
+def add_covering_convolution(state: State, operation: Operation, value: Value, weights: np.ndarray) -> None:
     """A linear layer that reads a whole flattened image: a convolution whose kernel covers the image.
 
     So the order of the pixels in memory, and what lies between them, is a matter of convolutions alone.
@@ -67,58 +67,58 @@ def add_covering_convolution(fuser: Fuser, operation: Operation, value: Value, w
     claim_image(tensor, image, operation.source)
     batch, h, w, channels = image
     layer = Conv2d(h, w, channels, weights.shape[1], (h, w), batch=batch)
-    _finish_convolution(fuser, operation, layer, value, weights.T.reshape(-1, channels, h, w))
+    _finish_convolution(state, operation, layer, value, weights.T.reshape(-1, channels, h, w))
 
 
-def _finish_convolution(fuser: Fuser, operation: Operation, layer: Conv2d, value: Value, weights: np.ndarray) -> None:
-    shape = fuser.trace.shapes[operation.output]
-    draft = fuser.new_draft(layer, value.tensor, shape, layer.out_channels, operation.source)
+def _finish_convolution(state: State, operation: Operation, layer: Conv2d, value: Value, weights: np.ndarray) -> None:
+    shape = state.trace.shapes[operation.output]
+    draft = state.new_draft(layer, value.tensor, shape, layer.out_channels, operation.source)
     draft.params["weights"] = weights
     if value.pending is not None:
         draft.absorb_before(value.pending)
-    _set_image(fuser, operation, draft, (layer.batch, layer.out_h, layer.out_w, layer.out_channels))
+    _set_image(state, operation, draft, (layer.batch, layer.out_h, layer.out_w, layer.out_channels))
 
 
-def _set_image(fuser: Fuser, operation: Operation, draft: Draft, image: tuple[int, int, int, int]) -> None:
+def _set_image(state: State, operation: Operation, draft: Draft, image: tuple[int, int, int, int]) -> None:
     """Let the operation's result be the image that a draft makes, its channels first."""
     draft.output.image = image
-    fuser.set(operation, draft)
-    value = fuser.values[operation.output]
-    fuser.values[operation.output] = replace(value, batch=image[0])
+    state.set(operation, draft)
+    value = state.values[operation.output]
+    state.values[operation.output] = replace(value, batch=image[0])
 
 
-def _add_pad(fuser: Fuser, operation: Operation) -> None:
+def _add_pad(state: State, operation: Operation) -> None:
     """Padding waits for the convolution or pooling that reads it; it comes after whatever is pending."""
-    value = fuser.materialised(operation.inputs[0], operation.source)
+    value = state.materialised(operation.inputs[0], operation.source)
     value.read_as_image(operation.source)
-    shape = fuser.trace.shapes[operation.output]
-    fuser.values[operation.output] = replace(value, shape=shape, padding=operation.attributes["padding"])
+    shape = state.trace.shapes[operation.output]
+    state.values[operation.output] = replace(value, shape=shape, padding=operation.attributes["padding"])
 
 
-def _add_pool(fuser: Fuser, operation: Operation) -> None:
+def _add_pool(state: State, operation: Operation) -> None:
     source, attributes = operation.source, operation.attributes
     name = operation.inputs[0]
     kind = attributes.get("kind", "max" if operation.op == "max" else "average")
-    value = fuser.values[name] if fuser.values[name].pending is None else fuser.materialised(name, source)
-    value = fuse_moves.with_channels_second(fuser, value, source)
+    value = state.values[name] if state.values[name].pending is None else state.materialised(name, source)
+    value = fuse_moves.with_channels_second(state, value, source)
     batch, h, w, channels = value.read_as_image(source)
     if attributes.get("kernel") is None:
         if value.padding != NO_PADDING:
             raise ModelError(f"{source} reads a padded image; pool it before it is padded")
         layer = Pool(kind, h, w, channels, (h, w), batch=batch)
     else:
-        layer = _windowed(kind, operation, value, fuser.trace.shapes[operation.output])
-    draft = fuser.new_draft(layer, value.tensor, fuser.trace.shapes[operation.output], channels, source)
-    _set_image(fuser, operation, draft, (batch, layer.out_h, layer.out_w, channels))
+        layer = _windowed(kind, operation, value, state.trace.shapes[operation.output])
+    draft = state.new_draft(layer, value.tensor, state.trace.shapes[operation.output], channels, source)
+    _set_image(state, operation, draft, (batch, layer.out_h, layer.out_w, channels))
 
 
-def _add_reduction(fuser: Fuser, operation: Operation) -> None:
+def _add_reduction(state: State, operation: Operation) -> None:
     """The mean or maximum over axes that follow each other, but for the channels': a pooling of whole lines."""
     source, axes = operation.source, operation.attributes["axes"]
     if operation.is_on_images:
-        _add_pool(fuser, operation)
+        _add_pool(state, operation)
         return
-    value = fuser.materialised(operation.inputs[0], source)
+    value = state.materialised(operation.inputs[0], source)
     image = _reduced_image(value, axes, source)
     own = value.tensor.image
     if own is not None and image == (own[0], own[1] * own[2], 1, own[3]):
@@ -128,11 +128,11 @@ def _add_reduction(fuser: Fuser, operation: Operation) -> None:
     claim_image(value.tensor, image, source)
     batch, h, w, channels = image
     layer = Pool("max" if operation.op == "max" else "average", h, w, channels, kernel, kernel, batch=batch)
-    result = fuser.trace.shapes[operation.output]
-    draft = fuser.new_draft(layer, value.tensor, result, channels, source)
+    result = state.trace.shapes[operation.output]
+    draft = state.new_draft(layer, value.tensor, result, channels, source)
     draft.output.name, draft.output.image = operation.output, (batch, layer.out_h, layer.out_w, channels)
     seen = draft.output.rows if value.channels_last else batch
-    fuser.values[operation.output] = Value(draft.output, result, seen)
+    state.values[operation.output] = Value(draft.output, result, seen)
 
 
 def _reduced_image(value: Value, axes: tuple[int, ...], source: Source) -> Image:
@@ -185,46 +185,46 @@ def _is_nonnegative(value: Value) -> bool:
     return producer is not None and producer.epilogue[-1:] != [] and is_nonnegative(producer.epilogue[-1])
 
 
-def _add_local_norm(fuser: Fuser, operation: Operation) -> None:
-    value = fuser.materialised(operation.inputs[0], operation.source)
+def _add_local_norm(state: State, operation: Operation) -> None:
+    value = state.materialised(operation.inputs[0], operation.source)
     batch, h, w, channels = value.read_as_image(operation.source)
     layer = LocalNorm(h, w, channels, batch=batch, **operation.attributes)
-    draft = fuser.new_draft(layer, value.tensor, value.shape, channels, operation.source)
-    _set_image(fuser, operation, draft, (batch, h, w, channels))
+    draft = state.new_draft(layer, value.tensor, value.shape, channels, operation.source)
+    _set_image(state, operation, draft, (batch, h, w, channels))
 
 
-def _add_concat(fuser: Fuser, operation: Operation) -> None:
+def _add_concat(state: State, operation: Operation) -> None:
     source, axis = operation.source, operation.attributes["axis"]
-    values = [fuser.materialised(name, source) for name in operation.inputs]
+    values = [state.materialised(name, source) for name in operation.inputs]
     if not all(value.has_channels_at(axis) for value in values):
-        fuse_moves.add_joined(fuser, operation)
+        fuse_moves.add_joined(state, operation)
         return
-    tensors = _joined(fuser, operation.inputs)
+    tensors = _joined(state, operation.inputs)
     image = next((tensor.image for tensor in tensors if tensor.image), None)
     batch, h, w = (1, tensors[0].rows, 1) if image is None else image[:3]
     if image is not None:
         for tensor in tensors:
             claim_image(tensor, (batch, h, w, tensor.channels), source)
     channels = tuple(tensor.channels for tensor in tensors)
-    shape = fuser.trace.shapes[operation.output]
-    draft = fuser.new_draft(Concat(h, w, channels, batch), tensors[0], shape, sum(channels), source)
+    shape = state.trace.shapes[operation.output]
+    draft = state.new_draft(Concat(h, w, channels, batch), tensors[0], shape, sum(channels), source)
     draft.others = tuple(tensors[1:])
     draft.output.image = None if image is None else (batch, h, w, sum(channels))
-    fuser.set(operation, draft, values[0])
+    state.set(operation, draft, values[0])
 
 
-def _joined(fuser: Fuser, names: Sequence[str]) -> list[DraftTensor]:
+def _joined(state: State, names: Sequence[str]) -> list[DraftTensor]:
     """What a concatenation takes for its operands: of concatenations that nothing else reads theirs, while few."""
     tensors: list[DraftTensor] = []
     for place, name in enumerate(names, 1):
-        tensor = fuser.values[name].tensor
+        tensor = state.values[name].tensor
         producer, own = tensor.producer, [tensor]
-        if producer is not None and isinstance(producer.layer, Concat) and fuser.is_only_reader(name):
+        if producer is not None and isinstance(producer.layer, Concat) and state.is_only_reader(name):
             own = [producer.input, *producer.others]
         if len(tensors) + len(own) + len(names) - place > _MOST_OPERANDS:
             own = [tensor]
         elif producer is not None and own != [tensor]:
-            fuser.drafts.remove(producer)
+            state.drafts.remove(producer)
         tensors += own
     return tensors
 
@@ -233,7 +233,7 @@ _MOST_OPERANDS = 16
 """Operands up to which concatenations become one."""
 
 
-HANDLERS: dict[str, Callable[[Fuser, Operation], None]] = {
+HANDLERS: dict[str, Callable[[State, Operation], None]] = {
     "concat": _add_concat,
     "conv2d": _add_conv2d,
     "local_norm": _add_local_norm,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tvm_coexec.errors import ModelError
@@ -12,13 +10,11 @@ from tvm_coexec.graph.graph import Image
 from tvm_coexec.layers import AnyLayer, Conv2d, Elementwise, Pool, step
 
 from .drafts import Draft, DraftTensor
+from .state import State
 from .values import Value, claim_image
 
-if TYPE_CHECKING:
-    from .fuser import Fuser
 
-
-def add(fuser: Fuser, operation: Operation) -> bool:
+def add(state: State, operation: Operation) -> bool:
     """Form the layers of an operation, if it is one of this module's.
 
     Means and mean squares are poolings of whole images, which convolutions of one pixel average over groups.
@@ -26,9 +22,9 @@ def add(fuser: Fuser, operation: Operation) -> bool:
     if operation.op not in ("group_norm", "instance_norm"):
         return False
     source, epsilon = operation.source, operation.attributes["epsilon"]
-    value = fuser.materialised(operation.inputs[0], source)
+    value = state.materialised(operation.inputs[0], source)
     groups = operation.attributes.get("groups") or value.shape[1]
-    gamma, beta = (_for_channels(fuser, name, value, groups, source) for name in operation.inputs[1:])
+    gamma, beta = (_for_channels(state, name, value, groups, source) for name in operation.inputs[1:])
     if epsilon <= 0:
         raise ModelError(f"{source} adds {epsilon} to variances; supported is more than 0")
     image = _image(value, groups, source)
@@ -37,7 +33,7 @@ def add(fuser: Fuser, operation: Operation) -> bool:
 
     def made(layer: AnyLayer, size: Image, reads: DraftTensor, *others: DraftTensor) -> Draft:
         shape = (size[0], size[3], *size[1:3])
-        draft = fuser.new_draft(layer, reads, shape, channels, source)
+        draft = state.new_draft(layer, reads, shape, channels, source)
         draft.output.image, draft.others = size, others
         return draft
 
@@ -59,7 +55,7 @@ def add(fuser: Fuser, operation: Operation) -> bool:
     result.append_constant("scale", gamma)
     result.append_constant("bias", beta)
     result.output.name = operation.output
-    fuser.values[operation.output] = Value(result.output, value.shape, value.batch)
+    state.values[operation.output] = Value(result.output, value.shape, value.batch)
     return True
 
 
@@ -74,9 +70,9 @@ def _image(value: Value, groups: int, source: Source) -> Image:
     return image
 
 
-def _for_channels(fuser: Fuser, name: str, value: Value, groups: int, source: Source) -> np.ndarray:
+def _for_channels(state: State, name: str, value: Value, groups: int, source: Source) -> np.ndarray:
     """A factor or summand as one number for each channel."""
-    array, channels = fuser.trace.constants.get(name), value.tensor.channels
+    array, channels = state.trace.constants.get(name), value.tensor.channels
     if array is None or array.size not in (groups, channels) or channels % groups:
         raise ModelError(f"{source} must have a constant scale and shift for each channel")
     vector = array.reshape(-1).astype(np.float64)

@@ -13,38 +13,37 @@ from tvm_coexec.frontends.trace import Operation, Source
 from tvm_coexec.layers import Attention, MatMul, Matrices, PlaceRows
 
 from .drafts import DraftTensor
-from .opaque import concrete
+from .state import State
 
 if TYPE_CHECKING:
     from tvm_coexec.frontends.patterns.views import View
 
-    from .fuser import Fuser
     from .values import Value
 
 
-def add(fuser: Fuser, operation: Operation) -> bool:
+def add(state: State, operation: Operation) -> bool:
     """Form the layer of an operation, if it is one of this module's."""
-    has_constant = any(name in fuser.trace.constants for name in operation.inputs)
+    has_constant = any(name in state.trace.constants for name in operation.inputs)
     if operation.op == "attention":
-        add_attention(fuser, operation)
+        add_attention(state, operation)
     elif operation.op == "matrix_product":
-        add_matrix_product(fuser, operation)
+        add_matrix_product(state, operation)
     elif operation.op == "slice":
-        add_slice(fuser, operation)
+        add_slice(state, operation)
     elif operation.op == "concat" and has_constant:
-        add_constant_rows(fuser, operation)
-    elif (summand := row_summand(fuser, operation)) is not None:
-        add_summand(fuser, operation, *summand)
+        add_constant_rows(state, operation)
+    elif (summand := row_summand(state, operation)) is not None:
+        add_summand(state, operation, *summand)
     else:
         return False
     return True
 
 
-def add_attention(fuser: Fuser, operation: Operation) -> None:
+def add_attention(state: State, operation: Operation) -> None:
     """One layer, its operands the tensors whose columns are queries, keys and values."""
     source, attributes = operation.source, dict(operation.attributes)
     *channels_first, result_channels_first = attributes.pop("channels_first")
-    values = [fuser.materialised(name, source) for name in operation.inputs[:3]]
+    values = [state.materialised(name, source) for name in operation.inputs[:3]]
     rows = [attributes["batch"] * attributes[name] for name in ("queries", "keys", "keys")]
     for value, count, is_first in zip(values, rows, channels_first, strict=True):
         fits = value.batch == attributes["batch"] and value.has_channels_at(1) if is_first else value.channels_last
@@ -54,45 +53,45 @@ def add_attention(fuser: Fuser, operation: Operation) -> None:
                 "all read rows of one length"
             )
     mask = operation.inputs[3] if len(operation.inputs) > 3 else None
-    constant = fuser.trace.constants.get(mask) if mask else None
+    constant = state.trace.constants.get(mask) if mask else None
     kind = "none" if mask is None else "input" if constant is None else "constant"
     q, k, v = (value.tensor.channels for value in values)
     layer = Attention(channels=(q, k, v), mask=kind, **attributes)
     others = [value.tensor for value in values[1:]]
     if mask is not None and constant is None:
-        others.append(_mask(fuser, mask, (layer.mask_rows, layer.keys), source))
-    shape = fuser.trace.shapes[operation.output]
-    draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
+        others.append(_mask(state, mask, (layer.mask_rows, layer.keys), source))
+    shape = state.trace.shapes[operation.output]
+    draft = state.new_draft(layer, values[0].tensor, shape, layer.out_channels, source)
     draft.others = tuple(others)
     if constant is not None:
         draft.params["mask"] = constant.reshape(layer.mask_rows, layer.keys)
-    fuser.set(operation, draft)
+    state.set(operation, draft)
     if result_channels_first:
-        fuser.values[operation.output] = replace(fuser.values[operation.output], batch=layer.batch)
+        state.values[operation.output] = replace(state.values[operation.output], batch=layer.batch)
 
 
-def _mask(fuser: Fuser, name: str, size: tuple[int, int], source: Source) -> DraftTensor:
+def _mask(state: State, name: str, size: tuple[int, int], source: Source) -> DraftTensor:
     """The tensor of a computed mask: rows of keys."""
     refusal = ModelError(f"{source} has a mask that others read in another way; let all read rows of keys")
-    value = concrete(fuser, name)
+    value = state.concrete(name)
     if not value.channels_last or (value.tensor.rows, value.tensor.channels) != size:
         raise refusal
     return value.tensor
 
 
-def add_matrix_product(fuser: Fuser, operation: Operation) -> None:
+def add_matrix_product(state: State, operation: Operation) -> None:
     """One layer, its operands the tensors that the matrices of both factors are in."""
     attributes = dict(operation.attributes)
     views, channels_first = attributes.pop("views"), attributes.pop("channels_first")
-    values = [fuser.materialised(name, operation.source) for name in operation.inputs]
+    values = [state.materialised(name, operation.source) for name in operation.inputs]
     left, right = (_matrices(*of, operation.source) for of in zip(values, views, strict=True))
     layer = MatMul(left=left, right=right, **attributes)
-    shape = fuser.trace.shapes[operation.output]
-    draft = fuser.new_draft(layer, values[0].tensor, shape, layer.out_channels, operation.source)
+    shape = state.trace.shapes[operation.output]
+    draft = state.new_draft(layer, values[0].tensor, shape, layer.out_channels, operation.source)
     draft.others = (values[1].tensor,)
-    fuser.set(operation, draft)
+    state.set(operation, draft)
     if channels_first:
-        fuser.values[operation.output] = replace(fuser.values[operation.output], batch=layer.batch)
+        state.values[operation.output] = replace(state.values[operation.output], batch=layer.batch)
 
 
 def _matrices(value: Value, view: View, source: Source) -> Matrices:
@@ -116,10 +115,10 @@ def _matrices(value: Value, view: View, source: Source) -> Matrices:
     return Matrices((rows, channels), (row(view.offset), channel(view.offset)), of_rows, of_channels)
 
 
-def add_slice(fuser: Fuser, operation: Operation) -> None:
+def add_slice(state: State, operation: Operation) -> None:
     """Some rows of each item: a copy, since the layer that follows may need them in memory one behind the other."""
     source, axis = operation.source, operation.attributes["axis"]
-    value = fuser.materialised(operation.inputs[0], source)
+    value = state.materialised(operation.inputs[0], source)
     channels = value.tensor.channels
     if not value.channels_last or math.prod(value.shape[axis + 1 :]) != channels:
         raise ModelError(
@@ -128,44 +127,44 @@ def add_slice(fuser: Fuser, operation: Operation) -> None:
         )
     begin, count = operation.attributes["begin"], operation.attributes["count"]
     layer = PlaceRows(math.prod(value.shape[:axis]), value.shape[axis], count, channels, -begin)
-    draft = fuser.new_draft(layer, value.tensor, fuser.trace.shapes[operation.output], channels, source)
-    fuser.set(operation, draft)
+    draft = state.new_draft(layer, value.tensor, state.trace.shapes[operation.output], channels, source)
+    state.set(operation, draft)
 
 
-def add_constant_rows(fuser: Fuser, operation: Operation) -> None:
+def add_constant_rows(state: State, operation: Operation) -> None:
     """A concatenation of rows with constant ones, in either order."""
     source, axis = operation.source, operation.attributes["axis"]
-    names = [name for name in operation.inputs if name not in fuser.trace.constants]
+    names = [name for name in operation.inputs if name not in state.trace.constants]
     if len(names) != 1:
         raise ModelError(f"{source} joins {len(names)} activations and constants; supported is one activation")
-    value = fuser.materialised(names[0], source)
+    value = state.materialised(names[0], source)
     channels, shape = value.tensor.channels, value.shape
     if not value.channels_last or math.prod(shape[axis + 1 :]) != channels or axis >= len(shape):
         raise ModelError(f"{source} puts a constant to axis {axis} of {list(shape)}; supported is the axis of the rows")
-    batch, rows, total = math.prod(shape[:axis]), shape[axis], fuser.trace.shapes[operation.output][axis]
+    batch, rows, total = math.prod(shape[:axis]), shape[axis], state.trace.shapes[operation.output][axis]
     position = operation.inputs.index(names[0])
     parts = [
         np.zeros((batch, rows, channels))
         if name == names[0]
-        else fuser.trace.constants[name].astype(np.float64).reshape(batch, -1, channels)
+        else state.trace.constants[name].astype(np.float64).reshape(batch, -1, channels)
         for name in operation.inputs
     ]
     summand = np.concatenate(parts, axis=1)
     if np.any(summand != summand[:1]):
         raise ModelError(f"{source} puts other constants to each item of the batch; supported are equal ones")
     layer = PlaceRows(batch, rows, total, channels, sum(part.shape[1] for part in parts[:position]), True)
-    draft = fuser.new_draft(layer, value.tensor, fuser.trace.shapes[operation.output], channels, source)
+    draft = state.new_draft(layer, value.tensor, state.trace.shapes[operation.output], channels, source)
     draft.params["summand"] = summand[0]
-    fuser.set(operation, draft)
+    state.set(operation, draft)
 
 
-def row_summand(fuser: Fuser, operation: Operation) -> tuple[str, np.ndarray] | None:
+def row_summand(state: State, operation: Operation) -> tuple[str, np.ndarray] | None:
     """The activation and the constant of a sum with one number for each row and channel, of each item or of all."""
-    constants = [name for name in operation.inputs if name in fuser.trace.constants]
+    constants = [name for name in operation.inputs if name in state.trace.constants]
     if operation.op != "add" or len(constants) != 1:
         return None
     name = next(name for name in operation.inputs if name != constants[0])
-    array, value = fuser.trace.constants[constants[0]], fuser.values[name]
+    array, value = state.trace.constants[constants[0]], state.values[name]
     first = next((axis for axis, size in enumerate(array.shape) if size > 1), array.ndim)
     shape = array.shape[first:]
     fits = value.channels_last and value.shape[len(value.shape) - len(shape) :] == shape
@@ -174,11 +173,11 @@ def row_summand(fuser: Fuser, operation: Operation) -> tuple[str, np.ndarray] | 
     return name, array
 
 
-def add_summand(fuser: Fuser, operation: Operation, name: str, array: np.ndarray) -> None:
+def add_summand(state: State, operation: Operation, name: str, array: np.ndarray) -> None:
     """Add a constant to rows: to what is already added where rows were placed, or in a layer of its own."""
-    value = fuser.materialised(name, operation.source)
+    value = state.materialised(name, operation.source)
     summand = array.astype(np.float64).reshape(-1, value.tensor.channels)
-    draft = fuser.producer_to_extend(name)
+    draft = state.producer_to_extend(name)
     layer = draft.layer if draft is not None and not draft.epilogue else None
     if draft is not None and isinstance(layer, PlaceRows) and layer.out_rows == len(summand):
         draft.params["summand"] = draft.params.get("summand", 0.0) + summand
@@ -186,6 +185,6 @@ def add_summand(fuser: Fuser, operation: Operation, name: str, array: np.ndarray
     else:
         rows = len(summand)
         layer = PlaceRows(value.tensor.rows // rows, rows, rows, value.tensor.channels, 0, True)
-        draft = fuser.new_draft(layer, value.tensor, value.shape, value.tensor.channels, operation.source)
+        draft = state.new_draft(layer, value.tensor, value.shape, value.tensor.channels, operation.source)
         draft.params["summand"] = summand
-    fuser.set(operation, draft, value)
+    state.set(operation, draft, value)
