@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Hardware, ImageLayouts, Pool, Resize, Variant, fused_operands
+from tvm_coexec.layers import TILE, TILE_BYTES, Hardware, ImageLayouts, Pool, Resize, Variant, fused_operands
 
 from .dispatch import ERROR_BOUND, Dispatch
 from .image_geometry import POSITIONS, ImageLayer, check_layouts, common_run, input_names, window
@@ -98,7 +98,7 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
     The estimate counts padded rows, the input that a line of the window reads for a block, and the work to find
     where a block lies: it is done once where blocks divide the image's lines.
     """
-    vectors = TILE * 4 // hardware.vector_bytes
+    vectors = TILE_BYTES // hardware.vector_bytes
     most = hardware.vector_registers // (2 * vectors) if math.prod(pixels.kernel) > 1 else _MAP_ROWS
     ranked = []
     for rows in range(1, min(space.rows, max(1, most)) + 1):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm_coexec.layers import TILE, Hardware, Variant
+from tvm_coexec.layers import FLOAT32, TILE, Hardware, Variant, item_bytes
 
 _MAX_ROWS = 14
 _ENOUGH_ACCUMULATORS = 8
@@ -135,7 +135,7 @@ def _orders(space: Space, rows: int) -> tuple[int, ...]:
     """Weights that are always near need no tile to be finished first: a block of rows is, which is stored in one go."""
     if space.rows <= rows:
         return (0,)
-    weight_bytes = 4 * (space.taps or math.inf) * space.channels
+    weight_bytes = item_bytes(FLOAT32) * (space.taps or math.inf) * space.channels
     return (1,) if weight_bytes <= _NEAREST_CACHE_BYTES else (0, 1)
 
 

@@ -74,7 +74,7 @@ def weight_bytes(layer: Conv2d, variant: Variant) -> int:
 
 
 def _weight_bytes(layer: Conv2d, m: int) -> int:
-    return 4 * (m + 2) ** 2 * layer.in_channels * layer.out_channels
+    return layer.item_bytes * (m + 2) ** 2 * layer.in_channels * layer.out_channels
 
 
 def cost(layer: Conv2d) -> float:
@@ -124,7 +124,7 @@ def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
 def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str, int]]:
     """How many groups of tiles a worker transforms before it multiplies them, and in which order; the best first."""
     groups = -(-tiles.at_once // (rows * workers))
-    group_bytes = 4 * tiles.points**2 * rows * tiles.layer.in_channels
+    group_bytes = tiles.layer.item_bytes * tiles.points**2 * rows * tiles.layer.in_channels
     cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in _BLOCK_PARTS}
     sizes = {-(-groups // -(-groups // cut)) for cut in cuts}
     found = [(size, order) for size in sorted(sizes) for order in ((0, 1) if size > 1 else (0,))]

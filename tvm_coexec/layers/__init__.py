@@ -45,7 +45,7 @@ from .steps import (
     step_numbers,
     step_operands,
 )
-from .types import FLOAT32, KERNEL_TYPES, TILE_BYTES, check_dtype, item_bytes, sum_type, tile_channels
+from .types import FLOAT32, KERNEL_TYPES, TILE_BYTES, item_bytes, sum_type
 from .variants import GENERATOR_VERSION, Hardware, Variant, grid_for
 
 __all__ = [
@@ -87,7 +87,6 @@ __all__ = [
     "Variant",
     "by_lines",
     "channel_constants",
-    "check_dtype",
     "check_epilogue",
     "clip",
     "constant_name",
@@ -108,7 +107,6 @@ __all__ = [
     "step_numbers",
     "step_operands",
     "sum_type",
-    "tile_channels",
     "tile_count",
     "ways_to_divide",
 ]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .types import FLOAT32, item_bytes
+
 GENERATOR_VERSION = 1
 """Version of what makes kernels of variants. Whoever changes the code of a variant so that it takes another time, or no
 longer fails, raises it: what was measured of older kernels then counts no more, and their failures are tried again."""
@@ -38,8 +40,8 @@ class Hardware:
 
     @property
     def lanes(self) -> int:
-        """Elements in a vector register of the CPU."""
-        return self.vector_bytes // 4
+        """Elements of float32, which kernels are made for, in a vector register of the CPU."""
+        return self.vector_bytes // item_bytes(FLOAT32)
 
 
 @dataclass(frozen=True)
