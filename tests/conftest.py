@@ -84,7 +84,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def is_wanted(item: pytest.Item) -> bool:
         runtime = _runtime_of(item)
-        if is_quick and (item.get_closest_marker("slow") or runtime not in (None, "pocl")):
+        is_second = runtime not in (None, "pocl")
+        if is_quick and (item.get_closest_marker("slow") or is_second):
+            return False
+        if is_second and item.get_closest_marker("one_runtime"):
             return False
         return share is None or (runtime == "pocl") == (share == "pocl")
 

@@ -12,6 +12,8 @@ from tvm_coexec.errors import MeasurementError
 from tvm_coexec.runtime.discovery import find_device
 from tvm_coexec.tuning.alone import alone_with_device, alone_with_profile
 
+pytestmark = pytest.mark.one_runtime
+
 HOLDING = """
 import sys, time
 from pathlib import Path

@@ -16,7 +16,7 @@ from tvm_coexec.errors import DeviceError, FileFormatError, InputError, ModelErr
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_runtime]
 
 BATCH, WIDTH, HIDDEN = 9, 70, 130
 

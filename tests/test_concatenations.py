@@ -160,6 +160,7 @@ def check_every_split(model: Any, graph: Graph, device: Device) -> Module:
     return module
 
 
+@pytest.mark.one_runtime
 @pytest.mark.parametrize("build", JOINED)
 def test_operands_are_computed_in_their_places(build: Build, device: Device) -> None:
     model, graph = graph_of(build)
@@ -172,6 +173,7 @@ def test_operands_are_computed_in_their_places(build: Build, device: Device) -> 
     assert module.memory.activation_bound_bytes <= module.memory.activation_bytes
 
 
+@pytest.mark.one_runtime
 @pytest.mark.parametrize("build", COPIED)
 def test_what_cannot_be_a_part_is_copied(build: Build, device: Device) -> None:
     model, graph = graph_of(build)

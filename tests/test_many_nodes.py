@@ -13,6 +13,8 @@ import tvm_coexec
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.runtime.device import Device
 
+pytestmark = pytest.mark.one_runtime
+
 MANY = 70
 
 

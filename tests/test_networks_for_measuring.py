@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from small_modules import chain, chain_of, expected
 from test_opaque import token_model
 
@@ -15,6 +16,8 @@ from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.verification.checking import random_params
 from tvm_coexec.verification.reference import relative_error
+
+pytestmark = pytest.mark.one_runtime
 
 
 def test_halves_are_timed_as_they_run_in_the_network(device: Device) -> None:

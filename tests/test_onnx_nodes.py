@@ -7,6 +7,8 @@ from onnx_nodes import OPERATORS, cases, of_operators, run, table
 
 from tvm_coexec.runtime.device import Device
 
+pytestmark = pytest.mark.one_runtime
+
 FEW = 4
 """Cases of an operator that the tests run; ``scripts/onnx_nodes.py`` runs them all."""
 

@@ -19,6 +19,8 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.runtime.device import Device
 
+pytestmark = pytest.mark.one_runtime
+
 Build = Callable[[OnnxBuilder], str]
 
 

@@ -22,6 +22,8 @@ from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
 from tvm_coexec.runtime.stitch import Library
 
+pytestmark = pytest.mark.one_runtime
+
 LAYER = Linear(50, 64, 100, ("silu",))
 
 

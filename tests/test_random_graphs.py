@@ -1,5 +1,6 @@
 """A few random graphs; ``python tests/campaigns`` tries many."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_graphs import grow
@@ -10,6 +11,8 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.verification import NetworkCheck
+
+pytestmark = pytest.mark.one_runtime
 
 
 class Drawn:

@@ -18,6 +18,8 @@ from tvm_coexec.report.page import write_page
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
 
+pytestmark = pytest.mark.one_runtime
+
 NAMES = ["first", "<b>bold & 'quoted'", "last"]
 
 VOID = {"meta", "input", "link", "br"}

@@ -16,7 +16,7 @@ from shipped_models import PACKAGES
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_runtime]
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 ENTRIES = [{"op": "linear", "m": 9, "k": 64, "n": 96}, {"op": "linear", "m": 2, "k": 70, "n": 40, "epilogue": ["bias"]}]

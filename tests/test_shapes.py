@@ -13,6 +13,8 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.runtime.device import Device
 
+pytestmark = pytest.mark.one_runtime
+
 
 def open_model() -> onnx.ModelProto:
     b = OnnxBuilder(x=("batch", 8), y=("batch", "width"), z=(3, None))

@@ -28,6 +28,8 @@ from tvm_coexec.verification.evaluators import evaluator_for
 from tvm_coexec.verification.inputs import random_inputs
 from tvm_coexec.verification.onnx_evaluators import OnnxRuntimeEvaluator, ReferenceEvaluator
 
+pytestmark = pytest.mark.one_runtime
+
 
 def image_network() -> onnx.ModelProto:
     builder = OnnxBuilder(x=(1, 3, 8, 8))

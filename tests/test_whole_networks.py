@@ -57,6 +57,7 @@ def error(module: Module, inputs: dict[str, np.ndarray], expected: np.ndarray) -
     return float(np.abs(module(**inputs) - expected).max() / np.abs(expected).max())
 
 
+@pytest.mark.one_runtime
 def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> None:
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
@@ -79,6 +80,7 @@ def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> N
     assert use.activation_bound_bytes <= use.activation_bytes < use.peak_bytes
 
 
+@pytest.mark.one_runtime
 @pytest.mark.parametrize("name", ["bvlc_alexnet", "resnet50", "vgg19"])
 def test_networks_of_the_onnx_package(name: str, device: Device) -> None:
     model = light_network(name)
@@ -122,6 +124,7 @@ def waits_with_and_without_memory(module: Module) -> tuple[list[dict[int, int]],
     return waits(manifest.reads()), waits(data)
 
 
+@pytest.mark.one_runtime
 def test_where_waits_are_dear_nobody_waits_for_memory(model: onnx.ModelProto, device: Device) -> None:
     apart = open_device(device.info.name, mechanism="event")
     shared, needed = waits_with_and_without_memory(tvm_coexec.build(model, device=apart, split=0.5))

@@ -10,6 +10,7 @@ if any was wrong, raised an error that is none of ours, died or hung, or if more
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
@@ -76,7 +77,7 @@ def run(name: str, seeds: Iterator[int], processes: int) -> bool:
             future.result()
     total = sum(counts.values())
     print(f"{name}: {total} trials: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
-    return not any(counts[kind] for kind in BAD) and counts["refused"] <= bars.refused * total
+    return not any(counts[kind] for kind in BAD) and counts["refused"] <= math.ceil(bars.refused * total)
 
 
 def main() -> int:
