@@ -21,7 +21,7 @@ from steady_layers import Program, Rounds, SteadyTimer
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
-from tvm_coexec.layers import AnyLayer, Conv2d, layer_to_json, ways_to_divide
+from tvm_coexec.layers import AnyLayer, Conv2d, along_partition_axes, layer_to_json
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.split import Planner
@@ -127,8 +127,10 @@ def some_splits(units: int, most: int | None) -> list[int]:
 
 def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, layer: AnyLayer, *, most: int | None = None) -> Compared:
     """Measure one layer: the grid of each way to divide it, with ``most`` splits at most, then what is reported."""
-    ways = [way for way in ways_to_divide(layer) if way == layer or plans.knows(way)]
-    compared = Compared(layer, plans.plan_best_way("layer", layer), [Grid(_kernels(tuner, plans, way)) for way in ways])
+    ways = [way for way in along_partition_axes(layer) if way == layer or plans.knows(way)]
+    compared = Compared(
+        layer, plans.plan_best_axis("layer", layer), [Grid(_kernels(tuner, plans, way)) for way in ways]
+    )
     for grid in compared.grids:
         repeats = min(GRID_REPEATS, repeats_for(layer))
         points = [Point(split, grid.layer.units - split, repeats) for split in some_splits(grid.layer.units, most)]

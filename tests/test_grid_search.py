@@ -7,13 +7,13 @@ from typing import Any
 from compare_grid_search import compare, row
 from steady_layers import Program, Rounds
 
-from tvm_coexec.layers import AnyLayer, Conv2d, Variant, ways_to_divide
+from tvm_coexec.layers import AnyLayer, Conv2d, Variant, along_partition_axes
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
 from tvm_coexec.rpc.client import Measurement
 
 LAYER = Conv2d(28, 28, 8, 32, 3, padding=1)
-CHANNELS, LINES = ways_to_divide(LAYER)
+CHANNELS, LINES = along_partition_axes(LAYER)
 
 
 def variant(layer: AnyLayer) -> Variant:
@@ -26,7 +26,7 @@ def plan(name: str, layer: AnyLayer, cpu_units: int = 1) -> LayerPlan:
 
 
 PLANS = types.SimpleNamespace(
-    knows=lambda way: True, plan_best_way=lambda name, layer: plan(name, LINES, 4), plan_layer=plan, plan_split=plan
+    knows=lambda way: True, plan_best_axis=lambda name, layer: plan(name, LINES, 4), plan_layer=plan, plan_split=plan
 )
 
 

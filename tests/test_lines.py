@@ -13,11 +13,11 @@ from tvm_coexec.layers import (
     ImageLayouts,
     Pool,
     Variant,
+    along_partition_axes,
     by_lines,
     layer_from_json,
     layer_to_json,
     line_block,
-    ways_to_divide,
 )
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
@@ -119,9 +119,9 @@ def test_work_groups_of_a_gpu_fit_a_unit() -> None:
 def test_a_layer_by_channels_is_described_as_ever() -> None:
     layer = conv(28, 28, 8, 8, 1)
     assert "axis" not in layer_to_json(layer)
-    for way in ways_to_divide(layer):
+    for way in along_partition_axes(layer):
         assert layer_from_json(layer_to_json(way)) == way
-    assert ways_to_divide(divided(layer)) == (divided(layer),)
+    assert along_partition_axes(divided(layer)) == (divided(layer),)
 
 
 def test_what_is_divided_by_lines() -> None:

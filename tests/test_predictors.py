@@ -6,7 +6,7 @@ import pytest
 from synthetic_device import HARDWARE, PROCESSOR, latency_us, measure, some_layers, trained, variants
 
 from tvm_coexec.errors import FileFormatError, MeasurementError
-from tvm_coexec.layers import Conv2d, Linear, RowWise, Variant, ways_to_divide
+from tvm_coexec.layers import Conv2d, Linear, RowWise, Variant, along_partition_axes
 from tvm_coexec.prediction import predictors
 from tvm_coexec.prediction.base_time import LAYER_TERMS, BaseTime
 from tvm_coexec.prediction.evaluation import (
@@ -69,7 +69,7 @@ def test_an_epilogue_does_not_make_a_shape_a_new_one():
 
 def test_neither_does_the_axis_along_which_it_is_divided():
     variant = Variant.make("direct", rows=7, channels=32, k_split=1, order=0, unroll=1, skip=0)
-    ways = ways_to_divide(Conv2d(28, 28, 8, 64, 1))
+    ways = along_partition_axes(Conv2d(28, 28, 8, 64, 1))
     assert len(ways) == 2
     samples = [Sample(way, "cpu", variant, 2, 0, (10.0,)) for way in ways]
     with pytest.raises(MeasurementError, match="two shapes of one kind of layer"):

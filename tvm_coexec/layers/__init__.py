@@ -19,7 +19,7 @@ from .base import (
     tile_count,
 )
 from .dense import Conv2d, Linear
-from .division import by_lines, ways_to_divide
+from .division import along_partition_axes, by_lines
 from .images import Concat, Elementwise, LocalNorm, Pool
 from .kinds import AnyLayer, ImageLayer
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
@@ -85,6 +85,7 @@ __all__ = [
     "RowWise",
     "Size",
     "Variant",
+    "along_partition_axes",
     "by_lines",
     "channel_constants",
     "check_epilogue",
@@ -108,5 +109,4 @@ __all__ = [
     "step_operands",
     "sum_type",
     "tile_count",
-    "ways_to_divide",
 ]

@@ -1,4 +1,4 @@
-"""Ways to divide a layer: along its channels or, of an image, its lines as well."""
+"""The partition axes of a layer: its channels or rows, and an image's lines as well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def by_lines(layer: AnyLayer) -> AnyLayer | None:
     return dataclasses.replace(layer, axis="lines") if has_axis and has_lines(layer) else None  # type: ignore
 
 
-def ways_to_divide(layer: AnyLayer) -> tuple[AnyLayer, ...]:
-    """The layer itself and, where it can be, divided by lines."""
+def along_partition_axes(layer: AnyLayer) -> tuple[AnyLayer, ...]:
+    """The layer along each of its partition axes: itself and, where it can be, divided by lines."""
     lines = by_lines(layer)
     return (layer,) if lines in (None, layer) else (layer, lines)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from tvm_coexec.graph import Graph, Node
 from tvm_coexec.graph.dependencies import Read, needs_other, network_reads
-from tvm_coexec.layers import AnyLayer, ways_to_divide
+from tvm_coexec.layers import AnyLayer, along_partition_axes
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
 
@@ -47,7 +47,7 @@ class _Step:
 def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
     """For each node the nodes, counted from 1, whose outputs it reads, and along which axes it does so unit by unit."""
     parents = {name: graph.parents(name) for name in graph.tensors}
-    lines = [replace(node, layer=ways_to_divide(node.layer)[-1]) for node in graph.nodes]
+    lines = [replace(node, layer=along_partition_axes(node.layer)[-1]) for node in graph.nodes]
     own, also = (network_reads([_Step.of(node) for node in nodes], parents) for nodes in (graph.nodes, lines))
     return [
         tuple(
@@ -92,7 +92,7 @@ def plan_anew(
     planner = planner.for_network(graph)
     learned = planner.learning_from(trial_runs, untried)
     if len(graph.nodes) == 1 and planner.knows(graph.nodes[0].layer):
-        layers: tuple[LayerPlan, ...] = (learned.plan_best_way(graph.nodes[0].name, graph.nodes[0].layer),)
+        layers: tuple[LayerPlan, ...] = (learned.plan_best_axis(graph.nodes[0].name, graph.nodes[0].layer),)
     else:
         layers = _plan_together(graph, learned)
         informed = planner.for_kernels(layers)
@@ -158,7 +158,7 @@ class _Menu:
     """A layer's ways to be divided, along its channels or its lines, shared by all nodes of the same layer."""
 
     def __init__(self, layer: AnyLayer, planner: Planner) -> None:
-        ways = (way for way in ways_to_divide(layer) if way == layer or planner.knows(way))
+        ways = (way for way in along_partition_axes(layer) if way == layer or planner.knows(way))
         self.layers = {way.axis: way for way in ways}
         self.layer = layer
         self.divisions = {axis: planner.divisions(one) for axis, one in self.layers.items()}

@@ -10,7 +10,7 @@ from typing import Any
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.graph import Graph, Node
-from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
+from tvm_coexec.layers import AnyLayer, Hardware, Variant, along_partition_axes
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.profile.records import Sample
 
@@ -70,7 +70,7 @@ def _check_fit(plan: Plan, graph: Graph, mechanism: str) -> None:
     if len(plan.layers) != len(graph.nodes):
         raise InputError(f"the plan has {len(plan.layers)} layers, the model {len(graph.nodes)}; plan this model again")
     for planned, node in zip(plan.layers, graph.nodes, strict=True):
-        if planned.name != node.name or planned.layer not in ways_to_divide(node.layer):
+        if planned.name != node.name or planned.layer not in along_partition_axes(node.layer):
             raise InputError(
                 f"the plan's layer {planned.name!r} is not the model's {node.name!r}; plan this model again"
             )
@@ -99,7 +99,7 @@ def _rule(
         return predicted
     if split == "measured":
         divisible = [node.layer for node in graph.nodes if _has_gpu_kernels(node.layer, hardware)]
-        ways = [way for layer in divisible for way in ways_to_divide(layer)]
+        ways = [way for layer in divisible for way in along_partition_axes(layer)]
         samples, overheads = measure(ways)
         measured: dict[AnyLayer, list[Sample]] = {way: [] for way in ways}
         for sample in samples:
@@ -119,7 +119,7 @@ def _rule(
 
 def _best_measured(node: Node, samples: Mapping[AnyLayer, Sequence[Sample]], overheads: Overheads) -> LayerPlan:
     """The best of all measured splits, along channels or lines; kernels may have failed along one of them."""
-    ways = [way for way in ways_to_divide(node.layer) if samples[way]] or [node.layer]
+    ways = [way for way in along_partition_axes(node.layer) if samples[way]] or [node.layer]
     plans = (plan_measured(node.name, way, samples[way], overheads) for way in ways)
     return min(plans, key=lambda plan: plan.total_us)
 
@@ -131,7 +131,7 @@ def _has_gpu_kernels(layer: AnyLayer, hardware: Hardware) -> bool:
 def plan_node(node: Node, planner: Planner) -> LayerPlan:
     """Divide a layer by what its profile learned; what the profile knows nothing of stays on the CPU."""
     if planner.knows(node.layer):
-        return planner.plan_best_way(node.name, node.layer)
+        return planner.plan_best_axis(node.name, node.layer)
     reason = f"cpu alone: the profile is not tuned for {node.layer.op} layers"
     return _unpredicted(node, node.layer.units, planner.hardware, reason, planner)
 

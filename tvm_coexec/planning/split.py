@@ -10,7 +10,7 @@ import numpy as np
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import AnyLayer, Hardware, Variant, ways_to_divide
+from tvm_coexec.layers import AnyLayer, Hardware, Variant, along_partition_axes
 from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.estimates import estimate_us
 from tvm_coexec.prediction.features import Halves
@@ -147,9 +147,9 @@ class Planner:
         split = self._search(layer, survey)
         return decide(name, layer, split, alone, self.overheads)
 
-    def plan_best_way(self, name: str, layer: AnyLayer) -> LayerPlan:
+    def plan_best_axis(self, name: str, layer: AnyLayer) -> LayerPlan:
         """The better plan of the layer divided by channels and, where the predictors know of it, by lines."""
-        ways = (way for way in ways_to_divide(layer) if way == layer or self.knows(way))
+        ways = (way for way in along_partition_axes(layer) if way == layer or self.knows(way))
         return min((self.plan_layer(name, way) for way in ways), key=lambda plan: plan.total_us)
 
     def plan_split(self, name: str, layer: AnyLayer, cpu_units: int) -> LayerPlan:

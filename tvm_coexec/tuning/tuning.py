@@ -15,7 +15,7 @@ from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError, KernelError, MeasurementError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import AnyLayer, ways_to_divide
+from tvm_coexec.layers import AnyLayer, along_partition_axes
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.profile import Profile
@@ -194,7 +194,7 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
     """Measure every way to compute and to divide each layer, then search on while there is time."""
     from tqdm import tqdm
 
-    layers = list(dict.fromkeys(way for layer in layers for way in ways_to_divide(layer)))
+    layers = list(dict.fromkeys(way for layer in layers for way in along_partition_axes(layer)))
     works = [(one, training_points(layer)) for layer in layers for one in first_candidates(tuner, layer)]
     for _ in tqdm(tuner.measure_all(works), desc="measuring", total=len(works), unit="kernel", disable=not layers):
         pass
