@@ -22,6 +22,7 @@ from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, 
 from tvm_coexec.tuning import tune
 from tvm_coexec.tuning.tuner import Tuner, repeats_for, training_points
 from tvm_coexec.tuning.tuning import check_layers, run_all_trials
+from tvm_coexec.tuning.watch import Watch
 from tvm_coexec.tuning.workloads import linear_test_layers, linear_training_layers, vit_base
 
 FACTS = {
@@ -256,3 +257,45 @@ def test_a_layer_that_a_side_has_no_kernels_for_is_named_before_anything_is_meas
     with pytest.raises(InputError, match=r"the gpu has no kernels for .*; leave it out"):
         check_layers(tuner(session, tmp_path / "p"), [LAYER, opaque])
     assert not session.points
+
+
+class DisturbedSession(FakeSession):
+    """Is disturbed while the first request is measured, but for the points of one side alone."""
+
+    def measure(self, module: bytes, points: list[Point], **_: object) -> Measurement:
+        times_us = (2.0, 9.0) if not self.points else (2.0, 2.1)
+        self.points += points
+        rounds = [times_us if p.cpu_units and p.gpu_units else (2.0, 2.0) for p in points]
+        found = [
+            PointTimes(p.cpu_units, p.gpu_units, us * bool(p.cpu_units), us * bool(p.gpu_units), us)
+            for p, us in zip(points, rounds, strict=True)
+        ]
+        return Measurement(tuple(found), 0.0)
+
+
+def test_points_that_were_disturbed_are_measured_once_more(tmp_path: Path) -> None:
+    session = DisturbedSession()
+    one = tuner(session, tmp_path / "p")
+    alone = [Point(units, 0) for units in range(1, 6)]
+    one.measure(one.default_candidate(LAYER), [*alone, Point(1, LAYER.units - 1)])
+    assert splits(session.points[18:]) == {(1, LAYER.units - 1)} and len(session.points) == 21
+    steady = [sample for sample in one.profile.samples() if sample.other_units]
+    assert len(steady) == 2 and all(max(sample.latency_us) == 2.1 for sample in steady)
+
+
+def test_where_nothing_is_quiet_nothing_is_repeated(tmp_path: Path) -> None:
+    session = DisturbedSession()
+    one = tuner(session, tmp_path / "p")
+    one.measure(one.default_candidate(LAYER), [Point(1, LAYER.units - 1), Point(2, LAYER.units - 2)])
+    assert len(session.points) == 6
+
+
+def test_the_canary_runs_from_time_to_time_and_is_stored_with_what_is_measured(tmp_path: Path) -> None:
+    session = FakeSession()
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        watch = Watch(session, target_for(FACTS), FACTS)  # type: ignore[arg-type]
+        one = Tuner(session, profile, target_for(FACTS), watch=watch)  # type: ignore[arg-type]
+        one.measure(one.default_candidate(LAYER), [Point(LAYER.units, 0)])
+        one.measure(one.default_candidate(LAYER), [Point(0, LAYER.units)])
+        assert len(session.points) == 2 + 3 + 3, "once, on either side"
+        assert [sample.canary_us for sample in profile.samples()] == [2.0, 3.0]

@@ -1,10 +1,19 @@
-"""How much slower a machine was at one moment than at another, told from what ran at both."""
+"""How much slower a machine was at one moment than at another, told from what ran at both.
+
+Trial runs have plans in common; while layers are measured a canary runs from time to time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+
+from tvm_coexec.profile.records import Sample
+
+_NEIGHBOURS = 2
+"""Runs of the canary before and after one that tell with it how fast the side was: one alone may be disturbed."""
 
 
 def compare_speeds(took: Sequence[Mapping[str, float]], slower: dict[str, float]) -> dict[int, float]:
@@ -30,3 +39,33 @@ def compare_speeds(took: Sequence[Mapping[str, float]], slower: dict[str, float]
         for moment, log in one.items():
             slower.setdefault(moment, log - found[number])
     return found
+
+
+def at_usual_speed(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples as they would be, had each side always been as fast as it usually was."""
+    slowness = _slowness(samples)
+    return [
+        replace(sample, latency_us=tuple(us / factor for us in sample.latency_us))
+        for sample, factor in zip(samples, slowness, strict=True)
+    ]
+
+
+def drift_percent(samples: Sequence[Sample]) -> float:
+    """How far the side's speed was from the usual one, in the mean over the samples."""
+    return 100 * float(np.abs(_slowness(samples) - 1).mean()) if samples else 0.0
+
+
+def _slowness(samples: Sequence[Sample]) -> np.ndarray:
+    """How many times as long as usually the canary took when each sample was measured; 1 where none ran."""
+    slowness = np.ones(len(samples))
+    for side in ("cpu", "gpu"):
+        own = [number for number, sample in enumerate(samples) if sample.side == side and sample.canary_us > 0]
+        if own:
+            canary_us = np.array([samples[number].canary_us for number in own])
+            begins = np.flatnonzero(np.diff(canary_us, prepend=0.0))
+            runs_us = canary_us[begins]
+            near_us = [
+                np.median(runs_us[max(run - _NEIGHBOURS, 0) : run + _NEIGHBOURS + 1]) for run in range(len(runs_us))
+            ]
+            slowness[own] = np.repeat(near_us, np.diff(begins, append=len(own))) / np.median(canary_us)
+    return slowness

@@ -15,6 +15,7 @@ from tvm_coexec.profile.records import Sample
 
 from .base_time import FLOPS_TERMS, BaseTime
 from .doubt import INSIDE, Doubt, learn_doubt
+from .drift import drift_percent
 from .features import FeatureSet, Halves, Processor, describe
 from .kernel_facts import implementation_feature
 from .predictors import labels_us, train, weights
@@ -23,6 +24,7 @@ FULL = "all features"
 WITHOUT_KERNEL = "without kernel and dispatch features"
 FLOPS_REGRESSION = "linear regression on FLOPs"
 
+_QUIET_PERCENT, _DISTURBED_PERCENT = 4.0, 10.0
 _FOLDS = 5
 _TOO_FEW = "held-out errors need two shapes of one kind of layer; tune for longer"
 _NEVER = -1
@@ -50,8 +52,9 @@ class Evaluation:
 
     Parameters
     ----------
-    noise_percent
-        What no model can predict.
+    noise_percent, drift_percent
+        What no model can predict: by how much repetitions of one sample spread, and how far the side's speed was from
+        the usual one while samples were measured, for which they were corrected.
     inside_percent
         Of the held-out samples, those that lay in the interval which was predicted for them.
     scores
@@ -64,13 +67,14 @@ class Evaluation:
     samples: int
     shapes: int
     noise_percent: float
+    drift_percent: float
     inside_percent: float
     scores: dict[str, Score]
     doubt: Doubt
 
     def to_json(self) -> dict[str, Any]:
         """All but the doubt, which a predictor keeps."""
-        figures = ("side", "samples", "shapes", "noise_percent", "inside_percent")
+        figures = ("side", "samples", "shapes", "noise_percent", "drift_percent", "inside_percent")
         scores = {name: asdict(score) for name, score in self.scores.items()}
         return {name: getattr(self, name) for name in figures} | {"scores": scores}
 
@@ -106,6 +110,7 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
         samples=len(samples),
         shapes=len({_shape(sample.layer) for sample in samples}),
         noise_percent=noise_percent(samples),
+        drift_percent=drift_percent(samples),
         inside_percent=100 * inside,
         scores={name: Score.of(times_us[scored], measured_us[scored]) for name, times_us in predicted_us.items()},
         doubt=doubt,
@@ -129,11 +134,22 @@ def format_table(evaluations: Sequence[Evaluation]) -> str:
         for name, score in evaluation.scores.items():
             lines.append(f"{evaluation.side:5}{name:40}{score.mape_percent:6.1f} %{score.within_10_percent:11.0f} %")
         counts = f"{evaluation.samples} samples of {evaluation.shapes} shapes"
-        lines.append(f"{'':5}{counts}; repetitions of one sample spread by {evaluation.noise_percent:.1f} %")
+        lines.append(f"{'':5}{counts}; repetitions of one sample spread by {evaluation.noise_percent:.1f} %,")
+        lines.append(f"{'':5}and the speed drifted by {evaluation.drift_percent:.1f} %: {_verdict(evaluation)}")
         inside = f"{evaluation.inside_percent:.0f} % of those held out lay in the interval predicted"
         aim = f"{inside}, which is to hold {100 * INSIDE:.0f} %"
         lines.append(f"{'':5}{aim}")
     return "\n".join(lines)
+
+
+def _verdict(evaluation: Evaluation) -> str:
+    """How noisy a side is, and what that means for its predictions."""
+    unsteady_percent = max(evaluation.noise_percent, evaluation.drift_percent)
+    if unsteady_percent < _QUIET_PERCENT:
+        return "it is quiet, and noise does not limit the predictions"
+    if unsteady_percent < _DISTURBED_PERCENT:
+        return "it is not quite quiet, and predictions cannot be better than that"
+    return "it is disturbed, which limits the predictions; end other work and tune again for better ones"
 
 
 def _shape(layer: AnyLayer) -> AnyLayer:

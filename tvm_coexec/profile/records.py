@@ -33,6 +33,8 @@ class Sample:
         Every repetition, in the order of measuring.
     other_variant
         How the other side computed; None where this side was measured alone.
+    canary_us
+        What the side took for the canary at about the same time, which tells how fast it was; 0 where none ran.
     """
 
     layer: AnyLayer
@@ -42,6 +44,7 @@ class Sample:
     other_units: int
     latency_us: tuple[float, ...]
     other_variant: Variant | None = None
+    canary_us: float = 0.0
 
     @property
     def median_us(self) -> float:
@@ -77,6 +80,11 @@ class PointTimes:
     gpu_us: tuple[float, ...]
     wall_us: tuple[float, ...]
 
+    @property
+    def repeats(self) -> int:
+        """How often the point was measured."""
+        return max(len(self.cpu_us), len(self.gpu_us))
+
 
 HalvesUs = tuple[tuple[float, ...], tuple[float, ...]]
 """What the CPU half and the GPU half of one layer took, an entry a run; empty where a side has none."""
@@ -109,19 +117,27 @@ def _floats(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def samples_of(candidate: Candidate, times: Sequence[PointTimes]) -> list[Sample]:
+def samples_of(
+    candidate: Candidate, times: Sequence[PointTimes], canary_us: Mapping[str, float] | None = None
+) -> list[Sample]:
     """One sample for each side that had work at each point."""
+    sides: tuple[Side, ...] = ("cpu", "gpu")
     samples = []
     for point in times:
-        both = point.cpu_units > 0 and point.gpu_units > 0
-        if point.cpu_units:
-            other = candidate.gpu if both else None
-            samples.append(
-                Sample(candidate.layer, "cpu", candidate.cpu, point.cpu_units, point.gpu_units, point.cpu_us, other)
-            )
-        if point.gpu_units:
-            other = candidate.cpu if both else None
-            samples.append(
-                Sample(candidate.layer, "gpu", candidate.gpu, point.gpu_units, point.cpu_units, point.gpu_us, other)
-            )
+        units, times_us = (point.cpu_units, point.gpu_units), (point.cpu_us, point.gpu_us)
+        variants = (candidate.cpu, candidate.gpu)
+        for own, side in enumerate(sides):
+            if units[own]:
+                samples.append(
+                    Sample(
+                        layer=candidate.layer,
+                        side=side,
+                        variant=variants[own],
+                        units=units[own],
+                        other_units=units[1 - own],
+                        latency_us=times_us[own],
+                        other_variant=variants[1 - own] if all(units) else None,
+                        canary_us=(canary_us or {}).get(side, 0.0),
+                    )
+                )
     return samples

@@ -22,7 +22,7 @@ from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant, layer_from_j
 from .records import Candidate, Point, Sample, VariantSets
 from .trial_runs import TrialRun
 
-VERSION = 7
+VERSION = 8
 
 _FAILURES_LAST = timedelta(days=7)
 """A candidate that failed is tried again after this time: what failed may have been the machine."""
@@ -49,7 +49,8 @@ CREATE TABLE samples (
     units INTEGER NOT NULL,
     other_variant TEXT,              -- JSON: the other side's; NULL where this side was measured alone
     other_units INTEGER NOT NULL,
-    latency_us TEXT NOT NULL         -- JSON: every repetition
+    latency_us TEXT NOT NULL,        -- JSON: every repetition
+    canary_us REAL NOT NULL          -- what the side took for the canary at about that time; 0: none ran
 );
 CREATE INDEX samples_by_half ON samples (layer, side, variant, units, other_units);
 CREATE TABLE failures (
@@ -189,11 +190,13 @@ class SampleStore:
     def add_samples(self, samples: Iterable[Sample]) -> None:
         """Store samples, all or none."""
         run, measured = self._current_run(), now()
-        rows = [(run, measured, *_half_key(sample), json.dumps(sample.latency_us)) for sample in samples]
+        rows = [
+            (run, measured, *_half_key(sample), json.dumps(sample.latency_us), sample.canary_us) for sample in samples
+        ]
         with self._transaction() as database:
             database.executemany(
                 "INSERT INTO samples (run, measured, layer, side, variant, units, other_variant, other_units,"
-                " latency_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " latency_us, canary_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
 
@@ -201,7 +204,7 @@ class SampleStore:
         """Every current sample, in the order of measuring."""
         with self._reading() as database:
             for row in database.execute(
-                "SELECT layer, side, variant, units, other_units, latency_us, other_variant FROM samples"
+                "SELECT layer, side, variant, units, other_units, latency_us, other_variant, canary_us FROM samples"
                 f" WHERE {self._is_current()} ORDER BY id"
             ):
                 yield _sample(self._path, row)
@@ -393,11 +396,11 @@ def _kernel(path: Path, layer: str, variant: str) -> tuple[AnyLayer, Variant]:
 
 
 def _sample(path: Path, row: tuple[Any, ...]) -> Sample:
-    layer, side, variant, units, other_units, latency_us, other = row
+    layer, side, variant, units, other_units, latency_us, other, canary_us = row
     computed, by = _kernel(path, layer, variant)
     try:
         times_us = tuple(float(time_us) for time_us in json.loads(latency_us))
     except (ValueError, TypeError) as error:
         raise damaged(path, f"the times of layer {layer} cannot be read: {error}") from None
     other_by = None if other is None else _kernel(path, layer, other)[1]
-    return Sample(computed, side, by, units, other_units, times_us, other_by)
+    return Sample(computed, side, by, units, other_units, times_us, other_by, float(canary_us))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from tvm_coexec.prediction.drift import at_usual_speed
 from tvm_coexec.prediction.estimates import fit_estimates
 from tvm_coexec.prediction.evaluation import Evaluation, evaluate
 from tvm_coexec.prediction.features import Processor
@@ -25,7 +26,7 @@ def processors(profile: Profile) -> dict[str, Processor]:
 
 def learn(profile: Profile) -> dict[str, LatencyPredictor]:
     """A predictor of each side, from the newest sample of each half."""
-    samples = newest(profile.samples())
+    samples = at_usual_speed(newest(profile.samples()))
     return {
         side: train([sample for sample in samples if sample.side == side], side, processor)
         for side, processor in processors(profile).items()
@@ -35,7 +36,7 @@ def learn(profile: Profile) -> dict[str, LatencyPredictor]:
 def fit(profile: Profile) -> list[Evaluation]:
     """Train both predictors on all samples of a profile, and store them with their error on held-out layers."""
     measured = list(profile.samples())
-    samples = newest(measured)
+    samples = at_usual_speed(newest(measured))
     evaluations = []
     for side, predictor in learn(profile).items():
         own = [sample for sample in samples if sample.side == side]

@@ -18,6 +18,7 @@ from tvm_coexec.profile.records import Candidate, Point, PointTimes, samples_of
 from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
 
 from .ahead import ModulesAhead
+from .watch import Watch
 
 if TYPE_CHECKING:
     from tvm_coexec.rpc.client import Session
@@ -41,6 +42,13 @@ _LAUNCH_FLOPS_PER_US = 5e4
 _BYTES_PER_US = 2e4
 
 
+_DISTURBED, _LEAST_SPREAD = 3.0, 0.05
+"""A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""
+
+_MOST_REPEATED = 0.2
+"""Share of all points that is measured twice at most."""
+
+
 Work = tuple[Candidate, Sequence[Point]]
 """What is measured of a candidate."""
 
@@ -48,8 +56,18 @@ Work = tuple[Candidate, Sequence[Point]]
 class Tuner:
     """Measures candidates through one session and stores every sample as it comes."""
 
-    def __init__(self, session: Session, profile: Profile, target: Target, modules: ModulesAhead | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        profile: Profile,
+        target: Target,
+        modules: ModulesAhead | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.session = session
+        self._watch = watch
+        self._spreads: list[float] = []
+        self._repeated = 0
         self.profile = profile
         self.target = target
         self._modules = modules or ModulesAhead(target, profile.facts)
@@ -63,12 +81,29 @@ class Tuner:
         wanted = [point for point in points if again or not self.profile.has(candidate, point)]
         if not wanted or self.profile.failure(candidate) is not None:
             return
+        canary_us = self._watch.canary_us() if self._watch else None
         try:
-            times = self.measure_now(candidate, wanted, walls=False)
+            times = self._repeat_disturbed(candidate, self.measure_now(candidate, wanted, walls=False))
         except (KernelError, RefusedError, SessionLostError) as error:
             self.profile.add_failure(candidate, str(error))
             return
-        self.profile.add_samples(samples_of(candidate, times))
+        self.profile.add_samples(samples_of(candidate, times, canary_us))
+
+    def _repeat_disturbed(self, candidate: Candidate, times: Sequence[PointTimes]) -> list[PointTimes]:
+        """Measure points once more whose repetitions disagree far more than is usual here, and keep the steadier ones.
+
+        Where a device is never quiet nothing is unusual, and only a part of all points is measured twice.
+        """
+        spreads = [_spread(point) for point in times]
+        self._spreads += spreads
+        limit = max(_DISTURBED * float(np.median(self._spreads)), _LEAST_SPREAD)
+        found = [number for number, spread in enumerate(spreads) if spread > limit]
+        if not found or self._repeated + len(found) > _MOST_REPEATED * len(self._spreads):
+            return list(times)
+        self._repeated += len(found)
+        points = [Point(times[number].cpu_units, times[number].gpu_units, times[number].repeats) for number in found]
+        again = dict(zip(found, self.measure_now(candidate, points, check=False, walls=False), strict=True))
+        return [min((point, again.get(number, point)), key=_spread) for number, point in enumerate(times)]
 
     def measure_all(self, works: Iterable[Work]) -> Iterator[Work]:
         """Measure points of candidates, and yield each after it; those to come are compiled meanwhile."""
@@ -157,6 +192,12 @@ class Tuner:
         for _ in range(_CANDIDATES - 1):
             pairs.append(Candidate(layer, *(_draw(space, rng) for space in spaces)))
         return list(dict.fromkeys(pairs))
+
+
+def _spread(point: PointTimes) -> float:
+    """The usual distance of a point's repetitions from their median, of the side where it is larger."""
+    sides_us = [np.array(us) for us in (point.cpu_us, point.gpu_us) if us]
+    return max(float(np.median(np.abs(us / np.median(us) - 1))) for us in sides_us)
 
 
 def _joined(rounds: Sequence[PointTimes]) -> PointTimes:

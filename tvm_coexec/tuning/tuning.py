@@ -30,6 +30,7 @@ from .reading import measure_reads
 from .session import open_session
 from .trial_runs import MOST_RUNS, SESSION_S, TrialRunner
 from .tuner import Tuner, training_points
+from .watch import Watch
 from .workloads import (
     attention_training_layers,
     conv2d_training_layers,
@@ -121,7 +122,7 @@ def tune(
         target = target_for(facts)
         modules = ModulesAhead(target, facts, spare_cores(facts, is_local=tracker is None))
         with held, opener(path, facts) as profile, alone_with_profile(path), modules:
-            tuner = Tuner(session, profile, target, modules)
+            tuner = Tuner(session, profile, target, modules, Watch(session, target, facts))
             asked_for = check_layers(tuner, layers)
             _calibrate(tuner)
             until = time.monotonic() + 60 * minutes

@@ -1,0 +1,40 @@
+"""How much slower a machine was at one moment than at another."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic_device import variants
+
+from tvm_coexec.layers import Linear
+from tvm_coexec.prediction.drift import at_usual_speed, drift_percent
+from tvm_coexec.profile.records import Sample
+
+LAYER = Linear(8, 64, 128)
+SAMPLE = Sample(LAYER, "cpu", variants(LAYER, "cpu")[0], 2, 0, (10.0, 12.0))
+
+
+def measured(slowness: float, canary: float) -> Sample:
+    return replace(SAMPLE, latency_us=(10.0 * slowness, 12.0 * slowness), canary_us=300.0 * canary)
+
+
+def test_what_was_measured_while_a_side_was_slow_is_corrected() -> None:
+    slowness = [1.5 if number < 8 else 1.0 for number in range(40)]
+    rng = np.random.default_rng(0)
+    samples = [measured(slow, slow * rng.uniform(0.999, 1.001)) for slow in slowness]
+    for sample in at_usual_speed(samples):
+        assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=0.01)
+    assert drift_percent(samples) == pytest.approx(100 * 0.5 * 8 / 40, rel=0.05)
+
+
+def test_one_disturbed_run_of_the_canary_corrects_nothing() -> None:
+    canaries = np.linspace(1.0, 1.001, 20)
+    canaries[7] = 4.0
+    for sample in at_usual_speed([measured(1.0, canary) for canary in canaries]):
+        assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=0.01)
+
+
+def test_each_side_has_a_speed_of_its_own_and_without_a_canary_nothing_is_known() -> None:
+    gpu = replace(SAMPLE, side="gpu", canary_us=50.0)
+    assert at_usual_speed([SAMPLE, gpu, SAMPLE]) == [SAMPLE, gpu, SAMPLE]
+    assert drift_percent([SAMPLE, gpu]) == drift_percent([]) == 0.0
