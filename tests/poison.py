@@ -13,17 +13,17 @@ NAN = np.float32("nan")
 
 def poison(module: Module) -> None:
     """Make every element a NaN that a run has to write before it is read; zeros stay in halos that no run clears."""
-    executor = module._executor
-    memory_of = executor.manifest.memory_of()
-    cleared = halos_to_clear(executor.manifest.tensors)
+    loaded, manifest = module._loaded, module.manifest
+    memory_of = manifest.memory_of()
+    cleared = halos_to_clear(manifest.tensors)
     halo = {
         memory_of[Source.tensor(tensor.name)]
-        for tensor in executor.manifest.tensors
+        for tensor in manifest.tensors
         if tensor.halo_geometry is not None and tensor.name not in cleared
     }
-    for tensor in executor.manifest.tensors:
+    for tensor in manifest.tensors:
         if memory_of[Source.tensor(tensor.name)] in halo:
-            executor.view(tensor.name)[:] = NAN
+            loaded.view(tensor.name)[:] = NAN
         else:
-            executor.tensor_block(tensor.name).array[:] = NAN
-        executor.publish([tensor.name])
+            loaded.block(Source.tensor(tensor.name)).view(np.float32)[:] = NAN
+        loaded.publish([tensor.name])

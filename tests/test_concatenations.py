@@ -147,7 +147,7 @@ def check_every_split(model: Any, graph: Graph, device: Device) -> Module:
     inputs = random_inputs(model)
     expected = evaluate(graph, inputs)
     module = tvm_coexec.build(model, device=device, split=0.5)
-    steps = module._executor.manifest.steps
+    steps = module.manifest.steps
     random = np.random.default_rng(2)
     choices: list[Callable[[int], int]] = [lambda units: units // 2, lambda units: 0, lambda units: units]
     choices += [lambda units: int(random.integers(units + 1))] * 8
@@ -167,7 +167,7 @@ def test_operands_are_computed_in_their_places(build: Build, device: Device) -> 
     graph.validate()
     assert copies(graph) == 0
     module = check_every_split(model, graph, device)
-    tensors = {tensor.name: tensor for tensor in module._executor.manifest.tensors}
+    tensors = {tensor.name: tensor for tensor in module.manifest.tensors}
     slices = [tensor for tensor in tensors.values() if tensor.parents]
     assert slices and all(tensors[sliced.parents[0]].buffer == sliced.buffer for sliced in slices)
     assert module.memory.activation_bound_bytes <= module.memory.activation_bytes

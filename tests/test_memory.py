@@ -1,35 +1,55 @@
-"""Shared memory: what a network asks for at once is zero, aligned, and its blocks do not meet."""
+"""A module's memory: what is not stored is zero, blocks are aligned, and they do not meet."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from small_modules import chain, chain_of
 
+from tvm_coexec.compiler.packaging import package
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import DeviceError
-from tvm_coexec.runtime.device import Device
-from tvm_coexec.runtime.memory import ALIGNMENT, BufferMemory, SvmMemory
+from tvm_coexec.module.package import Package
+from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.module import Module
 
-COUNTS = {"flag": 1, "row": 1000, "weights": 3 << 20, "more weights": (1 << 20) + 7}
+ALIGNMENT = 128
 
 
-@pytest.mark.parametrize("kind", [SvmMemory, BufferMemory])
-def test_blocks_are_zero_aligned_and_apart(device: Device, kind: type[SvmMemory | BufferMemory]) -> None:
-    if kind is SvmMemory and device.mechanism != "svm":
+def blocks_of(module: Module) -> list[np.ndarray]:
+    """Each block once."""
+    loaded = module._loaded
+    sources = {number: source for source, number in loaded._blocks.items()}
+    return [loaded.block(source) for source in sources.values()]
+
+
+@pytest.mark.parametrize("mechanism", ["svm", "event"])
+def test_blocks_are_zero_aligned_and_apart(device: Device, mechanism: str) -> None:
+    if mechanism == "svm" and device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    used = open_device(device.info.name, mechanism=mechanism)
+    graph, choices = chain_of(used, 4, 700, 96)
+    built = package(graph, choices, target_for(used.facts()), used.facts(), seed=1)
+    stored: Package = replace(built, manifest=replace(built.manifest, steps=()))
     for _ in range(2):  # the second time some of the memory was used before
-        blocks = kind(device).allocate_all(COUNTS)
-        assert {name: len(block.array) for name, block in blocks.items()} == COUNTS
-        for number, block in enumerate(blocks.values(), 1):
-            assert block.array.dtype == np.float32
-            assert block.address % ALIGNMENT == 0
-            assert not block.array.any()
-            block.array[:] = number
-        for number, block in enumerate(blocks.values(), 1):
-            assert (block.array == number).all()
+        blocks = blocks_of(Module(stored, used))
+        assert sum(map(len, blocks)) > 1 << 20
+        for number, block in enumerate(blocks, 1):
+            assert block.ctypes.data % ALIGNMENT == 0
+            assert not block.any()
+            block[:] = number
+        for number, block in enumerate(blocks, 1):
+            assert (block == number).all()
 
 
 def test_memory_that_the_device_has_not_is_named(device: Device) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, _ = chain(device, 2, 5, 64)
+    first, *others = built.manifest.tensors
+    huge = replace(first, shape=(1 << 44, 64))
+    manifest = replace(built.manifest, tensors=(huge, *others))
     with pytest.raises(DeviceError, match=f"gives no {4 << 50} bytes of memory .*; run a smaller network"):
-        SvmMemory(device).allocate(1 << 50)
+        Module(replace(built, manifest=manifest), device)

@@ -81,7 +81,7 @@ def test_every_split_gives_the_same(build: Callable[[OnnxBuilder], str]) -> None
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
     module = tvm_coexec.build(model, device=open_device("pocl"), split=0.5)
-    steps = module._executor.manifest.steps
+    steps = module.manifest.steps
     assert not [step.name for step in steps if step.layer["op"] == "opaque"]
     random = np.random.default_rng(3)
     for choose in (

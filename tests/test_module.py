@@ -2,7 +2,7 @@
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from small_modules import chain, expected, one_layer
 
 from tvm_coexec import schedules
+from tvm_coexec.compiler import packaging
+from tvm_coexec.compiler.entry_points import SteppedSource, add_steps
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError, KernelError, SyncTimeoutError
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool, Rearrange, Resize, RowWise
-from tvm_coexec.runtime import executor
+from tvm_coexec.module.manifest import LaunchSpec, Source
+from tvm_coexec.module.package import Package
+from tvm_coexec.runtime import loaded
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.steps import add_steps
 from tvm_coexec.verification.reference import relative_error
 
 LAYERS = [
@@ -125,7 +128,7 @@ def test_the_halo_of_an_image_stays_zero(mechanism_device: Device) -> None:
     x = np.random.default_rng(0).standard_normal((1, 6, 7, 40), np.float32)
     first = module(x)
     np.testing.assert_array_equal(module(x), first)
-    assert np.count_nonzero(module._executor.tensor_block("x").array) == x.size
+    assert np.count_nonzero(module._loaded.block(Source.tensor("x")).view(np.float32)) == x.size
 
 
 def test_a_network_gives_the_same_result_whatever_the_splits(mechanism_device: Device) -> None:
@@ -166,9 +169,7 @@ def test_time_step_gives_one_entry_a_repetition(mechanism_device: Device) -> Non
 
 def launch_together(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
     """Launch kernels together, as on a CPU device of one compute unit, or each by itself."""
-    monkeypatch.setattr(
-        executor, "add_steps", lambda source, launches, chains: add_steps(source, launches, chains=together)
-    )
+    monkeypatch.setattr(packaging, "chains_kernels", lambda device: together)
 
 
 def test_the_timeline_has_both_sides_and_their_waits(device: Device) -> None:
@@ -204,31 +205,6 @@ def test_benchmark_keeps_every_sample(device: Device) -> None:
     assert len(Module(built, device).benchmark(repeats=7).latency_us) == 7
 
 
-def test_a_signal_that_never_comes_names_layer_and_side_and_the_next_run_works(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if device.mechanism != "svm":
-        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
-    launch_together(monkeypatch, False)
-    built, nodes = chain(device, 3, 5, 64)
-    module = Module(built, device, timeout_s=0.3)
-    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    program = module._program(timeline=True)
-    commands = program.program.commands
-    kept = [commands[i].kernel for i in range(len(program.lowered.commands))]
-    for i, command in enumerate(program.lowered.commands):
-        if command.kind.startswith("signal"):
-            commands[i].kernel = kept[0]
-    with pytest.raises(SyncTimeoutError, match=r"layer 'layer0': the CPU waited 0.3 s for the GPU half"):
-        program.run()
-    for i, kernel in enumerate(kept):
-        commands[i].kernel = kernel
-    module.inputs["t0"][:] = x
-    program.run()
-    assert relative_error(module.outputs["t3"], expected(nodes, x)) < 1e-5
-    assert relative_error(module(x), expected(nodes, x)) < 1e-5
-
-
 @pytest.fixture(params=["in one launch", "one by one"])
 def chains(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether kernels are launched together, as on a CPU device of one compute unit, or each by itself."""
@@ -237,30 +213,32 @@ def chains(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     return together
 
 
+FAULT = 77777.0
+"""What a faulty kernel looks for at the beginning of its first argument."""
+
+
+def faulty(built: Package, sound: str, fault: str, *, chains: bool) -> Package:
+    """The module with something else in the place of what its entries do, wherever they read a ``FAULT``."""
+
+    def replaced(entry: re.Match[str]) -> str:
+        first = "(__global float*)row[7]" if chains else re.search(r"(\w+)[,)]", entry[0])[1]  # type: ignore[index]
+        assert entry[0].count(sound) == 1
+        return entry[0].replace(sound, f"if (*({first}) == {FAULT}f) {{ {fault} }} else {{ {sound} }}")
+
+    name = "coexec_chain" if chains else r"\w+_step"
+    source, count = re.subn(rf"void {name}\([^)]*ulong limit\) \{{.*?\n\}}", replaced, built.opencl_source, flags=re.S)
+    assert count
+    return replace(built, opencl_source=source)
+
+
 def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(device: Device, chains: bool) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
     built, nodes = chain(device, 3, 5, 64)
-    module = Module(built, device, timeout_s=0.3)
+    module = Module(faulty(built, "if (done) coexec_report(flags, done);", "", chains=chains), device, timeout_s=0.3)
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    program = module._program(timeline=False)
-    assert {command.kind for command in program.lowered.commands} == {"kernel"}
-    commands, count = program.program.commands, program.program.command_count
-    assert count == (1 if chains else len(program.lowered.commands))
-    kept = [commands[i].kernel for i in range(count)]
-    if chains:
-        dones = program.table.array.reshape(-1, module._executor.stepped.row_words)[:, 2]
-        reported = dones.copy()
-        dones[:] = 0
-    else:
-        for i, command in enumerate(program.lowered.commands):
-            commands[i].kernel = program._command(replace(command, done=0)).kernel
     with pytest.raises(SyncTimeoutError, match=r"layer 'layer0': the CPU waited 0.3 s for the GPU half"):
-        module(x)
-    if chains:
-        dones[:] = reported
-    for i, kernel in enumerate(kept):
-        commands[i].kernel = kernel
+        module(np.full_like(x, FAULT))
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 
@@ -268,12 +246,10 @@ def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(d
 def test_kernels_are_chained_on_a_cpu_device_of_one_compute_unit(
     device: Device, compute_units: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if device.mechanism != "svm":
-        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
     monkeypatch.setattr(device, "info", replace(device.info, compute_units=compute_units))
-    stepped = Module(chain(device, 2, 5, 64)[0], device)._executor.stepped
-    assert bool(stepped.chained) == (compute_units == 1)
-    assert bool(stepped.own) == (compute_units == 2)
+    steps = chain(device, 2, 5, 64)[0].manifest.steps
+    entries = {launch.entry for step in steps if step.gpu for launch in step.gpu.launches}
+    assert entries == {"chained" if compute_units == 1 else "step"}
 
 
 def test_after_a_hang_nothing_is_launched(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,12 +263,12 @@ def test_after_a_hang_nothing_is_launched(device: Device, monkeypatch: pytest.Mo
 
 
 def test_a_kernel_that_hangs_when_a_module_is_loaded(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "_FIRST_LAUNCH_S", 0.2)
+    monkeypatch.setattr(loaded, "_FIRST_LAUNCH_S", 0.2)
     launch_together(monkeypatch, False)
     device = open_device(device_name)
     built, _ = chain(device, 2, 5, 64)
     symbol = built.manifest.steps[0].gpu.launches[0].symbol
-    definition = re.compile(rf"{symbol}_kernel\([^)]*\)\s*\{{")
+    definition = re.compile(rf"{symbol}_step\([^)]*\)\s*\{{")
     slow, count = definition.subn(r"\g<0>\nfor (volatile long i = 0; i < 1000000000; ++i);", built.opencl_source)
     assert count
     with pytest.raises(SyncTimeoutError, match=rf"the kernel {symbol}\w* is neither .* within 0.2 s: restart"):
@@ -313,35 +289,32 @@ def test_every_split_is_exact_however_kernels_are_launched(device: Device, chain
         assert names == ([f"layer{i}" for i in range(4)] if units < 3 else [])
 
 
-def test_layers_that_cannot_step_themselves_have_flag_kernels(device: Device) -> None:
-    if device.mechanism != "svm":
-        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+def test_layers_that_cannot_step_themselves_have_flag_kernels(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_local_variable(source: str, launches: Iterable[LaunchSpec], *, chains: bool) -> SteppedSource:
+        place = re.compile(r"_kernel\([^)]*\)\s*\{").search(source).end()  # type: ignore[union-attr]
+        return add_steps(f"{source[:place]}\n__local int own[1]; own[0] = 0;{source[place:]}", launches, chains=chains)
+
+    monkeypatch.setattr(packaging, "add_steps", add_local_variable)
     built, nodes = chain(device, 4, 5, 64)
-    symbol = built.manifest.steps[1].gpu.launches[0].symbol
-    definition = re.compile(rf"{symbol}_kernel\([^)]*\)\s*\{{")
-    source, count = definition.subn(r"\g<0>\n__local int own[1]; own[0] = 0;", built.opencl_source)
-    assert count == 1
-    module = Module(replace(built, opencl_source=source), device)
-    assert {"kernel", "signal"} <= {command.kind for command in module._program(timeline=False).lowered.commands}
+    entries = [launch.entry for step in built.manifest.steps if step.gpu for launch in step.gpu.launches]
+    assert "kernel" in entries and len(set(entries)) == 2
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    assert relative_error(module(x), expected(nodes, x)) < 1e-5
+    module = Module(built, device)
+    for units in range(3):
+        module.set_splits({step.name: units for step in built.manifest.steps})
+        assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 
-def test_a_cpu_that_never_signals_is_reported_as_the_gpus_wait(device: Device) -> None:
+def test_a_gpu_that_gives_up_its_wait_is_reported_and_the_next_run_works(device: Device, chains: bool) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
     built, nodes = chain(device, 3, 5, 64)
-    module = Module(built, device, timeout_s=0.3)
+    waits = "if (awaited) coexec_wait_for(flags, awaited, limit);"
+    gives_up = "COEXEC_STORE(flags + COEXEC_GPU_GAVE_UP, 1); COEXEC_STORE(flags + COEXEC_ABORT, 1);"
+    module = Module(faulty(built, waits, gives_up, chains=chains), device, timeout_s=30.0)
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    program = module._program(timeline=False)
-    program.program.timeout_ns = int(30e9)
-    signals = [i for i, operation in enumerate(program.lowered.operations) if operation.kind == "signal"]
-    for i in signals:
-        program.program.operations[i].step = 0
     with pytest.raises(SyncTimeoutError, match="layer 'layer0': the GPU waited for longer than"):
-        module(x)
-    for i in signals:
-        program.program.operations[i].step = program.lowered.operations[i].step
+        module(np.full_like(x, FAULT))
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 

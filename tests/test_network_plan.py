@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
+from lowering import lower
 from synthetic_device import HARDWARE, OVERHEADS, trained
 
 from tvm_coexec import schedules
@@ -19,7 +20,6 @@ from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.profile.trial_runs import TrialRun
-from tvm_coexec.runtime.program import lower
 
 ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4))) for side in ("cpu", "gpu")}
 

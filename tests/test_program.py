@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lowering import LOOKAHEAD, Lowered, lower
 
 from tvm_coexec.graph.dependencies import Read, Work, network_reads
-from tvm_coexec.runtime.program import LOOKAHEAD, Lowered, lower
 
 
 @st.composite

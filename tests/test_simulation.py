@@ -4,10 +4,10 @@ import itertools
 import random
 
 import pytest
+from lowering import lower
 
 from tvm_coexec.graph.dependencies import Read, Work
 from tvm_coexec.planning.simulation import Costs, Option, search, simulate
-from tvm_coexec.runtime.program import lower
 
 COSTS = Costs(wait_us=3.0, launch_us=1.0)
 

@@ -45,6 +45,8 @@ def test_a_module_is_built_for_a_board_that_is_not_at_hand(
     library = Package.read(tmp_path / "m.coexec").library
     assert library[:5] == b"\x7fELF\x02" and int.from_bytes(library[18:20], "little") == 183  # EM_AARCH64
     assert built.manifest.device == ARM_BOARD
+    runs_it = toolchain.runtime_library("aarch64-linux-gnu")
+    assert runs_it[:5] == library[:5] and runs_it[18:20] == library[18:20] and b"coexec_module_open" in runs_it
     if platform.machine() != "aarch64":
         with pytest.raises(FileFormatError, match="built for a CPU of kind aarch64, this one is"):
             load(tmp_path / "m.coexec")

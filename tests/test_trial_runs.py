@@ -1,10 +1,8 @@
 """Trial runs on a device that only pretends: better plans win, the last stored run is by the best, runs are resumed."""
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from test_tuning import FACTS
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear, Variant
+from tvm_coexec.module.package import read_sections
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
@@ -57,8 +56,7 @@ class FakeSession:
 
 
 def plan_in(module: bytes) -> Plan:
-    with zipfile.ZipFile(BytesIO(module)) as archive:
-        return Plan.from_json(json.loads(archive.read("manifest.json"))["plan"])
+    return Plan.from_json(json.loads(bytes(read_sections(memoryview(module), "a module")["description"]))["plan"])
 
 
 def slow_gpu(plan: Plan) -> tuple[float, list[tuple[float, float]]]:

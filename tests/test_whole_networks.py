@@ -64,7 +64,7 @@ def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> N
     module = tvm_coexec.build(model, device=device, split=0.5)
     if device.mechanism == "svm":
         assert len(module.plan.syncs) == module.sync_count
-    steps = module._executor.manifest.steps
+    steps = module.manifest.steps
     random = np.random.default_rng(3)
     assert error(module, inputs, expected) < 1e-4
     for choose in (
@@ -113,7 +113,7 @@ def packaged_at_random(model: onnx.ModelProto, device: Device, seed: int, lines:
 
 def waits_with_and_without_memory(module: Module) -> tuple[list[dict[int, int]], list[dict[int, int]]]:
     """The waits of both sides of a module whose steps are all divided, and those that its data needs."""
-    manifest = module._executor.manifest
+    manifest = module.manifest
     data = [tuple(read for read in reads if not read.overwrites) for reads in manifest.reads()]
     assert data != manifest.reads(), "memory is shared"
 
@@ -156,7 +156,7 @@ def test_layers_divided_by_lines_and_by_channels_follow_each_other(name: str, wa
     (expected,) = run_onnx(model, inputs).values()
     for seed in range(ways):
         module = divided_at_random(model, device, seed)
-        assert {"lines", "channels"} <= {step.axis for step in module._executor.manifest.steps}
+        assert {"lines", "channels"} <= {step.axis for step in module.manifest.steps}
         assert error(module, inputs, expected) < 1e-4
         assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
 
@@ -179,7 +179,7 @@ def test_cleared_halos_are_exchanged_where_memory_is_not_shared(
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
     module = divided_at_random(model, apart, seed=0, lines=1.0)
-    manifest = module._executor.manifest
+    manifest = module.manifest
     cleared = halos_to_clear(manifest.tensors)
     clearing = [step for step in manifest.steps if step.output in cleared]
     assert any(step.axis == "lines" for step in clearing)

@@ -24,7 +24,7 @@ from .planning.split import Planner
 from .profile import Profile
 from .profile.records import Sample
 from .runtime.device import Device, open_device
-from .runtime.executor import TIMEOUT_S
+from .runtime.loaded import TIMEOUT_S
 from .runtime.module import Module, warn_of_one_core
 from .tuning.splits import measure_splits
 

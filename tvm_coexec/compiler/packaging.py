@@ -36,6 +36,7 @@ from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.schedules.halo import Halo
 
 from .buffers import assign_buffers, halos_to_clear
+from .entry_points import add_steps, chains_kernels
 from .kernels import Kernel, compile_clearing, compile_half
 from .target import Target
 from .toolchain import link
@@ -156,7 +157,10 @@ def linked(
     """The package of what was compiled."""
     sources = {kernel.symbol: kernel.code.decode() for kernel in kernels if kernel.side == "gpu"}
     library = link((kernel for kernel in kernels if kernel.side == "cpu"), target.triple)
-    return Package(manifest, library, "\n".join(sources.values()), constants)
+    launches = [launch for step in manifest.steps if step.gpu is not None for launch in step.gpu.launches]
+    stepped = add_steps("\n".join(sources.values()), launches, chains=chains_kernels(manifest.device))
+    entered = replace(manifest, steps=tuple(map(stepped.entered, manifest.steps)))
+    return Package(entered, library, stepped.text, constants)
 
 
 class Halves:
@@ -200,6 +204,8 @@ class Halves:
         arguments = tuple(
             ArgumentSpec(role, self._source(role, kernel.side), shape, dtype) for role, shape, dtype in kernel.operands
         )
+        if kernel.side == "cpu":
+            return LaunchSpec(kernel.symbol, arguments, entry="cpu")
         dispatch = kernel.dispatch
         return LaunchSpec(
             kernel.symbol, arguments, dispatch.grid, dispatch.group, dispatch.unit_axis, dispatch.together

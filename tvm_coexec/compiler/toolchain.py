@@ -1,4 +1,4 @@
-"""Link compiled kernels and the runtime to the library that a module carries, for this machine or for another.
+"""Link compiled kernels to the library that a module carries, for this machine or for another.
 
 Another machine's library is linked by the system's cross compiler, by the NDK's clang, or by zig's, whichever is found
 first.
@@ -17,11 +17,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from tvm_coexec.errors import ToolchainError
-from tvm_coexec.runtime.stitch import SOURCES as STITCH_SOURCES
+from tvm_coexec.runtime.library import SOURCE_FOLDER
 
 from .kernels import Kernel
 
-_COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-fvisibility=default")
+_COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-fvisibility=hidden")
 _LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,max-page-size=16384")
 """Phones whose pages have 16 KiB load no library that is aligned to less."""
 _LIBRARIES = ("-ldl", "-lm")
@@ -31,7 +31,7 @@ _ZIG_LIBC = "2.28"
 
 
 def link(kernels: Iterable[Kernel], triple: str | None = None) -> bytes:
-    """A shared library of CPU kernels with the stitch in it.
+    """A shared library of CPU kernels, and what they call.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def link(kernels: Iterable[Kernel], triple: str | None = None) -> bytes:
 @lru_cache(maxsize=16)
 def _linked(kernels: tuple[Kernel, ...], compiler: tuple[str, ...]) -> bytes:
     """The last libraries are kept: calibration, comparisons and trial runs package the same modules again and again."""
-    named = {f"{kernel.symbol}.o": kernel.code for kernel in kernels} | _stitch_objects(compiler)
+    named = {f"{kernel.symbol}.o": kernel.code for kernel in kernels} | {"support.o": _support(compiler)}
     with tempfile.TemporaryDirectory() as folder:
         for name, code in named.items():
             (Path(folder) / name).write_bytes(code)
@@ -61,15 +61,30 @@ def _linked(kernels: tuple[Kernel, ...], compiler: tuple[str, ...]) -> bytes:
 
 
 @lru_cache(maxsize=4)
-def _stitch_objects(compiler: tuple[str, ...]) -> dict[str, bytes]:
-    """The stitch's object files, which all modules have in common; no kernel's symbol holds a dot."""
+def _support(compiler: tuple[str, ...]) -> bytes:
+    """What TVM's kernels call, compiled; all modules have it in common."""
+    source = SOURCE_FOLDER / "kernel_support.c"
     with tempfile.TemporaryDirectory() as folder:
-        found = {}
-        for source in STITCH_SOURCES:
-            output = Path(folder) / source.name
-            _run([*compiler, *_COMPILE_FLAGS, "-c", str(source), "-o", str(output)], f"compile {source.name}")
-            found[f"{source.name}.o"] = output.read_bytes()
-        return found
+        output = Path(folder) / "support.o"
+        _run([*compiler, *_COMPILE_FLAGS, "-c", str(source), "-o", str(output)], f"compile {source.name}")
+        return output.read_bytes()
+
+
+@lru_cache(maxsize=4)
+def runtime_library(triple: str) -> bytes:
+    """The C library that runs modules, for another machine.
+
+    Raises
+    ------
+    ToolchainError
+        There is no C compiler for it, or it fails.
+    """
+    sources = [str(source) for source in sorted(SOURCE_FOLDER.glob("*.c"))]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "libcoexec.so"
+        command = [*cross_compiler(triple), *_COMPILE_FLAGS, *_LINK_FLAGS, *sources, "-o", str(output), *_LIBRARIES]
+        _run(command, f"build the C library for {triple}")
+        return output.read_bytes()
 
 
 def _run(command: list[str], task: str) -> None:

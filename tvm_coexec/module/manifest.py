@@ -182,6 +182,10 @@ class ConstantSpec:
     def source(self) -> Source:
         return Source.constant(self.step, self.role)
 
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class ArgumentSpec:
@@ -203,7 +207,8 @@ class LaunchSpec:
     """One kernel of a half: its symbol and arguments, and its launch geometry (OpenCL alone).
 
     ``grid`` is multiplied by the units on ``unit_axis``, if there is one, and a work-group there computes so many
-    ``together``.
+    ``together``. The ``entry`` says how it is called: a function of the ``cpu``, a plain ``kernel``, one that awaits
+    and reports a ``step``, or the case ``chained`` of the one entry of all ``chained`` kernels.
     """
 
     symbol: str
@@ -212,6 +217,15 @@ class LaunchSpec:
     group: tuple[int, int] = (1, 1)
     unit_axis: int | None = 0
     together: int = 1
+    entry: str = "kernel"
+    chained: int = 0
+
+    @property
+    def function(self) -> str:
+        """The name of the entry in the code."""
+        if self.entry == "cpu":
+            return f"__tvm_ffi_{self.symbol}"
+        return f"{self.symbol}_kernel" if self.entry == "kernel" else f"{self.symbol}_step"
 
     def grid_for(self, units: int) -> tuple[int, int]:
         """Work-groups on both axes for a number of units."""

@@ -1,18 +1,17 @@
-"""A module's file: a zip archive with a manifest, the CPU's library, the OpenCL source and the packed constants."""
+"""A module's file: what the C runtime maps and runs, with a description for tools; ``docs/module-format.md`` has it."""
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-import lzma
 import math
 import mmap
 import os
+import stat
 import struct
-import tokenize
-import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,21 +21,19 @@ import numpy as np
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.files import whole_file
 
-from .manifest import ConstantSpec, Manifest, Source
+from .manifest import Manifest, Source
+from .table import Tables, constant_places
 
-_MANIFEST, _LIBRARY, _OPENCL, _CONSTANTS = "manifest.json", "cpu.so", "gpu.cl", "constants/{}.npy"
-"""Constants have numbers: a name that a model gives may be no name for an entry."""
+MAGIC, VERSION = b"COEXEC\r\n", 1
+SECTIONS = (
+    *("description", "strings", "numbers", "blocks", "tensors", "inputs", "outputs", "steps", "reads", "launches"),
+    *("arguments", "cpu_code", "opencl", "constants", "facts"),
+)
+"""All sections of a file, in their order; they are numbered from 1."""
 
-_LENGTHS, _LENGTHS_AT = struct.Struct("<HH"), 26
-"""Where the lengths of an entry's name and of its extra field stand: see section 4.3.7 of the ZIP specification."""
-
-_LONG_BYTES = 1 << 30
-"""Larger constants get an entry whose size has 64 bits, which all have to have from 2 GiB on, headers included."""
-
-_PART_BYTES = 1 << 20
-
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, EOFError, OSError, RuntimeError, ValueError)
-"""What reading an archive raises where any of its bytes is another: a RuntimeError is its "encrypted", for one."""
+_ALIGNMENT, _CONSTANTS_ALIGNMENT = 64, 16384
+_HEADER, _CHECKSUM, _SECTION = struct.Struct("<8sIIQI"), struct.Struct("<I"), struct.Struct("<IIQQ")
+_TABLE_AT = _HEADER.size + _CHECKSUM.size
 
 
 @dataclass(frozen=True)
@@ -51,80 +48,140 @@ class Package:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file whole, or not at all."""
         with whole_file(path) as file:
-            self._write_to(file)
+            self.write_to(file)
 
     def to_bytes(self) -> bytes:
         """The file's content: the same for the same module, whenever it is made."""
         content = io.BytesIO()
-        self._write_to(content)
+        self.write_to(content)
         return content.getvalue()
 
-    def _write_to(self, file: IO[bytes]) -> None:
-        """Write all entries; of a constant no more than a part is copied at a time, if it is contiguous."""
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            archive.writestr(zipfile.ZipInfo(_MANIFEST), json.dumps(self.manifest.to_json(), indent=1))
-            archive.writestr(zipfile.ZipInfo(_LIBRARY), self.library)
-            archive.writestr(zipfile.ZipInfo(_OPENCL), self.opencl_source)
-            for number, array in enumerate(self.constants.values()):
-                info = zipfile.ZipInfo(_CONSTANTS.format(number))  # whose date is always the same
-                with archive.open(info, "w", force_zip64=array.nbytes >= _LONG_BYTES) as entry:
-                    np.save(entry, np.asarray(array, order="C"), allow_pickle=False)
+    def write_to(self, file: IO[bytes]) -> None:
+        """Write all sections; no constant is copied that is contiguous."""
+        tables = Tables(self.manifest, self.library, self.opencl_source).sections
+        write_sections(
+            file,
+            {name: [content] for name, content in tables.items()}
+            | {
+                "description": [json.dumps(self.manifest.to_json(), separators=(",", ":")).encode()],
+                "cpu_code": [self.library],
+                "opencl": [self.opencl_source.encode()],
+                "constants": list(self._constant_parts()),
+            },
+        )
+
+    def _constant_parts(self) -> Iterator[bytes | memoryview]:
+        """The section of constants: each of these where it has its place, and zeros between them."""
+        end = 0
+        for source, place in constant_places(self.manifest).items():
+            array = np.asarray(self.constants[source], order="C")
+            yield bytes(place - end)
+            yield array.reshape(-1).view(np.uint8).data
+            end = place + array.nbytes
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Package:
-        """Map and check a file; :class:`FileFormatError` where it is missing, damaged or of another version.
+        """Map a file, and check what tools read of it; the rest is the runtime's to check, before it runs anything.
 
         Constants stay in the file until they are used: until then it may be replaced by another, as :meth:`write`
         does, but not written to.
+
+        Raises
+        ------
+        FileFormatError
+            The file is missing, damaged or of another version.
         """
-        try:
-            if Path(path).exists() and not Path(path).is_file():  # a pipe is waited for, and /dev/zero read for ever
-                raise FileFormatError(f"{os.fspath(path)!r} is no file; name a module, as `tvm-coexec build` writes it")
-            with Path(path).open("rb") as file, zipfile.ZipFile(file) as archive:
-                return cls._from_archive(archive, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
-        except FileNotFoundError:
-            raise FileFormatError(
-                f"there is no module at {os.fspath(path)}; make one with `tvm-coexec build`"
-            ) from None
-        except _DAMAGED as error:
-            raise FileFormatError(f"{os.fspath(path)} is no module or is damaged ({error}); build it again") from None
+        with open_file(path) as file:
+            return cls.map(file, path)
 
     @classmethod
-    def _from_archive(cls, archive: zipfile.ZipFile, content: mmap.mmap) -> Package:
+    def map(cls, file: IO[bytes], path: str | os.PathLike[str]) -> Package:
+        """:meth:`read` a file that is open; ``path`` is its name in errors."""
         try:
-            manifest = Manifest.from_json(json.loads(archive.read(_MANIFEST)))
-        except json.JSONDecodeError as error:
+            content = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from None
+        sections = read_sections(memoryview(content), path)
+        try:
+            manifest = Manifest.from_json(json.loads(bytes(sections["description"])))
+        except ValueError as error:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
-        constants = {
-            constant.source: _mapped(archive, content, number, constant)
-            for number, constant in enumerate(manifest.constants)
-        }
-        return cls(manifest, archive.read(_LIBRARY), archive.read(_OPENCL).decode(), constants)
+        constants = _constants(manifest, sections["constants"], path)
+        return cls(manifest, bytes(sections["cpu_code"]), bytes(sections["opencl"]).decode(errors="replace"), constants)
 
 
-def _mapped(archive: zipfile.ZipFile, content: mmap.mmap, number: int, constant: ConstantSpec) -> np.ndarray:
-    """A constant where it lies in the file, once its checksum is seen to be right."""
-    info = archive.getinfo(_CONSTANTS.format(number))
-    with archive.open(info) as entry:
-        while entry.read(_PART_BYTES):
-            pass  # the checksum is compared at the end
-        entry.seek(0)
-        try:
-            np.lib.format.read_magic(entry)
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(entry)
-        except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
-            raise FileFormatError(
-                f"{constant.source} cannot be read from the module ({error}); build it again"
-            ) from None
-        start = entry.tell()
-    if shape != constant.shape or dtype != constant.dtype:
+def write_sections(file: IO[bytes], sections: Mapping[str, Sequence[bytes | memoryview]]) -> None:
+    """Write a file with these contents, each in parts."""
+    table, end = b"", _TABLE_AT + len(SECTIONS) * _SECTION.size
+    for number, name in enumerate(SECTIONS, 1):
+        end += -end % (_CONSTANTS_ALIGNMENT if name == "constants" else _ALIGNMENT)
+        checksum = functools.reduce(lambda before, part: zlib.crc32(part, before), sections[name], 0)
+        nbytes = sum(map(len, sections[name]))
+        table += _SECTION.pack(number, checksum, end, nbytes)
+        end += nbytes
+    header = _HEADER.pack(MAGIC, VERSION, len(SECTIONS), end, zlib.crc32(table))
+    file.write(header + _CHECKSUM.pack(zlib.crc32(header)) + table)
+    written = _TABLE_AT + len(table)
+    for name, (_, _, place, nbytes) in zip(SECTIONS, _SECTION.iter_unpack(table), strict=True):
+        file.write(bytes(place - written))
+        for part in sections[name]:
+            file.write(part)
+        written = place + nbytes
+
+
+def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a module's file to be read.
+
+    Raises
+    ------
+    FileFormatError
+        There is none.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe is waited for, and /dev/zero read for ever
+            raise FileFormatError(f"{os.fspath(path)!r} is no file; name a module, as `tvm-coexec build` writes it")
+        return Path(path).open("rb")
+    except FileNotFoundError:
+        raise FileFormatError(f"there is no module at {os.fspath(path)}; make one with `tvm-coexec build`") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_sections(view: memoryview, path: str | os.PathLike[str]) -> dict[str, memoryview]:
+    """The sections of a file, once its header is seen to be right, and the description's checksum."""
+    if len(view) < _TABLE_AT or view[: len(MAGIC)] != MAGIC:
+        raise _damaged(path, "it does not begin as a module does")
+    _, version, count, nbytes, table_checksum = _HEADER.unpack_from(view)
+    if version != VERSION:
         raise FileFormatError(
-            f"the module has {constant.source} as {dtype} {shape}, its manifest says "
-            f"{constant.dtype} {constant.shape}; build the module again"
+            f"{os.fspath(path)} has format version {version}, this release reads {VERSION}; build it again"
         )
-    count = math.prod(shape)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size != start + count * dtype.itemsize:
-        raise ValueError(f"{constant.source} is compressed or cut off")
-    name_bytes, extra_bytes = _LENGTHS.unpack_from(content, info.header_offset + _LENGTHS_AT)
-    start += info.header_offset + _LENGTHS_AT + _LENGTHS.size + name_bytes + extra_bytes
-    return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if is_fortran else "C")
+    table = view[_TABLE_AT : _TABLE_AT + count * _SECTION.size]
+    (checksum,) = _CHECKSUM.unpack_from(view, _HEADER.size)
+    if checksum != zlib.crc32(view[: _HEADER.size]) or table_checksum != zlib.crc32(table):
+        raise _damaged(path, "the header's checksum is another")
+    if count != len(SECTIONS) or nbytes != len(view):
+        raise _damaged(path, f"it has {len(view)} bytes of {nbytes}")
+    sections = {}
+    for name, (_, checksum, place, size) in zip(SECTIONS, _SECTION.iter_unpack(table), strict=True):
+        sections[name] = view[place : place + size]
+        if len(sections[name]) != size or (name == "description" and zlib.crc32(sections[name]) != checksum):
+            raise _damaged(path, f"the checksum of its {name} is another")
+    return sections
+
+
+def _constants(manifest: Manifest, section: memoryview, path: str | os.PathLike[str]) -> dict[Source, np.ndarray]:
+    """All constants, where they lie in the file."""
+    places = constant_places(manifest)
+    if any(places[constant.source] + constant.nbytes > len(section) for constant in manifest.constants):
+        raise _damaged(path, "its constants are cut off")
+    return {
+        constant.source: np.frombuffer(
+            section, constant.dtype, math.prod(constant.shape), places[constant.source]
+        ).reshape(constant.shape)
+        for constant in manifest.constants
+    }
+
+
+def _damaged(path: str | os.PathLike[str], why: object) -> FileFormatError:
+    return FileFormatError(f"{os.fspath(path)} is no module or is damaged ({why}); build it again")

@@ -1,1 +1,1 @@
-"""Run a module: OpenCL devices, shared memory, the stitch and what prepares it."""
+"""Run a module: OpenCL devices, and the C library that runs modules on them."""

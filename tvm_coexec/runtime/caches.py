@@ -10,6 +10,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import platformdirs
+
 _PLACE = "XDG_CACHE_HOME"
 """All of them look here: PoCL and this package."""
 
@@ -31,6 +33,14 @@ def ensure_caches() -> None:
     folder = tempfile.mkdtemp(prefix="tvm-coexec-cache-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ[_PLACE] = folder
+
+
+def program_cache() -> Path:
+    """Where built OpenCL programs are kept from one process to the next."""
+    ensure_caches()
+    folder = Path(platformdirs.user_cache_path("tvm-coexec")) / "programs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _is_writable(folder: Path) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from typing import Any
 
 from tvm_coexec.errors import DeviceError, SyncTimeoutError, first_line
 
-from . import cores, probe
+from . import cores, library, probe
+from .caches import program_cache
 from .discovery import MECHANISMS, DeviceInfo, discover, select
+from .handle import Handle
+from .loader import opencl_loader
 from .machine import machine_facts
 
 _confined: weakref.WeakSet[Device] = weakref.WeakSet()
 """Open CPU devices: the threads of one driver cannot serve two of them on different cores."""
-
-KEPT_PROGRAMS = 32
-"""Built programs that a device keeps: enough for the modules that calibration measures in turn."""
 
 
 class Device:
@@ -68,7 +68,6 @@ class Device:
         self.hang: str | None = None
         self._turn = threading.RLock()
         self._process = os.getpid()
-        self._programs: dict[tuple[str, ...], Any] = {}
 
     @property
     def mechanism(self) -> str:
@@ -88,29 +87,26 @@ class Device:
         return f"{self.info.name} (bench device: a CPU OpenCL device on {where} plays the GPU)"
 
     @cached_property
-    def profiling_queue(self) -> Any:
-        """An in-order queue whose events carry times."""
-        import pyopencl as cl
-
-        return cl.CommandQueue(self.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
-
-    def build(self, source: str, *options: str) -> Any:
-        """The program of an OpenCL source, the same one for as long as it is among the last that were asked for.
-
-        Tuning and comparisons load a module again and again, which some drivers take seconds to build.
-        """
-        import pyopencl as cl
-
-        key = (source, *options)
-        program = self._programs.pop(key, None)
-        if program is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", cl.CompilerWarning)  # some drivers praise themselves in the build log
-                program = cl.Program(self.context, source).build(list(options), cache_dir=False)
-        self._programs[key] = program
-        if len(self._programs) > KEPT_PROGRAMS:
-            del self._programs[next(iter(self._programs))]
-        return program
+    def handle(self) -> Handle:
+        """The device as the C library has opened it, with its context and its queue."""
+        (handle,) = self.context.devices
+        cores = (ctypes.c_int32 * len(self.cpu_cores))(*self.cpu_cores)
+        options = library.DeviceOptions(
+            opencl_library=os.fsencode(opencl_loader()),
+            context=self.context.int_ptr,
+            device=handle.int_ptr,
+            queue=self.queue.int_ptr,
+            mechanism=library.MECHANISMS[self.mechanism],
+            cores=cores,
+            core_count=len(cores),
+            cache_folder=os.fsencode(program_cache()),
+            separate_memory=not self.info.unified_memory,
+        )
+        pointer = ctypes.c_void_p()
+        status = library.library().coexec_device_open(options, pointer)
+        if status != library.OK:
+            raise library.error_of(status)
+        return Handle("device", pointer)
 
     def facts(self) -> dict[str, Any]:
         """Everything that a measurement on this device depends on, as JSON values."""
@@ -160,7 +156,7 @@ class Device:
         """Finish what is enqueued; another device may then use the same driver's threads on other cores."""
         if self.hang is None:
             self.queue.finish()
-        self._programs.clear()
+        self.__dict__.pop("handle", None)
         _confined.discard(self)
 
     def __repr__(self) -> str:

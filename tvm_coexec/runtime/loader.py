@@ -55,6 +55,17 @@ def import_opencl() -> Any:
     return pyopencl
 
 
+def opencl_loader() -> Path:
+    """Path of the OpenCL loader that pyopencl has brought into this process."""
+    import_opencl()
+    with Path("/proc/self/maps").open() as maps:
+        for line in maps:
+            path = line.rstrip().partition("/")
+            if "libOpenCL" in path[2]:
+                return Path("/" + path[2])
+    raise DeviceError("no OpenCL loader (libOpenCL) is loaded; run `tvm-coexec doctor`")
+
+
 def query_devices(worker_count: int) -> tuple[list[tuple[Any, list[Any]]], list[str]]:
     """Every pyopencl platform with its devices, and one line about each platform that fails.
 

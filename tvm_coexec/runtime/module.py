@@ -5,27 +5,25 @@ from __future__ import annotations
 import functools
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, InputError
-from tvm_coexec.module.manifest import Source
-from tvm_coexec.module.package import Package
+from tvm_coexec.module.manifest import Manifest
+from tvm_coexec.module.package import Package, open_file
 from tvm_coexec.verification import checking
 
 from . import timing
 from .cores import listed
 from .device import Device, open_device
-from .executor import TIMEOUT_S, Event, Executor
+from .loaded import TIMEOUT_S, Loaded, Program
 from .machine import check_cpu
-from .prepared import Prepared, check_split
-from .usage import MemoryUse, memory_use
+from .timing import Event
+from .usage import MemoryUse, activation_bound_bytes
 
 if TYPE_CHECKING:
     from tvm_coexec.planning.plan import Plan
@@ -70,39 +68,41 @@ class Module:
     there is one set of activations.
     """
 
-    def __init__(self, package: Package, device: Device, *, timeout_s: float = TIMEOUT_S, yields: bool = False) -> None:
+    def __init__(
+        self,
+        package: Package,
+        device: Device,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        yields: bool = False,
+        file: IO[bytes] | None = None,
+    ) -> None:
+        """Put a package on a device, from its open ``file`` if there is one."""
         if not 0 < timeout_s < math.inf:
             raise InputError(f"timeout_s must be a positive number of seconds, got {timeout_s}")
         self.device = device
-        manifest = package.manifest
-        with tempfile.TemporaryDirectory(prefix="tvm-coexec-") as folder:
-            library = Path(folder) / "cpu.so"
-            library.write_bytes(package.library)
-            with device.in_turn():
-                self._executor = Executor(
-                    manifest, library, package.opencl_source, device, timeout_s=timeout_s, yields=yields
-                )
-        self._package = replace(package, constants=self._load_constants(package))
-        self._splits = [step.cpu_units for step in manifest.steps]
-        self._prepared: dict[bool, Prepared] = {}
+        with device.in_turn():
+            self._loaded = Loaded(package, device, file, timeout_s=timeout_s, yields=yields)
+            for step in package.manifest.steps:
+                if step.seed is not None:
+                    self._loaded.write_constants(checking.random_constants(step))
+        # as they lie in the device's memory: for an export they need not be kept a second time
+        constants = {source: self._loaded.constant(source, array) for source, array in package.constants.items()}
+        self._package = replace(package, constants=constants)
+        self._splits = [step.cpu_units for step in package.manifest.steps]
+        self._programs: dict[bool, Program] = {}
 
-    @_in_turn
-    def _load_constants(self, package: Package) -> dict[Source, np.ndarray]:
-        """Write all constants to the device's memory, and return the package's as they lie there.
-
-        For an export they need not be kept a second time.
-        """
-        for step in package.manifest.steps:
-            if step.seed is not None:
-                self._executor.write_constants(checking.random_constants(step))
-        return self._executor.write_constants(package.constants)
+    @property
+    def manifest(self) -> Manifest:
+        """What the module's file says of itself."""
+        return self._package.manifest
 
     @property
     def plan(self) -> Plan:
         """How the layers are divided, and why."""
         from tvm_coexec.planning.plan import Plan
 
-        return Plan.from_json(self._package.manifest.plan)
+        return Plan.from_json(self.manifest.plan)
 
     @property
     def mechanism(self) -> str:
@@ -112,30 +112,33 @@ class Module:
     @property
     def splits(self) -> dict[str, int]:
         """The CPU's units of each layer."""
-        return {step.name: units for step, units in zip(self._package.manifest.steps, self._splits, strict=True)}
+        return {step.name: units for step, units in zip(self.manifest.steps, self._splits, strict=True)}
 
     @_in_turn
     def set_splits(self, splits: Mapping[str, int]) -> None:
         """Change the CPU's units of some layers; nothing is compiled."""
-        names = [step.name for step in self._package.manifest.steps]
+        names = [step.name for step in self.manifest.steps]
         changed = list(self._splits)
         for name, cpu_units in splits.items():
             if name not in names:
                 raise InputError(f"the module has no layer {name!r}; it has {', '.join(names)}")
-            check_split(self._package.manifest.steps[names.index(name)], cpu_units)
+            step = self.manifest.steps[names.index(name)]
+            if not 0 <= cpu_units <= step.units:
+                raise InputError(f"layer {name!r} has {step.units} units; the CPU cannot compute {cpu_units} of them")
             changed[names.index(name)] = cpu_units
+        self._loaded.set_splits(changed)
         self._splits = changed
-        self._prepared.clear()
+        self._programs.clear()
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the inputs as the model's user sees them."""
-        return {name: self._executor.spec(name).shape for name in self._package.manifest.inputs}
+        return {name: self._loaded.spec(name).shape for name in self.manifest.inputs}
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the inputs, to be written before :meth:`run`."""
-        return {name: self._executor.view(name) for name in self._package.manifest.inputs}
+        return {name: self._loaded.view(name) for name in self.manifest.inputs}
 
     @_in_turn
     def randomize_inputs(self, seed: int = 0) -> None:
@@ -149,12 +152,13 @@ class Module:
     def outputs(self) -> dict[str, np.ndarray]:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the outputs, valid after :meth:`run`."""
         hidden = set(self._counts().values())
-        return {name: self._executor.view(name) for name in self._package.manifest.outputs if name not in hidden}
+        return {name: self._loaded.view(name) for name in self.manifest.outputs if name not in hidden}
 
     @_in_turn
     def run(self) -> None:
         """Run once on what the inputs hold, copying nothing."""
-        self._program(timeline=False).run()
+        self.device.check_usable()
+        self._loaded.run()
 
     @_in_turn
     def __call__(self, /, *arrays: np.ndarray, **named: np.ndarray) -> Any:
@@ -169,11 +173,11 @@ class Module:
         -------
         The output, or a dict of outputs by name where the model has several.
         """
-        manifest = self._package.manifest
+        manifest = self.manifest
         for name, array in self._bind(arrays, named).items():
-            self._executor.write(name, array)
+            self._loaded.write(name, array)
         self.run()
-        results = {name: self._executor.read(name) for name in manifest.outputs}
+        results = {name: self._loaded.read(name) for name in manifest.outputs}
         for name, count in self._counts().items():
             results[name] = results[name][: int(results[count].item())]
         for count in set(self._counts().values()):
@@ -182,11 +186,11 @@ class Module:
 
     def _counts(self) -> dict[str, str]:
         """Outputs of which only the first rows count, and those that say how many, which the user does not see."""
-        specs = {name: self._executor.spec(name) for name in self._package.manifest.outputs}
+        specs = {name: self._loaded.spec(name) for name in self.manifest.outputs}
         return {name: spec.counted_by for name, spec in specs.items() if spec.counted_by is not None}
 
     def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = self._package.manifest.inputs
+        names = self.manifest.inputs
         if len(arrays) > len(names):
             raise InputError(f"the module takes {len(names)} inputs ({', '.join(names)}), {len(arrays)} were given")
         bound = dict(zip(names, arrays, strict=False))
@@ -198,44 +202,42 @@ class Module:
         if missing:
             raise InputError(f"missing input {', '.join(missing)}")
         for name, array in bound.items():
-            spec = self._executor.spec(name)
+            spec = self._loaded.spec(name)
             if not isinstance(array, np.ndarray) or array.shape != spec.shape or array.dtype != spec.dtype:
                 what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise InputError(f"input {name!r} must be a {spec.dtype} array of shape {spec.shape}, not {what}")
         return bound
 
-    def _program(self, *, timeline: bool) -> Prepared:
-        if timeline not in self._prepared:
-            manifest = self._package.manifest
-            sequence = list(zip(manifest.steps, self._splits, strict=True))
-            self._prepared[timeline] = self._executor.prepare(sequence, manifest.reads(), timeline=timeline)
-        return self._prepared[timeline]
+    def _program(self, *, timeline: bool) -> Program:
+        if timeline not in self._programs:
+            self._programs[timeline] = self._loaded.network(timeline=timeline)
+        return self._programs[timeline]
 
     @property
     @_in_turn
     def sync_count(self) -> int:
         """Points of one run at which one processor may wait for the other."""
-        return self._program(timeline=False).lowered.sync_count
+        return self._program(timeline=False).sync_count
 
     @property
     @_in_turn
     def memory(self) -> MemoryUse:
         """Memory that the module holds, which the first run makes more, and the least that its activations need."""
-        held = sum(program.held_by_threads for program in self._prepared.values())
-        return memory_use(self._package.manifest, held)
+        use, bound_bytes = self._loaded.memory, activation_bound_bytes(self.manifest)
+        return MemoryUse(use.weight_bytes, use.activation_bytes, use.scratch_bytes, bound_bytes)
 
     @_in_turn
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""
-        program = self._program(timeline=False)
-        return Benchmark(tuple(timing.time_runs(program, repeats=repeats, warmup=warmup)))
+        self.device.check_usable()
+        return Benchmark(tuple(self._loaded.benchmark_us(repeats=repeats, warmup=warmup)))
 
     @_in_turn
     def profile(self, *, warmup: int = 3) -> list[Event]:
         """What both sides did, and waited for, in one warm run."""
         program = self._program(timeline=True)
-        timing.run_timeline(program, warmup)
-        return timing.timeline(program)
+        timing.run_warm(program, warmup)
+        return timing.timeline(self._loaded, program)
 
     @property
     @_in_turn
@@ -259,7 +261,8 @@ class Module:
         For each layer what its CPU half and its GPU half took in microseconds, an entry a run; empty where a side has
         none.
         """
-        return timing.time_halves(self._program(timeline=True), repeats=repeats, warmup=warmup)
+        program = self._program(timeline=True)
+        return timing.time_halves(program, len(self._splits), repeats=repeats, warmup=warmup)
 
     @_in_turn
     def time_step(
@@ -276,7 +279,7 @@ class Module:
         walls
             Whether walls of the GPU alone are wanted, which take a device with memory of its own a while.
         """
-        return timing.time_step(self._executor, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
+        return timing.time_step(self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
 
     @_in_turn
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
@@ -284,11 +287,11 @@ class Module:
 
         The layer's parameters must be random numbers too, as they are in a module for measuring.
         """
-        return checking.check_step(self._executor, step, cpu_units, gpu_units, seed=seed)
+        return checking.check_step(self._loaded, step, cpu_units, gpu_units, seed=seed)
 
     def error_bound(self, step: int) -> float:
         """What :meth:`check_step` may give for a layer if all is right; some kernels are less exact than others."""
-        return checking.error_bound(self._package.manifest.steps[step])
+        return checking.error_bound(self.manifest.steps[step])
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write the module to a file that :func:`load` reads."""
@@ -328,14 +331,15 @@ def load(
     DeviceError
         There is no such device.
     """
-    package = Package.read(path)
-    check_cpu(package.manifest.device)
-    if not isinstance(device, Device):
-        name = device if device is not None else package.manifest.device.get("name")
-        if name is not None and not isinstance(name, str):
-            raise FileFormatError("the module names no device; build it again")
-        device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
-    module = Module(package, device, timeout_s=timeout_s, yields=yields)
+    with open_file(path) as file:
+        package = Package.map(file, path)
+        check_cpu(package.manifest.device)
+        if not isinstance(device, Device):
+            name = device if device is not None else package.manifest.device.get("name")
+            if name is not None and not isinstance(name, str):
+                raise FileFormatError("the module names no device; build it again")
+            device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
+        module = Module(package, device, timeout_s=timeout_s, yields=yields, file=file)
     if device.shares_core and _uses_both_sides(package):
         warn_of_one_core(device)
         module.set_splits({step.name: step.units if step.cpu else 0 for step in package.manifest.steps})

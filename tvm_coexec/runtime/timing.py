@@ -1,19 +1,15 @@
-"""Times programs: whole runs, one layer as it runs inside a network, and the timeline of both sides."""
+"""Times programs: one layer as it runs inside a network, and the timeline of both sides."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from tvm_coexec.graph.dependencies import Read
-
-from .executor import Event, Executor
-from .prepared import Prepared
-from .program import Operation
+from .loaded import Loaded, Program, Span
 
 _GPU_CHAIN_US = 2000.0
 """What a chain of layers takes the GPU that is compared with a single one: long enough for the mean of its layers."""
@@ -23,6 +19,17 @@ _MOST_CHAINED = 300
 
 _WARM_UP_NS = 3_000_000
 """For so long a program runs before the run that counts: cores that were idle take up to twice as long at first."""
+
+
+@dataclass
+class Event:
+    """One thing that a side did in a run, for the timeline; times from the start of the run."""
+
+    side: str
+    kind: str
+    step: str
+    start_us: float
+    end_us: float
 
 
 @dataclass(frozen=True)
@@ -39,37 +46,23 @@ class StepTimes:
     wall_us: list[float]
 
 
-def time_runs(program: Prepared, *, repeats: int, warmup: int) -> list[float]:
-    """Wall time of each run in microseconds."""
-    for _ in range(warmup):
-        program.run()
-    times_us = []
-    for _ in range(repeats):
-        start = time.perf_counter_ns()
-        program.run()
-        times_us.append((time.perf_counter_ns() - start) / 1e3)
-    return times_us
-
-
 def time_step(
-    executor: Executor, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int, walls: bool = True
+    loaded: Loaded, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int, walls: bool = True
 ) -> StepTimes:
     """See :meth:`Module.time_step`.
 
     Walls are of programs as they run in earnest; where the GPU's own times need an event for each kernel, they have a
     run of their own.
     """
-    part = replace(executor.manifest.steps[step], units=cpu_units + gpu_units)
 
-    def chain(count: int, *, timeline: bool = False) -> Prepared:
-        reads = [()] + [(Read(number),) for number in range(1, count)]
-        return executor.prepare([(part, cpu_units)] * count, reads, timeline=timeline)
+    def chain(count: int, *, timeline: bool = False) -> Program:
+        return loaded.chain(step, cpu_units, gpu_units, count, timeline=timeline)
 
     gpu_us: list[float] = []
     timed = chain(warmup + repeats, timeline=True) if gpu_units else None
     if timed:
         _run_warm(timed)
-        gpu_us = list(_gpu_times_us(timed).values())[warmup:]
+        gpu_us = list(_gpu_times_us(timed.spans()).values())[warmup:]
     if not cpu_units and not walls:
         return StepTimes([], gpu_us, [])
     if not cpu_units:
@@ -81,36 +74,30 @@ def time_step(
     else:
         program = chain(warmup + repeats)
         _run_warm(program)
-    calls_ns = [times for operation, times in _timed(program) if operation.kind == "call"]
-    ends_us = [end_ns / 1e3 for _, end_ns in calls_ns]
-    for operation, (_, end_ns) in _timed(program):
-        if operation.kind in ("wait", "exchange") and operation.step:
-            ends_us[operation.step - 1] = end_ns / 1e3
-    cpu_us = [(end_ns - start_ns) / 1e3 for start_ns, end_ns in calls_ns]
+    spans = [span for span in program.spans() if span.side == "cpu"]
+    calls = [span for span in spans if span.action == "call"]
+    ends_us = [call.end_us for call in calls]
+    for span in spans:
+        if span.action in ("wait", "exchange") and span.step:
+            ends_us[span.step - 1] = span.end_us
     walls_us = np.diff(ends_us, prepend=0.0)
+    cpu_us = [call.end_us - call.start_us for call in calls]
     return StepTimes(cpu_us[warmup:], gpu_us, [float(wall) for wall in walls_us[warmup:]])
 
 
-def _run_warm(program: Prepared) -> None:
+def _run_warm(program: Program) -> None:
     start_ns = time.perf_counter_ns()
     program.run()
     while time.perf_counter_ns() - start_ns < _WARM_UP_NS:
-        program.take_events()
         program.run()
 
 
-def _timed(program: Prepared) -> Iterator[tuple[Operation, tuple[int, int]]]:
-    """Each operation of the last run with its start and end in nanoseconds."""
-    for operation, (start_ns, end_ns) in zip(program.lowered.operations, program.operation_ns, strict=True):
-        yield operation, (int(start_ns), int(end_ns))
-
-
-def _gpu_runs_us(program: Prepared, repeats: int, warmup: int) -> list[float]:
+def _gpu_runs_us(program: Program, repeats: int, warmup: int) -> list[float]:
     """Wall times of several runs in which only the GPU works, so that nobody looks at the steps between."""
     runs_us = []
     for _ in range(warmup + repeats):
         program.run()
-        runs_us.append(max(end_ns for _, (_, end_ns) in _timed(program)) / 1e3)
+        runs_us.append(max(span.end_us for span in program.spans() if span.side == "cpu"))
     return runs_us[warmup:]
 
 
@@ -123,54 +110,49 @@ def _added_us(single_us: Sequence[float], chain_us: Sequence[float], further: in
     return [max((run_us - ends_us) / further, 1e-3) for run_us in chain_us]
 
 
-def _cpu_times_us(program: Prepared) -> dict[int, float]:
-    """The CPU halves' own times in the last run of a program, by their steps."""
-    return {
-        operation.step: (end_ns - start_ns) / 1e3
-        for operation, (start_ns, end_ns) in _timed(program)
-        if operation.kind == "call"
-    }
+def _cpu_times_us(spans: list[Span]) -> dict[int, float]:
+    """The CPU halves' own times, by their steps."""
+    return {span.step: span.end_us - span.start_us for span in spans if (span.side, span.action) == ("cpu", "call")}
 
 
-def _gpu_times_us(program: Prepared) -> dict[int, float]:
-    """The GPU halves' own times in the last run of a program with a timeline, by their steps: of each from its first
-    start to its last end."""
-    spans_us: dict[int, tuple[float, float]] = {}
-    for command, (start_us, end_us) in zip(program.lowered.commands, program.gpu_spans_us(), strict=True):
-        if command.kind == "kernel":
-            spans_us[command.step] = (spans_us.get(command.step, (start_us, end_us))[0], end_us)
-    return {step: end_us - start_us for step, (start_us, end_us) in spans_us.items()}
+def _gpu_times_us(spans: Iterable[Span]) -> dict[int, float]:
+    """The GPU halves' own times, by their steps: of each from its first start to its last end."""
+    ends_us: dict[int, tuple[float, float]] = {}
+    for span in spans:
+        if (span.side, span.action) == ("gpu", "kernel"):
+            ends_us[span.step] = (ends_us.get(span.step, (span.start_us, 0.0))[0], span.end_us)
+    return {step: end_us - start_us for step, (start_us, end_us) in ends_us.items()}
 
 
-def timeline(program: Prepared) -> list[Event]:
+def timeline(loaded: Loaded, program: Program) -> list[Event]:
     """Events of both sides of the last run, in order of their start."""
-    events = []
-    for operation, (start_ns, end_ns) in _timed(program):
-        step = program.steps[operation.step - 1].name if operation.step else "inputs"
-        events.append(Event("cpu", operation.kind, step, start_ns / 1e3, end_ns / 1e3))
-    last_us = 0.0
-    for command, (start_us, end_us) in zip(program.lowered.commands, program.gpu_spans_us(), strict=True):
-        if command.awaited and start_us > last_us:
-            events.append(Event("gpu", "wait", program.steps[command.awaited - 1].name, last_us, start_us))
-        events.append(Event("gpu", command.kind, program.steps[command.step - 1].name, start_us, end_us))
-        last_us = end_us
+
+    def name(step: int) -> str:
+        return loaded.manifest.steps[step - 1].name if step else "inputs"
+
+    events, last_us = [], 0.0
+    for span in program.spans():
+        if span.side == "gpu":
+            if span.awaited and span.action == "kernel" and span.start_us > last_us:
+                events.append(Event("gpu", "wait", name(span.awaited), last_us, span.start_us))
+            last_us = span.end_us
+        events.append(Event(span.side, span.action, name(span.step), span.start_us, span.end_us))
     return sorted(events, key=lambda event: event.start_us)
 
 
-def time_halves(program: Prepared, *, repeats: int, warmup: int) -> list[tuple[list[float], list[float]]]:
+def time_halves(program: Program, steps: int, *, repeats: int, warmup: int) -> list[tuple[list[float], list[float]]]:
     """See :meth:`Module.time_halves`; the program must have a timeline."""
-    found: list[tuple[list[float], list[float]]] = [([], []) for _ in program.steps]
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in range(steps)]
     for _ in range(repeats):
-        run_timeline(program, warmup)
-        for side, times_us in enumerate((_cpu_times_us(program), _gpu_times_us(program))):
+        run_warm(program, warmup)
+        spans = list(program.spans())
+        for side, times_us in enumerate((_cpu_times_us(spans), _gpu_times_us(spans))):
             for step, half_us in times_us.items():
                 found[step - 1][side].append(half_us)
     return found
 
 
-def run_timeline(program: Prepared, warmup: int) -> None:
-    """Run a program with a timeline, warm: reading the events of a run before lets caches and queue go cold."""
-    for _ in range(warmup):
+def run_warm(program: Program, warmup: int) -> None:
+    """Run a program, and before so many times without a look at it: that lets caches and queue go cold."""
+    for _ in range(warmup + 1):
         program.run()
-        program.take_events()
-    program.run()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_coexec.module.manifest import Manifest, Source, lifetimes
+from tvm_coexec.module.manifest import Manifest, lifetimes
 
 _WORD_BYTES = 4
 
@@ -45,24 +45,12 @@ class MemoryUse:
         )
 
 
-def memory_use(manifest: Manifest, held_by_threads: int) -> MemoryUse:
-    """What a module with this manifest allocates, with the bytes that the CPU's threads hold."""
-    bytes_of = dict.fromkeys(("tensor", "constant", "scratch"), 0)
-    for memory, words in manifest.memory_words().items():
-        bytes_of[memory.kind if isinstance(memory, Source) else "tensor"] += _WORD_BYTES * words
-    return MemoryUse(
-        weight_bytes=bytes_of["constant"],
-        activation_bytes=bytes_of["tensor"],
-        scratch_bytes=bytes_of["scratch"] + held_by_threads,
-        activation_bound_bytes=_WORD_BYTES * _bound(manifest, manifest.tensor_words()),
-    )
-
-
-def _bound(manifest: Manifest, counts: dict[str, int]) -> int:
-    """Words of the tensors that are needed at once, where these are most."""
+def activation_bound_bytes(manifest: Manifest) -> int:
+    """Bytes of the tensors that are needed at once, where these are most."""
+    counts = manifest.tensor_words()
     kept = {*manifest.inputs, *manifest.outputs}
     lives = lifetimes(manifest.tensors, manifest.steps)
-    return max(
+    return _WORD_BYTES * max(
         sum(counts[name] for name, (first, last) in lives.items() if name in kept or first <= number <= last)
         for number in range(1, len(manifest.steps) + 1)
     )

@@ -19,7 +19,7 @@ from tvm_coexec.layers import (
     layer_from_json,
 )
 from tvm_coexec.module.manifest import Source, StepSpec
-from tvm_coexec.runtime.executor import Executor
+from tvm_coexec.runtime.loaded import Loaded
 
 from .reference import evaluate, relative_error
 
@@ -64,20 +64,20 @@ def error_bound(step: StepSpec) -> float:
     return max(schedules.family(layer).error_bound(variant) for variant in variants)
 
 
-def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
+def check_step(loaded: Loaded, index: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
     """See :meth:`Module.check_step`. Units that neither side computes are not looked at."""
-    step = executor.manifest.steps[index]
+    step = loaded.manifest.steps[index]
     if step.seed is None:
         raise InputError(f"layer {step.name!r} cannot be checked alone: its module was not made for measuring")
     layer = layer_from_json(step.layer)
     rng = np.random.default_rng(seed)
     for name in step.inputs:
-        view = executor.view(name)
+        view = loaded.view(name)
         view[:] = rng.standard_normal(view.shape, np.float32)
-    executor.view(step.output)[:] = np.nan
-    executor.publish([*step.inputs, step.output])
-    executor.prepare_part(step, cpu_units, gpu_units).run()
-    output = _rows_of(executor, step.output)
+    loaded.view(step.output)[:] = np.nan
+    loaded.publish([*step.inputs, step.output])
+    loaded.chain(index, cpu_units, gpu_units).run()
+    output = _rows_of(loaded, step.output)
     computed_rows, computed_channels = output.shape
     if layer.axis == "rows":
         computed_rows = min(computed_rows, (cpu_units + gpu_units) * ROW_BLOCK)
@@ -87,31 +87,31 @@ def check_step(executor: Executor, index: int, cpu_units: int, gpu_units: int, *
         computed_channels = min(computed_channels, (cpu_units + gpu_units) * step.unit_channels)
     operands = dict(_params_of(layer, step.seed))
     if layer.mixes_rows:
-        return _error_of_all_rows(executor, step, layer, operands, computed_channels)
+        return _error_of_all_rows(loaded, step, layer, operands, computed_channels)
     rows = _some_rows(layer, computed_rows, rng)
     is_image = len(layer.output_size) == 4
     for position, name in enumerate(step.inputs[: len(layer.input_sizes)]):
         role = f"input{position}" if position else "input"
-        operands[role] = executor.view(name) if is_image else executor.view(name)[rows]
+        operands[role] = loaded.view(name) if is_image else loaded.view(name)[rows]
     if "residual" in layer.epilogue:
-        operands["residual"] = _rows_of(executor, step.inputs[-1])[rows]
+        operands["residual"] = _rows_of(loaded, step.inputs[-1])[rows]
     expected = evaluate(layer, operands, rows if is_image else None)
     return relative_error(output[rows, :computed_channels], expected[:, :computed_channels])
 
 
 def _error_of_all_rows(
-    executor: Executor, step: StepSpec, layer: AnyLayer, operands: dict[str, np.ndarray], channels: int
+    loaded: Loaded, step: StepSpec, layer: AnyLayer, operands: dict[str, np.ndarray], channels: int
 ) -> float:
     """The largest relative error of a layer that mixes rows, of which the first ``channels`` were computed."""
     roles = ["input", *(f"input{number}" for number in range(1, len(layer.input_sizes)))]
     roles += ["residual"] if "residual" in layer.epilogue else []
-    operands |= {role: _rows_of(executor, name) for role, name in zip(roles, step.inputs, strict=True)}
+    operands |= {role: _rows_of(loaded, name) for role, name in zip(roles, step.inputs, strict=True)}
     expected = evaluate(layer, operands)
-    return relative_error(_rows_of(executor, step.output)[:, :channels], expected[:, :channels])
+    return relative_error(_rows_of(loaded, step.output)[:, :channels], expected[:, :channels])
 
 
-def _rows_of(executor: Executor, name: str) -> np.ndarray:
-    view = executor.view(name)
+def _rows_of(loaded: Loaded, name: str) -> np.ndarray:
+    view = loaded.view(name)
     return view.reshape(-1, view.shape[-1])
 
 

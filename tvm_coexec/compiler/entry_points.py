@@ -2,18 +2,18 @@
 
 An entry ``<symbol>_step`` is for one kernel. Where a device has nothing to gain from its kernels being launched one by
 one, all of them are in one entry, which goes through a table of steps: a whole network is a single launch. It writes
-down when each step began and ended, since such a launch has one event for all.
+down when each step began and ended, since such a launch has one event for all. The runtime puts before the source what
+awaits and stores flags; for a device without flags it defines ``COEXEC_EVENTS``, and the entries are plain kernels.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from tvm_coexec.module.manifest import LaunchSpec
-
-from .sync import FLAGS_SOURCE
+from tvm_coexec.module.manifest import HalfSpec, LaunchSpec, StepSpec
 
 CHAIN_ENTRY = "coexec_chain"
 
@@ -25,10 +25,11 @@ _HEAD_WORDS = 7
 """Of a row of the table: the kernel's number, the step to await, the step to report, work-groups on both axes, and the
 processor's ticks at the begin and at the end of the kernel."""
 
-STAMPS = slice(5, 7)
-"""Place of the ticks in a row."""
+_BEGIN_STAMP, _END_STAMP = 5, 6
+"""Places of the ticks in a row."""
 
 _CHAIN = """
+#ifndef COEXEC_EVENTS
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {entry}(
     __global ulong* restrict table, int first, int last, volatile __global int* flags, ulong limit) {{
   for (int number = first; number < last; ++number) {{
@@ -42,6 +43,7 @@ __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {entry}(
     if (done) coexec_report(flags, done);
   }}
 }}
+#endif
 """
 _CASE = "      case {number}: {symbol}_groups(row, columns, lines); break;\n"
 _GROUPS = """
@@ -59,7 +61,8 @@ class SteppedSource:
 
     ``<symbol>_step``, for each kernel in ``own``, takes the kernel's arguments, then the flags, the step to await, the
     step to report (0 for none) and the bound of the wait in spins. The one entry of all kernels in ``chained`` takes
-    a table, the rows to compute, the flags and the bound; once a wait was given up it computes nothing more.
+    a table whose rows have ``row_words``, the rows to compute, the flags and the bound; once a wait was given up it
+    computes nothing more.
     """
 
     text: str
@@ -67,15 +70,16 @@ class SteppedSource:
     chained: tuple[str, ...]
     row_words: int
 
-    @property
-    def symbols(self) -> frozenset[str]:
-        """Kernels that can await and report steps."""
-        return self.own | set(self.chained)
+    def entered(self, step: StepSpec) -> StepSpec:
+        """The step, whose GPU kernels are called by these entries."""
+        if step.gpu is None:
+            return step
+        return replace(step, gpu=HalfSpec(step.gpu.variant, tuple(map(self._entered, step.gpu.launches))))
 
-    def row(self, symbol: str, steps: tuple[int, int], grid: tuple[int, int], arguments: Sequence[int]) -> list[int]:
-        """A row of the table: addresses and numbers that a chained kernel takes, and the steps to await and report."""
-        row = [self.chained.index(symbol), *steps, *grid, 0, 0, *arguments]
-        return row + [0] * (self.row_words - len(row))
+    def _entered(self, launch: LaunchSpec) -> LaunchSpec:
+        if launch.symbol in self.chained:
+            return replace(launch, entry="chained", chained=self.chained.index(launch.symbol))
+        return replace(launch, entry="step" if launch.symbol in self.own else "kernel")
 
 
 def add_steps(source: str, launches: Iterable[LaunchSpec], *, chains: bool) -> SteppedSource:
@@ -92,22 +96,31 @@ def add_steps(source: str, launches: Iterable[LaunchSpec], *, chains: bool) -> S
         pieces.append(kernel.function())
         if chains and groups[kernel.symbol] == (1, 1):
             chained[kernel.symbol] = kernel
-            pieces.append(kernel.groups())
+            with_flags = kernel.groups()
         else:
             own.add(kernel.symbol)
-            pieces.append(kernel.entry(groups[kernel.symbol]))
+            with_flags = kernel.entry(groups[kernel.symbol])
+        pieces.append(f"#ifdef COEXEC_EVENTS\n{kernel.plain_entry()}#else\n{with_flags}#endif\n")
     row_words = _HEAD_WORDS + max((len(kernel.parameters) for kernel in chained.values()), default=0)
     if chained:
-        cases = "".join(kernel.case(number) for number, kernel in enumerate(chained.values()))
-        begin_stamp, end_stamp = range(STAMPS.start, STAMPS.stop)
-        pieces.append(
-            _CHAIN.format(
-                entry=CHAIN_ENTRY, row_words=row_words, cases=cases, begin_stamp=begin_stamp, end_stamp=end_stamp
-            )
-        )
-    if own or chained:
-        pieces.insert(0, FLAGS_SOURCE.read_text())
-    return SteppedSource("\n".join(pieces), frozenset(own), tuple(chained), row_words)
+        pieces.append(_chain(list(chained.values()), row_words))
+    return SteppedSource("\n".join(pieces), frozenset(own), tuple(chained), row_words if chained else 0)
+
+
+def chains_kernels(device: Mapping[str, Any]) -> bool:
+    """Whether to chain a device's kernels: a CPU device of one compute unit computes groups one after the other, and
+    each launch costs it 2 to 6 us. Chained kernels are timed by the processor's counter, which other machines keep to
+    themselves.
+    """
+    is_one_core = device["device_type"] == "cpu" and device["compute_units"] == 1
+    return is_one_core and device["machine"] in ("x86_64", "AMD64")
+
+
+def _chain(kernels: list[_Kernel], row_words: int) -> str:
+    cases = "".join(_CASE.format(number=number, symbol=kernel.symbol) for number, kernel in enumerate(kernels))
+    return _CHAIN.format(
+        entry=CHAIN_ENTRY, row_words=row_words, cases=cases, begin_stamp=_BEGIN_STAMP, end_stamp=_END_STAMP
+    )
 
 
 @dataclass(frozen=True)
@@ -132,26 +145,33 @@ class _Kernel:
         body = self.text[self.body_begin :]
         for axis in (0, 1):
             body = body.replace(f"get_group_id({axis})", f"coexec_group_{axis}")
-        parameters = ", ".join(" ".join(parameter) for parameter in self.parameters)
-        return f"void {self.symbol}_group({parameters}, int coexec_group_0, int coexec_group_1) {{{body}"
+        return f"void {self.symbol}_group({self._parameters}, int coexec_group_0, int coexec_group_1) {{{body}"
+
+    @property
+    def _parameters(self) -> str:
+        return ", ".join(" ".join(parameter) for parameter in self.parameters)
+
+    @property
+    def _call(self) -> str:
+        """The call of the function for the work-group that asks."""
+        names = ", ".join(name for _, name in self.parameters)
+        return f"{self.symbol}_group({names}, get_group_id(0), get_group_id(1));"
+
+    def plain_entry(self) -> str:
+        """The entry for devices without flags."""
+        return f"__kernel void {self.symbol}_step({self._parameters}) {{ {self._call} }}\n"
 
     def entry(self, group: tuple[int, int]) -> str:
         """The barriers stand outside the conditions, where a CPU's compiler need not copy the layer for each branch."""
-        parameters = ", ".join(" ".join(parameter) for parameter in self.parameters)
-        names = ", ".join(name for _, name in self.parameters)
         several = group != (1, 1)
         first = f"{_FIRST_ITEM} && " if several else ""
         barrier = "  COEXEC_GROUP_BARRIER;\n" if several else ""
         return (
-            f"__kernel void {self.symbol}_step({parameters}, {_STEP_PARAMETERS}) {{\n"
+            f"__kernel void {self.symbol}_step({self._parameters}, {_STEP_PARAMETERS}) {{\n"
             f"  if ({first}awaited) coexec_wait_for(flags, awaited, limit);\n"
-            f"{barrier}  {self.symbol}_group({names}, get_group_id(0), get_group_id(1));\n{barrier}"
+            f"{barrier}  {self._call}\n{barrier}"
             f"  if ({first}done) coexec_report(flags, done);\n}}\n"
         )
-
-    def case(self, number: int) -> str:
-        """Its place in the entry of all chained kernels."""
-        return _CASE.format(number=number, symbol=self.symbol)
 
     def groups(self) -> str:
         """What all work-groups do, one after the other, with arguments from a row of the table."""

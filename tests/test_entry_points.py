@@ -2,17 +2,22 @@
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from ctypes import c_char
+from typing import Any
 
 import numpy as np
 import pytest
+from c_internals import text_of
 
+from tvm_coexec.compiler.entry_points import CHAIN_ENTRY, SteppedSource, add_steps
 from tvm_coexec.module.manifest import LaunchSpec
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.runtime.memory import SvmMemory, reach
-from tvm_coexec.runtime.steps import CHAIN_ENTRY, STAMPS, add_steps
-from tvm_coexec.runtime.stitch import FLAG_WORDS
-from tvm_coexec.runtime.sync import FLAGS_SOURCE, SyncKernels, build_newest
+from tvm_coexec.runtime.library import SOURCE_FOLDER
+
+STAMPS = slice(5, 7)
+FLAG_WORDS = 160
+LONG, SHORT = 10**12, 10_000
+"""Bounds of waits in looks at a flag."""
 
 GPU_DONE, CPU_DONE, ABORT, GPU_GAVE_UP, GROUPS_DONE = 0, 32, 64, 96, 128
 NUMBERS = """
@@ -42,31 +47,51 @@ __kernel void sharing_kernel(__global float* restrict p0_output_ptr, int begin, 
 GEOMETRIES = [((1, 1), (1, 1)), ((40, 3), (1, 1)), ((8, 6), (4, 2)), ((64, 1), (16, 1)), ((4, 4), (4, 4))]
 
 
+def shared(device: Device, count: int, dtype: str) -> tuple[Any, np.ndarray]:
+    """Zeroed memory of both sides, and what the CPU sees there."""
+    import pyopencl as cl
+
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    kinds = cl.svm_mem_flags
+    flags = kinds.READ_WRITE | kinds.SVM_FINE_GRAIN_BUFFER | kinds.SVM_ATOMICS
+    memory = cl.SVMAllocation(device.context, count * np.dtype(dtype).itemsize, 128, flags)
+    words = np.frombuffer((c_char * memory.size).from_address(memory.svm_ptr), dtype)
+    words[:] = 0
+    return memory, words
+
+
+def kernel_of(device: Device, source: SteppedSource, columns: int, name: str) -> Any:
+    """An entry, built as the runtime builds it."""
+    import pyopencl as cl
+
+    text = f"{text_of('flag_functions')}#define COLUMNS {columns}\n{source.text}"
+    for standard in ("CL3.0", "CL2.0", "CL1.2"):
+        try:
+            return cl.Kernel(cl.Program(device.context, text).build([f"-cl-std={standard}"], cache_dir=False), name)
+        except cl.RuntimeError:
+            continue
+    raise AssertionError(text)
+
+
 class Launcher:
     """Launches the entry of ``NUMBERS`` with flags of its own."""
 
-    def __init__(self, device: Device, sizes: tuple[int, int], group: tuple[int, int], timeout_s: float = 5.0) -> None:
-        import pyopencl as cl
-
-        if device.mechanism != "svm":
-            pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
-        memory = SvmMemory(device)
-        self.device, self.sizes, self.group = device, sizes, group
-        self.sync = SyncKernels(device, memory, timeout_s)
-        self.flags = self.sync.flags.array
-        self.output = memory.allocate(sizes[0] * sizes[1])
+    def __init__(self, device: Device, sizes: tuple[int, int], group: tuple[int, int], limit: int = LONG) -> None:
+        self.device, self.sizes, self.group, self.limit = device, sizes, group, limit
+        self.flag_memory, self.flags = shared(device, FLAG_WORDS, "int32")
+        self.output_memory, self.output = shared(device, sizes[0] * sizes[1], "float32")
         source = add_steps(NUMBERS, [LaunchSpec("numbers", (), group=group)], chains=False)
-        text = f"#define COLUMNS {sizes[1]}\n{source.text}"
-        self.kernel = cl.Kernel(build_newest(device, text), "numbers_step")
+        self.kernel = kernel_of(device, source, sizes[1], "numbers_step")
         self.launch(0, 0)  # some drivers compile now
         device.queue.finish()
-        self.output.array[:] = 0
+        self.output[:] = 0
 
     def launch(self, awaited: int, done: int) -> None:
         import pyopencl as cl
 
-        arguments = self.sync.step_arguments(awaited, done)
-        self.kernel.set_args(self.output.argument, np.int32(0), np.int32(self.sizes[0]), *arguments)
+        numbers = np.int32(awaited), np.int32(done), np.uint64(self.limit)
+        self.kernel.set_args(self.output_memory, np.int32(0), np.int32(self.sizes[0]), self.flag_memory, *numbers)
         cl.enqueue_nd_range_kernel(self.device.queue, self.kernel, self.sizes, self.group)
         self.device.queue.flush()
 
@@ -81,21 +106,21 @@ def test_a_step_is_reported_once_by_the_last_group(
         device.queue.finish()
         assert launcher.flags[GPU_DONE] == step
         assert launcher.flags[GROUPS_DONE] == 0
-        assert np.all(launcher.output.array == step)
+        assert np.all(launcher.output == step)
 
 
 @pytest.mark.parametrize(("sizes", "group"), GEOMETRIES)
 def test_nothing_is_computed_before_the_awaited_flag(
     sizes: tuple[int, int], group: tuple[int, int], device: Device
 ) -> None:
-    launcher = Launcher(device, sizes, group, timeout_s=30.0)
+    launcher = Launcher(device, sizes, group, LONG)
     launcher.launch(7, 8)
     time.sleep(0.05)  # the kernel is at work by now, and would have written
-    assert np.all(launcher.output.array == 0)
+    assert np.all(launcher.output == 0)
     assert launcher.flags[GPU_DONE] == 0
     launcher.flags[CPU_DONE] = 7
     device.queue.finish()
-    assert np.all(launcher.output.array == 1)
+    assert np.all(launcher.output == 1)
     assert launcher.flags[GPU_DONE] == 8
     assert launcher.flags[ABORT] == launcher.flags[GPU_GAVE_UP] == 0
 
@@ -104,7 +129,7 @@ def test_nothing_is_computed_before_the_awaited_flag(
 def test_a_flag_that_never_comes_ends_every_group_and_the_counter_starts_anew(
     sizes: tuple[int, int], group: tuple[int, int], device: Device
 ) -> None:
-    launcher = Launcher(device, sizes, group, timeout_s=0.05)
+    launcher = Launcher(device, sizes, group, SHORT)
     launcher.launch(3, 4)
     device.queue.finish()
     assert launcher.flags[GPU_GAVE_UP] == 3
@@ -122,38 +147,30 @@ class Chain:
 
     rows, columns = 40, 3
 
-    def __init__(self, device: Device, steps: Sequence[tuple[str, int, int]], timeout_s: float = 30.0) -> None:
-        import pyopencl as cl
-
-        if device.mechanism != "svm":
-            pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
-        memory = SvmMemory(device)
-        self.device, self.sync = device, SyncKernels(device, memory, timeout_s)
-        self.flags = self.sync.flags.array
-        self.blocks = [memory.allocate(self.rows * self.columns) for _ in range(2)]
-        self.numbers, self.doubles = (block.array.reshape(self.rows, self.columns) for block in self.blocks)
+    def __init__(self, device: Device, steps: Sequence[tuple[str, int, int]], limit: int = LONG) -> None:
+        self.device, self.limit = device, limit
+        self.flag_memory, self.flags = shared(device, FLAG_WORDS, "int32")
+        self.memory, arrays = zip(*(shared(device, self.rows * self.columns, "float32") for _ in range(2)), strict=True)
+        self.numbers, self.doubles = (array.reshape(self.rows, self.columns) for array in arrays)
         launches = [LaunchSpec(symbol, ()) for symbol in ("sharing", "numbers", "doubles")]
         source = add_steps(SHARING + NUMBERS + DOUBLES, launches, chains=True)
         assert source.chained == ("numbers", "doubles") and not source.own
-        self.table = memory.allocate(len(steps) * source.row_words, "uint64")
-        addresses = [block.address for block in self.blocks]
+        addresses = [memory.svm_ptr for memory in self.memory]
         arguments = {"numbers": [addresses[0], 1, self.rows - 2], "doubles": [*addresses, 0, self.rows]}
-        self.table.array[:] = [
-            word
-            for symbol, *flags in steps
-            for word in source.row(symbol, (flags[0], flags[1]), (self.rows, self.columns), arguments[symbol])
-        ]
-        text = f"#define COLUMNS {self.columns}\n{source.text}"
-        self.kernel = cl.Kernel(build_newest(device, text), CHAIN_ENTRY)
+        self.table_memory, table = shared(device, len(steps) * source.row_words, "uint64")
+        self.table = table.reshape(len(steps), source.row_words)
+        for row, (symbol, awaited, done) in zip(self.table, steps, strict=True):
+            words = [source.chained.index(symbol), awaited, done, self.rows, self.columns, 0, 0, *arguments[symbol]]
+            row[: len(words)] = words
+        self.kernel = kernel_of(device, source, self.columns, CHAIN_ENTRY)
         self.launch(0, 0)  # some drivers compile now
         device.queue.finish()
 
     def launch(self, first: int, last: int) -> None:
         import pyopencl as cl
 
-        numbers = np.int32(first), np.int32(last), self.sync.flags.argument, np.uint64(self.sync.limit)
-        self.kernel.set_args(self.table.argument, *numbers)
-        reach(self.kernel, self.blocks)
+        numbers = np.int32(first), np.int32(last), self.flag_memory, np.uint64(self.limit)
+        self.kernel.set_args(self.table_memory, *numbers)
         cl.enqueue_nd_range_kernel(self.device.queue, self.kernel, (1, 1), (1, 1))
         self.device.queue.flush()
 
@@ -185,12 +202,12 @@ def test_a_chain_awaits_a_flag_between_its_rows(device: Device) -> None:
     assert chain.has(2, 2)
     assert chain.flags[GPU_DONE] == 3
     assert chain.flags[ABORT] == chain.flags[GPU_GAVE_UP] == 0
-    ticks = chain.table.array.reshape(3, -1)[:, STAMPS].ravel()
+    ticks = chain.table[:, STAMPS].ravel()
     assert ticks[0] > 0 and np.all(np.diff(ticks.astype(np.int64)) >= 0), "steps begin and end one after the other"
 
 
 def test_a_flag_that_never_comes_ends_a_chain(device: Device) -> None:
-    chain = Chain(device, [("numbers", 0, 1), ("doubles", 3, 2), ("numbers", 4, 3)], timeout_s=0.05)
+    chain = Chain(device, [("numbers", 0, 1), ("doubles", 3, 2), ("numbers", 4, 3)], SHORT)
     chain.launch(0, 3)
     device.queue.finish()
     assert chain.flags[GPU_GAVE_UP] == 3
@@ -204,7 +221,7 @@ def test_a_kernel_that_asks_for_the_grid_stays_as_it_is() -> None:
         source = NUMBERS.replace("get_group_id(0)", asked)
         stepped = add_steps(source, [LaunchSpec("numbers", ())], chains=True)
         assert stepped.text.strip() == source.strip()
-        assert not stepped.symbols
+        assert not stepped.own and not stepped.chained
 
 
 def test_a_symbol_may_begin_with_another() -> None:
@@ -213,7 +230,7 @@ def test_a_symbol_may_begin_with_another() -> None:
         stepped = add_steps(source, [LaunchSpec("numbers", ()), LaunchSpec("numbers_kernel_more", ())], chains=True)
         assert set(stepped.chained) == {"numbers", "numbers_kernel_more"}
         assert stepped.text.count("p0_output_ptr[row * COLUMNS + column]") == 2
-        assert "__kernel void numbers" not in stepped.text
+        assert "_kernel(" not in stepped.text.replace("kernel_more_kernel_step(", "")
 
 
 def test_kernels_of_several_work_items_are_not_chained() -> None:
@@ -225,12 +242,12 @@ def test_a_kernel_with_local_variables_gets_no_entry() -> None:
     launches = [LaunchSpec("numbers", ()), LaunchSpec("sharing", ())]
     for source in (NUMBERS + SHARING, SHARING + NUMBERS):
         stepped = add_steps(source, launches, chains=False)
-        assert stepped.symbols == stepped.own == {"numbers"}
+        assert stepped.own == {"numbers"} and not stepped.chained
         assert SHARING.strip() in stepped.text
     for source in (SHARING, ""):
         stepped = add_steps(source, launches, chains=True)
         assert stepped.text.strip() == source.strip()
-        assert not stepped.symbols
+        assert not stepped.own and not stepped.chained
 
 
 def test_only_groups_of_several_work_items_have_a_barrier() -> None:
@@ -242,9 +259,25 @@ def test_only_groups_of_several_work_items_have_a_barrier() -> None:
     assert entry((4, 1)).count("BARRIER") == 2
 
 
-def test_the_words_are_where_the_stitch_has_them() -> None:
-    header = Path(FLAGS_SOURCE).with_name("stitch.h").read_text()
+def test_the_words_are_where_the_library_has_them() -> None:
+    header = (SOURCE_FOLDER / "flags.h").read_text()
     for name in ("GPU_DONE", "CPU_DONE", "ABORT", "GPU_GAVE_UP", "GROUPS_DONE"):
-        assert f"COEXEC_{name} = {globals()[name]}," in header
-        assert f"#define COEXEC_{name} {globals()[name]}\n" in FLAGS_SOURCE.read_text()
-    assert f"COEXEC_FLAG_WORDS = {FLAG_WORDS}\n" in header
+        assert f"FLAG_{name} = {globals()[name]}," in header
+        assert f"#define COEXEC_{name} {globals()[name]}\n" in text_of("flag_functions")
+    assert f"FLAG_WORDS = {FLAG_WORDS}," in header
+
+
+@pytest.mark.parametrize("chains", [False, True])
+def test_without_flags_an_entry_is_a_plain_kernel(device: Device, chains: bool) -> None:
+    import pyopencl as cl
+
+    rows, columns = 40, 3
+    source = add_steps(NUMBERS, [LaunchSpec("numbers", ())], chains=chains)
+    text = f"#define COLUMNS {columns}\n{source.text}"
+    kernel = cl.Kernel(cl.Program(device.context, text).build(["-DCOEXEC_EVENTS"], cache_dir=False), "numbers_step")
+    output = np.zeros((rows, columns), np.float32)
+    flags = cl.mem_flags
+    buffer = cl.Buffer(device.context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=output)
+    kernel(device.queue, output.shape, (1, 1), buffer, np.int32(2), np.int32(5))
+    cl.enqueue_copy(device.queue, output, buffer)
+    assert np.all(output[2:7] == 1) and output.sum() == 5 * columns

@@ -1,0 +1,34 @@
+#define _POSIX_C_SOURCE 200809L
+#include "common.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <time.h>
+
+static _Thread_local char last_error[ERROR_TEXT];
+
+const char* coexec_last_error(void) { return last_error; }
+
+coexec_status fail(coexec_status status, const char* format, ...) {
+  char text[ERROR_TEXT]; /* the arguments may lie in the last error itself */
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  snprintf(last_error, sizeof last_error, "%s", text);
+  return status;
+}
+
+int64_t now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+uint64_t now_ticks(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  return __builtin_ia32_rdtsc();
+#else
+  return 0;
+#endif
+}

@@ -1,0 +1,21 @@
+/* The flags by which the two sides tell each other how far they are, and what the GPU does with them in OpenCL C. */
+#ifndef COEXEC_FLAGS_H
+#define COEXEC_FLAGS_H
+
+/* Words of the flag block, each on a cache line pair of its own. */
+enum {
+  FLAG_GPU_DONE = 0,
+  FLAG_CPU_DONE = 32,
+  FLAG_ABORT = 64,
+  FLAG_GPU_GAVE_UP = 96,
+  FLAG_GROUPS_DONE = 128, /* the GPU's own: work-groups of the kernel under way that have ended */
+  FLAG_WORDS = 160,
+  FLAG_DISTANCE = 32
+};
+
+/* What stands before the OpenCL C of a module whose kernels await and report steps. */
+extern const char flag_functions[];
+/* And, behind that, the kernels coexec_signal, coexec_wait, coexec_signal_wait and coexec_linger. */
+extern const char flag_kernels[];
+
+#endif

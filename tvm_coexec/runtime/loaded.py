@@ -1,0 +1,202 @@
+"""A module that the C library has opened on a device: its memory as arrays, and its programs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvm_coexec.module.manifest import Manifest, Source, TensorSpec
+from tvm_coexec.module.package import Package
+from tvm_coexec.module.table import block_numbers
+
+from . import library as c
+from .handle import Handle
+from .library import library
+
+if TYPE_CHECKING:
+    from .device import Device
+
+TIMEOUT_S = 5.0
+"""Default bound on every wait of one processor for the other."""
+
+_FIRST_LAUNCH_S = 600.0
+"""Bound on a kernel's first launch, for which some drivers compile it: for minutes."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one side did in a run: ``step`` counts from 1, and is 0 for the inputs; times from the run's start."""
+
+    side: str
+    action: str
+    step: int
+    awaited: int
+    start_us: float
+    end_us: float
+
+
+class Program:
+    """Steps of a module, each divided at some place, as the C library runs them."""
+
+    def __init__(self, loaded: Loaded, pointer: ctypes.c_void_p, *, is_own: bool) -> None:
+        """A program that is not its ``own`` belongs to the module."""
+        self._loaded, self._pointer = loaded, pointer.value
+        self._handle = Handle("program", pointer, loaded.handle) if is_own else None
+        facts = c.ProgramFacts()
+        library().coexec_describe_program(self._pointer, facts)
+        self.sync_count = int(facts.sync_count)
+        self.keeps_time = bool(facts.keeps_time)
+        self._spans = (c.Span * facts.span_count)()
+
+    def run(self) -> None:
+        """Run once; raises where a side waits in vain, or a kernel or OpenCL fails."""
+        self._loaded.check(library().coexec_program_run(self._pointer))
+
+    def spans(self) -> Iterator[Span]:
+        """What the CPU did in the last run, in order, and then, with a timeline, the GPU."""
+        count = ctypes.c_int32()
+        self._loaded.check(library().coexec_spans(self._pointer, self._spans, len(self._spans), count))
+        for span in self._spans[: count.value]:
+            side, action = "gpu" if span.is_gpu else "cpu", c.ACTIONS[span.action]
+            yield Span(side, action, span.part, span.awaited, span.start_ns / 1e3, span.end_ns / 1e3)
+
+
+class Loaded:
+    """A module's code and memory on one device."""
+
+    def __init__(
+        self, package: Package, device: Device, file: IO[bytes] | None = None, *, timeout_s: float, yields: bool
+    ) -> None:
+        device.check_usable()
+        self.device = device
+        self.manifest: Manifest = package.manifest
+        self._tensors = {tensor.name: tensor for tensor in self.manifest.tensors}
+        self._numbers = {tensor.name: number for number, tensor in enumerate(self.manifest.tensors)}
+        self._blocks = block_numbers(self.manifest)
+        self._views: dict[str, np.ndarray] = {}
+        timeout_ns, first_launch_ns = (max(int(seconds * 1e9), 1) for seconds in (timeout_s, _FIRST_LAUNCH_S))
+        options = c.ModuleOptions(timeout_ns, yields, first_launch_ns)
+        if file is not None:
+            self._open(file.fileno(), options)
+        else:
+            with os.fdopen(os.memfd_create("tvm-coexec"), "w+b") as memory:
+                package.write_to(memory)
+                memory.flush()
+                self._open(memory.fileno(), options)
+
+    def _open(self, descriptor: int, options: c.ModuleOptions) -> None:
+        pointer = ctypes.c_void_p()
+        opened = self.device.handle
+        self.check(library().coexec_module_open_fd(opened.pointer, descriptor, options, pointer))
+        self.handle = Handle("module", pointer, opened)
+
+    def check(self, status: int) -> None:
+        """Raise what a call has failed by; what hangs is noted, and no later run is begun."""
+        if status != c.OK:
+            error = c.error_of(status)
+            if status == c.GPU_HANGS:
+                self.device.hang = str(error)
+            raise error
+
+    def view(self, name: str) -> np.ndarray:
+        """The elements of a tensor where they lie; see :meth:`TensorSpec.view`."""
+        if name not in self._views:
+            self._views[name] = self._tensors[name].view(self.block(Source.tensor(name)).view(np.float32))
+        return self._views[name]
+
+    def block(self, source: Source) -> np.ndarray:
+        """The bytes of the block that holds something, which others may share; the array keeps the module open."""
+        data, nbytes = ctypes.c_void_p(), ctypes.c_size_t()
+        self.check(library().coexec_block(self.handle.pointer, self._blocks[source], data, nbytes))
+        raw = _kept_bytes(nbytes.value).from_address(data.value)
+        raw.owner = self.handle
+        return np.frombuffer(memoryview(raw), np.uint8)
+
+    def spec(self, name: str) -> TensorSpec:
+        return self._tensors[name]
+
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Fill a tensor with elements in its user's order."""
+        array = np.ascontiguousarray(array)
+        self.check(library().coexec_write(self.handle.pointer, self._numbers[name], _address(array), array.nbytes))
+
+    def read(self, name: str) -> np.ndarray:
+        """A copy of a tensor in its user's order."""
+        tensor = self._tensors[name]
+        array = np.empty(tensor.shape, tensor.dtype)
+        self.check(library().coexec_read(self.handle.pointer, self._numbers[name], _address(array), array.nbytes))
+        return array
+
+    def write_constants(self, constants: Mapping[Source, np.ndarray]) -> None:
+        """Fill memory that no program writes."""
+        for source, array in constants.items():
+            self.constant(source, array)[...] = array
+            self._publish(source)
+
+    def constant(self, source: Source, like: np.ndarray) -> np.ndarray:
+        """A constant where it lies in the device's memory, which has the type and the shape of another array."""
+        return self.block(source)[: like.nbytes].view(like.dtype).reshape(like.shape)
+
+    def publish(self, names: Sequence[str]) -> None:
+        """Let the device see what was written to tensors while no program ran."""
+        for name in names:
+            self._publish(Source.tensor(name))
+
+    def _publish(self, source: Source) -> None:
+        self.check(library().coexec_publish(self.handle.pointer, self._blocks[source]))
+
+    def set_splits(self, cpu_units: Sequence[int]) -> None:
+        """Give the CPU so many units of each step; programs of the network are no longer valid."""
+        numbers = (ctypes.c_int32 * len(cpu_units))(*cpu_units)
+        self.check(library().coexec_set_splits(self.handle.pointer, numbers, len(numbers)))
+
+    def run(self) -> None:
+        """Run the network once; see :meth:`Program.run`."""
+        status = library().coexec_run(self.handle.pointer)
+        if status:
+            self.check(status)
+
+    def benchmark_us(self, *, warmup: int, repeats: int) -> list[float]:
+        """Wall times of whole runs, after some that do not count."""
+        latency_ns = (ctypes.c_int64 * repeats)()
+        self.check(library().coexec_benchmark(self.handle.pointer, warmup, repeats, latency_ns))
+        return [one_ns / 1e3 for one_ns in latency_ns]
+
+    def network(self, *, timeline: bool) -> Program:
+        """The program of all steps, for their present splits; with a ``timeline`` every command of the GPU is timed."""
+        pointer = ctypes.c_void_p()
+        flags = c.TIMELINE if timeline else 0
+        self.check(library().coexec_network_program(self.handle.pointer, flags, pointer))
+        return Program(self, pointer, is_own=False)
+
+    def chain(self, step: int, cpu_units: int, gpu_units: int, count: int = 1, *, timeline: bool = False) -> Program:
+        """A program of one step again and again, each time after the one before; sides may leave units out."""
+        parts = (c.Part * count)(*[c.Part(step, cpu_units, gpu_units)] * count)
+        flags = c.CHAIN | (c.TIMELINE if timeline else 0)
+        pointer = ctypes.c_void_p()
+        self.check(library().coexec_prepare(self.handle.pointer, parts, count, flags, pointer))
+        return Program(self, pointer, is_own=True)
+
+    @property
+    def memory(self) -> c.Memory:
+        """Bytes that the module holds."""
+        use = c.Memory()
+        library().coexec_memory_use(self.handle.pointer, use)
+        return use
+
+
+def _address(array: np.ndarray) -> int:
+    """Where an array begins; ``array.ctypes`` takes longer."""
+    return int(array.__array_interface__["data"][0])
+
+
+@cache
+def _kept_bytes(count: int) -> Any:
+    """The type of so many bytes, which can keep what they lie in."""
+    return type("KeptBytes", (ctypes.c_char * count,), {})
