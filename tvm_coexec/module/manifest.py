@@ -15,7 +15,7 @@ from tvm_coexec.graph.dependencies import Read, network_reads
 from tvm_coexec.layers import TILE, ImageLayout, grid_for, row_tiles, tile_count
 
 FORMAT = "tvm-coexec module"
-VERSION = 11
+VERSION = 12
 
 
 def words(count: int, dtype: str) -> int:

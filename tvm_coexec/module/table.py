@@ -152,7 +152,7 @@ class Tables:
         first_read = len(self._reads)
         self._reads += [(read.step, sum(1 << AXES.index(axis) for axis in read.local)) for read in reads]
         output = self._manifest.tensors[self._tensors[step.output]]
-        is_output = not {step.output, *output.wholes}.isdisjoint(self._manifest.outputs)
+        is_output = not {step.output, *output.parents}.isdisjoint(self._manifest.outputs)
         unit_size = {"channels": step.unit_channels, "rows": ROW_BLOCK}.get(step.axis, step.unit_lines)
         assert unit_size is not None
         halves = [self._half(half.launches if half else ()) for half in (step.cpu, step.gpu)]
