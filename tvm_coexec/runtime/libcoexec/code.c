@@ -1,0 +1,133 @@
+#define _GNU_SOURCE
+#include "module.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+/* The code lies in a file that only this process sees, since the loader takes nothing but files. */
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10U
+#endif
+
+static int write_all(int descriptor, const char* content, size_t bytes) {
+  while (bytes) {
+    ssize_t count = write(descriptor, content, bytes);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return -1;
+    content += count;
+    bytes -= (size_t)count;
+  }
+  return 0;
+}
+
+static void* load_from_memory(const module_file* file) {
+  int descriptor = memfd_create("coexec-kernels", MFD_CLOEXEC | MFD_EXEC);
+  if (descriptor < 0) descriptor = memfd_create("coexec-kernels", MFD_CLOEXEC); /* Linux before 6.3 */
+  if (descriptor < 0) return NULL;
+  char path[64];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+  void* code = write_all(descriptor, file->code, file->code_bytes) ? NULL : dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  close(descriptor);
+  return code;
+}
+
+/* Where memory may hold no code, a file that is removed at once. */
+static void* load_from_folder(const module_file* file, const char* folder, char* path, size_t path_bytes) {
+  snprintf(path, path_bytes, "%s/coexec-kernels-XXXXXX", folder);
+  int descriptor = mkostemp(path, O_CLOEXEC);
+  if (descriptor < 0) return NULL;
+  void* code = NULL;
+  if (!write_all(descriptor, file->code, file->code_bytes)) code = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  close(descriptor);
+  unlink(path);
+  return code;
+}
+
+static coexec_status load_library(coexec_module* m) {
+  char path[4096], reason[512];
+  struct statvfs about;
+  const char* folder = m->device->cache_folder ? m->device->cache_folder : getenv("TMPDIR");
+  if (!folder) folder = "/tmp";
+  m->code = load_from_memory(&m->file);
+  if (m->code) return COEXEC_OK;
+  m->code = load_from_folder(&m->file, folder, path, sizeof path);
+  if (m->code) return COEXEC_OK;
+  const char* said = dlerror();
+  snprintf(reason, sizeof reason, "%s", said ? said : strerror(errno));
+  if (!statvfs(folder, &about) && about.f_flag & ST_NOEXEC)
+    return fail(COEXEC_NO_DEVICE, "no code may be run in %s, where the module's is put while it is used; let TMPDIR name "
+                "another folder", folder);
+  return fail(COEXEC_BAD_FILE, "the module's CPU code cannot be loaded (%s); build the module for this machine", reason);
+}
+
+static coexec_status find_function(const coexec_module* m, const char* symbol, void* function) {
+  void* found = dlsym(m->code, symbol);
+  if (!found)
+    return fail(COEXEC_BAD_FILE, "the module's CPU code has no kernel '%s'; build the module again", symbol);
+  memcpy(function, &found, sizeof found);
+  return COEXEC_OK;
+}
+
+static void fill_tensors(coexec_module* m) {
+  for (uint64_t i = 0; i < m->file.argument_count; ++i) {
+    const coexec_argument_record* a = &m->file.arguments[i];
+    m->tensors[i] = (kernel_tensor){.data = m->blocks[a->block].host,
+                                    .device_type = TENSOR_ON_CPU,
+                                    .rank = (int32_t)a->rank,
+                                    .type_code = (uint8_t)a->type_code,
+                                    .type_bits = (uint8_t)a->type_bits,
+                                    .lanes = 1,
+                                    .shape = m->file.numbers + a->shape};
+  }
+}
+
+static coexec_status find_kernels(coexec_module* m) {
+  kernel_argument* next = m->arguments;
+  for (uint64_t i = 0; i < m->file.launch_count; ++i) {
+    const coexec_launch_record* l = &m->file.launches[i];
+    if (l->entry != COEXEC_ENTRY_CPU) continue;
+    coexec_status status = find_function(m, string_of(m, l->symbol), &m->kernels[i].function);
+    if (status) return status;
+    m->kernels[i].arguments = next;
+    for (uint32_t a = 0; a < l->argument_count; ++a) {
+      *next = (kernel_argument){.type_index = ARGUMENT_TENSOR};
+      next++->value.pointer = &m->tensors[l->first_argument + a];
+    }
+    *next++ = (kernel_argument){.type_index = ARGUMENT_INTEGER};
+    *next++ = (kernel_argument){.type_index = ARGUMENT_INTEGER};
+  }
+  return COEXEC_OK;
+}
+
+coexec_status load_code(coexec_module* m) {
+  size_t arguments = 0;
+  for (uint64_t i = 0; i < m->file.launch_count; ++i)
+    if (m->file.launches[i].entry == COEXEC_ENTRY_CPU) arguments += m->file.launches[i].argument_count + 2;
+  m->kernels = calloc(m->file.launch_count + 1, sizeof *m->kernels);
+  m->tensors = calloc(m->file.argument_count + 1, sizeof *m->tensors);
+  m->arguments = calloc(arguments + 1, sizeof *m->arguments);
+  if (!m->kernels || !m->tensors || !m->arguments) return fail(COEXEC_NO_MEMORY, "there is no memory to open the module");
+  if (!m->file.code_bytes) return COEXEC_OK;
+  coexec_bind_function bind = NULL;
+  coexec_status status = load_library(m);
+  if (!status) status = find_function(m, "coexec_bind_support", &bind);
+  if (status) return status;
+  bind(&kernel_support);
+  fill_tensors(m);
+  return find_kernels(m);
+}
+
+void unload_code(coexec_module* m) {
+  if (m->code) dlclose(m->code);
+  free(m->kernels);
+  free(m->tensors);
+  free(m->arguments);
+}

@@ -1,0 +1,70 @@
+/* A CPU and an OpenCL device that work side by side. */
+#ifndef COEXEC_DEVICE_H
+#define COEXEC_DEVICE_H
+
+#include "opencl.h"
+#include "pool.h"
+
+#include <pthread.h>
+#include <sys/types.h>
+
+enum { KEPT_PROGRAMS = 32, DEVICE_TEXT = 256 };
+
+/* A built OpenCL program, kept for modules that are opened again and again. */
+typedef struct {
+  char* source; /* with the options before it */
+  size_t bytes;
+  void* program;
+} built_program;
+
+/* What every program on a device with flags shares. */
+typedef struct {
+  void* program;      /* the flag kernels; NULL until a module needs them */
+  double spins_per_s; /* of a wait of the GPU, which has no clock */
+  int32_t* active;    /* in shared memory: 1 while a run is under way */
+} device_flags;
+
+struct coexec_device {
+  opencl cl;
+  void *context, *device, *queue;
+  void* timing_queue; /* its events carry times; NULL until a program wants them */
+  char name[DEVICE_TEXT];
+  coexec_mechanism mechanism;
+  int is_unified; /* whether buffers lie in the host's memory */
+  int32_t* cores;
+  int32_t core_count;
+  char* cache_folder; /* or NULL */
+  pthread_mutex_t mutex;
+  pid_t process; /* that opened it: a fork has none of the driver's threads */
+  int hangs;     /* a kernel did not end: nothing that is enqueued may be waited for any more */
+  char hang[ERROR_TEXT];
+  built_program built[KEPT_PROGRAMS]; /* the one that was asked for last comes last */
+  int32_t built_count;
+  device_flags flags;
+  thread_pool* pool; /* NULL until a program has work for several threads */
+};
+
+/* Before anything else is done with a device: no other thread uses it until leave_device. */
+coexec_status enter_device(coexec_device* device);
+void leave_device(coexec_device* device);
+/* Whether this process is a fork of the one that opened the device, where nothing can be waited for or freed. */
+int is_forked(const coexec_device* device);
+/* A kernel hangs: remember it, so that no later run begins; returns COEXEC_GPU_HANGS. */
+coexec_status give_up(coexec_device* device, const char* why);
+
+/* Make the queue whose events carry times, if there is none yet. */
+coexec_status need_timing_queue(coexec_device* device);
+/* Start the threads beyond the first, if the device has several cores; the pool stays NULL if it has one. */
+coexec_status need_pool(coexec_device* device);
+/* Build the flag kernels, and see how fast they spin, if that was not done yet. */
+coexec_status need_flags(coexec_device* device);
+
+/* How a program is built. */
+enum { BUILD_NEWEST = 1, BUILD_WITH_FLAGS = 2, BUILD_WITHOUT_FLAGS = 4 };
+
+/* The program of a source, which the caller releases. BUILD_NEWEST: for the newest OpenCL C that has C11's atomics. */
+coexec_status build_program(coexec_device* device, const char* source, size_t bytes, int how, void** program);
+/* Let go of all programs that are kept. */
+void release_built(coexec_device* device);
+
+#endif

@@ -1,0 +1,25 @@
+/* Memory that the CPU and the OpenCL device share: fine-grained SVM, or buffers for devices without it. */
+#ifndef COEXEC_MEMORY_H
+#define COEXEC_MEMORY_H
+
+#include "device.h"
+
+/* A piece of memory. With SVM one address is both sides'; else there is a buffer, whose memory `host` is or copies. */
+typedef struct {
+  char* host;
+  size_t bytes;
+  void* buffer; /* cl_mem; or NULL */
+} memory_block;
+
+/* Memory for blocks whose bytes are set; `filled` counts those at each block's begin that the caller writes, which are
+   not zeroed. What is there already is released after a failure. */
+coexec_status allocate_blocks(coexec_device* device, memory_block* blocks, int32_t count, const size_t* filled);
+void release_blocks(coexec_device* device, memory_block* blocks, int32_t count);
+/* Let the device have its own buffer of a block, from what the host has written. */
+coexec_status publish_block(coexec_device* device, const memory_block* block);
+/* Give a block to a kernel; OpenCL's error or 0. */
+int32_t set_block(const coexec_device* device, void* kernel, uint32_t number, const memory_block* block);
+/* Zeroed words for flags, in SVM with atomics; NULL where there is no memory. */
+int32_t* allocate_flags(coexec_device* device);
+
+#endif

@@ -1,0 +1,181 @@
+#define _GNU_SOURCE
+#include "run.h"
+
+#include "flags.h"
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+
+enum { CLOCK_INTERVAL = 1024, PATIENT_INTERVAL = 16 }; /* looks at a flag between two at the clock */
+
+static _Atomic int32_t* flag(const runnable* p, int word) { return (_Atomic int32_t*)(p->flags + word); }
+
+static coexec_status failed(runnable* p, coexec_status status, int32_t step) {
+  p->failed_step = step;
+  return status;
+}
+
+static coexec_status opencl_failed(runnable* p, int32_t step, int32_t error) {
+  p->opencl_error = error;
+  return failed(p, COEXEC_OPENCL_FAILED, step);
+}
+
+/* The queue may be awake in a lingering kernel, which makes way as soon as there is something to make way for. */
+static void set_active(const runnable* p, int32_t active) {
+  _Atomic int32_t* word = (_Atomic int32_t*)p->device->flags.active;
+  if (word) atomic_store_explicit(word, active, memory_order_release);
+}
+
+static void linger(const runnable* p) {
+  static const size_t one[2] = {1, 1};
+  const opencl* cl = &p->device->cl;
+  set_active(p, 0);
+  if (p->linger && !cl->enqueue_kernel(p->queue, p->linger, 2, NULL, one, one, 0, NULL, NULL)) cl->flush(p->queue);
+}
+
+static coexec_status enqueue(runnable* p, const operation* op) {
+  const opencl* cl = &p->device->cl;
+  for (int32_t i = op->first; i < op->last; ++i) {
+    const gpu_launch* l = &p->launches[i];
+    void** event = p->events ? &p->events[i] : NULL;
+    int32_t error = cl->enqueue_kernel(p->queue, l->kernel, 2, NULL, l->global, l->local, 0, NULL, event);
+    if (error) return opencl_failed(p, op->step, error);
+  }
+  int32_t error = cl->flush(p->queue);
+  set_active(p, 1);
+  return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
+}
+
+static coexec_status wait_for_gpu(runnable* p, const operation* op) {
+  _Atomic int32_t* done = flag(p, FLAG_GPU_DONE);
+  int64_t deadline = 0;
+  for (uint32_t spins = 1; atomic_load_explicit(done, memory_order_acquire) < op->step; ++spins) {
+    relax(spins, p->yields);
+    if (spins % (spins > PATIENT_SPINS ? PATIENT_INTERVAL : CLOCK_INTERVAL)) continue;
+    int64_t now = now_ns();
+    if (!deadline) deadline = now + p->timeout_ns;
+    if (now > deadline) return failed(p, COEXEC_CPU_WAITED, op->step);
+  }
+  int32_t gave_up = atomic_load_explicit(flag(p, FLAG_GPU_GAVE_UP), memory_order_acquire);
+  return gave_up ? failed(p, COEXEC_GPU_WAITED, gave_up) : COEXEC_OK;
+}
+
+static int32_t copy_to_host(const runnable* p, const transfer* t) {
+  if (!t->gpu_region[0] || !t->gpu_region[1]) return 0;
+  return p->device->cl.read_rect(p->queue, t->buffer, CL_TRUE_VALUE, t->gpu_origin, t->gpu_origin, t->gpu_region,
+                                 t->row_bytes, 0, t->row_bytes, 0, t->host, 0, NULL, NULL);
+}
+
+static int32_t copy_to_device(const runnable* p, const transfer* t) {
+  if (!t->cpu_region[0] || !t->cpu_region[1]) return 0;
+  return p->device->cl.write_rect(p->queue, t->buffer, CL_TRUE_VALUE, t->cpu_origin, t->cpu_origin, t->cpu_region,
+                                  t->row_bytes, 0, t->row_bytes, 0, t->host, 0, NULL, NULL);
+}
+
+static coexec_status carry(runnable* p, const operation* op) {
+  const transfer* t = &p->transfers[op->first];
+  const opencl* cl = &p->device->cl;
+  int32_t error = 0;
+  if (t->is_unified) {
+    void* pointer = cl->map(p->queue, t->buffer, CL_TRUE_VALUE, CL_MAP_READING | CL_MAP_WRITING, 0, t->bytes, 0, NULL,
+                            NULL, &error);
+    if (!error) error = cl->unmap(p->queue, t->buffer, pointer, 0, NULL, NULL);
+  } else {
+    error = copy_to_host(p, t);
+    if (!error) error = copy_to_device(p, t);
+  }
+  return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
+}
+
+static coexec_status call(runnable* p, const operation* op) {
+  thread_pool* pool = p->device->pool;
+  for (int32_t i = op->first; i < op->last; ++i) {
+    const kernel_call* c = &p->calls[i];
+    if (pool ? call_in_pool(pool, c) : call_kernel(c, c->begin, c->count)) {
+      if (pool) copy_pool_error(pool, p->text);
+      else copy_kernel_error(p->text);
+      return failed(p, COEXEC_KERNEL_FAILED, op->step);
+    }
+  }
+  return COEXEC_OK;
+}
+
+static coexec_status operate(runnable* p, const operation* op) {
+  switch (op->kind) {
+    case COEXEC_ENQUEUE: return enqueue(p, op);
+    case COEXEC_CALL: return call(p, op);
+    case COEXEC_WAIT: return wait_for_gpu(p, op);
+    case COEXEC_TRANSFER: return carry(p, op);
+    default: /* COEXEC_SIGNAL: release, so that who acquires the step's number sees what the CPU has computed */
+      atomic_store_explicit(flag(p, FLAG_CPU_DONE), op->step, memory_order_release);
+      return COEXEC_OK;
+  }
+}
+
+/* After an error: let the GPU's waits fall through, and see the queue empty within the bound. */
+static coexec_status drain(runnable* p, coexec_status status) {
+  const opencl* cl = &p->device->cl;
+  void* event = NULL;
+  if (p->flags) atomic_store_explicit(flag(p, FLAG_ABORT), 1, memory_order_release);
+  if (!p->queue || cl->marker(p->queue, 0, NULL, &event) || cl->flush(p->queue)) return status;
+  int64_t deadline = now_ns() + p->timeout_ns;
+  int32_t state = 1;
+  while (!cl->event_info(event, CL_EVENT_STATUS, sizeof state, &state, NULL) && state > CL_STATUS_COMPLETE) {
+    relax(0, 1);
+    if (now_ns() > deadline) {
+      status = COEXEC_GPU_HANGS;
+      break;
+    }
+  }
+  cl->release_event(event);
+  return status;
+}
+
+/* Let the calling thread run on the first core, if it does not already; returns whether it has to be put back. */
+static int pin(const coexec_device* d, cpu_set_t* before) {
+  cpu_set_t wanted;
+  if (!d->core_count || sched_getaffinity(0, sizeof *before, before)) return 0;
+  CPU_ZERO(&wanted);
+  CPU_SET((size_t)d->cores[0], &wanted);
+  return !CPU_EQUAL(before, &wanted) && !sched_setaffinity(0, sizeof wanted, &wanted);
+}
+
+/* The clock and the processor's counter at one moment: once more where the thread was interrupted between them. */
+static void read_clocks(int64_t* ns, uint64_t* ticks) {
+  int tries = 0;
+  do {
+    *ns = now_ns();
+    *ticks = now_ticks();
+  } while (now_ns() - *ns > 1000 && ++tries < 8);
+}
+
+static coexec_status run_operations(runnable* p) {
+  for (int32_t i = 0; i < p->operation_count; ++i) {
+    p->operation_ns[2 * i] = now_ns() - p->start_ns;
+    coexec_status status = operate(p, &p->operations[i]);
+    p->operation_ns[2 * i + 1] = now_ns() - p->start_ns;
+    if (status) return drain(p, status);
+  }
+  return COEXEC_OK;
+}
+
+coexec_status run_once(runnable* p) {
+  cpu_set_t before;
+  p->opencl_error = p->failed_step = 0;
+  p->text[0] = 0;
+  int was_moved = pin(p->device, &before);
+  use_workspace(p->workspaces);
+  if (p->device->pool) wake_pool(p->device->pool, p->workspaces);
+  if (p->flags)
+    for (int word = 0; word < FLAG_WORDS; word += FLAG_DISTANCE)
+      atomic_store_explicit(flag(p, word), 0, memory_order_release);
+  read_clocks(&p->start_ns, &p->start_ticks);
+  coexec_status status = run_operations(p);
+  read_clocks(&p->end_ns, &p->end_ticks);
+  if (p->launch_count) linger(p);
+  if (p->device->pool) rest_pool(p->device->pool);
+  use_workspace(NULL);
+  if (was_moved) sched_setaffinity(0, sizeof before, &before);
+  return status;
+}

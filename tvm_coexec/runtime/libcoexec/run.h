@@ -1,0 +1,51 @@
+/* Runs the CPU's operations, which enqueue the GPU's commands ahead of need. */
+#ifndef COEXEC_RUN_H
+#define COEXEC_RUN_H
+
+#include "device.h"
+#include "kernels.h"
+#include "lowering.h"
+
+/* A launch, with all arguments of its kernel set. */
+typedef struct {
+  void* kernel;
+  size_t global[2], local[2];
+} gpu_launch;
+
+/* What has to travel between host and device memory after a step, where they are not one. */
+typedef struct {
+  void* buffer;
+  char* host;
+  size_t bytes, row_bytes;
+  int is_unified; /* map and unmap; otherwise the rectangles below are copied */
+  size_t gpu_origin[3], gpu_region[3]; /* written by the GPU, wanted by the CPU; a region of 0 bytes: nothing */
+  size_t cpu_origin[3], cpu_region[3];
+} transfer;
+
+/* A program as it is run. Whoever fills it keeps all that it points at. */
+typedef struct {
+  coexec_device* device;
+  const operation* operations;
+  const gpu_launch* launches;
+  const kernel_call* calls;
+  const transfer* transfers;
+  int32_t operation_count, launch_count;
+  void* queue;
+  int32_t* flags; /* FLAG_WORDS in shared memory; NULL without flags */
+  void* linger;   /* kernel that keeps the queue awake after a run; or NULL */
+  workspace* workspaces; /* one for each of the CPU's threads */
+  int64_t timeout_ns;
+  int32_t yields;
+  int64_t* operation_ns; /* start and end of each operation */
+  void** events;         /* of each launch; or NULL */
+  /* Of the last run, the latter by the processor's counter, by which chained kernels are timed; or 0. */
+  int64_t start_ns, end_ns;
+  uint64_t start_ticks, end_ticks;
+  int32_t failed_step, opencl_error;
+  char text[KERNEL_TEXT];
+} runnable;
+
+/* Run once. The device is the caller's for the time. */
+coexec_status run_once(runnable* program);
+
+#endif
