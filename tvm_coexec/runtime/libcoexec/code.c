@@ -28,14 +28,17 @@ static int write_all(int descriptor, const char* content, size_t bytes) {
   return 0;
 }
 
-static void* load_from_memory(const module_file* file) {
+/* The descriptor stays open as long as the code is loaded: the loader knows a library by its path, and would take the
+   next one of the same descriptor for this one. */
+static void* load_from_memory(const module_file* file, int* kept) {
   int descriptor = memfd_create("coexec-kernels", MFD_CLOEXEC | MFD_EXEC);
   if (descriptor < 0) descriptor = memfd_create("coexec-kernels", MFD_CLOEXEC); /* Linux before 6.3 */
   if (descriptor < 0) return NULL;
   char path[64];
   snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
   void* code = write_all(descriptor, file->code, file->code_bytes) ? NULL : dlopen(path, RTLD_NOW | RTLD_LOCAL);
-  close(descriptor);
+  if (code) *kept = descriptor;
+  else close(descriptor);
   return code;
 }
 
@@ -56,7 +59,8 @@ static coexec_status load_library(coexec_module* m) {
   struct statvfs about;
   const char* folder = m->device->cache_folder ? m->device->cache_folder : getenv("TMPDIR");
   if (!folder) folder = "/tmp";
-  m->code = load_from_memory(&m->file);
+  m->code_descriptor = -1;
+  m->code = load_from_memory(&m->file, &m->code_descriptor);
   if (m->code) return COEXEC_OK;
   m->code = load_from_folder(&m->file, folder, path, sizeof path);
   if (m->code) return COEXEC_OK;
@@ -127,6 +131,7 @@ coexec_status load_code(coexec_module* m) {
 
 void unload_code(coexec_module* m) {
   if (m->code) dlclose(m->code);
+  if (m->code && m->code_descriptor >= 0) close(m->code_descriptor);
   free(m->kernels);
   free(m->tensors);
   free(m->arguments);

@@ -17,6 +17,7 @@ struct coexec_module {
   coexec_device* device;
   module_file file;
   void* code;               /* dlopen's; NULL without code */
+  int code_descriptor;      /* of the memory that it was loaded from; or -1 */
   cpu_kernel* kernels;      /* one for each launch of the file */
   kernel_tensor* tensors;   /* one for each argument of the file */
   kernel_argument* arguments; /* of all CPU kernels */
