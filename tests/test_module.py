@@ -234,7 +234,7 @@ def faulty(built: Package, sound: str, fault: str, *, chains: bool) -> Package:
 def test_a_step_that_is_never_reported_is_the_cpus_wait_and_the_next_run_works(device: Device, chains: bool) -> None:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
-    built, nodes = chain(device, 3, 5, 64)
+    built, nodes = chain(device, 1, 5, 64)
     module = Module(faulty(built, "if (done) coexec_report(flags, done);", "", chains=chains), device, timeout_s=0.3)
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
     with pytest.raises(SyncTimeoutError, match=r"layer 'layer0': the CPU waited 0.3 s for the GPU half"):

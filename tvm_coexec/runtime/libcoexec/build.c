@@ -49,7 +49,7 @@ static coexec_status refused(coexec_device* d, void* program, int32_t error) {
     }
     free(all);
   }
-  return fail(COEXEC_OPENCL_FAILED, "%s refuses the OpenCL code (error %d)%s", d->name, (int)error, log);
+  return fail(COEXEC_KERNEL_FAILED, "%s refuses the module's OpenCL code (error %d)%s", d->name, (int)error, log);
 }
 
 /* `text` begins with the options, behind which a line's end stands. */

@@ -260,7 +260,7 @@ coexec_status need_flags(coexec_device* d) {
   coexec_status status = build_program(d, flag_kernels, strlen(flag_kernels), BUILD_NEWEST | BUILD_WITH_FLAGS,
                                        &d->flags.program);
   if (status)
-    return fail(COEXEC_OPENCL_FAILED, "%s builds no flag kernel (%.400s); use the mechanism 'event'", d->name,
+    return fail(COEXEC_KERNEL_FAILED, "%s builds no flag kernel (%.400s); use the mechanism 'event'", d->name,
                 coexec_last_error());
   kernel = d->cl.create_kernel(d->flags.program, "coexec_wait", &error);
   status = kernel ? calibrate(d, kernel, d->flags.active)

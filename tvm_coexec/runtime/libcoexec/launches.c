@@ -129,7 +129,7 @@ void grid_of(const coexec_launch_record* l, int32_t units, size_t grid[2]) {
 /* ---- the first launches ---- */
 
 static coexec_status cannot_run(const coexec_module* m, int32_t error) {
-  return fail(COEXEC_OPENCL_FAILED, "%s cannot run the module's OpenCL code (OpenCL error %d); build it with other "
+  return fail(COEXEC_KERNEL_FAILED, "%s cannot run the module's OpenCL code (OpenCL error %d); build it with other "
               "variants", m->device->name, (int)error);
 }
 

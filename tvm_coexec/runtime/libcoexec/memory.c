@@ -31,9 +31,18 @@ static void prefer_huge_pages(const memory_block* block) {
 #endif
 }
 
+/* Whether the machine has so much at all: a system that promises more than it has ends the process that takes it. */
+static coexec_status check_size(const memory_block* blocks, int32_t count) {
+  uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), bytes = 0;
+  for (int32_t i = 0; i < count; ++i) bytes += blocks[i].bytes;
+  if (bytes <= all) return COEXEC_OK;
+  return fail(COEXEC_NO_MEMORY, "this machine gives no %llu bytes of memory, it has %llu; run a smaller network",
+              (unsigned long long)bytes, (unsigned long long)all);
+}
+
 /* None is touched before all is there: a huge page may then reach from one block into its neighbour. */
 coexec_status allocate_blocks(coexec_device* d, memory_block* blocks, int32_t count, const size_t* filled) {
-  coexec_status status = COEXEC_OK;
+  coexec_status status = check_size(blocks, count);
   for (int32_t i = 0; !status && i < count; ++i) {
     blocks[i].host = reserve(d, blocks[i].bytes);
     if (!blocks[i].host)
