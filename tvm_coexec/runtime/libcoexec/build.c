@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "device.h"
+#include "cache.h"
 #include "flags.h"
 
 #include <stdio.h>
@@ -24,7 +24,7 @@ static void touch(coexec_device* d, int32_t number) {
   d->built[d->built_count - 1] = one;
 }
 
-static void keep(coexec_device* d, char* source, size_t bytes, void* program) {
+static void keep(coexec_device* d, char* source, size_t bytes, void* program, int is_stored) {
   if (d->built_count == KEPT_PROGRAMS) {
     touch(d, 0);
     --d->built_count;
@@ -32,7 +32,7 @@ static void keep(coexec_device* d, char* source, size_t bytes, void* program) {
     free(d->built[d->built_count].source);
   }
   d->cl.retain_program(program);
-  d->built[d->built_count++] = (built_program){source, bytes, program};
+  d->built[d->built_count++] = (built_program){source, bytes, program, is_stored};
 }
 
 static coexec_status refused(coexec_device* d, void* program, int32_t error) {
@@ -82,10 +82,25 @@ static coexec_status build_with(coexec_device* d, const char* options, const cha
       d->cl.retain_program(*program);
       return COEXEC_OK;
     }
-  coexec_status status = build_text(d, options, text, program);
+  cache_key key = make_key(d, text, bytes);
+  *program = load_cached(d, &key, options);
+  int is_stored = *program || !key.text;
+  free(key.text);
+  coexec_status status = *program ? COEXEC_OK : build_text(d, options, text, program);
   if (status) free(text);
-  else keep(d, text, bytes, *program);
+  else keep(d, text, bytes, *program, is_stored);
   return status;
+}
+
+void store_program(coexec_device* d, const void* program) {
+  for (int32_t i = 0; i < d->built_count; ++i) {
+    built_program* one = &d->built[i];
+    if (one->program != program || one->is_stored) continue;
+    cache_key key = make_key(d, one->source, one->bytes);
+    store_cached(d, &key, one->program);
+    free(key.text);
+    one->is_stored = 1;
+  }
 }
 
 coexec_status build_program(coexec_device* d, const char* source, size_t bytes, int how, void** program) {

@@ -266,6 +266,7 @@ coexec_status need_flags(coexec_device* d) {
   status = kernel ? calibrate(d, kernel, d->flags.active)
                   : fail(COEXEC_OPENCL_FAILED, "%s has no flag kernel (OpenCL error %d)", d->name, (int)error);
   if (kernel) d->cl.release_kernel(kernel);
+  if (!status) store_program(d, d->flags.program);
   if (status) {
     d->cl.release_program(d->flags.program);
     d->flags.program = NULL;

@@ -15,6 +15,7 @@ typedef struct {
   char* source; /* with the options before it */
   size_t bytes;
   void* program;
+  int is_stored; /* in the cache's folder, or not to be */
 } built_program;
 
 /* What every program on a device with flags shares. */
@@ -64,6 +65,9 @@ enum { BUILD_NEWEST = 1, BUILD_WITH_FLAGS = 2, BUILD_WITHOUT_FLAGS = 4 };
 
 /* The program of a source, which the caller releases. BUILD_NEWEST: for the newest OpenCL C that has C11's atomics. */
 coexec_status build_program(coexec_device* device, const char* source, size_t bytes, int how, void** program);
+/* Keep a program in the cache's folder: once all its kernels were created and launched, since some drivers compile them
+   only then. */
+void store_program(coexec_device* device, const void* program);
 /* Let go of all programs that are kept. */
 void release_built(coexec_device* device);
 

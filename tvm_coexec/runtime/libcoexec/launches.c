@@ -233,5 +233,7 @@ coexec_status start_opencl(coexec_module* m) {
   if (steps) how = uses_flags(m) ? BUILD_NEWEST | BUILD_WITH_FLAGS : BUILD_WITHOUT_FLAGS;
   if (needs & COEXEC_NEEDS_FENCES) how |= BUILD_NEWEST;
   status = build_program(m->device, m->file.opencl, m->file.opencl_bytes, how, &m->opencl);
-  return status ? status : launch_once(m);
+  if (!status) status = launch_once(m);
+  if (!status) store_program(m->device, m->opencl);
+  return status;
 }
