@@ -15,7 +15,7 @@ import pytest
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.runtime import cores, probe
 from tvm_coexec.runtime import device as device_module
-from tvm_coexec.runtime.device import KEPT_PROGRAMS, Device, DeviceChoice, open_device
+from tvm_coexec.runtime.device import Device, DeviceChoice, open_device
 from tvm_coexec.runtime.discovery import DeviceInfo, Found, list_devices
 
 USABLE = cores.usable_cores()
@@ -80,17 +80,6 @@ def test_a_kernel_that_is_polled_runs_on_the_workers_alone(device: Device) -> No
     assert sum(used[thread] for thread in others) < theirs / 10
 
 
-def test_the_last_programs_are_built_once(device: Device) -> None:
-    sources = [f"__kernel void one(__global int* x) {{ x[0] = {number}; }}" for number in range(KEPT_PROGRAMS + 1)]
-    first = device.build(sources[0])
-    assert device.build(sources[0]) is first
-    assert device.build(sources[0], "-DOTHER") is not first
-    assert device.build(sources[0]) is first
-    for source in sources[1:]:
-        device.build(source)
-    assert device.build(sources[0]) is not first
-
-
 def test_opening_again_gives_the_same(device: Device, device_name: str) -> None:
     again = open_device(device_name)
     assert again.facts() == device.facts()
@@ -107,14 +96,6 @@ def test_the_facts_are_json_and_say_what_plays_the_gpu(device: Device) -> None:
     assert facts["compute_units"] == len(device.gpu_cores) == len(facts["gpu_cores"])
     assert facts["versions"]["pyopencl"] == cl.VERSION_TEXT
     assert facts["cpu_model"] and facts["cpu_features"] and facts["machine"]
-
-
-def test_the_profiling_queue_measures(device: Device) -> None:
-    buffer = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, 64)
-    event = cl.enqueue_fill_buffer(device.profiling_queue, buffer, b"\0", 0, 64)
-    event.wait()
-    assert event.profile.end >= event.profile.start
-    assert device.profiling_queue is device.profiling_queue
 
 
 def test_flags_make_the_round_trip(device: Device) -> None:
