@@ -22,7 +22,6 @@ from tvm_coexec.layers import by_lines
 from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.usage import memory_use
 
 pytestmark = pytest.mark.slow
 
@@ -143,8 +142,8 @@ def test_where_waits_are_cheap_they_save_memory(device: Device, monkeypatch: pyt
     assert error(module, inputs, expected) < 1e-4
     assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
     monkeypatch.setattr(buffers, "_WAITING_WORDS", 1 << 40)
-    without = memory_use(packaged_at_random(model, device, seed=0, lines=1.0).manifest, held_by_threads=0)
-    assert without.activation_bytes > module.memory.activation_bytes
+    without = divided_at_random(model, device, seed=0, lines=1.0)
+    assert without.memory.activation_bytes > module.memory.activation_bytes
 
 
 @pytest.mark.parametrize(  # some runtimes compile the largest for minutes
