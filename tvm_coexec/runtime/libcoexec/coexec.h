@@ -130,6 +130,9 @@ COEXEC_API coexec_status coexec_describe_step(const coexec_module* module, int32
 COEXEC_API coexec_status coexec_set_splits(coexec_module* module, const int32_t* cpu_units, int32_t count);
 
 COEXEC_API coexec_status coexec_run(coexec_module* module);
+/* Copy all inputs in, run, and copy all outputs out, with no other thread's call between. The arrays are in the order of
+ * inputs and outputs, of the bytes that coexec_describe_tensor says. */
+COEXEC_API coexec_status coexec_call(coexec_module* module, const void* const* inputs, void* const* outputs);
 /* Time whole runs after some that do not count; inputs and outputs stay where they are. */
 COEXEC_API coexec_status coexec_benchmark(coexec_module* module, int32_t warmup, int32_t repeats, int64_t* latency_ns);
 

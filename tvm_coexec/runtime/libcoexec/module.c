@@ -196,6 +196,18 @@ coexec_status coexec_run(coexec_module* m) {
   return status;
 }
 
+coexec_status coexec_call(coexec_module* m, const void* const* inputs, void* const* outputs) {
+  coexec_program* program;
+  coexec_status status = enter_device(m->device);
+  if (status) return status;
+  copy_inputs(m, inputs);
+  status = make_network(m, 0, &program);
+  if (!status) status = run_program(program);
+  if (!status) copy_outputs(m, outputs);
+  leave_device(m->device);
+  return status;
+}
+
 coexec_status coexec_benchmark(coexec_module* m, int32_t warmup, int32_t repeats, int64_t* latency_ns) {
   coexec_program* program;
   coexec_status status = enter_device(m->device);

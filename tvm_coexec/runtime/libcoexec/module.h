@@ -58,6 +58,10 @@ void grid_of(const coexec_launch_record* launch, int32_t units, size_t grid[2]);
 /* Build the OpenCL code and launch all kernels once, for which some drivers compile them. */
 coexec_status start_opencl(coexec_module* module);
 
+/* tensors.c: copy the user's elements in, or what was computed out, with the device entered. */
+void copy_inputs(coexec_module* module, const void* const* inputs);
+void copy_outputs(const coexec_module* module, void* const* outputs);
+
 /* program.c: what the API's programs are made of, with the device entered. */
 coexec_status make_program(coexec_module* module, const coexec_part* parts, int32_t count, int32_t flags,
                            coexec_program** program);

@@ -95,6 +95,16 @@ coexec_status coexec_read(coexec_module* m, int32_t tensor, void* elements, size
   return copy(m, tensor, elements, bytes, 0);
 }
 
+void copy_inputs(coexec_module* m, const void* const* inputs) {
+  for (uint64_t i = 0; i < m->file.input_count; ++i)
+    copy_tensor(m, &m->file.tensors[m->file.inputs[i]], (char*)(uintptr_t)inputs[i], 1);
+}
+
+void copy_outputs(const coexec_module* m, void* const* outputs) {
+  for (uint64_t i = 0; i < m->file.output_count; ++i)
+    copy_tensor(m, &m->file.tensors[m->file.outputs[i]], outputs[i], 0);
+}
+
 coexec_status coexec_describe_tensor(const coexec_module* m, int32_t tensor, coexec_tensor* d) {
   const coexec_tensor_record* t = find(m, tensor);
   if (!t) return COEXEC_BAD_ARGUMENT;
