@@ -7,8 +7,8 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -130,8 +130,7 @@ class Device:
         """Whether another process opened the device: a fork has none of its driver's threads."""
         return os.getpid() != self._process
 
-    @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def in_turn(self) -> AbstractContextManager[Any]:
         """Let one thread at a time use the device: runs wait for each other in its queue anyway.
 
         Raises
@@ -144,8 +143,7 @@ class Device:
                 "the device was opened before this process was forked, and no driver survives that; start processes "
                 "with multiprocessing's method 'spawn', or open devices and load modules in the forked process alone"
             )
-        with self._turn:
-            yield
+        return self._turn
 
     def check_usable(self) -> None:
         """Raise the error of a kernel that hangs, if one does."""

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
@@ -151,7 +152,7 @@ class Module:
     @property
     def outputs(self) -> dict[str, np.ndarray]:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the outputs, valid after :meth:`run`."""
-        hidden = set(self._counts().values())
+        hidden = set(self._counts.values())
         return {name: self._loaded.view(name) for name in self.manifest.outputs if name not in hidden}
 
     @_in_turn
@@ -173,17 +174,18 @@ class Module:
         -------
         The output, or a dict of outputs by name where the model has several.
         """
-        manifest = self.manifest
         for name, array in self._bind(arrays, named).items():
             self._loaded.write(name, array)
-        self.run()
-        results = {name: self._loaded.read(name) for name in manifest.outputs}
-        for name, count in self._counts().items():
+        self.device.check_usable()
+        self._loaded.run()
+        results = {name: self._loaded.read(name) for name in self.manifest.outputs}
+        for name, count in self._counts.items():
             results[name] = results[name][: int(results[count].item())]
-        for count in set(self._counts().values()):
+        for count in set(self._counts.values()):
             del results[count]
-        return results[manifest.outputs[0]] if len(results) == 1 else results
+        return next(iter(results.values())) if len(results) == 1 else results
 
+    @cached_property
     def _counts(self) -> dict[str, str]:
         """Outputs of which only the first rows count, and those that say how many, which the user does not see."""
         specs = {name: self._loaded.spec(name) for name in self.manifest.outputs}
