@@ -115,11 +115,7 @@ def test_no_file_is_imported_by_what_it_imports() -> None:
                 todo += edges[name]
         return found
 
-    assert {name for name in MODULES if name in reached_from(name)} <= RINGS
-
-
-RINGS: set[str] = set()
-"""Files that name each other's types: to be taken apart, and not to be added to."""
+    assert not {name for name in MODULES if name in reached_from(name)}
 
 
 @pytest.mark.parametrize("name", sorted(MAY_IMPORT))
