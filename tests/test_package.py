@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from small_modules import chain, one_layer
 
+from tvm_coexec import cli
 from tvm_coexec.errors import FileFormatError, KernelError
 from tvm_coexec.layers import Linear
 from tvm_coexec.module import package
@@ -90,6 +91,18 @@ def test_a_module_holds_its_weights_once(device: Device, tmp_path: Path, mechani
     path.write_bytes(b"")
     loaded.export(path)
     assert path.read_bytes() == built.to_bytes()
+
+
+def test_what_a_file_holds_is_printed(device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.coexec"
+    built, _ = chain(device, 2, 5, 64)
+    built.write(path)
+    assert cli.main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "input t0: float32 (5, 64)" in printed and "output t2: float32 (5, 64)" in printed
+    assert "layer1: linear, 1 of 2 units by channels on the CPU, after 1" in printed
+    for step in built.manifest.steps:
+        assert all(launch.symbol in printed for half in (step.cpu, step.gpu) if half for launch in half.launches)
 
 
 def damaged(content: bytes, place: int) -> bytes:

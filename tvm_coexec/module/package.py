@@ -97,11 +97,7 @@ class Package:
     @classmethod
     def map(cls, file: IO[bytes], path: str | os.PathLike[str]) -> Package:
         """:meth:`read` a file that is open; ``path`` is its name in errors."""
-        try:
-            content = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
-        except (OSError, ValueError) as error:
-            raise _damaged(path, error) from None
-        sections = read_sections(memoryview(content), path)
+        sections = read_sections(_mapped(file, path), path)
         try:
             manifest = Manifest.from_json(json.loads(bytes(sections["description"])))
         except ValueError as error:
@@ -147,6 +143,14 @@ def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
         raise _damaged(path, error) from None
 
 
+def _mapped(file: IO[bytes], path: str | os.PathLike[str]) -> memoryview:
+    """The content of a file, which is not read before it is looked at."""
+    try:
+        return memoryview(mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
 def read_sections(view: memoryview, path: str | os.PathLike[str]) -> dict[str, memoryview]:
     """The sections of a file, once its header is seen to be right, and the description's checksum."""
     if len(view) < _TABLE_AT or view[: len(MAGIC)] != MAGIC:
@@ -168,6 +172,12 @@ def read_sections(view: memoryview, path: str | os.PathLike[str]) -> dict[str, m
         if len(sections[name]) != size or (name == "description" and zlib.crc32(sections[name]) != checksum):
             raise _damaged(path, f"the checksum of its {name} is another")
     return sections
+
+
+def section_sizes(path: str | os.PathLike[str]) -> dict[str, int]:
+    """The bytes of each section of a file."""
+    with open_file(path) as file:
+        return {name: len(section) for name, section in read_sections(_mapped(file, path), path).items()}
 
 
 def _constants(manifest: Manifest, section: memoryview, path: str | os.PathLike[str]) -> dict[Source, np.ndarray]:
