@@ -124,15 +124,16 @@ static void lower_flags(const work* works, int32_t count, int chains, const find
   if (last_gpu && !f->is_awaited[ON_CPU][last_gpu]) operate(l, COEXEC_WAIT, last_gpu, 0, 0);
 }
 
-/* Whether a side needs of a step what the other side has computed. */
+/* To whom what a step computes has to travel: to a side that needs of it what the other side has computed. */
 static void find_crossing(const work* works, int32_t count, int32_t* crosses) {
   for (int32_t number = 1; number <= count; ++number) {
     const work* reader = &works[number - 1];
+    if (reader->is_output && reader->gpu_units) crosses[number] |= TO_CPU;
     for (int32_t i = 0; i < reader->read_count; ++i) {
-      const work* writer = &works[reader->reads[i].step - 1];
-      if (needs_other(ON_CPU, reader, writer, &reader->reads[i]) ||
-          needs_other(ON_GPU, reader, writer, &reader->reads[i]))
-        crosses[reader->reads[i].step] = 1;
+      const coexec_read_record* read = &reader->reads[i];
+      const work* writer = &works[read->step - 1];
+      if (needs_other(ON_CPU, reader, writer, read)) crosses[read->step] |= TO_CPU;
+      if (needs_other(ON_GPU, reader, writer, read)) crosses[read->step] |= TO_GPU;
     }
   }
 }
@@ -144,14 +145,14 @@ static void lower_transfers(const work* works, int32_t count, int32_t inputs, co
   int uses_gpu = 0;
   find_crossing(works, count, crosses);
   for (int32_t number = 1; number <= count; ++number) uses_gpu |= works[number - 1].gpu_units > 0;
-  for (int32_t input = 0; uses_gpu && input < inputs; ++input) operate(l, COEXEC_TRANSFER, 0, count + input, 0);
+  for (int32_t input = 0; uses_gpu && input < inputs; ++input) operate(l, COEXEC_TRANSFER, 0, count + input, TO_GPU);
   for (int32_t number = 1; number <= count; ++number) {
     const work* work = &works[number - 1];
     int32_t first = l->command_count;
     if (work->gpu_units) add_kernels(l, number, work, 0, 0);
     enqueue(l, number, first, l->command_count);
     if (work->cpu_units) call(l, number, work);
-    if (crosses[number] || (work->is_output && work->gpu_units)) operate(l, COEXEC_TRANSFER, number, number - 1, 0);
+    if (crosses[number]) operate(l, COEXEC_TRANSFER, number, number - 1, crosses[number]);
   }
 }
 

@@ -17,10 +17,12 @@ typedef struct {
 } work;
 
 /* An operation of the CPU: COEXEC_ENQUEUE of the commands, or COEXEC_CALL of the calls, [first, last); COEXEC_SIGNAL
-   that the CPU has done a step; COEXEC_WAIT until the GPU has; COEXEC_TRANSFER number `first`. */
+   that the CPU has done a step; COEXEC_WAIT until the GPU has; COEXEC_TRANSFER number `first`, `last` being to whom. */
 typedef struct {
   int32_t kind, step, first, last;
 } operation;
+
+enum { TO_CPU = 1, TO_GPU = 2 };
 
 /* A command of the GPU: COEXEC_KERNEL, one of a step's launches, which may itself await a step of the CPU before it
    starts and report one at its end; or COEXEC_SIGNAL, COEXEC_WAIT or COEXEC_SIGNAL_WAIT, whose `step` is the one that a

@@ -8,6 +8,7 @@
 #include <string.h>
 
 enum { CLOCK_INTERVAL = 1024, PATIENT_INTERVAL = 16 }; /* looks at a flag between two at the clock */
+enum { EVENT_PAUSES = 8 };                              /* between two looks at an event */
 
 static _Atomic int32_t* flag(const runnable* p, int word) { return (_Atomic int32_t*)(p->flags + word); }
 
@@ -61,31 +62,55 @@ static coexec_status wait_for_gpu(runnable* p, const operation* op) {
   return gave_up ? failed(p, COEXEC_GPU_WAITED, gave_up) : COEXEC_OK;
 }
 
-static int32_t copy_to_host(const runnable* p, const transfer* t) {
-  if (!t->gpu_region[0] || !t->gpu_region[1]) return 0;
-  return p->device->cl.read_rect(p->queue, t->buffer, CL_TRUE_VALUE, t->gpu_origin, t->gpu_origin, t->gpu_region,
-                                 t->row_bytes, 0, t->row_bytes, 0, t->host, 0, NULL, NULL);
+/* See a command end, spinning: a driver that waits in our place sleeps, and wakes up tens of microseconds later. */
+static coexec_status await_event(runnable* p, void* event, int32_t step) {
+  const opencl* cl = &p->device->cl;
+  int64_t deadline = 0;
+  int32_t state = 1, error = cl->flush(p->queue);
+  coexec_status status = COEXEC_OK;
+  for (uint32_t spins = 1; !error && !status; ++spins) {
+    error = cl->event_info(event, CL_EVENT_STATUS, sizeof state, &state, NULL);
+    if (error || state <= CL_STATUS_COMPLETE) break;
+    for (uint32_t pause = 0; pause < EVENT_PAUSES; ++pause) relax(spins, p->yields); /* the driver locks its events */
+    if (spins % PATIENT_INTERVAL) continue;
+    int64_t now = now_ns();
+    if (!deadline) deadline = now + p->timeout_ns;
+    if (now > deadline) status = failed(p, COEXEC_CPU_WAITED, step);
+  }
+  if (!error && state < 0) error = state;
+  cl->release_event(event);
+  return error ? opencl_failed(p, step, error) : status;
 }
 
-static int32_t copy_to_device(const runnable* p, const transfer* t) {
-  if (!t->cpu_region[0] || !t->cpu_region[1]) return 0;
-  return p->device->cl.write_rect(p->queue, t->buffer, CL_TRUE_VALUE, t->cpu_origin, t->cpu_origin, t->cpu_region,
-                                  t->row_bytes, 0, t->row_bytes, 0, t->host, 0, NULL, NULL);
+/* Copy a part of what is in the device's memory and in the host's from one to the other, the event being its end. */
+static int32_t copy_part(const runnable* p, const transfer* t, int to_host, void** event) {
+  const opencl* cl = &p->device->cl;
+  const size_t *origin = to_host ? t->gpu_origin : t->cpu_origin, *region = to_host ? t->gpu_region : t->cpu_region;
+  if (!region[0] || !region[1]) return 0;
+  if (*event) cl->release_event(*event);
+  *event = NULL;
+  return to_host ? cl->read_rect(p->queue, t->buffer, 0, origin, origin, region, t->row_bytes, 0, t->row_bytes, 0,
+                                 t->host, 0, NULL, event)
+                 : cl->write_rect(p->queue, t->buffer, 0, origin, origin, region, t->row_bytes, 0, t->row_bytes, 0,
+                                  t->host, 0, NULL, event);
 }
 
 static coexec_status carry(runnable* p, const operation* op) {
   const transfer* t = &p->transfers[op->first];
   const opencl* cl = &p->device->cl;
+  void *event = NULL, *mapped = NULL;
   int32_t error = 0;
   if (t->is_unified) {
-    void* pointer = cl->map(p->queue, t->buffer, CL_TRUE_VALUE, CL_MAP_READING | CL_MAP_WRITING, 0, t->bytes, 0, NULL,
-                            NULL, &error);
-    if (!error) error = cl->unmap(p->queue, t->buffer, pointer, 0, NULL, NULL);
+    mapped = cl->map(p->queue, t->buffer, 0, CL_MAP_READING | CL_MAP_WRITING, 0, t->bytes, 0, NULL, &event, &error);
   } else {
-    error = copy_to_host(p, t);
-    if (!error) error = copy_to_device(p, t);
+    if (op->last & TO_CPU) error = copy_part(p, t, 1, &event);
+    if (!error && (op->last & TO_GPU)) error = copy_part(p, t, 0, &event);
   }
-  return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
+  coexec_status status = error ? opencl_failed(p, op->step, error) : COEXEC_OK;
+  if (status && event) cl->release_event(event);
+  if (!status && event) status = await_event(p, event, op->step);
+  if (mapped) error = cl->unmap(p->queue, t->buffer, mapped, 0, NULL, NULL);
+  return !status && error ? opencl_failed(p, op->step, error) : status;
 }
 
 static coexec_status call(runnable* p, const operation* op) {
