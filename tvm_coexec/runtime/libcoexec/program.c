@@ -230,7 +230,10 @@ static coexec_status fill_runnable(coexec_program* p) {
   r->operation_count = p->low.operation_count;
   r->launches = p->launches;
   r->calls = p->calls;
-  r->transfers = p->transfers;
+  if (m->device->mechanism == COEXEC_EVENT) {
+    r->transfers = p->transfers;
+    r->transfer_count = p->part_count + (int32_t)m->file.input_count;
+  }
   r->queue = p->has_timeline ? m->device->timing_queue : m->device->queue;
   r->flags = m->flags;
   r->timeout_ns = m->timeout_ns;

@@ -35,6 +35,19 @@ static void linger(const runnable* p) {
   if (p->linger && !cl->enqueue_kernel(p->queue, p->linger, 2, NULL, one, one, 0, NULL, NULL)) cl->flush(p->queue);
 }
 
+/* Copy a part of what is in the device's memory and in the host's from one to the other, the event being its end. */
+static int32_t copy_part(const runnable* p, const transfer* t, int to_host, void** event) {
+  const opencl* cl = &p->device->cl;
+  const size_t *origin = to_host ? t->gpu_origin : t->cpu_origin, *region = to_host ? t->gpu_region : t->cpu_region;
+  if (!region[0] || !region[1]) return 0;
+  if (*event) cl->release_event(*event);
+  *event = NULL;
+  return to_host ? cl->read_rect(p->queue, t->buffer, 0, origin, origin, region, t->row_bytes, 0, t->row_bytes, 0,
+                                 t->host, 0, NULL, event)
+                 : cl->write_rect(p->queue, t->buffer, 0, origin, origin, region, t->row_bytes, 0, t->row_bytes, 0,
+                                  t->host, 0, NULL, event);
+}
+
 static coexec_status enqueue(runnable* p, const operation* op) {
   const opencl* cl = &p->device->cl;
   for (int32_t i = op->first; i < op->last; ++i) {
@@ -43,7 +56,9 @@ static coexec_status enqueue(runnable* p, const operation* op) {
     int32_t error = cl->enqueue_kernel(p->queue, l->kernel, 2, NULL, l->global, l->local, 0, NULL, event);
     if (error) return opencl_failed(p, op->step, error);
   }
-  int32_t error = cl->flush(p->queue);
+  transfer* t = p->transfers ? &p->transfers[op->step - 1] : NULL;
+  int32_t error = t && t->reads_ahead ? copy_part(p, t, 1, &t->read) : 0;
+  if (!error) error = cl->flush(p->queue);
   set_active(p, 1);
   return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
 }
@@ -82,28 +97,16 @@ static coexec_status await_event(runnable* p, void* event, int32_t step) {
   return error ? opencl_failed(p, step, error) : status;
 }
 
-/* Copy a part of what is in the device's memory and in the host's from one to the other, the event being its end. */
-static int32_t copy_part(const runnable* p, const transfer* t, int to_host, void** event) {
-  const opencl* cl = &p->device->cl;
-  const size_t *origin = to_host ? t->gpu_origin : t->cpu_origin, *region = to_host ? t->gpu_region : t->cpu_region;
-  if (!region[0] || !region[1]) return 0;
-  if (*event) cl->release_event(*event);
-  *event = NULL;
-  return to_host ? cl->read_rect(p->queue, t->buffer, 0, origin, origin, region, t->row_bytes, 0, t->row_bytes, 0,
-                                 t->host, 0, NULL, event)
-                 : cl->write_rect(p->queue, t->buffer, 0, origin, origin, region, t->row_bytes, 0, t->row_bytes, 0,
-                                  t->host, 0, NULL, event);
-}
-
 static coexec_status carry(runnable* p, const operation* op) {
-  const transfer* t = &p->transfers[op->first];
+  transfer* t = &p->transfers[op->first];
   const opencl* cl = &p->device->cl;
-  void *event = NULL, *mapped = NULL;
+  void *event = t->read, *mapped = NULL;
   int32_t error = 0;
+  t->read = NULL;
   if (t->is_unified) {
     mapped = cl->map(p->queue, t->buffer, 0, CL_MAP_READING | CL_MAP_WRITING, 0, t->bytes, 0, NULL, &event, &error);
   } else {
-    if (op->last & TO_CPU) error = copy_part(p, t, 1, &event);
+    if ((op->last & TO_CPU) && !event) error = copy_part(p, t, 1, &event);
     if (!error && (op->last & TO_GPU)) error = copy_part(p, t, 0, &event);
   }
   coexec_status status = error ? opencl_failed(p, op->step, error) : COEXEC_OK;
@@ -135,6 +138,14 @@ static coexec_status operate(runnable* p, const operation* op) {
     default: /* COEXEC_SIGNAL: release, so that who acquires the step's number sees what the CPU has computed */
       atomic_store_explicit(flag(p, FLAG_CPU_DONE), op->step, memory_order_release);
       return COEXEC_OK;
+  }
+}
+
+/* After an error: let go of what nobody awaits any more. */
+static void drop_reads(runnable* p) {
+  for (int32_t i = 0; i < p->transfer_count; ++i) {
+    if (p->transfers[i].read) p->device->cl.release_event(p->transfers[i].read);
+    p->transfers[i].read = NULL;
   }
 }
 
@@ -180,7 +191,10 @@ static coexec_status run_operations(runnable* p) {
     p->operation_ns[2 * i] = now_ns() - p->start_ns;
     coexec_status status = operate(p, &p->operations[i]);
     p->operation_ns[2 * i + 1] = now_ns() - p->start_ns;
-    if (status) return drain(p, status);
+    if (status) {
+      drop_reads(p);
+      return drain(p, status);
+    }
   }
   return COEXEC_OK;
 }

@@ -20,6 +20,8 @@ typedef struct {
   int is_unified; /* map and unmap; otherwise the rectangles below are copied */
   size_t gpu_origin[3], gpu_region[3]; /* written by the GPU, wanted by the CPU; a region of 0 bytes: nothing */
   size_t cpu_origin[3], cpu_region[3];
+  int reads_ahead; /* what the GPU writes is read back behind its kernels, while the CPU computes its half */
+  void* read;      /* event of that, until it is awaited; or NULL */
 } transfer;
 
 /* A program as it is run. Whoever fills it keeps all that it points at. */
@@ -28,8 +30,8 @@ typedef struct {
   const operation* operations;
   const gpu_launch* launches;
   const kernel_call* calls;
-  const transfer* transfers;
-  int32_t operation_count, launch_count;
+  transfer* transfers; /* of each step, then of each input; NULL with flags */
+  int32_t operation_count, launch_count, transfer_count;
   void* queue;
   int32_t* flags; /* FLAG_WORDS in shared memory; NULL without flags */
   void* linger;   /* kernel that keeps the queue awake after a run; or NULL */

@@ -49,4 +49,8 @@ void fill_transfers(coexec_program* p) {
     fill(p, &p->transfers[i], &f->tensors[p->steps[i]->output], p->steps[i], &p->works[i]);
   for (uint64_t i = 0; i < f->input_count; ++i)
     fill(p, &p->transfers[(uint64_t)p->part_count + i], &f->tensors[f->inputs[i]], NULL, NULL);
+  for (int32_t i = 0; i < p->low.operation_count; ++i) {
+    const operation* op = &p->low.operations[i];
+    if (op->kind == COEXEC_TRANSFER && (op->last & TO_CPU)) p->transfers[op->first].reads_ahead = !p->module->device->is_unified;
+  }
 }
