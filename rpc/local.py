@@ -6,6 +6,7 @@ standard input closes, which happens however its parent ends.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -49,7 +50,8 @@ def _serve(tracker: TrackerProcess, choice: DeviceChoice, stop: threading.Event,
 
 
 def _answer(answers: TextIO, **fields: Any) -> None:
-    print(json.dumps(fields), file=answers, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the parent has ended, and so will this process
+        print(json.dumps(fields), file=answers, flush=True)
 
 
 def _wait_for_parent(stop: threading.Event) -> None:

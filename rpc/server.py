@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,8 @@ class DeviceServer:
         """Start the process that serves anew where it has ended."""
         if not self._worker.is_alive():
             self._worker.kill()
-            self._worker = self._start()
+            with suppress(OSError):  # that one has ended as well: the next look tries again
+                self._worker = self._start()
 
     def close(self) -> None:
         """End the server and its sessions."""

@@ -9,6 +9,7 @@ import secrets
 import socket
 import subprocess
 import threading
+from contextlib import suppress
 
 from tvm_coexec.errors import MeasurementError
 
@@ -29,7 +30,8 @@ class TrackerProcess:
         """Start the process anew where it has ended."""
         if not self._worker.is_alive():
             self.close()
-            self._start([self.port])
+            with suppress(OSError):  # that one has ended as well: the next look tries again
+                self._start([self.port])
 
     def close(self) -> None:
         """End the process."""

@@ -137,6 +137,12 @@ def test_softmax_of_old_opsets_over_several_axes():
     assert [kind for kind, _ in layers(graph)] == ["map", "rearrange", "softmax"]
 
 
+def test_an_opset_that_nobody_knows_yet():
+    b = OnnxBuilder(opset=99, x=(4, 5))
+    with pytest.raises(ModelError, match="opset 99, and the package onnx here knows those up to"):
+        to_graph(b.model(b.add("Relu", "x")))
+
+
 def test_oldest_opset():
     b = OnnxBuilder(opset=6, x=(4, 5))
     with pytest.raises(ModelError, match="opset 6; opsets from 7 on are supported"):

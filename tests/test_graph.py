@@ -209,3 +209,9 @@ def test_what_is_read_unit_by_unit_follows_from_the_layer_and_the_roles():
     dense = Linear(4, 64, 64, ("residual",))
     assert Node("fc", dense, "x", "r", "y").local_reads == ("r",)
     assert Node("fc", dense, "x", "x", "y").local_reads == ()
+
+
+@pytest.mark.parametrize("shape", [(2**31, 1, 5), (2**62, 4, 5)])
+def test_a_tensor_of_more_elements_than_kernels_count_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match=r"tensor 'x' of shape .* has more than the 2147483647 elements"):
+        change_tensor("x", Tensor("x", shape)).validate()

@@ -24,6 +24,10 @@ Image = tuple[int, int, int, int]
 """Sizes of an image as kernels see it: batch, height, width, channels."""
 
 
+_MOST_ELEMENTS = 2**31 - 1
+"""Of a tensor: kernels count by 32 bits."""
+
+
 @dataclass
 class Tensor:
     """An activation, or one of the model's inputs or outputs.
@@ -221,6 +225,11 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise ModelError(
             f"tensor {name!r} has shape {tensor.shape} with {tensor.channel_axes} channel axes; "
             "it must have at least so many axes, and none of size 0"
+        )
+    if math.prod(tensor.shape) > _MOST_ELEMENTS:
+        raise ModelError(
+            f"tensor {name!r} of shape {tensor.shape} has more than the {_MOST_ELEMENTS} elements that kernels count; "
+            "give the model smaller inputs"
         )
     if tensor.image is not None and math.prod(tensor.image) != math.prod(tensor.shape):
         raise ModelError(

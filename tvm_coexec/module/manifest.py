@@ -17,6 +17,9 @@ from tvm_coexec.layers import TILE, ImageLayout, grid_for, row_tiles, tile_count
 FORMAT = "tvm-coexec module"
 VERSION = 12
 
+_MOST_WORDS = 2**40
+"""Of a tensor: what is damaged may ask for any."""
+
 
 def words(count: int, dtype: str) -> int:
     """Words of four bytes, in which memory is counted, that hold ``count`` elements."""
@@ -322,6 +325,7 @@ class Manifest:
         try:
             manifest = _read(cls, {key: value for key, value in fields.items() if key not in ("format", "version")})
             manifest._check_sources()
+            manifest._check_sizes()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
         if not isinstance(manifest.device, dict) or not isinstance(manifest.plan, dict):
@@ -361,6 +365,14 @@ class Manifest:
     def parents(self) -> dict[str, tuple[str, ...]]:
         """What each tensor is a slice of, the innermost first."""
         return {tensor.name: tensor.parents for tensor in self.tensors}
+
+    def _check_sizes(self) -> None:
+        for tensor in self.tensors:
+            if tensor.memory_words > _MOST_WORDS:
+                raise FileFormatError(
+                    f"the module's manifest is damaged (no memory holds {tensor.name!r} of shape {tensor.shape}); "
+                    "build the module again"
+                )
 
     def _check_sources(self) -> None:
         known = {Source.tensor(tensor.name) for tensor in self.tensors}

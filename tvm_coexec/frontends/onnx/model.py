@@ -76,6 +76,11 @@ def _check_opset(model: onnx.ModelProto) -> None:
                 f"the model has ONNX opset {opset.version}; opsets from {_OLDEST_OPSET} on are supported, "
                 "so convert it with onnx.version_converter"
             )
+        if opset.domain in ("", "ai.onnx") and opset.version > onnx.defs.onnx_opset_version():
+            raise ModelError(
+                f"the model has ONNX opset {opset.version}, and the package onnx here knows those up to "
+                f"{onnx.defs.onnx_opset_version()}; update it, or convert the model with onnx.version_converter"
+            )
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
