@@ -65,6 +65,7 @@ class Epilogue:
         return lambda values: values[index]
 
     def exp(self, value: Stage) -> Stage:
+        # exp(x) = 2^n · e^r; n · ln 2 is subtracted in two steps, the first of which is exact, so that r is.
         x = self.keep(lambda v: clamp(value(v), *_EXP_RANGE))
         n = self.keep(lambda v: T.floor(x(v) * T.float32(math.log2(math.e)) + T.float32(0.5)))
         r = self.keep(lambda v: x(v) - n(v) * T.float32(_LN2_HIGH) - n(v) * T.float32(_LN2_LOW))

@@ -59,6 +59,7 @@ class FewRowsKernel:
         weights = registers(together * LANES, "float32x4")
         values = registers(self.rows * LANES)
         with T.serial(0, self.steps // together) as group:
+            # All reads of a group are in flight before the first product needs one: latency is what counts here.
             starts = [(first + (group * together + number) * self.reading.slices) * LANES for number in range(together)]
             for number, start in enumerate(starts):
                 for lane in range(LANES):

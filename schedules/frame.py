@@ -100,6 +100,7 @@ def begin_kernel(operands: Sequence[Operand], vectors: Container[str] = ()) -> t
     named in ``vectors`` have elements of four floats: GPUs' compilers take ``vload4`` apart, but not these.
     """
     T.func_name("main")
+    # Without noalias TVM keeps sums in memory: 38 instead of 113 GFLOP/s on a core of a Zen 4.
     T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
     handles = [T.arg(operand.name, T.handle()) for operand in operands]
     begin, count = T.arg("begin", T.int32()), T.arg("count", T.int32())

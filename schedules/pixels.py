@@ -79,6 +79,7 @@ class Pixels(Generic[Windowed]):
 
     @property
     def columns(self) -> int:
+        # A block that ran over the edge of a line would have no constant distance between its pixels in memory.
         width = self.layer.out_w
         return width if self.runs_on or self.block % width == 0 else _round_up(width, self.block)
 
@@ -129,6 +130,7 @@ class Pixels(Generic[Windowed]):
     def _input_pixel(self, number: Any, tap_h: Any, tap_w: Any) -> Any:
         layer, halo = self.layer, self.layouts.input.halo
         height, width = self.layouts.input.extents(layer.h, layer.w)
+        # The halo may be wider than this layer's padding, since other layers read it too.
         first = (halo[0] - layer.padding[0]) * width + halo[1] - layer.padding[1]
         tap = tap_h * (layer.dilation[0] * width) + tap_w * layer.dilation[1]
         if self.runs_on:

@@ -137,6 +137,7 @@ def _registers(
         ju, j = sch.split(j, [None, lanes])
         spatial.append(ju)
     sch.reorder(*reduction, *spatial, j)
+    # TVM wants vectors and loops that are written out before the reduction is taken apart.
     sch.vectorize(j)
     for loop in spatial:
         sch.unroll(loop)

@@ -60,6 +60,7 @@ class SplitSums:
         """Add the sums of all slices in the first one, halving their number at each step."""
         left = self.slices
         while left > 1:
+            # The upper half hands its sums over by local memory, and the lower one adds them to its own.
             left //= 2
             with where(T.And(self.slice_number >= left, self.slice_number < 2 * left)):
                 for vector in range(self.vectors):
@@ -83,6 +84,7 @@ class SplitSums:
             for vector in range(self.vectors):
                 value = load_vector(self.sums, vector * LANES)
                 T.buffer_store(partials, value, [part, tile, vector * self.items + self.position])
+        # Nobody knows which part comes last, but it adds them in their order: the result is the same in every run.
         is_last = arrive(buffers[COUNTERS], tile, self.is_first, parts)
         read = registers(self.vectors, "float32x4")
         with where(is_last), self._by_first_slice():

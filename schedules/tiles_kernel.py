@@ -87,6 +87,7 @@ class TileKernel:
         self._load(first + self.slice)
         self._keep(0)
         local_barrier()
+        # While a chunk is multiplied, the next is on its way to registers, then to the other half of local memory.
         with T.serial(0, steps) as step:
             with where(step + 1 < steps):
                 self._load(first + (step + 1) * tiling.slices + self.slice)

@@ -104,7 +104,7 @@ class Steps:
         whole, rest = divmod(self.tiles.layer.in_channels, lanes)
         with T.serial(0, whole) as chunk, T.serial(0, lanes) as channel:
             add(chunk, channel)
-        if rest:
+        if rest:  # the last channels fill no vector
             with T.serial(0, rest) as channel:
                 add(whole, channel)
         return sums

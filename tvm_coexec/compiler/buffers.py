@@ -86,6 +86,7 @@ def assign_buffers(
     for tensor in sorted(parents, key=lambda tensor: lives[tensor.name][0]):
         name, (first, last) = tensor.name, lives[tensor.name]
         since = -1 if name in kept else free_since[name]
+        # The other side is seldom two steps behind: to wait for what it did before the last step costs little.
         after_wait = max(since, first - 2) if may_wait and name not in kept else since
         buffer = _free_buffer(buffers, tensor.halo_geometry, needed[name], (since, after_wait))
         buffer.add(needed[name], len(steps) + 1 if name in kept else last, tensor.halo_geometry)

@@ -140,6 +140,7 @@ def waits_of(steps: Sequence[Work], waiting: str) -> dict[int, int]:
     known = 0
     for number, step in enumerate(steps, 1):
         needed = max(crossing_reads(steps, step, waiting), default=0)
+        # The other side's steps end in order, so that this flag tells of all before it as well.
         if needed > known:
             waits[number] = known = needed
     return waits

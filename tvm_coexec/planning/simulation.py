@@ -116,6 +116,7 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
     }
     cpu_us, gpu_us = state.cpu_us, state.gpu_us
     cpu_known, gpu_known = max(state.cpu_known, awaited["cpu"]), max(state.gpu_known, awaited["gpu"])
+    # Both programs are in order: a side that has waited for a step knows that those before it are done.
     if cpu_known > state.cpu_known:
         cpu_us = max(cpu_us, live[cpu_known].gpu_us) + costs.wait_us
     if gpu_known > state.gpu_known:

@@ -18,6 +18,7 @@ PARAMETER_PREFIX = "param:"
 
 @lru_cache(maxsize=8192)
 def kernel_facts(layer: AnyLayer, side: str, variant: Variant) -> Mapping[str, float]:
+    """What is known of a kernel, and of its layer, whatever the units that a half has."""
     launch = schedules.family(layer).dispatch(layer, side, variant)
     facts = layer_facts(layer)
     terms = _terms(layer, variant)

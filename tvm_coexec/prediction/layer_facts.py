@@ -12,6 +12,7 @@ from tvm_coexec.layers import AnyLayer, step_name
 
 @lru_cache(maxsize=256)
 def layer_facts(layer: AnyLayer) -> Mapping[str, float]:
+    """What the layer says of itself, with what a unit of it takes."""
     facts = layer.facts()
     lines = layer.axis == "lines"
     return {

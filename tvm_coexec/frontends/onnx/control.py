@@ -30,6 +30,7 @@ def body_results(
 
 
 def set_outputs(node: NodeProto, meanings: Sequence[Meaning], scope: Scope) -> bool:
+    """Say what the outputs of a node are; there may be more meanings than outputs."""
     for name, meaning in zip(node.output, meanings, strict=False):
         if name:
             scope.meanings[name] = meaning
@@ -48,6 +49,7 @@ def new_value(
 
 
 def whole_number(simplifier: Simplifier, meaning: Meaning, what: str, source: Source) -> int:
+    """The constant integer that a value is; ``what`` names it where the model computes it instead."""
     array = simplifier.constant(meaning)
     if array is None:
         raise ModelError(f"{source} has {what} that the model computes; make it a constant")
@@ -55,6 +57,7 @@ def whole_number(simplifier: Simplifier, meaning: Meaning, what: str, source: So
 
 
 def new_constant(simplifier: Simplifier, array: object, name: str) -> str:
+    """Add a constant to the model, under a name like this one."""
     return simplifier.add_constant(name, np.asarray(array))
 
 
@@ -128,6 +131,7 @@ def stacked(simplifier: Simplifier, items: list[str], axis: int, scope: Scope, s
 
 
 def unsqueezed(simplifier: Simplifier, item: str, axis: int, scope: Scope, source: Source) -> str:
+    """A value with one axis more, by the node that the version of the operators has for it."""
     if scope.opset < 13:
         return new_value(simplifier, "Unsqueeze", [item], scope, source, axes=[axis])
     axes = new_constant(simplifier, np.array([axis]), f"{source.name}/axes")

@@ -74,6 +74,7 @@ def type_of(proto: TypeProto) -> ValueType | None:
 
 
 def type_of_array(array: np.ndarray) -> ValueType:
+    """The type of a constant."""
     return ValueType(str(array.dtype), array.shape)
 
 

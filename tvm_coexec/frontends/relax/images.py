@@ -41,6 +41,7 @@ def batch_norm(parameters: list[np.ndarray], epsilon: float) -> tuple[np.ndarray
 
 
 def concat_axis(call: relax.Call) -> int:
+    """The axis of a concatenation; Relax leaves out the first."""
     return 0 if call.attrs.axis is None else int(call.attrs.axis)
 
 

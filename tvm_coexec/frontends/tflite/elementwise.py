@@ -24,6 +24,7 @@ def activated(value: relax.Expr, options: Any) -> relax.Expr:
 
 
 def clipped(value: relax.Expr, low: float, high: float) -> relax.Expr:
+    """The value, limited to a range."""
     return relax.op.clip(value, low, high)
 
 
