@@ -110,6 +110,9 @@ def test_elements_in_other_places(tmp_path: Path) -> None:
     indices = np.array([[0, 1], [2, 3]], np.int32)
     check_operator("GATHER_ND", [(3, 4), indices], tmp_path, options="GatherNd")
     check_operator("GATHER", [(2, 9, 4), indices], tmp_path, options="Gather", axis=1, batchDims=1)
+    check_operator("GATHER", [(2, 9, 4), indices], tmp_path, options="Gather", axis=1, batchDims=-1)
+    bounds = [integers(1, 4), integers(2, -3), integers(1, -1)]
+    check_operator("STRIDED_SLICE", [(4, 6), *bounds], tmp_path, options="StridedSlice", offset=True)
     check_operator("SCATTER_ND", [indices, (2,), integers(3, 4)], tmp_path, options="ScatterNd")
 
 

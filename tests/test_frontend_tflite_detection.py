@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from flatbuffers import flexbuffers
-from litert import check
+from litert import check, graph_of
+from reference import evaluate
 from tflite_writer import TYPES, Writer
 
 
@@ -48,6 +50,42 @@ def test_boxes_that_do_not_overlap(version: int, tmp_path: Path) -> None:
         found.append(further_output(writer, "values", (6,)))
     found.append(further_output(writer, "count", (), "int32"))
     check(writer.finish([boxes, scores], found), tmp_path, low=0.1)
+
+
+@pytest.mark.parametrize(("overlap", "least"), [(0.5, 0.375), (0.0, 0.5), (1.0, 0.0)])
+def test_boxes_that_are_just_at_the_bounds(overlap: float, least: float, tmp_path: Path) -> None:
+    """Boxes that share half, nothing or all, and scores as low as the least."""
+    corners = np.array(
+        [[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 4, 4], [6, 6, 8, 8], [6, 6, 7, 8], [8, 8, 6, 6], [0, 2, 4, 4]], np.float32
+    )
+    values = np.array([0.75, 0.4375, 0.5, 0.25, 0.625, 0.375, 1], np.float32)
+    writer = Writer()
+    boxes, scores = writer.tensor("boxes", (7, 4)), writer.tensor("scores", (7,))
+    limits = [np.array(7, np.int32), np.float32(overlap), np.float32(least)]
+    operands = [boxes, scores, *(writer.constant(np.asarray(limit)) for limit in limits)]
+    found = [writer.add("NON_MAX_SUPPRESSION_V4", operands, (7,), "NonMaxSuppressionV4")]
+    writer.tensors[found[0]].type = TYPES["int32"]
+    found.append(further_output(writer, "count", (), "int32"))
+    content = writer.finish([boxes, scores], found)
+    graph = graph_of(content, tmp_path)
+    results = list(evaluate(graph, dict(zip(graph.inputs, (corners, values), strict=True))).values())
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    for detail, array in zip(interpreter.get_input_details(), (corners, values), strict=True):
+        interpreter.set_tensor(detail["index"], array)
+    interpreter.invoke()
+    expected = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
+    assert int(results[1]) == int(expected[1])
+    assert results[0][: int(expected[1])].tolist() == expected[0][: int(expected[1])].tolist()
+
+
+def test_infinite_numbers_on_a_diagonal(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (3,))
+    graph = graph_of(writer.finish([x], [writer.add("MATRIX_DIAG", [x], (3, 3), "MatrixDiag")]), tmp_path)
+    numbers = np.array([1, np.inf, np.nan], np.float32)
+    (result,) = evaluate(graph, {graph.inputs[0]: numbers}).values()
+    np.testing.assert_array_equal(result, np.where(np.eye(3, dtype=bool), numbers, 0))
 
 
 def test_the_largest_and_where_they_are(tmp_path: Path) -> None:

@@ -70,6 +70,16 @@ def test_sums_of_all_before(axis: int, ways: dict[str, int]) -> None:
     check_against_onnxruntime(b.model(b.add("CumSum", "x", b.const(axis, "int64"), **ways)))
 
 
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_sums_of_infinite_numbers(reverse: int) -> None:
+    b = OnnxBuilder(x=(2, 6))
+    graph = to_graph(b.model(b.add("CumSum", "x", b.const(1, "int64"), reverse=reverse)))
+    x = np.array([[1, 2, np.inf, 3, 4, 5], [1, np.nan, 2, 3, -np.inf, 4]], np.float32)
+    (result,) = evaluate(graph, {"x": x}).values()
+    expected = x[:, ::-1].cumsum(1)[:, ::-1] if reverse else x.cumsum(1)
+    np.testing.assert_array_equal(result, expected)
+
+
 def test_sums_of_whole_numbers() -> None:
     b = OnnxBuilder(x=(3, 5, 6))
     numbers = b.add("Cast", b.add("Greater", "x", b.const(0)), to=TensorProto.INT64)
@@ -257,6 +267,21 @@ def test_what_reads_all_rows_of_which_some_do_not_count_is_named() -> None:
     total = b.add("ReduceSum", boxes(b))
     with pytest.raises(ModelError, match=r"^ReduceSum \(node 'n1'\) reads 'v0', which has as many rows as the model"):
         to_graph(b.model(total))
+
+
+def gathered_rows(b: OnnxBuilder) -> str:
+    return b.add("Gather", boxes(b), b.const([1, 0, 0], "int64"), axis=-2)
+
+
+def a_new_first_axis(b: OnnxBuilder) -> str:
+    return b.add("Squeeze", b.add("Unsqueeze", boxes(b), b.const([0], "int64")), b.const([0], "int64"))
+
+
+@pytest.mark.parametrize("build", [gathered_rows, a_new_first_axis])
+def test_other_rows_than_those_that_count_are_refused(build: Build) -> None:
+    b = OnnxBuilder()
+    with pytest.raises(ModelError, match="has as many rows as the model computes"):
+        to_graph(b.model(build(b)))
 
 
 @pytest.mark.parametrize("name", ["class", "None", "слой/1:0", "T"])

@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax, te, tirx, topi
 
 from tvm_coexec.frontends.relax.blocks import depth_to_space, space_to_depth
+from tvm_coexec.frontends.relax.sums import running_sums
 
 from .call import Call, Converter
 
@@ -135,17 +136,12 @@ def _normalise_lengths(call: Call) -> Any:
 
 
 def _cumulated(call: Call) -> Any:
-    """Sums of all before each place on an axis: a product with a triangle of ones."""
-    shape, dtype, position = call.type(0).shape, call.type(0).dtype, call.array(1)
+    shape, position = call.type(0).shape, call.array(1)
     if position is None or not shape:
         return None
     axis = int(position.reshape(())) % len(shape)
-    reached = np.tri(shape[axis], k=-1 if call.attributes.get("exclusive", 0) else 0)
-    triangle = call.constant(reached if call.attributes.get("reverse", 0) else reached.T, dtype)
-    order = [*(other for other in range(len(shape)) if other != axis), axis]
-    moved = call.builder.emit(relax.op.permute_dims(call.operand(0), order))
-    sums = call.builder.emit(relax.op.matmul(moved, triangle))
-    return relax.op.permute_dims(sums, [order.index(other) for other in range(len(shape))])
+    exclusive, reverse = (bool(call.attributes.get(name, 0)) for name in ("exclusive", "reverse"))
+    return call.loops(running_sums(shape, axis, exclusive, reverse), call.operand(0))
 
 
 CONVERTERS: Mapping[str, Converter] = {

@@ -287,17 +287,24 @@ def keeps_rows(node: NodeProto, counted: Sequence[int], model: SimpleModel) -> b
     if not result or result[0] != rows:
         return False
     if node.op_type in ("Gather", "GatherND"):
-        return counted == [1] and not values.get("batch_dims", 0) if values.get("axis", 0) == 0 else counted == [0]
+        takes_rows = values.get("axis", 0) % len(shapes[0]) == 0
+        return counted == [1] and not values.get("batch_dims", 0) if takes_rows else counted == [0]
     if node.op_type == "Slice":
         axes = model.constants.get(node.input[3]) if len(node.input) > 3 else None
         return axes is not None and all(int(axis) % len(shapes[0]) for axis in axes)
     if node.op_type == "Concat":
         return values["axis"] % len(result) != 0 and len(counted) == len(shapes)
     if node.op_type in ("Cast", "Squeeze", "Unsqueeze"):
-        return True
+        return node.op_type == "Cast" or _keeps_first_axis(node, model, max(len(shapes[0]), len(result)))
     wide = [shape for index, shape in enumerate(shapes) if index not in counted]
     is_elementwise = node.op_type in ("Add", "Div", "Mul", "Sub")
     return is_elementwise and all(len(shape) < len(result) or shape[0] == 1 for shape in wide)
+
+
+def _keeps_first_axis(node: NodeProto, model: SimpleModel, rank: int) -> bool:
+    """Whether none of the axes that are dropped or new is the first."""
+    axes = attributes(node).get("axes") or (model.constants.get(node.input[1]) if len(node.input) > 1 else None)
+    return axes is not None and all(int(axis) % rank for axis in axes)
 
 
 def _refuse_randomness(node: NodeProto, source: Source) -> None:

@@ -14,13 +14,14 @@ NONE = -3e38
 
 
 def chosen_boxes(
-    boxes: int, lists: int, count: int, least_score: float, most_overlap: float
+    boxes: int, lists: int, count: int, least_score: float, most_overlap: float, *, keeps_bounds: bool
 ) -> Callable[[te.Tensor, te.Tensor], Any]:
     """Places (int32) and scores of the best boxes, ``[lists, count]`` of each; a third result is room to work in.
 
     The function takes boxes ``[boxes, 5]`` (top, left, bottom, right and area) and scores ``[lists, boxes]``. A box is
     left out whose intersection with a better one of its list is more than ``most_overlap`` of their union, or whose
-    score is below ``least_score``. Behind the last, places are 0 and scores :data:`NONE`.
+    score is below ``least_score``; one that is just so is left out unless the function ``keeps_bounds``. Behind the
+    last, places are 0 and scores :data:`NONE`.
     """
 
     def statement(boxed: Any, scores: Any, indices: Any, values: Any, left: Any) -> Any:
@@ -29,7 +30,8 @@ def chosen_boxes(
         with IRBuilder() as builder, T.serial(0, lists) as number, T.seq_scope():
             with T.serial(0, boxes) as i:
                 score = given[number * boxes + i]
-                open_[number * boxes + i] = tirx.if_then_else(score >= least_score, score, none)
+                is_enough = score >= least_score if keeps_bounds else score > least_score
+                open_[number * boxes + i] = tirx.if_then_else(is_enough, score, none)
             with T.serial(0, count) as k, T.seq_scope():
                 at = number * count + k
                 index[at], value[at] = tirx.const(0, "int32"), none
@@ -39,8 +41,13 @@ def chosen_boxes(
                 with T.If(value[at] > none), T.Then(), T.serial(0, boxes) as i:
                     best = index[at]
                     shared = _shared_side(box, best, i, 0) * _shared_side(box, best, i, 1)
-                    union = box[best * 5 + 4] + box[i * 5 + 4] - shared
-                    with T.If(tirx.any(i == best, shared > most_overlap * union)), T.Then():
+                    areas = box[best * 5 + 4], box[i * 5 + 4]
+                    has_area = tirx.all(areas[0] > 0, areas[1] > 0)
+                    part = tirx.if_then_else(
+                        has_area, shared / (areas[0] + areas[1] - shared), tirx.const(0.0, "float32")
+                    )
+                    is_covered = part > most_overlap if keeps_bounds else part >= most_overlap
+                    with T.If(tirx.any(i == best, is_covered)), T.Then():
                         open_[number * boxes + i] = none
         return builder.get()
 

@@ -127,6 +127,9 @@ def _strided_slice(step: Conversion) -> relax.Expr:
                 begin = begins[position] % shape[axis]
                 ranges.append((begin, begin + 1, 1))
                 continue
+            if options.Offset() and end is not None:
+                end += slice(begin, None, strides[position]).indices(shape[axis])[0]
+                end = None if end < 0 else end  # it counts from the begin, not from behind
             taken = range(*slice(begin, end, strides[position]).indices(shape[axis]))
             result.append(len(taken))
             # a bound before the first element can only be written from behind

@@ -23,7 +23,7 @@ def _suppressed(step: Conversion) -> list[relax.Expr]:
     count, overlap, least = (float(step.constant(index).item()) for index in (2, 3, 4))
     boxes = step.shape(0)[0]
     scores = relax.op.reshape(step.operand(1), (1, boxes))
-    indices, values = _chosen(step, step.operand(0), scores, (boxes, 1, int(count)), least, overlap)
+    indices, values = _chosen(step, step.operand(0), scores, (boxes, 1, int(count)), least, overlap, keeps_bounds=False)
     found = relax.op.greater(values, _number(NONE))
     results = [relax.op.reshape(indices, (int(count),)), relax.op.sum(relax.op.astype(found, "int32"))]
     if has_scores:
@@ -44,7 +44,7 @@ def _detections(step: Conversion) -> list[relax.Expr]:
     if options.get("use_regular_nms", False):
         each = min(options.get("detections_per_class", 100), boxes)
         by_class = emit(relax.op.permute_dims(scores))
-        indices, values = _chosen(step, corners, by_class, (boxes, classes, each), *limits)
+        indices, values = _chosen(step, corners, by_class, (boxes, classes, each), *limits, keeps_bounds=True)
         of_class = np.repeat(np.arange(classes, dtype="float32"), each)
         kinds = relax.const(of_class, "float32")
         indices, values = (relax.op.reshape(found, (classes * each,)) for found in (indices, values))
@@ -54,7 +54,7 @@ def _detections(step: Conversion) -> list[relax.Expr]:
     else:
         best = min(most, boxes)
         highest = emit(relax.op.reshape(relax.op.max(scores, [1]), (1, boxes)))
-        indices, values = _chosen(step, corners, highest, (boxes, 1, best), *limits)
+        indices, values = _chosen(step, corners, highest, (boxes, 1, best), *limits, keeps_bounds=True)
         indices, values = (relax.op.reshape(found, (best,)) for found in (indices, values))
         kinds = relax.op.take(relax.op.astype(relax.op.argmax(scores, axis=1), "float32"), indices, axis=0)
     indices, values, kinds = (emit(found) for found in (indices, values, kinds))
@@ -77,9 +77,11 @@ def _chosen(
     sizes: tuple[int, int, int],
     least_score: float,
     most_overlap: float,
+    *,
+    keeps_bounds: bool,
 ) -> tuple[relax.Expr, relax.Expr]:
     builder = step.importer.builder
-    compute = chosen_boxes(*sizes, least_score, most_overlap)
+    compute = chosen_boxes(*sizes, least_score, most_overlap, keeps_bounds=keeps_bounds)
     first, second = (relax.op.strided_slice(corners, [1], [begin], [begin + 2]) for begin in (0, 2))
     starts, ends = builder.emit(relax.op.minimum(first, second)), builder.emit(relax.op.maximum(first, second))
     areas = relax.op.prod(relax.op.subtract(ends, starts), [1], keepdims=True)

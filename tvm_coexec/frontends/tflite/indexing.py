@@ -10,6 +10,7 @@ from tvm import relax
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.sorting import extreme_indices
+from tvm_coexec.frontends.relax.sums import running_sums
 
 from .importer import Conversion
 
@@ -19,7 +20,8 @@ def _gather(step: Conversion) -> relax.Expr:
     axis = options.Axis() % len(shape)
     if not options.BatchDims():
         return relax.op.take(step.operand(0), step.operand(1), axis=axis)
-    return _gather_in_batches(step, axis, options.BatchDims() % (len(positions) + 1))
+    batch_axes = options.BatchDims() if options.BatchDims() >= 0 else options.BatchDims() + len(positions)
+    return _gather_in_batches(step, axis, batch_axes)
 
 
 def _gather_in_batches(step: Conversion, axis: int, batch_axes: int) -> relax.Expr:
@@ -74,7 +76,8 @@ def _top(step: Conversion) -> list[relax.Expr]:
 def _diagonal(step: Conversion) -> relax.Expr:
     """MATRIX_DIAG: zeros but for the last axis of the operand, which goes from corner to corner."""
     dtype, extent = step.tensor(0).dtype, step.shape(0)[-1]
-    return relax.op.multiply(relax.op.expand_dims(step.operand(0), -1), relax.const(np.eye(extent, dtype=dtype), dtype))
+    is_there = relax.const(np.eye(extent, dtype=bool), "bool")
+    return relax.op.where(is_there, relax.op.expand_dims(step.operand(0), -1), relax.const(0, dtype))
 
 
 def _with_diagonal(step: Conversion) -> relax.Expr:
@@ -101,15 +104,10 @@ def _updated(step: Conversion) -> relax.Expr:
 
 
 def _cumulated(step: Conversion) -> relax.Expr:
-    """Sums of all before each place on an axis: a product with a triangle of ones."""
-    shape = step.shape(0)
-    axis = step.integers(1)[0] % len(shape)
-    reached = np.tri(shape[axis], k=-1 if step.options.Exclusive() else 0)
-    triangle = reached if step.options.Reverse() else reached.T
-    order = [*(position for position in range(len(shape)) if position != axis), axis]
-    moved = relax.op.permute_dims(step.operand(0), order)
-    sums = relax.op.matmul(moved, relax.const(triangle.astype(step.tensor(0).dtype), step.tensor(0).dtype))
-    return relax.op.permute_dims(sums, [order.index(position) for position in range(len(shape))])
+    """CUMSUM: sums of all before each place on an axis."""
+    shape, builder = step.shape(0), step.importer.builder
+    compute = running_sums(shape, step.integers(1)[0] % len(shape), step.options.Exclusive(), step.options.Reverse())
+    return builder.emit(builder.call_te(compute, builder.emit(step.operand(0))))
 
 
 def _space_to_batch(step: Conversion) -> relax.Expr:
