@@ -12,7 +12,7 @@ import numpy as np
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.graph.dependencies import Read, network_reads
-from tvm_coexec.layers import TILE, ImageLayout, grid_for, row_tiles, tile_count
+from tvm_coexec.layers import TILE, TILE_BYTES, ImageLayout, grid_for, row_tiles, tile_count
 
 FORMAT = "tvm-coexec module"
 VERSION = 12
@@ -133,7 +133,7 @@ class TensorSpec:
         if self.layout is None or not self.layout.is_slice:
             return 0, self.row_bytes
         first = self.layout.first_tile
-        return (4 * TILE * first, 4 * TILE * (first + tile_count(self.channels)))
+        return (TILE_BYTES * first, TILE_BYTES * (first + tile_count(self.channels, self.dtype)))
 
     @property
     def memory_words(self) -> int:
