@@ -1,5 +1,6 @@
 """How long a planned network is expected to take."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from tvm_coexec.planning.expectation import expected_time
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.simulation import Costs
 from tvm_coexec.prediction.noise import Noise
+from tvm_coexec.prediction.surroundings import Stretch
 
 VARIANT = Variant.make("direct", rows=4)
 SURE = LayerPlan("fc", Linear(8, 64, 128), 2, VARIANT, VARIANT, 100.0, 100.0, 104.0, "split")
@@ -38,3 +40,10 @@ def test_errors_of_different_layers_make_up_for_each_other_and_those_of_one_kern
     alike = expected_time(reads, [alone] * 4, COSTS, Noise())
     assert alike.us == pytest.approx(400.0, rel=0.02)
     assert alike.high_us - alike.low_us > 1.5 * (different.high_us - different.low_us)
+
+
+def test_what_a_network_takes_beyond_its_halves_lengthens_it_and_its_interval() -> None:
+    stretch = Stretch(0.2, -0.1, 0.1)
+    time = expected_time([()], [SURE], COSTS, Noise(), stretch)
+    assert time.us == pytest.approx(104.0 * math.exp(0.2), rel=0.01)
+    assert (time.low_us, time.high_us) == pytest.approx((time.us * math.exp(-0.1), time.us * math.exp(0.1)), rel=0.03)

@@ -19,6 +19,7 @@ from tvm_coexec.planning.split import Planner
 from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.noise import Noise
+from tvm_coexec.prediction.surroundings import Surroundings
 from tvm_coexec.profile.trial_runs import TrialRun
 
 ESTIMATES = {side: BaseTime((("constant", 1.0), ("flops", 1e-5), ("bytes", 1e-4))) for side in ("cpu", "gpu")}
@@ -173,7 +174,7 @@ def test_plans_made_elsewhere_are_put_together_alike():
 class ProportionalPlanner:
     """Expects of either side the same time for the same share of a layer."""
 
-    overheads, estimates, noise = OVERHEADS, ESTIMATES, Noise()
+    overheads, estimates, noise, surroundings = OVERHEADS, ESTIMATES, Noise(), Surroundings()
     trial_runs: Mapping[str, Sequence[TrialRun]] = {}
 
     def __init__(self, outgrown: "ProportionalPlanner | None" = None, slower: float = 1.0) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from tvm_coexec.graph.dependencies import Read
 from tvm_coexec.prediction.doubt import TAILS
 from tvm_coexec.prediction.noise import Noise
+from tvm_coexec.prediction.surroundings import NO_STRETCH, Stretch
 
 from .chances import Time
 from .plan import LayerPlan
@@ -19,16 +20,24 @@ _DRAWS = 48
 _SEED = 0
 
 
-def expected_time(reads: Sequence[Sequence[Read]], layers: Sequence[LayerPlan], costs: Costs, noise: Noise) -> Time:
+def expected_time(
+    reads: Sequence[Sequence[Read]],
+    layers: Sequence[LayerPlan],
+    costs: Costs,
+    noise: Noise,
+    stretch: Stretch = NO_STRETCH,
+) -> Time:
     """The median of what a network takes where its halves take any of the times that are likely of each.
 
     Nodes of the same kernels err together, others by themselves.
     """
     halves = [(_half(layer, "cpu"), _half(layer, "gpu")) for layer in layers]
     kernels = {key: number for number, key in enumerate(dict.fromkeys(_kernels(layers)))}
-    doubtful = any(time.low_us < time.high_us for pair in halves for time in pair)
+    doubtful = stretch.low < stretch.high or any(time.low_us < time.high_us for pair in halves for time in pair)
+    usual = np.exp(stretch.log_factor)
+    network = Time(usual, usual * np.exp(stretch.low), usual * np.exp(stretch.high))
     totals_us = []
-    for places in _draws(len(kernels)) if doubtful else np.zeros((1, len(kernels))):
+    for places in _draws(len(kernels) + 1) if doubtful else np.zeros((1, len(kernels) + 1)):
         options = []
         for layer, (cpu, gpu) in zip(layers, halves, strict=True):
             factors = noise.factors(is_split=bool(layer.cpu_units and layer.gpu_units))
@@ -37,7 +46,7 @@ def expected_time(reads: Sequence[Sequence[Read]], layers: Sequence[LayerPlan], 
                 for side, time, variant in (("cpu", cpu, layer.cpu), ("gpu", gpu, layer.gpu))
             )
             options.append(Option(layer.cpu_units, layer.gpu_units, cpu_us, gpu_us, layer.layer.axis))
-        totals_us.append(simulate(reads, options, costs))
+        totals_us.append(simulate(reads, options, costs) * float(network.at(places[-1])))
     low_us, usual_us, high_us = np.quantile(totals_us, [TAILS[0], 0.5, TAILS[1]]).tolist()
     return Time(usual_us, low_us, high_us)
 

@@ -8,6 +8,7 @@ from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.memory_model import MemoryModel
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor
+from tvm_coexec.prediction.surroundings import Surroundings
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.store import damaged
 
@@ -29,6 +30,8 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
         overheads = Overheads(**known["overheads"])
         estimates = {side: BaseTime(tuple(terms.items())) for side, terms in known["estimates_us"].items()}
         memory_model, noise = MemoryModel.from_json(known["memory_model"]), Noise(**known["noise"])
+        in_networks = known.get("in_networks")
+        elsewhere = Surroundings.from_json(in_networks) if in_networks else Surroundings.elsewhere([])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(profile.path, error) from None
     return Planner(
@@ -39,6 +42,7 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
         estimates=estimates,
         memory_model=memory_model,
         noise=noise,
+        elsewhere=elsewhere,
         measured=profile.measured_variants(),
         failed=profile.failed_variants(),
         trial_runs=profile.trial_runs(),

@@ -14,6 +14,7 @@ from tvm_coexec.graph import Graph, Node
 from tvm_coexec.graph.dependencies import Read, needs_other, network_reads
 from tvm_coexec.layers import AnyLayer, along_partition_axes
 from tvm_coexec.prediction.noise import Noise
+from tvm_coexec.prediction.surroundings import NO_STRETCH, Stretch
 from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
 
 from .chances import usual_factor
@@ -98,7 +99,7 @@ def plan_anew(
         informed = planner.for_kernels(layers)
         if informed.streams_weights != planner.streams_weights:
             layers = _plan_together(graph, informed.learning_from(trial_runs, untried))
-    return assemble(graph, layers, planner.overheads, device, mechanism, planner.noise)
+    return assemble(graph, layers, planner.overheads, device, mechanism, planner.noise, learned.surroundings.stretch)
 
 
 def assemble(
@@ -108,10 +109,11 @@ def assemble(
     device: str,
     mechanism: str,
     noise: Noise,
+    stretch: Stretch = NO_STRETCH,
 ) -> Plan:
     """The plan of a network from those of its layers: with its time, and where a side waits for the other's results."""
     reads = reads_of(graph)
-    time = expected_time(reads, layers, Costs(overheads.split_us, overheads.gpu_alone_us), noise)
+    time = expected_time(reads, layers, Costs(overheads.split_us, overheads.gpu_alone_us), noise, stretch)
     syncs = tuple(synchronisations(layers, reads))
     return Plan(device, mechanism, tuple(layers), time.us, syncs, interval_us=time.interval_us)
 

@@ -12,6 +12,7 @@ from tvm_coexec.errors import InputError
 from tvm_coexec.graph import Graph, Node
 from tvm_coexec.layers import AnyLayer, Hardware, Variant, along_partition_axes
 from tvm_coexec.prediction.noise import Noise
+from tvm_coexec.prediction.surroundings import NO_STRETCH
 from tvm_coexec.profile.records import Sample
 
 from .division import Overheads
@@ -60,7 +61,8 @@ def plan_by_rule(
     overheads = found.overheads if found else Overheads(0.0)
     # What was measured here and now are medians already.
     noise = found.noise if found and split != "measured" else Noise()
-    return assemble(graph, layers, overheads, label, mechanism, noise)
+    stretch = found.elsewhere.stretch if found and found.in_network and split != "measured" else NO_STRETCH
+    return assemble(graph, layers, overheads, label, mechanism, noise, stretch)
 
 
 def _check_fit(plan: Plan, graph: Graph, mechanism: str) -> None:

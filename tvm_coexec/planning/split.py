@@ -81,6 +81,8 @@ class Planner:
         Those of networks, by their fingerprints; the last one of each is by the best plan.
     surroundings
         What is known from them of the network at hand.
+    elsewhere
+        What is known from the trial runs of other networks.
     untried
         Factor on the times of kernels that were measured, but never ran in it: below 1, plans try them.
     """
@@ -98,6 +100,7 @@ class Planner:
     failed: VariantSets = field(default_factory=dict)
     trial_runs: Mapping[str, Sequence[TrialRun]] = field(default_factory=dict)
     surroundings: Surroundings = field(default_factory=Surroundings)
+    elsewhere: Surroundings = field(default_factory=Surroundings)
     untried: float = 1.0
 
     def for_network(self, graph: Graph) -> Planner:
@@ -120,9 +123,19 @@ class Planner:
         return replace(self, streams_weights=self.streams_weights or streams_weights)
 
     def learning_from(self, trial_runs: Sequence[TrialRun], untried: float = 1.0) -> Planner:
-        """This planner where it is known what halves took in the same network."""
+        """This planner where it is known what halves took in the same network, or in others if it never ran."""
+        if not trial_runs:
+            return replace(self, surroundings=self.elsewhere if self.in_network else Surroundings(), untried=untried)
         plain = replace(self, surroundings=Surroundings(), untried=1.0)
         return replace(self, surroundings=Surroundings.of(trial_runs, plain.expect_us), untried=untried)
+
+    def learn_from_networks(self) -> Surroundings:
+        """What all networks that ran teach of one that did not."""
+        networks = []
+        for trial_runs in self.trial_runs.values():
+            plain = replace(self, in_network=True, surroundings=Surroundings(), untried=1.0)
+            networks.append((trial_runs, plain.for_kernels(trial_runs[-1].plan.layers).expect_us))
+        return Surroundings.elsewhere(networks)
 
     def expect_us(self, side: str, layer: AnyLayer, variant: Variant, units: int, other_units: int) -> float:
         """What a half is expected to take; 0 where nothing is known of it."""

@@ -49,13 +49,13 @@ _DOUBT = "tvm_coexec_doubt"
 _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
-_ROUNDS = 150
+_ROUNDS = 200
 _PARAMETERS: dict[str, Any] = {
     "objective": "reg:squarederror",
     "tree_method": "hist",
     "eta": 0.1,
-    "max_depth": 5,
-    "min_child_weight": 4,
+    "max_depth": 3,
+    "min_child_weight": 10,
     "subsample": 0.7,
     "colsample_bynode": 0.4,
     "base_score": 0.0,

@@ -158,6 +158,8 @@ def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, An
                     if best is not None:
                         bar.set_postfix_str(f"{name}: {best.usual_us / 1e3:.2f} ms")
                     bar.update()
+    learned = planner(tuner.profile, tuner.target.hardware).learn_from_networks()
+    tuner.profile.describe(planning={**tuner.profile.planning, "in_networks": learned.to_json()})
 
 
 def _check_families(families: Iterable[str]) -> list[str]:
