@@ -12,12 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tvm_coexec.errors import MeasurementError, last_line
+from tvm_coexec.errors import KernelError, MeasurementError, last_line
 from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
 from .connection import Connection, in_thread
 from .lease import Lease, TrackerAddress, request_lease
+from .measuring import DeviceFaultError
 from .remote import FACTS, MEASURE, RUN, RUN_TRIALS
+from .stock import StockDevice
 
 SESSION_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
@@ -93,6 +95,7 @@ class Session:
         self._connection: Connection | None = None
         self.address = ""
         """``host:port`` of the device's server, as the tracker names it; empty until a device is leased."""
+        self._stock: StockDevice | None = None
         self._was_lent = False
         self._ends = 0.0
         self.check: Callable[[Mapping[str, Any]], None] | None = None
@@ -231,6 +234,8 @@ class Session:
         self._connection = self._lease_and_connect()
         self._was_lent = True
         self._ends = time.monotonic() + self._session_timeout_s
+        is_ours = self._wait_for(self._connection.has(FACTS))
+        self._stock = None if is_ours else StockDevice(self._connection, self._wait_for)
         if self.check is not None:
             self.check(self._call(self._connection, FACTS, None))
         return self._connection
@@ -261,27 +266,36 @@ class Session:
     ) -> str:
         """Send a module file; its name there."""
         content = module if isinstance(module, bytes) else Path(module).read_bytes()
-        self._wait_for(connection.upload(content, name))
+        if self._stock is None:
+            self._wait_for(connection.upload(content, name))
+        else:
+            self._stock.put(content, name)
         return name
 
     def _call(self, connection: Connection, function: str, request: Any) -> Any:
+        if self._stock is not None:
+            return self._call_stock(self._stock, function, request)
         response = json.loads(self._wait_for(connection.call(function, json.dumps(request))))
         if "error" in response:
             kind = DeviceFailedError if response.get("of_device") else RefusedError
             raise kind(f"the device {self._key!r} reports: {response['error']}")
         return response["result"]
 
+    def _call_stock(self, stock: StockDevice, function: str, request: Any) -> Any:
+        """What a server of ours would have answered."""
+        functions = {FACTS: stock.facts, MEASURE: stock.measure, RUN: stock.run, RUN_TRIALS: stock.run_trials}
+        try:
+            return functions[function](request)
+        except DeviceFaultError as error:
+            raise DeviceFailedError(f"the device {self._key!r} reports: {last_line(error)}") from None
+        except KernelError as error:
+            raise RefusedError(f"the device {self._key!r} reports: {last_line(error)}") from None
+
     def _wait_for(self, exchange: futures.Future[_Result]) -> _Result:
         from tvm.error import RPCSessionTimeoutError
 
         try:
             return exchange.result(self._ends - time.monotonic() + _GRACE_S)
-        except AttributeError:  # what TVM raises of a function that the server does not have
-            self.close()
-            raise DeviceFailedError(
-                f"the server at {self.address} is TVM's own and has no function to measure with; start ours on the"
-                f" device: python -m tvm_coexec.rpc.server --tracker {self._tracker} --key {self._key}"
-            ) from None
         except RPCSessionTimeoutError:
             self.close()
             raise SessionLostError(

@@ -28,6 +28,7 @@ class Connection:
 
     def __init__(self, remote: Any) -> None:
         self._remote = remote
+        self._libraries: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
         self._in_use = threading.Lock()
 
@@ -40,12 +41,49 @@ class Connection:
         return self._start(lambda: self._remote.upload(bytearray(content), name))
 
     def call(self, function: str, request: str) -> Future[str]:
-        """Call a function that the server has registered."""
+        """Call a function that the server has registered, or one of a library that is loaded there."""
 
         def work() -> str:
             if function not in self._functions:
-                self._functions[function] = self._remote.get_function(function)
+                library, _, name = function.rpartition(":")
+                source = self._libraries[library] if library else self._remote
+                self._functions[function] = source.get_function(name)
             return str(self._functions[function](request))
+
+        return self._start(work)
+
+    def has(self, function: str) -> Future[bool]:
+        """Whether the server has registered a function."""
+
+        def work() -> bool:
+            try:
+                self._functions[function] = self._remote.get_function(function)
+            except AttributeError:  # what TVM raises of one that is not there
+                return False
+            return True
+
+        return self._start(work)
+
+    def download(self, path: str) -> Future[bytes]:
+        """Read a file of the session's folder, or one that is named from the root on; nothing if it is not there."""
+
+        def work() -> bytes:
+            from tvm.error import RPCError, RPCSessionTimeoutError
+
+            try:
+                return bytes(self._remote.download(path))
+            except RPCSessionTimeoutError:
+                raise
+            except RPCError:
+                return b""
+
+        return self._start(work)
+
+    def load(self, library: str) -> Future[None]:
+        """Load a library that was uploaded; its functions may then be called as ``library:function``."""
+
+        def work() -> None:
+            self._libraries[library] = self._remote.load_module(library)
 
         return self._start(work)
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "verification": {"runtime", "module", "graph", "schedules", "frontends", "compiler"},
     "bench": {"runtime"},
     "report": {"runtime", "planning"},
-    "rpc": {"runtime", "profile", "bench", "cli"},
+    "rpc": {"runtime", "profile", "bench", "cli", "module", "compiler", "verification"},
     "tuning": {"planning", "prediction", "profile", "graph", "schedules", "compiler", "runtime", "rpc", "frontends"},
 }
 """The rooms below ``api`` and ``cli``, which may use all others."""
@@ -40,6 +40,11 @@ ONLY = {
     ("profile", "planning"): {"planning.plan"},  # a trial run keeps the plan that it ran by, which is data
     ("runtime", "planning"): {"planning.plan"},  # a module carries its plan
     ("runtime", "verification"): {"verification.checking"},  # what measures a layer checks it where it runs
+    ("rpc", "compiler"): {
+        "compiler.target",
+        "compiler.toolchain",
+    },  # the C runtime is built for a device and sent there
+    ("rpc", "verification"): {"verification.checking"},  # of what a device without our code computes
     ("rpc", "cli"): {"cli.options"},  # a device server is a program of its own
     ("compiler", "runtime"): {"runtime.library", "runtime.machine"},  # C sources that are linked; this CPU's features
     ("verification", "compiler"): {"compiler.target", "compiler.packaging"},

@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from tvm_coexec.runtime.module import Module
+    from tvm_coexec.runtime.module import Benchmark
 
 _RUNS, _WARM_UPS = 15, 20
 """The latter take 4 ms or more: cores that were idle take up to twice as long at first."""
@@ -27,6 +27,11 @@ _PAUSE_S = 0.2
 """Between looks, and before the next try: a host may move a virtual core when it wakes up."""
 
 Taken = TypeVar("Taken")
+
+
+class _Benchmarked(Protocol):
+    def randomize_inputs(self) -> None: ...
+    def benchmark(self, *, repeats: int, warmup: int) -> Benchmark: ...
 
 
 class Canary:
@@ -46,7 +51,7 @@ class Canary:
             self._best_us = min(self._best_us, self._take_us())
 
     @classmethod
-    def of(cls, module: Module) -> Canary:
+    def of(cls, module: _Benchmarked) -> Canary:
         """The canary that is loaded as a module here."""
         module.randomize_inputs()
         return cls(lambda runs: module.benchmark(repeats=runs, warmup=0).latency_us)

@@ -7,7 +7,7 @@ here keeps its numbers for a name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,8 +86,21 @@ class Cluster:
 
 def clusters() -> tuple[Cluster, ...]:
     """The clusters of this machine, in the order of their cores."""
-    described = _described(_CPUINFO.read_text())
-    return clusters_of({core: (_core_name(fields), _highest_mhz(core)) for core, fields in described.items()})
+    return clusters_in(_CPUINFO.read_text(), _highest_khz)
+
+
+def clusters_in(cpuinfo: str, highest_khz: Callable[[int], str] = lambda core: "") -> tuple[Cluster, ...]:
+    """The clusters of this machine or of another.
+
+    Parameters
+    ----------
+    cpuinfo
+        What ``/proc/cpuinfo`` holds there.
+    highest_khz
+        Gives what the file of a core's highest frequency holds (:func:`frequency_file`); nothing where there is none.
+    """
+    described = _described(cpuinfo)
+    return clusters_of({core: (_core_name(fields), _mhz(highest_khz(core))) for core, fields in described.items()})
 
 
 def clusters_of(kinds: Mapping[int, tuple[str, float | None]]) -> tuple[Cluster, ...]:
@@ -132,8 +145,16 @@ def _core_name(fields: Mapping[str, str]) -> str:
     return _CORES.get((implementer, part), f"{maker} {part:#x}")
 
 
-def _highest_mhz(core: int) -> float | None:
-    """The hardware's limit; psutil gives none where any other of a core's files is missing, as on some phones."""
-    with suppress(OSError, ValueError):
-        return int((_CPU_FOLDER / f"cpu{core}" / "cpufreq" / "cpuinfo_max_freq").read_text()) / 1000
-    return None
+def frequency_file(core: int) -> Path:
+    """Where the kernel tells a core's highest frequency; psutil tells none where any other file of it is missing."""
+    return _CPU_FOLDER / f"cpu{core}" / "cpufreq" / "cpuinfo_max_freq"
+
+
+def _highest_khz(core: int) -> str:
+    with suppress(OSError):
+        return frequency_file(core).read_text()
+    return ""
+
+
+def _mhz(khz: str) -> float | None:
+    return int(khz) / 1000 if khz.strip().isdecimal() else None

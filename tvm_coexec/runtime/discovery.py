@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,8 +169,8 @@ def _preference(info: DeviceInfo) -> tuple[int, int]:
 
 def _describe(platform: Any, device: Any, worker_count: int) -> DeviceInfo:
     svm = _svm_levels(device)
-    mechanism, reason = _mechanism(svm)
-    alias = _alias(platform.name)
+    mechanism, reason = mechanism_of(svm)
+    alias = alias_of(platform.name)
     device_type = _device_type(device)
     units = device.max_compute_units
     return DeviceInfo(
@@ -192,7 +193,8 @@ def _describe(platform: Any, device: Any, worker_count: int) -> DeviceInfo:
     )
 
 
-def _alias(platform_name: str) -> str:
+def alias_of(platform_name: str) -> str:
+    """A short word for a platform."""
     lowered = platform_name.lower()
     for part, alias in _ALIASES:
         if part in lowered:
@@ -225,7 +227,8 @@ def _svm_levels(device: Any) -> tuple[str, ...]:
     return tuple(level for level, bit in levels if bits & bit)
 
 
-def _mechanism(svm: tuple[str, ...]) -> tuple[str, str]:
+def mechanism_of(svm: Sequence[str]) -> tuple[str, str]:
+    """How the two sides of a device with such shared virtual memory would synchronise, and why."""
     if "fine" not in svm:
         return "event", f"{'only coarse-grained' if svm else 'no'} shared virtual memory"
     if "atomics" not in svm:

@@ -94,6 +94,20 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
 """Result and parameters of each function that is called from here; its name begins with ``coexec_``."""
 
 
+def library_file() -> Path:
+    """Where the library lies that was built with this package.
+
+    Raises
+    ------
+    DeviceError
+        It is missing.
+    """
+    found = sorted(SOURCE_FOLDER.parent.glob("libcoexec*.so"))
+    if not found:
+        raise DeviceError(f"the C library is not built in {SOURCE_FOLDER.parent}; install the package again by pip")
+    return found[0]
+
+
 @cache
 def library() -> Any:
     """The library as it was built with this package.
@@ -103,11 +117,8 @@ def library() -> Any:
     DeviceError
         It is missing or cannot be loaded.
     """
-    found = sorted(SOURCE_FOLDER.parent.glob("libcoexec*.so"))
-    if not found:
-        raise DeviceError(f"the C library is not built in {SOURCE_FOLDER.parent}; install the package again by pip")
     try:
-        loaded = ctypes.CDLL(str(found[0]))
+        loaded = ctypes.CDLL(str(library_file()))
     except OSError as error:
         raise DeviceError(f"the C library cannot be loaded ({error}); install the package again by pip") from None
     for name, (result, parameters) in _FUNCTIONS.items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -41,6 +42,30 @@ class Span:
     end_us: float
 
 
+class AnyProgram(Protocol):
+    """What measuring asks of a program, wherever it runs."""
+
+    keeps_time: bool
+
+    def run(self) -> None: ...
+    def run_for(self, warm_ns: int) -> None: ...
+    def run_warm(self, warmup: int) -> None: ...
+    def run_often(self, count: int) -> list[list[Span]]: ...
+    def spans(self) -> Iterator[Span]: ...
+
+
+class AnyLoaded(Protocol):
+    """What measuring asks of a module, wherever it has been opened."""
+
+    manifest: Manifest
+
+    def view(self, name: str) -> np.ndarray: ...
+    def publish(self, names: Sequence[str]) -> None: ...
+    def chain(
+        self, step: int, cpu_units: int, gpu_units: int, count: int = 1, *, timeline: bool = False
+    ) -> AnyProgram: ...
+
+
 class Program:
     """Steps of a module, each divided at some place, as the C library runs them."""
 
@@ -57,6 +82,26 @@ class Program:
     def run(self) -> None:
         """Run once; raises where a side waits in vain, or a kernel or OpenCL fails."""
         self._loaded.check(library().coexec_program_run(self._pointer))
+
+    def run_for(self, warm_ns: int) -> None:
+        """Run again and again for so long: the last run counts."""
+        start_ns = time.perf_counter_ns()
+        self.run()
+        while time.perf_counter_ns() - start_ns < warm_ns:
+            self.run()
+
+    def run_warm(self, warmup: int) -> None:
+        """Run, and before so many times without a look at it: that lets caches and queue go cold."""
+        for _ in range(warmup + 1):
+            self.run()
+
+    def run_often(self, count: int) -> list[list[Span]]:
+        """Run so many times; what happened in each run."""
+        runs = []
+        for _ in range(count):
+            self.run()
+            runs.append(list(self.spans()))
+        return runs
 
     def spans(self) -> Iterator[Span]:
         """What the CPU did in the last run, in order, and then, with a timeline, the GPU."""

@@ -15,7 +15,7 @@ from typing import Any
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.version import __version__
 
-from .clusters import clusters
+from .clusters import clusters, clusters_in
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
@@ -32,18 +32,23 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def machine_facts(core: int) -> dict[str, Any]:
     """Plain values about the CPU, as ``core`` sees it, the kernel and the libraries' versions."""
-    described = _cpuinfo()
     return {
         "machine": platform.machine(),
         "is_android": hasattr(sys, "getandroidapilevel"),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "cpu_model": described.get("model name") or described.get("Hardware") or platform.machine(),
-        "cpu_features": _features(described),
+        **cpu_facts(_CPUINFO.read_text()),
         "clusters": [asdict(cluster) for cluster in clusters()],
         "cache_bytes": _caches(core),
         "versions": {"tvm_coexec": __version__} | {name: _version(*packages) for name, packages in _PACKAGES.items()},
     }
+
+
+def cpu_facts(cpuinfo: str) -> dict[str, Any]:
+    """What ``/proc/cpuinfo`` of this machine or of another tells of the CPU."""
+    described = _described(cpuinfo)
+    model = described.get("model name") or described.get("Hardware") or " + ".join(map(str, clusters_in(cpuinfo)))
+    return {"cpu_model": model, "cpu_features": _features(described)}
 
 
 def check_cpu(built_for: Mapping[str, Any]) -> None:
@@ -73,17 +78,17 @@ def instructions(features: Iterable[str]) -> frozenset[str]:
 
 def instructions_here() -> frozenset[str]:
     """The instructions that this machine's CPU has."""
-    return instructions(_features(_cpuinfo()))
+    return instructions(_features(_described(_CPUINFO.read_text())))
 
 
 def _features(described: Mapping[str, str]) -> list[str]:
     return (described.get("flags") or described.get("Features") or "").split()
 
 
-def _cpuinfo() -> dict[str, str]:
+def _described(cpuinfo: str) -> dict[str, str]:
     """The fields of the first CPU, and those that stand behind the last."""
     fields: dict[str, str] = {}
-    for line in _CPUINFO.read_text().splitlines():
+    for line in cpuinfo.splitlines():
         name, colon, value = line.partition(":")
         if colon:
             fields.setdefault(name.strip(), value.strip())

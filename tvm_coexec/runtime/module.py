@@ -238,7 +238,7 @@ class Module:
     def profile(self, *, warmup: int = 3) -> list[Event]:
         """What both sides did, and waited for, in one warm run."""
         program = self._program(timeline=True)
-        timing.run_warm(program, warmup)
+        program.run_warm(warmup)
         return timing.timeline(self._loaded, program)
 
     @property

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .loaded import Loaded, Program, Span
+from .loaded import AnyLoaded, AnyProgram, Loaded, Program, Span
 
 _GPU_CHAIN_US = 2000.0
 """What a chain of layers takes the GPU that is compared with a single one: long enough for the mean of its layers."""
@@ -47,7 +46,7 @@ class StepTimes:
 
 
 def time_step(
-    loaded: Loaded, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int, walls: bool = True
+    loaded: AnyLoaded, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int, walls: bool = True
 ) -> StepTimes:
     """See :meth:`Module.time_step`.
 
@@ -55,13 +54,13 @@ def time_step(
     run of their own.
     """
 
-    def chain(count: int, *, timeline: bool = False) -> Program:
+    def chain(count: int, *, timeline: bool = False) -> AnyProgram:
         return loaded.chain(step, cpu_units, gpu_units, count, timeline=timeline)
 
     gpu_us: list[float] = []
     timed = chain(warmup + repeats, timeline=True) if gpu_units else None
     if timed:
-        _run_warm(timed)
+        timed.run_for(_WARM_UP_NS)
         gpu_us = list(_gpu_times_us(timed.spans()).values())[warmup:]
     if not cpu_units and not walls:
         return StepTimes([], gpu_us, [])
@@ -73,7 +72,7 @@ def time_step(
         program = timed
     else:
         program = chain(warmup + repeats)
-        _run_warm(program)
+        program.run_for(_WARM_UP_NS)
     spans = [span for span in program.spans() if span.side == "cpu"]
     calls = [span for span in spans if span.action == "call"]
     ends_us = [call.end_us for call in calls]
@@ -85,20 +84,10 @@ def time_step(
     return StepTimes(cpu_us[warmup:], gpu_us, [float(wall) for wall in walls_us[warmup:]])
 
 
-def _run_warm(program: Program) -> None:
-    start_ns = time.perf_counter_ns()
-    program.run()
-    while time.perf_counter_ns() - start_ns < _WARM_UP_NS:
-        program.run()
-
-
-def _gpu_runs_us(program: Program, repeats: int, warmup: int) -> list[float]:
+def _gpu_runs_us(program: AnyProgram, repeats: int, warmup: int) -> list[float]:
     """Wall times of several runs in which only the GPU works, so that nobody looks at the steps between."""
-    runs_us = []
-    for _ in range(warmup + repeats):
-        program.run()
-        runs_us.append(max(span.end_us for span in program.spans() if span.side == "cpu"))
-    return runs_us[warmup:]
+    runs = program.run_often(warmup + repeats)
+    return [max(span.end_us for span in spans if span.side == "cpu") for spans in runs[warmup:]]
 
 
 def _added_us(single_us: Sequence[float], chain_us: Sequence[float], further: int) -> list[float]:
@@ -140,19 +129,13 @@ def timeline(loaded: Loaded, program: Program) -> list[Event]:
     return sorted(events, key=lambda event: event.start_us)
 
 
-def time_halves(program: Program, steps: int, *, repeats: int, warmup: int) -> list[tuple[list[float], list[float]]]:
+def time_halves(program: AnyProgram, steps: int, *, repeats: int, warmup: int) -> list[tuple[list[float], list[float]]]:
     """See :meth:`Module.time_halves`; the program must have a timeline."""
     found: list[tuple[list[float], list[float]]] = [([], []) for _ in range(steps)]
     for _ in range(repeats):
-        run_warm(program, warmup)
+        program.run_warm(warmup)
         spans = list(program.spans())
         for side, times_us in enumerate((_cpu_times_us(spans), _gpu_times_us(spans))):
             for step, half_us in times_us.items():
                 found[step - 1][side].append(half_us)
     return found
-
-
-def run_warm(program: Program, warmup: int) -> None:
-    """Run a program, and before so many times without a look at it: that lets caches and queue go cold."""
-    for _ in range(warmup + 1):
-        program.run()

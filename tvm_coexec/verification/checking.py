@@ -19,7 +19,7 @@ from tvm_coexec.layers import (
     layer_from_json,
 )
 from tvm_coexec.module.manifest import Source, StepSpec
-from tvm_coexec.runtime.loaded import Loaded
+from tvm_coexec.runtime.loaded import AnyLoaded
 
 from .reference import evaluate, relative_error
 
@@ -64,7 +64,7 @@ def error_bound(step: StepSpec) -> float:
     return max(schedules.family(layer).error_bound(variant) for variant in variants)
 
 
-def check_step(loaded: Loaded, index: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
+def check_step(loaded: AnyLoaded, index: int, cpu_units: int, gpu_units: int, *, seed: int) -> float:
     """See :meth:`Module.check_step`. Units that neither side computes are not looked at."""
     step = loaded.manifest.steps[index]
     if step.seed is None:
@@ -100,7 +100,7 @@ def check_step(loaded: Loaded, index: int, cpu_units: int, gpu_units: int, *, se
 
 
 def _error_of_all_rows(
-    loaded: Loaded, step: StepSpec, layer: AnyLayer, operands: dict[str, np.ndarray], channels: int
+    loaded: AnyLoaded, step: StepSpec, layer: AnyLayer, operands: dict[str, np.ndarray], channels: int
 ) -> float:
     """The largest relative error of a layer that mixes rows, of which the first ``channels`` were computed."""
     roles = ["input", *(f"input{number}" for number in range(1, len(layer.input_sizes)))]
@@ -110,7 +110,7 @@ def _error_of_all_rows(
     return relative_error(_rows_of(loaded, step.output)[:, :channels], expected[:, :channels])
 
 
-def _rows_of(loaded: Loaded, name: str) -> np.ndarray:
+def _rows_of(loaded: AnyLoaded, name: str) -> np.ndarray:
     view = loaded.view(name)
     return view.reshape(-1, view.shape[-1])
 

@@ -1,0 +1,185 @@
+"""A module on a device that is reached by TVM's RPC alone: the C runtime runs it there, and its tensors travel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tvm_coexec.module.manifest import Manifest, Source, TensorSpec
+from tvm_coexec.module.package import Package
+from tvm_coexec.module.table import block_numbers
+from tvm_coexec.runtime import timing
+from tvm_coexec.runtime.library import ACTIONS
+from tvm_coexec.runtime.loaded import Span
+from tvm_coexec.runtime.module import Benchmark
+from tvm_coexec.verification import checking
+
+from .far_runtime import FarRuntime
+
+_SHORT_RUN_US = 1000
+_OPERANDS, _RESULT = "operands.raw", "result.raw"
+
+
+class FarProgram:
+    """Steps of a module there; see :class:`tvm_coexec.runtime.loaded.Program`, whose methods these are."""
+
+    def __init__(self, runtime: FarRuntime, request: Mapping[str, object]) -> None:
+        self._runtime, self._request = runtime, request
+        self._spans: list[Span] = []
+        self.keeps_time = False
+        """Known once the program has run."""
+
+    def run(self) -> None:
+        """Run once."""
+        self.run_often(1)
+
+    def run_for(self, warm_ns: int) -> None:
+        """Run for a while, and then once more, which is the run that counts."""
+        self._ask(warm_us=warm_ns // 1000, runs=1)
+
+    def run_warm(self, warmup: int) -> None:
+        """Run, and before for about as long as so many short runs."""
+        self._ask(warm_us=warmup * _SHORT_RUN_US, runs=1)
+
+    def run_often(self, count: int) -> list[list[Span]]:
+        """Run so many times; what happened in each run."""
+        return self._ask(warm_us=0, runs=count)
+
+    def spans(self) -> Iterator[Span]:
+        """What happened in the last run."""
+        return iter(self._spans)
+
+    def _ask(self, **how: int) -> list[list[Span]]:
+        answer = self._runtime.ask("program", **self._request, **how)
+        self.keeps_time = ("keeps_time", "1") in answer
+        runs = [[_span(text) for text in value.split(",") if text] for key, value in answer if key == "spans"]
+        self._spans = runs[-1]
+        return runs
+
+
+def _span(text: str) -> Span:
+    is_gpu, action, part, awaited, start_ns, end_ns = map(int, text.split(":"))
+    return Span("gpu" if is_gpu else "cpu", ACTIONS[action], part, awaited, start_ns / 1e3, end_ns / 1e3)
+
+
+class FarLoaded:
+    """A module's memory there; see :class:`tvm_coexec.runtime.loaded.Loaded`, whose methods these are.
+
+    Arrays here stand for its tensors: they are sent by :meth:`publish`, and fetched where a program has run since.
+    """
+
+    def __init__(self, runtime: FarRuntime, name: str, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._runtime, self._name = runtime, name
+        self._specs = {tensor.name: tensor for tensor in manifest.tensors}
+        self._numbers = {tensor.name: number for number, tensor in enumerate(manifest.tensors)}
+        self._arrays: dict[str, np.ndarray] = {}
+        self._stale: set[str] = set()
+
+    def spec(self, name: str) -> TensorSpec:
+        return self._specs[name]
+
+    def view(self, name: str) -> np.ndarray:
+        """The elements of a tensor as kernels see them: ``[rows, channels]``, or ``[batch, h, w, channels]``."""
+        spec = self._specs[name]
+        if name not in self._arrays:
+            self._arrays[name] = np.zeros(spec.shape, spec.dtype)
+        array = self._arrays[name]
+        if name in self._stale:
+            self._runtime.ask("fetch", module=self._name, tensor=self._numbers[name], file=_RESULT)
+            array[...] = np.frombuffer(self._runtime.download(_RESULT), spec.dtype).reshape(spec.shape)
+            self._stale.remove(name)
+        if spec.image is None:
+            return array.reshape(spec.rows, spec.channels)
+        batch, h, w, channels = spec.image
+        if spec.channels_first:
+            return array.reshape(batch, channels, h, w).transpose(0, 2, 3, 1)
+        return array.reshape(spec.image)
+
+    def publish(self, names: Sequence[str]) -> None:
+        """Send what was written to arrays."""
+        for name in names:
+            self._runtime.upload(self._arrays[name].tobytes(), _OPERANDS)
+            self._runtime.ask("fill", module=self._name, tensor=self._numbers[name], file=_OPERANDS)
+
+    def randomize(self, name: str, seed: int) -> None:
+        """Have random numbers written there."""
+        self._runtime.ask("fill", module=self._name, tensor=self._numbers[name], random=seed)
+
+    def write_constants(self, constants: Mapping[Source, np.ndarray]) -> None:
+        """Send constants that the module's file lacks, all in one file."""
+        content = [np.ascontiguousarray(array).tobytes() for array in constants.values()]
+        self._runtime.upload(b"".join(content), _OPERANDS)
+        blocks, offset = block_numbers(self.manifest), 0
+        for source, one in zip(constants, content, strict=True):
+            self._runtime.ask(
+                "fill", module=self._name, block=blocks[source], file=_OPERANDS, offset=offset, bytes=len(one)
+            )
+            offset += len(one)
+
+    def chain(self, step: int, cpu_units: int, gpu_units: int, count: int = 1, *, timeline: bool = False) -> FarProgram:
+        """A program of one step again and again, each time after the one before; sides may leave units out."""
+        return self._program(parts=",".join([f"{step}:{cpu_units}:{gpu_units}"] * count), chain=1, timeline=timeline)
+
+    def network(self, *, timeline: bool) -> FarProgram:
+        """The program of all steps, as they are divided."""
+        return self._program(timeline=timeline)
+
+    def run_often(self, splits: Sequence[int], *, warmup: int, repeats: int) -> list[float]:
+        """Wall times of whole runs in microseconds, after some that do not count."""
+        answer = dict(
+            self._runtime.ask(
+                "run", module=self._name, splits=",".join(map(str, splits)), warmup=warmup, repeats=repeats
+            )
+        )
+        return [int(one_ns) / 1e3 for one_ns in answer["latency_ns"].split(",")]
+
+    def _program(self, *, timeline: bool, **parts: object) -> FarProgram:
+        self._stale = {step.output for step in self.manifest.steps}
+        return FarProgram(self._runtime, {"module": self._name, "timeline": int(timeline), **parts})
+
+
+class FarModule:
+    """What is measured of a module there; see :class:`tvm_coexec.runtime.module.Module`, whose methods these are."""
+
+    def __init__(self, runtime: FarRuntime, name: str, package: Package) -> None:
+        self.manifest = package.manifest
+        self._loaded = FarLoaded(runtime, name, package.manifest)
+        self._splits = [step.cpu_units for step in self.manifest.steps]
+        for step in self.manifest.steps:
+            if step.seed is not None:
+                self._loaded.write_constants(checking.random_constants(step))
+
+    @property
+    def splits(self) -> dict[str, int]:
+        return {step.name: units for step, units in zip(self.manifest.steps, self._splits, strict=True)}
+
+    def set_splits(self, splits: Mapping[str, int]) -> None:
+        self._splits = [splits.get(name, units) for name, units in self.splits.items()]
+
+    def randomize_inputs(self, seed: int = 0) -> None:
+        for place, name in enumerate(self.manifest.inputs):
+            if self._loaded.spec(name).dtype == "float32":
+                self._loaded.randomize(name, seed + place)
+
+    def benchmark(self, *, repeats: int, warmup: int = 3) -> Benchmark:
+        return Benchmark(tuple(self._loaded.run_often(self._splits, warmup=warmup, repeats=repeats)))
+
+    def time_halves(self, *, repeats: int, warmup: int = 2) -> list[tuple[list[float], list[float]]]:
+        self._loaded.run_often(self._splits, warmup=0, repeats=1)  # divides it so
+        program = self._loaded.network(timeline=True)
+        return timing.time_halves(program, len(self._splits), repeats=repeats, warmup=warmup)
+
+    def time_step(
+        self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2, walls: bool = True
+    ) -> timing.StepTimes:
+        return timing.time_step(
+            self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls
+        )
+
+    def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
+        return checking.check_step(self._loaded, step, cpu_units, gpu_units, seed=seed)
+
+    def error_bound(self, step: int) -> float:
+        return checking.error_bound(self.manifest.steps[step])
