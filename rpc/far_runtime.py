@@ -20,6 +20,8 @@ _MACHINES = {62: "x86_64", 183: "aarch64"}
 """By the number at byte 18 of a program's file."""
 _ANDROID_LOADER = b"/system/bin/linker"
 
+_WAIT_US = 30_000_000
+"""How long a side waits for the other: a phone that is busy with something else may take long for a launch."""
 _DEVICE_STATUSES = {"5", "8"}
 """Of ``coexec_status``: a GPU that hangs, a device that cannot be opened."""
 
@@ -74,6 +76,8 @@ class FarRuntime:
         DeviceFaultError, KernelError
             It failed, and the device is at fault, or what was asked is.
         """
+        if "module" in values:
+            values["timeout_us"] = _WAIT_US
         lines = [line.partition("=") for line in self._text(function, **values).splitlines()]
         answer = [(key, value) for key, _, value in lines]
         failed = dict(answer[:2])
