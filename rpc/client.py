@@ -16,6 +16,7 @@ from tvm_coexec.errors import KernelError, MeasurementError, last_line
 from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
 from .connection import Connection, in_thread
+from .far_module import FarModule
 from .lease import Lease, TrackerAddress, request_lease
 from .measuring import DeviceFaultError
 from .remote import FACTS, MEASURE, RUN, RUN_TRIALS
@@ -31,6 +32,8 @@ _RETRY_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 _GRACE_S = 5.0
 """What the server is given to report that a session's time is over, before the client gives up on the server."""
+
+_RUN_MODULE = "run.module"
 
 _Result = TypeVar("_Result")
 
@@ -215,6 +218,17 @@ class Session:
             "timelines": timelines,
         }
         return [NetworkTimes.from_json(answer) for answer in self._call(connection, RUN_TRIALS, request)]
+
+    def open_module(self, content: bytes) -> FarModule:
+        """A module that the C runtime has opened on the device, for as long as the session lasts."""
+        self._renew()
+        if self._stock is None:
+            raise MeasurementError(
+                f"the server of {self._key!r} is ours, which measures alone; run the module on that machine, or start"
+                f" TVM's own there: python -m tvm.exec.rpc_server --tracker {self._tracker} --key {self._key}"
+            )
+        self._stock.put(content, _RUN_MODULE)
+        return self._stock.load(_RUN_MODULE)
 
     def for_longer(self, session_timeout_s: float) -> Session:
         """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from tvm_coexec.errors import InputError
 from tvm_coexec.module.manifest import Manifest, Source, TensorSpec
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import block_numbers
@@ -97,6 +99,19 @@ class FarLoaded:
             return array.reshape(batch, channels, h, w).transpose(0, 2, 3, 1)
         return array.reshape(spec.image)
 
+    def write(self, name: str, array: np.ndarray) -> None:
+        """Send a tensor's elements in its user's order."""
+        spec = self._specs[name]
+        if array.size != math.prod(spec.shape):
+            raise InputError(f"input {name!r} has the shape {spec.shape}, an array of {array.shape} was given")
+        self._arrays[name] = np.ascontiguousarray(array.reshape(spec.shape), spec.dtype)
+        self.publish([name])
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor's elements in its user's order."""
+        self.view(name)
+        return self._arrays[name]
+
     def publish(self, names: Sequence[str]) -> None:
         """Send what was written to arrays."""
         for name in names:
@@ -128,6 +143,7 @@ class FarLoaded:
 
     def run_often(self, splits: Sequence[int], *, warmup: int, repeats: int) -> list[float]:
         """Wall times of whole runs in microseconds, after some that do not count."""
+        self._stale = {step.output for step in self.manifest.steps}
         answer = dict(
             self._runtime.ask(
                 "run", module=self._name, splits=",".join(map(str, splits)), warmup=warmup, repeats=repeats
@@ -150,6 +166,34 @@ class FarModule:
         for step in self.manifest.steps:
             if step.seed is not None:
                 self._loaded.write_constants(checking.random_constants(step))
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        return {name: self._loaded.view(name) for name in self.manifest.inputs}
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self._loaded.spec(name).shape for name in self.manifest.inputs}
+
+    def __call__(self, *arrays: np.ndarray, **named: np.ndarray) -> dict[str, np.ndarray]:
+        """Run once; the outputs by name."""
+        given = dict(zip(self.manifest.inputs, arrays, strict=False)) | named
+        if len(arrays) > len(self.manifest.inputs) or set(given) != set(self.manifest.inputs):
+            raise InputError(f"the module's inputs are {', '.join(self.manifest.inputs)}; give each of them once")
+        for name, array in given.items():
+            self._loaded.write(name, array)
+        self._loaded.run_often(self._splits, warmup=0, repeats=1)
+        specs = {name: self._loaded.spec(name) for name in self.manifest.outputs}
+        counts = {name: spec.counted_by for name, spec in specs.items() if spec.counted_by is not None}
+        results = {name: self._loaded.read(name) for name in specs}
+        for name, count in counts.items():
+            results[name] = results[name][: int(results[count].item())]
+        return {name: array for name, array in results.items() if name not in counts.values()}
+
+    def profile(self, *, warmup: int = 3) -> list[timing.Event]:
+        program = self._loaded.network(timeline=True)
+        program.run_warm(warmup)
+        return timing.timeline(self._loaded, program)
 
     @property
     def splits(self) -> dict[str, int]:

@@ -10,11 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import cloudpickle
+import numpy as np
 import pytest
+from onnx_builder import random_inputs, run_onnx
+from test_api import block_model
 
-from tvm_coexec import cli
+from tvm_coexec import cli, package
 from tvm_coexec.compiler.probes import halved_chain
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
@@ -119,6 +123,23 @@ def test_a_network_is_timed_on_a_device_whose_server_has_nothing_of_ours(tracker
         (tried,) = session.run_trials([chain], chain, rounds=1, repeats=2, timelines=2)
         assert len(tried.latency_us) == 2
         assert all(len(half_us) == 2 for layer_us in tried.halves_us for half_us in layer_us)
+
+
+def test_a_module_runs_on_a_device_whose_server_has_nothing_of_ours(
+    tracker: TrackerAddress, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--tracker", str(tracker), "--key", "plain"]
+    assert cli.main(["devices", *where, "--facts", str(tmp_path / "facts.json")]) == 0
+    model = block_model()
+    package(model, tmp_path / "facts.json", split=0.5).write(tmp_path / "m.coexec")
+    inputs = random_inputs(model)
+    np.savez(tmp_path / "in.npz", **inputs)
+    command = ["run", str(tmp_path / "m.coexec"), "--input", str(tmp_path / "in.npz"), "--out", str(tmp_path / "y.npz")]
+    assert cli.main([*command, "--benchmark", "2", "--timeline", *where]) == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "2 runs)" in shown and "gpu kernel" in shown and "cpu call" in shown
+    for name, expected in run_onnx(model, inputs).items():
+        np.testing.assert_allclose(np.load(tmp_path / "y.npz")[name], expected, rtol=0, atol=1e-5)
 
 
 def test_what_such_a_device_refuses_is_no_fault_of_its_own(tracker: TrackerAddress) -> None:

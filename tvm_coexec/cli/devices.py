@@ -33,6 +33,7 @@ examples:
   tvm-coexec devices --json
   tvm-coexec devices --device pocl --facts board.json
   tvm-coexec devices --tracker 192.168.0.2:9190
+  tvm-coexec devices --tracker 192.168.0.2:9190 --key my-phone --facts phone.json
 
 The device marked by * is used when no --device is given. --device takes any part of a name, platform or
 alias (the word before the colon) that fits one device only, such as `--device pocl`.
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write what must be known of a device to build for it on another machine; see `tvm-coexec build --target`",
     )
     parser.add_argument("--tracker", metavar="HOST:PORT", help="list the devices of an RPC tracker")
+    parser.add_argument("--key", help="that of the tracker's device of which --facts are written")
     add_device_option(parser)
     add_core_options(parser)
 
@@ -60,13 +62,14 @@ def run(
     as_json: bool,
     facts: Path | None,
     tracker: str | None,
+    key: str | None,
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
     if tracker is not None:
         if facts is not None:
-            raise InputError("--facts are those of a device of this machine; leave out --tracker")
+            return _write_far_facts(facts, tracker, key, DeviceChoice(device, cpu_cores, gpu_cores))
         return _list_fleet(tracker, DeviceChoice(device, cpu_cores, gpu_cores), as_json=as_json)
     if facts is not None:
         return _write_facts(facts, device, cpu_cores, gpu_cores)
@@ -125,6 +128,17 @@ def _write_facts(
     device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
     path.write_text(json.dumps(device.facts(), indent=1) + "\n", encoding="utf-8")
     print(f"the facts of {device.label}: {path}")
+    return 0
+
+
+def _write_far_facts(path: Path, tracker: str, key: str | None, choice: DeviceChoice) -> int:
+    from tvm_coexec.tuning.session import open_session
+
+    check_out(path)
+    with open_session(choice, tracker, key) as session:
+        facts = session.facts()
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    print(f"the facts of {facts['label']}: {path}")
     return 0
 
 

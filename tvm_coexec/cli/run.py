@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from tvm_coexec.errors import first_line, readable
 from tvm_coexec.files import read_file
 
-from .options import add_core_options, add_device_option, check_out, positive_int
+from .options import add_core_options, add_device_option, add_tracker_options, check_out, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from tvm_coexec.rpc.far_module import FarModule
     from tvm_coexec.runtime.module import Module
 
 _LONGEST_NAME = 65_000
@@ -31,6 +32,7 @@ examples:
   tvm-coexec run model.coexec --input x.npy --out y.npz
   tvm-coexec run model.coexec --benchmark 100
   tvm-coexec run model.coexec --timeline
+  tvm-coexec run model.coexec --tracker 192.168.0.2:9190 --key my-phone --benchmark 100
 """
 
 
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device_option(parser)
     add_core_options(parser)
+    add_tracker_options(parser)
 
 
 def run(
@@ -65,29 +68,45 @@ def run(
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
+    tracker: str | None,
+    key: str | None,
 ) -> int:
-
-    from tvm_coexec.runtime.module import load
-
     check_out(out)
-    loaded = load(module, device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores, timeout_s=timeout)
-    arrays = _arrays(inputs, loaded)
-    results = loaded(**arrays) if isinstance(arrays, Mapping) else loaded(*arrays)
-    named = results if isinstance(results, Mapping) else {next(iter(loaded.outputs)): results}
+    if tracker is None and key is None:
+        from tvm_coexec.runtime.module import load
+
+        loaded = load(module, device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores, timeout_s=timeout)
+        _show(loaded, loaded.device.label, inputs, out, benchmark, timeline=timeline)
+        return 0
+    from tvm_coexec.module.package import open_file
+    from tvm_coexec.runtime.device import DeviceChoice
+    from tvm_coexec.tuning.session import open_session
+
+    with open_file(module) as file, open_session(DeviceChoice(device, cpu_cores, gpu_cores), tracker, key) as session:
+        label = str(session.facts()["label"])
+        _show(session.open_module(file.read()), label, inputs, out, benchmark, timeline=timeline)
+    return 0
+
+
+def _show(
+    module: Module | FarModule, label: str, inputs: Sequence[str], out: Path | None, benchmark: int, *, timeline: bool
+) -> None:
+    arrays = _arrays(inputs, module)
+    results = module(**arrays) if isinstance(arrays, Mapping) else module(*arrays)
+    named = results if isinstance(results, Mapping) else {module.manifest.outputs[0]: results}
     for name, array in named.items():
         print(f"{readable(name)}: {array.dtype} {array.shape}, from {array.min():.6g} to {array.max():.6g}")
     if out is not None:
         _save(out, named)
     if benchmark:
-        print(f"{loaded.device.label}: {loaded.benchmark(repeats=benchmark)}")
+        print(f"{label}: {module.benchmark(repeats=benchmark)}")
     if timeline:
-        for event in loaded.profile():
+        for event in module.profile():
             took_us = event.end_us - event.start_us
             print(f"{event.start_us:10.1f} {took_us:9.1f} us  {event.side} {event.kind:12} {readable(event.step)}")
-    return 0
 
 
-def _arrays(files: Sequence[str], module: Module) -> dict[str, np.ndarray] | list[np.ndarray]:
+def _arrays(files: Sequence[str], module: Module | FarModule) -> dict[str, np.ndarray] | list[np.ndarray]:
     """The inputs, by name or in order, from files or at random."""
     import numpy as np
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .loaded import AnyLoaded, AnyProgram, Loaded, Program, Span
+from .loaded import AnyLoaded, AnyProgram, Span
 
 _GPU_CHAIN_US = 2000.0
 """What a chain of layers takes the GPU that is compared with a single one: long enough for the mean of its layers."""
@@ -113,7 +113,7 @@ def _gpu_times_us(spans: Iterable[Span]) -> dict[int, float]:
     return {step: end_us - start_us for step, (start_us, end_us) in ends_us.items()}
 
 
-def timeline(loaded: Loaded, program: Program) -> list[Event]:
+def timeline(loaded: AnyLoaded, program: AnyProgram) -> list[Event]:
     """Events of both sides of the last run, in order of their start."""
 
     def name(step: int) -> str:
