@@ -218,9 +218,7 @@ class FarModule:
     def time_step(
         self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2, walls: bool = True
     ) -> timing.StepTimes:
-        return timing.time_step(
-            self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls
-        )
+        return timing.time_step(self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
 
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
         return checking.check_step(self._loaded, step, cpu_units, gpu_units, seed=seed)

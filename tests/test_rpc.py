@@ -395,7 +395,7 @@ def test_a_layer_is_checked_and_timed_on_the_device_of_this_machine(tmp_path: Pa
     with local_tracker(DeviceChoice()) as address, Session(address, device_key(None)) as session:
         facts = session.facts()
         hardware = target_for(facts).hardware
-        cpu, gpu = (schedules.linear.default_variant(layer, side, hardware) for side in ("cpu", "gpu"))
+        cpu, gpu = (schedules.family(layer).default_variant(layer, side, hardware) for side in ("cpu", "gpu"))
         path = tmp_path / "layer.module"
         single_layer(layer, cpu, gpu, target_for(facts), facts).write(path)
         measurement = session.measure(path, [Point(2, 2, repeats=3), Point(0, 4, repeats=5), Point(4, 0, repeats=1)])
