@@ -176,8 +176,8 @@ class _Kernel:
     def groups(self) -> str:
         """What all work-groups do, one after the other, with arguments from a row of the table."""
         arguments = ", ".join(
-            f"({kind.replace('restrict', '').strip()})row[{place}]"
-            for place, (kind, _) in enumerate(self.parameters, _HEAD_WORDS)
+            f"({kind.replace('restrict', '').strip()})row[{word}]"
+            for word, (kind, _) in enumerate(self.parameters, _HEAD_WORDS)
         )
         return _GROUPS.format(symbol=self.symbol, arguments=arguments)
 

@@ -22,7 +22,7 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.files import whole_file
 
 from .manifest import Manifest, Source
-from .table import Tables, constant_places
+from .table import Tables, constant_offsets
 
 MAGIC, VERSION = b"COEXEC\r\n", 1
 SECTIONS = (
@@ -73,11 +73,11 @@ class Package:
     def _constant_parts(self) -> Iterator[bytes | memoryview]:
         """The section of constants: each of these where it has its place, and zeros between them."""
         end = 0
-        for source, place in constant_places(self.manifest).items():
+        for source, offset in constant_offsets(self.manifest).items():
             array = np.asarray(self.constants[source], order="C")
-            yield bytes(place - end)
+            yield bytes(offset - end)
             yield array.reshape(-1).view(np.uint8).data
-            end = place + array.nbytes
+            end = offset + array.nbytes
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Package:
@@ -118,11 +118,11 @@ def write_sections(file: IO[bytes], sections: Mapping[str, Sequence[bytes | memo
     header = _HEADER.pack(MAGIC, VERSION, len(SECTIONS), end, zlib.crc32(table))
     file.write(header + _CHECKSUM.pack(zlib.crc32(header)) + table)
     written = _TABLE_AT + len(table)
-    for name, (_, _, place, nbytes) in zip(SECTIONS, _SECTION.iter_unpack(table), strict=True):
-        file.write(bytes(place - written))
+    for name, (_, _, offset, nbytes) in zip(SECTIONS, _SECTION.iter_unpack(table), strict=True):
+        file.write(bytes(offset - written))
         for part in sections[name]:
             file.write(part)
-        written = place + nbytes
+        written = offset + nbytes
 
 
 def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -167,8 +167,8 @@ def read_sections(view: memoryview, path: str | os.PathLike[str]) -> dict[str, m
     if count != len(SECTIONS) or nbytes != len(view):
         raise _damaged(path, f"it has {len(view)} bytes of {nbytes}")
     sections = {}
-    for name, (_, checksum, place, size) in zip(SECTIONS, _SECTION.iter_unpack(table), strict=True):
-        sections[name] = view[place : place + size]
+    for name, (_, checksum, offset, size) in zip(SECTIONS, _SECTION.iter_unpack(table), strict=True):
+        sections[name] = view[offset : offset + size]
         if len(sections[name]) != size or (name == "description" and zlib.crc32(sections[name]) != checksum):
             raise _damaged(path, f"the checksum of its {name} is another")
     return sections
@@ -182,12 +182,12 @@ def section_sizes(path: str | os.PathLike[str]) -> dict[str, int]:
 
 def _constants(manifest: Manifest, section: memoryview, path: str | os.PathLike[str]) -> dict[Source, np.ndarray]:
     """All constants, where they lie in the file."""
-    places = constant_places(manifest)
-    if any(places[constant.source] + constant.nbytes > len(section) for constant in manifest.constants):
+    offsets = constant_offsets(manifest)
+    if any(offsets[constant.source] + constant.nbytes > len(section) for constant in manifest.constants):
         raise _damaged(path, "its constants are cut off")
     return {
         constant.source: np.frombuffer(
-            section, constant.dtype, math.prod(constant.shape), places[constant.source]
+            section, constant.dtype, math.prod(constant.shape), offsets[constant.source]
         ).reshape(constant.shape)
         for constant in manifest.constants
     }

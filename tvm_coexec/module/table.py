@@ -62,14 +62,14 @@ ARGUMENT = _record(("<u4", "block type_code type_bits rank shape"))
 FACTS = _record(("<u4", "machine chain_row_words opencl_version needs"))
 
 
-def constant_places(manifest: Manifest) -> dict[Source, int]:
+def constant_offsets(manifest: Manifest) -> dict[Source, int]:
     """Where each constant begins in the section of constants."""
-    places, end = {}, 0
+    offsets, end = {}, 0
     for constant in manifest.constants:
         end += -end % (LARGE_CONSTANT if constant.nbytes >= LARGE_CONSTANT else CONSTANT_ALIGNMENT)
-        places[constant.source] = end
+        offsets[constant.source] = end
         end += constant.nbytes
-    return places
+    return offsets
 
 
 def block_numbers(manifest: Manifest) -> dict[Source, int]:
@@ -83,11 +83,11 @@ class Tables:
 
     def __init__(self, manifest: Manifest, library: bytes, opencl_source: str) -> None:
         self._manifest = manifest
-        self._strings, self._string_places = bytearray(), dict[str, int]()
+        self._strings, self._string_offsets = bytearray(), dict[str, int]()
         self._numbers: list[int] = []
-        self._number_places: dict[tuple[int, ...], int] = {}
+        self._number_offsets: dict[tuple[int, ...], int] = {}
         self._blocks = block_numbers(manifest)
-        self._tensors = {tensor.name: place for place, tensor in enumerate(manifest.tensors)}
+        self._tensors = {tensor.name: index for index, tensor in enumerate(manifest.tensors)}
         self._arguments: list[tuple[Any, ...]] = []
         self._launches: list[tuple[Any, ...]] = []
         self._reads: list[tuple[int, int]] = []
@@ -108,29 +108,29 @@ class Tables:
         }
 
     def _string(self, text: str) -> int:
-        if text not in self._string_places:
-            self._string_places[text] = len(self._strings)
+        if text not in self._string_offsets:
+            self._string_offsets[text] = len(self._strings)
             self._strings += text.replace("\0", "�").encode(errors="replace") + b"\0"
-        return self._string_places[text]
+        return self._string_offsets[text]
 
     def _extents(self, shape: Sequence[int]) -> int:
         key = tuple(shape)
-        if key not in self._number_places:
-            self._number_places[key] = len(self._numbers)
+        if key not in self._number_offsets:
+            self._number_offsets[key] = len(self._numbers)
             self._numbers += key
-        return self._number_places[key]
+        return self._number_offsets[key]
 
     def _tensor_list(self, names: Iterable[str]) -> bytes:
         return np.array([self._tensors[name] for name in names], "<i4").tobytes()
 
     def _block_records(self) -> Iterable[tuple[int, ...]]:
-        places = constant_places(self._manifest)
+        offsets = constant_offsets(self._manifest)
         stored = {constant.source: constant.nbytes for constant in self._manifest.constants}
         for memory, words in self._manifest.memory_words().items():
-            kind, place, nbytes = "tensor", _NOT_STORED, 0
+            kind, offset, nbytes = "tensor", _NOT_STORED, 0
             if isinstance(memory, Source):
-                kind, place, nbytes = memory.kind, places.get(memory, _NOT_STORED), stored.get(memory, 0)
-            yield _BLOCK_KINDS[kind], 0, 4 * max(words, 1), place, nbytes
+                kind, offset, nbytes = memory.kind, offsets.get(memory, _NOT_STORED), stored.get(memory, 0)
+            yield _BLOCK_KINDS[kind], 0, 4 * max(words, 1), offset, nbytes
 
     def _tensor(self, tensor: TensorSpec) -> tuple[int, ...]:
         shape = tensor.shape
