@@ -44,10 +44,11 @@ def chain_of(device: Device, depth: int, m: int, width: int) -> tuple[Graph, lis
         nodes.append(Node(f"layer{i}", layer, f"t{i}", residual, f"t{i + 1}", params))
     graph = Graph(tensors, ["t0"], [f"t{depth}"], nodes)
     graph.validate()
+    family = schedules.family(nodes[0].layer)
     choices = [
         Choice(
             node.layer.units // 2,
-            *(schedules.linear.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu")),
+            *(family.default_variant(node.layer, side, target.hardware) for side in ("cpu", "gpu")),
         )
         for node in nodes
     ]

@@ -29,7 +29,7 @@ def body(source: str) -> str:
 def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tvm_coexec.compiler.kernels.kept_kernels", lambda: Cache(tmp_path, 1 << 20))
     layer = Linear(3, 5, 7, ())
-    variant = schedules.linear.default_variant(layer, "gpu", CPU_DEVICE.hardware)
+    variant = schedules.family(layer).default_variant(layer, "gpu", CPU_DEVICE.hardware)
     compiled = compile_half(layer, "gpu", variant, CPU_DEVICE)
     (entry,) = (path for path in tmp_path.rglob("*") if path.is_file())
     whole = entry.read_bytes()
@@ -44,7 +44,7 @@ def test_devices_that_need_the_same_code_share_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("tvm_coexec.compiler.kernels.kept_kernels", lambda: Cache(tmp_path, 1 << 20))
     layer, hardware = Linear(3, 5, 7, ()), CPU_DEVICE.hardware
     like = replace(CPU_DEVICE, hardware=replace(hardware, max_group_size=2 * hardware.max_group_size, workers=3))
-    variants = {side: schedules.linear.default_variant(layer, side, hardware) for side in ("cpu", "gpu")}
+    variants = {side: schedules.family(layer).default_variant(layer, side, hardware) for side in ("cpu", "gpu")}
     compiled = {side: compile_half(layer, side, variant, CPU_DEVICE) for side, variant in variants.items()}
     monkeypatch.setattr("tvm_coexec.compiler.kernels._generate", lambda *given: ())
     assert {side: compile_half(layer, side, variant, like) for side, variant in variants.items()} == compiled

@@ -165,7 +165,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, tmp_path, Path("/dev/zero"), Path("/dev/null")):
-        with pytest.raises(FileFormatError, match=f"{path} is no file; name a module"):
+        with pytest.raises(FileFormatError, match=f"'{path}' is no file; name a module"):
             Package.read(path)
 
 

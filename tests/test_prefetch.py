@@ -37,9 +37,9 @@ def test_weights_are_fetched_where_rows_are_few(layer: AnyLayer, fetched: bool, 
 @pytest.mark.parametrize("order", [0, 1])
 def test_the_next_tile_is_fetched_where_a_tile_stays(order: int, side: str) -> None:
     layer = Linear(197, 768, 96)
-    found = schedules.linear.variants(layer, side, CPU_DEVICE)
+    found = schedules.family(layer).variants(layer, side, CPU_DEVICE)
     variant = next(v for v in found if (v["order"], v["k_split"], v["unroll"]) == (order, 1, 1))
-    (launch,) = schedules.linear.build(layer, side, variant)
+    (launch,) = schedules.family(layer).build(layer, side, variant)
     levels = re.findall(r"T.address_of\(.*\), 0, (\d)", str(launch.module))
     assert levels == ["3", "3", *["2"] * (order == 0)]  # two lines of a tile soon, and one of the next
 

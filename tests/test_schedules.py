@@ -159,12 +159,12 @@ def test_channels_that_fill_a_tile_are_written_as_zero(layer: Linear | RowWise) 
 def test_the_best_tile_keeps_multiply_adds_busy_and_spills_nothing(hardware: Hardware, best: tuple[int, int]) -> None:
     layer = Linear(48, 768, 768)
     for side in ("cpu", "gpu"):
-        variant = schedules.linear.variants(layer, side, hardware)[0]
+        variant = schedules.family(layer).variants(layer, side, hardware)[0]
         params = {"channels": TILE, **dict(variant.params)}
         assert (params["rows"], params["channels"]) == best
         written_out = params["unroll"] * best[0] * best[1] // hardware.lanes
         assert written_out >= 24 and written_out // params["unroll"] < 32
-    for variant in schedules.linear.variants(layer, "cpu", hardware):
+    for variant in schedules.family(layer).variants(layer, "cpu", hardware):
         vectors = variant["channels"] // hardware.lanes
         assert (variant["rows"] * variant["k_split"] + 1) * vectors < hardware.vector_registers
 
