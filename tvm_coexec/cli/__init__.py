@@ -21,7 +21,7 @@ from typing import Any
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.version import __version__
 
-COMMANDS = ("devices", "doctor", "tune", "profile", "plan", "build", "check", "run", "report", "inspect")
+COMMANDS = ("devices", "doctor", "tune", "profile", "plan", "build", "check", "run", "report", "inspect", "export")
 
 _OUTPUT = 1
 """The file descriptor of the standard output."""

@@ -1,0 +1,52 @@
+"""The C project around a module: built by a plain C compiler, it computes what Python computes, and needs no Python."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_modules import chain
+
+from tvm_coexec.cli import main
+from tvm_coexec.compiler.toolchain import c_compiler
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.loader import intel_library
+from tvm_coexec.runtime.module import Module
+
+
+def test_an_application_computes_what_python_does(device: Device, tmp_path: Path) -> None:
+    package, _ = chain(device, 4, 5, 96)
+    module = Module(package, device)
+    module.export(tmp_path / "m.coexec")
+    app = tmp_path / "app"
+    assert main(["export", str(tmp_path / "m.coexec"), "--c-project", str(app)]) == 0
+    sources = [app / "main.c", *sorted((app / "libcoexec").glob("*.c"))]
+    flags = ["-std=gnu11", "-O1", "-pthread", "-Wall", "-Werror", f"-I{app / 'libcoexec'}"]
+    subprocess.run([c_compiler(), *flags, *sources, "-ldl", "-lm", "-o", app / "example"], check=True)
+    x = np.random.default_rng(0).standard_normal((5, 96)).astype(np.float32)
+    x.tofile(tmp_path / "x.bin")
+    command = [
+        app / "example",
+        app / "model.coexec",
+        "--device",
+        device.info.name,
+        "--out",
+        tmp_path,
+        tmp_path / "x.bin",
+    ]
+    subprocess.run(command, check=True, env=_without_python(device), capture_output=True, timeout=120)
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "0.bin", np.float32).reshape(5, 96), module(x))
+
+
+def _without_python(device: Device) -> dict[str, str]:
+    """No path leads to Python; of the drivers it is told what discovery tells them here."""
+    environment = {"PATH": "/nonexistent", "POCL_MAX_PTHREAD_COUNT": str(len(device.gpu_cores))}
+    library = intel_library()
+    return environment | ({"OCL_ICD_VENDORS": str(library)} if device.info.alias == "intel" else {})
+
+
+def test_a_project_is_written_into_an_empty_folder_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "kept").write_text("mine")
+    assert main(["export", "m.coexec", "--c-project", str(tmp_path)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -1,0 +1,44 @@
+"""A C project around a module: an example application, the runtime's sources, and how to build them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tvm_coexec.errors import InputError
+from tvm_coexec.files import whole_file
+from tvm_coexec.module.package import Package
+
+_TEMPLATE = Path(__file__).with_name("c_project")
+_LIBRARY = Path(__file__).with_name("libcoexec")
+_MODULE = "model.coexec"
+
+
+def write_c_project(module: str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
+    """Write the project.
+
+    Parameters
+    ----------
+    module
+        A module's file, which is copied.
+    folder
+        A folder that does not exist, or is empty.
+
+    Raises
+    ------
+    InputError
+        There is something in the folder already.
+    FileFormatError
+        The module is damaged, or there is none.
+    """
+    place = Path(folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"{place} is not empty; name a folder that does not exist")
+    package = Package.read(module)
+    shutil.copytree(_TEMPLATE, place, dirs_exist_ok=True)
+    (place / "libcoexec").mkdir()
+    for source in sorted(_LIBRARY.glob("*.[ch]")):
+        shutil.copyfile(source, place / "libcoexec" / source.name)
+    with whole_file(place / _MODULE) as file:
+        package.write_to(file)
