@@ -47,6 +47,7 @@ def build(
     gpu_cores: Sequence[int] | None = None,
     timeout_s: float = TIMEOUT_S,
     yields: bool = False,
+    adapt: bool = False,
     check: bool = False,
     shapes: Shapes | None = None,
 ) -> Module:
@@ -73,6 +74,8 @@ def build(
         Bound on every wait of one processor for the other.
     yields
         Give up the CPU while waiting, at the price of a slower wake-up.
+    adapt
+        Let splits follow the device while the module runs; see :func:`tvm_coexec.load`.
     check
         Run the module once on random inputs, and compare what it computes with an engine that shares no code with it:
         ONNX Runtime or ONNX's reference evaluator, LiteRT, or torch itself.
@@ -91,7 +94,7 @@ def build(
     if not isinstance(device, Device):
         device = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
     graph = to_graph(model, shapes)
-    module = build_graph(graph, device, profile=profile, split=split, timeout_s=timeout_s, yields=yields)
+    module = build_graph(graph, device, profile=profile, split=split, timeout_s=timeout_s, yields=yields, adapt=adapt)
     if check:
         from .verification import NetworkCheck
 
@@ -107,12 +110,13 @@ def build_graph(
     split: Split = "predicted",
     timeout_s: float = TIMEOUT_S,
     yields: bool = False,
+    adapt: bool = False,
 ) -> Module:
     """Build a module of a graph that was read before; see :func:`build`."""
     facts = device.facts()
     plan = plan_graph(graph, device, profile=profile, split=split)
     built = package_plan(graph, plan, target_for(facts), facts, _progress)
-    return Module(built, device, timeout_s=timeout_s, yields=yields)
+    return Module(built, device, timeout_s=timeout_s, yields=yields, adapt=adapt)
 
 
 def _progress(nodes: Any) -> Any:

@@ -47,7 +47,15 @@ class DeviceOptions(ctypes.Structure):
 
 
 class ModuleOptions(ctypes.Structure):
-    _fields_ = (("timeout_ns", _long), ("yields", _int), ("first_launch_ns", _long))
+    _fields_ = (("timeout_ns", _long), ("yields", _int), ("first_launch_ns", _long), ("adapts", _int))
+
+
+class Step(ctypes.Structure):
+    _fields_ = (("name", _text), *((name, _int) for name in ("units", "cpu_units", "has_cpu", "has_gpu")))
+
+
+class Adaptation(ctypes.Structure):
+    _fields_ = (("moves", _int), ("is_on_trial", _int), ("pace", ctypes.c_double))
 
 
 class Memory(ctypes.Structure):
@@ -78,6 +86,8 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
     "module_close": (None, (_pointer,)),
     "write": (_int, (_pointer, _int, _pointer, _size)),
     "read": (_int, (_pointer, _int, _pointer, _size)),
+    "describe_step": (_int, (_pointer, _int, ctypes.POINTER(Step))),
+    "describe_adaptation": (None, (_pointer, ctypes.POINTER(Adaptation))),
     "set_splits": (_int, (_pointer, ctypes.POINTER(_int), _int)),
     "run": (_int, (_pointer,)),
     "benchmark": (_int, (_pointer, _int, _int, ctypes.POINTER(_long))),

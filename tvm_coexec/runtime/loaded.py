@@ -116,7 +116,14 @@ class Loaded:
     """A module's code and memory on one device."""
 
     def __init__(
-        self, package: Package, device: Device, file: IO[bytes] | None = None, *, timeout_s: float, yields: bool
+        self,
+        package: Package,
+        device: Device,
+        file: IO[bytes] | None = None,
+        *,
+        timeout_s: float,
+        yields: bool,
+        adapt: bool,
     ) -> None:
         device.check_usable()
         self.device = device
@@ -126,7 +133,7 @@ class Loaded:
         self._blocks = block_numbers(self.manifest)
         self._views: dict[str, np.ndarray] = {}
         timeout_ns, first_launch_ns = (max(int(seconds * 1e9), 1) for seconds in (timeout_s, _FIRST_LAUNCH_S))
-        options = c.ModuleOptions(timeout_ns, yields, first_launch_ns)
+        options = c.ModuleOptions(timeout_ns, yields, first_launch_ns, adapt)
         if file is not None:
             self._open(file.fileno(), options)
         else:
@@ -195,6 +202,22 @@ class Loaded:
 
     def _publish(self, source: Source) -> None:
         self.check(library().coexec_publish(self.handle.pointer, self._blocks[source]))
+
+    @property
+    def splits(self) -> list[int]:
+        """The CPU's units of each step."""
+        described, splits = c.Step(), []
+        for number in range(len(self.manifest.steps)):
+            self.check(library().coexec_describe_step(self.handle.pointer, number, described))
+            splits.append(int(described.cpu_units))
+        return splits
+
+    @property
+    def adaptation(self) -> c.Adaptation:
+        """How splits have adapted."""
+        described = c.Adaptation()
+        library().coexec_describe_adaptation(self.handle.pointer, described)
+        return described
 
     def set_splits(self, cpu_units: Sequence[int]) -> None:
         """Give the CPU so many units of each step; programs of the network are no longer valid."""

@@ -76,6 +76,7 @@ class Module:
         *,
         timeout_s: float = TIMEOUT_S,
         yields: bool = False,
+        adapt: bool = False,
         file: IO[bytes] | None = None,
     ) -> None:
         """Put a package on a device, from its open ``file`` if there is one."""
@@ -83,15 +84,13 @@ class Module:
             raise InputError(f"timeout_s must be a positive number of seconds, got {timeout_s}")
         self.device = device
         with device.in_turn():
-            self._loaded = Loaded(package, device, file, timeout_s=timeout_s, yields=yields)
+            self._loaded = Loaded(package, device, file, timeout_s=timeout_s, yields=yields, adapt=adapt)
             for step in package.manifest.steps:
                 if step.seed is not None:
                     self._loaded.write_constants(checking.random_constants(step))
         # as they lie in the device's memory: for an export they need not be kept a second time
         constants = {source: self._loaded.constant(source, array) for source, array in package.constants.items()}
         self._package = replace(package, constants=constants)
-        self._splits = [step.cpu_units for step in package.manifest.steps]
-        self._programs: dict[bool, Program] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -113,13 +112,27 @@ class Module:
     @property
     def splits(self) -> dict[str, int]:
         """The CPU's units of each layer."""
-        return {step.name: units for step, units in zip(self.manifest.steps, self._splits, strict=True)}
+        return {step.name: units for step, units in zip(self.manifest.steps, self._loaded.splits, strict=True)}
+
+    @property
+    def adaptation(self) -> str:
+        """What was moved between the sides since the module was loaded with ``adapt``: a line, then one a layer."""
+        done = self._loaded.adaptation
+        steps = zip(self.manifest.steps, self._loaded.splits, strict=True)
+        moved = [
+            f"{step.name}: {step.cpu_units} -> {units} of {step.units} units"
+            for step, units in steps
+            if units != step.cpu_units
+        ]
+        pace = f"; lately the CPU took {done.pace:.2f} times as long as the GPU for its part" if done.pace else ""
+        trial = ", the last move on trial" if done.is_on_trial else ""
+        return "\n".join([f"{done.moves} moves helped{trial}{pace}; the CPU's units in {len(moved)} layers:", *moved])
 
     @_in_turn
     def set_splits(self, splits: Mapping[str, int]) -> None:
         """Change the CPU's units of some layers; nothing is compiled."""
         names = [step.name for step in self.manifest.steps]
-        changed = list(self._splits)
+        changed = self._loaded.splits
         for name, cpu_units in splits.items():
             if name not in names:
                 raise InputError(f"the module has no layer {name!r}; it has {', '.join(names)}")
@@ -128,8 +141,6 @@ class Module:
                 raise InputError(f"layer {name!r} has {step.units} units; the CPU cannot compute {cpu_units} of them")
             changed[names.index(name)] = cpu_units
         self._loaded.set_splits(changed)
-        self._splits = changed
-        self._programs.clear()
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -211,9 +222,7 @@ class Module:
         return bound
 
     def _program(self, *, timeline: bool) -> Program:
-        if timeline not in self._programs:
-            self._programs[timeline] = self._loaded.network(timeline=timeline)
-        return self._programs[timeline]
+        return self._loaded.network(timeline=timeline)
 
     @property
     @_in_turn
@@ -264,7 +273,7 @@ class Module:
         none.
         """
         program = self._program(timeline=True)
-        return timing.time_halves(program, len(self._splits), repeats=repeats, warmup=warmup)
+        return timing.time_halves(program, len(self.manifest.steps), repeats=repeats, warmup=warmup)
 
     @_in_turn
     def time_step(
@@ -308,6 +317,7 @@ def load(
     gpu_cores: Sequence[int] | None = None,
     timeout_s: float = TIMEOUT_S,
     yields: bool = False,
+    adapt: bool = False,
 ) -> Module:
     """Load a module file.
 
@@ -325,6 +335,9 @@ def load(
         Bound on every wait of one processor for the other.
     yields
         Give up the CPU while waiting, at the price of a slower wake-up.
+    adapt
+        Move units of divided layers toward the side that turns out faster than planned, where runs become shorter by
+        it; needs flags. :attr:`Module.adaptation` says what was moved.
 
     Raises
     ------
@@ -341,7 +354,7 @@ def load(
             if name is not None and not isinstance(name, str):
                 raise FileFormatError("the module names no device; build it again")
             device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
-        module = Module(package, device, timeout_s=timeout_s, yields=yields, file=file)
+        module = Module(package, device, timeout_s=timeout_s, yields=yields, adapt=adapt, file=file)
     if device.shares_core and _uses_both_sides(package):
         warn_of_one_core(device)
         module.set_splits({step.name: step.units if step.cpu else 0 for step in package.manifest.steps})

@@ -77,6 +77,7 @@ typedef struct {
   int64_t timeout_ns; /* bound on every wait of one processor for the other; 0: five seconds */
   int32_t yields;     /* give up the processor while waiting, at the price of a slower wake-up */
   int64_t first_launch_ns; /* bound on the first launch of a kernel, for which some drivers compile it; 0: ten minutes */
+  int32_t adapts; /* move units toward the side that turns out faster than planned; see coexec_adaptation */
 } coexec_module_options;
 
 COEXEC_API coexec_status coexec_module_open(coexec_device* device, const char* path,
@@ -135,6 +136,15 @@ COEXEC_API coexec_status coexec_run(coexec_module* module);
 COEXEC_API coexec_status coexec_call(coexec_module* module, const void* const* inputs, void* const* outputs);
 /* Time whole runs after some that do not count; inputs and outputs stay where they are. */
 COEXEC_API coexec_status coexec_benchmark(coexec_module* module, int32_t warmup, int32_t repeats, int64_t* latency_ns);
+
+/* How splits have adapted; coexec_describe_step says what they are now. Whole runs alone count, not benchmarks. */
+typedef struct {
+  int32_t moves;       /* times that units were moved and runs became shorter by it */
+  int32_t is_on_trial; /* whether the last move has still to show that */
+  double pace;         /* the CPU's time over the GPU's for what each computed lately of divided layers; 0: unknown */
+} coexec_adaptation;
+
+COEXEC_API void coexec_describe_adaptation(const coexec_module* module, coexec_adaptation* described);
 
 typedef struct {
   size_t weight_bytes, activation_bytes, scratch_bytes; /* scratch: that of the CPU's threads so far included */

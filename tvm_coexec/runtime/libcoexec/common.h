@@ -13,6 +13,7 @@ enum { ERROR_TEXT = 1024 };
 coexec_status fail(coexec_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 int64_t now_ns(void);
+int64_t thread_ns(void); /* for how long this thread has had a core */
 
 /* The processor's own counter, by which chained kernels are timed; 0 where kernels cannot read it. */
 uint64_t now_ticks(void);

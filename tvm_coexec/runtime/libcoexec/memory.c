@@ -85,7 +85,7 @@ int32_t set_block(const coexec_device* d, void* kernel, uint32_t number, const m
 }
 
 int32_t* allocate_flags(coexec_device* d) {
-  size_t bytes = FLAG_WORDS * sizeof(int32_t);
+  size_t bytes = FLAG_BLOCK_WORDS * sizeof(int32_t);
   int32_t* flags = d->cl.svm_alloc(d->context, CL_READ_WRITE | CL_SVM_FINE | CL_SVM_ATOMIC, bytes, SVM_ALIGNMENT);
   if (flags) memset(flags, 0, bytes);
   return flags;

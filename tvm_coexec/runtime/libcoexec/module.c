@@ -73,10 +73,11 @@ static coexec_status open_entered(coexec_module* m, const byte_source* source, c
   if (!status) status = fill_constants(m);
   if (!status) status = load_code(m);
   if (!status) status = start_opencl(m);
+  if (!status && options && options->adapts) status = start_adapting(m);
   return status;
 }
 
-static void drop_programs(coexec_module* m) {
+void drop_programs(coexec_module* m) {
   for (int i = 0; i < 2; ++i) {
     if (m->programs[i]) free_program(m->programs[i]);
     m->programs[i] = NULL;
@@ -97,6 +98,7 @@ static void release(coexec_module* m) {
   unload_code(m);
   release_file(&m->file);
   free(m->blocks);
+  free(m->adapting.earlier);
   free(m->splits);
   free(m);
 }
@@ -178,7 +180,10 @@ coexec_status coexec_set_splits(coexec_module* m, const int32_t* cpu_units, int3
   }
   coexec_status status = enter_device(m->device);
   if (status) return status;
-  if (memcmp(m->splits, cpu_units, (size_t)count * sizeof *cpu_units)) drop_programs(m);
+  if (memcmp(m->splits, cpu_units, (size_t)count * sizeof *cpu_units)) {
+    drop_programs(m);
+    forget_runs(m);
+  }
   memcpy(m->splits, cpu_units, (size_t)count * sizeof *cpu_units);
   leave_device(m->device);
   return COEXEC_OK;
@@ -186,23 +191,29 @@ coexec_status coexec_set_splits(coexec_module* m, const int32_t* cpu_units, int3
 
 /* ---- runs ---- */
 
-coexec_status coexec_run(coexec_module* m) {
+static coexec_status run_network(coexec_module* m) {
   coexec_program* program;
+  coexec_status status = make_network(m, 0, &program);
+  if (status) return status;
+  if (m->adapting.enabled) forget_waits(m);
+  status = run_program(program);
+  if (!status && m->adapting.enabled) adapt_splits(m);
+  return status;
+}
+
+coexec_status coexec_run(coexec_module* m) {
   coexec_status status = enter_device(m->device);
   if (status) return status;
-  status = make_network(m, 0, &program);
-  if (!status) status = run_program(program);
+  status = run_network(m);
   leave_device(m->device);
   return status;
 }
 
 coexec_status coexec_call(coexec_module* m, const void* const* inputs, void* const* outputs) {
-  coexec_program* program;
   coexec_status status = enter_device(m->device);
   if (status) return status;
   copy_inputs(m, inputs);
-  status = make_network(m, 0, &program);
-  if (!status) status = run_program(program);
+  status = run_network(m);
   if (!status) copy_outputs(m, outputs);
   leave_device(m->device);
   return status;

@@ -2,6 +2,7 @@
 #ifndef COEXEC_MODULE_H
 #define COEXEC_MODULE_H
 
+#include "adapt.h"
 #include "device.h"
 #include "file.h"
 #include "kernels.h"
@@ -29,6 +30,7 @@ struct coexec_module {
   int32_t yields;
   int32_t* splits;               /* the CPU's units of each step */
   coexec_program* programs[2];   /* of all steps for these splits, without and with a timeline; or NULL */
+  adaptation adapting;
 };
 
 static inline const char* string_of(const coexec_module* module, uint32_t string) {
@@ -68,6 +70,8 @@ coexec_status make_program(coexec_module* module, const coexec_part* parts, int3
 coexec_status make_network(coexec_module* module, int32_t flags, coexec_program** program);
 coexec_status run_program(coexec_program* program);
 void free_program(coexec_program* program);
+/* module.c: let go of the module's own programs, whose splits have changed. */
+void drop_programs(coexec_module* module);
 size_t held_by_threads(const coexec_program* program);
 coexec_status check_split(const coexec_module* module, int32_t step, int32_t cpu_units);
 

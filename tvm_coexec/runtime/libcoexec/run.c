@@ -63,16 +63,21 @@ static coexec_status enqueue(runnable* p, const operation* op) {
   return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
 }
 
+/* Grows while this thread has no core. */
+static int64_t off_core_ns(void) { return now_ns() - thread_ns(); }
+
 static coexec_status wait_for_gpu(runnable* p, const operation* op) {
   _Atomic int32_t* done = flag(p, FLAG_GPU_DONE);
-  int64_t deadline = 0;
+  int64_t deadline = 0, off_core = 0;
   for (uint32_t spins = 1; atomic_load_explicit(done, memory_order_acquire) < op->step; ++spins) {
+    if (spins == PATIENT_SPINS) off_core = off_core_ns();
     relax(spins, p->yields);
     if (spins % (spins > PATIENT_SPINS ? PATIENT_INTERVAL : CLOCK_INTERVAL)) continue;
     int64_t now = now_ns();
     if (!deadline) deadline = now + p->timeout_ns;
     if (now > deadline) return failed(p, COEXEC_CPU_WAITED, op->step);
   }
+  if (off_core) p->displaced_ns += off_core_ns() - off_core;
   int32_t gave_up = atomic_load_explicit(flag(p, FLAG_GPU_GAVE_UP), memory_order_acquire);
   return gave_up ? failed(p, COEXEC_GPU_WAITED, gave_up) : COEXEC_OK;
 }
@@ -203,6 +208,7 @@ coexec_status run_once(runnable* p) {
   cpu_set_t before;
   p->opencl_error = p->failed_step = 0;
   p->text[0] = 0;
+  p->displaced_ns = 0;
   int was_moved = pin(p->device, &before);
   use_workspace(p->workspaces);
   if (p->device->pool) wake_pool(p->device->pool, p->workspaces);

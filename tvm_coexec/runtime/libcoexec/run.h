@@ -33,7 +33,7 @@ typedef struct {
   transfer* transfers; /* of each step, then of each input; NULL with flags */
   int32_t operation_count, launch_count, transfer_count;
   void* queue;
-  int32_t* flags; /* FLAG_WORDS in shared memory; NULL without flags */
+  int32_t* flags; /* FLAG_BLOCK_WORDS in shared memory; NULL without flags */
   void* linger;   /* kernel that keeps the queue awake after a run; or NULL */
   workspace* workspaces; /* one for each of the CPU's threads */
   int64_t timeout_ns;
@@ -42,6 +42,7 @@ typedef struct {
   void** events;         /* of each launch; or NULL */
   /* Of the last run, the latter by the processor's counter, by which chained kernels are timed; or 0. */
   int64_t start_ns, end_ns;
+  int64_t displaced_ns; /* of its long waits, for how long others had the core */
   uint64_t start_ticks, end_ticks;
   int32_t failed_step, opencl_error;
   char text[KERNEL_TEXT];

@@ -1,0 +1,45 @@
+"""Splits that follow the device: whatever is moved, results stay right, and what was moved is told."""
+
+import numpy as np
+import pytest
+from small_modules import chain, expected
+
+from tvm_coexec.errors import InputError
+from tvm_coexec.runtime.device import Device, open_device
+from tvm_coexec.runtime.module import Module
+
+RUNS = 60
+
+
+@pytest.mark.parametrize("start", (None, 1, 5), ids=("as planned", "nearly all on the GPU", "nearly all on the CPU"))
+def test_results_stay_right_while_units_move(device: Device, start: int | None) -> None:
+    package, nodes = chain(device, 4, 5, 192)
+    module = Module(package, device, adapt=True)
+    if start is not None:
+        module.set_splits({node.name: start for node in nodes})
+    rng = np.random.default_rng(0)
+    for _ in range(RUNS):
+        x = rng.standard_normal((5, 192)).astype(np.float32)
+        np.testing.assert_allclose(module(x), expected(nodes, x), rtol=1e-3, atol=1e-3)
+    assert all(0 < units < 6 for units in module.splits.values())
+    assert "lately the CPU took" in module.adaptation
+    moved = [name for name, units in module.splits.items() if units != package.manifest.steps[0].cpu_units]
+    assert len(module.adaptation.splitlines()) == 1 + len(moved)
+
+
+def test_layers_of_one_side_stay_there(device: Device) -> None:
+    package, nodes = chain(device, 2, 5, 192)
+    module = Module(package, device, adapt=True)
+    module.set_splits({nodes[0].name: 6, nodes[1].name: 0})
+    x = np.ones((5, 192), np.float32)
+    for _ in range(RUNS):
+        np.testing.assert_allclose(module(x), expected(nodes, x), rtol=1e-3, atol=1e-3)
+    assert list(module.splits.values()) == [6, 0]
+
+
+def test_adapting_needs_flags(device: Device) -> None:
+    package, _ = chain(device, 2, 5, 192)
+    events = open_device(device.info.alias, mechanism="event")
+    with pytest.raises(InputError, match="splits adapt by what flags show"):
+        Module(package, events, adapt=True)
+    assert not Module(package, events).adaptation.partition("0 moves helped")[0]
