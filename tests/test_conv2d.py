@@ -162,3 +162,14 @@ def test_a_tile_of_a_depthwise_layer_reads_its_own_channels_alone(implementation
     tiles = half.buffers["input"][: 7 * 8 * 3 * TILE].reshape(-1, 3, TILE)
     tiles[:, :2] = np.nan
     assert half.error(2, 3) < TOLERANCE
+
+
+@pytest.mark.parametrize(("hardware", "registers"), [(Hardware(16, 32, "gpu", 256, 1), 16), (NARROW_CPU, None)])
+def test_a_short_reduction_leaves_registers_of_narrow_vectors_for_what_is_read_ahead(
+    hardware: Hardware, registers: int | None
+) -> None:
+    layer = conv(17, 17, 3, 32, 3, padding=1, stride=2)
+    for variant in variants(layer, "cpu", hardware):
+        sums = variant["rows"] * variant["channels"] // hardware.lanes * variant["k_split"]
+        assert sums <= (registers or hardware.vector_registers)
+    assert Half(layer, variants(layer, "cpu", hardware)[0]).worst_error() < TOLERANCE
