@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_coexec.errors import InputError
-from tvm_coexec.runtime.device import DeviceChoice
 
 from .options import add_core_options, add_device_option, check_out
 
 if TYPE_CHECKING:
     from tvm_coexec.rpc.fleet import FleetDevice
+    from tvm_coexec.runtime.device import DeviceChoice
     from tvm_coexec.runtime.discovery import DeviceInfo
 
 EXAMPLES = """\
@@ -67,6 +67,8 @@ def run(
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
+    from tvm_coexec.runtime.device import DeviceChoice
+
     if tracker is not None:
         if facts is not None:
             return _write_far_facts(facts, tracker, key, DeviceChoice(device, cpu_cores, gpu_cores))
