@@ -14,6 +14,7 @@ from tvm_coexec.errors import ModelError, in_one_line
 from tvm_coexec.frontends.relax.module import Known, Naming, bindings, trace_function
 from tvm_coexec.frontends.trace import Source, Trace
 
+from .contributed import replace_contributed
 from .importer import import_simple
 from .nodes import known_operation
 from .shapes import bind_shapes
@@ -46,6 +47,7 @@ def trace_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
     _check_opset(proto)
+    replace_contributed(proto)
     _check_operators(proto)
     bind_shapes(proto.graph, shapes or {})
     _check_consistency(proto, model)
