@@ -1,5 +1,6 @@
 """Each ONNX model that cannot be built ends in one error that names the operator, the node, and the remedy."""
 
+import os
 import sys
 
 import numpy as np
@@ -228,3 +229,38 @@ def test_onnx_is_not_installed(monkeypatch):
     monkeypatch.delitem(sys.modules, "tvm_coexec.frontends.onnx.model", raising=False)
     with pytest.raises(ModelError, match=r"needs the package onnx; install tvm-coexec\[onnx\]"):
         to_graph("model.onnx")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"location": "weights.bin", "offset": "0", "length": "256"},
+        {"location": "weights.bin", "offset": "abc", "length": "10"},
+        {"location": "weights.bin", "offset": "0", "length": "-1"},
+        {"location": "weights.bin", "offset": "99999999999999999999999", "length": "10"},
+        {"location": "nowhere.bin", "offset": "0", "length": "10"},
+        {"location": "../weights.bin", "offset": "0", "length": "10"},
+        {"location": "/etc/passwd", "offset": "0", "length": "10"},
+        {"location": "pipe.bin", "offset": "0", "length": "256"},
+        {"location": "", "offset": "0", "length": "256"},
+        {},
+    ],
+    ids=str,
+)
+def test_weights_that_are_not_beside_the_file_as_it_says(entries, tmp_path):
+    b = OnnxBuilder(x=(4, 8))
+    model = b.model(b.add("MatMul", "x", b.const(np.ones((8, 8), np.float32))))
+    (tmp_path / "weights.bin").write_bytes(bytes(10))
+    os.mkfifo(tmp_path / "pipe.bin")
+    (weights,) = model.graph.initializer
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in entries.items():
+        weights.external_data.add(key=key, value=value)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(
+        ModelError, match=r"cannot read .*model\.onnx' as an ONNX model \(.*\); export it again"
+    ) as caught:
+        to_graph(path)
+    assert "\n" not in str(caught.value)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
 from tvm import relax
 
 from tvm_coexec.errors import ModelError, in_one_line
@@ -63,8 +62,10 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"there is no model file {str(path)!r}; give the path of an ONNX file")
     try:
         return onnx.load(path)
-    except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        raise ModelError(f"cannot read {str(path)!r} as an ONNX model ({error}); export it again") from error
+    except Exception as error:  # whatever damage leads onnx or protobuf to, beside what they foresee
+        raise ModelError(
+            f"cannot read {str(path)!r} as an ONNX model ({in_one_line(error)}); export it again"
+        ) from error
 
 
 def _check_opset(model: onnx.ModelProto) -> None:
