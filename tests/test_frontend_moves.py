@@ -182,6 +182,14 @@ def cut_columns(b: OnnxBuilder) -> str:
     return b.add("Slice", conv(b, 6), ints(b, 1), ints(b, 3), ints(b, 3))
 
 
+def test_an_image_and_rows_are_joined_as_an_image() -> None:
+    b = OnnxBuilder(x=(1, 1, 5, 4))
+    lines = b.add("Slice", "x", ints(b, -1), ints(b, -9), ints(b, 2), ints(b, -1))
+    joined = b.add("Relu", b.add("Concat", "x", lines, axis=2))
+    graph = check_against_onnxruntime(b.model(joined, b.add("LRN", lines, size=1)))
+    assert ("rearrange", ("residual", "relu")) in layers(graph)
+
+
 @pytest.mark.parametrize("name", JOINED)
 def test_concatenations_along_other_axes_are_sums_of_what_is_padded(name: str) -> None:
     shape, build = JOINED[name]

@@ -79,14 +79,17 @@ def add_joined(state: State, operation: Operation) -> None:
     if len(operation.inputs) > _MOST_JOINED:
         raise ModelError(f"{source} joins {len(operation.inputs)} activations, each of which would be written anew")
     shape = state.trace.shapes[operation.output]
+    roots = [_root(state, operation, name) for name in operation.inputs]
+    has_images = any(root.is_channels_first for root in roots)
     first, last = 0, None
-    for name in operation.inputs:
-        root = _root(state, operation, name)
+    for root in roots:
         before, after = [0] * len(shape), [0] * len(shape)
         before[axis], after[axis] = first, shape[axis] - first - root.shape[axis]
         moved = Moved.of(root.shape).padded(tuple(before), tuple(after))
         first += root.shape[axis]
-        tensor, seen = _result(state, operation.output, root, moved)
+        tensor, seen = _result(state, operation.output, moved, has_images)
+        if last is not None and (tensor.image, tensor.channels) != (last.image, last.channels):
+            raise ModelError(f"{source} joins what lies in memory as images with what lies as rows")
         draft = _append(state, root, seen, tensor, source)
         if last is not None:
             draft.residual = last
@@ -152,7 +155,7 @@ def with_channels_second(state: State, value: Value, source: Source) -> Value:
 
 def add_moved(state: State, name: str, root: Root, moved: Moved, source: Source, fill: float = 0.0) -> None:
     """A layer that makes a value of a root's elements."""
-    tensor, seen = _result(state, name, root, moved)
+    tensor, seen = _result(state, name, moved, root.is_channels_first)
     _append(state, root, seen, tensor, source, fill)
     state.values[name] = Value(tensor, state.trace.shapes[name], tensor.image[0] if tensor.image else tensor.rows)
 
@@ -177,7 +180,7 @@ def _append(state: State, root: Root, seen: Moved, tensor: DraftTensor, source: 
     return draft
 
 
-def _result(state: State, name: str, root: Root, moved: Moved) -> tuple[DraftTensor, Moved]:
+def _result(state: State, name: str, moved: Moved, is_of_images: bool) -> tuple[DraftTensor, Moved]:
     """The tensor that is made, and the value in the shape in which the tensor is seen.
 
     It is an image if its readers take it as one, or if it is made of one; rows otherwise.
@@ -185,7 +188,7 @@ def _result(state: State, name: str, root: Root, moved: Moved) -> tuple[DraftTen
     tensor = state.readers.tensor(name)
     tensor.channels_first = False
     shape = tensor.shape
-    if tensor.image is None and len(shape) == 4 and root.is_channels_first:
+    if tensor.image is None and len(shape) == 4 and is_of_images:
         tensor = DraftTensor(name, shape, shape[1], image=(shape[0], shape[2], shape[3], shape[1]))
     if tensor.image is not None:
         batch, h, w, channels = tensor.image
