@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
 from typing import Any
 
 from tvm_coexec.module.package import Package
@@ -114,7 +113,7 @@ def _facts(
         "is_android": is_android,
         "kernel": told["kernel"],
         **cpu_facts(cpuinfo),
-        "clusters": [asdict(one) for one in clusters],
+        "clusters": [one.to_json() for one in clusters],
         "cache_bytes": {},
         "versions": {"tvm_coexec": __version__},
     }

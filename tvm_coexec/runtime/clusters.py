@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
@@ -78,6 +79,10 @@ class Cluster:
     cores: tuple[int, ...]
     highest_mhz: float | None = None
     role: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as a file of facts holds them."""
+        return asdict(self) | {"cores": list(self.cores)}
 
     def __str__(self) -> str:
         clock = "" if self.highest_mhz is None else f" {self.highest_mhz / 1000:.2f} GHz"

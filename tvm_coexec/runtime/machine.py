@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def machine_facts(core: int) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         **cpu_facts(_CPUINFO.read_text()),
-        "clusters": [asdict(cluster) for cluster in clusters()],
+        "clusters": [cluster.to_json() for cluster in clusters()],
         "cache_bytes": _caches(core),
         "versions": {"tvm_coexec": __version__} | {name: _version(*packages) for name, packages in _PACKAGES.items()},
     }
