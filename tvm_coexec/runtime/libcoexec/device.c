@@ -102,11 +102,13 @@ static coexec_status take_given(coexec_device* d, const coexec_device_options* o
 /* ---- how the sides synchronise ---- */
 
 static coexec_status choose_mechanism(coexec_device* d, const coexec_device_options* o) {
-  uint64_t svm = 0, wanted = CL_SVM_FINE_BUFFER | CL_SVM_ATOMICS_CAPABILITY;
+  uint64_t svm = 0, type = 0, wanted = CL_SVM_FINE_BUFFER | CL_SVM_ATOMICS_CAPABILITY;
   uint32_t unified = 0;
   int has_functions = d->cl.svm_alloc && d->cl.svm_free && d->cl.set_svm_argument && d->cl.exec_info;
   d->cl.device_info(d->device, CL_DEVICE_UNIFIED, sizeof unified, &unified, NULL);
+  d->cl.device_info(d->device, CL_DEVICE_TYPE, sizeof type, &type, NULL);
   d->is_unified = unified && !o->separate_memory;
+  d->is_coherent = d->is_unified && (type & CL_DEVICE_TYPE_CPU);
   if (d->cl.device_info(d->device, CL_DEVICE_SVM, sizeof svm, &svm, NULL)) svm = 0; /* OpenCL 1.2 cannot be asked */
   int has_flags = has_functions && (svm & wanted) == wanted;
   if (o->mechanism == COEXEC_SVM && !has_flags)

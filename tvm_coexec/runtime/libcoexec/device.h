@@ -31,7 +31,8 @@ struct coexec_device {
   void* timing_queue; /* its events carry times; NULL until a program wants them */
   char name[DEVICE_TEXT];
   coexec_mechanism mechanism;
-  int is_unified; /* whether buffers lie in the host's memory */
+  int is_unified;  /* whether buffers can lie in the host's memory */
+  int is_coherent; /* whether the two sides see there what the other writes without being told */
   int32_t* cores;
   int32_t core_count;
   char* cache_folder; /* or NULL */

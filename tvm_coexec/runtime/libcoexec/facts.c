@@ -54,7 +54,7 @@ static void say_kind(const coexec_device* d, answer* to) {
   void* platform = NULL;
   char text[DEVICE_TEXT] = "";
   d->cl.device_info(d->device, CL_DEVICE_TYPE, sizeof type, &type, NULL);
-  say(to, "device_type=%s\n", type & CL_DEVICE_TYPE_GPU ? "gpu" : type & 2 ? "cpu" : "accelerator");
+  say(to, "device_type=%s\n", type & CL_DEVICE_TYPE_GPU ? "gpu" : type & CL_DEVICE_TYPE_CPU ? "cpu" : "accelerator");
   if (d->cl.device_info(d->device, CL_DEVICE_SVM, sizeof svm, &svm, NULL)) svm = 0;
   say(to, "svm=%s%s%s%s\n", svm & 1 ? "coarse " : "", svm & 2 ? "fine " : "", svm & 4 ? "fine-system " : "",
       svm & 8 ? "atomics" : "");

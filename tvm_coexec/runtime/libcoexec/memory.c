@@ -11,13 +11,30 @@
 enum { SVM_ALIGNMENT = 128, PAGE = 1 << 14, HUGE_PAGE = 1 << 21 };
 
 /* A multiple of a page, which drivers want to use the host's memory as it is. */
-static size_t rounded_up(size_t bytes) { return (bytes + PAGE - 1) & ~(size_t)(PAGE - 1); }
+static size_t rounded_up(size_t bytes, size_t unit) { return (bytes + unit - 1) & ~(unit - 1); }
 
-static void* reserve(coexec_device* d, size_t bytes) {
-  if (d->mechanism == COEXEC_SVM)
-    return d->cl.svm_alloc(d->context, CL_READ_WRITE | CL_SVM_FINE, bytes ? bytes : SVM_ALIGNMENT, SVM_ALIGNMENT);
-  return aligned_alloc(bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE,
-                       bytes >= HUGE_PAGE ? (bytes + HUGE_PAGE - 1) & ~(size_t)(HUGE_PAGE - 1) : rounded_up(bytes + 1));
+/* Memory that stays mapped, since a GPU with memory of its own copies such by itself; else any. */
+static void reserve_pinned(coexec_device* d, memory_block* block) {
+  int32_t error = 0;
+  block->pinned = d->cl.create_buffer(d->context, CL_READ_WRITE | CL_ALLOC_HOST, block->bytes, NULL, &error);
+  if (!block->pinned) return;
+  block->host = d->cl.map(d->queue, block->pinned, CL_TRUE_VALUE, CL_MAP_READING | CL_MAP_WRITING, 0, block->bytes, 0,
+                          NULL, NULL, &error);
+  if (!error && block->host) return;
+  d->cl.release_memory(block->pinned);
+  block->host = block->pinned = NULL;
+}
+
+static void reserve(coexec_device* d, memory_block* block) {
+  size_t bytes = block->bytes;
+  if (d->mechanism == COEXEC_SVM) {
+    block->host = d->cl.svm_alloc(d->context, CL_READ_WRITE | CL_SVM_FINE, bytes ? bytes : SVM_ALIGNMENT, SVM_ALIGNMENT);
+    return;
+  }
+  if (d->mechanism == COEXEC_EVENT && !d->is_unified && !block->is_fixed && bytes) reserve_pinned(d, block);
+  if (block->host) return;
+  size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
+  block->host = aligned_alloc(unit, bytes ? rounded_up(bytes, unit) : unit);
 }
 
 /* Without huge pages, finding a weight's page takes longer than reading it. A system that has none, or memory that
@@ -44,32 +61,47 @@ static coexec_status check_size(const memory_block* blocks, int32_t count) {
 coexec_status allocate_blocks(coexec_device* d, memory_block* blocks, int32_t count, const size_t* filled) {
   coexec_status status = check_size(blocks, count);
   for (int32_t i = 0; !status && i < count; ++i) {
-    blocks[i].host = reserve(d, blocks[i].bytes);
+    reserve(d, &blocks[i]);
     if (!blocks[i].host)
       status = fail(COEXEC_NO_MEMORY, "the OpenCL device gives no %zu bytes of memory; run a smaller network, or end "
                     "other programs that use the device", blocks[i].bytes);
   }
   for (int32_t i = 0; !status && i < count; ++i) prefer_huge_pages(&blocks[i]);
   for (int32_t i = 0; !status && i < count; ++i) memset(blocks[i].host + filled[i], 0, blocks[i].bytes - filled[i]);
-  for (int32_t i = 0; !status && d->mechanism == COEXEC_EVENT && i < count; ++i) {
-    size_t bytes = blocks[i].bytes ? blocks[i].bytes : SVM_ALIGNMENT;
-    int32_t error = 0;
-    blocks[i].buffer = d->cl.create_buffer(d->context, CL_READ_WRITE | (d->is_unified ? CL_USE_HOST : CL_COPY_HOST),
-                                           bytes, blocks[i].host, &error);
-    if (error)
-      status = fail(COEXEC_NO_MEMORY, "the OpenCL device gives no %zu bytes of memory (error %d); run a smaller network, "
-                    "or end other programs that use the device", bytes, (int)error);
-  }
   if (status) release_blocks(d, blocks, count);
   return status;
 }
 
+/* Kernels and the CPU may use one buffer at a time only while it is mapped, by OpenCL's promise; so they do where the
+   device is a CPU too, whose caches agree, or where what was written before the buffer was made stays as it is. */
+coexec_status create_buffers(coexec_device* d, memory_block* blocks, int32_t count) {
+  if (d->mechanism != COEXEC_EVENT) return COEXEC_OK;
+  for (int32_t i = 0; i < count; ++i) {
+    memory_block* b = &blocks[i];
+    int32_t error = 0;
+    b->is_shared = d->is_unified && (d->is_coherent || b->is_fixed);
+    b->buffer = d->cl.create_buffer(d->context, CL_READ_WRITE | (b->is_shared ? CL_USE_HOST : CL_COPY_HOST),
+                                    b->bytes ? b->bytes : SVM_ALIGNMENT, b->host, &error);
+    if (error)
+      return fail(COEXEC_NO_MEMORY, "the OpenCL device gives no %zu bytes of memory (error %d); run a smaller network, or "
+                  "end other programs that use the device", b->bytes, (int)error);
+  }
+  return COEXEC_OK;
+}
+
 void release_blocks(coexec_device* d, memory_block* blocks, int32_t count) {
   for (int32_t i = 0; i < count; ++i) {
-    if (blocks[i].buffer) d->cl.release_memory(blocks[i].buffer);
-    if (blocks[i].host && d->mechanism == COEXEC_SVM) d->cl.svm_free(d->context, blocks[i].host);
-    else free(blocks[i].host);
-    blocks[i].host = blocks[i].buffer = NULL;
+    memory_block* b = &blocks[i];
+    if (b->buffer) d->cl.release_memory(b->buffer);
+    if (b->pinned) {
+      d->cl.unmap(d->queue, b->pinned, b->host, 0, NULL, NULL);
+      d->cl.release_memory(b->pinned);
+    } else if (b->host && d->mechanism == COEXEC_SVM) {
+      d->cl.svm_free(d->context, b->host);
+    } else {
+      free(b->host);
+    }
+    b->host = b->buffer = b->pinned = NULL;
   }
 }
 

@@ -4,16 +4,22 @@
 
 #include "device.h"
 
-/* A piece of memory. With SVM one address is both sides'; else there is a buffer, whose memory `host` is or copies. */
+/* A piece of memory. With SVM one address is both sides'. Else the GPU has a buffer: where the two caches agree by
+   themselves, or nobody writes, the host's memory is the buffer; otherwise each side has memory of its own. */
 typedef struct {
   char* host;
   size_t bytes;
   void* buffer; /* cl_mem; or NULL */
+  void* pinned; /* cl_mem whose memory the host's is, which a GPU copies without help; or NULL */
+  int is_shared; /* whether the host's memory is the buffer */
+  int is_fixed; /* whether nobody writes once the buffer is there */
 } memory_block;
 
-/* Memory for blocks whose bytes are set; `filled` counts those at each block's begin that the caller writes, which are
-   not zeroed. What is there already is released after a failure. */
+/* Host memory for blocks whose bytes are set; `filled` counts those at each block's begin that the caller writes, which
+   are not zeroed. What is there already is released after a failure. */
 coexec_status allocate_blocks(coexec_device* device, memory_block* blocks, int32_t count, const size_t* filled);
+/* The device's buffers, if it has any, with what the host's memory holds. */
+coexec_status create_buffers(coexec_device* device, memory_block* blocks, int32_t count);
 void release_blocks(coexec_device* device, memory_block* blocks, int32_t count);
 /* Let the device have its own buffer of a block, from what the host has written. */
 coexec_status publish_block(coexec_device* device, const memory_block* block);

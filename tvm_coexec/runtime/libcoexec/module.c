@@ -47,8 +47,6 @@ static coexec_status fill_constants(coexec_module* m) {
   for (uint64_t i = 0; i < m->file.block_count; ++i) places[i] = m->blocks[i].host;
   coexec_status status = read_constants(&m->file, places);
   free(places);
-  for (uint64_t i = 0; !status && i < m->file.block_count; ++i)
-    if (m->file.blocks[i].constant_bytes) status = publish_block(m->device, &m->blocks[i]);
   return status;
 }
 
@@ -58,6 +56,7 @@ static coexec_status allocate_memory(coexec_module* m) {
   coexec_status status = m->blocks && filled ? COEXEC_OK : fail(COEXEC_NO_MEMORY, "there is no memory to open the module");
   for (size_t i = 0; !status && i < count; ++i) {
     m->blocks[i].bytes = m->file.blocks[i].bytes;
+    m->blocks[i].is_fixed = m->file.blocks[i].kind == COEXEC_BLOCK_CONSTANT && m->file.blocks[i].constant_bytes;
     filled[i] = m->file.blocks[i].constant_bytes;
   }
   if (!status) status = allocate_blocks(m->device, m->blocks, (int32_t)count, filled);
@@ -71,6 +70,7 @@ static coexec_status open_entered(coexec_module* m, const byte_source* source, c
   if (!status) status = choose_splits(m);
   if (!status) status = allocate_memory(m);
   if (!status) status = fill_constants(m);
+  if (!status) status = create_buffers(m->device, m->blocks, (int32_t)m->file.block_count);
   if (!status) status = load_code(m);
   if (!status) status = start_opencl(m);
   if (!status && options && options->adapts) status = start_adapting(m);

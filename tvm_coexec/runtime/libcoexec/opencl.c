@@ -1,6 +1,7 @@
 #include "opencl.h"
 
 #include <dlfcn.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Bare names first: Android's linker refuses most absolute paths, and lets an app load what the vendor lists. */
@@ -58,6 +59,7 @@ static int open_library(const char* path, opencl* cl) {
 }
 
 coexec_status open_opencl(const char* path, opencl* cl) {
+  if (!path) path = getenv("COEXEC_OPENCL");
   if (path) {
     if (!open_library(path, cl)) return COEXEC_OK;
     return fail(COEXEC_NO_DEVICE, "the OpenCL library %s cannot be loaded; run `tvm-coexec doctor`", path);

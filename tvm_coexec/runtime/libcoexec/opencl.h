@@ -77,6 +77,7 @@ enum {
   CL_PLATFORM_VERSION = 0x0901,
   CL_PLATFORM_NAME = 0x0902,
   CL_DEVICE_TYPE = 0x1000,
+  CL_DEVICE_TYPE_CPU = 2,
   CL_DEVICE_TYPE_GPU = 4,
   CL_DEVICE_NAME = 0x102B,
   CL_DRIVER_VERSION = 0x102D,
@@ -88,6 +89,7 @@ enum {
   CL_SVM_ATOMICS_CAPABILITY = 8,
   CL_READ_WRITE = 1,
   CL_USE_HOST = 8,
+  CL_ALLOC_HOST = 16,
   CL_COPY_HOST = 32,
   CL_SVM_FINE = 1 << 10,
   CL_SVM_ATOMIC = 1 << 11,
@@ -105,7 +107,7 @@ enum {
 };
 #define CL_ALL_DEVICE_TYPES UINT64_C(0xFFFFFFFF)
 
-/* Find OpenCL in a library, or with NULL where systems and phones have it. */
+/* Find OpenCL in a library, or with NULL in the one that COEXEC_OPENCL names, or where systems and phones have it. */
 coexec_status open_opencl(const char* path, opencl* cl);
 void close_opencl(opencl* cl);
 

@@ -108,7 +108,7 @@ static coexec_status carry(runnable* p, const operation* op) {
   void *event = t->read, *mapped = NULL;
   int32_t error = 0;
   t->read = NULL;
-  if (t->is_unified) {
+  if (t->is_shared) {
     mapped = cl->map(p->queue, t->buffer, 0, CL_MAP_READING | CL_MAP_WRITING, 0, t->bytes, 0, NULL, &event, &error);
   } else {
     if ((op->last & TO_CPU) && !event) error = copy_part(p, t, 1, &event);

@@ -17,7 +17,7 @@ typedef struct {
   void* buffer;
   char* host;
   size_t bytes, row_bytes;
-  int is_unified; /* map and unmap; otherwise the rectangles below are copied */
+  int is_shared; /* map and unmap; otherwise the rectangles below are copied */
   size_t gpu_origin[3], gpu_region[3]; /* written by the GPU, wanted by the CPU; a region of 0 bytes: nothing */
   size_t cpu_origin[3], cpu_region[3];
   int reads_ahead; /* what the GPU writes is read back behind its kernels, while the CPU computes its half */

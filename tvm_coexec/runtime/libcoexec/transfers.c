@@ -31,7 +31,7 @@ static void fill(coexec_program* p, transfer* x, const coexec_tensor_record* t, 
                   .host = block->host,
                   .bytes = block->bytes,
                   .row_bytes = (size_t)tensor_row_bytes(t),
-                  .is_unified = p->module->device->is_unified};
+                  .is_shared = block->is_shared};
   if (s && s->axis == COEXEC_CHANNELS) {
     size_t edge = smaller(begin + (uint64_t)w->gpu_units * s->unit_size * type_bytes(t->type_code, t->type_bits), end);
     set_rectangle(x->gpu_origin, x->gpu_region, begin, edge, 0, rows);
@@ -51,6 +51,7 @@ void fill_transfers(coexec_program* p) {
     fill(p, &p->transfers[(uint64_t)p->part_count + i], &f->tensors[f->inputs[i]], NULL, NULL);
   for (int32_t i = 0; i < p->low.operation_count; ++i) {
     const operation* op = &p->low.operations[i];
-    if (op->kind == COEXEC_TRANSFER && (op->last & TO_CPU)) p->transfers[op->first].reads_ahead = !p->module->device->is_unified;
+    transfer* x = &p->transfers[op->first];
+    if (op->kind == COEXEC_TRANSFER) x->reads_ahead = (op->last & TO_CPU) && !x->is_shared;
   }
 }
