@@ -70,6 +70,8 @@ def run(
     from tvm_coexec.runtime.device import DeviceChoice
 
     if tracker is not None:
+        from tvm_coexec.runtime.device import DeviceChoice
+
         if facts is not None:
             return _write_far_facts(facts, tracker, key, DeviceChoice(device, cpu_cores, gpu_cores))
         return _list_fleet(tracker, DeviceChoice(device, cpu_cores, gpu_cores), as_json=as_json)
