@@ -167,6 +167,13 @@ def test_time_step_gives_one_entry_a_repetition(mechanism_device: Device) -> Non
     assert len(without.gpu_us) == 5 and not without.wall_us
 
 
+def test_a_chain_of_the_gpu_hands_over_its_last_result_alone(mechanism_device: Device) -> None:
+    module = Module(one_layer(LAYERS[0], mechanism_device), mechanism_device)
+    program = module._loaded.chain(0, 0, 6, 5)
+    program.run_for(0)
+    assert [span.step for span in program.spans() if span.action in ("wait", "exchange") and span.step] == [5]
+
+
 def launch_together(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
     """Launch kernels together, as on a CPU device of one compute unit, or each by itself."""
     monkeypatch.setattr(packaging, "chains_kernels", lambda device: together)

@@ -51,7 +51,8 @@ static int fill_work(coexec_program* p, int32_t number, const coexec_part* part,
               .cpu_launches = part->cpu_units ? (int32_t)s->cpu_launch_count : 0,
               .gpu_launches = part->gpu_units ? (int32_t)s->gpu_launch_count : 0,
               .axis = s->axis,
-              .is_output = s->is_output || number == p->part_count - 1};
+              /* in a chain the other parts' outputs are what the next one reads */
+              .is_output = number == p->part_count - 1 || (s->is_output && !is_chain)};
   /* an event of a kernel by itself must not hold its wait */
   w->steps_itself = part->gpu_units && (chained || !p->has_timeline) && all_have(m, s, COEXEC_ENTRY_STEP);
   if (!is_chain) {
