@@ -173,5 +173,5 @@ def request_lease(address: TrackerAddress, key: str, *, priority: int, timeout_s
         )
     raise MeasurementError(
         f"no device with key {key!r} is registered at {address}, which has {', '.join(known) or 'none at all'};"
-        f" start one with `python -m tvm_coexec.rpc.server --tracker {address} --key {key}`"
+        f" start one with `python -m tvm.exec.rpc_server --tracker {address} --key {key}`"
     )
