@@ -102,6 +102,20 @@ static coexec_status await_event(runnable* p, void* event, int32_t step) {
   return error ? opencl_failed(p, step, error) : status;
 }
 
+/* A copy to the device reads the host's memory until it ends: nobody waits for it but who writes there next, which may be
+   the user. NULL stands for all memory. */
+static coexec_status await_writes(runnable* p, const char* host, int32_t step) {
+  coexec_status status = COEXEC_OK;
+  for (int32_t i = 0; !status && i < p->transfer_count; ++i) {
+    transfer* t = &p->transfers[i];
+    void* event = t->written;
+    if (!event || (host && t->host != host)) continue;
+    t->written = NULL;
+    status = await_event(p, event, step);
+  }
+  return status;
+}
+
 static coexec_status carry(runnable* p, const operation* op) {
   transfer* t = &p->transfers[op->first];
   const opencl* cl = &p->device->cl;
@@ -112,7 +126,7 @@ static coexec_status carry(runnable* p, const operation* op) {
     mapped = cl->map(p->queue, t->buffer, 0, CL_MAP_READING | CL_MAP_WRITING, 0, t->bytes, 0, NULL, &event, &error);
   } else {
     if ((op->last & TO_CPU) && !event) error = copy_part(p, t, 1, &event);
-    if (!error && (op->last & TO_GPU)) error = copy_part(p, t, 0, &event);
+    if (!error && (op->last & TO_GPU)) error = copy_part(p, t, 0, &t->written);
   }
   coexec_status status = error ? opencl_failed(p, op->step, error) : COEXEC_OK;
   if (status && event) cl->release_event(event);
@@ -123,6 +137,8 @@ static coexec_status carry(runnable* p, const operation* op) {
 
 static coexec_status call(runnable* p, const operation* op) {
   thread_pool* pool = p->device->pool;
+  coexec_status status = p->transfers ? await_writes(p, p->transfers[op->step - 1].host, op->step) : COEXEC_OK;
+  if (status) return status;
   for (int32_t i = op->first; i < op->last; ++i) {
     const kernel_call* c = &p->calls[i];
     if (pool ? call_in_pool(pool, c) : call_kernel(c, c->begin, c->count)) {
@@ -147,10 +163,12 @@ static coexec_status operate(runnable* p, const operation* op) {
 }
 
 /* After an error: let go of what nobody awaits any more. */
-static void drop_reads(runnable* p) {
+static void drop_copies(runnable* p) {
   for (int32_t i = 0; i < p->transfer_count; ++i) {
-    if (p->transfers[i].read) p->device->cl.release_event(p->transfers[i].read);
-    p->transfers[i].read = NULL;
+    transfer* t = &p->transfers[i];
+    if (t->read) p->device->cl.release_event(t->read);
+    if (t->written) p->device->cl.release_event(t->written);
+    t->read = t->written = NULL;
   }
 }
 
@@ -192,16 +210,16 @@ static void read_clocks(int64_t* ns, uint64_t* ticks) {
 }
 
 static coexec_status run_operations(runnable* p) {
-  for (int32_t i = 0; i < p->operation_count; ++i) {
+  coexec_status status = COEXEC_OK;
+  for (int32_t i = 0; !status && i < p->operation_count; ++i) {
     p->operation_ns[2 * i] = now_ns() - p->start_ns;
-    coexec_status status = operate(p, &p->operations[i]);
+    status = operate(p, &p->operations[i]);
     p->operation_ns[2 * i + 1] = now_ns() - p->start_ns;
-    if (status) {
-      drop_reads(p);
-      return drain(p, status);
-    }
   }
-  return COEXEC_OK;
+  if (!status) status = await_writes(p, NULL, 0);
+  if (!status) return COEXEC_OK;
+  drop_copies(p);
+  return drain(p, status);
 }
 
 coexec_status run_once(runnable* p) {

@@ -21,7 +21,7 @@ typedef struct {
   size_t gpu_origin[3], gpu_region[3]; /* written by the GPU, wanted by the CPU; a region of 0 bytes: nothing */
   size_t cpu_origin[3], cpu_region[3];
   int reads_ahead; /* what the GPU writes is read back behind its kernels, while the CPU computes its half */
-  void* read;      /* event of that, until it is awaited; or NULL */
+  void *read, *written; /* events of copies to the host and to the device that are not awaited yet; or NULL */
 } transfer;
 
 /* A program as it is run. Whoever fills it keeps all that it points at. */
