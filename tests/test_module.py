@@ -364,7 +364,7 @@ def test_a_cpu_kernel_that_refuses_its_arguments_says_why(device: Device) -> Non
         module.run()
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan"), 1e10, 1e300])
 def test_a_bound_that_bounds_nothing_is_refused(timeout_s: float, device: Device) -> None:
     with pytest.raises(InputError, match="positive number of seconds"):
         Module(one_layer(LAYERS[2], device), device, timeout_s=timeout_s)

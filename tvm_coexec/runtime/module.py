@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,9 @@ from .usage import MemoryUse, activation_bound_bytes
 
 if TYPE_CHECKING:
     from tvm_coexec.planning.plan import Plan
+
+_LONGEST_TIMEOUT_S = 1e9
+"""Thirty years, which still are a number of nanoseconds."""
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -80,8 +82,10 @@ class Module:
         file: IO[bytes] | None = None,
     ) -> None:
         """Put a package on a device, from its open ``file`` if there is one."""
-        if not 0 < timeout_s < math.inf:
-            raise InputError(f"timeout_s must be a positive number of seconds, got {timeout_s}")
+        if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+            raise InputError(
+                f"timeout_s must be a positive number of seconds, {_LONGEST_TIMEOUT_S:g} at most, got {timeout_s}"
+            )
         self.device = device
         with device.in_turn():
             self._loaded = Loaded(package, device, file, timeout_s=timeout_s, yields=yields, adapt=adapt)
