@@ -197,3 +197,21 @@ def test_concatenations_along_other_axes_are_sums_of_what_is_padded(name: str) -
     graph = check_against_onnxruntime(b.model(b.add("Relu", build(b))))
     assert layers(graph)[-1] == ("rearrange", ("residual", "relu"))
     assert "opaque" not in dict(layers(graph))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+def test_softmax_along_any_axis(operator: str, axis: int) -> None:
+    b = OnnxBuilder(x=(2, 6, 4, 5))
+    graph = check_against_onnxruntime(b.model(b.add("Relu", b.add(operator, conv(b, 6), axis=axis))))
+    assert operator == "LogSoftmax" or "opaque" not in dict(layers(graph))
+
+
+def test_the_distribution_that_yolo_ends_with() -> None:
+    """A softmax over the bins of each side of a box, and the sum that a convolution makes of them."""
+    b = OnnxBuilder(x=(1, 32, 4, 5))
+    sides = b.add("Reshape", conv(b, 32), ints(b, 1, 4, 8, 20))
+    bins = b.add("Softmax", b.add("Transpose", sides, perm=[0, 2, 1, 3]), axis=1)
+    distances = b.add("Reshape", b.add("Conv", bins, b.weights(1, 8, 1, 1)), ints(b, 1, 4, 20))
+    graph = check_against_onnxruntime(b.model(distances))
+    assert "opaque" not in dict(layers(graph))

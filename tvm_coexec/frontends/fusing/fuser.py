@@ -182,11 +182,10 @@ class Fuser(State):
         axes = operation.attributes["axes"]
         if operation.attributes.get("empty_is_zero"):
             raise ModelError(f"{source} makes zeros where nothing counts, which only attention does")
+        if len(axes) == 1 and value.tensor.dtype == "float32":
+            value = fuse_moves.with_channels_at(self, value, axes[0], source)
         if len(axes) != 1 or not value.has_channels_at(axes[0]):
-            raise ModelError(
-                f"{source} works on axes {list(axes)} of {list(value.shape)}; supported is the axis of the "
-                "channels, which is the last one unless the model is one for images"
-            )
+            raise ModelError(f"{source} works on axes {list(axes)} of {list(value.shape)}; supported is a single axis")
         tensor = value.tensor
         epsilon = operation.attributes.get("epsilon", 0.0)
         layer = RowWise(operation.op, tensor.rows, tensor.channels, (), epsilon)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.patterns.moves import Moved, merged
 from tvm_coexec.frontends.trace import Operation, Source
@@ -136,18 +138,26 @@ def _root(state: State, operation: Operation, name: str) -> Root:
 def with_channels_second(state: State, value: Value, source: Source) -> Value:
     """A value ``[batch, channels, …]`` whose tensor has these channels: the value itself, or of a copy."""
     is_single = value.tensor.channels == 1 and value.shape[1:2] == (1,)
-    if value.has_channels_at(1) or is_single or value.padding != NO_PADDING or len(value.shape) not in (3, 4):
+    if is_single or value.padding != NO_PADDING or len(value.shape) not in (3, 4):
+        return value
+    return with_channels_at(state, value, 1, source)
+
+
+def with_channels_at(state: State, value: Value, axis: int, source: Source) -> Value:
+    """A value whose tensor has the elements along an axis as its channels: the value itself, or of a copy if it can."""
+    if value.has_channels_at(axis):
         return value
     value = state.settled(value)
     root = Root.of(value, source)
     moved = None if root is None else Moved.of(root.shape).reshaped(value.shape)
     if root is None or moved is None:
         return value
-    batch, channels, *pixels = value.shape
-    h, w = (*(1,) * (2 - len(pixels)), *pixels)
-    image = (batch, h, w, channels)
+    batch, channels, pixels = math.prod(value.shape[:axis]), value.shape[axis], value.shape[axis + 1 :]
+    h, w = pixels if axis == 1 and len(pixels) == 2 else (1, math.prod(pixels))
     seen = moved.reshaped((batch, channels, h, w))
-    assert seen is not None
+    if seen is None:
+        return value
+    image = (batch, h, w, channels)
     tensor = DraftTensor(f"{value.tensor.name}/image", (batch, channels, h, w), channels, image=image)
     _append(state, root, seen, tensor, source)
     return Value(tensor, value.shape, batch)
