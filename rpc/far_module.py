@@ -29,7 +29,7 @@ class FarProgram:
     def __init__(self, runtime: FarRuntime, request: Mapping[str, object]) -> None:
         self._runtime, self._request = runtime, request
         self._spans: list[Span] = []
-        self.keeps_time = False
+        self.timeline_is_faithful = False
         """Known once the program has run."""
 
     def run(self) -> None:
@@ -54,7 +54,7 @@ class FarProgram:
 
     def _ask(self, **how: int) -> list[list[Span]]:
         answer = self._runtime.ask("program", **self._request, **how)
-        self.keeps_time = ("keeps_time", "1") in answer
+        self.timeline_is_faithful = ("timeline_is_faithful", "1") in answer
         runs = [[_span(text) for text in value.split(",") if text] for key, value in answer if key == "spans"]
         self._spans = runs[-1]
         return runs

@@ -46,7 +46,7 @@ class Chain:
         """One round: runs, and the longer halves of each."""
         runs = [run_and_longer_halves_us(self.module) for _ in range(RUNS_A_ROUND)]
         chain_us, halves_us = (list(times_us) for times_us in zip(*runs, strict=True))
-        if not self.module.keeps_time:
+        if not self.module.timeline_is_faithful:
             chain_us = [median_us(self.module.benchmark(repeats=RUNS_A_ROUND, warmup=3).latency_us)] * RUNS_A_ROUND
         self.chain_us += chain_us
         self.halves_us += halves_us

@@ -43,7 +43,7 @@ class _Lowered(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Operation:
-    """What the CPU does; an exchange's ``first`` is the number of its transfer."""
+    """What the CPU does; a transfer's ``first`` is the number of its transfer."""
 
     kind: str
     step: int

@@ -14,7 +14,7 @@ from tvm_coexec.prediction.surroundings import Stretch
 
 VARIANT = Variant.make("direct", rows=4)
 SURE = LayerPlan("fc", Linear(8, 64, 128), 2, VARIANT, VARIANT, 100.0, 100.0, 104.0, "split")
-DOUBTFUL = replace(SURE, cpu_interval_us=(90.0, 120.0), gpu_interval_us=(95.0, 110.0))
+UNCERTAIN = replace(SURE, cpu_interval_us=(90.0, 120.0), gpu_interval_us=(95.0, 110.0))
 COSTS = Costs(4.0)
 
 
@@ -23,19 +23,19 @@ def chain(layer: LayerPlan, count: int) -> list[LayerPlan]:
     return [replace(layer, layer=Linear(8, 64 + number, 128)) for number in range(count)]
 
 
-def test_nothing_is_in_doubt_where_nothing_is_known_to_be() -> None:
+def test_nothing_is_uncertain_where_nothing_is_known_to_be() -> None:
     time = expected_time([()], [SURE], COSTS, Noise())
     assert time.interval_us == (time.us, time.us) == (104.0, 104.0)
 
 
-def test_the_later_half_of_a_doubtful_split_decides() -> None:
-    time = expected_time([()], [DOUBTFUL], COSTS, Noise())
+def test_the_later_half_of_an_uncertain_split_decides() -> None:
+    time = expected_time([()], [UNCERTAIN], COSTS, Noise())
     assert 90 < time.low_us < 104 < time.us < time.high_us < 130
 
 
 def test_errors_of_different_layers_make_up_for_each_other_and_those_of_one_kernel_do_not() -> None:
     reads = [(), (), (), ()]
-    alone = replace(DOUBTFUL, cpu_units=4, gpu=None, gpu_us=0.0, gpu_interval_us=(0.0, 0.0))
+    alone = replace(UNCERTAIN, cpu_units=4, gpu=None, gpu_us=0.0, gpu_interval_us=(0.0, 0.0))
     different = expected_time(reads, chain(alone, 4), COSTS, Noise())
     alike = expected_time(reads, [alone] * 4, COSTS, Noise())
     assert alike.us == pytest.approx(400.0, rel=0.02)

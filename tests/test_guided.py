@@ -1,4 +1,4 @@
-"""Guided search: every way is tried, then what the predictors expect to be better, and what is doubtful once more."""
+"""Guided search: every way is tried, then what the predictors expect to be better, and what is uncertain once more."""
 
 import time
 from collections import Counter

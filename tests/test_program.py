@@ -145,7 +145,7 @@ def test_a_chain_does_not_wait_for_many_steps_of_the_cpu() -> None:
 
 
 @given(networks())
-def test_events_exchange_every_tensor_that_crosses(works: list[Work]) -> None:
+def test_events_transfer_every_tensor_that_crosses(works: list[Work]) -> None:
     operations = lower(works, "event", inputs=1).operations
     for step, work in enumerate(works, 1):
         for read in work.reads:
@@ -158,11 +158,11 @@ def test_events_exchange_every_tensor_that_crosses(works: list[Work]) -> None:
                 if units_of(work, side)
             )
             if crosses:
-                exchange = next(
-                    i for i, o in enumerate(operations) if o.kind == "exchange" and o.first == read.step - 1
+                transfer = next(
+                    i for i, o in enumerate(operations) if o.kind == "transfer" and o.first == read.step - 1
                 )
                 uses = [i for i, o in enumerate(operations) if o.step == step and o.kind in ("call", "enqueue")]
-                assert exchange < min(uses)
+                assert transfer < min(uses)
 
 
 @pytest.mark.parametrize("mechanism", ["svm", "event"])

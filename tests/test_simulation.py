@@ -67,9 +67,9 @@ def test_a_channel_local_chain_needs_no_flag():
     assert lower(works, "svm").sync_count == 1
 
 
-def test_a_doubtful_gain_is_not_taken():
+def test_an_uncertain_gain_is_not_taken():
     def choose(factor, margin_us):
-        ways = [option(4, 0, 100.0), Option(2, 2, 92.0, 92.0, doubt_factor=factor)]
+        ways = [option(4, 0, 100.0), Option(2, 2, 92.0, 92.0, uncertainty_factor=factor)]
         return search([()], lambda number, written: ways, Costs(3.0, 0.0, margin_us))[0].cpu_units
 
     assert (choose(1.0, 0.0), choose(1.06, 0.0), choose(1.0, 6.0)) == (2, 4, 4)

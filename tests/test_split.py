@@ -78,28 +78,28 @@ def test_a_gain_that_is_less_likely_than_a_loss_is_not_taken():
     )  # all but two microseconds of the gain
     sure = planner(dear.split_us)
     assert sure.plan_layer("fc", layer).reason.startswith("split")
-    doubtful = replace(sure, **{side: doubted(getattr(sure, side), 0.2) for side in ("cpu", "gpu")})
-    plan = doubtful.plan_layer("fc", layer)
+    uncertain = replace(sure, **{side: uncertain_by(getattr(sure, side), 0.2) for side in ("cpu", "gpu")})
+    plan = uncertain.plan_layer("fc", layer)
     assert plan.cpu_units in (0, layer.units)
     assert re.search(r"alone: a split may be 1\.\d\d times as fast, but with a chance of [1-4]\d% alone", plan.reason)
 
 
 def test_halves_carry_what_their_times_may_be_off_by():
     layer = Linear(197, 768, 3072)
-    doubtful = replace(planner(), **{side: doubted(getattr(planner(), side), 0.1) for side in ("cpu", "gpu")})
-    plan = doubtful.plan_layer("fc", layer)
+    uncertain = replace(planner(), **{side: uncertain_by(getattr(planner(), side), 0.1) for side in ("cpu", "gpu")})
+    plan = uncertain.plan_layer("fc", layer)
     assert plan.cpu_interval_us == pytest.approx((plan.cpu_us * math.exp(-0.1), plan.cpu_us * math.exp(0.1)))
     assert plan.gpu_interval_us == pytest.approx((plan.gpu_us * math.exp(-0.1), plan.gpu_us * math.exp(0.1)))
 
 
-def doubted(predictor: LatencyPredictor, log_bound: float) -> LatencyPredictor:
+def uncertain_by(predictor: LatencyPredictor, log_bound: float) -> LatencyPredictor:
     """The same predictor, off by a factor either way."""
 
     class Constant:
         def log_bounds(self, matrix):
             return np.full(len(matrix), -log_bound), np.full(len(matrix), log_bound)
 
-    return replace(predictor, doubt=Constant(), residuals=Residuals())
+    return replace(predictor, uncertainty=Constant(), residuals=Residuals())
 
 
 @settings(deadline=None, max_examples=25)

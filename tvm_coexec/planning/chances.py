@@ -1,4 +1,4 @@
-"""What is likely where the times of halves are doubtful: how long a split takes, and whether it is a gain."""
+"""What is likely where the times of halves are uncertain: how long a split takes, and whether it is a gain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from tvm_coexec.prediction.doubt import TAILS
+from tvm_coexec.prediction.uncertainty import TAILS
 
 _TAIL = NormalDist().inv_cdf(TAILS[1])
 """Standard deviations from the middle to either end of an interval."""
@@ -19,7 +19,7 @@ _NORMAL = np.array([NormalDist().inv_cdf((place + 0.5) / _PLACES) for place in r
 
 @dataclass(frozen=True)
 class Time:
-    """An expected time, and the interval that most measurements are in; all are the same where nothing is in doubt.
+    """An expected time, and the interval that most measurements are in; all are the same where nothing is uncertain.
 
     The logarithm of a measured time is taken to be normally distributed on either side of the expected one.
     """
@@ -30,7 +30,7 @@ class Time:
 
     @classmethod
     def sure(cls, us: float) -> Time:
-        """A time that nobody doubts."""
+        """A time that is known."""
         return cls(us, us, us)
 
     @property

@@ -98,9 +98,9 @@ def decide(name: str, layer: AnyLayer, split: Division, alone: Division, overhea
     chance = chance_of_gain(split.times, added_us, alone_time, int(side == "gpu"))
     speedup = alone.total_us / split.total_us
     if chance > _LIKELY:
-        doubtful = f", with a chance of {chance:.0%}" if chance < _SURE else ""
+        uncertain = f", with a chance of {chance:.0%}" if chance < _SURE else ""
         return split.to_plan(
-            name, layer, f"split: {speedup:.2f} times as fast as the {side} alone ({alone.total_us:.1f} us){doubtful}"
+            name, layer, f"split: {speedup:.2f} times as fast as the {side} alone ({alone.total_us:.1f} us){uncertain}"
         )
     if speedup > 1:
         return alone.to_plan(

@@ -1,4 +1,4 @@
-"""How long a planned network is expected to take, and its likely interval: what is in doubt is drawn."""
+"""How long a planned network is expected to take, and its likely interval: what is uncertain is drawn."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from statistics import NormalDist
 import numpy as np
 
 from tvm_coexec.graph.dependencies import Read
-from tvm_coexec.prediction.doubt import TAILS
 from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.surroundings import NO_STRETCH, Stretch
+from tvm_coexec.prediction.uncertainty import TAILS
 
 from .chances import Time
 from .plan import LayerPlan
@@ -33,11 +33,11 @@ def expected_time(
     """
     halves = [(_half(layer, "cpu"), _half(layer, "gpu")) for layer in layers]
     kernels = {key: number for number, key in enumerate(dict.fromkeys(_kernels(layers)))}
-    doubtful = stretch.low < stretch.high or any(time.low_us < time.high_us for pair in halves for time in pair)
+    uncertain = stretch.low < stretch.high or any(time.low_us < time.high_us for pair in halves for time in pair)
     usual = np.exp(stretch.log_factor)
     network = Time(usual, usual * np.exp(stretch.low), usual * np.exp(stretch.high))
     totals_us = []
-    for places in _draws(len(kernels) + 1) if doubtful else np.zeros((1, len(kernels) + 1)):
+    for places in _draws(len(kernels) + 1) if uncertain else np.zeros((1, len(kernels) + 1)):
         options = []
         for layer, (cpu, gpu) in zip(layers, halves, strict=True):
             factors = noise.factors(is_split=bool(layer.cpu_units and layer.gpu_units))

@@ -8,8 +8,8 @@ import numpy as np
 
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import AnyLayer, Variant
-from tvm_coexec.prediction.doubt import TAILS
 from tvm_coexec.prediction.predictors import newest
+from tvm_coexec.prediction.uncertainty import TAILS
 from tvm_coexec.profile.records import Sample
 
 from .chances import Time
@@ -18,7 +18,7 @@ from .plan import LayerPlan
 
 
 def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overheads: Overheads) -> LayerPlan:
-    """The best of the splits that were measured of exactly this layer; nothing is predicted, so nothing is in doubt."""
+    """The best of the splits that were measured of exactly this layer; nothing is predicted, so all is certain."""
     halves = _measured_halves(layer, samples)
     splits = []
     for (side, units, other_units), half in halves.items():

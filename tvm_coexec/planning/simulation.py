@@ -24,7 +24,7 @@ class Option:
 
     Parameters
     ----------
-    doubt_factor
+    uncertainty_factor
         By which the halves of a split count as longer, since the later one decides and either may be late.
     """
 
@@ -33,7 +33,7 @@ class Option:
     cpu_us: float
     gpu_us: float
     axis: str = "channels"
-    doubt_factor: float = 1.0
+    uncertainty_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
         gpu_us += costs.launch_us
     if option.cpu_units and option.gpu_units:
         margin_us = costs.margin_us if any(awaited.values()) or not reads else 0.0
-        cpu_us += option.doubt_factor * option.cpu_us + margin_us
-        gpu_us += option.doubt_factor * option.gpu_us + margin_us
+        cpu_us += option.uncertainty_factor * option.cpu_us + margin_us
+        gpu_us += option.uncertainty_factor * option.gpu_us + margin_us
     else:
         cpu_us += option.cpu_us
         gpu_us += option.gpu_us

@@ -259,8 +259,8 @@ class Planner:
             times_us.min(axis=0),
         )
         bounds = predictor.log_bounds(Halves(kernels, best, np.asarray(own, float), np.asarray(other, float)))
-        doubts = self.surroundings.doubts(side, layer, variants)[best]
-        low_us, high_us = (best_us * np.exp(doubts * bound) for bound in bounds)
+        factors = self.surroundings.uncertainty_factors(side, layer, variants)[best]
+        low_us, high_us = (best_us * np.exp(factors * bound) for bound in bounds)
         times = zip(best, best_us.tolist(), low_us.tolist(), high_us.tolist(), strict=True)
         return [Half(variants[choice], Time(*limits_us)) for choice, *limits_us in times]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_coexec.prediction.doubt import TAILS
 from tvm_coexec.prediction.drift import compare_speeds
+from tvm_coexec.prediction.uncertainty import TAILS
 from tvm_coexec.profile.records import HalvesUs
 from tvm_coexec.profile.trial_runs import TrialRun
 

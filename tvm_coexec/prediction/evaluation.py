@@ -14,11 +14,11 @@ from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Opaque, Pool
 from tvm_coexec.profile.records import Sample
 
 from .base_time import FLOPS_TERMS, BaseTime
-from .doubt import INSIDE, Doubt, learn_doubt
 from .drift import drift_percent
 from .features import FeatureSet, Halves, Processor, describe
 from .kernel_facts import implementation_feature
 from .predictors import labels_us, train, weights
+from .uncertainty import INSIDE, Uncertainty, learn_uncertainty
 
 FULL = "all features"
 WITHOUT_KERNEL = "without kernel and dispatch features"
@@ -59,7 +59,7 @@ class Evaluation:
         Of the held-out samples, those that lay in the interval which was predicted for them.
     scores
         Errors by model.
-    doubt
+    uncertainty
         What the errors of the model with all features teach of its errors on other layers.
     """
 
@@ -70,10 +70,10 @@ class Evaluation:
     drift_percent: float
     inside_percent: float
     scores: dict[str, Score]
-    doubt: Doubt
+    uncertainty: Uncertainty
 
     def to_json(self) -> dict[str, Any]:
-        """All but the doubt, which a predictor keeps."""
+        """All but the uncertainty, which a predictor keeps."""
         figures = ("side", "samples", "shapes", "noise_percent", "drift_percent", "inside_percent")
         scores = {name: asdict(score) for name, score in self.scores.items()}
         return {name: getattr(self, name) for name in figures} | {"scores": scores}
@@ -104,7 +104,7 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
     halves = Halves.of(samples)
     matrix = FeatureSet.for_halves(halves).matrix(describe(halves, side, processor))
     log_errors = np.log(measured_us[scored] / predicted_us[FULL][scored])
-    doubt, inside = learn_doubt(matrix[scored], log_errors, folds[scored])
+    uncertainty, inside = learn_uncertainty(matrix[scored], log_errors, folds[scored])
     return Evaluation(
         side=side,
         samples=len(samples),
@@ -113,7 +113,7 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
         drift_percent=drift_percent(samples),
         inside_percent=100 * inside,
         scores={name: Score.of(times_us[scored], measured_us[scored]) for name, times_us in predicted_us.items()},
-        doubt=doubt,
+        uncertainty=uncertainty,
     )
 
 

@@ -24,7 +24,6 @@ from tvm_coexec.profile.records import Sample
 from tvm_coexec.version import __version__
 
 from .base_time import KERNEL_TERMS, LAYER_TERMS, PRODUCT_TERMS, BaseTime
-from .doubt import Doubt
 from .features import (
     FEATURE_VERSION,
     GROUPS,
@@ -35,6 +34,7 @@ from .features import (
 )
 from .kernel_facts import IMPLEMENTATION_PREFIX, implementation_feature
 from .residuals import Residuals
+from .uncertainty import Uncertainty
 
 if TYPE_CHECKING:
     import xgboost
@@ -45,7 +45,7 @@ FORMAT_VERSION = 4
 _METADATA = "tvm_coexec"
 _CHECKSUM = "tvm_coexec_checksum"
 _RESIDUALS = "tvm_coexec_residuals"
-_DOUBT = "tvm_coexec_doubt"
+_UNCERTAINTY = "tvm_coexec_doubt"
 _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
@@ -68,7 +68,7 @@ _OUTLIERS = 3.0
 """Usual distances from what is usual, beyond which a sample's is cut off: measured times have outliers, and all of them
 are long ones. A loss that is absolute instead of squared learned nothing of kernels that are far off together."""
 
-_IMPLEMENTATION_DOUBT = 4.0
+_IMPLEMENTATION_PRIOR = 4.0
 """Layers that outweigh the assumption that one implementation is as far off as any other."""
 
 _NORMAL_DISTANCE = 1.4826
@@ -79,7 +79,7 @@ _LABEL_QUANTILE = 0.1
 _LEAST_SPREAD = 0.02
 """Relative spread of a sample's repetitions that every device may have."""
 
-_DOUBTFUL_SPREAD = 2.0
+_UNCERTAIN_SPREAD = 2.0
 """A sample counts for less from this spread on, as a multiple of what is usual of the device."""
 
 
@@ -93,7 +93,7 @@ def labels_us(samples: Sequence[Sample]) -> np.ndarray:
 
 
 def newest(samples: Iterable[Sample]) -> list[Sample]:
-    """Keep the newest sample of each half: it was measured again where the one before was doubtful."""
+    """Keep the newest sample of each half: it was measured again where the one before was uncertain."""
     found: dict[tuple[Any, ...], Sample] = {}
     for sample in samples:
         half = (sample.side, sample.layer, sample.variant, sample.units, sample.other_variant, sample.other_units)
@@ -105,7 +105,7 @@ def weights(samples: Sequence[Sample]) -> np.ndarray:
     """How much each sample counts: one whose repetitions disagree was measured while something else was going on."""
     spreads = [np.median(np.abs(np.array(sample.latency_us) / sample.median_us - 1)) for sample in samples]
     usual = max(float(np.median(spreads)), _LEAST_SPREAD)
-    return 1 / (1 + (np.array(spreads) / (_DOUBTFUL_SPREAD * usual)) ** 2)
+    return 1 / (1 + (np.array(spreads) / (_UNCERTAIN_SPREAD * usual)) ** 2)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class LatencyPredictor:
     usual_log_errors: Mapping[str, float]
     booster: xgboost.Booster
     residuals: Residuals = field(default_factory=Residuals)
-    doubt: Doubt | None = None
+    uncertainty: Uncertainty | None = None
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -151,10 +151,10 @@ class LatencyPredictor:
 
         Both are 0 where nothing is known of the predictor's errors.
         """
-        if self.doubt is None:
+        if self.uncertainty is None:
             return np.zeros(len(halves)), np.zeros(len(halves))
-        lower, upper = self.doubt.log_bounds(self.features.matrix(describe(halves, self.side, self.processor)))
-        left = self.residuals.doubts(halves.kernels)[halves.kernel]
+        lower, upper = self.uncertainty.log_bounds(self.features.matrix(describe(halves, self.side, self.processor)))
+        left = self.residuals.uncertainty_factors(halves.kernels)[halves.kernel]
         return left * lower, left * upper
 
     def without_memory(self) -> LatencyPredictor:
@@ -187,7 +187,7 @@ class LatencyPredictor:
                 _METADATA: json.dumps(metadata),
                 _CHECKSUM: _NO_CHECKSUM.decode(),
                 _RESIDUALS: json.dumps(self.residuals.to_json()),
-                _DOUBT: json.dumps(self.doubt and self.doubt.to_json()),
+                _UNCERTAINTY: json.dumps(self.uncertainty and self.uncertainty.to_json()),
             }
         )
         content = bytes(booster.save_raw("ubj"))
@@ -214,7 +214,7 @@ class LatencyPredictor:
                     f"{path} has {key.replace('_', ' ')} {metadata.get(key)!r}, this release needs {value!r}; "
                     "tune the profile again"
                 )
-        doubt = json.loads(booster.attr(_DOUBT) or "null")
+        uncertainty = json.loads(booster.attr(_UNCERTAINTY) or "null")
         names = tuple(booster.feature_names or ())
         booster.feature_names = None
         return cls(
@@ -225,7 +225,7 @@ class LatencyPredictor:
             usual_log_errors=metadata["usual_log_errors"],
             booster=booster,
             residuals=Residuals.from_json(json.loads(booster.attr(_RESIDUALS) or "")),
-            doubt=Doubt.from_json(doubt) if doubt else None,
+            uncertainty=Uncertainty.from_json(uncertainty) if uncertainty else None,
         )
 
 
@@ -293,7 +293,7 @@ def _usual_by_implementation(samples: Sequence[Sample], log_errors: np.ndarray, 
     for name in dict.fromkeys(names.tolist()):
         own = names == name
         layers = len({sample.layer for sample, is_own in zip(samples, own, strict=True) if is_own})
-        usual[name] = weighted_median(log_errors[own], counts[own]) * layers / (layers + _IMPLEMENTATION_DOUBT)
+        usual[name] = weighted_median(log_errors[own], counts[own]) * layers / (layers + _IMPLEMENTATION_PRIOR)
     return usual
 
 

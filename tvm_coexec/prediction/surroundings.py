@@ -129,11 +129,11 @@ class Surroundings:
         """Inverse of :meth:`to_json`."""
         return cls(dict(values["usual"]), {}, dict(values["by_operator"]), Stretch(**values["stretch"]))
 
-    def doubts(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
-        """By which factor less is in doubt of a layer's halves than without this knowledge, an entry a variant."""
+    def uncertainty_factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
+        """How much narrower intervals are than without this knowledge, as a factor for each variant."""
         if side not in self.residuals:
             return np.ones(len(variants))
-        return self.residuals[side].doubts([(layer, variant) for variant in variants])
+        return self.residuals[side].uncertainty_factors([(layer, variant) for variant in variants])
 
     def has_run(self, side: str, layer: AnyLayer, variant: Variant) -> bool:
         """Whether a kernel ran in the network."""

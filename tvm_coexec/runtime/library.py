@@ -28,7 +28,7 @@ _ERRORS: dict[int, type[Exception]] = {
 
 MECHANISMS = {"svm": 1, "event": 2}
 TIMELINE, CHAIN = 1, 2
-ACTIONS = ("enqueue", "call", "signal", "wait", "exchange", "kernel", "signal_wait")
+ACTIONS = ("enqueue", "call", "signal", "wait", "transfer", "kernel", "signal_wait")
 
 _pointer, _size, _int, _long, _text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p
 
@@ -67,7 +67,7 @@ class Part(ctypes.Structure):
 
 
 class ProgramFacts(ctypes.Structure):
-    _fields_ = tuple((name, _int) for name in ("sync_count", "keeps_time", "span_count"))
+    _fields_ = tuple((name, _int) for name in ("sync_count", "timeline_is_faithful", "span_count"))
 
 
 class Span(ctypes.Structure):

@@ -45,7 +45,7 @@ class Span:
 class AnyProgram(Protocol):
     """What measuring asks of a program, wherever it runs."""
 
-    keeps_time: bool
+    timeline_is_faithful: bool
 
     def run(self) -> None: ...
     def run_for(self, warm_ns: int) -> None: ...
@@ -76,7 +76,7 @@ class Program:
         facts = c.ProgramFacts()
         library().coexec_describe_program(self._pointer, facts)
         self.sync_count = int(facts.sync_count)
-        self.keeps_time = bool(facts.keeps_time)
+        self.timeline_is_faithful = bool(facts.timeline_is_faithful)
         self._spans = (c.Span * facts.span_count)()
 
     def run(self) -> None:

@@ -256,9 +256,9 @@ class Module:
 
     @property
     @_in_turn
-    def keeps_time(self) -> bool:
+    def timeline_is_faithful(self) -> bool:
         """Whether a run whose halves are timed takes what any other takes: nothing is launched for it in addition."""
-        return self._program(timeline=True).keeps_time
+        return self._program(timeline=True).timeline_is_faithful
 
     @_in_turn
     def time_halves(self, *, repeats: int, warmup: int = 1) -> list[tuple[list[float], list[float]]]:

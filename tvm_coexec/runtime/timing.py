@@ -68,7 +68,7 @@ def time_step(
         further = min(_MOST_CHAINED, math.ceil(_GPU_CHAIN_US / max(float(np.median(gpu_us)), 1e-3)))
         single_us, chain_us = (_gpu_runs_us(chain(count), repeats, warmup) for count in (1, 1 + further))
         return StepTimes([], gpu_us, _added_us(single_us, chain_us, further))
-    if timed and timed.keeps_time:
+    if timed and timed.timeline_is_faithful:
         program = timed
     else:
         program = chain(warmup + repeats)
@@ -77,7 +77,7 @@ def time_step(
     calls = [span for span in spans if span.action == "call"]
     ends_us = [call.end_us for call in calls]
     for span in spans:
-        if span.action in ("wait", "exchange") and span.step:
+        if span.action in ("wait", "transfer") and span.step:
             ends_us[span.step - 1] = span.end_us
     walls_us = np.diff(ends_us, prepend=0.0)
     cpu_us = [call.end_us - call.start_us for call in calls]

@@ -41,7 +41,7 @@ def fit(profile: Profile) -> list[Evaluation]:
     for side, predictor in learn(profile).items():
         own = [sample for sample in samples if sample.side == side]
         evaluations.append(evaluate(own, side, predictor.processor))
-        replace(predictor, doubt=evaluations[-1].doubt).save(profile.predictor_path(side))
+        replace(predictor, uncertainty=evaluations[-1].uncertainty).save(profile.predictor_path(side))
     profile.describe(
         report={evaluation.side: evaluation.to_json() for evaluation in evaluations},
         planning={

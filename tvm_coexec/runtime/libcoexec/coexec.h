@@ -173,7 +173,7 @@ COEXEC_API coexec_status coexec_program_run(coexec_program* program);
 
 typedef struct {
   int32_t sync_count; /* points of a run at which one side may wait for the other */
-  int32_t keeps_time; /* whether the GPU does the same with a timeline as without */
+  int32_t timeline_is_faithful; /* whether the GPU does the same with a timeline as without */
   int32_t span_count;
 } coexec_program_facts;
 

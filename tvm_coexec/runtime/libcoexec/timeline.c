@@ -79,5 +79,5 @@ coexec_status coexec_spans(coexec_program* p, coexec_span* spans, int32_t capaci
 
 void coexec_describe_program(const coexec_program* p, coexec_program_facts* facts) {
   *facts = (coexec_program_facts){count_syncs(&p->low), 1, span_count(p)};
-  for (int32_t i = 0; i < p->low.command_count; ++i) facts->keeps_time &= p->low.commands[i].kind == COEXEC_KERNEL;
+  for (int32_t i = 0; i < p->low.command_count; ++i) facts->timeline_is_faithful &= p->low.commands[i].kind == COEXEC_KERNEL;
 }

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tvm_coexec.prediction.doubt import Doubt, learn_doubt
+from tvm_coexec.prediction.uncertainty import Uncertainty, learn_uncertainty
 
 
 def errors(layers: int, samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -20,10 +20,10 @@ def errors(layers: int, samples: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 def test_intervals_hold_most_errors_of_layers_that_they_were_not_learned_from():
     matrix, log_errors, folds = errors(100, 8)
-    doubt, inside = learn_doubt(matrix, log_errors, folds)
+    uncertainty, inside = learn_uncertainty(matrix, log_errors, folds)
     assert 0.7 < inside < 0.9
     other, other_errors, _ = errors(100, 8, seed=1)
-    lower, upper = doubt.log_bounds(other)
+    lower, upper = uncertainty.log_bounds(other)
     assert 0.7 < np.mean((other_errors >= lower) & (other_errors <= upper)) < 0.9
     large = other[:, 0] == 1
     assert np.median((upper - lower)[large]) > 3 * np.median((upper - lower)[~large])
@@ -31,21 +31,21 @@ def test_intervals_hold_most_errors_of_layers_that_they_were_not_learned_from():
 
 def test_a_prediction_is_inside_its_own_interval():
     matrix, log_errors, folds = errors(40, 4)
-    doubt, _ = learn_doubt(matrix, log_errors + 1.0, folds)
-    lower, upper = doubt.log_bounds(matrix)
+    uncertainty, _ = learn_uncertainty(matrix, log_errors + 1.0, folds)
+    lower, upper = uncertainty.log_bounds(matrix)
     assert (lower <= 0).all() and (upper >= 0).all()
 
 
 def test_it_survives_a_round_trip():
     matrix, log_errors, folds = errors(20, 4)
-    doubt, _ = learn_doubt(matrix, log_errors, folds)
-    read = Doubt.from_json(json.loads(json.dumps(doubt.to_json())))
-    np.testing.assert_array_equal(read.log_bounds(matrix), doubt.log_bounds(matrix))
+    uncertainty, _ = learn_uncertainty(matrix, log_errors, folds)
+    read = Uncertainty.from_json(json.loads(json.dumps(uncertainty.to_json())))
+    np.testing.assert_array_equal(read.log_bounds(matrix), uncertainty.log_bounds(matrix))
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_single_group_of_layers_is_enough_to_begin_with(count):
     matrix, log_errors, _ = errors(count, 3)
-    doubt, inside = learn_doubt(matrix, log_errors, np.zeros(len(log_errors)))
+    uncertainty, inside = learn_uncertainty(matrix, log_errors, np.zeros(len(log_errors)))
     assert 0 <= inside <= 1
-    assert np.isfinite(doubt.log_bounds(matrix)).all()
+    assert np.isfinite(uncertainty.log_bounds(matrix)).all()

@@ -37,7 +37,7 @@ _PARAMETERS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Doubt:
+class Uncertainty:
     """The quantiles of a predictor's error.
 
     Parameters
@@ -64,7 +64,7 @@ class Doubt:
         return {"booster": base64.b64encode(bytes(self.booster.save_raw("ubj"))).decode(), "margin": self.margin}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Doubt:
+    def from_json(cls, values: Mapping[str, Any]) -> Uncertainty:
         """Inverse of :meth:`to_json`."""
         import xgboost
 
@@ -73,7 +73,7 @@ class Doubt:
         return cls(booster, values["margin"])
 
 
-def learn_doubt(matrix: np.ndarray, log_errors: np.ndarray, folds: np.ndarray) -> tuple[Doubt, float]:
+def learn_uncertainty(matrix: np.ndarray, log_errors: np.ndarray, folds: np.ndarray) -> tuple[Uncertainty, float]:
     """Learn from errors on held-out layers.
 
     Parameters
@@ -88,7 +88,7 @@ def learn_doubt(matrix: np.ndarray, log_errors: np.ndarray, folds: np.ndarray) -
     Returns
     -------
     tuple
-        The doubt, and the share of the errors that lie between quantiles which were learned from the other groups.
+        The uncertainty, and the share of the errors between quantiles which were learned from the other groups.
     """
     beyond = np.zeros(len(log_errors))
     for fold in np.unique(folds):
@@ -98,7 +98,7 @@ def learn_doubt(matrix: np.ndarray, log_errors: np.ndarray, folds: np.ndarray) -
         lower, upper = _quantiles(booster, matrix[own])
         beyond[own] = np.maximum(lower - log_errors[own], log_errors[own] - upper)
     inside = [beyond[folds == fold] <= _margin(beyond[folds != fold]) for fold in np.unique(folds)]
-    return Doubt(_train(matrix, log_errors), _margin(beyond)), float(np.concatenate(inside).mean())
+    return Uncertainty(_train(matrix, log_errors), _margin(beyond)), float(np.concatenate(inside).mean())
 
 
 def _margin(beyond: np.ndarray) -> float:
