@@ -15,9 +15,11 @@ from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.library import SOURCE_FOLDER
 
 STAMPS = slice(5, 7)
-FLAG_WORDS = 160
-LONG, SHORT = 10**12, 10_000
-"""Bounds of waits in looks at a flag."""
+FLAG_WORDS, WAITED_STEPS = 160, 1024
+"""Words of the flags, and of those behind them that count how long the GPU has waited for each step."""
+
+LONG, SHORT = 10**9, 1_000
+"""Bounds of waits in rounds of looks at a flag."""
 
 GPU_DONE, CPU_DONE, ABORT, GPU_GAVE_UP, GROUPS_DONE = 0, 32, 64, 96, 128
 NUMBERS = """
@@ -79,7 +81,7 @@ class Launcher:
 
     def __init__(self, device: Device, sizes: tuple[int, int], group: tuple[int, int], limit: int = LONG) -> None:
         self.device, self.sizes, self.group, self.limit = device, sizes, group, limit
-        self.flag_memory, self.flags = shared(device, FLAG_WORDS, "int32")
+        self.flag_memory, self.flags = shared(device, FLAG_WORDS + WAITED_STEPS, "int32")
         self.output_memory, self.output = shared(device, sizes[0] * sizes[1], "float32")
         source = add_steps(NUMBERS, [LaunchSpec("numbers", (), group=group)], chains=False)
         self.kernel = kernel_of(device, source, sizes[1], "numbers_step")
@@ -90,7 +92,7 @@ class Launcher:
     def launch(self, awaited: int, done: int) -> None:
         import pyopencl as cl
 
-        numbers = np.int32(awaited), np.int32(done), np.uint64(self.limit)
+        numbers = np.int32(awaited), np.int32(done), np.uint32(self.limit)
         self.kernel.set_args(self.output_memory, np.int32(0), np.int32(self.sizes[0]), self.flag_memory, *numbers)
         cl.enqueue_nd_range_kernel(self.device.queue, self.kernel, self.sizes, self.group)
         self.device.queue.flush()
@@ -149,7 +151,7 @@ class Chain:
 
     def __init__(self, device: Device, steps: Sequence[tuple[str, int, int]], limit: int = LONG) -> None:
         self.device, self.limit = device, limit
-        self.flag_memory, self.flags = shared(device, FLAG_WORDS, "int32")
+        self.flag_memory, self.flags = shared(device, FLAG_WORDS + WAITED_STEPS, "int32")
         self.memory, arrays = zip(*(shared(device, self.rows * self.columns, "float32") for _ in range(2)), strict=True)
         self.numbers, self.doubles = (array.reshape(self.rows, self.columns) for array in arrays)
         launches = [LaunchSpec(symbol, ()) for symbol in ("sharing", "numbers", "doubles")]
@@ -169,7 +171,7 @@ class Chain:
     def launch(self, first: int, last: int) -> None:
         import pyopencl as cl
 
-        numbers = np.int32(first), np.int32(last), self.flag_memory, np.uint64(self.limit)
+        numbers = np.int32(first), np.int32(last), self.flag_memory, np.uint32(self.limit)
         self.kernel.set_args(self.table_memory, *numbers)
         cl.enqueue_nd_range_kernel(self.device.queue, self.kernel, (1, 1), (1, 1))
         self.device.queue.flush()
@@ -264,7 +266,7 @@ def test_the_words_are_where_the_library_has_them() -> None:
     for name in ("GPU_DONE", "CPU_DONE", "ABORT", "GPU_GAVE_UP", "GROUPS_DONE"):
         assert f"FLAG_{name} = {globals()[name]}," in header
         assert f"#define COEXEC_{name} {globals()[name]}\n" in text_of("flag_functions")
-    assert f"FLAG_WORDS = {FLAG_WORDS}," in header
+    assert f"FLAG_WORDS = {FLAG_WORDS}," in header and f"WAITED_STEPS = {WAITED_STEPS}," in header
 
 
 @pytest.mark.parametrize("chains", [False, True])

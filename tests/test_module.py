@@ -233,7 +233,7 @@ def faulty(built: Package, sound: str, fault: str, *, chains: bool) -> Package:
         return entry[0].replace(sound, f"if (*({first}) == {FAULT}f) {{ {fault} }} else {{ {sound} }}")
 
     name = "coexec_chain" if chains else r"\w+_step"
-    source, count = re.subn(rf"void {name}\([^)]*ulong limit\) \{{.*?\n\}}", replaced, built.opencl_source, flags=re.S)
+    source, count = re.subn(rf"void {name}\([^)]*uint limit\) \{{.*?\n\}}", replaced, built.opencl_source, flags=re.S)
     assert count
     return replace(built, opencl_source=source)
 

@@ -18,7 +18,7 @@ from tvm_coexec.module.manifest import HalfSpec, LaunchSpec, StepSpec
 CHAIN_ENTRY = "coexec_chain"
 
 _FIRST_ITEM = "get_local_id(0) == 0 && get_local_id(1) == 0"
-_STEP_PARAMETERS = "volatile __global int* flags, int awaited, int done, ulong limit"
+_STEP_PARAMETERS = "volatile __global int* flags, int awaited, int done, uint limit"
 _KERNEL = re.compile(r"__kernel void (\w+)_kernel\(([^)]*)\)\s*(;|\{)")
 _NOT_CALLABLE = re.compile(r"\b(__local|local|get_global_id|get_global_size|get_num_groups|get_group_id\(2\))")
 _HEAD_WORDS = 7
@@ -31,7 +31,7 @@ _BEGIN_STAMP, _END_STAMP = 5, 6
 _CHAIN = """
 #ifndef COEXEC_EVENTS
 __kernel __attribute__((reqd_work_group_size(1, 1, 1))) void {entry}(
-    __global ulong* restrict table, int first, int last, volatile __global int* flags, ulong limit) {{
+    __global ulong* restrict table, int first, int last, volatile __global int* flags, uint limit) {{
   for (int number = first; number < last; ++number) {{
     __global ulong* row = table + number * {row_words};
     int awaited = (int)row[1], done = (int)row[2], columns = (int)row[3], lines = (int)row[4];
@@ -60,7 +60,7 @@ class SteppedSource:
     """A module's OpenCL source with entries in the place of kernels.
 
     ``<symbol>_step``, for each kernel in ``own``, takes the kernel's arguments, then the flags, the step to await, the
-    step to report (0 for none) and the bound of the wait in spins. The one entry of all kernels in ``chained`` takes
+    step to report (0 for none) and the bound of the wait in rounds. The one entry of all kernels in ``chained`` takes
     a table whose rows have ``row_words``, the rows to compute, the flags and the bound; once a wait was given up it
     computes nothing more.
     """

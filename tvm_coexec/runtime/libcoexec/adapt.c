@@ -31,7 +31,7 @@ static int is_divided(const coexec_program* p, int32_t step) {
 
 /* For how long the GPU has waited until the CPU had done a step. */
 static double waited_ns(const coexec_program* p, int32_t step) {
-  return 1e9 * p->run.flags[FLAG_WAITED + step % WAITED_STEPS] / p->module->device->flags.spins_per_s;
+  return 1e9 * p->run.flags[FLAG_WAITED + step % WAITED_STEPS] / p->module->device->flags.rounds_per_s;
 }
 
 /* The CPU's time over the GPU's. Both begin and end together, so that each has worked for what it has not waited; only

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_DEVICES = 64, CALIBRATION_SPINS = 50000, CALIBRATION_TRIES = 6, NEVER = 1 << 30 };
+enum { MAX_DEVICES = 64, CALIBRATION_ROUNDS = 4000, CALIBRATION_TRIES = 6, NEVER = 1 << 30 };
 
 /* ---- which device ---- */
 
@@ -246,10 +246,10 @@ static int32_t time_launch(coexec_device* d, void* kernel, int64_t* ns) {
   return error;
 }
 
-/* Spins of a wait in a second. The shortest of several times: in the others another process may have had the core. */
+/* Rounds of a wait in a second. The shortest of several times: in the others another process may have had the core. */
 static coexec_status calibrate(coexec_device* d, void* kernel, const int32_t* flags) {
   int32_t step = NEVER, error = d->cl.set_svm_argument(kernel, 0, flags);
-  uint64_t limit = CALIBRATION_SPINS;
+  uint32_t limit = CALIBRATION_ROUNDS;
   int64_t best_ns = INT64_MAX;
   if (!error) error = d->cl.set_argument(kernel, 1, sizeof step, &step);
   if (!error) error = d->cl.set_argument(kernel, 2, sizeof limit, &limit);
@@ -259,7 +259,7 @@ static coexec_status calibrate(coexec_device* d, void* kernel, const int32_t* fl
     if (ns < best_ns) best_ns = ns;
     for (int word = 0; word < FLAG_WORDS; word += FLAG_DISTANCE) atomic_store((_Atomic int32_t*)flags + word, 0);
   }
-  d->flags.spins_per_s = 1e9 * CALIBRATION_SPINS / (double)best_ns;
+  d->flags.rounds_per_s = 1e9 * CALIBRATION_ROUNDS / (double)best_ns;
   return error ? fail(COEXEC_OPENCL_FAILED, "%s runs no flag kernel (OpenCL error %d); use the mechanism 'event'",
                       d->name, (int)error)
                : COEXEC_OK;

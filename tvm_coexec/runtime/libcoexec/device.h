@@ -21,7 +21,7 @@ typedef struct {
 /* What every program on a device with flags shares. */
 typedef struct {
   void* program;      /* the flag kernels; NULL until a module needs them */
-  double spins_per_s; /* of a wait of the GPU, which has no clock */
+  double rounds_per_s; /* of a wait of the GPU, which has no clock */
   int32_t* active;    /* in shared memory: 1 while a run is under way */
 } device_flags;
 

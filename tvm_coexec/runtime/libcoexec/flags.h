@@ -11,7 +11,7 @@ enum {
   FLAG_GROUPS_DONE = 128, /* the GPU's own: work-groups of the kernel under way that have ended */
   FLAG_WORDS = 160,
   FLAG_DISTANCE = 32,
-  FLAG_WAITED = FLAG_WORDS, /* behind these: for how many spins the GPU has waited for a step, at its number */
+  FLAG_WAITED = FLAG_WORDS, /* behind these: for how many rounds of looks the GPU has waited for a step, at its number */
   WAITED_STEPS = 1024,      /* numbers are counted modulo this */
   FLAG_BLOCK_WORDS = FLAG_WAITED + WAITED_STEPS
 };

@@ -29,7 +29,7 @@ static void set(setter* s, size_t bytes, const void* value) {
 
 static void set_int(setter* s, int32_t value) { set(s, sizeof value, &value); }
 
-static void set_limit(setter* s, uint64_t limit) { set(s, sizeof limit, &limit); }
+static void set_limit(setter* s, uint32_t limit) { set(s, sizeof limit, &limit); }
 
 static void set_pointer(setter* s, const void* pointer) {
   if (!s->error) s->error = s->cl->set_svm_argument(s->kernel, s->next++, pointer);
@@ -88,7 +88,7 @@ coexec_status linger_kernel(const coexec_module* m, void** kernel) {
   coexec_status status = create(m, m->device->flags.program, "coexec_linger", &s);
   if (status) return status;
   set_pointer(&s, m->device->flags.active);
-  set_limit(&s, (uint64_t)(LINGER_S * m->device->flags.spins_per_s));
+  set_limit(&s, (uint32_t)(LINGER_S * m->device->flags.rounds_per_s));
   return finished(m, &s, "coexec_linger", kernel);
 }
 
@@ -219,8 +219,8 @@ static coexec_status prepare_flags(coexec_module* m) {
   m->flags = allocate_flags(m->device);
   if (!m->flags) return fail(COEXEC_NO_MEMORY, "%s gives no shared memory for flags", m->device->name);
   /* a little more than the CPU's own bound, so that the CPU reports first */
-  double spins = 1.5e-9 * (double)m->timeout_ns * m->device->flags.spins_per_s;
-  m->limit = spins < 1 ? 1 : spins > 1e18 ? UINT64_C(1000000000000000000) : (uint64_t)spins;
+  double rounds = 1.5e-9 * (double)m->timeout_ns * m->device->flags.rounds_per_s;
+  m->limit = rounds < 1 ? 1 : rounds > UINT32_MAX ? UINT32_MAX : (uint32_t)rounds;
   return COEXEC_OK;
 }
 

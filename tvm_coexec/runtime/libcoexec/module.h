@@ -25,7 +25,7 @@ struct coexec_module {
   memory_block* blocks;
   void* opencl;  /* the built program; NULL where nothing runs on the GPU */
   int32_t* flags; /* in shared memory; NULL without flags */
-  uint64_t limit; /* bound on a wait of the GPU, in spins */
+  uint32_t limit; /* bound on a wait of the GPU, in rounds of looks at the flag */
   int64_t timeout_ns, first_launch_ns;
   int32_t yields;
   int32_t* splits;               /* the CPU's units of each step */
