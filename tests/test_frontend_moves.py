@@ -174,8 +174,13 @@ JOINED: dict[str, tuple[Shape, Build]] = {
     "rows": ((2, 3, 6), lambda b: b.add("Concat", b.add("Relu", "x"), b.add("Tanh", "x"), "x", axis=1)),
     "lines": ((2, 6, 4, 5), lambda b: b.add("Concat", conv(b, 6), b.add("Abs", conv(b, 6)), axis=2)),
     "columns": ((1, 6, 4, 5), lambda b: b.add("Concat", conv(b, 6), cut_columns(b), axis=3)),
+    "pixels": ((2, 6, 4, 5), lambda b: b.add("Concat", pixels(b, conv(b, 6)), pixels(b, "x"), axis=2)),
     "batches": ((2, 3, 6), lambda b: b.add("Concat", b.add("Relu", "x"), "x", axis=0)),
 }
+
+
+def pixels(b: OnnxBuilder, name: str) -> str:
+    return b.add("Reshape", name, ints(b, 0, 0, -1))
 
 
 def cut_columns(b: OnnxBuilder) -> str:

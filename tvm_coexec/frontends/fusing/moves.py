@@ -82,7 +82,7 @@ def add_joined(state: State, operation: Operation) -> None:
         raise ModelError(f"{source} joins {len(operation.inputs)} activations, each of which would be written anew")
     shape = state.trace.shapes[operation.output]
     roots = [_root(state, operation, name) for name in operation.inputs]
-    has_images = any(root.is_channels_first for root in roots)
+    has_images = any(root.positions[1:2] == (3,) for root in roots)
     first, last = 0, None
     for root in roots:
         before, after = [0] * len(shape), [0] * len(shape)
@@ -129,6 +129,9 @@ def _root(state: State, operation: Operation, name: str) -> Root:
     if tensor.image is None and value.channels_last and first >= 0 and value.has_channels_at(len(shape) - 1):
         batch, h, w, channels = (*(1,) * first, *shape)
         return Root(tensor, shape, tuple(range(first, 4)), (batch, h, w, channels))
+    if not value.channels_last and len(shape) == 3 and value.has_channels_at(1):
+        # pixels that the model sees in one row, whatever lines others see
+        return Root(tensor, shape, (0, 3, 2), (shape[0], 1, shape[2], shape[1]))
     root = Root.of(value, operation.source)
     if root is None or root.shape != value.shape:
         raise ModelError(f"{operation.source} reads shape {list(value.shape)}, of which no axis has the channels alone")
@@ -198,8 +201,9 @@ def _result(state: State, name: str, moved: Moved, is_of_images: bool) -> tuple[
     tensor = state.readers.tensor(name)
     tensor.channels_first = False
     shape = tensor.shape
-    if tensor.image is None and len(shape) == 4 and is_of_images:
-        tensor = DraftTensor(name, shape, shape[1], image=(shape[0], shape[2], shape[3], shape[1]))
+    if tensor.image is None and len(shape) in (3, 4) and is_of_images:
+        h, w = (1, *shape[2:])[-2:]
+        tensor = DraftTensor(name, shape, shape[1], image=(shape[0], h, w, shape[1]))
     if tensor.image is not None:
         batch, h, w, channels = tensor.image
         seen = moved.reshaped((batch, channels, h, w))
