@@ -220,3 +220,26 @@ def test_the_distribution_that_yolo_ends_with() -> None:
     distances = b.add("Reshape", b.add("Conv", bins, b.weights(1, 8, 1, 1)), ints(b, 1, 4, 20))
     graph = check_against_onnxruntime(b.model(distances))
     assert "opaque" not in dict(layers(graph))
+
+
+SUMMANDS: dict[str, tuple[Shape, Build]] = {
+    "pixels and channels": ((2, 6, 4, 5), lambda b: b.add("Add", conv(b, 6), b.weights(6, 4, 5))),
+    "less a constant": ((2, 6, 4, 5), lambda b: b.add("Sub", conv(b, 6), b.weights(1, 6, 4, 5))),
+    "a constant less": ((2, 6, 4, 5), lambda b: b.add("Sub", b.weights(6, 4, 5), conv(b, 6))),
+    "a constant less an input": ((2, 3, 6), lambda b: b.add("Sub", b.weights(3, 6), "x")),
+    "pixels in a row": ((1, 6, 4, 5), lambda b: b.add("Sub", b.weights(1, 6, 20), pixels(b, conv(b, 6)))),
+    "of an image that others read": ((1, 6, 4, 5), lambda b: b.add("Add", *_read_twice(b))),
+}
+
+
+def _read_twice(b: OnnxBuilder) -> tuple[str, str]:
+    image = conv(b, 6)
+    return b.add("Sub", b.weights(6, 4, 5), image), image
+
+
+@pytest.mark.parametrize("name", SUMMANDS)
+def test_a_constant_for_each_pixel_and_channel(name: str) -> None:
+    shape, build = SUMMANDS[name]
+    b = OnnxBuilder(x=shape)
+    graph = check_against_onnxruntime(b.model(b.add("Relu", build(b))))
+    assert "opaque" not in dict(layers(graph))

@@ -159,25 +159,36 @@ def add_constant_rows(state: State, operation: Operation) -> None:
 
 
 def row_summand(state: State, operation: Operation) -> tuple[str, np.ndarray] | None:
-    """The activation and the constant of a sum with one number for each row and channel, of each item or of all."""
+    """The activation and the constant of a sum with one number for each row and channel, of each item or of all.
+
+    The constant has a row for each pixel where the model sees channels before pixels. Of a difference with the
+    constant first, the activation is yet to be negated.
+    """
     constants = [name for name in operation.inputs if name in state.trace.constants]
-    if operation.op != "add" or len(constants) != 1:
+    if operation.op not in ("add", "subtract") or len(constants) != 1:
         return None
     name = next(name for name in operation.inputs if name != constants[0])
     array, value = state.trace.constants[constants[0]], state.values[name]
     first = next((axis for axis, size in enumerate(array.shape) if size > 1), array.ndim)
-    shape = array.shape[first:]
-    fits = value.channels_last and value.shape[len(value.shape) - len(shape) :] == shape
-    if not fits or array.size <= value.tensor.channels or array.size % value.tensor.channels:
+    shape, channels = array.shape[first:], value.tensor.channels
+    if value.shape[len(value.shape) - len(shape) :] != shape or array.size <= channels or array.size % channels:
         return None
-    return name, array
+    if not value.channels_last:
+        if not value.has_channels_at(len(value.shape) - len(shape)):
+            return None
+        array = array.reshape(channels, -1).T
+    return name, -array if operation.op == "subtract" and operation.inputs[1] == constants[0] else array
 
 
 def add_summand(state: State, operation: Operation, name: str, array: np.ndarray) -> None:
     """Add a constant to rows: to what is already added where rows were placed, or in a layer of its own."""
     value = state.materialised(name, operation.source)
+    if operation.op == "subtract" and operation.inputs[1] == name:
+        before, value = state.open_draft(name, operation.source)
+        before.append("negative")
+        value = replace(value, tensor=before.output)
     summand = array.astype(np.float64).reshape(-1, value.tensor.channels)
-    draft = state.producer_to_extend(name)
+    draft = value.tensor.producer if state.is_only_reader(name) else None
     layer = draft.layer if draft is not None and not draft.epilogue else None
     if draft is not None and isinstance(layer, PlaceRows) and layer.out_rows == len(summand):
         draft.params["summand"] = draft.params.get("summand", 0.0) + summand
@@ -187,4 +198,5 @@ def add_summand(state: State, operation: Operation, name: str, array: np.ndarray
         layer = PlaceRows(value.tensor.rows // rows, rows, rows, value.tensor.channels, 0, True)
         draft = state.new_draft(layer, value.tensor, value.shape, value.tensor.channels, operation.source)
         draft.params["summand"] = summand
+        draft.output.image = value.tensor.image
     state.set(operation, draft, value)
