@@ -246,12 +246,13 @@ def test_networks_are_tried_in_turn_and_one_that_cannot_be_is_named(
     plans = SimpleNamespace(learn_from_networks=lambda: learned)
     monkeypatch.setattr("tvm_coexec.tuning.tuning.planner", lambda profile, hardware: plans)
     one = tuner(FakeSession(), tmp_path / "p")
+    one.profile.describe(planning={"margin": 0.1})
     one.session.for_longer = for_longer  # type: ignore[method-assign, assignment]
     graphs = [Graph({}, [], [name], []) for name in ("first", "second")]
     run_all_trials(one, graphs, FACTS)
     assert tried == ["first 0", "second 0", "first 1", "second 1", "second 2"]
     assert "the network of 'first' did not finish its trial runs (out of memory)" in capsys.readouterr().err
-    assert one.profile.planning["in_networks"] == {"of": "networks"}
+    assert one.profile.planning == {"margin": 0.1, "in_networks": {"of": "networks"}}
 
 
 def test_a_layer_that_a_side_has_no_kernels_for_is_named_before_anything_is_measured(tmp_path: Path) -> None:
