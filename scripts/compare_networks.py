@@ -55,6 +55,7 @@ class Compared:
 
     name: str
     predicted_us: float
+    interval_us: tuple[float, float]
     tried: bool
     syncs: int
     memory: MemoryUse
@@ -104,6 +105,12 @@ class Compared:
         return self.memory.peak_bytes, self.memory.activation_bytes, self.memory.activation_bound_bytes
 
     @property
+    def is_inside(self) -> bool:
+        """Whether the network took a time in the interval that its plan expected."""
+        low_us, high_us = self.interval_us
+        return low_us <= self.us("coexec") <= high_us
+
+    @property
     def speedup(self) -> float:
         """Over the faster side alone."""
         return min(self.us("cpu"), self.us("gpu")) / self.us("coexec")
@@ -114,6 +121,8 @@ class Compared:
             "name": self.name,
             **{f"{side}_us": self.us(side) for side in SPLITS},
             "predicted_us": self.predicted_us,
+            "interval_us": [*self.interval_us],
+            "is_inside": self.is_inside,
             "tried": self.tried,
             "speedup": self.speedup,
             "peers": self.peers,
@@ -255,6 +264,7 @@ def compare(
         compared = Compared(
             name=name,
             predicted_us=modules["coexec"].plan.total_us,
+            interval_us=modules["coexec"].plan.interval_us,
             tried=modules["coexec"].plan.tried,
             syncs=modules["coexec"].sync_count,
             memory=modules["coexec"].memory,
@@ -305,7 +315,8 @@ def table(compared: Sequence[Compared]) -> str:
     header += [f"{name.replace(' ', ', ')} threads ms".replace("1 threads", "1 thread") for name in peer_names]
     rows = []
     for one in compared:
-        expected = _ms(one.predicted_us) + (" (tried)" if one.tried else "")
+        expected = f"{_ms(one.predicted_us)} ({' to '.join(map(_ms, one.interval_us))})"
+        expected += " (tried)" if one.tried else ""
         mark = " (unsteady)" if any(one.unsteady_turns.values()) else ""
         row = [one.name, *(_ms(one.us(side)) for side in SPLITS), f"{one.speedup:.2f}×{mark}", expected]
         row += [_ms(one.us(peer)) if peer in one.turns else "none" for peer in peer_names]
@@ -324,6 +335,7 @@ def table(compared: Sequence[Compared]) -> str:
         for one in compared
     ]
     text = markdown_table(header, rows) + "\n"
+    text += f"{sum(one.is_inside for one in compared)} of {len(compared)} took a time in the interval expected.\n\n"
     columns = ["relative error", "top-1", "synchronisations", "turns repeated", "put off", "unsteady", *MEMORY_COLUMNS]
     text += markdown_table(["network", *columns], facts)
     missing = [f"- {one.name}, {engine}: {why}\n" for one in compared for engine, why in one.not_measured.items()]

@@ -109,6 +109,9 @@ def test_networks_are_compared_with_every_engine(profile: Path, mlp: Path, tmp_p
     (model,) = result["models"]
     assert model["name"] == "mlp"
     assert model["cpu_us"] > 0 and model["gpu_us"] > 0 and model["coexec_us"] > 0 and model["predicted_us"] > 0
+    low_us, high_us = model["interval_us"]
+    assert low_us <= model["predicted_us"] <= high_us
+    assert model["is_inside"] == (low_us <= model["coexec_us"] <= high_us)
     assert set(model["peers"]) | set(model["not_measured"]) == set(PEERS)
     assert all(set(by_threads) == {"1", "2"} for by_threads in model["peers"].values())
     assert "onnxruntime" in model["peers"]
