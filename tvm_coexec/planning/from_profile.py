@@ -10,7 +10,7 @@ from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor
 from tvm_coexec.prediction.surroundings import Surroundings
 from tvm_coexec.profile import Profile
-from tvm_coexec.profile.store import damaged
+from tvm_coexec.profile.rows import damaged
 
 from .division import Overheads
 from .split import Planner

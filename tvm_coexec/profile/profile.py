@@ -21,7 +21,8 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.files import read_json, whole_file
 
 from .records import Candidate, Point, Sample, VariantSets
-from .store import VERSION, Run, SampleStore, damaged, now
+from .rows import damaged
+from .store import VERSION, Run, SampleStore, now
 from .trial_runs import TrialRun
 
 FORMAT = "tvm-coexec profile"

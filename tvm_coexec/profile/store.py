@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant, layer_from_json, layer_to_json
+from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant
 
 from .records import Candidate, Point, Sample, VariantSets
+from .rows import candidate_key, damaged, half_key, kernel_of_row, sample_of_row
 from .trial_runs import TrialRun
 
 VERSION = 8
@@ -191,7 +192,7 @@ class SampleStore:
         """Store samples, all or none."""
         run, measured = self._current_run(), now()
         rows = [
-            (run, measured, *_half_key(sample), json.dumps(sample.latency_us), sample.canary_us) for sample in samples
+            (run, measured, *half_key(sample), json.dumps(sample.latency_us), sample.canary_us) for sample in samples
         ]
         with self._transaction() as database:
             database.executemany(
@@ -207,7 +208,7 @@ class SampleStore:
                 "SELECT layer, side, variant, units, other_units, latency_us, other_variant, canary_us FROM samples"
                 f" WHERE {self._is_current()} ORDER BY id"
             ):
-                yield _sample(self._path, row)
+                yield sample_of_row(self._path, row)
 
     def measured_variants(self) -> VariantSets:
         """What there are current samples of."""
@@ -229,14 +230,14 @@ class SampleStore:
             rows = database.execute(query).fetchall()
         found: dict[tuple[str, AnyLayer], set[Variant]] = {}
         for side, layer, variant in rows:
-            computed, by = _kernel(self._path, layer, variant)
+            computed, by = kernel_of_row(self._path, layer, variant)
             found.setdefault((side, computed), set()).add(by)
         return {key: frozenset(variants) for key, variants in found.items()}
 
     def has(self, candidate: Candidate, point: Point) -> bool:
         """Whether each side that has work at a point was measured there."""
         co_run = point.cpu_units > 0 and point.gpu_units > 0
-        layer, cpu, gpu = _candidate_key(candidate)
+        layer, cpu, gpu = candidate_key(candidate)
         halves = [
             ("cpu", cpu, point.cpu_units, gpu, point.gpu_units),
             ("gpu", gpu, point.gpu_units, cpu, point.cpu_units),
@@ -255,7 +256,7 @@ class SampleStore:
 
     def add_failure(self, candidate: Candidate, message: str) -> None:
         """Store that a candidate cannot be measured."""
-        row = (self._current_run(), now(), *_candidate_key(candidate), message)
+        row = (self._current_run(), now(), *candidate_key(candidate), message)
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO failures (run, failed, layer, cpu_variant, gpu_variant, message)"
@@ -269,7 +270,7 @@ class SampleStore:
             row = database.execute(
                 "SELECT message FROM failures WHERE layer = ? AND cpu_variant = ? AND gpu_variant = ?"
                 f" AND {self._stands()} ORDER BY id DESC",
-                _candidate_key(candidate),
+                candidate_key(candidate),
             ).fetchone()
         return None if row is None else str(row[0])
 
@@ -353,11 +354,6 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def damaged(path: Path, error: object) -> FileFormatError:
-    """The error for a file of a profile that cannot be read."""
-    return FileFormatError(f"{path} is damaged ({error}); restore it, or tune into another directory")
-
-
 def _fault(database: sqlite3.Connection) -> str | None:
     state = database.execute("PRAGMA quick_check").fetchone()[0]
     if state != "ok":
@@ -368,39 +364,3 @@ def _fault(database: sqlite3.Connection) -> str | None:
     tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     missing = {"runs", "samples", "failures", "trial_runs"} - tables
     return f"it has no table {', '.join(sorted(missing))}" if missing else None
-
-
-def _layer_text(layer: AnyLayer) -> str:
-    return json.dumps(layer_to_json(layer))
-
-
-def _variant_text(variant: Variant) -> str:
-    return json.dumps(variant.to_json())
-
-
-def _half_key(sample: Sample) -> tuple[str, str, str, int, str | None, int]:
-    other = None if sample.other_variant is None else _variant_text(sample.other_variant)
-    layer, variant = _layer_text(sample.layer), _variant_text(sample.variant)
-    return layer, sample.side, variant, sample.units, other, sample.other_units
-
-
-def _candidate_key(candidate: Candidate) -> tuple[str, str, str]:
-    return _layer_text(candidate.layer), _variant_text(candidate.cpu), _variant_text(candidate.gpu)
-
-
-def _kernel(path: Path, layer: str, variant: str) -> tuple[AnyLayer, Variant]:
-    try:
-        return layer_from_json(json.loads(layer)), Variant.from_json(json.loads(variant))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, f"the sample of layer {layer} cannot be read: {error}") from None
-
-
-def _sample(path: Path, row: tuple[Any, ...]) -> Sample:
-    layer, side, variant, units, other_units, latency_us, other, canary_us = row
-    computed, by = _kernel(path, layer, variant)
-    try:
-        times_us = tuple(float(time_us) for time_us in json.loads(latency_us))
-    except (ValueError, TypeError) as error:
-        raise damaged(path, f"the times of layer {layer} cannot be read: {error}") from None
-    other_by = None if other is None else _kernel(path, layer, other)[1]
-    return Sample(computed, side, by, units, other_units, times_us, other_by, float(canary_us))
