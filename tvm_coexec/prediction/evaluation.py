@@ -146,10 +146,10 @@ def _verdict(evaluation: Evaluation) -> str:
     """How noisy a side is, and what that means for its predictions."""
     unsteady_percent = max(evaluation.noise_percent, evaluation.drift_percent)
     if unsteady_percent < _QUIET_PERCENT:
-        return "it is quiet, and noise does not limit the predictions"
+        return "it is quiet: runs take about the predicted time"
     if unsteady_percent < _DISTURBED_PERCENT:
-        return "it is not quite quiet, and predictions cannot be better than that"
-    return "it is disturbed, which limits the predictions; end other work and tune again for better ones"
+        return "it is not quite quiet: runs take some per cent longer than predicted"
+    return "it is disturbed: runs take longer than predicted by about that much; end other work for better figures"
 
 
 def _shape(layer: AnyLayer) -> AnyLayer:
