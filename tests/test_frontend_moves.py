@@ -243,3 +243,12 @@ def test_a_constant_for_each_pixel_and_channel(name: str) -> None:
     b = OnnxBuilder(x=shape)
     graph = check_against_onnxruntime(b.model(b.add("Relu", build(b))))
     assert "opaque" not in dict(layers(graph))
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_a_factor_whose_channels_are_on_another_axis(axis: int) -> None:
+    """Weights of pixels, each a softmax of its line or column, as in separable attention."""
+    b = OnnxBuilder(x=(1, 6, 4, 5))
+    weights = b.add("Softmax", b.add("Conv", "x", b.weights(1, 6, 1, 1)), axis=axis)
+    graph = check_against_onnxruntime(b.model(b.add("Mul", weights, conv(b, 6))))
+    assert "opaque" not in dict(layers(graph))

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.trace import Operation
+from tvm_coexec.frontends.trace import Operation, Source
 from tvm_coexec.graph.graph import Image
 from tvm_coexec.layers import Elementwise
 
+from .moves import with_channels_at
 from .state import State
 from .values import Value, claim_image
 
@@ -36,6 +37,9 @@ def add_arithmetic(state: State, operation: Operation) -> None:
     values = [state.materialised(name, source) for name in operation.inputs]
     sizes = _sizes(values, shape)
     if sizes is None:
+        values = _with_common_channels(state, values, source)
+        sizes = _sizes(values, shape)
+    if sizes is None:
         raise ModelError(
             f"{source} combines activations of shapes {' and '.join(str(list(value.shape)) for value in values)} whose "
             "channels are on different axes, or which repeat each other along too many"
@@ -51,6 +55,16 @@ def add_arithmetic(state: State, operation: Operation) -> None:
         batch, h, w, channels = layer.output_size
         draft.output.image = (batch, h, w, channels)
     state.values[operation.output] = Value(draft.output, shape, math.prod(shape[: sizes.channel_axis]))
+
+
+def _with_common_channels(state: State, values: list[Value], source: Source) -> list[Value]:
+    """The operands, the smaller as a copy whose channels are on the axis of the larger one's."""
+    smaller, larger = sorted(values, key=lambda value: math.prod(value.shape))
+    axis = larger.channel_axis
+    if axis is None or len(smaller.shape) != len(larger.shape) or smaller.shape == larger.shape:
+        return values
+    moved = with_channels_at(state, smaller, axis, source)
+    return [moved if value is smaller else value for value in values]
 
 
 def _sizes(values: list[Value], shape: tuple[int, ...]) -> _Sizes | None:
