@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tvm_coexec.errors import InputError
-from tvm_coexec.module.manifest import Manifest, Source, TensorSpec
+from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import block_numbers
+from tvm_coexec.module.tensors import Source, TensorSpec
 from tvm_coexec.runtime import timing
 from tvm_coexec.runtime.library import ACTIONS
 from tvm_coexec.runtime.loaded import Span

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tvm_coexec.compiler.buffers import halos_to_clear
-from tvm_coexec.module.manifest import Source
+from tvm_coexec.module.tensors import Source
 from tvm_coexec.runtime.module import Module
 
 NAN = np.float32("nan")

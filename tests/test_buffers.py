@@ -6,7 +6,8 @@ import pytest
 
 from tvm_coexec.compiler.buffers import assign_buffers, halos_to_clear
 from tvm_coexec.layers import ImageLayout
-from tvm_coexec.module.manifest import StepSpec, TensorSpec
+from tvm_coexec.module.manifest import StepSpec
+from tvm_coexec.module.tensors import TensorSpec
 
 READS = [("x0",), ("x1",), ("x1", "x2"), ("x2", "x3"), ("x4",), ("x5",), ("x6",)]
 """What the steps read, the first of which writes x1. When x6 is written, the memory of x4 and x2 is free."""

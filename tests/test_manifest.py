@@ -7,7 +7,8 @@ import pytest
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import ImageLayout, Linear, layer_to_json
-from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, Source, StepSpec, TensorSpec
+from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec
+from tvm_coexec.module.tensors import Source, TensorSpec
 
 IMAGE = TensorSpec.of_size("x", (2, 3, 5, 40), ImageLayout((1, 2)))
 NARROW = TensorSpec.of_size("n", (1, 4, 4, 3), ImageLayout((1, 1), narrow=True))

@@ -21,8 +21,9 @@ from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError, KernelError, SyncTimeoutError
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool, Rearrange, Resize, RowWise
-from tvm_coexec.module.manifest import LaunchSpec, Source
+from tvm_coexec.module.manifest import LaunchSpec
 from tvm_coexec.module.package import Package
+from tvm_coexec.module.tensors import Source
 from tvm_coexec.runtime import loaded
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
@@ -171,7 +172,7 @@ def test_a_chain_of_the_gpu_hands_over_its_last_result_alone(mechanism_device: D
     module = Module(one_layer(LAYERS[0], mechanism_device), mechanism_device)
     program = module._loaded.chain(0, 0, 6, 5)
     program.run_for(0)
-    assert [span.step for span in program.spans() if span.action in ("wait", "exchange") and span.step] == [5]
+    assert [span.step for span in program.spans() if span.action in ("wait", "transfer") and span.step] == [5]
 
 
 def launch_together(monkeypatch: pytest.MonkeyPatch, together: bool) -> None:

@@ -16,7 +16,7 @@ from tvm_coexec.api import plan_graph
 from tvm_coexec.errors import InputError, ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import Hardware, Opaque, Operand, layer_from_json, layer_to_json
-from tvm_coexec.module.manifest import TensorSpec
+from tvm_coexec.module.tensors import TensorSpec
 from tvm_coexec.runtime.device import Device
 
 

@@ -16,8 +16,8 @@ from tvm_coexec import cli
 from tvm_coexec.errors import FileFormatError, KernelError
 from tvm_coexec.layers import Linear
 from tvm_coexec.module import package
-from tvm_coexec.module.manifest import ConstantSpec
 from tvm_coexec.module.package import Package
+from tvm_coexec.module.tensors import ConstantSpec
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
 

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from tvm_coexec.module.manifest import StepSpec, TensorSpec, lifetimes
+from tvm_coexec.module.manifest import StepSpec, lifetimes
+from tvm_coexec.module.tensors import TensorSpec
 
 _CLEARING_WORDS = 8192
 """A storage buffer may grow by so many words, 32 KiB, to spare the clearing of a halo: one kernel more in every run."""

@@ -21,17 +21,9 @@ from tvm_coexec.layers import (
     layer_to_json,
     line_block,
 )
-from tvm_coexec.module.manifest import (
-    ArgumentSpec,
-    ConstantSpec,
-    HalfSpec,
-    LaunchSpec,
-    Manifest,
-    Source,
-    StepSpec,
-    TensorSpec,
-)
+from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec
 from tvm_coexec.module.package import Package
+from tvm_coexec.module.tensors import ConstantSpec, Source, TensorSpec
 from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.schedules.halo import Halo
 

@@ -13,11 +13,9 @@ from tvm_coexec.layers import (
     Linear,
     Variant,
 )
-from tvm_coexec.module.manifest import (
-    Manifest,
-    TensorSpec,
-)
+from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package
+from tvm_coexec.module.tensors import TensorSpec
 
 from .packaging import Choice, Halves, linked, package
 from .target import Target

@@ -21,8 +21,9 @@ import numpy as np
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.files import whole_file
 
-from .manifest import Manifest, Source
+from .manifest import Manifest
 from .table import Tables, constant_offsets
+from .tensors import Source
 
 MAGIC, VERSION = b"COEXEC\r\n", 1
 SECTIONS = (

@@ -14,7 +14,8 @@ import numpy as np
 
 from tvm_coexec.layers import ROW_BLOCK, TILE
 
-from .manifest import ArgumentSpec, LaunchSpec, Manifest, Source, StepSpec, TensorSpec
+from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec
+from .tensors import Source, TensorSpec
 
 MAX_RANK = 8
 CONSTANT_ALIGNMENT, LARGE_CONSTANT = 64, 16384

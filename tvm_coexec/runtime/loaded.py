@@ -12,9 +12,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tvm_coexec.module.manifest import Manifest, Source, TensorSpec
+from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import block_numbers
+from tvm_coexec.module.tensors import Source, TensorSpec
 
 from . import library as c
 from .handle import Handle

@@ -18,7 +18,8 @@ from tvm_coexec.layers import (
     Variant,
     layer_from_json,
 )
-from tvm_coexec.module.manifest import Source, StepSpec
+from tvm_coexec.module.manifest import StepSpec
+from tvm_coexec.module.tensors import Source
 from tvm_coexec.runtime.loaded import AnyLoaded
 
 from .reference import evaluate, relative_error
