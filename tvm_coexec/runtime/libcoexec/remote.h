@@ -21,4 +21,7 @@ coexec_status remote_close(const char* request, path_finder find_path, answer* t
 /* facts.c: what there is to know of the device and the machine. */
 void say_facts(const coexec_device* device, answer* to);
 
+/* remote.c: the module of a request, opened if it is not yet, or if its file is another by now. */
+coexec_status find_module(const char* request, path_finder find_path, coexec_module** module);
+
 #endif
