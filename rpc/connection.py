@@ -109,7 +109,7 @@ class Connection:
 
 
 def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
-    """Run in a thread that may be left behind: a blocked exchange cannot be cancelled."""
+    """Run in a thread that may be left behind: a blocked request cannot be cancelled."""
     future: Future[_Result] = Future()
 
     def run() -> None:

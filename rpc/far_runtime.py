@@ -17,13 +17,13 @@ _LIBRARY = "libcoexec.so"
 _SHELLS = ("/bin/sh", "/system/bin/sh")
 """Programs of which a device has one: it shows for what CPU and what system programs are built there."""
 _MACHINES = {62: "x86_64", 183: "aarch64"}
-"""By the number at byte 18 of a program's file."""
+"""CPUs by the number at byte 18 of a program's file."""
 _ANDROID_LOADER = b"/system/bin/linker"
 
 _WAIT_US = 30_000_000
 """How long a side waits for the other: a phone that is busy with something else may take long for a launch."""
 _DEVICE_STATUSES = {"5", "8"}
-"""Of ``coexec_status``: a GPU that hangs, a device that cannot be opened."""
+"""Values of ``coexec_status`` for a GPU that hangs, and for a device that cannot be opened."""
 
 
 class FarRuntime:
@@ -32,7 +32,7 @@ class FarRuntime:
     Parameters
     ----------
     wait_for
-        Gives the result of an exchange, or raises the error of a session that is lost.
+        Gives the answer to a request, or raises the error of a session that is lost.
     """
 
     def __init__(self, connection: Connection, wait_for: Callable[[Future[Any]], Any]) -> None:

@@ -30,7 +30,7 @@ _UNIT_ITEMS = 2048
 _UNIT_LOCAL = 4
 """Local memory of a compute unit, over what one work-group may have."""
 _OTHER_REGISTERS = 26
-"""Registers that an item needs beside those of its sums and operands: for addresses and counters."""
+"""Registers that an item needs besides those of its sums and operands: for addresses and counters."""
 _LOCAL_BYTES = 165.0
 _GLOBAL_BYTES = 17.0
 """Bytes that a compute unit reads in a cycle."""
@@ -39,11 +39,11 @@ _LATENCY = 1000.0
 _BUSY_ITEMS = 130
 """Work-items with which a compute unit reaches these rates."""
 _PAUSE = 95.0
-"""Cycles that a step takes beside, for its barrier and its addresses."""
+"""Cycles that a step takes besides, for its barrier and its addresses."""
 _START = 16000.0
 """Cycles that a kernel takes to be launched, to begin and to end."""
 _MEETING = 5000.0
-"""Cycles that the last work-group to arrive needs beside its reading of the others' parts."""
+"""Cycles that the last work-group to arrive needs besides its reading of the others' parts."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Steps:
     count
         Steps that a work-group takes one after the other, each of which loads, multiplies and waits.
     multiply_adds, local_traffic, global_traffic
-        What a work-group does in a step; traffic in bytes.
+        What a work-group does in a step; what it moves, in bytes.
     finish_traffic
         Bytes that the last work-group to arrive reads at the end.
     items

@@ -1,4 +1,4 @@
-"""How fast are the GPU's kernels beside the vendor's? Each layer's GPU half and cuBLAS or cuDNN are measured in turn.
+"""How fast are the GPU's kernels compared with the vendor's? Each GPU half and cuBLAS or cuDNN are measured in turn.
 
 A layer runs with the variant that was fastest for it in the profile, else with its default one, again and again in one
 program. torch calls the vendor's libraries for the same layer, without bias or activation and without TF32, from a

@@ -2,7 +2,7 @@
 
 A layer is divided by its channels and, where it can be, by its lines, as the planner divides it. The smallest of many
 noisy figures is too small, so the grid only *chooses* its best split. That split, the planned one and each side alone
-are then measured again, in turn, and these figures are reported; rounds beside which the machine was unsteady are
+are then measured again, in turn, and these figures are reported; rounds during which the machine was unsteady are
 repeated, or their row is marked.
 """
 
@@ -251,7 +251,7 @@ def write(compared: Sequence[Compared], report: Report) -> None:
     text += "\n" + "".join(f"- {name}: {value:.3g}\n" for name, value in result["summary"].items())
     text += (
         "\nEach figure is the median time of the layer as it runs inside a network: again and again, both sides warm "
-        "and synchronised before and after it. Rounds beside which the machine was unsteady were repeated"
+        "and synchronised before and after it. Rounds during which the machine was unsteady were repeated"
         f" ({sum(one.rounds.repeated for one in compared)}); where it stayed so, the row is marked.\n"
     )
     report.write(result, text, lambda axes: draw(axes, compared))

@@ -347,7 +347,7 @@ def _ms(us: float) -> str:
 
 
 def draw(axes: Any, compared: Sequence[Compared]) -> None:
-    """Speeds beside the faster side alone; engines with two threads."""
+    """Speeds compared with the faster side alone; engines with two threads."""
     series = {"co-executed": [one.speedup for one in compared]}
     for engine in PEERS:
         key = peer_key(engine, 2)

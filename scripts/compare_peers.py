@@ -1,7 +1,7 @@
-"""How fast are the halves, and both together, beside ONNX Runtime with one thread and with two?
+"""How fast are the halves, and both together, compared with ONNX Runtime with one thread and with two?
 
 All are measured in turn, warm, in one run. ONNX Runtime's one thread runs on the CPU's core, its two threads on the
-cores of both sides; each is a process that is stopped while others are measured. A round beside which the machine was
+cores of both sides; each is a process that is stopped while others are measured. A round during which the machine was
 unsteady is repeated, or its row is marked.
 """
 

@@ -95,7 +95,7 @@ class Judged:
 
     @property
     def share(self) -> float:
-        """Of the peak."""
+        """The share of the peak that the loop reaches."""
         return self.fmas_a_cycle / self.peak
 
 

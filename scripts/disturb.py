@@ -1,6 +1,6 @@
 """Disturbs the machine as other programs do: bursts of competing work on some cores and on the memory, from a seed.
 
-The same seed gives the same bursts, so that two tunings, or two releases, meet the same disturbance. A burst lasts
+The same seed gives the same bursts, so that two tunings, or two releases, meet the same noise. A burst lasts
 20 ms to 2 s, as pauses do; a third of the bursts computes, a third reads more memory than caches hold, and a third does
 both by turns.
 """

@@ -1,6 +1,6 @@
-"""How fast one shipped model is on the CPU, on the GPU and on both, beside its own runtime with one and two threads.
+"""How fast one shipped model is on the CPU, on the GPU and on both, and of its own runtime with one and two threads.
 
-All have their turns one after the other, warm; a turn beside which the machine was unsteady is repeated.
+All have their turns one after the other, warm; a turn during which the machine was unsteady is repeated.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The packages are downloaded by name; each model is built and compared with its own runtime, LiteRT or ONNX Runtime, in a
 process of its own, so that nothing that happens to one keeps the others from being tried. With a profile, models that
-are right are timed, too, each on the CPU, on the GPU and co-executed, beside its runtime with one and two threads.
+are right are timed, too, each on the CPU, on the GPU and co-executed, and by its runtime with one and two threads.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def times_table(rows: Sequence[Row]) -> str:
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
-    """Speeds beside the models' runtimes or, where nothing was timed, how many layers run whole."""
+    """Speeds compared with the models' runtimes or, where nothing was timed, how many layers run whole."""
     timed = [row for row in rows if row.time]
     if timed:
         bars(axes, [_short(row) for row in timed], _speeds(timed), "speed, its runtime with two threads = 1")

@@ -1,4 +1,4 @@
-"""Times layers on a device in rounds, each of which is timed again where the machine was unsteady beside it.
+"""Times layers on a device in rounds, each of which is timed again where the machine was unsteady meanwhile.
 
 A program, some kernels at some split, is timed once a round whatever it is called: what is planned for one side alone
 is that side alone, and is neither faster nor slower than itself.

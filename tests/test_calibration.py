@@ -1,4 +1,4 @@
-"""Calibration: overheads and traffic from what a device answers, however noisy its times are."""
+"""Calibration: overheads and the memory model from what a device answers, however noisy its times are."""
 
 import json
 from collections.abc import Mapping, Sequence

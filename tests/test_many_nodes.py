@@ -55,7 +55,7 @@ def test_a_long_chain_of_steps_becomes_layers_of_some_steps_each(device: Device)
 
 
 def test_each_of_many_parts_is_made_alone(device: Device) -> None:
-    """Of integers, which TVM's loops split."""
+    """The parts are integers, which TVM's loops split."""
     parts = [f"part{number}" for number in range(20)]
     nodes = [
         helper.make_node("Split", ["x"], parts, axis=1),

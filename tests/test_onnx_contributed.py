@@ -1,4 +1,4 @@
-"""What ONNX Runtime's quantisation tools write into models, beside ONNX Runtime."""
+"""What ONNX Runtime's quantisation tools write into models, compared with ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX operators with converters of our own, beside ONNX Runtime."""
+"""ONNX operators with converters of our own, compared with ONNX Runtime."""
 
 import warnings
 from collections.abc import Callable

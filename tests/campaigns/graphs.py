@@ -1,4 +1,4 @@
-"""Random graphs of all supported operators: each is built, divided at random, and right beside ONNX Runtime."""
+"""Random graphs of all supported operators: each is built, divided at random, and compared with ONNX Runtime."""
 
 from __future__ import annotations
 

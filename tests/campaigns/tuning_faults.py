@@ -1,7 +1,7 @@
-"""Faults beside a local tuning: it goes on or ends with its reason, leaves no process, and its profile can be used.
+"""Faults during a local tuning: it goes on or ends with its reason, leaves no process, and its profile can be used.
 
 Processes are killed and stopped, strangers connect to their ports and the disk fills up, once or several times in a
-tuning. The candidates are innocent: none may be remembered as one that fails.
+tuning. The candidates are innocent: none may be kept as one that fails.
 """
 
 from __future__ import annotations

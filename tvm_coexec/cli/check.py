@@ -1,4 +1,4 @@
-"""Check that a model is computed right: on random inputs, beside an engine that shares no code with this one.
+"""Check that a model is computed right: on random inputs, against an engine that shares no code with this one.
 
 An ONNX model is compared with ONNX Runtime or, where that is not installed or refuses the model, with ONNX's reference
 evaluator; a TFLite model with LiteRT. The model is built for the CPU alone, for the GPU alone and with every layer

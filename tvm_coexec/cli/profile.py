@@ -60,10 +60,10 @@ def _shown(profile: Profile) -> list[str]:
 
 
 def _reads(reads: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
-    """How fast either side reads what it has read before, alone and beside the other: a cache ends where it slows."""
+    """How fast either side reads what it has read, alone and while the other reads: a cache ends where it slows."""
     if not reads:
         return []
-    rows: list[tuple[str, ...]] = [("reads of", "cpu", "gpu", "cpu beside gpu", "gpu beside cpu")]
+    rows: list[tuple[str, ...]] = [("reads of", "cpu", "gpu", "cpu while gpu reads", "gpu while cpu reads")]
     ways = [(side, way) for way in ("alone", "concurrent") for side in ("cpu", "gpu")]
     for number, amount_bytes in enumerate(reads["cpu"]["amount_bytes"]):
         rates = (f"{reads[side][way][number] / 1e3:.1f} GB/s" for side, way in ways)

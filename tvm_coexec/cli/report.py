@@ -1,7 +1,7 @@
 """Write a page that shows how a module is divided, and what both sides do in a run.
 
 The page holds all it needs: a timeline of both sides with their waits, each layer's split, its predicted and its
-measured times, memory, and the latency beside each side alone where the module has all kernels of a side. Figures are
+measured times, memory, and the latency, with that of each side alone where the module has all its kernels. Figures are
 measured on random inputs while the page is made.
 """
 

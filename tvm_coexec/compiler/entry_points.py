@@ -22,11 +22,11 @@ _STEP_PARAMETERS = "volatile __global int* flags, int awaited, int done, uint li
 _KERNEL = re.compile(r"__kernel void (\w+)_kernel\(([^)]*)\)\s*(;|\{)")
 _NOT_CALLABLE = re.compile(r"\b(__local|local|get_global_id|get_global_size|get_num_groups|get_group_id\(2\))")
 _HEAD_WORDS = 7
-"""Of a row of the table: the kernel's number, the step to await, the step to report, work-groups on both axes, and the
-processor's ticks at the begin and at the end of the kernel."""
+"""A row of the table begins with the kernel's number, the step to await, the step to report, work-groups on both axes,
+and the processor's ticks at the begin and at the end of the kernel."""
 
 _BEGIN_STAMP, _END_STAMP = 5, 6
-"""Places of the ticks in a row."""
+"""Indices of the ticks in a row."""
 
 _CHAIN = """
 #ifndef COEXEC_EVENTS

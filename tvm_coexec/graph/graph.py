@@ -25,7 +25,7 @@ Image = tuple[int, int, int, int]
 
 
 _MOST_ELEMENTS = 2**31 - 1
-"""Of a tensor: kernels count by 32 bits."""
+"""A tensor has no more elements, since kernels count by 32 bits."""
 
 
 @dataclass

@@ -124,7 +124,7 @@ class Layer(Protocol):
         """Whether a unit needs only the same unit of the activation with a role, where that is divided as this is."""
 
     def facts(self) -> dict[str, float]:
-        """What the predictors see of the layer beside its operations and bytes: its sizes and its kind."""
+        """What the predictors see of the layer besides its operations and bytes: its sizes and its kind."""
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
         """Compute rows of the result in float64, the epilogue left out."""
@@ -134,7 +134,7 @@ class Layer(Protocol):
 class Base:
     """What a layer is unless its class says otherwise: of float32, divided by tiles of channels, without constants.
 
-    A class of layers derives from it, gives what :class:`Layer` asks for beside that, and is made known by
+    A class of layers derives from it, gives what :class:`Layer` asks for besides that, and is made known by
     :func:`tvm_coexec.layers.register`.
 
     Attributes

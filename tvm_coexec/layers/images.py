@@ -1,4 +1,4 @@
-"""Layers that only images have, beside convolutions: pooling, concatenation, element-wise arithmetic, normalisation.
+"""Layers that only images have, besides convolutions: pooling, concatenation, element-wise arithmetic, normalisation.
 
 All of them work on ``[batch, h, w, channels]``, and a unit is a tile of 32 output channels, as it is for convolutions:
 a side that owns a tile of a convolution goes on with the same tile. Pooling and arithmetic may be divided by lines as

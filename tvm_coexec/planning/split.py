@@ -36,7 +36,7 @@ _WINDOW = 8
 
 
 _PROMISING = 4
-"""A GPU's kernels that are considered of a layer, beside those that were measured: the first ones of the search,
+"""A GPU's kernels that are considered of a layer, besides those that were measured: the first ones of the search,
 which an analytic bound orders. On an H200 one of the first three was within 10 % of the best of all, whereas the least
 prediction of hundreds is one that is too small: learned of 90 layers, it took kernels that were 2 to 6 times slower."""
 

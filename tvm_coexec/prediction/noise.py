@@ -1,4 +1,4 @@
-"""What halves take on average, beside their undisturbed times, which the predictors learn."""
+"""How much longer halves take on average than undisturbed, which is what the predictors learn."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ class Noise:
         return cls(*({side: found.get((side, concurrent), 1.0) for side in _SIDES} for concurrent in (False, True)))
 
     def factors(self, *, is_split: bool) -> Mapping[str, float]:
-        """Tell how much longer each side's half of a layer takes on average, alone or beside the other's."""
+        """Tell how much longer each side's half of a layer takes on average, alone or concurrent with the other's."""
         return self.concurrent if is_split else self.alone

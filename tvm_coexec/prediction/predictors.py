@@ -1,7 +1,7 @@
 """Predicts the time of a half: a few-term base time, multiplied by what is usual of its implementation, and by what
 XGBoost learned of the rest.
 
-What remains of the error for the very kernels that were measured is remembered.
+What remains of the error for the very kernels that were measured is kept as residuals.
 """
 
 from __future__ import annotations

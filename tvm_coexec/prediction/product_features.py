@@ -1,4 +1,4 @@
-"""What the predictors see of a GPU's dense kernels beside the rest: how they fill its compute units."""
+"""What the predictors see of a GPU's dense kernels besides the rest: how they fill its compute units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a side reads again what it has read, by the amount, alone and beside the other side: it shows the caches."""
+"""How fast a side reads again what it has read, by the amount, alone and while the other side does: caches show."""
 
 from __future__ import annotations
 

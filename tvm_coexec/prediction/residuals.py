@@ -69,7 +69,7 @@ class Residuals:
         return np.exp([self._of(kernel).log_error for kernel in kernels])
 
     def uncertainty_factors(self, kernels: Sequence[Kernel]) -> np.ndarray:
-        """By which factor predictions of kernels are off less than those of layers that were never measured."""
+        """Factors by which predictions of kernels are off less than those of layers that were never measured."""
         unknown = np.array([self._of(kernel).unknown for kernel in kernels])
         return np.sqrt(_NEVER_KNOWN + (1 - _NEVER_KNOWN) * unknown)
 

@@ -134,7 +134,7 @@ class Profile:
 
     @property
     def planning(self) -> Any:
-        """What planning keeps of the device beside the predictors."""
+        """What planning keeps of the device besides the predictors."""
         return self._description["planning"]
 
     def describe(

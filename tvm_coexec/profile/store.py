@@ -29,7 +29,7 @@ _FAILURES_LAST = timedelta(days=7)
 """A candidate that failed is tried again after this time: what failed may have been the machine."""
 
 _ORIGIN_FACTS = ("name", "cpu_model", "driver_version", "mechanism")
-"""What two runs must have in common for the times of one to be true of the other, beside TVM's version."""
+"""What two runs must have in common for the times of one to be true of the other, besides TVM's version."""
 
 _BUSY_TIMEOUT_S = 30
 _SCHEMA = f"""

@@ -1,4 +1,4 @@
-"""What a module is seen to do: its latency beside that of each side alone, a run's timeline, and its halves' times."""
+"""What a module is seen to do: its latency and that of each side alone, a run's timeline, and its halves' times."""
 
 from __future__ import annotations
 

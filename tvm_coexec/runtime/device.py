@@ -168,7 +168,7 @@ def open_device(
     gpu_cores: Iterable[int] | None = None,
     mechanism: str | None = None,
 ) -> Device:
-    """Open an OpenCL device, and choose the cores that work beside it.
+    """Open an OpenCL device, and choose the cores that work alongside it.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def open_device(
         Any unambiguous part of a device's name, platform or alias; by default a GPU if there is one, then PoCL, then
         Intel's CPU runtime.
     cpu_cores
-        Cores of the CPU's side. By default every core beside a GPU; beside an OpenCL CPU device those that it leaves.
+        Cores of the CPU's side. By default every core with a GPU; with an OpenCL CPU device those that it leaves.
     gpu_cores
         Cores of an OpenCL CPU device, whose threads are moved there; by default half of the machine's. The number of
         PoCL's threads is settled by the first OpenCL query of the process.

@@ -1,4 +1,4 @@
-"""How much memory a module takes, beside the least that its activations need."""
+"""How much memory a module takes, and the least that its activations need."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _PROMISING = 1.1
 """A variant is worth a measurement if its predicted time is at most so many times that of the best one measured."""
 
 _SUSPICIOUS = 1.15
-"""A variant that took so many times as long as predicted may have been measured beside other work."""
+"""A variant that took so many times as long as predicted may have been measured while other work ran."""
 
 Train = Callable[[], Mapping[str, LatencyPredictor]]
 
@@ -134,7 +134,7 @@ class _Search:
 
 
 def _expected_us(layer: AnyLayer, variants: Sequence[Variant], predictor: LatencyPredictor) -> np.ndarray:
-    """For each variant, the geometric mean of the times of the whole layer alone and of a half beside the other."""
+    """For each variant, the geometric mean of the times of the whole layer alone and of concurrent halves."""
     if not variants:
         return np.array([])
     half = layer.units / 2

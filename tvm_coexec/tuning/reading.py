@@ -22,7 +22,7 @@ _POINT_US = 5e4
 _EXPECTED_BYTES_PER_US = 1e4
 _REPEATS = (6, 30)
 _QUANTILE = 0.1
-"""Of the repetitions, which is what predictors learn of other layers too."""
+"""The quantile of the repetitions that counts, which predictors learn of other layers too."""
 
 
 def measure_reads(tuner: Tuner) -> dict[str, Reads]:

@@ -2,7 +2,7 @@
 
 Two kernels that are close by themselves may not be so in a network, where both sides read weights from memory. So the
 first plans give those kernels a chance that have not run in it yet, and the last ones use what is known. Every plan
-runs beside the best so far, turn by turn, so that a machine that slows down slows both; a turn before or after which
+takes turns with the best so far, so that a machine that slows down slows both; a turn before or after which
 both sides were much slower than at their best is repeated. The best runs once more by itself at the end: the fastest of
 several noisy figures is likely to have been lucky. Several networks take turns plan by plan: what each is expected to
 take then comes from the whole time of the trial runs, not from one minute of it.

@@ -78,7 +78,7 @@ def tune(
     out
         The profile's directory. If it is there already, tuning goes on where it stopped.
     device
-        Any unambiguous part of the name of a local device; not beside a ``tracker``.
+        Any unambiguous part of the name of a local device; not together with a ``tracker``.
     families
         Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
         placed by an estimate.

@@ -16,12 +16,12 @@ from tvm_coexec.rpc.client import Session
 from tvm_coexec.schedules import family
 
 _LAYER = Linear(64, 512, 512, ("bias",))
-"""It takes a server's core a third of a millisecond: long enough for a clock, and short beside what is measured."""
+"""It takes a server's core a third of a millisecond: long enough for a clock, and short for a measurement."""
 
 _EVERY_S = 4.0
 _REPEATS = 18
 _QUANTILE = 0.1
-"""Of the canary's repetitions, which is what predictors learn of other layers too."""
+"""The quantile of the canary's repetitions that counts, which predictors learn of other layers too."""
 
 
 class Watch:

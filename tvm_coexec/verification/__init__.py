@@ -1,4 +1,4 @@
-"""Whether what was built computes what the model says: a whole network beside an engine that shares no code with it."""
+"""Whether what was built computes what the model says: a whole network against an engine that shares no code."""
 
 from .network import NetworkCheck, Verdict
 

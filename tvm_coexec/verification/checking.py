@@ -1,4 +1,4 @@
-"""Checks one layer of a module for measuring: random parameters, random input, and the result beside float64's."""
+"""Checks one layer of a module for measuring: random parameters, random input, and the result against float64's."""
 
 from __future__ import annotations
 

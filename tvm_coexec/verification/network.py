@@ -1,4 +1,4 @@
-"""A built network on random inputs beside an independent engine, down to the first node whose value differs."""
+"""A built network on random inputs against an independent engine, down to the first node whose value differs."""
 
 from __future__ import annotations
 

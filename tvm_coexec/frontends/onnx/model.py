@@ -62,7 +62,7 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelError(f"there is no model file {str(path)!r}; give the path of an ONNX file")
     try:
         return onnx.load(path)
-    except Exception as error:  # whatever damage leads onnx or protobuf to, beside what they foresee
+    except Exception as error:  # whatever damage leads onnx or protobuf to, besides what they foresee
         raise ModelError(
             f"cannot read {str(path)!r} as an ONNX model ({in_one_line(error)}); export it again"
         ) from error

@@ -114,7 +114,7 @@ def axes_of(call: relax.Call, rank: int) -> list[int]:
 
 
 def attributes_of(op: str, call: relax.Call, rank: int, source: Source) -> dict[str, Any]:
-    """What an operation has to know beside its operands."""
+    """What an operation has to know besides its operands."""
     if op == "transpose":
         return {"axes": tuple(axes_of(call, rank))}
     if op not in ("mean", "max", "softmax", "layer_norm"):

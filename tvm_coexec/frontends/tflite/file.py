@@ -171,7 +171,7 @@ def _numbers(values: Any) -> tuple[int, ...]:
 
 
 def _options(native: Any) -> Any:
-    """What an operator is told beside its operands, None if it has no options."""
+    """What an operator is told besides its operands, None if it has no options."""
     kind = getattr(tflite, _BUILTIN_OPTIONS.get(native.BuiltinOptionsType(), ""), None)
     table = native.BuiltinOptions()
     if kind is None or table is None:

@@ -8,7 +8,7 @@
 #include <string.h>
 
 static const double BALANCED = 1.12;     /* a pace up to which, or down to 1 / which, nothing is moved */
-static const double DAMPING = 0.8;       /* exponent: a pace that was measured beside a disturbance overshoots */
+static const double DAMPING = 0.8;       /* exponent: a pace that was measured while something disturbed it overshoots */
 static const double HELPS = 1.0;         /* length over that before a move, from which on it is taken back */
 static const double LEAST_SHARE = 0.05;  /* of a run for which the GPU is taken to work at least */
 enum { SETTLING_RUNS = 2, FIRST_PATIENCE = 3, MOST_PATIENCE = 96 };

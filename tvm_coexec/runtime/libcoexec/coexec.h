@@ -195,7 +195,7 @@ typedef struct {
   int64_t start_ns, end_ns;
 } coexec_span;
 
-/* Of the last run: the CPU's operations in order, then, with a timeline, the GPU's commands in order. */
+/* What the last run did: the CPU's operations in order, then, with a timeline, the GPU's commands in order. */
 COEXEC_API coexec_status coexec_spans(coexec_program* program, coexec_span* spans, int32_t capacity, int32_t* count);
 
 /* ---- memory, for tools that fill constants or poison activations ---- */

@@ -197,7 +197,7 @@ static coexec_status run_program_often(coexec_program* program, const char* requ
   int64_t warm_ns = 1000 * number_of(request, "warm_us", 0), runs = number_of(request, "runs", 1), start = now_ns();
   coexec_program_facts facts;
   coexec_describe_program(program, &facts);
-  say(to, "sync_count=%d\nkeeps_time=%d\n", (int)facts.sync_count, (int)facts.timeline_is_faithful);
+  say(to, "sync_count=%d\ntimeline_is_faithful=%d\n", (int)facts.sync_count, (int)facts.timeline_is_faithful);
   coexec_span* spans = calloc((size_t)facts.span_count + 1, sizeof *spans);
   coexec_status status = spans ? COEXEC_OK : no_memory();
   while (!status && now_ns() - start < warm_ns) status = coexec_program_run(program);

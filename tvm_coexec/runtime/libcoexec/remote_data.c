@@ -83,7 +83,7 @@ static coexec_status fill_data(const char* request, path_finder find_path, char*
 }
 
 /* A tensor's elements are copied, since in memory others lie between them. */
-static coexec_status exchange_tensor(coexec_module* m, int32_t tensor, const char* request, path_finder find_path,
+static coexec_status transfer_tensor(coexec_module* m, int32_t tensor, const char* request, path_finder find_path,
                                      FILE* file) {
   coexec_tensor t;
   coexec_status status = coexec_describe_tensor(m, tensor, &t);
@@ -120,7 +120,7 @@ coexec_status remote_fill(const char* request, path_finder find_path, answer* to
   (void)to;
   coexec_status status = find_tensor(request, find_path, &m, &tensor);
   if (status) return status;
-  if (tensor >= 0) return exchange_tensor(m, tensor, request, find_path, NULL);
+  if (tensor >= 0) return transfer_tensor(m, tensor, request, find_path, NULL);
   status = find_block(m, request, &block, &data, &bytes);
   if (!status) status = fill_data(request, find_path, data, bytes);
   return status ? status : coexec_publish(m, block);
@@ -136,7 +136,7 @@ coexec_status remote_fetch(const char* request, path_finder find_path, answer* t
   FILE* file = status ? NULL : open_file(request, find_path, "wb", &status);
   if (!file) return status;
   if (tensor >= 0) {
-    status = exchange_tensor(m, tensor, request, find_path, file);
+    status = transfer_tensor(m, tensor, request, find_path, file);
   } else {
     status = find_block(m, request, &block, &data, &bytes);
     if (!status && fwrite(data, 1, bytes, file) != bytes)

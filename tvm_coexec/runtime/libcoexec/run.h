@@ -40,7 +40,7 @@ typedef struct {
   int32_t yields;
   int64_t* operation_ns; /* start and end of each operation */
   void** events;         /* of each launch; or NULL */
-  /* Of the last run, the latter by the processor's counter, by which chained kernels are timed; or 0. */
+  /* When the last run began and ended, the ticks by the processor's counter, by which chained kernels are timed; or 0. */
   int64_t start_ns, end_ns;
   int64_t displaced_ns; /* of its long waits, for how long others had the core */
   uint64_t start_ticks, end_ticks;
