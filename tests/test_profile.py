@@ -223,6 +223,10 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: execute(path, "PRAGMA user_version = 9"), "its version is 9 instead of 8"),
         (lambda path: execute(path, "UPDATE samples SET layer = '{}'"), "sample of layer {} cannot be read"),
         (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),
+        (
+            lambda path: execute(path, "UPDATE samples SET layer = CAST(x'7bff' AS TEXT)"),
+            "samples.sqlite is damaged .'utf",
+        ),
         (lambda path: execute(path, "UPDATE runs SET facts = '{'"), "facts of a run cannot be read"),
         (lambda path: execute(path, "DROP TABLE failures"), r"damaged \(it has no table failures\)"),
         (lambda path: execute(path, "UPDATE trial_runs SET content = '{}'"), "a trial run cannot be read: 'halves_us'"),
@@ -234,9 +238,10 @@ def test_damage_is_detected(tmp_path: Path, damage: Callable[[Path], object], me
             profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN), times(CPU_ALONE)]))
         profile.add_trial_runs([TRIAL_RUN])
     damage(tmp_path / "p")
-    with pytest.raises(FileFormatError, match=message), Profile.open(tmp_path / "p", FACTS) as profile:
+    with pytest.raises(FileFormatError, match=message) as told, Profile.open(tmp_path / "p", FACTS) as profile:
         list(profile.samples())
         profile.trial_runs()
+    assert "\n" not in str(told.value)
 
 
 def test_samples_and_failures_of_older_kernels_count_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,9 +118,10 @@ class SampleStore:
             self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S)
         except sqlite3.OperationalError as error:
             raise damaged(path, error) from None
+        self._database.text_factory = bytes.decode  # sqlite3's own error of text that is none looks like a full disk's
         try:
             fault = _fault(self._database)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             fault = str(error)
         if fault is not None:
             self.close()
@@ -345,7 +346,7 @@ class SampleStore:
             raise FileFormatError(
                 f"{self._path} cannot be used ({error}); free the disk, or end what else writes to it"
             ) from None
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise damaged(self._path, error) from None
 
 
@@ -355,9 +356,9 @@ def now() -> str:
 
 
 def _fault(database: sqlite3.Connection) -> str | None:
-    state = database.execute("PRAGMA quick_check").fetchone()[0]
+    state: str = database.execute("PRAGMA quick_check(1)").fetchone()[0]  # the first fault alone, below a heading
     if state != "ok":
-        return str(state)
+        return state.splitlines()[-1]
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if version != VERSION:
         return f"its version is {version} instead of {VERSION}"
