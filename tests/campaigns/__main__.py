@@ -39,7 +39,10 @@ class Bars:
 CAMPAIGNS = {
     "graphs": Bars(refused=0.01, longest_s=300),
     "onnx_damages": Bars(refused=0, longest_s=120),
+    "tflite_damages": Bars(refused=0, longest_s=120),
     "module_damages": Bars(refused=0, longest_s=120),
+    "profile_damages": Bars(refused=0, longest_s=300),
+    "cache_damages": Bars(refused=0, longest_s=300),
     "tuning_faults": Bars(refused=0, longest_s=1200, at_once=1),
 }
 """Each campaign has the name of the module beside this one that makes its trials."""
@@ -55,6 +58,7 @@ def run(name: str, seeds: Iterator[int], processes: int) -> bool:
     """One campaign; whether it went well."""
     bars, lock = CAMPAIGNS[name], Lock()
     counts: Counter[str] = Counter()
+    bad: list[int] = []
 
     def next_seed() -> int | None:
         with lock:
@@ -66,6 +70,8 @@ def run(name: str, seeds: Iterator[int], processes: int) -> bool:
             while (seed := next_seed()) is not None:
                 outcome = process.trial(seed)
                 counts[outcome.kind] += 1
+                if outcome.kind in BAD:
+                    bad.append(seed)
                 if outcome.kind != "right":
                     print(f"{name}, seed {seed}: {outcome.kind}: {' '.join(outcome.reason.split())}", flush=True)
         finally:
@@ -77,7 +83,9 @@ def run(name: str, seeds: Iterator[int], processes: int) -> bool:
             future.result()
     total = sum(counts.values())
     print(f"{name}: {total} trials: " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common()))
-    return not any(counts[kind] for kind in BAD) and counts["refused"] <= math.ceil(bars.refused * total)
+    if bad:
+        print(f"{name}: repeat by `python tests/campaigns {name} --seeds {','.join(map(str, bad))}`", flush=True)
+    return not bad and counts["refused"] <= math.ceil(bars.refused * total)
 
 
 def main() -> int:

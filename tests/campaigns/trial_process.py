@@ -45,14 +45,15 @@ class TrialProcess:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
             command = [sys.executable, __file__, self._campaign]
-            path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+            tests = Path(__file__).parent.parent
+            folders = [str(tests), str(tests.parent / "scripts"), os.environ.get("PYTHONPATH", "")]
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env=os.environ | {"PYTHONPATH": path},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
             )
         return self._process
 
