@@ -256,16 +256,19 @@ class Session:
 
     def _lease_and_connect(self) -> Connection:
         """Get the device: at once where it is asked for the first time, later on as soon as it is back."""
+        import tvm.rpc  # noqa: F401 - which takes seconds, and a lease does not wait for that
+
         patience_s = max(self._request_timeout_s, _RETURN_TIMEOUT_S) if self._was_lent else self._request_timeout_s
         deadline = time.monotonic() + patience_s
         while True:
-            timeout_s = max(deadline - time.monotonic(), 0.1)
+            timeout_s = round(max(deadline - time.monotonic(), 0.1), 1)
             try:
                 lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=timeout_s)
                 self.address = lease.address
                 return _connect_to(lease, self._session_timeout_s, max(1.0, deadline - time.monotonic()))
             except MeasurementError:
-                if not self._was_lent or time.monotonic() + _RETRY_S > deadline:
+                is_in_vain = self._tracker.has_ended() or time.monotonic() + _RETRY_S > deadline
+                if not self._was_lent or is_in_vain:
                     raise
             time.sleep(_RETRY_S)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -19,10 +20,17 @@ _CONNECT_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class TrackerAddress:
-    """Where a tracker listens."""
+    """Where a tracker listens.
+
+    Parameters
+    ----------
+    has_ended
+        Whether it never will again, if somebody can tell.
+    """
 
     host: str
     port: int
+    has_ended: Callable[[], bool] = field(default=lambda: False, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"

@@ -103,7 +103,8 @@ class DeviceServer:
         from tvm.support.popen_pool import PopenWorker
 
         worker = PopenWorker()
-        arguments = [self._tracker, self._key, self._prepare, self._host, _PORTS, self._folder.name, os.getpid()]
+        tracker = TrackerAddress(self._tracker.host, self._tracker.port)  # what else this one holds stays here
+        arguments = [tracker, self._key, self._prepare, self._host, _PORTS, self._folder.name, os.getpid()]
         worker.send(start_serving, arguments)
         fault = worker.recv()
         if fault is not None:

@@ -67,7 +67,7 @@ def local_tracker(choice: DeviceChoice | None) -> Iterator[TrackerAddress]:
         start_new_session=True,  # Ctrl-C in a terminal is for this process, which then ends the helper
     )
     try:
-        yield TrackerAddress(LOOPBACK, _start(helper, choice))
+        yield TrackerAddress(LOOPBACK, _start(helper, choice), lambda: helper.poll() is not None)
     except MeasurementError:
         if helper.poll() is None:
             raise

@@ -1,5 +1,6 @@
 """Modules on a real OpenCL device: every split is exact, and waits are bounded."""
 
+import gc
 import mmap
 import re
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ from tvm_coexec.module.package import Package
 from tvm_coexec.module.tensors import Source
 from tvm_coexec.runtime import loaded
 from tvm_coexec.runtime.device import Device, open_device
-from tvm_coexec.runtime.module import Module
+from tvm_coexec.runtime.module import Module, load
 from tvm_coexec.verification.reference import relative_error
 
 LAYERS = [
@@ -369,3 +370,21 @@ def test_a_cpu_kernel_that_refuses_its_arguments_says_why(device: Device) -> Non
 def test_a_bound_that_bounds_nothing_is_refused(timeout_s: float, device: Device) -> None:
     with pytest.raises(InputError, match="positive number of seconds"):
         Module(one_layer(LAYERS[2], device), device, timeout_s=timeout_s)
+
+
+@pytest.mark.one_runtime
+def test_modules_that_go_leave_nothing_behind(device: Device, tmp_path: Path) -> None:
+    """Else the 13,000th module of a process finds no room among its mappings."""
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return len(Path("/proc/self/maps").read_text().splitlines()), len(list(Path("/proc/self/fd").iterdir()))
+
+    path = tmp_path / "layer.coexec"
+    one_layer(LAYERS[2], device).write(path)
+    before = (0, 0)
+    for loads in range(24):
+        load(path, device=device).run()
+        if loads == 8:
+            before = held()
+    assert held()[1] <= before[1] and held()[0] <= before[0] + 8, "an allocator may map a little"

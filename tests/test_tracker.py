@@ -6,13 +6,15 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import psutil
 import pytest
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.rpc.client import Session
-from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
+from tvm_coexec.rpc import client
+from tvm_coexec.rpc.client import Session, SessionLostError
+from tvm_coexec.rpc.lease import Lease, TrackerAddress, TrackerConnection, request_lease
 from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
 from tvm_coexec.runtime.device import DeviceChoice
 
@@ -104,13 +106,24 @@ def is_offered(address: TrackerAddress) -> bool:
     return False
 
 
-def test_a_killed_helper_is_named_and_leaves_no_process_behind() -> None:
+def test_a_killed_helper_is_named_not_waited_for_and_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def count(tracker: TrackerAddress, *args: Any, **kwargs: Any) -> Lease:
+        asked.append(tracker)
+        return request_lease(tracker, *args, **kwargs)
+
     with pytest.raises(MeasurementError, match=r"ended \(status .*\); repeat the command"):  # noqa: SIM117
         with local_tracker(DeviceChoice()) as address, Session(address, device_key(None)) as session:
+            session.facts()
             (helper,) = psutil.Process().children()
             started = [helper, *helper.children(recursive=True)]
             helper.kill()
             psutil.wait_procs(started, timeout=10.0)
+            with contextlib.suppress(SessionLostError):
+                session.facts()
+            monkeypatch.setattr(client, "request_lease", count)
             session.facts()
+    assert len(asked) == 1, "where one was had before, it is asked for again until the device is back"
     assert len(started) >= 4
     assert not psutil.wait_procs(started, timeout=10.0)[1]
