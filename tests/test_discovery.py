@@ -212,4 +212,4 @@ def test_intels_pip_runtime_is_found_beside_the_systems_drivers(
 
 
 def test_alias_table_prefers_the_more_special_name() -> None:
-    assert discovery._alias("Intel(R) FPGA Emulation Platform for OpenCL(TM)") == "fpga"
+    assert discovery.alias_of("Intel(R) FPGA Emulation Platform for OpenCL(TM)") == "fpga"

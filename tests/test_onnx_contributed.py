@@ -43,11 +43,16 @@ def check(model: onnx.ModelProto, shape: tuple[int, ...], tolerance: float) -> N
         np.testing.assert_allclose(result, array, rtol=0, atol=tolerance * np.abs(array).max())
 
 
+def int8(*shape: int) -> np.ndarray:
+    """Weights of 7 bits: where a CPU has no dot products of bytes, ONNX Runtime's pairs of products saturate beyond."""
+    return random.integers(-63, 64, shape).astype(np.int8)
+
+
 def quantised_lstm(directions: int, per_channel: bool) -> onnx.ModelProto:
     sizes, scales = {"w": (directions, 6, 20), "r": (directions, 5, 20)}, (directions, *([20] if per_channel else []))
     constants: dict[str, np.ndarray] = {}
     for name, size in sizes.items():
-        constants[name] = random.integers(-127, 127, size).astype(np.int8)
+        constants[name] = int8(*size)
         constants[f"{name}s"] = random.uniform(0.002, 0.006, scales).astype(np.float32)
         constants[f"{name}z"] = np.zeros(scales, np.int8)
     constants["b"] = random.standard_normal((directions, 40)).astype(np.float32)
@@ -72,7 +77,7 @@ def test_quantised_weights_that_are_no_constants_are_refused() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_product_with_quantised_weights(bias: bool) -> None:
     constants = {
-        "w": random.integers(-127, 127, (6, 5)).astype(np.int8),
+        "w": int8(6, 5),
         "s": np.array(0.01, np.float32),
         "z": np.array(3, np.int8),
         "b": random.standard_normal(5).astype(np.float32),
