@@ -149,6 +149,19 @@ def test_both_evaluators_of_onnx_see_the_same_inner_values() -> None:
         np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("operator", ["MatMulInteger", "ConvInteger"])
+def test_onnx_runtime_limits_no_sums_of_products_of_bytes(operator: str) -> None:
+    """On x86-64 without VNNI, it would limit 255 * 127 + 255 * 127 to 16 bits."""
+    is_product = operator == "MatMulInteger"
+    shape, weights = ((4, 8), (8, 32)) if is_product else ((1, 8, 3, 3), (32, 8, 2, 2))
+    b = OnnxBuilder(opset=14, x=shape)
+    numbers = b.add("DynamicQuantizeLinear", "x", outputs=3)
+    whole = b.add(operator, numbers, b.const(np.full(weights, 127), "int8"), f"{numbers}.2")
+    model = b.model(b.add("Cast", whole, to=TensorProto.FLOAT))
+    results = OnnxRuntimeEvaluator(model).run([np.ones(shape, np.float32)], [whole])
+    assert set(results[whole].flat) == {255 * 127 * (8 if is_product else 8 * 2 * 2)}
+
+
 def test_without_onnx_runtime_the_reference_evaluator_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert evaluator_for(image_network()).engine.startswith("ONNX's reference evaluator")
