@@ -225,6 +225,15 @@ def test_litert_knows_the_steps_of_a_quantised_file(tmp_path: Path) -> None:
     assert evaluator_for(path).steps == {writer.tensors[result].name: 0.25}
 
 
+def test_onnx_evaluators_know_the_steps_of_quantised_activations() -> None:
+    b = OnnxBuilder(x=(2, 3))
+    scale, zero = b.const(0.25), b.const(3, "int8")
+    result = b.add("DequantizeLinear", b.add("QuantizeLinear", "x", scale, zero), scale, zero)
+    weights = b.add("DequantizeLinear", b.const(np.ones((3, 2)), "int8"), scale)
+    model = b.model(result, b.add("MatMul", "x", weights))
+    assert OnnxRuntimeEvaluator(model).steps == ReferenceEvaluator(model).steps == {result: 0.25}
+
+
 def test_whole_numbers_are_compared_exactly_but_for_quantised_ones() -> None:
     expected = np.array([3, 100, 250])
     assert not difference(expected + 1, expected).is_allowed

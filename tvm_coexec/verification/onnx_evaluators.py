@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from ..errors import ModelError, first_line
 
@@ -54,14 +55,13 @@ def onnx_evaluator(model: onnx.ModelProto | str | os.PathLike[str]) -> OnnxRunti
 
 
 class _OnnxEvaluator:
-    steps: Mapping[str, float] = {}
-
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
         constants = {tensor.name for tensor in proto.graph.initializer}
         self._inputs = [value.name for value in proto.graph.input if value.name not in constants]
         self.outputs = [output.name for output in proto.graph.output]
         self.values = [name for node in proto.graph.node for name in node.output if name]
+        self.steps = _steps(proto.graph)
         self.index_bounds = {
             name: min(bounds) for name in self._inputs if (bounds := list(_table_sizes(proto.graph, name)))
         }
@@ -143,6 +143,18 @@ def _readable(proto: onnx.ModelProto, folder: Path) -> bytes | str:
     path = str(folder / "model.onnx")
     onnx.save(proto, path, save_as_external_data=True)
     return path
+
+
+def _steps(graph: onnx.GraphProto) -> dict[str, float]:
+    """How far the numbers that floats can be lie apart, where these are made of quantised activations."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    steps = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] not in constants and node.input[1] in constants:
+            scale = numpy_helper.to_array(constants[node.input[1]])
+            if scale.size == 1:
+                steps[node.output[0]] = float(scale.item())
+    return steps
 
 
 def _table_sizes(graph: onnx.GraphProto, name: str) -> Iterator[int]:
