@@ -1,4 +1,4 @@
-"""MediaPipe's own operators as LiteRT computes them."""
+"""Files that LiteRT judges: MediaPipe's own operators, and weights of 8 bits, as it computes them."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tflite_writer import Writer
 
 from tvm_coexec.verification.litert_evaluator import LiteRtEvaluator
-from tvm_coexec.verification.litert_models import BIASED_TRANSPOSE, with_own_operators
+from tvm_coexec.verification.litert_models import BIASED_TRANSPOSE, with_own_operators, with_wide_weights
 
 SAME, VALID = 1, 2
 
@@ -48,3 +48,18 @@ def test_other_files_are_left_as_they_are() -> None:
     image = writer.tensor("x", (1, 4))
     content = writer.finish([image], [writer.add("RELU", [image], (1, 4))])
     assert with_own_operators(content) is content
+    assert with_wide_weights(content) is content
+
+
+@pytest.mark.parametrize("scales", [[0.02], [0.01, 0.02, 0.03]])
+def test_activations_beside_weights_of_8_bits_are_not_rounded(tmp_path: Path, scales: list[float]) -> None:
+    random = np.random.default_rng(0)
+    x, weights = random.standard_normal((4, 32)), random.integers(-127, 128, (3, 32)).astype(np.int8)
+    writer = Writer()
+    rows = writer.tensor("x", (4, 32))
+    made = writer.add("FULLY_CONNECTED", [rows, writer.constant(weights, scales)], (4, 3))
+    path = tmp_path / "model.tflite"
+    path.write_bytes(writer.finish([rows], [made]))
+    evaluator = LiteRtEvaluator(path)
+    (result,) = evaluator.run([x.astype(np.float32)], evaluator.outputs).values()
+    np.testing.assert_allclose(result, x @ (weights * np.reshape(scales, (-1, 1))).T, rtol=1e-4, atol=1e-4)

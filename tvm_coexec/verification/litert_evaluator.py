@@ -14,7 +14,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tvm_coexec.frontends.tflite.file import TfliteFile
 
 from ..errors import ModelError, first_line
-from .litert_models import with_own_operators
+from .litert_models import with_own_operators, with_wide_weights
 
 
 class LiteRtEvaluator:
@@ -26,7 +26,7 @@ class LiteRtEvaluator:
         self.engine = f"LiteRT {ai_edge_litert.__version__}"
         try:
             self._interpreter: Any = Interpreter(
-                model_content=with_own_operators(path.read_bytes()),
+                model_content=with_wide_weights(with_own_operators(path.read_bytes())),
                 experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
                 experimental_preserve_all_tensors=True,
             )

@@ -1,4 +1,7 @@
-"""TFLite files with MediaPipe's own operators replaced by TFLite's, since LiteRT has no kernels for them."""
+"""TFLite files as LiteRT can judge them: without MediaPipe's own operators, and with weights that are floats.
+
+LiteRT has no kernels for the former, and beside weights of 8 bits it rounds the activations to 8 bits as well.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,17 @@ from ..errors import ModelError
 
 BIASED_TRANSPOSE = b"Convolution2DTransposeBias"
 
+_ROUNDING = (
+    schema.BuiltinOperator.BATCH_MATMUL,
+    schema.BuiltinOperator.CONV_2D,
+    schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+    schema.BuiltinOperator.FULLY_CONNECTED,
+)
+"""Operators of which LiteRT rounds the activations where their weights are integers."""
+
 
 def with_own_operators(content: bytes) -> bytes:
-    """The file as LiteRT takes it."""
+    """The file as LiteRT takes it, with the same operators of its own in the place of MediaPipe's."""
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     replaced = {index for index, code in enumerate(model.operatorCodes) if code.customCode == BIASED_TRANSPOSE}
     if not replaced:
@@ -27,9 +38,42 @@ def with_own_operators(content: bytes) -> bytes:
         code = model.operatorCodes[index]
         code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.TRANSPOSE_CONV
         code.customCode, code.version = None, 3  # the version that takes a bias
-    builder = flatbuffers.Builder(len(content))
+    return _packed(model)
+
+
+def with_wide_weights(content: bytes) -> bytes:
+    """The file with floats in the place of the weights of 8 bits that are beside activations of floats."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    widened = [
+        _widen_weights(model, graph, operator)
+        for graph in model.subgraphs
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].builtinCode in _ROUNDING
+    ]
+    return _packed(model) if any(widened) else content
+
+
+def _packed(model: Any) -> bytes:
+    builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _widen_weights(model: Any, graph: Any, operator: Any) -> bool:
+    """Make an operator's weights floats if they are such integers, and tell whether they were."""
+    activation, weights = (graph.tensors[index] for index in operator.inputs[:2])
+    content, quantisation = model.buffers[weights.buffer].data, weights.quantization
+    if activation.type != schema.TensorType.FLOAT32 or weights.type != schema.TensorType.INT8 or content is None:
+        return False
+    along = [1] * len(weights.shape)
+    along[quantisation.quantizedDimension] = -1
+    scale, zero = (np.reshape(values, along) for values in (quantisation.scale, quantisation.zeroPoint))
+    integers = np.frombuffer(bytes(content), np.int8).reshape(weights.shape)
+    buffer = schema.BufferT()
+    buffer.data = ((integers - zero) * scale).astype(np.float32).reshape(-1).view(np.uint8)
+    weights.type, weights.quantization, weights.buffer = schema.TensorType.FLOAT32, None, len(model.buffers)
+    model.buffers.append(buffer)
+    return True
 
 
 def _replace(model: Any, graph: Any, operator: Any) -> None:
