@@ -96,6 +96,8 @@ class Session:
         self._tracker, self._key, self._priority = tracker, key, priority
         self._session_timeout_s, self._request_timeout_s = session_timeout_s, request_timeout_s
         self._connection: Connection | None = None
+        self.return_timeout_s = _RETURN_TIMEOUT_S
+        """How long a device that was there is waited for."""
         self.address = ""
         """``host:port`` of the device's server, as the tracker names it; empty until a device is leased."""
         self._stock: StockDevice | None = None
@@ -112,6 +114,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a device is leased."""
+        return self._connection is not None
 
     def close(self) -> None:
         """Give the device back: now, or when the call in progress returns."""
@@ -258,7 +265,7 @@ class Session:
         """Get the device: at once where it is asked for the first time, later on as soon as it is back."""
         import tvm.rpc  # noqa: F401 - which takes seconds, and a lease does not wait for that
 
-        patience_s = max(self._request_timeout_s, _RETURN_TIMEOUT_S) if self._was_lent else self._request_timeout_s
+        patience_s = max(self._request_timeout_s, self.return_timeout_s) if self._was_lent else self._request_timeout_s
         deadline = time.monotonic() + patience_s
         while True:
             timeout_s = round(max(deadline - time.monotonic(), 0.1), 1)

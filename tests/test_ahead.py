@@ -38,9 +38,9 @@ def test_modules_are_those_compiled_when_asked_for_and_each_kernel_is_measured(
     sent: list[bytes] = []
     measure = session.measure
     session.measure = lambda module, points, **_: (sent.append(module), measure(module, points))[1]  # type: ignore[assignment]
-    works = [(candidate, training_points(LAYER)) for candidate in one.candidates(LAYER)]
+    works = [(candidate, training_points(LAYER), False) for candidate in one.candidates(LAYER)]
     assert list(one.measure_all(iter(works))) == works
-    assert sent == [module_of(candidate, TARGET, FACTS) for candidate, _ in works]
+    assert sent == [module_of(candidate, TARGET, FACTS) for candidate, *_ in works]
     assert list(one.measure_all(iter(works))) == works and len(sent) == len(works)
 
 

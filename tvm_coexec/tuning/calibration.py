@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -31,7 +32,13 @@ _TRIALS = 5
 """Times that the network is measured next to its layers. What they differ by is small, and one of them may meet a
 disturbance that the other does not: the median of the trials counts."""
 
-_REPEATS = 30
+_REPEATS = (3, 30)
+_POINT_US = 5e5
+"""A layer is repeated for about this long, within these bounds."""
+
+MOST_TRIALS_S = 60.0
+"""After this time no other trial begins: a slow device's disturbances are short beside its layers."""
+
 _LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.25
 """Layers as the predictors learn them, by their lower deciles; runs by their lower quartiles: what is left of their
 medians when the layers are taken away is mostly noise."""
@@ -50,28 +57,48 @@ def measure_overheads(tuner: Tuner) -> Overheads:
     return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
 
 
-def measure_memory(tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads]) -> MemoryModel:
-    """What weights that come from memory, and activations that come from elsewhere, add to the times of halves."""
+def measure_memory(
+    tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads], most_s: float = MOST_TRIALS_S
+) -> MemoryModel:
+    """What weights that come from memory, and activations that come from elsewhere, add to the times of halves.
+
+    Parameters
+    ----------
+    most_s
+        After this time no other trial begins.
+    """
     weights = Rates(
         alone={side: own.alone[-1] for side, own in reads.items()},
         concurrent={side: own.concurrent[-1] for side, own in reads.items()},
     )
     return MemoryModel(
-        weights, _activation_rates(tuner, overheads), int(sum(own.cached_bytes for own in reads.values()))
+        weights, _activation_rates(tuner, overheads, most_s), int(sum(own.cached_bytes for own in reads.values()))
     )
 
 
-def _activation_rates(tuner: Tuner, overheads: Overheads) -> Rates:
+def _activation_rates(tuner: Tuner, overheads: Overheads, most_s: float) -> Rates:
     """How fast activations are handed over, from what a network takes longer than the sum of its layers."""
     graph = _handing_over()
     module = package_halved(graph, tuner.target, tuner.profile.facts).to_bytes()
-    trials = [_trial(tuner, graph, module, overheads, check=number == 0) for number in range(_TRIALS)]
+    repeats, until = _repeats(tuner, graph), time.monotonic() + most_s
+    trials = [_trial(tuner, graph, module, overheads, repeats, check=True)]
+    while len(trials) < _TRIALS and time.monotonic() < until:
+        trials.append(_trial(tuner, graph, module, overheads, repeats, check=False))
     extra_us = np.median(trials, axis=0).tolist()
     cpu, gpu, both = (
         sum(max(touched_bytes(node.layer, np.array(_ways(node.layer)[way]))) for node in graph.nodes) / us
         for way, us in enumerate(extra_us)
     )
     return Rates(alone={"cpu": cpu, "gpu": gpu}, concurrent={"cpu": both, "gpu": both})
+
+
+def _repeats(tuner: Tuner, graph: Graph) -> int:
+    """How often to repeat what takes as long as the first layer does here."""
+    layer = graph.nodes[0].layer
+    points = [Point(*way, 1) for way in _ways(layer)]
+    times = tuner.ask(tuner.default_candidate(layer), points, check=False, walls=False).points
+    longest_us = max(us for point in times for us in (*point.cpu_us, *point.gpu_us))
+    return int(np.clip(_POINT_US / longest_us, *_REPEATS))
 
 
 def _ways(layer: AnyLayer) -> tuple[tuple[int, int], ...]:
@@ -85,17 +112,19 @@ def _option(times: PointTimes) -> Option:
     return Option(times.cpu_units, times.gpu_units, cpu_us, gpu_us)
 
 
-def _trial(tuner: Tuner, graph: Graph, module: bytes, overheads: Overheads, *, check: bool) -> list[float]:
+def _trial(
+    tuner: Tuner, graph: Graph, module: bytes, overheads: Overheads, repeats: int, *, check: bool
+) -> list[float]:
     """What the network takes longer than the sum of its layers, divided in every way."""
     layers = {
         layer: tuner.measure_now(
-            tuner.default_candidate(layer), [Point(*way, _REPEATS) for way in _ways(layer)], check=check, walls=False
+            tuner.default_candidate(layer), [Point(*way, repeats) for way in _ways(layer)], check=check, walls=False
         )
         for layer in dict.fromkeys(node.layer for node in graph.nodes)
     }
     ways = list(zip(*(_ways(node.layer) for node in graph.nodes), strict=True))
     splits = [{node.name: own for node, (own, _) in zip(graph.nodes, way, strict=True)} for way in ways]
-    runs_us = np.quantile(tuner.session.time_runs(module, splits, repeats=_REPEATS), _RUN_QUANTILE, axis=1)
+    runs_us = np.quantile(tuner.session.time_runs(module, splits, repeats=repeats), _RUN_QUANTILE, axis=1)
     reads, costs = reads_of(graph), Costs(overheads.split_us, overheads.gpu_alone_us)
     sums_us = (
         simulate(reads, [_option(layers[node.layer][way]) for node in graph.nodes], costs) for way in range(len(ways))

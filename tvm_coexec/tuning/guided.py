@@ -60,17 +60,15 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
 
     suspected: VariantSets = {}
     for number in range(1, _ROUNDS + 1 if layers else 0):
-        measured, failed = tuner.profile.measured_variants(), tuner.profile.failed_variants()
-        if {side for side, _ in measured} != {"cpu", "gpu"}:
+        known, failed = tuner.profile.measured_variants(), tuner.profile.failed_variants()
+        if {side for side, _ in known} != {"cpu", "gpu"}:
             return  # nothing to learn from
-        search = _Search(tuner, train(), measured, failed, suspected)
+        search = _Search(tuner, train(), known, failed, suspected)
         candidates = [found for found in map(search.promising, layers) if found is not None]
-        tuner.compile_ahead(candidate for candidate, _ in candidates)
-        for candidate, again in tqdm(candidates, desc=f"searching, round {number}", unit="layer"):
-            if time.monotonic() > until:
-                return
-            tuner.measure(candidate, training_points(candidate.layer), again=again)
-        if not candidates:
+        works = [(candidate, training_points(candidate.layer), again) for candidate, again in candidates]
+        measured = tuner.measure_all(works, lambda: time.monotonic() > until)
+        done = sum(1 for _ in tqdm(measured, desc=f"searching, round {number}", total=len(works), unit="layer"))
+        if not candidates or done < len(works):
             return
         suspected = search.suspected
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tvm_coexec.layers import Linear
 from tvm_coexec.prediction.reads import Reads
-from tvm_coexec.profile.records import Point
+from tvm_coexec.profile.records import Candidate, Point
 
 from .tuner import Tuner
 
@@ -17,6 +17,9 @@ _K = 1024
 
 _MOST_BYTES = (64 << 20, 256 << 20)
 """What is read at most: four times the largest cache that the system tells of, within these bounds."""
+
+_LONG_US = 1e5
+"""A cache that is read for so long would hold a gigabyte on any device but an emulated one, which has none."""
 
 _POINT_US = 5e4
 _EXPECTED_BYTES_PER_US = 1e4
@@ -32,10 +35,10 @@ def measure_reads(tuner: Tuner) -> dict[str, Reads]:
     """
     layer = reading_layer(max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0))
     unit_bytes = layer.weight_bytes / layer.units
-    parts = [1 << power for power in range((layer.units // 2).bit_length())]
+    candidate = tuner.default_candidate(layer)
+    parts = _affordable(tuner, candidate)
     ways = [[Point(own * part, other * part, _repeats(part * unit_bytes)) for part in parts] for own, other in _WAYS]
     points = [point for way in ways for point in way]
-    candidate = tuner.default_candidate(layer)
     times = tuner.measure_now(candidate, points, check=False, walls=False)  # a reference would take longer
     cpu, gpu, both = (times[start : start + len(parts)] for start in range(0, len(times), len(parts)))
     amounts = [part * unit_bytes for part in parts]
@@ -43,6 +46,18 @@ def measure_reads(tuner: Tuner) -> dict[str, Reads]:
         "cpu": Reads.of(amounts, _usual([one.cpu_us for one in cpu]), _usual([one.cpu_us for one in both])),
         "gpu": Reads.of(amounts, _usual([one.gpu_us for one in gpu]), _usual([one.gpu_us for one in both])),
     }
+
+
+def _affordable(tuner: Tuner, candidate: Candidate) -> list[int]:
+    """Parts of the layer, each twice the one before, up to the first one that takes a side too long."""
+    parts: list[int] = []
+    for power in range((candidate.layer.units // 2).bit_length()):
+        parts.append(1 << power)
+        points = [Point(own * parts[-1], other * parts[-1], 1) for own, other in _WAYS[:2]]
+        times = tuner.ask(candidate, points, check=False, walls=False).points
+        if max(us for point in times for us in (*point.cpu_us, *point.gpu_us)) > _LONG_US:
+            break
+    return parts
 
 
 _WAYS = ((1, 0), (0, 1), (1, 1))

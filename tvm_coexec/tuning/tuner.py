@@ -1,36 +1,32 @@
-"""The tuner: measures candidates on a device through one session, and keeps what was measured in a profile."""
+"""The tuner: has candidates measured on one device or on several, and keeps what was measured in a profile."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.compiler.target import Target
-from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.layers import AnyLayer, Linear, Variant
 from tvm_coexec.profile import Profile
-from tvm_coexec.profile.records import Candidate, Point, PointTimes, samples_of
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
+from tvm_coexec.profile.records import Candidate, Point, PointTimes
 
 from .ahead import ModulesAhead
+from .crew import Crew, Trial
+from .measurer import Measurer
 from .watch import Watch
 
 if TYPE_CHECKING:
-    from tvm_coexec.rpc.client import Session
+    from tvm_coexec.rpc.client import Measurement, Session
 
 _CANDIDATES = 2
 """Pairs of variants measured of a layer: the default, and one drawn from the search space."""
 
 _PROMISING = 8
 """About so many variants at the head of a search space are drawn from: plans choose among the first few."""
-
-ROUNDS = 3
-"""Times that all points of a candidate are measured, one after the other."""
 
 _HARMLESS = Linear(8, 64, 64)
 """A layer that every device computes: where it fails, too, no candidate is to blame."""
@@ -41,20 +37,24 @@ _REPEATS = (6, 24)
 _LAUNCH_FLOPS_PER_US = 5e4
 _BYTES_PER_US = 2e4
 
-
-_DISTURBED, _LEAST_SPREAD = 3.0, 0.05
-"""A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""
-
-_MOST_REPEATED = 0.2
-"""Share of all points that is measured twice at most."""
-
-
-Work = tuple[Candidate, Sequence[Point]]
-"""What is measured of a candidate."""
+Work = tuple[Candidate, Sequence[Point], bool]
+"""What is measured of a candidate, and whether it is measured again where the profile holds it."""
 
 
 class Tuner:
-    """Measures candidates through one session and stores every sample as it comes."""
+    """Measures candidates and stores every sample as it comes.
+
+    Parameters
+    ----------
+    session
+        The device that is asked for what is measured now.
+    watch
+        Tells how fast that device is.
+    others
+        Sessions on other devices of the same kind, and what watches these, which measure at the same time.
+    patience_s, tell
+        See :class:`Crew`.
+    """
 
     def __init__(
         self,
@@ -63,113 +63,104 @@ class Tuner:
         target: Target,
         modules: ModulesAhead | None = None,
         watch: Watch | None = None,
+        *,
+        others: Iterable[tuple[Session, Watch | None]] = (),
+        patience_s: float = 0.0,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.session = session
-        self._watch = watch
-        self._spreads: list[float] = []
-        self._repeated = 0
-        self.profile = profile
-        self.target = target
+        self.session, self.profile, self.target = session, profile, target
         self._modules = modules or ModulesAhead(target, profile.facts)
-        session.check = profile.check_device  # a key may lead to another device at any new lease
+        self._works: dict[Candidate, Work] = {}
+        harmless = self.default_candidate(_HARMLESS)
+        measurers, pairs = [], [(session, watch), *others]
+        self._others = [own for own, _ in pairs[1:]]
+        for own, its_watch in pairs:
+            own.check = profile.check_device  # a key may lead to another device at any new lease
+            measurers.append(Measurer(own, self.module, harmless, its_watch))
+        self._first = measurers[0]
+        self.crew = Crew(measurers, patience_s, tell)
 
-    def measure(self, candidate: Candidate, points: Sequence[Point], *, again: bool = False) -> None:
-        """Measure the points that the profile lacks, or all of them ``again``.
+    def close(self) -> None:
+        """Give the devices back, but for the first one."""
+        self.crew.close()
+        for session in self._others:
+            session.close()
+
+    def measure(self, candidate: Candidate, points: Sequence[Point]) -> None:
+        """Measure the points that the profile lacks.
 
         A candidate that fails is remembered, and skipped from then on.
         """
-        wanted = [point for point in points if again or not self.profile.has(candidate, point)]
-        if not wanted or self.profile.failure(candidate) is not None:
-            return
-        canary_us = self._watch.canary_us() if self._watch else None
-        try:
-            times = self._repeat_disturbed(candidate, self.measure_now(candidate, wanted, walls=False))
-        except (KernelError, RefusedError, SessionLostError) as error:
-            self.profile.add_failure(candidate, str(error))
-            return
-        self.profile.add_samples(samples_of(candidate, times, canary_us))
+        deque(self.measure_all([(candidate, points, False)]), maxlen=0)
 
-    def _repeat_disturbed(self, candidate: Candidate, times: Sequence[PointTimes]) -> list[PointTimes]:
-        """Measure points once more whose repetitions disagree far more than is usual here, and keep the steadier ones.
+    def measure_all(self, works: Iterable[Work], is_over: Callable[[], bool] = lambda: False) -> Iterator[Work]:
+        """Measure points of candidates, and yield each after it; those to come are compiled meanwhile.
 
-        Where a device is never quiet nothing is unusual, and only a part of all points is measured twice.
+        Parameters
+        ----------
+        is_over
+            Asked before each work: whether to begin with no other.
         """
-        spreads = [_spread(point) for point in times]
-        self._spreads += spreads
-        limit = max(_DISTURBED * float(np.median(self._spreads)), _LEAST_SPREAD)
-        found = [number for number, spread in enumerate(spreads) if spread > limit]
-        if not found or self._repeated + len(found) > _MOST_REPEATED * len(self._spreads):
-            return list(times)
-        self._repeated += len(found)
-        points = [Point(times[number].cpu_units, times[number].gpu_units, times[number].repeats) for number in found]
-        again = dict(zip(found, self.measure_now(candidate, points, check=False, walls=False), strict=True))
-        return [min((point, again.get(number, point)), key=_spread) for number, point in enumerate(times)]
-
-    def measure_all(self, works: Iterable[Work]) -> Iterator[Work]:
-        """Measure points of candidates, and yield each after it; those to come are compiled meanwhile."""
         waiting: deque[Work] = deque()
-        for work in works:
-            candidate, points = work
-            if self._is_wanted(candidate, points):
-                self.compile_ahead([candidate])
-            waiting.append(work)
-            if len(waiting) > self._modules.most_waiting:
-                yield self._measured(waiting.popleft())
-        while waiting:
-            yield self._measured(waiting.popleft())
+        coming = iter(works)
+        while not is_over():
+            work = next(coming, None)
+            if work is not None:
+                if self._wanted(work):
+                    self.compile_ahead([work[0]])
+                waiting.append(work)
+            elif not waiting:
+                break
+            if work is None or len(waiting) > self._modules.most_waiting:
+                yield from self._begin(waiting.popleft())
+        while self.crew.candidates:
+            yield from self._finished()
 
     def compile_ahead(self, candidates: Iterable[Candidate]) -> None:
         """Compile what will be measured soon meanwhile, where there are cores for it."""
         self._modules.begin(candidates)
 
-    def _measured(self, work: Work) -> Work:
-        self.measure(*work)
-        return work
+    def _begin(self, work: Work) -> Iterator[Work]:
+        """Hand a work out; yields what is finished until a device is free for the next one."""
+        while not self.crew.has_free or work[0] in self.crew.candidates:
+            yield from self._finished()
+        wanted = self._wanted(work)
+        if not wanted:
+            yield work
+            return
+        self._works[work[0]] = work
+        self.crew.give(Trial(work[0], wanted))
+        while not self.crew.has_free:
+            yield from self._finished()
 
-    def _is_wanted(self, candidate: Candidate, points: Sequence[Point]) -> bool:
-        known = all(self.profile.has(candidate, point) for point in points)
-        return not known and self.profile.failure(candidate) is None
+    def _finished(self) -> Iterator[Work]:
+        """Wait until something has happened, and store it."""
+        for outcome in self.crew.take():
+            candidate = outcome.trial.candidate
+            if outcome.failure is None:
+                self.profile.add_samples(outcome.samples)
+            else:
+                self.profile.add_failure(candidate, outcome.failure)
+            yield self._works.pop(candidate)
+
+    def _wanted(self, work: Work) -> list[Point]:
+        """The points that are to be measured: those that the profile lacks, or all of them again."""
+        candidate, points, again = work
+        if self.profile.failure(candidate) is not None:
+            return []
+        return [point for point in points if again or not self.profile.has(candidate, point)]
 
     def measure_now(
         self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
     ) -> list[PointTimes]:
-        """Measure, whatever the profile holds, and store nothing; ``check`` the results before.
-
-        Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
-        """
-        a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
-        times = self.ask(candidate, a_round * ROUNDS, check=check, walls=walls).points
-        return [_joined(times[index :: len(points)]) for index in range(len(points))]
+        """Measure on the first device, whatever the profile holds, and store nothing; see :class:`Measurer`."""
+        return self._first.measure_now(candidate, points, check=check, walls=walls)
 
     def ask(
         self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
     ) -> Measurement:
-        """One call to the device; once more, in a session of its own, where the first one was lost on the way.
-
-        What ends a session twice is the candidate's fault where the device still computes something else; a server that
-        was stopped, or a machine that stood still, ends it once. A device that fails twice is nobody's fault here, and
-        ends the tuning: what was measured is kept.
-        """
-        module = self.module(candidate)
-        try:
-            return self.session.measure(module, points, check=check, walls=walls)
-        except (SessionLostError, DeviceFailedError):
-            self.session.reconnect()
-        try:
-            return self.session.measure(module, points, check=check, walls=walls)
-        except SessionLostError:
-            self.session.reconnect()
-            self._check_that_the_device_works()
-            raise
-
-    def _check_that_the_device_works(self) -> None:
-        try:
-            self.session.measure(self.module(self.default_candidate(_HARMLESS)), [Point(1, 1)])
-        except (KernelError, MeasurementError) as error:
-            raise DeviceFailedError(
-                f"the device fails whatever it computes ({error}); restart its server and tune again: what was "
-                "measured is kept"
-            ) from None
+        """One call to the first device; see :meth:`Measurer.ask`."""
+        return self._first.ask(candidate, points, check=check, walls=walls)
 
     def module(self, candidate: Candidate) -> bytes:
         """A module file of the candidate alone."""
@@ -192,21 +183,6 @@ class Tuner:
         for _ in range(_CANDIDATES - 1):
             pairs.append(Candidate(layer, *(_draw(space, rng) for space in spaces)))
         return list(dict.fromkeys(pairs))
-
-
-def _spread(point: PointTimes) -> float:
-    """The usual distance of a point's repetitions from their median, of the side where it is larger."""
-    sides_us = [np.array(us) for us in (point.cpu_us, point.gpu_us) if us]
-    return max(float(np.median(np.abs(us / np.median(us) - 1))) for us in sides_us)
-
-
-def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
-    """One point's times from all its rounds."""
-
-    def times_us(name: str) -> tuple[float, ...]:
-        return tuple(time_us for one in rounds for time_us in getattr(one, name))
-
-    return replace(rounds[0], cpu_us=times_us("cpu_us"), gpu_us=times_us("gpu_us"), wall_us=times_us("wall_us"))
 
 
 def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:

@@ -23,11 +23,12 @@ from tvm_coexec.runtime.device import DeviceChoice
 
 from .ahead import ModulesAhead, spare_cores
 from .alone import alone_with_device, alone_with_profile
-from .calibration import measure_memory, measure_overheads
+from .calibration import MOST_TRIALS_S, measure_memory, measure_overheads
+from .crew import PATIENCE_S
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
 from .reading import measure_reads
-from .session import open_session
+from .session import open_fleet
 from .trial_runs import MOST_RUNS, SESSION_S, TrialRunner
 from .tuner import Tuner, training_points
 from .watch import Watch
@@ -52,6 +53,12 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
 }
 _MOST_MINUTES = 1e5
 """Ten weeks."""
+
+_LONGEST_US = 5e5
+"""Layers that take a device longer are not learned from: twenty points of each would take minutes."""
+
+_OTHERS_WAIT_S = 10.0
+"""How long one of several devices that was lost is waited for before another one gets its trial."""
 
 _SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
@@ -112,26 +119,51 @@ def tune(
     graphs = [to_graph(model, shapes).without_weights() for model in models]
     layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
-    with open_session(DeviceChoice(device, cpu, gpu), tracker, key) as session:
-        facts = session.facts()
-        path = Path(out)
-        opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
+    path = Path(out)
+    opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
+    known = _facts_of(path) if opener == Profile.open else None
+    until = time.monotonic() + 60 * minutes
+    with open_fleet(DeviceChoice(device, cpu, gpu), tracker, key, known, _tell) as sessions:
+        facts = sessions[0].facts()
         held = (
             nullcontext() if tracker else alone_with_device(facts["name"])
         )  # a tracker lends a device to one at a time
         target = target_for(facts)
         modules = ModulesAhead(target, facts, spare_cores(facts, is_local=tracker is None))
         with held, opener(path, facts) as profile, alone_with_profile(path), modules:
-            tuner = Tuner(session, profile, target, modules, Watch(session, target, facts))
+            if len(sessions) > 1:  # the others take over what one has lost
+                for session in sessions:
+                    session.return_timeout_s = _OTHERS_WAIT_S
+            watched = [(session, Watch(session, target, facts)) for session in sessions]
+            patience_s = 0.0 if tracker is None else PATIENCE_S
+            tuner = Tuner(
+                *(sessions[0], profile, target, modules, watched[0][1]),
+                others=watched[1:],
+                patience_s=patience_s,
+                tell=_tell,
+            )
             asked_for = check_layers(tuner, layers)
-            _calibrate(tuner)
-            until = time.monotonic() + 60 * minutes
+            _calibrate(tuner, min(15 * minutes, MOST_TRIALS_S))
             _measure_layers(until, tuner, asked_for)
-            _measure_until(until, tuner, _stream(chosen), at_least=len(chosen) + 1)  # errors need two of a kind
+            stream = (layer for layer in _stream(chosen) if watched[0][1].expected_us(layer) < _LONGEST_US)
+            _measure_until(until, tuner, stream, at_least=len(chosen) + 1)  # errors need two of a kind
+            tuner.close()
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
             run_all_trials(tuner, graphs, facts)
             return evaluations
+
+
+def _facts_of(path: Path) -> dict[str, Any]:
+    with Profile.open(path) as profile:
+        return profile.facts
+
+
+def _tell(line: str) -> None:
+    """Write a line beside the bars that show progress."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]) -> None:
@@ -182,13 +214,13 @@ def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
     return distinct
 
 
-def _calibrate(tuner: Tuner) -> None:
+def _calibrate(tuner: Tuner, most_s: float) -> None:
     """Store what joining halves and layers takes; whatever else the profile holds for planning stays good."""
     overheads, reads = measure_overheads(tuner), measure_reads(tuner)
     found = {
         "overheads": asdict(overheads),
         "reads": {side: asdict(own) for side, own in reads.items()},
-        "memory_model": asdict(measure_memory(tuner, overheads, reads)),
+        "memory_model": asdict(measure_memory(tuner, overheads, reads, most_s)),
     }
     tuner.profile.describe(planning={**(tuner.profile.planning or {}), **found})
 
@@ -198,8 +230,9 @@ def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> N
     from tqdm import tqdm
 
     layers = list(dict.fromkeys(way for layer in layers for way in along_partition_axes(layer)))
-    works = [(one, training_points(layer)) for layer in layers for one in first_candidates(tuner, layer)]
-    for _ in tqdm(tuner.measure_all(works), desc="measuring", total=len(works), unit="kernel", disable=not layers):
+    works = [(one, training_points(layer), False) for layer in layers for one in first_candidates(tuner, layer)]
+    measured = tuner.measure_all(works, lambda: time.monotonic() > until)
+    for _ in tqdm(measured, desc="measuring", total=len(works), unit="kernel", disable=not layers):
         pass
     search_variants(tuner, layers, lambda: learn(tuner.profile), until)
 
@@ -219,17 +252,18 @@ def _measure_until(until: float, tuner: Tuner, layers: Iterator[AnyLayer], at_le
     from tqdm import tqdm
 
     start, measured = time.monotonic(), set[AnyLayer]()
-    works = ((one, training_points(layer)) for layer in layers for one in tuner.candidates(layer))
+
+    def is_over() -> bool:
+        return time.monotonic() > until and len(measured) >= at_least
+
+    works = ((one, training_points(layer), False) for layer in layers for one in tuner.candidates(layer))
     with tqdm(
         total=max(round(until - start), 0),
         unit="s",
         desc="measuring",
         bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}",
     ) as bar:
-        for candidate, _ in tuner.measure_all(works):
+        for candidate, *_ in tuner.measure_all(works, is_over):
             measured.add(candidate.layer)
-            now = time.monotonic()
-            bar.n = min(now - start, bar.total)
-            bar.set_postfix_str(f"{len(measured)} layers")
-            if now > until and len(measured) >= at_least:
-                return
+            bar.n = min(time.monotonic() - start, bar.total)
+            bar.set_postfix_str(f"{len(measured)} layers, {tuner.crew}")

@@ -10,7 +10,7 @@ import numpy as np
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.errors import KernelError, MeasurementError
-from tvm_coexec.layers import Linear
+from tvm_coexec.layers import AnyLayer, Linear
 from tvm_coexec.profile.records import Point
 from tvm_coexec.rpc.client import Session
 from tvm_coexec.schedules import family
@@ -19,6 +19,9 @@ _LAYER = Linear(64, 512, 512, ("bias",))
 """It takes a server's core a third of a millisecond: long enough for a clock, and short for a measurement."""
 
 _EVERY_S = 4.0
+_MOST_SHARE = 0.1
+"""Of a tuning's time that the canary takes at most: of a slow device."""
+
 _REPEATS = 18
 _QUANTILE = 0.1
 """The quantile of the canary's repetitions that counts, which predictors learn of other layers too."""
@@ -30,11 +33,16 @@ class Watch:
     def __init__(self, session: Session, target: Target, facts: Mapping[str, object]) -> None:
         cpu, gpu = (family(_LAYER).default_variant(_LAYER, side, target.hardware) for side in ("cpu", "gpu"))
         self._session, self._module = session, single_layer(_LAYER, cpu, gpu, target, facts).to_bytes()
-        self._last_s, self._times_us = -np.inf, dict.fromkeys(("cpu", "gpu"), 0.0)
+        self._next_s, self._times_us = -np.inf, dict.fromkeys(("cpu", "gpu"), 0.0)
+
+    def expected_us(self, layer: AnyLayer) -> float:
+        """What a layer takes the slower side, if it computes as fast as the canary; 0 where that never ran."""
+        return max(self._times_us.values()) * layer.flops / _LAYER.flops
 
     def canary_us(self) -> dict[str, float]:
         """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""
-        if time.monotonic() - self._last_s >= _EVERY_S:
+        began_s = time.monotonic()
+        if began_s >= self._next_s:
             points = [Point(_LAYER.units, 0, _REPEATS), Point(0, _LAYER.units, _REPEATS)]
             try:
                 cpu, gpu = self._session.measure(self._module, points, check=False, walls=False).points
@@ -44,5 +52,6 @@ class Watch:
                 "cpu": float(np.quantile(cpu.cpu_us, _QUANTILE)),
                 "gpu": float(np.quantile(gpu.gpu_us, _QUANTILE)),
             }
-            self._last_s = time.monotonic()
+            now_s = time.monotonic()
+            self._next_s = now_s + max(_EVERY_S, (now_s - began_s) / _MOST_SHARE)
         return self._times_us

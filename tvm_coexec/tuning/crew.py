@@ -1,0 +1,183 @@
+"""Devices of one kind that measure at once: a trial goes to one that is free, and to another where that one is lost."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Event
+
+from tvm_coexec.errors import CoexecError, FileFormatError, KernelError, MeasurementError
+from tvm_coexec.profile.records import Candidate, Point, Sample
+from tvm_coexec.rpc.client import RefusedError, SessionLostError
+from tvm_coexec.rpc.connection import in_thread
+
+from .measurer import Measurer
+
+PATIENCE_S = 120.0
+"""How long a tracker's devices are waited for where none is left: one of them may be started anew."""
+
+_RETRY_S = (1.0, 30.0)
+"""A device that is away is asked for after the first time, and after ever longer ones up to the second."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is measured of a candidate in one go."""
+
+    candidate: Candidate
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended: with samples, or with a reason that is the candidate's fault."""
+
+    trial: Trial
+    samples: Sequence[Sample] = ()
+    failure: str | None = None
+
+
+@dataclass
+class Record:
+    """What a device did."""
+
+    measured: int = 0
+    failed: int = 0
+    losses: list[str] = field(default_factory=list)
+    """Why it was away, each time."""
+
+    def __str__(self) -> str:
+        away = f", away {len(self.losses)} times, at last since {self.losses[-1]}" if self.losses else ""
+        return f"{self.measured} kernels measured, {self.failed} failed{away}"
+
+
+class Crew:
+    """Hands trials out, and takes in what became of them.
+
+    A device that fails is asked for again until it computes; its trial goes to the next one that is free.
+
+    Parameters
+    ----------
+    measurers
+        One for each device.
+    patience_s
+        How long to wait for the first of them to come back where none is left; without any, a device that is lost ends
+        it all.
+    tell
+        Called with a line for the user.
+    """
+
+    def __init__(
+        self, measurers: Sequence[Measurer], patience_s: float = 0.0, tell: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._patience_s, self._tell = patience_s, tell
+        self._size = len(measurers)
+        self._free = [one for one in measurers if one.session.is_open]
+        self._busy: dict[Future[list[Sample]], tuple[Measurer, Trial | None]] = {}
+        """Each device that is not free, and its trial, or None where it is away."""
+        self._waiting: deque[Trial] = deque()
+        self._last_error: CoexecError = MeasurementError(f"no device answers within {patience_s:g} s; start one")
+        self._is_over = Event()
+        self.records: dict[str, Record] = {}
+        """By the devices' addresses."""
+        for one in measurers:
+            if one not in self._free:
+                self._send_away(one)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether a trial that is given would begin at once."""
+        return len(self._free) > len(self._waiting)
+
+    @property
+    def candidates(self) -> set[Candidate]:
+        """What is being measured."""
+        return {trial.candidate for trial in (*self._waiting, *self._running)}
+
+    @property
+    def _running(self) -> list[Trial]:
+        return [trial for _, trial in self._busy.values() if trial is not None]
+
+    def __str__(self) -> str:
+        failed = sum(one.failed for one in self.records.values())
+        done = failed + sum(one.measured for one in self.records.values())
+        return f"{done} trials, {failed} failed, {len(self._free) + len(self._running)} of {self._size} devices"
+
+    def close(self) -> None:
+        """Ask for no device any more."""
+        self._is_over.set()
+
+    def give(self, trial: Trial) -> None:
+        """Have a trial measured as soon as a device is free."""
+        self._waiting.append(trial)
+        self._hand_out()
+
+    def take(self) -> list[Outcome]:
+        """Wait until something has happened; how trials ended, if any did.
+
+        Raises
+        ------
+        CoexecError
+            No device is left, or a fault that is none of a device's or a candidate's.
+        """
+        timeout_s = None if self._running else self._patience_s
+        done, _ = futures.wait(self._busy, timeout_s, futures.FIRST_COMPLETED)
+        if not done:
+            raise self._last_error
+        outcomes = [self._ended(future) for future in done]
+        self._hand_out()
+        return [one for one in outcomes if one is not None]
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._free:
+            measurer, trial = self._free.pop(0), self._waiting.popleft()
+            self._busy[in_thread(partial(measurer.samples, trial.candidate, trial.points))] = (measurer, trial)
+
+    def _ended(self, future: Future[list[Sample]]) -> Outcome | None:
+        measurer, trial = self._busy.pop(future)
+        if trial is None:
+            future.result()
+            self._free.append(measurer)
+            return None
+        record = self.records.setdefault(measurer.session.address, Record())
+        try:
+            samples = future.result()
+        except (KernelError, RefusedError, SessionLostError) as error:
+            record.failed += 1
+            self._free.append(measurer)
+            return Outcome(trial, failure=str(error))
+        except (MeasurementError, FileFormatError) as error:
+            if not self._patience_s:
+                self._free.append(measurer)
+                raise
+            self._waiting.appendleft(trial)
+            self._last_error = error
+            record.losses.append(str(error))
+            self._tell(f"a device takes no part for now: {error}")
+            self._send_away(measurer)
+            return None
+        record.measured += 1
+        self._free.append(measurer)
+        return Outcome(trial, samples)
+
+    def _send_away(self, measurer: Measurer) -> None:
+        self._busy[in_thread(partial(_bring_back, measurer, self._is_over))] = (measurer, None)
+
+
+def _bring_back(measurer: Measurer, is_over: Event) -> list[Sample]:
+    """Ask for a device until one computes, or until it is over; one of another kind is left alone. Measures nothing."""
+    pause_s, longest_s = _RETRY_S
+    while not is_over.is_set():
+        try:
+            measurer.session.reconnect()
+            measurer.check_that_the_device_works()
+            break
+        except (MeasurementError, FileFormatError):
+            measurer.session.close()
+            is_over.wait(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+    return []

@@ -1,0 +1,141 @@
+"""Measures candidates on one device, through one session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvm_coexec.errors import KernelError, MeasurementError
+from tvm_coexec.profile.records import Candidate, Point, PointTimes, Sample, samples_of
+from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
+
+from .watch import Watch
+
+if TYPE_CHECKING:
+    from tvm_coexec.rpc.client import Session
+
+ROUNDS = 3
+"""Times that all points of a candidate are measured, one after the other."""
+
+_DISTURBED, _LEAST_SPREAD = 3.0, 0.05
+"""A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""
+
+_MOST_REPEATED = 0.2
+"""Share of all points that is measured twice at most."""
+
+
+class Measurer:
+    """A device that is asked one thing after the other.
+
+    Parameters
+    ----------
+    module
+        Gives the module file of a candidate.
+    harmless
+        What every device computes: where it fails, too, no other candidate is to blame.
+    """
+
+    def __init__(
+        self, session: Session, module: Callable[[Candidate], bytes], harmless: Candidate, watch: Watch | None = None
+    ) -> None:
+        self.session = session
+        self._module, self._harmless, self._watch = module, harmless, watch
+        self._spreads: list[float] = []
+        self._repeated = 0
+
+    def samples(self, candidate: Candidate, points: Sequence[Point]) -> list[Sample]:
+        """Measure points, those that were disturbed once more.
+
+        Raises
+        ------
+        KernelError, RefusedError, SessionLostError
+            The candidate is at fault.
+        MeasurementError
+            The device is, or cannot be had.
+        """
+        canary_us = self._watch.canary_us() if self._watch else None
+        times = self._repeat_disturbed(candidate, self.measure_now(candidate, points, walls=False))
+        return samples_of(candidate, times, canary_us)
+
+    def measure_now(
+        self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
+    ) -> list[PointTimes]:
+        """Measure; ``check`` the results before.
+
+        Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
+        """
+        a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
+        times = self.ask(candidate, a_round * ROUNDS, check=check, walls=walls).points
+        return [_joined(times[index :: len(points)]) for index in range(len(points))]
+
+    def ask(
+        self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
+    ) -> Measurement:
+        """One call to the device; once more, in a session of its own, where the first one was lost on the way.
+
+        What ends a session twice, or gives a wrong result, is the candidate's fault where the device still computes
+        something else; a server that was stopped, or a machine that stood still, ends it once. A device that fails
+        twice is nobody's fault here.
+        """
+        module = self._module(candidate)
+        try:
+            return self._measure(module, points, check=check, walls=walls)
+        except (SessionLostError, DeviceFailedError):
+            self.session.reconnect()
+        try:
+            return self._measure(module, points, check=check, walls=walls)
+        except SessionLostError:
+            self.session.reconnect()
+            self.check_that_the_device_works()
+            raise
+
+    def _measure(self, module: bytes, points: Sequence[Point], *, check: bool, walls: bool) -> Measurement:
+        try:
+            return self.session.measure(module, points, check=check, walls=walls)
+        except RefusedError:
+            self.check_that_the_device_works()
+            raise
+
+    def check_that_the_device_works(self) -> None:
+        """Raise a :class:`DeviceFailedError` where it computes nothing, or nothing right."""
+        try:
+            self.session.measure(self._module(self._harmless), [Point(1, 1)])
+        except (KernelError, MeasurementError) as error:
+            raise DeviceFailedError(
+                f"the device fails whatever it computes ({error}); restart its server and tune again: what was "
+                "measured is kept"
+            ) from None
+
+    def _repeat_disturbed(self, candidate: Candidate, times: Sequence[PointTimes]) -> list[PointTimes]:
+        """Measure points once more whose repetitions disagree far more than is usual here, and keep the steadier ones.
+
+        Where a device is never quiet nothing is unusual, and only a part of all points is measured twice.
+        """
+        spreads = [_spread(point) for point in times]
+        self._spreads += spreads
+        limit = max(_DISTURBED * float(np.median(self._spreads)), _LEAST_SPREAD)
+        found = [number for number, spread in enumerate(spreads) if spread > limit]
+        if not found or self._repeated + len(found) > _MOST_REPEATED * len(self._spreads):
+            return list(times)
+        self._repeated += len(found)
+        points = [Point(times[number].cpu_units, times[number].gpu_units, times[number].repeats) for number in found]
+        again = dict(zip(found, self.measure_now(candidate, points, check=False, walls=False), strict=True))
+        return [min((point, again.get(number, point)), key=_spread) for number, point in enumerate(times)]
+
+
+def _spread(point: PointTimes) -> float:
+    """The usual distance of a point's repetitions from their median, of the side where it is larger."""
+    sides_us = [np.array(us) for us in (point.cpu_us, point.gpu_us) if us]
+    return max(float(np.median(np.abs(us / np.median(us) - 1))) for us in sides_us)
+
+
+def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
+    """One point's times from all its rounds."""
+
+    def times_us(name: str) -> tuple[float, ...]:
+        return tuple(time_us for one in rounds for time_us in getattr(one, name))
+
+    return replace(rounds[0], cpu_us=times_us("cpu_us"), gpu_us=times_us("gpu_us"), wall_us=times_us("wall_us"))
