@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 static _Thread_local char last_error[ERROR_TEXT];
@@ -15,7 +16,9 @@ coexec_status fail(coexec_status status, const char* format, ...) {
   va_start(arguments, format);
   vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
-  snprintf(last_error, sizeof last_error, "%s", text);
+  for (char* at = text; *at; ++at)
+    if ((unsigned char)*at < ' ') *at = ' '; /* an error is one line, whatever a file's names hold */
+  memcpy(last_error, text, sizeof last_error);
   return status;
 }
 
