@@ -11,6 +11,7 @@ differences, not the difference of the medians, which are shown beside it.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from reporting import Report, bars, describe, markdown_table, median_us, run_mai
 
 from tvm_coexec.compiler.probes import halved_chain
 from tvm_coexec.compiler.target import target_for
+from tvm_coexec.errors import DeviceError
 from tvm_coexec.layers import Linear, layer_to_json
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
@@ -114,6 +116,10 @@ def main() -> None:
     first = open_device(options.device)
     mechanisms = ["svm", "event"] if first.info.mechanism == "svm" else ["event"]
     devices = [open_device(first.info.name, mechanism=mechanism) for mechanism in mechanisms]
+    try:
+        devices.append(open_device(first.info.name, mechanism="mapped"))
+    except DeviceError as error:
+        print(f"without the mechanism 'mapped': {error}", file=sys.stderr)
     report = Report(options.out, "Synchronisation: flags in shared memory against OpenCL events", first.facts())
     report.collect(LAYERS, lambda layer: measure(layer, devices), write)
 

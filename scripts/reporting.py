@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
+from tvm_coexec.planning.plan import synchronised_by
 
 _DRAFT_S = 20.0
 """After this time what was measured is written although there is more to come."""
@@ -127,7 +128,8 @@ class Report:
         """
         json_text = json.dumps({"title": self.title, **self.fields, **result}, indent=1)
         self._write("result.json", json_text + "\n")
-        head = f"# {self.title}\n\nDevice: {self.label}. Synchronised by {self.fields['mechanism']}.\n\n"
+        mechanism = synchronised_by(self.fields["mechanism"])
+        head = f"# {self.title}\n\nDevice: {self.label}. Synchronised by {mechanism}.\n\n"
         self._write("result.md", head + text)
         self._draw(draw)
         print(f"{head}{text}\nwritten to {self.folder}/result.json, result.md and result.png")

@@ -33,8 +33,10 @@ def run(*, module: str) -> int:
 
 
 def _lines(manifest: Manifest, sizes: dict[str, int]) -> Iterator[str]:
+    from tvm_coexec.planning.plan import synchronised_by
+
     label, machine, mechanism = (str(manifest.device.get(fact)) for fact in ("label", "machine", "mechanism"))
-    yield f"built for {readable(label)}, {machine}, mechanism {mechanism}"
+    yield f"built for {readable(label)}, {machine}, mechanism {synchronised_by(mechanism)}"
     yield f"{sum(sizes.values())} bytes in sections: " + ", ".join(f"{name} {size}" for name, size in sizes.items())
     for kind, names in (("input", manifest.inputs), ("output", manifest.outputs)):
         for tensor in manifest.tensors:

@@ -110,8 +110,10 @@ def add_steps(source: str, launches: Iterable[LaunchSpec], *, chains: bool) -> S
 def chains_kernels(device: Mapping[str, Any]) -> bool:
     """Whether to chain a device's kernels: a CPU device of one compute unit computes groups one after the other, and
     each launch costs it 2 to 6 us. Chained kernels are timed by the processor's counter, which other machines keep to
-    themselves.
+    themselves, and take addresses, which memory that is mapped has none of.
     """
+    if device["mechanism"] == "mapped":
+        return False
     is_one_core = device["device_type"] == "cpu" and device["compute_units"] == 1
     return is_one_core and device["machine"] in ("x86_64", "AMD64")
 

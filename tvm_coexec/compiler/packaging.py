@@ -93,7 +93,7 @@ def package(
         steps=tuple(steps),
         plan={},
     )
-    kept, may_wait = {*graph.inputs, *graph.outputs}, device["mechanism"] == "svm"
+    kept, may_wait = {*graph.inputs, *graph.outputs}, device["mechanism"] != "event"
     assigned = assign_buffers(manifest.tensors, steps, manifest.tensor_words(), kept, may_wait=may_wait)
     to_clear = halos_to_clear(assigned)
     for halves in nodes:

@@ -232,12 +232,17 @@ def no_gpu_kernels(layer: AnyLayer) -> str:
     return f"cpu alone: the gpu has no kernels for {layer.op} layers"
 
 
+def synchronised_by(mechanism: str) -> str:
+    """A mechanism for readers, who are told of what OpenCL does not promise."""
+    return f"{mechanism} (which OpenCL does not promise to work)" if mechanism == "mapped" else mechanism
+
+
 def format_table(plan: Plan) -> str:
     """The plan for the terminal: a line a layer, then a line a synchronisation."""
     names = [readable(layer.name) for layer in plan.layers]
     width = max([5, *map(len, names)])
     header = f"{'layer':{width}}  {'CPU':>5} {'GPU':>5} {'units':8} {'CPU us':>9} {'GPU us':>9} {'total us':>9}  why"
-    lines = [f"device {plan.device}, synchronised by {plan.mechanism}", header]
+    lines = [f"device {plan.device}, synchronised by {synchronised_by(plan.mechanism)}", header]
     for name, layer in zip(names, plan.layers, strict=True):
         units = f"{layer.cpu_units:>5} {layer.gpu_units:>5} {layer.layer.axis:8}"
         times = f"{layer.cpu_us:9.1f} {layer.gpu_us:9.1f} {layer.total_us:9.1f}"

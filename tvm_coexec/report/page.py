@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from tvm_coexec.errors import readable
+from tvm_coexec.planning.plan import synchronised_by
 from tvm_coexec.runtime.module import Event
 from tvm_coexec.version import __version__
 
@@ -62,7 +63,8 @@ def _head(observation: Observation, title: str) -> str:
         cards.append(_card("the plan expects", _duration(plan.total_us), ""))
     return (
         f"<h1>{_text(title)}</h1>\n<p class='soft'>{_text(observation.label)} · synchronised by "
-        f"{_text(observation.mechanism)} · {len(observation.layers)} layers · tvm-coexec {__version__}</p>\n"
+        f"{_text(synchronised_by(observation.mechanism))} · {len(observation.layers)} layers · "
+        f"tvm-coexec {__version__}</p>\n"
         f"<div class='cards'>{''.join(cards)}</div>\n"
     )
 

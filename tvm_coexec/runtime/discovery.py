@@ -12,7 +12,7 @@ from tvm_coexec.errors import DeviceError, first_line
 from . import cores, loader
 
 REMEDY = "try `apt install pocl-opencl-icd`, or `pip install tvm-coexec[intel]`"
-MECHANISMS = ("svm", "event")
+MECHANISMS = ("svm", "event", "mapped")
 
 _ALIASES = (  # part of a platform's name in lower case, alias; the first that fits
     ("portable computing language", "pocl"),
@@ -47,7 +47,8 @@ class DeviceInfo:
     svm
         Of ``coarse``, ``fine``, ``fine-system`` and ``atomics``, those that the device has.
     mechanism, mechanism_reason
-        How the two sides would synchronise: ``svm`` (flags in shared memory) or ``event``; and why.
+        How the two sides would synchronise: ``svm`` (flags in shared memory) or ``event``, or ``mapped`` (flags in
+        buffers that stay mapped) where that was asked for; and why.
     """
 
     name: str

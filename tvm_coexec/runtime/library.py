@@ -26,7 +26,7 @@ _ERRORS: dict[int, type[Exception]] = {
 }
 """What is raised for each status."""
 
-MECHANISMS = {"svm": 1, "event": 2}
+MECHANISMS = {"svm": 1, "event": 2, "mapped": 4}
 TIMELINE, CHAIN = 1, 2
 ACTIONS = ("enqueue", "call", "signal", "wait", "transfer", "kernel", "signal_wait")
 

@@ -332,7 +332,7 @@ def load(
         written to.
     device
         An open device or any unambiguous part of a device's name; by default the device of the same name as the one
-        that the module was built for.
+        that the module was built for. A module that was built for the mechanism ``mapped`` asks for that again.
     cpu_cores, gpu_cores
         Cores for either side; see :func:`tvm_coexec.runtime.device.open_device`.
     timeout_s
@@ -357,7 +357,8 @@ def load(
             name = device if device is not None else package.manifest.device.get("name")
             if name is not None and not isinstance(name, str):
                 raise FileFormatError("the module names no device; build it again")
-            device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
+            mechanism = "mapped" if package.manifest.device.get("mechanism") == "mapped" else None
+            device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores, mechanism=mechanism)
         module = Module(package, device, timeout_s=timeout_s, yields=yields, adapt=adapt, file=file)
     if device.shares_core and _uses_both_sides(package):
         warn_of_one_core(device)

@@ -128,7 +128,7 @@ void forget_runs(coexec_module* m) {
   a->patience = FIRST_PATIENCE;
 }
 
-void forget_waits(coexec_module* m) { memset(m->flags + FLAG_WAITED, 0, WAITED_STEPS * sizeof *m->flags); }
+void forget_waits(coexec_module* m) { memset(words_of(&m->flags) + FLAG_WAITED, 0, WAITED_STEPS * sizeof(int32_t)); }
 
 void adapt_splits(coexec_module* m) {
   adaptation* a = &m->adapting;

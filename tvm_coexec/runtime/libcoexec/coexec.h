@@ -50,7 +50,10 @@ typedef enum {
   COEXEC_BEST = 0,  /* the best of the following that the device has */
   COEXEC_SVM = 1,   /* flags in fine-grained shared virtual memory */
   COEXEC_EVENT = 2, /* OpenCL's events, and buffers that are mapped or copied */
-  COEXEC_CPU_ONLY = 3 /* no OpenCL: every layer runs whole on the CPU */
+  COEXEC_CPU_ONLY = 3, /* no OpenCL: every layer runs whole on the CPU */
+  /* Flags in buffers that stay mapped. OpenCL does not promise that one side sees there what the other writes while it
+     runs: a device on which a probe finds a hand-over lost is refused. Never chosen by the library. */
+  COEXEC_MAPPED = 4
 } coexec_mechanism;
 
 /* All that is zero or NULL is chosen by the library. */

@@ -2,7 +2,7 @@
 #include "device.h"
 
 #include "flags.h"
-#include "memory.h"
+#include "probe.h"
 
 #include <ctype.h>
 #include <stdatomic.h>
@@ -101,6 +101,8 @@ static coexec_status take_given(coexec_device* d, const coexec_device_options* o
 
 /* ---- how the sides synchronise ---- */
 
+const char* const mechanism_names[MECHANISMS] = {"best", "svm", "event", "cpu", "mapped"};
+
 static coexec_status choose_mechanism(coexec_device* d, const coexec_device_options* o) {
   uint64_t svm = 0, type = 0, wanted = CL_SVM_FINE_BUFFER | CL_SVM_ATOMICS_CAPABILITY;
   uint32_t unified = 0;
@@ -114,8 +116,9 @@ static coexec_status choose_mechanism(coexec_device* d, const coexec_device_opti
   if (o->mechanism == COEXEC_SVM && !has_flags)
     return fail(COEXEC_NO_DEVICE, "%s has no fine-grained shared virtual memory with atomics, which the mechanism 'svm' "
                 "needs; use 'event'", d->name);
-  d->mechanism = has_flags && o->mechanism != COEXEC_EVENT ? COEXEC_SVM : COEXEC_EVENT;
-  return COEXEC_OK;
+  int wants_buffers = o->mechanism == COEXEC_EVENT || o->mechanism == COEXEC_MAPPED;
+  d->mechanism = wants_buffers ? (coexec_mechanism)o->mechanism : has_flags ? COEXEC_SVM : COEXEC_EVENT;
+  return d->mechanism == COEXEC_MAPPED ? need_flags(d) : COEXEC_OK;
 }
 
 /* ---- opening and closing ---- */
@@ -143,7 +146,7 @@ static coexec_status open_opencl_device(coexec_device* d, const coexec_device_op
 coexec_status coexec_device_open(const coexec_device_options* options, coexec_device** device) {
   static const coexec_device_options nothing;
   const coexec_device_options* o = options ? options : &nothing;
-  if (o->mechanism < COEXEC_BEST || o->mechanism > COEXEC_CPU_ONLY)
+  if (o->mechanism < COEXEC_BEST || o->mechanism > COEXEC_MAPPED)
     return fail(COEXEC_BAD_ARGUMENT, "there is no mechanism %d", o->mechanism);
   coexec_device* d = calloc(1, sizeof *d);
   if (!d) return fail(COEXEC_NO_MEMORY, "there is no memory for a device");
@@ -168,11 +171,11 @@ coexec_status coexec_device_open(const coexec_device_options* options, coexec_de
 
 /* Let lingering kernels end before the word that they watch is freed. */
 static void release_flags(coexec_device* d) {
-  if (!d->flags.active) return;
-  atomic_store((_Atomic int32_t*)d->flags.active, 1);
+  if (!d->flags.block.host) return;
+  atomic_store((_Atomic int32_t*)words_of(&d->flags.block), 1);
   d->cl.finish(d->queue);
   if (d->timing_queue) d->cl.finish(d->timing_queue);
-  d->cl.svm_free(d->context, d->flags.active);
+  release_blocks(d, &d->flags.block, 1);
   if (d->flags.program) d->cl.release_program(d->flags.program);
 }
 
@@ -247,8 +250,8 @@ static int32_t time_launch(coexec_device* d, void* kernel, int64_t* ns) {
 }
 
 /* Rounds of a wait in a second. The shortest of several times: in the others another process may have had the core. */
-static coexec_status calibrate(coexec_device* d, void* kernel, const int32_t* flags) {
-  int32_t step = NEVER, error = d->cl.set_svm_argument(kernel, 0, flags);
+static coexec_status calibrate(coexec_device* d, void* kernel) {
+  int32_t step = NEVER, error = set_block(d, kernel, 0, &d->flags.block);
   uint32_t limit = CALIBRATION_ROUNDS;
   int64_t best_ns = INT64_MAX;
   if (!error) error = d->cl.set_argument(kernel, 1, sizeof step, &step);
@@ -257,7 +260,7 @@ static coexec_status calibrate(coexec_device* d, void* kernel, const int32_t* fl
     int64_t ns = INT64_MAX;
     error = time_launch(d, kernel, &ns);
     if (ns < best_ns) best_ns = ns;
-    for (int word = 0; word < FLAG_WORDS; word += FLAG_DISTANCE) atomic_store((_Atomic int32_t*)flags + word, 0);
+    clear_flags(words_of(&d->flags.block));
   }
   d->flags.rounds_per_s = 1e9 * CALIBRATION_ROUNDS / (double)best_ns;
   return error ? fail(COEXEC_OPENCL_FAILED, "%s runs no flag kernel (OpenCL error %d); use the mechanism 'event'",
@@ -269,18 +272,19 @@ coexec_status need_flags(coexec_device* d) {
   if (d->flags.program) return COEXEC_OK;
   int32_t error = 0;
   void* kernel = NULL;
-  if (!d->flags.active) d->flags.active = allocate_flags(d);
-  if (!d->flags.active) return fail(COEXEC_NO_MEMORY, "%s gives no shared memory for flags; use 'event'", d->name);
-  coexec_status status = build_program(d, flag_kernels, strlen(flag_kernels), BUILD_NEWEST | BUILD_WITH_FLAGS,
-                                       &d->flags.program);
+  coexec_status status = d->flags.block.host ? COEXEC_OK : allocate_flags(d, &d->flags.block);
+  if (status) return status;
+  status = build_program(d, flag_kernels, strlen(flag_kernels), BUILD_NEWEST | BUILD_WITH_FLAGS,
+                         &d->flags.program);
   if (status)
     return fail(COEXEC_KERNEL_FAILED, "%s builds no flag kernel (%.400s); use the mechanism 'event'", d->name,
                 coexec_last_error());
   status = need_timing_queue(d);
   if (!status) kernel = d->cl.create_kernel(d->flags.program, "coexec_wait", &error);
   if (error) status = fail(COEXEC_OPENCL_FAILED, "%s has no flag kernel (OpenCL error %d)", d->name, (int)error);
-  if (!status) status = calibrate(d, kernel, d->flags.active);
+  if (!status) status = calibrate(d, kernel);
   if (kernel) d->cl.release_kernel(kernel);
+  if (!status && d->mechanism == COEXEC_MAPPED) status = probe_mapped_memory(d);
   if (!status) store_program(d, d->flags.program);
   if (status) {
     d->cl.release_program(d->flags.program);

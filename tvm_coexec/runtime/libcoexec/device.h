@@ -2,6 +2,7 @@
 #ifndef COEXEC_DEVICE_H
 #define COEXEC_DEVICE_H
 
+#include "memory.h"
 #include "opencl.h"
 #include "pool.h"
 
@@ -22,8 +23,12 @@ typedef struct {
 typedef struct {
   void* program;      /* the flag kernels; NULL until a module needs them */
   double rounds_per_s; /* of a wait of the GPU, which has no clock */
-  int32_t* active;    /* in shared memory: 1 while a run is under way */
+  memory_block block; /* whose first word is 1 while a run is under way */
 } device_flags;
+
+/* Of coexec_mechanism. */
+enum { MECHANISMS = COEXEC_MAPPED + 1 };
+extern const char* const mechanism_names[MECHANISMS];
 
 struct coexec_device {
   opencl cl;

@@ -82,9 +82,8 @@ static void say_machine(answer* to) {
 }
 
 void say_facts(const coexec_device* d, answer* to) {
-  static const char* const mechanisms[] = {"", "svm", "event", "cpu"};
   say_line(to, "name", d->name);
-  say(to, "mechanism=%s\n", mechanisms[d->mechanism]);
+  say(to, "mechanism=%s\n", mechanism_names[d->mechanism]);
   if (d->device) {
     say_kind(d, to);
     for (size_t i = 0; i < sizeof questions / sizeof *questions; ++i) {

@@ -2,6 +2,9 @@
 #ifndef COEXEC_FLAGS_H
 #define COEXEC_FLAGS_H
 
+#include <stdatomic.h>
+#include <stdint.h>
+
 /* Words of the flag block, each on a cache line pair of its own. */
 enum {
   FLAG_GPU_DONE = 0,
@@ -16,9 +19,14 @@ enum {
   FLAG_BLOCK_WORDS = FLAG_WAITED + WAITED_STEPS
 };
 
+static inline void clear_flags(int32_t* flags) {
+  for (int word = 0; word < FLAG_WORDS; word += FLAG_DISTANCE)
+    atomic_store_explicit((_Atomic int32_t*)flags + word, 0, memory_order_release);
+}
+
 /* What stands before the OpenCL C of a module whose kernels await and report steps. */
 extern const char flag_functions[];
-/* And, behind that, the kernels coexec_signal, coexec_wait, coexec_signal_wait and coexec_linger. */
+/* And, behind that, the kernels coexec_signal, coexec_wait, coexec_signal_wait, coexec_linger and coexec_hand_over. */
 extern const char flag_kernels[];
 
 #endif

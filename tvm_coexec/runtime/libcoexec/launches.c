@@ -31,8 +31,8 @@ static void set_int(setter* s, int32_t value) { set(s, sizeof value, &value); }
 
 static void set_limit(setter* s, uint32_t limit) { set(s, sizeof limit, &limit); }
 
-static void set_pointer(setter* s, const void* pointer) {
-  if (!s->error) s->error = s->cl->set_svm_argument(s->kernel, s->next++, pointer);
+static void set_memory(const coexec_module* m, setter* s, const memory_block* block) {
+  if (!s->error) s->error = set_block(m->device, s->kernel, s->next++, block);
 }
 
 static coexec_status create(const coexec_module* m, void* program, const char* name, setter* s) {
@@ -58,12 +58,12 @@ coexec_status layer_kernel(const coexec_module* m, const coexec_launch_record* l
   setter s;
   coexec_status status = create(m, m->opencl, name, &s);
   if (status) return status;
-  for (uint32_t i = 0; i < l->argument_count && !s.error; ++i)
-    s.error = set_block(m->device, s.kernel, s.next++, &m->blocks[m->file.arguments[l->first_argument + i].block]);
+  for (uint32_t i = 0; i < l->argument_count; ++i)
+    set_memory(m, &s, &m->blocks[m->file.arguments[l->first_argument + i].block]);
   set_int(&s, 0);
   set_int(&s, units);
-  if (uses_flags(m) && l->entry == COEXEC_ENTRY_STEP) {
-    set_pointer(&s, m->flags);
+  if (uses_steps(m) && l->entry == COEXEC_ENTRY_STEP) {
+    set_memory(m, &s, &m->flags);
     set_int(&s, awaited);
     set_int(&s, done);
     set_limit(&s, m->limit);
@@ -76,7 +76,7 @@ coexec_status flag_kernel(const coexec_module* m, int32_t kind, int32_t step, in
   setter s;
   coexec_status status = create(m, m->device->flags.program, name, &s);
   if (status) return status;
-  set_pointer(&s, m->flags);
+  set_memory(m, &s, &m->flags);
   if (kind != COEXEC_WAIT) set_int(&s, done);
   if (kind != COEXEC_SIGNAL) set_int(&s, step);
   if (kind != COEXEC_SIGNAL) set_limit(&s, m->limit);
@@ -87,7 +87,7 @@ coexec_status linger_kernel(const coexec_module* m, void** kernel) {
   setter s;
   coexec_status status = create(m, m->device->flags.program, "coexec_linger", &s);
   if (status) return status;
-  set_pointer(&s, m->device->flags.active);
+  set_memory(m, &s, &m->device->flags.block);
   set_limit(&s, (uint32_t)(LINGER_S * m->device->flags.rounds_per_s));
   return finished(m, &s, "coexec_linger", kernel);
 }
@@ -111,10 +111,10 @@ coexec_status chain_kernel(const coexec_module* m, const memory_block* table, in
   coexec_status status = create(m, m->opencl, chain_entry, &s);
   if (!status) status = reach_blocks(m, &s);
   if (status) return status;
-  set_pointer(&s, table->host);
+  set_memory(m, &s, table);
   set_int(&s, first);
   set_int(&s, last);
-  set_pointer(&s, m->flags);
+  set_memory(m, &s, &m->flags);
   set_limit(&s, m->limit);
   return finished(m, &s, chain_entry, kernel);
 }
@@ -216,8 +216,8 @@ static int has_gpu(const coexec_module* m) {
 static coexec_status prepare_flags(coexec_module* m) {
   coexec_status status = need_flags(m->device);
   if (status) return status;
-  m->flags = allocate_flags(m->device);
-  if (!m->flags) return fail(COEXEC_NO_MEMORY, "%s gives no shared memory for flags", m->device->name);
+  status = allocate_flags(m->device, &m->flags);
+  if (status) return status;
   /* a little more than the CPU's own bound, so that the CPU reports first */
   double rounds = 1.5e-9 * (double)m->timeout_ns * m->device->flags.rounds_per_s;
   m->limit = rounds < 1 ? 1 : rounds > UINT32_MAX ? UINT32_MAX : (uint32_t)rounds;
@@ -230,7 +230,7 @@ coexec_status start_opencl(coexec_module* m) {
   if (status || !has_gpu(m)) return status;
   uint32_t needs = m->file.facts->needs;
   int steps = (needs & COEXEC_NEEDS_STEPS) != 0, how = 0;
-  if (steps) how = uses_flags(m) ? BUILD_NEWEST | BUILD_WITH_FLAGS : BUILD_WITHOUT_FLAGS;
+  if (steps) how = uses_steps(m) ? BUILD_NEWEST | BUILD_WITH_FLAGS : BUILD_WITHOUT_FLAGS;
   if (needs & COEXEC_NEEDS_FENCES) how |= BUILD_NEWEST;
   status = build_program(m->device, m->file.opencl, m->file.opencl_bytes, how, &m->opencl);
   if (!status) status = launch_once(m);

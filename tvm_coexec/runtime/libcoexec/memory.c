@@ -1,6 +1,5 @@
 #define _DEFAULT_SOURCE /* madvise */
-#include "memory.h"
-
+#include "device.h"
 #include "flags.h"
 
 #include <stdlib.h>
@@ -13,7 +12,8 @@ enum { SVM_ALIGNMENT = 128, PAGE = 1 << 14, HUGE_PAGE = 1 << 21 };
 /* A multiple of a page, which drivers want to use the host's memory as it is. */
 static size_t rounded_up(size_t bytes, size_t unit) { return (bytes + unit - 1) & ~(unit - 1); }
 
-/* Memory that stays mapped, since a GPU with memory of its own copies such by itself; else any. */
+/* Memory that stays mapped: since both sides use it at once, or since a GPU with memory of its own copies such by
+   itself. */
 static void reserve_pinned(coexec_device* d, memory_block* block) {
   int32_t error = 0;
   block->pinned = d->cl.create_buffer(d->context, CL_READ_WRITE | CL_ALLOC_HOST, block->bytes, NULL, &error);
@@ -31,7 +31,8 @@ static void reserve(coexec_device* d, memory_block* block) {
     block->host = d->cl.svm_alloc(d->context, CL_READ_WRITE | CL_SVM_FINE, bytes ? bytes : SVM_ALIGNMENT, SVM_ALIGNMENT);
     return;
   }
-  if (d->mechanism == COEXEC_EVENT && !d->is_unified && !block->is_fixed && bytes) reserve_pinned(d, block);
+  int stays_mapped = d->mechanism == COEXEC_MAPPED || (d->mechanism == COEXEC_EVENT && !d->is_unified);
+  if (stays_mapped && !block->is_fixed && bytes) reserve_pinned(d, block);
   if (block->host) return;
   size_t unit = bytes >= HUGE_PAGE ? HUGE_PAGE : PAGE;
   block->host = aligned_alloc(unit, bytes ? rounded_up(bytes, unit) : unit);
@@ -75,11 +76,16 @@ coexec_status allocate_blocks(coexec_device* d, memory_block* blocks, int32_t co
 /* Kernels and the CPU may use one buffer at a time only while it is mapped, by OpenCL's promise; so they do where the
    device is a CPU too, whose caches agree, or where what was written before the buffer was made stays as it is. */
 coexec_status create_buffers(coexec_device* d, memory_block* blocks, int32_t count) {
-  if (d->mechanism != COEXEC_EVENT) return COEXEC_OK;
+  if (d->mechanism != COEXEC_EVENT && d->mechanism != COEXEC_MAPPED) return COEXEC_OK;
   for (int32_t i = 0; i < count; ++i) {
     memory_block* b = &blocks[i];
     int32_t error = 0;
     b->is_shared = d->is_unified && (d->is_coherent || b->is_fixed);
+    if (d->mechanism == COEXEC_MAPPED && b->bytes && !b->is_fixed) {
+      b->buffer = b->pinned;
+      if (b->buffer) continue;
+      return fail(COEXEC_NO_MEMORY, "%s maps no buffer of %zu bytes; use the mechanism 'event'", d->name, b->bytes);
+    }
     b->buffer = d->cl.create_buffer(d->context, CL_READ_WRITE | (b->is_shared ? CL_USE_HOST : CL_COPY_HOST),
                                     b->bytes ? b->bytes : SVM_ALIGNMENT, b->host, &error);
     if (error)
@@ -92,7 +98,7 @@ coexec_status create_buffers(coexec_device* d, memory_block* blocks, int32_t cou
 void release_blocks(coexec_device* d, memory_block* blocks, int32_t count) {
   for (int32_t i = 0; i < count; ++i) {
     memory_block* b = &blocks[i];
-    if (b->buffer) d->cl.release_memory(b->buffer);
+    if (b->buffer && b->buffer != b->pinned) d->cl.release_memory(b->buffer);
     if (b->pinned) {
       d->cl.unmap(d->queue, b->pinned, b->host, 0, NULL, NULL);
       d->cl.release_memory(b->pinned);
@@ -106,7 +112,7 @@ void release_blocks(coexec_device* d, memory_block* blocks, int32_t count) {
 }
 
 coexec_status publish_block(coexec_device* d, const memory_block* block) {
-  if (!block->buffer || !block->bytes) return COEXEC_OK;
+  if (!block->buffer || block->buffer == block->pinned || !block->bytes) return COEXEC_OK;
   int32_t error = d->cl.write(d->queue, block->buffer, CL_TRUE_VALUE, 0, block->bytes, block->host, 0, NULL, NULL);
   return error ? fail(COEXEC_OPENCL_FAILED, "%s takes no data (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;
 }
@@ -116,9 +122,18 @@ int32_t set_block(const coexec_device* d, void* kernel, uint32_t number, const m
   return d->cl.set_svm_argument(kernel, number, block->host);
 }
 
-int32_t* allocate_flags(coexec_device* d) {
-  size_t bytes = FLAG_BLOCK_WORDS * sizeof(int32_t);
-  int32_t* flags = d->cl.svm_alloc(d->context, CL_READ_WRITE | CL_SVM_FINE | CL_SVM_ATOMIC, bytes, SVM_ALIGNMENT);
-  if (flags) memset(flags, 0, bytes);
-  return flags;
+coexec_status allocate_flags(coexec_device* d, memory_block* flags) {
+  static const size_t nothing = 0;
+  coexec_status status = COEXEC_OK;
+  *flags = (memory_block){.bytes = FLAG_BLOCK_WORDS * sizeof(int32_t)};
+  if (d->mechanism == COEXEC_SVM) {
+    flags->host = d->cl.svm_alloc(d->context, CL_READ_WRITE | CL_SVM_FINE | CL_SVM_ATOMIC, flags->bytes, SVM_ALIGNMENT);
+    if (flags->host) memset(flags->host, 0, flags->bytes);
+  } else {
+    status = allocate_blocks(d, flags, 1, &nothing);
+    if (!status) status = create_buffers(d, flags, 1);
+  }
+  if (!status && flags->host) return COEXEC_OK;
+  release_blocks(d, flags, 1);
+  return fail(COEXEC_NO_MEMORY, "%s gives no shared memory for flags; use the mechanism 'event'", d->name);
 }

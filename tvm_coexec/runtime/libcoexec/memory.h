@@ -2,15 +2,18 @@
 #ifndef COEXEC_MEMORY_H
 #define COEXEC_MEMORY_H
 
-#include "device.h"
+#include "common.h"
+
+#include <stddef.h>
 
 /* A piece of memory. With SVM one address is both sides'. Else the GPU has a buffer: where the two caches agree by
-   themselves, or nobody writes, the host's memory is the buffer; otherwise each side has memory of its own. */
+   themselves, or nobody writes, the host's memory is the buffer; otherwise each side has memory of its own. Where
+   buffers stay mapped, what both sides write is the buffer's own memory. */
 typedef struct {
   char* host;
   size_t bytes;
   void* buffer; /* cl_mem; or NULL */
-  void* pinned; /* cl_mem whose memory the host's is, which a GPU copies without help; or NULL */
+  void* pinned; /* cl_mem whose memory the host's is, mapped, which a GPU copies without help; or NULL */
   int is_shared; /* whether the host's memory is the buffer */
   int is_fixed; /* whether nobody writes once the buffer is there */
 } memory_block;
@@ -25,7 +28,8 @@ void release_blocks(coexec_device* device, memory_block* blocks, int32_t count);
 coexec_status publish_block(coexec_device* device, const memory_block* block);
 /* Give a block to a kernel; OpenCL's error or 0. */
 int32_t set_block(const coexec_device* device, void* kernel, uint32_t number, const memory_block* block);
-/* Zeroed words for flags, in SVM with atomics; NULL where there is no memory. */
-int32_t* allocate_flags(coexec_device* device);
+/* Zeroed words for flags, which both sides see. */
+coexec_status allocate_flags(coexec_device* device, memory_block* flags);
+static inline int32_t* words_of(const memory_block* flags) { return (int32_t*)(void*)flags->host; }
 
 #endif

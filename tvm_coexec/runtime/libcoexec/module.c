@@ -89,11 +89,11 @@ static void release(coexec_module* m) {
   coexec_device* d = m->device;
   drop_programs(m);
   if (d->hangs) return; /* what the GPU's kernels may still touch has to stay, and what else the module has with it */
-  if (d->flags.active) atomic_store((_Atomic int32_t*)d->flags.active, 1);
+  if (d->flags.block.host) atomic_store((_Atomic int32_t*)words_of(&d->flags.block), 1);
   if (d->queue) d->cl.finish(d->queue);
   if (d->timing_queue) d->cl.finish(d->timing_queue);
   if (m->opencl) d->cl.release_program(m->opencl);
-  if (m->flags) d->cl.svm_free(d->context, m->flags);
+  if (m->flags.host) release_blocks(d, &m->flags, 1);
   if (m->blocks) release_blocks(d, m->blocks, (int32_t)m->file.block_count);
   unload_code(m);
   release_file(&m->file);

@@ -24,7 +24,7 @@ struct coexec_module {
   kernel_argument* arguments; /* of all CPU kernels */
   memory_block* blocks;
   void* opencl;  /* the built program; NULL where nothing runs on the GPU */
-  int32_t* flags; /* in shared memory; NULL without flags */
+  memory_block flags; /* without memory where there are none */
   uint32_t limit; /* bound on a wait of the GPU, in rounds of looks at the flag */
   int64_t timeout_ns, first_launch_ns;
   int32_t yields;
@@ -37,11 +37,19 @@ static inline const char* string_of(const coexec_module* module, uint32_t string
   return module->file.strings + string;
 }
 
-static inline int uses_flags(const coexec_module* module) { return module->device->mechanism == COEXEC_SVM; }
+static inline int uses_flags(const coexec_module* module) {
+  return module->device->mechanism == COEXEC_SVM || module->device->mechanism == COEXEC_MAPPED;
+}
+
+/* Whether kernels await and report steps themselves. The chained entry needs addresses, which buffers have none of: the
+   kernels of a module with such are plain ones there, beside kernels that do nothing but wait and signal. */
+static inline int uses_steps(const coexec_module* module) {
+  return uses_flags(module) && (module->device->mechanism == COEXEC_SVM || !module->file.facts->chain_row_words);
+}
 
 /* Whether a launch is a row of the chained entry's table on this device. */
 static inline int is_chained(const coexec_module* module, const coexec_launch_record* launch) {
-  return uses_flags(module) && launch->entry == COEXEC_ENTRY_CHAINED;
+  return uses_steps(module) && launch->entry == COEXEC_ENTRY_CHAINED;
 }
 
 /* code.c: load the CPU's code and find its kernels. */

@@ -37,7 +37,7 @@ static coexec_status check_part(const coexec_module* m, const coexec_part* part)
 static int all_have(const coexec_module* m, const coexec_step_record* s, uint32_t entry) {
   for (uint32_t i = 0; i < s->gpu_launch_count; ++i)
     if (m->file.launches[s->gpu_launch + i].entry < entry) return 0;
-  return uses_flags(m);
+  return uses_steps(m);
 }
 
 /* Returns whether the part's kernels are all chained, of which there may be none. */
@@ -236,7 +236,7 @@ static coexec_status fill_runnable(coexec_program* p) {
     r->transfer_count = p->part_count + (int32_t)m->file.input_count;
   }
   r->queue = p->has_timeline ? m->device->timing_queue : m->device->queue;
-  r->flags = m->flags;
+  r->flags = words_of(&m->flags);
   r->timeout_ns = m->timeout_ns;
   r->yields = m->yields;
   if (uses_flags(m) && !m->yields) status = linger_kernel(m, &r->linger);

@@ -1,6 +1,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "remote.h"
 
+#include "device.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -41,11 +43,10 @@ static int32_t read_cores(const char* request, int32_t* cores) {
 }
 
 static int32_t read_mechanism(const char* request) {
-  static const char* const names[] = {"best", "svm", "event", "cpu"};
   char* name = copy_value(request, "mechanism");
   int32_t mechanism = name ? -1 : COEXEC_BEST;
-  for (int32_t i = 0; name && i < 4; ++i)
-    if (!strcmp(name, names[i])) mechanism = i;
+  for (int32_t i = 0; name && i < MECHANISMS; ++i)
+    if (!strcmp(name, mechanism_names[i])) mechanism = i;
   free(name);
   return mechanism;
 }

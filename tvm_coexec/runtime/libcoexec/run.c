@@ -24,7 +24,7 @@ static coexec_status opencl_failed(runnable* p, int32_t step, int32_t error) {
 
 /* The queue may be awake in a lingering kernel, which makes way as soon as there is something to make way for. */
 static void set_active(const runnable* p, int32_t active) {
-  _Atomic int32_t* word = (_Atomic int32_t*)p->device->flags.active;
+  _Atomic int32_t* word = (_Atomic int32_t*)words_of(&p->device->flags.block);
   if (word) atomic_store_explicit(word, active, memory_order_release);
 }
 
@@ -191,8 +191,7 @@ static coexec_status drain(runnable* p, coexec_status status) {
   return status;
 }
 
-/* Let the calling thread run on the first core, if it does not already; returns whether it has to be put back. */
-static int pin(const coexec_device* d, cpu_set_t* before) {
+int move_to_first_core(const coexec_device* d, cpu_set_t* before) {
   cpu_set_t wanted;
   if (!d->core_count || sched_getaffinity(0, sizeof *before, before)) return 0;
   CPU_ZERO(&wanted);
@@ -227,12 +226,10 @@ coexec_status run_once(runnable* p) {
   p->opencl_error = p->failed_step = 0;
   p->text[0] = 0;
   p->displaced_ns = 0;
-  int was_moved = pin(p->device, &before);
+  int was_moved = move_to_first_core(p->device, &before);
   use_workspace(p->workspaces);
   if (p->device->pool) wake_pool(p->device->pool, p->workspaces);
-  if (p->flags)
-    for (int word = 0; word < FLAG_WORDS; word += FLAG_DISTANCE)
-      atomic_store_explicit(flag(p, word), 0, memory_order_release);
+  if (p->flags) clear_flags(p->flags);
   read_clocks(&p->start_ns, &p->start_ticks);
   coexec_status status = run_operations(p);
   read_clocks(&p->end_ns, &p->end_ticks);

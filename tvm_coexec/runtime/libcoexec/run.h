@@ -48,6 +48,8 @@ typedef struct {
   char text[KERNEL_TEXT];
 } runnable;
 
+/* Let the calling thread run on the device's first core, if it does not already; returns whether it has to be put back. */
+int move_to_first_core(const coexec_device* device, cpu_set_t* before);
 /* Run once. The device is the caller's for the time. */
 coexec_status run_once(runnable* program);
 
