@@ -20,10 +20,11 @@ from tvm_coexec.errors import KernelError, last_line
 from tvm_coexec.layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from tvm_coexec.schedules.dispatch import Dispatch
 
-from . import broadcasts
+from . import broadcasts, vector_pointers
 from .broadcasts import with_short_broadcasts
 from .cache import Cache, digest_of
 from .target import Target
+from .vector_pointers import with_vector_pointers
 
 if TYPE_CHECKING:
     from tvm_coexec.schedules.frame import Launch
@@ -133,7 +134,7 @@ def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
 def _generator_key() -> str:
     """Changes with TVM and with every line of the schedules, of the layers that they compute, and of this text."""
     digest = hashlib.sha256(importlib.metadata.version("apache-tvm").encode())
-    for file in (__file__, broadcasts.__file__):
+    for file in (__file__, broadcasts.__file__, vector_pointers.__file__):
         digest.update(Path(file).read_bytes())
     for folder in (*schedules.__path__, *layers.__path__):
         for path in sorted(Path(folder).glob("*.py")):
@@ -187,7 +188,7 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
     if target.hardware.opencl_type == "cpu":
         source = _with_wide_indices(source, symbol)
-    return with_short_broadcasts(with_extrema(with_fetch(source))).encode()
+    return with_vector_pointers(with_short_broadcasts(with_extrema(with_fetch(source)))).encode()
 
 
 def _with_wide_indices(source: str, symbol: str) -> str:
