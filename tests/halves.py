@@ -10,6 +10,7 @@ import tvm
 from reference import after_steps, evaluate_layer
 from tvm.target.codegen import llvm_get_system_cpu
 
+from tvm_coexec.compiler.kernels import finished_source
 from tvm_coexec.layers import (
     TILE,
     Conv2d,
@@ -22,10 +23,8 @@ from tvm_coexec.layers import (
 )
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
-from tvm_coexec.schedules.extrema import with_extrema
 from tvm_coexec.schedules.frame import Launch
 from tvm_coexec.schedules.image_geometry import ImageLayer
-from tvm_coexec.schedules.prefetch import with_fetch
 from tvm_coexec.schedules.split_sums import COUNTERS
 
 CPU = Hardware(64, 32, "cpu", 4096)
@@ -202,7 +201,7 @@ class OpenCLKernel:
         target = {"kind": "opencl", "max_num_threads": device.facts()["max_group_size"]}
         compiled = tvm.compile(launch.module, target=tvm.target.Target(target, host=_LLVM))
         source = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
-        self.kernel = cl.Program(device.context, with_extrema(with_fetch(source))).build().all_kernels()[0]
+        self.kernel = cl.Program(device.context, finished_source(source)).build().all_kernels()[0]
         self.arrays = [buffers[operand.name] for operand in launch.operands]
         self.memory = [cl.Buffer(device.context, cl.mem_flags.READ_WRITE, array.nbytes) for array in self.arrays]
 

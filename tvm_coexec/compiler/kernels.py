@@ -175,9 +175,6 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     """The kernel's source; its arguments must be the buffers, then begin and count."""
     import tvm
 
-    from tvm_coexec.schedules.extrema import with_extrema
-    from tvm_coexec.schedules.prefetch import with_fetch
-
     compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
     source: str = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
     declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
@@ -188,7 +185,15 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
     if target.hardware.opencl_type == "cpu":
         source = _with_wide_indices(source, symbol)
-    return with_vector_pointers(with_short_broadcasts(with_extrema(with_fetch(source)))).encode()
+    return finished_source(source).encode()
+
+
+def finished_source(source: str) -> str:
+    """OpenCL C as TVM writes it, with what its kernels call, and in the form that compilers for GPUs want."""
+    from tvm_coexec.schedules.extrema import with_extrema
+    from tvm_coexec.schedules.prefetch import with_fetch
+
+    return with_vector_pointers(with_short_broadcasts(with_extrema(with_fetch(source))))
 
 
 def _with_wide_indices(source: str, symbol: str) -> str:
