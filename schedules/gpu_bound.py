@@ -25,7 +25,6 @@ Columns = Mapping[str, np.ndarray]
 _UNIT_LANES = 128
 """Multiply-adds of a compute unit in a cycle."""
 _REGISTERS = 65536
-_MOST_ITEM_REGISTERS = 250
 _UNIT_ITEMS = 2048
 _UNIT_LOCAL = 4
 """Local memory of a compute unit, over what one work-group may have."""
@@ -83,7 +82,7 @@ class Steps:
         held = np.minimum(_REGISTERS // (self.registers * self.items), _UNIT_ITEMS // self.items)
         held = np.minimum(held, _UNIT_LOCAL * hardware.local_bytes // np.maximum(self.local_bytes, 1))
         fits = (self.items <= hardware.max_group_size) & (self.local_bytes <= hardware.local_bytes)
-        return np.where(fits & (self.registers <= _MOST_ITEM_REGISTERS), held, 0)
+        return np.where(fits & (self.registers <= hardware.item_registers), held, 0)
 
     def rounds(self, hardware: Hardware) -> tuple[np.ndarray, np.ndarray]:
         """Work-groups that a compute unit works on together, and how often one after the other."""

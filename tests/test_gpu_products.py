@@ -21,6 +21,7 @@ from tvm_coexec.schedules.tiles import Tiling
 TOLERANCE = 3e-6
 LARGE = Hardware(64, 32, "gpu", 1024, workers=132, local_bytes=48 << 10)
 SMALL = Hardware(16, 32, "gpu", 64, workers=2, local_bytes=16 << 10)
+PHONE = Hardware(16, 32, "gpu", 512, workers=4, item_registers=170)
 
 TILED = [
     (Linear(5, 33, 65, ("bias",)), Tiling(16, 32, 4, 4, 8)),
@@ -85,18 +86,26 @@ extents = st.builds(
 
 
 @settings(max_examples=30)
-@given(extents, st.sampled_from([LARGE, SMALL]))
+@given(extents, st.sampled_from([LARGE, SMALL, PHONE]))
 def test_the_search_space_fits_the_device_and_is_ordered_by_the_bound(size: Extents, hardware: Hardware) -> None:
     found = gpu_products.variants(size, hardware)
     assert 4 <= len(found) == len(set(found)) <= 32
     bounds = [float(gpu_products.steps(size, one).cycles(hardware)[0]) for one in found]
     assert bounds == sorted(bounds) and math.isfinite(bounds[-1])
     for variant in found:
+        assert gpu_products.steps(size, variant).registers[0] <= hardware.item_registers
         is_tiled = variant.implementation == "tiles"
         local = Tiling.of(variant).local_bytes if is_tiled else Reading.of(variant).local_bytes(size.rows)
         assert local <= hardware.local_bytes
         assert gpu_products.dispatch(size, variant).group_size <= hardware.max_group_size
         assert is_tiled or (size.rows <= 16 and size.taps == 1)
+
+
+def test_a_gpu_whose_items_have_fewer_registers_is_offered_smaller_tiles() -> None:
+    size = Extents(rows=49, channels=960, span=160)
+    by_device = [gpu_products.variants(size, replace(PHONE, item_registers=most)) for most in (170, 250)]
+    most_needed = [max(gpu_products.steps(size, one).registers[0] for one in found) for found in by_device]
+    assert most_needed[0] <= 170 < most_needed[1]
 
 
 def test_a_cpu_device_and_the_cpu_keep_their_own_kernels() -> None:

@@ -37,6 +37,12 @@ def test_a_device_that_lacks_instructions_gets_what_it_has(features: list[str], 
     assert llvm_cpu(features) == expected
 
 
+@pytest.mark.parametrize(("vendor", "registers"), [("QUALCOMM", 170), ("NVIDIA Corporation", 250), (None, 250)])
+def test_a_gpu_s_vendor_says_how_many_registers_an_item_has(vendor: str | None, registers: int) -> None:
+    facts = {"machine": "aarch64", "cpu_features": ["asimd"], **OPENCL} | ({"vendor": vendor} if vendor else {})
+    assert target_for(facts).hardware.item_registers == registers
+
+
 def test_another_kind_of_cpu_is_refused() -> None:
     with pytest.raises(DeviceError, match="kind abacus, for which nothing is built"):
         llvm_cpu([], "abacus")

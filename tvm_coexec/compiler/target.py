@@ -24,6 +24,11 @@ _LEVELS = (  # of x86-64, and what the kernel calls the features by which they a
     ("x86-64", set[str]()),
 )
 
+_ITEM_REGISTERS = {"qualcomm": 170}
+"""Registers that a kernel's work-item may need, by a word of a GPU vendor's name; others have what NVIDIA's have.
+
+Mesa's compiler for Adreno 630 keeps in memory what some kernels need beyond 177, that for Adreno 740 beyond 201.
+"""
 
 ANDROID = "android29"
 """The oldest Android whose C library has all that the runtime calls."""
@@ -80,10 +85,16 @@ def target_for(facts: Mapping[str, Any]) -> Target:
         facts["max_group_size"],
         facts["compute_units"],
         facts.get("local_memory_bytes", Hardware.local_bytes),
+        _item_registers(str(facts.get("vendor", ""))),
     )
     if machine == platform.machine() and not facts.get("is_android"):
         return Target((("kind", "llvm"), ("mcpu", _cpu(machine, instructions(features)))), hardware)
     return _for_another_machine(machine, features, hardware, is_android=bool(facts.get("is_android")))
+
+
+def _item_registers(vendor: str) -> int:
+    known = (registers for word, registers in _ITEM_REGISTERS.items() if word in vendor.lower())
+    return next(known, Hardware.item_registers)
 
 
 def _for_another_machine(machine: str, features: set[str], hardware: Hardware, *, is_android: bool) -> Target:

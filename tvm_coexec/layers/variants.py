@@ -29,6 +29,9 @@ class Hardware:
         Work-groups that the OpenCL device runs at once; of a GPU, its compute units.
     local_bytes
         Local memory that a work-group may have.
+    item_registers
+        Registers that a work-item of a GPU may need, as :mod:`tvm_coexec.schedules.gpu_bound` counts them: what more
+        it keeps, the compiler puts into memory.
     """
 
     vector_bytes: int = 16
@@ -37,6 +40,7 @@ class Hardware:
     max_group_size: int = 256
     workers: int = 1
     local_bytes: int = 32 << 10
+    item_registers: int = 250
 
     @property
     def lanes(self) -> int:
