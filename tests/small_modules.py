@@ -9,17 +9,19 @@ from tvm_coexec.compiler.packaging import Choice, package
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import AnyLayer, Linear
+from tvm_coexec.layers import AnyLayer, Hardware, Linear
 from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.verification.reference import evaluate
 
 
-def one_layer(layer: AnyLayer, device: Device) -> Package:
-    target = target_for(device.facts())
-    family = schedules.family(layer)
-    variants = (family.default_variant(layer, side, target.hardware) for side in ("cpu", "gpu"))
-    return single_layer(layer, *variants, target, device.facts())
+def one_layer(layer: AnyLayer, device: Device, gpu: Hardware | None = None) -> Package:
+    """A module of a layer in its default variants; the GPU's is for some other ``gpu``, if one is given."""
+    facts = device.facts()
+    target, family = target_for(facts), schedules.family(layer)
+    cpu_variant = family.default_variant(layer, "cpu", target.hardware)
+    gpu_variant = family.default_variant(layer, "gpu", gpu or target.hardware)
+    return single_layer(layer, cpu_variant, gpu_variant, target, facts)
 
 
 def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:

@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from slow import slow_except
+from small_modules import one_layer
 
-from tvm_coexec import schedules
-from tvm_coexec.compiler.probes import single_layer
-from tvm_coexec.compiler.target import target_for
 from tvm_coexec.layers import Attention, Hardware, PlaceRows, layer_from_json, layer_to_json
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
@@ -31,13 +30,10 @@ LAYERS = [
 
 
 def module(layer: Any, device: Device, gpu: Hardware | None = None) -> Module:
-    target, family = target_for(device.facts()), schedules.family(layer)
-    cpu_variant = family.default_variant(layer, "cpu", target.hardware)
-    gpu_variant = family.default_variant(layer, "gpu", gpu or target.hardware)
-    return Module(single_layer(layer, cpu_variant, gpu_variant, target, device.facts()), device)
+    return Module(one_layer(layer, device, gpu), device)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, 1, 2, 6, 10), ids=str)
 def test_every_split(layer: Any, device: Device) -> None:
     built, units = module(layer, device), layer.units
     for cpu in sorted({0, 1, units - 1, units}):
@@ -46,7 +42,7 @@ def test_every_split(layer: Any, device: Device) -> None:
         assert built.check_step(0, 0, 1) < built.error_bound(0)
 
 
-@pytest.mark.parametrize("layer", [LAYERS[1], LAYERS[6], LAYERS[8], LAYERS[10]], ids=str)
+@pytest.mark.parametrize("layer", slow_except([LAYERS[1], LAYERS[6], LAYERS[8], LAYERS[10]], 1), ids=str)
 def test_kernels_for_a_gpu(layer: Any, device: Device) -> None:
     built = module(layer, device, GPU)
     assert built.check_step(0, 0, layer.units) < built.error_bound(0)

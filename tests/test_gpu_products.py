@@ -9,6 +9,7 @@ from halves import GPU, Half
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_halves import LinearHalf
+from slow import slow_except
 
 from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Linear
 from tvm_coexec.prediction.features import FeatureSet, Halves, Processor, describe
@@ -58,12 +59,12 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "kernel"), TILED + FEW, ids=str)
+@pytest.mark.parametrize(("layer", "kernel"), slow_except(TILED, 1, 5) + slow_except(FEW, 1, 2), ids=str)
 def test_every_split_of_a_linear_layer(layer: Linear, kernel: Tiling | Reading, device: Device) -> None:
     assert LinearHalf(layer, kernel.variant(), device).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize(("layer", "tiling"), CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize(("layer", "tiling"), slow_except(CONVOLUTIONS, 1, 4), ids=str)
 def test_every_split_of_a_convolution(layer: Conv2d, tiling: Tiling, device: Device) -> None:
     assert Half(layer, tiling.variant(), device).worst_error() < TOLERANCE
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from halves import CPU, GPU, NARROW_CPU, Half
+from slow import slow_except
 
 from tvm_coexec.layers import (
     Concat,
@@ -97,19 +98,26 @@ SIZES = [
     Resize((1, 1, 4, 64), 3, 9, (0.0, 3 / 8)),
 ]
 LAYERS: list[ImageLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS, *MOVES, *SIZES]
+EVERY_THIRD = range(0, len(LAYERS), 3)
+"""Layers of which --quick computes every split: some of each kind."""
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, *EVERY_THIRD), ids=str)
 def test_every_split_on_the_cpu(layer: ImageLayer) -> None:
     assert Half(layer, images.default_variant(layer, "cpu", CPU)).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize("layer", [*POOLS[:4], *MAPS[2:], *CONCATS[1:4], NORMS[0], NORMS[3], *MOVES, *SIZES], ids=str)
+IN_OPENCL = [*POOLS[:4], *MAPS[2:], *CONCATS[1:4], NORMS[0], NORMS[3], *MOVES, *SIZES]
+
+
+@pytest.mark.parametrize("layer", slow_except(IN_OPENCL, *EVERY_THIRD), ids=str)
 def test_every_split_in_opencl(layer: ImageLayer, device: Device) -> None:
     assert Half(layer, images.default_variant(layer, "gpu", CPU), device).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize("layer", [POOLS[1], CONCATS[2], MAPS[3], MOVES[1], MOVES[3], SIZES[0]], ids=str)
+@pytest.mark.parametrize(
+    "layer", slow_except([POOLS[1], CONCATS[2], MAPS[3], MOVES[1], MOVES[3], SIZES[0]], 0, 4), ids=str
+)
 def test_work_groups_of_a_gpu(layer: ImageLayer, device: Device) -> None:
     found = images.variants(layer, "gpu", GPU)
     for variant in found[:: max(1, len(found) // 2)]:
@@ -125,11 +133,10 @@ def test_the_search_space(layer: ImageLayer, hardware: Hardware) -> None:
         assert Half(layer, variant).error(0, layer.units) < TOLERANCE, str(variant)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [POOLS[0], POOLS[1], MAPS[0], MAPS[3], *MAPS[5:9], CONCATS[2], NORMS[0], *MOVES[:5], SIZES[0]],
-    ids=str,
-)
+IN_HALOS = [POOLS[0], POOLS[1], MAPS[0], MAPS[3], *MAPS[5:9], CONCATS[2], NORMS[0], *MOVES[:5], SIZES[0]]
+
+
+@pytest.mark.parametrize("layer", slow_except(IN_HALOS, 0, 3, 8, 9, 13, 15), ids=str)
 def test_halos_are_left_alone(layer: ImageLayer) -> None:
     others = (ImageLayout((1, 3)), ImageLayout((0, 2)))[: len(layer.input_sizes) - 1]
     halos = ImageLayouts(ImageLayout((2, 1)), ImageLayout((1, 4)), ImageLayout((2, 0)), others)

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx_builder import OnnxBuilder
+from slow import slow_except
 from small_modules import one_layer
 
 import tvm_coexec
@@ -60,26 +61,24 @@ def check(result: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> 
     np.testing.assert_allclose(result[finite], expected[finite], rtol=tolerance, atol=tolerance)
 
 
-def computed(layer: Any, device: Device, operands: dict[str, np.ndarray], cpu_units: int) -> np.ndarray:
-    """What a module of one layer makes of inputs, with so many of its units on the CPU."""
-    module = Module(one_layer(layer, device), device)
-    module.set_splits({"layer": cpu_units})
-    return module(*operands.values())
-
-
-def splits(layer: Any) -> list[int]:
-    return sorted({0, layer.units // 2, layer.units})
+def of_every_split(layer: Any, device: Device, operands: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """What a module of one layer makes of inputs on the GPU, on both sides, and on the CPU."""
+    module, results = Module(one_layer(layer, device), device), []
+    for cpu_units in sorted({0, layer.units // 2, layer.units}):
+        module.set_splits({"layer": cpu_units})
+        results.append(module(*operands.values()))
+    return results
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("n", [64, 70])
+@pytest.mark.parametrize("n", slow_except([64, 70], 1))
 def test_activations(activation: str, n: int, device: Device) -> None:
     layer = RowWise("map", 16, n, epilogue=(activation,))
     x = with_special(np.random.default_rng(0), (16, n), 0.5)
     with np.errstate(all="ignore"):
         expected = evaluate(layer, {"input": x.astype(np.float64)})
-    for cpu_units in splits(layer):
-        check(computed(layer, device, {"x": x}, cpu_units), expected)
+    for result in of_every_split(layer, device, {"x": x}):
+        check(result, expected)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "layer_norm"])
@@ -94,8 +93,8 @@ def test_rows(kind: str, n: int, device: Device) -> None:
     with np.errstate(all="ignore"):
         expected = evaluate(layer, {"input": x.astype(np.float64), **params})
     rows = [row for row in range(16) if kind == "softmax" or row not in (8, 9)]  # whose squares overflow
-    for cpu_units in splits(layer):
-        check(computed(layer, device, {"x": x}, cpu_units)[rows], expected[rows])
+    for result in of_every_split(layer, device, {"x": x}):
+        check(result[rows], expected[rows])
 
 
 @pytest.mark.parametrize("kind", ["max", "average"])
@@ -106,8 +105,8 @@ def test_pools(kind: str, window: Any, device: Device) -> None:
     x[np.isneginf(x) | (x < -1e38)] = NAN  # a window of nothing but these has as many largest values as libraries
     with np.errstate(all="ignore"):
         expected = evaluate(layer, {"input": x.astype(np.float64)}).reshape(layer.output_size)
-    for cpu_units in splits(layer):
-        check(computed(layer, device, {"x": x}, cpu_units), expected)
+    for result in of_every_split(layer, device, {"x": x}):
+        check(result, expected)
 
 
 def test_local_norm(device: Device) -> None:
@@ -117,8 +116,7 @@ def test_local_norm(device: Device) -> None:
     wide = x.astype(np.float64)
     sums = sum(np.pad(wide, ((0, 0), (0, 0), (0, 0), (2, 2)))[..., tap : tap + 70] ** 2 for tap in range(5))
     expected = wide / (1 + 1e-4 / 5 * sums) ** 0.75
-    for cpu_units in splits(layer):
-        result = computed(layer, device, {"x": x}, cpu_units)
+    for result in of_every_split(layer, device, {"x": x}):
         check(result, expected)
         np.testing.assert_allclose(result[0, 1, 2], expected[0, 1, 2], rtol=1e-4)
 
@@ -130,8 +128,8 @@ def test_linear_layers(m: int, device: Device) -> None:
     x[m // 2, 5] = NAN
     params = random_params(layer, 1)
     expected = evaluate(layer, {"input": x, **params})
-    for cpu_units in splits(layer):
-        check(computed(layer, device, {"x": x}, cpu_units), expected)
+    for result in of_every_split(layer, device, {"x": x}):
+        check(result, expected)
 
 
 @pytest.mark.parametrize("channels", [3, 64])
@@ -143,8 +141,8 @@ def test_direct_convolutions_keep_what_is_special_in_its_neighbourhood(channels:
     with np.errstate(all="ignore"):
         expected = evaluate(layer, {"input": x.astype(np.float64), **params}).reshape(layer.output_size)
     assert 0 < np.isnan(expected).sum() < expected.size / 3
-    for cpu_units in splits(layer):
-        check(computed(layer, device, {"x": x}, cpu_units), expected)
+    for result in of_every_split(layer, device, {"x": x}):
+        check(result, expected)
 
 
 def test_attention(device: Device) -> None:
@@ -157,8 +155,8 @@ def test_attention(device: Device) -> None:
     with np.errstate(all="ignore"):
         inputs = {"input": q, "input1": k, "input2": v, "input3": mask}
         expected = evaluate(layer, {name: array.astype(np.float64) for name, array in inputs.items()})
-    for cpu_units in splits(layer):
-        check(computed(layer, device, inputs, cpu_units), expected)
+    for result in of_every_split(layer, device, inputs):
+        check(result, expected)
 
 
 @pytest.mark.one_runtime
@@ -193,5 +191,5 @@ def test_extrema_of_images_keep_nan(kind: str, device: Device) -> None:
     rng = np.random.default_rng(0)
     x, z = (with_special(rng, (1, 4, 5, 70)) for _ in range(2))
     expected = (np.maximum if kind == "maximum" else np.minimum)(x, z)
-    for cpu_units in splits(layer):
-        check(computed(layer, device, {"x": x, "z": z}, cpu_units), expected)
+    for result in of_every_split(layer, device, {"x": x, "z": z}):
+        check(result, expected)

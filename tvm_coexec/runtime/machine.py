@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def _caches(core: int) -> dict[str, int]:
     return sizes
 
 
+@cache
 def _version(*packages: str) -> str | None:
     """That of the first of some packages that is installed: a device that only runs modules lacks the compiler's."""
     for package in packages:
