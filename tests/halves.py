@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def convolve(layer: Conv2d, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 class Half:
-    """A compiled half with random operands; memory that holds no operand is not a number.
+    """A half with random operands; memory that holds no operand is not a number.
 
     Parameters
     ----------
@@ -77,9 +78,12 @@ class Half:
         self.images = {name: _random(rng, size) for name, size in zip(names, sizes, strict=True)}
         self.params = {name: _random(rng, shape) for name, shape in layer.parameter_shapes().items()}
         self.buffers = self._buffers(family(layer).pack(layer, self.params, variant))
-        self.kernels = [
-            (OpenCLKernel if device else CpuKernel)(launch, self.buffers, device) for launch in self.launches
-        ]
+
+    @cached_property
+    def kernels(self) -> list[CpuKernel | OpenCLKernel]:
+        """The kernels of the half, which are compiled where one asks for them."""
+        kind = OpenCLKernel if self.device else CpuKernel
+        return [kind(launch, self.buffers, self.device) for launch in self.launches]
 
     def _buffers(self, packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         buffers: dict[str, np.ndarray] = {}
