@@ -36,8 +36,8 @@ _REPEATS = (3, 30)
 _POINT_US = 5e5
 """A layer is repeated for about this long, within these bounds."""
 
-MOST_TRIALS_S = 60.0
-"""After this time no other trial begins: a slow device's disturbances are short beside its layers."""
+MOST_S = 60.0
+"""What calibration may take: a slow device's disturbances are short beside its layers."""
 
 _LAYER_QUANTILE, _RUN_QUANTILE = 0.1, 0.25
 """Layers as the predictors learn them, by their lower deciles; runs by their lower quartiles: what is left of their
@@ -58,29 +58,30 @@ def measure_overheads(tuner: Tuner) -> Overheads:
 
 
 def measure_memory(
-    tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads], most_s: float = MOST_TRIALS_S
+    tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads], until: float | None = None
 ) -> MemoryModel:
     """What weights that come from memory, and activations that come from elsewhere, add to the times of halves.
 
     Parameters
     ----------
-    most_s
-        After this time no other trial begins.
+    until
+        After this time, by :func:`time.monotonic`, no other trial of activations begins; without any trial they are
+        taken to come from memory, as weights do.
     """
     weights = Rates(
         alone={side: own.alone[-1] for side, own in reads.items()},
         concurrent={side: own.concurrent[-1] for side, own in reads.items()},
     )
-    return MemoryModel(
-        weights, _activation_rates(tuner, overheads, most_s), int(sum(own.cached_bytes for own in reads.values()))
-    )
+    until = time.monotonic() + MOST_S if until is None else until
+    activations = _activation_rates(tuner, overheads, until) if time.monotonic() < until else weights
+    return MemoryModel(weights, activations, int(sum(own.cached_bytes for own in reads.values())))
 
 
-def _activation_rates(tuner: Tuner, overheads: Overheads, most_s: float) -> Rates:
+def _activation_rates(tuner: Tuner, overheads: Overheads, until: float) -> Rates:
     """How fast activations are handed over, from what a network takes longer than the sum of its layers."""
     graph = _handing_over()
     module = package_halved(graph, tuner.target, tuner.profile.facts).to_bytes()
-    repeats, until = _repeats(tuner, graph), time.monotonic() + most_s
+    repeats = _repeats(tuner, graph)
     trials = [_trial(tuner, graph, module, overheads, repeats, check=True)]
     while len(trials) < _TRIALS and time.monotonic() < until:
         trials.append(_trial(tuner, graph, module, overheads, repeats, check=False))

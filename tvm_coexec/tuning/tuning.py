@@ -23,7 +23,7 @@ from tvm_coexec.runtime.device import DeviceChoice
 
 from .ahead import ModulesAhead, spare_cores
 from .alone import alone_with_device, alone_with_profile
-from .calibration import MOST_TRIALS_S, measure_memory, measure_overheads
+from .calibration import MOST_S, measure_memory, measure_overheads
 from .crew import PATIENCE_S
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
@@ -143,7 +143,7 @@ def tune(
                 tell=_tell,
             )
             asked_for = check_layers(tuner, layers)
-            _calibrate(tuner, min(15 * minutes, MOST_TRIALS_S))
+            _calibrate(tuner, min(time.monotonic() + MOST_S, until - 45 * minutes))
             _measure_layers(until, tuner, asked_for)
             stream = (layer for layer in _stream(chosen) if watched[0][1].expected_us(layer) < _LONGEST_US)
             _measure_until(until, tuner, stream, at_least=len(chosen) + 1)  # errors need two of a kind
@@ -214,13 +214,13 @@ def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
     return distinct
 
 
-def _calibrate(tuner: Tuner, most_s: float) -> None:
-    """Store what joining halves and layers takes; whatever else the profile holds for planning stays good."""
+def _calibrate(tuner: Tuner, until: float) -> None:
+    """Store what joining halves and layers takes, until so late; whatever else the profile holds for planning stays."""
     overheads, reads = measure_overheads(tuner), measure_reads(tuner)
     found = {
         "overheads": asdict(overheads),
         "reads": {side: asdict(own) for side, own in reads.items()},
-        "memory_model": asdict(measure_memory(tuner, overheads, reads, most_s)),
+        "memory_model": asdict(measure_memory(tuner, overheads, reads, until)),
     }
     tuner.profile.describe(planning={**(tuner.profile.planning or {}), **found})
 
