@@ -229,13 +229,21 @@ class Session:
     def open_module(self, content: bytes) -> FarModule:
         """A module that the C runtime has opened on the device, for as long as the session lasts."""
         self._renew()
+        stock = self._c_runtime()
+        stock.put(content, _RUN_MODULE)
+        return stock.load(_RUN_MODULE)
+
+    def read_file(self, path: str) -> str:
+        """What a file of the device holds; nothing where it cannot be read."""
+        return self._c_runtime().read_file(path)
+
+    def _c_runtime(self) -> StockDevice:
         if self._stock is None:
             raise MeasurementError(
                 f"the server of {self._key!r} is ours, which measures alone; run the module on that machine, or start"
                 f" TVM's own there: python -m tvm.exec.rpc_server --tracker {self._tracker} --key {self._key}"
             )
-        self._stock.put(content, _RUN_MODULE)
-        return self._stock.load(_RUN_MODULE)
+        return self._stock
 
     def for_longer(self, session_timeout_s: float) -> Session:
         """A session of its own on a device of the same key, whose lease lasts for longer; this one gives its back."""
@@ -334,10 +342,7 @@ class Session:
             ) from None
         except RuntimeError as error:
             self.close()
-            raise SessionLostError(
-                f"the session on the device {self._key!r} broke off ({last_line(error)}); its process died, or its"
-                " server was stopped"
-            ) from None
+            raise SessionLostError(f"the session on the device {self._key!r} {_why_it_broke_off(error)}") from None
 
 
 def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Connection:
@@ -353,8 +358,21 @@ def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Con
     except (RuntimeError, futures.TimeoutError) as error:
         reason = last_line(error) if isinstance(error, RuntimeError) else f"not within {timeout_s:g} s"
         raise MeasurementError(
-            f"the device at {lease.host}:{lease.port} does not answer ({reason}); restart its server"
+            f"the device at {lease.address} is registered and does not answer ({reason}); restart its server, or, where"
+            " the device has another address than its tracker sees, start it with --custom-addr ADDRESS, by a cable"
+            f" after `adb forward tcp:{lease.port} tcp:{lease.port}` with --custom-addr 127.0.0.1"
         ) from None
+
+
+def _why_it_broke_off(error: RuntimeError) -> str:
+    """TVM says ``kShutdown`` where the other side closed the connection, for whatever reason."""
+    reason = last_line(error)
+    if "kShutdown" in reason:
+        return (
+            "was ended by its server (TVM's kShutdown): its process died, as by a kernel that crashes or for lack of"
+            " memory, or its server was stopped; look at what the server printed"
+        )
+    return f"broke off ({reason}); its process died, or its server was stopped"
 
 
 def _point_times(fields: dict[str, Any]) -> PointTimes:

@@ -65,6 +65,10 @@ class StockDevice(Measuring):
             self._facts = _facts(told, cpuinfo, clusters, cores, is_android="android" in triple)
         return self._facts
 
+    def read_file(self, path: str) -> str:
+        """What a file of the device holds; nothing where it cannot be read."""
+        return self._runtime.file(path)
+
     def _open(self, cores: tuple[int, ...]) -> dict[str, str]:
         return dict(self._runtime.ask("facts", cores=",".join(map(str, cores))))
 

@@ -21,7 +21,20 @@ from typing import Any
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.version import __version__
 
-COMMANDS = ("devices", "doctor", "tune", "profile", "plan", "build", "check", "run", "report", "inspect", "export")
+COMMANDS = (
+    "devices",
+    "doctor",
+    "tune",
+    "profile",
+    "plan",
+    "build",
+    "check",
+    "run",
+    "bench",
+    "report",
+    "inspect",
+    "export",
+)
 
 _OUTPUT = 1
 """The file descriptor of the standard output."""

@@ -1,6 +1,10 @@
-"""Show what a profile knows: its device, what was measured when and of which origin, and how well it predicts.
+"""Show what a profile knows, merge profiles of one kind of device, or show in what two differ.
 
-Samples of another driver, or of kernels of an older release, are kept, but only current ones are learned from.
+show: its device, what was measured when and of which origin, and how well it predicts. Samples of another driver, or of
+kernels of an older release, are kept, but only current ones are learned from.
+
+merge: what several profiles hold goes into a new one, each sample once, and predictors are trained on all. diff: the
+devices' facts that differ, and how the times of halves that both have measured compare.
 """
 
 from __future__ import annotations
@@ -9,8 +13,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_coexec.errors import InputError
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tvm_coexec.profile import Profile
     from tvm_coexec.profile.store import Run
@@ -18,20 +24,79 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   tvm-coexec profile show phone
+  tvm-coexec profile merge phone-monday phone-tuesday --out phone
+  tvm-coexec profile diff phone-monday phone-tuesday
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("show",), help="show: print the profile as a table")
-    parser.add_argument("profile", type=Path, metavar="DIR", help="made by `tvm-coexec tune`")
+    parser.add_argument("action", choices=("show", "merge", "diff"), help="what to do")
+    parser.add_argument("profiles", type=Path, nargs="+", metavar="DIR", help="made by `tvm-coexec tune`")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="of merge: the new profile")
 
 
-def run(*, action: str, profile: Path) -> int:
+def run(*, action: str, profiles: list[Path], out: Path | None) -> int:
     from tvm_coexec.profile import Profile
 
-    with Profile.open(profile) as opened:
+    _check(action, profiles, out)
+    if action == "merge":
+        assert out is not None
+        return _merge(profiles, out)
+    if action == "diff":
+        with Profile.open(profiles[0]) as own, Profile.open(profiles[1]) as other:
+            print("\n".join(_differences(own, other)))
+        return 0
+    with Profile.open(profiles[0]) as opened:
         print("\n".join(_shown(opened)))
     return 0
+
+
+def _check(action: str, profiles: Sequence[Path], out: Path | None) -> None:
+    """Refuse what an action does not take."""
+    wanted = {"show": "one profile", "merge": "two profiles or more", "diff": "two profiles"}[action]
+    fits = {"show": len(profiles) == 1, "merge": len(profiles) >= 2, "diff": len(profiles) == 2}[action]
+    if not fits:
+        raise InputError(f"`profile {action}` takes {wanted}, {len(profiles)} given")
+    if (out is None) == (action == "merge"):
+        raise InputError(
+            "`profile merge` writes a new profile, and nothing else does; name it by --out with merge alone"
+        )
+
+
+def _merge(profiles: Sequence[Path], out: Path) -> int:
+    from tvm_coexec.prediction.evaluation import format_table
+    from tvm_coexec.profile import Profile
+    from tvm_coexec.profile.merging import merge
+    from tvm_coexec.tuning.fitting import fit
+
+    merge(out, profiles)
+    with Profile.open(out) as merged:
+        evaluations = fit(merged)
+        count = sum(one.samples for one in merged.runs())
+    print(f"{count} samples\nerrors of the predictors on layers held out of training:\n{format_table(evaluations)}")
+    print(f"profile: {out}")
+    return 0
+
+
+def _differences(own: Profile, other: Profile) -> Iterator[str]:
+    import numpy as np
+
+    from tvm_coexec.profile.comparing import changed_facts, time_ratios
+
+    for name, before, after in changed_facts(own.facts, other.facts):
+        yield f"{name}: {before} here, {after} there"
+    counts = [sum(run.samples for run in one.runs() if run.is_current) for one in (own, other)]
+    yield f"samples that count: {counts[0]} here, {counts[1]} there"
+    for side, ratios in time_ratios(own, other).items():
+        if not len(ratios):
+            yield f"{side}: no half was measured in both"
+            continue
+        low, high = np.percentile(ratios, [10, 90])
+        mean = np.exp(np.log(ratios).mean())
+        yield (
+            f"{side}: {len(ratios)} halves were measured in both; there they take {mean:.2f} times as long"
+            f" (geometric mean; 10 %: {low:.2f}, 90 %: {high:.2f})"
+        )
 
 
 def _shown(profile: Profile) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_coexec.errors import first_line, readable
 from tvm_coexec.files import read_file
 
+from .opening import opened, random_inputs
 from .options import add_core_options, add_device_option, add_tracker_options, check_out, positive_int
 
 if TYPE_CHECKING:
@@ -72,19 +73,11 @@ def run(
     key: str | None,
 ) -> int:
     check_out(out)
-    if tracker is None and key is None:
-        from tvm_coexec.runtime.module import load
-
-        loaded = load(module, device=device, cpu_cores=cpu_cores, gpu_cores=gpu_cores, timeout_s=timeout)
-        _show(loaded, loaded.device.label, inputs, out, benchmark, timeline=timeline)
-        return 0
-    from tvm_coexec.module.package import open_file
     from tvm_coexec.runtime.device import DeviceChoice
-    from tvm_coexec.tuning.session import open_session
 
-    with open_file(module) as file, open_session(DeviceChoice(device, cpu_cores, gpu_cores), tracker, key) as session:
-        label = str(session.facts()["label"])
-        _show(session.open_module(file.read()), label, inputs, out, benchmark, timeline=timeline)
+    choice = DeviceChoice(device, cpu_cores, gpu_cores)
+    with opened(module, choice, tracker, key, timeout_s=timeout) as one:
+        _show(one.module, one.label, inputs, out, benchmark, timeline=timeline)
     return 0
 
 
@@ -108,12 +101,8 @@ def _show(
 
 def _arrays(files: Sequence[str], module: Module | FarModule) -> dict[str, np.ndarray] | list[np.ndarray]:
     """The inputs, by name or in order, from files or at random."""
-    import numpy as np
-
     if not files:
-        rng = np.random.default_rng(0)
-        types = {name: view.dtype for name, view in module.inputs.items()}
-        return {name: _random(rng, shape, types[name]) for name, shape in module.input_shapes.items()}
+        return random_inputs(module)
     loaded = [_load(file) for file in files]
     return loaded[0] if len(loaded) == 1 and isinstance(loaded[0], dict) else loaded
 
@@ -148,13 +137,6 @@ def _can_name_an_entry(name: str) -> bool:
         return "\0" not in name and len(name.encode()) <= _LONGEST_NAME
     except UnicodeEncodeError:
         return False
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Whole numbers are 0 and 1, which every table of tokens and every mask has."""
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
 
 
 def _load(file: str) -> Any:

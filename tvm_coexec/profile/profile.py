@@ -19,6 +19,7 @@ from typing import Any
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.files import read_json, whole_file
+from tvm_coexec.layers import GENERATOR_VERSION
 
 from .records import Candidate, Point, Sample, VariantSets
 from .rows import damaged
@@ -27,14 +28,17 @@ from .trial_runs import TrialRun
 
 FORMAT = "tvm-coexec profile"
 
-_DESCRIPTION, _DATABASE = "profile.json", "samples.sqlite"
+_DESCRIPTION, DATABASE = "profile.json", "samples.sqlite"
 
 
 class Profile:
     """One device's profile; make one with :meth:`create` or :meth:`open`."""
 
-    def __init__(self, path: Path, description: dict[str, Any], store: SampleStore) -> None:
+    def __init__(
+        self, path: Path, description: dict[str, Any], store: SampleStore, at_hand: Mapping[str, Any] | None
+    ) -> None:
         self.path = path
+        self._at_hand = at_hand
         self._description = description
         self._store = store
 
@@ -60,7 +64,7 @@ class Profile:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            SampleStore.create(partial / _DATABASE)
+            SampleStore.create(partial / DATABASE)
             description = {"format": FORMAT, "version": VERSION, "created": now(), "device": dict(facts)}
             _write_json(partial / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
             partial.chmod(0o755)
@@ -88,13 +92,13 @@ class Profile:
         path = Path(path)
         description = _read_description(path)
         if facts is not None:
-            _check_device(path, description["device"], facts)
-        store = SampleStore(path / _DATABASE)
+            check_same_device(path, description["device"], facts)
+        store = SampleStore(path / DATABASE)
         if facts is not None:
             last = store.start_run(facts)
             if last is not None:
-                _warn_of_driver(path, last, facts)
-        return cls(path, description, store)
+                _warn_of_driver(path, last, facts, "what was measured of the other driver counts no more")
+        return cls(path, description, store, facts)
 
     def __enter__(self) -> Profile:
         return self
@@ -109,8 +113,23 @@ class Profile:
         self._store.close()
 
     def check_device(self, facts: Mapping[str, Any]) -> None:
-        """Refuse a device that is another, or has other cores or another mechanism, than the one that was measured."""
-        _check_device(self.path, self.facts, facts)
+        """Refuse a device that is another, or has other cores or another mechanism, than the one that was measured.
+
+        To a profile that is added to belongs the driver of the device that it was opened for, too. Of one that is read
+        it is warned where the driver, or the kernels, are others than were measured.
+        """
+        check_same_device(self.path, self.facts, facts)
+        if self._at_hand is not None:
+            _check_driver(self.path, self._at_hand, facts)
+            return
+        for last in self.runs()[-1:]:
+            _warn_of_driver(self.path, last.facts, facts, "its predictions may not hold; tune again")
+            if last.generator != GENERATOR_VERSION:
+                warnings.warn(
+                    f"the profile {self.path} was measured with kernels of version {last.generator}, this release makes"
+                    f" {GENERATOR_VERSION}; its predictions may not hold; tune again",
+                    stacklevel=3,
+                )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -220,7 +239,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _check_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def check_same_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse facts of a device whose measurements do not belong into a profile; its driver may be another."""
     if own.get("name") != facts["name"]:
         raise FileFormatError(
             f"the profile {path} belongs to {own.get('name')!r}, the device is {facts['name']!r};"
@@ -245,13 +265,21 @@ def _check_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) 
             )
 
 
-def _warn_of_driver(path: Path, last: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def _check_driver(path: Path, at_hand: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    before, now_there = at_hand.get("driver_version"), facts.get("driver_version")
+    if before != now_there:
+        raise FileFormatError(
+            f"the profile {path} is measured with driver {before!r}, this device has {now_there!r}; leave it out, or"
+            " tune again"
+        )
+
+
+def _warn_of_driver(path: Path, last: Mapping[str, Any], facts: Mapping[str, Any], so: str) -> None:
     before, at_hand = last.get("driver_version"), facts.get("driver_version")
     if before != at_hand:
         warnings.warn(
-            f"the profile {path} was measured with driver {before!r}, the device now has {at_hand!r};"
-            " what was measured of the other driver counts no more",
-            stacklevel=3,
+            f"the profile {path} was measured with driver {before!r}, the device now has {at_hand!r}; {so}",
+            stacklevel=4,
         )
 
 

@@ -24,8 +24,16 @@ _FAR_SESSION_S = 240.0
 
 
 @contextmanager
-def open_session(choice: DeviceChoice, tracker: str | None = None, key: str | None = None) -> Iterator[Session]:
-    """A session on the local device that was chosen, or on that of the tracker that is named; see :func:`tune`."""
+def open_session(
+    choice: DeviceChoice, tracker: str | None = None, key: str | None = None, *, session_s: float = 0.0
+) -> Iterator[Session]:
+    """A session on the local device that was chosen, or on that of the tracker that is named; see :func:`tune`.
+
+    Parameters
+    ----------
+    session_s
+        How long it lasts at least.
+    """
     from tvm_coexec.rpc.client import SESSION_TIMEOUT_S, Session
     from tvm_coexec.rpc.tracker import check_beside_tracker, device_key, use_tracker
 
@@ -37,7 +45,7 @@ def open_session(choice: DeviceChoice, tracker: str | None = None, key: str | No
             )
     if tracker is None and key is not None:
         raise InputError(f"the key {key!r} names a device at a tracker; name that too, with --tracker")
-    session_s = SESSION_TIMEOUT_S if tracker is None else _FAR_SESSION_S
+    session_s = max(session_s, SESSION_TIMEOUT_S if tracker is None else _FAR_SESSION_S)
     with (
         use_tracker(tracker, choice) as address,
         Session(address, key or device_key(choice.name), session_timeout_s=session_s) as session,

@@ -1,0 +1,51 @@
+"""A module runs for as long as was asked for, and what the machine's sensors told beside it is shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_api import block_model
+
+from tvm_coexec import build, cli
+from tvm_coexec.runtime.clusters import BIG, Cluster
+from tvm_coexec.runtime.sensors import read_sensors
+
+FILES = {
+    "/sys/devices/system/cpu/cpu4/cpufreq/scaling_cur_freq": "2419200\n",
+    "/sys/class/thermal/thermal_zone0/type": "cpu-0-0\n",
+    "/sys/class/thermal/thermal_zone0/temp": "45000\n",
+    "/sys/class/thermal/thermal_zone1/type": "no-sensor\n",
+    "/sys/class/thermal/thermal_zone2/type": "battery\n",
+    "/sys/class/thermal/thermal_zone2/temp": "33500\n",
+}
+
+
+def test_sensors_that_tell_nothing_are_left_out() -> None:
+    clusters = [Cluster("Cortex-A55", (0, 1, 2, 3)), Cluster("Cortex-A76", (4, 5, 6, 7), role=BIG)]
+    found = read_sensors(clusters, lambda path: FILES.get(path, ""))
+    assert found.mhz == {"Cortex-A76 big 4-7": 2419.2}
+    assert found.celsius == {"cpu-0-0": 45.0, "battery": 33.5} and found.hottest == 45.0
+    assert read_sensors(clusters, lambda path: "").hottest is None
+
+
+def test_minutes_are_shown_drawn_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build(block_model(), device="pocl", split=0.5).export(tmp_path / "m.coexec")
+    files = ["--picture", str(tmp_path / "m.svg"), "--out", str(tmp_path / "m.json")]
+    command = ["bench", str(tmp_path / "m.coexec"), "--device", "pocl", "--minutes", "0.02", *files]
+    assert cli.main(command) == 0, capsys.readouterr().err
+    label, headings, *lines = capsys.readouterr().out.splitlines()
+    assert "pocl" in label and headings.startswith("minute") and len(lines) == 1
+    (minute,) = json.loads((tmp_path / "m.json").read_text())
+    assert len(minute["latency_us"]) == int(lines[0].split()[1]) >= 2 and minute["ended_s"] >= 1.2
+    assert "<svg" in (tmp_path / "m.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--minutes", "0"], "must be positive"), (["--picture", "m.txt"], "it is drawn as .png, .svg or .pdf")],
+)
+def test_what_cannot_be_shown_is_refused_before_anything_runs(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", "no-such-module.coexec", *options]) == 1
+    assert message in capsys.readouterr().err

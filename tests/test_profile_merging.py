@@ -1,0 +1,98 @@
+"""Merged profiles hold every sample once; what differs between two is told."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_profile import CANDIDATE, CPU_ALONE, FACTS, GPU_ALONE, TRIAL_RUN, times
+
+from tvm_coexec import cli
+from tvm_coexec.errors import FileFormatError
+from tvm_coexec.profile import Profile
+from tvm_coexec.profile.comparing import time_ratios
+from tvm_coexec.profile.merging import merge
+from tvm_coexec.profile.records import Point, PointTimes, samples_of
+
+CO_RUN = Point(10, 14)
+
+
+def test_every_sample_is_merged_once_and_those_of_another_driver_stay_apart(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "a", FACTS) as a:
+        a.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+        a.add_failure(CANDIDATE, "the kernel hangs")
+        a.add_trial_runs([TRIAL_RUN])
+        a.describe(families=["linear"], planning={"overheads": 1})
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with Profile.open(tmp_path / "b", FACTS) as b:
+        b.add_samples(samples_of(CANDIDATE, [times(GPU_ALONE)]))
+        b.describe(families=["linear", "conv2d"])
+    with Profile.create(tmp_path / "older", {**FACTS, "driver_version": "0.9"}) as older:
+        older.add_samples(samples_of(CANDIDATE, [times(CO_RUN)]))
+    with Profile.open(tmp_path / "b", {**FACTS, "kernel": "a newer one"}) as b:
+        b.add_samples(samples_of(CANDIDATE, [times(Point(12, 12))]))
+    merge(tmp_path / "all", [tmp_path / "older", tmp_path / "a", tmp_path / "b"])
+    with Profile.open(tmp_path / "all") as merged:
+        assert [run.samples for run in merged.runs()] == [2, 2, 2]
+        assert [run.is_current for run in merged.runs()] == [
+            run.facts["driver_version"] == "1.0" for run in merged.runs()
+        ]
+        assert len(list(merged.samples())) == 4 and merged.failures() == {"the kernel hangs": 1}
+        assert [len(runs) for runs in merged.trial_runs().values()] == [1]
+        assert merged.families == ("conv2d", "linear") and merged.planning == {"overheads": 1}
+
+
+def test_profiles_of_other_devices_are_not_merged(tmp_path: Path) -> None:
+    Profile.create(tmp_path / "a", FACTS).close()
+    Profile.create(tmp_path / "b", {**FACTS, "cpu_model": "another"}).close()
+    with pytest.raises(FileFormatError, match="belongs to a device with the CPU 'another'"):
+        merge(tmp_path / "all", [tmp_path / "a", tmp_path / "b"])
+    assert not (tmp_path / "all").exists()
+
+
+def test_what_differs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slower = PointTimes(24, 0, (3.0, 5.0, 18.0), (), (20.0,))
+    with Profile.create(tmp_path / "a", FACTS) as a, Profile.create(tmp_path / "b", {**FACTS, "kernel": "6"}) as b:
+        a.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE), times(GPU_ALONE)]))
+        b.add_samples(samples_of(CANDIDATE, [slower]))
+        ratios = time_ratios(a, b)
+    np.testing.assert_allclose(ratios["cpu"], [2.0])
+    assert cli.main(["profile", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "kernel: None here, 6 there",
+        "samples that count: 2 here, 1 there",
+        "cpu: 1 halves were measured in both; there they take 2.00 times as long (geometric mean; 10 %: 2.00, "
+        "90 %: 2.00)",
+        "gpu: no half was measured in both",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "a", "b"], "takes one profile"),
+        (["diff", "a"], "takes two profiles"),
+        (["merge", "a", "--out", "c"], "takes two profiles or more"),
+        (["merge", "a", "b"], "name it by --out"),
+        (["show", "a", "--out", "c"], "name it by --out"),
+    ],
+)
+def test_what_an_action_does_not_take_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["profile", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_for_a_device_with_another_driver_is_warned_of(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+        with pytest.raises(FileFormatError, match=r"is measured with driver '1.0', this device has '2.0'"):
+            profile.check_device({**FACTS, "driver_version": "2.0"})
+    with Profile.open(tmp_path / "p") as profile:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            profile.check_device(FACTS)
+        with pytest.warns(UserWarning, match=r"driver '1.0', the device now has '2.0'; its predictions may not hold"):
+            profile.check_device({**FACTS, "driver_version": "2.0"})

@@ -1,0 +1,94 @@
+"""Puts the samples of several profiles of one kind of device into one, each once."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from .profile import DATABASE, Profile, check_same_device
+from .rows import damaged
+
+_COLUMNS = {
+    "samples": "measured, layer, side, variant, units, other_variant, other_units, latency_us, canary_us",
+    "failures": "failed, layer, cpu_variant, gpu_variant, message",
+    "trial_runs": "ran_at, network, content",
+}
+"""What a row holds beside its number and its run."""
+
+_LOOKED_UP = {
+    "samples": ("layer", "side", "variant", "units", "other_units"),
+    "failures": ("layer", "cpu_variant", "gpu_variant"),
+    "trial_runs": ("network",),
+}
+"""Columns that never are NULL, of which there may be an index."""
+
+
+def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]) -> None:
+    """Make a profile of all that others hold; its predictors are yet to be trained.
+
+    Runs come in the order of their start, so that the origin of the latest is current. What planning keeps beside the
+    predictors is that of the profile with the latest run.
+
+    Raises
+    ------
+    FileFormatError
+        The profiles are of different kinds of devices, one of them cannot be read, or there is something at ``out``.
+    """
+    paths = [Path(source) for source in sources]
+    latest, families, planning = "", set[str](), None
+    facts: dict[str, object] = {}
+    runs: list[tuple[str, int, int]] = []
+    for number, path in enumerate(paths):
+        with Profile.open(path) as one:
+            if facts:
+                check_same_device(path, one.facts, facts)
+            families |= set(one.families)
+            started = max((run.started for run in one.runs()), default="")
+            if not facts or started > latest:
+                latest, facts, planning = started, one.facts, one.planning
+        with closing(_connect(path)) as database:
+            runs += [(began, number, run) for run, began in database.execute("SELECT id, started FROM runs")]
+    with Profile.create(out, facts) as made:
+        with closing(_connect(Path(out))) as database:
+            for number, path in enumerate(paths):
+                database.execute(f"ATTACH ? AS source{number}", (str(path.absolute() / DATABASE),))
+            try:
+                with database:
+                    for _, number, run in sorted(runs):
+                        _copy_run(database, f"source{number}", run)
+            except sqlite3.DatabaseError as error:
+                raise damaged(Path(out) / DATABASE, error) from None
+        made.describe(families=sorted(families), planning=planning)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path / DATABASE)
+
+
+def _copy_run(database: sqlite3.Connection, source: str, run: int) -> None:
+    """Copy a run and its rows; those that are there already, from another copy of the same profile, are left out."""
+    circumstances = database.execute(
+        f"SELECT started, generator, facts FROM {source}.runs WHERE id = ?", (run,)
+    ).fetchone()
+    known = database.execute(
+        "SELECT id FROM main.runs WHERE started = ? AND generator = ? AND facts = ?", circumstances
+    ).fetchone()
+    into = (
+        known[0]
+        if known
+        else database.execute(
+            "INSERT INTO main.runs (started, generator, facts) VALUES (?, ?, ?)", circumstances
+        ).lastrowid
+    )
+    for table, columns in _COLUMNS.items():
+        names = columns.split(", ")
+        alike = [f"own.{name} {'=' if name in _LOOKED_UP[table] else 'IS'} theirs.{name}" for name in names]
+        database.execute(
+            f"INSERT INTO main.{table} (run, {columns}) SELECT ?, {', '.join(f'theirs.{name}' for name in names)}"
+            f" FROM {source}.{table} AS theirs WHERE theirs.run = ? AND NOT EXISTS (SELECT 1 FROM main.{table} AS own"
+            f" WHERE own.run = ? AND {' AND '.join(alike)}) ORDER BY theirs.id",
+            (into, run, into),
+        )
