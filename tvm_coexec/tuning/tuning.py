@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.compiler.target import target_for
+from tvm_coexec.compiler.target import Target, target_for
 from tvm_coexec.errors import InputError, KernelError, MeasurementError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph
@@ -43,6 +43,7 @@ from .workloads import (
 
 if TYPE_CHECKING:
     from tvm_coexec.frontends import Model, Shapes
+    from tvm_coexec.rpc.client import Session
 
 FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
     "linear": linear_training_layers,
@@ -125,33 +126,44 @@ def tune(
     until = time.monotonic() + 60 * minutes
     with open_fleet(DeviceChoice(device, cpu, gpu), tracker, key, known, _tell) as sessions:
         facts = sessions[0].facts()
-        held = (
-            nullcontext() if tracker else alone_with_device(facts["name"])
-        )  # a tracker lends a device to one at a time
+        # a tracker lends a device to one at a time
+        held = nullcontext() if tracker else alone_with_device(facts["name"])
         target = target_for(facts)
         modules = ModulesAhead(target, facts, spare_cores(facts, is_local=tracker is None))
         with held, opener(path, facts) as profile, alone_with_profile(path), modules:
-            if len(sessions) > 1:  # the others take over what one has lost
-                for session in sessions:
-                    session.return_timeout_s = _OTHERS_WAIT_S
-            watched = [(session, Watch(session, target, facts)) for session in sessions]
-            patience_s = 0.0 if tracker is None else PATIENCE_S
-            tuner = Tuner(
-                *(sessions[0], profile, target, modules, watched[0][1]),
-                others=watched[1:],
-                patience_s=patience_s,
-                tell=_tell,
-            )
+            watches = [Watch(session, target, facts) for session in sessions]
+            tuner = _tuner(sessions, watches, profile, target, modules, is_lent=tracker is not None)
             asked_for = check_layers(tuner, layers)
             _calibrate(tuner, min(time.monotonic() + MOST_S, until - 45 * minutes))
             _measure_layers(until, tuner, asked_for)
-            stream = (layer for layer in _stream(chosen) if watched[0][1].expected_us(layer) < _LONGEST_US)
+            stream = (layer for layer in _stream(chosen) if watches[0].expected_us(layer) < _LONGEST_US)
             _measure_until(until, tuner, stream, at_least=len(chosen) + 1)  # errors need two of a kind
             tuner.close()
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
             run_all_trials(tuner, graphs, facts)
             return evaluations
+
+
+def _tuner(
+    sessions: Sequence[Session],
+    watches: Sequence[Watch],
+    profile: Profile,
+    target: Target,
+    modules: ModulesAhead,
+    *,
+    is_lent: bool,
+) -> Tuner:
+    """Make a tuner that measures on all devices; where there are several, the others take over what one has lost."""
+    if len(sessions) > 1:
+        for session in sessions:
+            session.return_timeout_s = _OTHERS_WAIT_S
+    return Tuner(
+        *(sessions[0], profile, target, modules, watches[0]),
+        others=list(zip(sessions, watches, strict=True))[1:],
+        patience_s=PATIENCE_S if is_lent else 0.0,
+        tell=_tell,
+    )
 
 
 def _facts_of(path: Path) -> dict[str, Any]:
