@@ -9,13 +9,19 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* The code lies in a file that only this process sees, since the loader takes nothing but files. */
 
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x10U
-#endif
+enum { CLOSE_ON_EXEC = 1, MAY_BE_RUN = 0x10 };
+
+/* Android's C library has the function since version 11, its kernel has the call since long before. */
+static int create_memory(void) {
+  long descriptor = syscall(SYS_memfd_create, "coexec-kernels", CLOSE_ON_EXEC | MAY_BE_RUN);
+  if (descriptor < 0) descriptor = syscall(SYS_memfd_create, "coexec-kernels", CLOSE_ON_EXEC); /* Linux before 6.3 */
+  return (int)descriptor;
+}
 
 static int write_all(int descriptor, const char* content, size_t bytes) {
   while (bytes) {
@@ -31,8 +37,7 @@ static int write_all(int descriptor, const char* content, size_t bytes) {
 /* The descriptor stays open as long as the code is loaded: the loader knows a library by its path, and would take the
    next one of the same descriptor for this one. */
 static void* load_from_memory(const module_file* file, int* kept) {
-  int descriptor = memfd_create("coexec-kernels", MFD_CLOEXEC | MFD_EXEC);
-  if (descriptor < 0) descriptor = memfd_create("coexec-kernels", MFD_CLOEXEC); /* Linux before 6.3 */
+  int descriptor = create_memory();
   if (descriptor < 0) return NULL;
   char path[64];
   snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);

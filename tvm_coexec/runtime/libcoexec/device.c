@@ -268,6 +268,17 @@ static coexec_status calibrate(coexec_device* d, void* kernel) {
                : COEXEC_OK;
 }
 
+/* Some drivers compile a kernel when it is created: what is stored before has no code of it. */
+static coexec_status create_all(coexec_device* d) {
+  static const char* const names[] = {"coexec_signal", "coexec_signal_wait", "coexec_linger", "coexec_hand_over"};
+  int32_t error = 0;
+  for (size_t i = 0; !error && i < sizeof names / sizeof *names; ++i) {
+    void* kernel = d->cl.create_kernel(d->flags.program, names[i], &error);
+    if (kernel) d->cl.release_kernel(kernel);
+  }
+  return error ? fail(COEXEC_OPENCL_FAILED, "%s has no flag kernel (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;
+}
+
 coexec_status need_flags(coexec_device* d) {
   if (d->flags.program) return COEXEC_OK;
   int32_t error = 0;
@@ -285,6 +296,7 @@ coexec_status need_flags(coexec_device* d) {
   if (!status) status = calibrate(d, kernel);
   if (kernel) d->cl.release_kernel(kernel);
   if (!status && d->mechanism == COEXEC_MAPPED) status = probe_mapped_memory(d);
+  if (!status) status = create_all(d);
   if (!status) store_program(d, d->flags.program);
   if (status) {
     d->cl.release_program(d->flags.program);
