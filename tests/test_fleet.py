@@ -25,6 +25,7 @@ from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import RefusedError, Session
+from tvm_coexec.rpc.far_runtime import FarRuntime
 from tvm_coexec.rpc.fleet import fleet
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.server import DeviceServer
@@ -123,6 +124,19 @@ def test_a_network_is_timed_on_a_device_whose_server_has_nothing_of_ours(tracker
         (tried,) = session.run_trials([chain], chain, rounds=1, repeats=2, timelines=2)
         assert len(tried.latency_us) == 2
         assert all(len(half_us) == 2 for layer_us in tried.halves_us for half_us in layer_us)
+
+
+def test_a_module_that_is_there_is_not_sent_again(tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    upload = FarRuntime.upload
+    monkeypatch.setattr(
+        FarRuntime, "upload", lambda own, content, name: (sent.append(name), upload(own, content, name))
+    )
+    with Session(tracker, "plain") as session:
+        facts = session.facts()
+        chains = [halved_chain(Linear(16, 64, 64), count, target_for(facts), facts).to_bytes() for count in (2, 3, 2)]
+        times_us = [session.time_runs(chain, [{}], repeats=2) for chain in (chains[0], *chains)]
+    assert sent.count("measured.module") == 3 and min(map(np.min, times_us)) > 0
 
 
 def test_a_module_runs_on_a_device_whose_server_has_nothing_of_ours(
