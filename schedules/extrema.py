@@ -25,6 +25,7 @@ _OPENCL_SOURCE = """\
 """
 """Macros, since they serve numbers and vectors of all types; compilers compute once what stands there twice."""
 _SO_FAR = re.compile(r"(\S+) = (max|min)\((.*), \1\);$", re.MULTILINE)
+_DOUBLE = re.compile(r"\bT\.float64\((?=-?\d)")
 _CONSTANT_FIRST = re.compile(r"\b(max|min)\((?=\(*\(float\d*\)\(*-?\d)")
 
 
@@ -72,11 +73,19 @@ def keeping_nan(module: tvm.IRModule) -> tvm.IRModule:
 
 
 def read_again(text: str, **functions: Callable[..., Any]) -> Any:
-    """What TVM wrote as text, changed or not; the text may call ``functions`` by their names."""
+    """What TVM wrote as text, changed or not; the text may call ``functions`` by their names.
+
+    TVM takes every number for a float32 first, and refuses those beyond its range, such as the least float64.
+    """
     names = {"I": script.ir, "R": script.relax, "T": script.tirx}
     # what else TVM may write: offsets of buffers, layouts, and numbers of types without a word of their own
     names |= {"TypeVar": TypeVar, "Axis": tirx.layout.Axis, "tvm": tvm}
-    return script.from_source(text, extra_vars={**names, **functions})
+    text = _DOUBLE.sub("coexec_double(", text)
+    return script.from_source(text, extra_vars={**names, "coexec_double": _double, **functions})
+
+
+def _double(number: float) -> tirx.FloatImm:
+    return tirx.FloatImm("float64", number)
 
 
 def with_extrema(source: str) -> str:

@@ -216,6 +216,16 @@ def test_quantised_operators(name: str) -> None:
     check_against_onnxruntime(b.model(QUANTISED[name](b)))
 
 
+@pytest.mark.parametrize(
+    ("operator", "attributes"), [("Softmax", {}), ("ReduceMin", {"keepdims": 0}), ("MaxPool", {"kernel_shape": [2, 2]})]
+)
+def test_the_largest_of_doubles_is_found(operator: str, attributes: dict[str, Any]) -> None:
+    """Their least and largest number are none of float32."""
+    b = OnnxBuilder(x=(1, 2, 4, 4))
+    found = b.add(operator, b.add("Cast", "x", to=TensorProto.DOUBLE), **attributes)
+    check_against_onnxruntime(b.model(b.add("Cast", found, to=TensorProto.FLOAT)))
+
+
 def test_halves_are_computed_in_float32_between_inputs_and_outputs_of_their_own_type() -> None:
     b = OnnxBuilder()
     b.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, (2, 4, 5, 5))]
