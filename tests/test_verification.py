@@ -25,7 +25,7 @@ from tvm_coexec.runtime.device import Device
 from tvm_coexec.verification import NetworkCheck
 from tvm_coexec.verification.differences import difference
 from tvm_coexec.verification.evaluators import evaluator_for
-from tvm_coexec.verification.inputs import random_inputs
+from tvm_coexec.verification.inputs import nudged, random_inputs
 from tvm_coexec.verification.onnx_evaluators import OnnxRuntimeEvaluator, ReferenceEvaluator
 
 pytestmark = pytest.mark.one_runtime
@@ -205,6 +205,26 @@ def test_what_is_no_finite_number_must_be_the_same(number: float) -> None:
         apart = difference(np.array([1, other, 2], np.float32), expected)
         assert not apart.is_allowed and apart.size == np.inf and apart.where == (1,)
     assert not difference(expected, np.array([1, 0, 2], np.float32)).is_allowed
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_nudged_inputs_differ_everywhere_by_little(dtype: type) -> None:
+    array = np.random.default_rng(0).standard_normal((50, 40)).astype(dtype)
+    (found,) = nudged([array])
+    assert found.dtype == dtype and (found != array).all()
+    np.testing.assert_allclose(found, array, rtol=2e-3 if dtype == np.float16 else 2e-6)
+
+
+def test_a_model_that_rounds_activations_to_bytes_makes_something_of_a_nudge() -> None:
+    """Where an activation lies between two bytes, either is right, and all that follows differs by a byte's step."""
+    b = OnnxBuilder(opset=14, x=(256, 256))
+    numbers = b.add("DynamicQuantizeLinear", "x", outputs=3)
+    model = b.model(b.add("DequantizeLinear", numbers, f"{numbers}.1", f"{numbers}.2"))
+    array = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    evaluator = OnnxRuntimeEvaluator(model)
+    expected, found = (evaluator.run(arrays, evaluator.outputs) for arrays in ([array], nudged([array])))
+    (name,) = evaluator.outputs
+    assert difference(found[name], expected[name]).size > 1e-3
 
 
 def test_floats_that_integers_stand_for_may_be_a_step_apart() -> None:

@@ -18,10 +18,10 @@ _SLACK = 1e-3
 _UNEQUAL_SHARE = 5e-3
 """The part of whole numbers that may differ: an index chooses either of two values that are nearly equal."""
 
-_TIMES_NOISE = 10
-"""How much more may differ than what a model makes of inputs that differ by a rounding: every layer rounds anew."""
+_TIMES_NOISE = 3
+"""How much more may differ than what a model makes of inputs that differ by rounding: every layer rounds anew."""
 
-_LARGEST_BOUND = 1e-2
+_LARGEST_BOUND = 3e-2
 """What a model may make of rounding at most; one that makes more of it cannot be judged."""
 
 
@@ -58,7 +58,7 @@ def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0, step
     Parameters
     ----------
     noise
-        The size of the difference that rounding the model's inputs makes.
+        The size of the difference that as much rounding of the model's inputs makes as there is in a layer.
     step
         For floats that integers stand for, how far neighbours lie apart; 0 for others.
     """
