@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_coexec.errors import InputError
 
 from .opening import Opened, opened, random_inputs
-from .options import add_core_options, add_device_option, add_tracker_options, check_out
+from .options import add_core_options, add_device_option, add_timeout_option, add_tracker_options, check_out
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.sensors import Sensors
@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the minutes, as .png, .svg or .pdf")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write every run's time and all sensors as JSON")
-    parser.add_argument(
-        "--timeout", type=float, default=5.0, metavar="S", help="bound on every wait (default: %(default)g s)"
-    )
+    add_timeout_option(parser)
     add_device_option(parser)
     add_core_options(parser)
     add_tracker_options(parser)

@@ -44,6 +44,13 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", help="the device's key at the tracker")
 
 
+def add_timeout_option(parser: argparse.ArgumentParser) -> None:
+    """``--timeout``, passed on as ``timeout``: seconds."""
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="S", help="bound on every wait (default: %(default)g s)"
+    )
+
+
 def add_shape_option(parser: argparse.ArgumentParser) -> None:
     """``--shape``, passed on as ``shapes``: a dict from inputs to shapes."""
     parser.add_argument(

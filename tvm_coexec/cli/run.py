@@ -17,7 +17,14 @@ from tvm_coexec.errors import first_line, readable
 from tvm_coexec.files import read_file
 
 from .opening import opened, random_inputs
-from .options import add_core_options, add_device_option, add_tracker_options, check_out, positive_int
+from .options import (
+    add_core_options,
+    add_device_option,
+    add_timeout_option,
+    add_tracker_options,
+    check_out,
+    positive_int,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the outputs by name to an .npz file")
     parser.add_argument("--benchmark", type=positive_int, default=0, metavar="N", help="time N runs")
     parser.add_argument("--timeline", action="store_true", help="print what both sides did in one run, waits included")
-    parser.add_argument(
-        "--timeout", type=float, default=5.0, metavar="S", help="bound on every wait (default: %(default)g s)"
-    )
+    add_timeout_option(parser)
     add_device_option(parser)
     add_core_options(parser)
     add_tracker_options(parser)
