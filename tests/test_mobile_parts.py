@@ -11,6 +11,8 @@ import tvm_coexec
 from tvm_coexec.compiler import buffers
 from tvm_coexec.runtime.device import open_device
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def all_memory_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from slow import slow_except
 from synthetic_device import HARDWARE, PROCESSOR, latency_us, measure, some_layers, trained, variants
 
 from tvm_coexec.errors import FileFormatError, MeasurementError
@@ -31,7 +32,7 @@ def splits_of(layer, side):
     return Halves.grid(layer, variants(layer, side)[:3], units, layer.units - units)
 
 
-@pytest.mark.parametrize("side", ["cpu", "gpu"])
+@pytest.mark.parametrize("side", slow_except(["cpu", "gpu"], 0))
 def test_unseen_shapes_are_predicted_well_and_only_with_kernel_features(side):
     evaluation = evaluate(measure(some_layers(40, seed=3), side), side, PROCESSOR)
     scores = evaluation.scores
