@@ -304,3 +304,14 @@ def test_the_canary_runs_from_time_to_time_and_is_stored_with_what_is_measured(t
         one.measure(one.default_candidate(LAYER), [Point(0, LAYER.units)])
         assert len(session.points) == 2 + 3 + 3, "once, on either side"
         assert [sample.canary_us for sample in profile.samples()] == [2.0, 3.0]
+
+
+def test_layers_that_a_slow_device_computes_for_long_are_left_out(tmp_path: Path) -> None:
+    class Slow(FakeSession):
+        def measure(self, module: bytes, points: list[Point], **_: object) -> Measurement:
+            return Measurement((PointTimes(8, 0, (2e5,), (), ()), PointTimes(0, 8, (), (3e5,), ())), 0.0)
+
+    watch, large, small = Watch(Slow(), target_for(FACTS), FACTS), Linear(512, 4096, 4096), Linear(32, 512, 512)  # type: ignore[arg-type]
+    assert watch.is_short(large), "nothing is known yet"
+    watch.look_once()
+    assert watch.is_short(small) and not watch.is_short(large)

@@ -22,7 +22,6 @@ _LONG_US = 1e5
 """A cache that is read for so long would hold a gigabyte on any device but an emulated one, which has none."""
 
 _POINT_US = 5e4
-_EXPECTED_BYTES_PER_US = 1e4
 _REPEATS = (6, 30)
 _QUANTILE = 0.1
 """The quantile of the repetitions that counts, which predictors learn of other layers too."""
@@ -36,8 +35,9 @@ def measure_reads(tuner: Tuner) -> dict[str, Reads]:
     layer = reading_layer(max(tuner.profile.facts.get("cache_bytes", {}).values(), default=0))
     unit_bytes = layer.weight_bytes / layer.units
     candidate = tuner.default_candidate(layer)
-    parts = _affordable(tuner, candidate)
-    ways = [[Point(own * part, other * part, _repeats(part * unit_bytes)) for part in parts] for own, other in _WAYS]
+    alone_us = _affordable(tuner, candidate)
+    parts = list(alone_us)
+    ways = [[Point(own * part, other * part, _repeats(alone_us[part])) for part in parts] for own, other in _WAYS]
     points = [point for way in ways for point in way]
     times = tuner.measure_now(candidate, points, check=False, walls=False)  # a reference would take longer
     cpu, gpu, both = (times[start : start + len(parts)] for start in range(0, len(times), len(parts)))
@@ -48,16 +48,17 @@ def measure_reads(tuner: Tuner) -> dict[str, Reads]:
     }
 
 
-def _affordable(tuner: Tuner, candidate: Candidate) -> list[int]:
-    """Parts of the layer, each twice the one before, up to the first one that takes a side too long."""
-    parts: list[int] = []
+def _affordable(tuner: Tuner, candidate: Candidate) -> dict[int, float]:
+    """Parts of the layer, each twice the one before, up to one that takes long; with what it takes the slower side."""
+    alone_us: dict[int, float] = {}
     for power in range((candidate.layer.units // 2).bit_length()):
-        parts.append(1 << power)
-        points = [Point(own * parts[-1], other * parts[-1], 1) for own, other in _WAYS[:2]]
+        part = 1 << power
+        points = [Point(own * part, other * part, 1) for own, other in _WAYS[:2]]
         times = tuner.ask(candidate, points, check=False, walls=False).points
-        if max(us for point in times for us in (*point.cpu_us, *point.gpu_us)) > _LONG_US:
+        alone_us[part] = max(us for point in times for us in (*point.cpu_us, *point.gpu_us))
+        if alone_us[part] > _LONG_US:
             break
-    return parts
+    return alone_us
 
 
 _WAYS = ((1, 0), (0, 1), (1, 1))
@@ -69,8 +70,8 @@ def reading_layer(told_cache_bytes: int) -> Linear:
     return Linear(1, _K, most_bytes // (4 * _K), ("bias",))
 
 
-def _repeats(read_bytes: float) -> int:
-    return int(np.clip(_POINT_US / (read_bytes / _EXPECTED_BYTES_PER_US), *_REPEATS))
+def _repeats(read_us: float) -> int:
+    return int(np.clip(_POINT_US / read_us, *_REPEATS))
 
 
 def _usual(times_us: Sequence[Sequence[float]]) -> list[float]:

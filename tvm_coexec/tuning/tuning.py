@@ -55,9 +55,6 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
 _MOST_MINUTES = 1e5
 """Ten weeks."""
 
-_LONGEST_US = 5e5
-"""Layers that take a device longer are not learned from: twenty points of each would take minutes."""
-
 _OTHERS_WAIT_S = 10.0
 """How long one of several devices that was lost is waited for before another one gets its trial."""
 
@@ -136,7 +133,8 @@ def tune(
             asked_for = check_layers(tuner, layers)
             _calibrate(tuner, min(time.monotonic() + MOST_S, until - 45 * minutes))
             _measure_layers(until, tuner, asked_for)
-            stream = (layer for layer in _stream(chosen) if watches[0].expected_us(layer) < _LONGEST_US)
+            watches[0].look_once()
+            stream = filter(watches[0].is_short, _stream(chosen))
             _measure_until(until, tuner, stream, at_least=len(chosen) + 1)  # errors need two of a kind
             tuner.close()
             profile.describe(families=sorted({*profile.families, *chosen}))

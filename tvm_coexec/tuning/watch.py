@@ -22,7 +22,10 @@ _EVERY_S = 4.0
 _MOST_SHARE = 0.1
 """Of a tuning's time that the canary takes at most: of a slow device."""
 
-_REPEATS = 18
+_REPEATS, _FEW_REPEATS, _SLOW_US = 18, 4, 1e5
+"""A device that takes the canary so long repeats it less often."""
+
+_LONG_US = 5e5
 _QUANTILE = 0.1
 """The quantile of the canary's repetitions that counts, which predictors learn of other layers too."""
 
@@ -35,15 +38,29 @@ class Watch:
         self._session, self._module = session, single_layer(_LAYER, cpu, gpu, target, facts).to_bytes()
         self._next_s, self._times_us = -np.inf, dict.fromkeys(("cpu", "gpu"), 0.0)
 
-    def expected_us(self, layer: AnyLayer) -> float:
-        """What a layer takes the slower side, if it computes as fast as the canary; 0 where that never ran."""
-        return max(self._times_us.values()) * layer.flops / _LAYER.flops
+    def look_once(self) -> None:
+        """Run the canary a single time, to know how fast the device is about."""
+        points = [Point(_LAYER.units, 0, 1), Point(0, _LAYER.units, 1)]
+        try:
+            cpu, gpu = self._session.measure(self._module, points, check=False, walls=False).points
+        except (KernelError, MeasurementError):
+            return  # as below
+        self._times_us = {"cpu": min(cpu.cpu_us), "gpu": min(gpu.gpu_us)}
+
+    def is_short(self, layer: AnyLayer) -> bool:
+        """Whether the slower side takes a layer little time, if it computes as fast as the canary when that ran last.
+
+        Twenty points of one that takes half a second would take minutes. What is as short as the canary is short.
+        """
+        canary_us = max(self._times_us.values())
+        return canary_us * layer.flops / _LAYER.flops < max(_LONG_US, 2 * canary_us)
 
     def canary_us(self) -> dict[str, float]:
         """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""
         began_s = time.monotonic()
         if began_s >= self._next_s:
-            points = [Point(_LAYER.units, 0, _REPEATS), Point(0, _LAYER.units, _REPEATS)]
+            repeats = _REPEATS if max(self._times_us.values()) < _SLOW_US else _FEW_REPEATS
+            points = [Point(_LAYER.units, 0, repeats), Point(0, _LAYER.units, repeats)]
             try:
                 cpu, gpu = self._session.measure(self._module, points, check=False, walls=False).points
             except (KernelError, MeasurementError):
