@@ -12,7 +12,7 @@ from small_modules import chain
 
 from tvm_coexec.compiler import packaging
 from tvm_coexec.compiler.toolchain import c_compiler
-from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.device import open_device
 from tvm_coexec.runtime.library import MECHANISMS, SOURCE_FOLDER
 
 STUB = Path(__file__).with_name("stub")
@@ -27,12 +27,12 @@ def compiled(path: Path, sources: list[Path], *options: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, the stub and the module, all but the program's system libraries seen by the sanitizer."""
     folder = tmp_path_factory.mktemp("races")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(packaging, "chains_kernels", lambda device: False)
-        package, _ = chain(device, DEPTH, ROWS, WIDTH)
+        package, _ = chain(open_device(), DEPTH, ROWS, WIDTH)
     symbols = {launch.function for step in package.manifest.steps if step.cpu for launch in step.cpu.launches}
     symbols_option = "-DSYMBOLS=" + " ".join(f"F({symbol})" for symbol in sorted(symbols))
     shared = ("-fsanitize=thread", "-fPIC", "-shared")
@@ -68,3 +68,7 @@ def test_a_device_that_loses_data_in_mapped_memory_is_refused(folder: Path) -> N
 
 def test_flags_in_shared_virtual_memory_are_refused_where_there_is_none(folder: Path) -> None:
     assert "no fine-grained shared virtual memory" in run(folder, "svm", "one", STUB_SVM="0").stderr
+
+
+def test_a_driver_that_takes_hints_is_told_that_the_screen_comes_first(folder: Path) -> None:
+    assert "a queue of priority 4" in run(folder, "svm", "own", STUB_TELLS="1").stderr.splitlines()

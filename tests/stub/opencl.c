@@ -1,6 +1,7 @@
 /* An OpenCL of one device whose queues are threads, and whose layers are linear ones: what the GPU does is C that a
  * sanitizer sees. Of kernels it knows the library's own, and takes all others for layers. STUB_LOSES in the environment
- * makes it lose data once in the probe of mapped memory; STUB_SVM=0 hides its shared virtual memory. */
+ * makes it lose data once in the probe of mapped memory, STUB_SVM=0 hides its shared virtual memory, and STUB_TELLS lets it
+ * tell the priority of its queues. */
 #define _GNU_SOURCE
 #include "../../tvm_coexec/runtime/libcoexec/flags.h"
 #include "../../tvm_coexec/runtime/libcoexec/opencl.h"
@@ -8,6 +9,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -178,6 +180,11 @@ void* clCreateCommandQueue(void* context, void* device, uint64_t how, int32_t* e
   return q;
 }
 
+void* clCreateCommandQueueWithProperties(void* context, void* device, const uint64_t* wanted, int32_t* error) {
+  if (getenv("STUB_TELLS")) fprintf(stderr, "a queue of priority %d\n", wanted[2] == CL_QUEUE_PRIORITY ? (int)wanted[3] : 0);
+  return clCreateCommandQueue(context, device, wanted[1], error);
+}
+
 int32_t clReleaseCommandQueue(queue* q) {
   clFinish(q);
   pthread_mutex_lock(&q->mutex);
@@ -227,6 +234,7 @@ int32_t clGetDeviceInfo(void* device, uint32_t what, size_t room, void* place, s
   (void)device;
   if (what == CL_DEVICE_UNIFIED) return tell(&unified, sizeof unified, room, place, length);
   if (what == CL_DEVICE_SVM && svm && *svm == '0') return -30;
+  if (what == CL_DEVICE_EXTENSIONS) return tell("cl_khr_priority_hints", 22, room, place, length);
   if (what == CL_DEVICE_TYPE || what == CL_DEVICE_SVM) return tell(&bits, sizeof bits, room, place, length);
   return tell("stub", 5, room, place, length);
 }

@@ -65,6 +65,25 @@ static const found_device* choose(const found_device* found, int32_t count, cons
   return name || !count ? NULL : &found[0];
 }
 
+static int has_extension(const coexec_device* d, const char* name) {
+  size_t bytes = 0;
+  if (d->cl.device_info(d->device, CL_DEVICE_EXTENSIONS, 0, NULL, &bytes) || !bytes) return 0;
+  char* all = calloc(bytes + 1, 1);
+  int found = all && !d->cl.device_info(d->device, CL_DEVICE_EXTENSIONS, bytes, all, NULL) && strstr(all, name);
+  free(all);
+  return found;
+}
+
+/* A GPU that computes for us, or waits for the CPU, draws no screen: where the driver takes the hint, that comes first. */
+static void* open_queue(coexec_device* d, uint64_t how, int32_t* error) {
+  const uint64_t hinted[] = {CL_QUEUE_HOW, how, CL_QUEUE_PRIORITY, CL_PRIORITY_LOW, 0};
+  if (d->cl.create_queue_with && has_extension(d, "cl_khr_priority_hints")) {
+    void* queue = d->cl.create_queue_with(d->context, d->device, hinted, error);
+    if (!*error && queue) return queue;
+  }
+  return d->cl.create_queue(d->context, d->device, how, error);
+}
+
 static coexec_status open_found(coexec_device* d, const char* name) {
   found_device* found = calloc(MAX_DEVICES, sizeof *found);
   if (!found) return fail(COEXEC_NO_MEMORY, "there is no memory to look for devices");
@@ -74,7 +93,7 @@ static coexec_status open_found(coexec_device* d, const char* name) {
     d->device = chosen->device;
     snprintf(d->name, sizeof d->name, "%s", chosen->name);
     d->context = d->cl.create_context(NULL, 1, &d->device, NULL, NULL, &error);
-    if (!error) d->queue = d->cl.create_queue(d->context, d->device, 0, &error);
+    if (!error) d->queue = open_queue(d, 0, &error);
   }
   free(found);
   if (!chosen && name) return fail(COEXEC_NO_DEVICE, "no OpenCL device is called '%s'", name);
@@ -224,7 +243,7 @@ coexec_status give_up(coexec_device* device, const char* why) {
 
 coexec_status need_timing_queue(coexec_device* d) {
   int32_t error = 0;
-  if (!d->timing_queue) d->timing_queue = d->cl.create_queue(d->context, d->device, CL_QUEUE_TIMES, &error);
+  if (!d->timing_queue) d->timing_queue = open_queue(d, CL_QUEUE_TIMES, &error);
   return error ? fail(COEXEC_OPENCL_FAILED, "%s times no commands (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;
 }
 

@@ -57,7 +57,8 @@ typedef void (*opencl_callback)(void);
   F(release_event, "clReleaseEvent", int32_t, (void*))
 
 /* Drivers of OpenCL 1.2 have none of these. */
-#define OPENCL_SVM_FUNCTIONS(F)                                                                                        \
+#define OPENCL_LATER_FUNCTIONS(F)                                                                                      \
+  F(create_queue_with, "clCreateCommandQueueWithProperties", void*, (void*, void*, const uint64_t*, int32_t*))         \
   F(svm_alloc, "clSVMAlloc", void*, (void*, uint64_t, size_t, uint32_t))                                               \
   F(svm_free, "clSVMFree", void, (void*, void*))                                                                       \
   F(set_svm_argument, "clSetKernelArgSVMPointer", int32_t, (void*, uint32_t, const void*))                             \
@@ -67,7 +68,7 @@ typedef void (*opencl_callback)(void);
 typedef struct {
   void* library; /* dlopen's */
   OPENCL_FUNCTIONS(OPENCL_MEMBER)
-  OPENCL_SVM_FUNCTIONS(OPENCL_MEMBER)
+  OPENCL_LATER_FUNCTIONS(OPENCL_MEMBER)
 } opencl;
 #undef OPENCL_MEMBER
 
@@ -82,9 +83,13 @@ enum {
   CL_DEVICE_NAME = 0x102B,
   CL_DRIVER_VERSION = 0x102D,
   CL_DEVICE_VERSION = 0x102F,
+  CL_DEVICE_EXTENSIONS = 0x1030,
   CL_DEVICE_PLATFORM = 0x1031,
   CL_DEVICE_UNIFIED = 0x1035,
   CL_DEVICE_SVM = 0x1053,
+  CL_QUEUE_HOW = 0x1093,
+  CL_QUEUE_PRIORITY = 0x1096,
+  CL_PRIORITY_LOW = 4,
   CL_SVM_FINE_BUFFER = 2,
   CL_SVM_ATOMICS_CAPABILITY = 8,
   CL_READ_WRITE = 1,
