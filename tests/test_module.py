@@ -1,5 +1,6 @@
 """Modules on a real OpenCL device: every split is exact, and waits are bounded."""
 
+import contextlib
 import gc
 import mmap
 import re
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -343,8 +345,9 @@ def test_wrong_inputs_are_named(device: Device) -> None:
         module(good, nope=good)
     with pytest.raises(InputError, match="no layer 'nope'"):
         module.set_splits({"nope": 1})
-    with pytest.raises(InputError, match="cannot compute 9"):
-        module.set_splits({"layer0": 9})
+    for units in (9, -1, 1.5, "a", None):
+        with pytest.raises(InputError, match=f"cannot compute {units}"):
+            module.set_splits({"layer0": units})
     before = module.splits
     with pytest.raises(InputError, match="no layer 'nope'"):
         module.set_splits({"layer0": 0 if before["layer0"] else 1, "nope": 1})
@@ -366,10 +369,27 @@ def test_a_cpu_kernel_that_refuses_its_arguments_says_why(device: Device) -> Non
         module.run()
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan"), 1e10, 1e300])
-def test_a_bound_that_bounds_nothing_is_refused(timeout_s: float, device: Device) -> None:
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan"), 1e10, 1e300, "a", None])
+def test_a_bound_that_bounds_nothing_is_refused(timeout_s: Any, device: Device) -> None:
     with pytest.raises(InputError, match="positive number of seconds"):
         Module(one_layer(LAYERS[2], device), device, timeout_s=timeout_s)
+
+
+def test_a_bound_that_is_too_short_leaves_the_device_to_others(mechanism_device: Device) -> None:
+    built, nodes = chain(mechanism_device, 2, 5, 64)
+    hasty, other = Module(built, mechanism_device, timeout_s=1e-9), Module(built, mechanism_device)
+    x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
+    for _ in range(20):
+        with contextlib.suppress(SyncTimeoutError):
+            hasty(x)
+        assert relative_error(other(x), expected(nodes, x)) < 1e-5
+
+
+def test_what_was_handed_to_the_device_does_not_come_back_over_what_the_cpu_computes(mechanism_device: Device) -> None:
+    layer = Linear(1, 70, 64, ("bias", "residual", "relu"))
+    module = Module(one_layer(layer, mechanism_device), mechanism_device)
+    for _ in range(300):
+        assert module.check_step(0, layer.units, 0) < module.error_bound(0)
 
 
 @pytest.mark.one_runtime

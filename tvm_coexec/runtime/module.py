@@ -82,7 +82,7 @@ class Module:
         file: IO[bytes] | None = None,
     ) -> None:
         """Put a package on a device, from its open ``file`` if there is one."""
-        if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        if not (isinstance(timeout_s, int | float | np.number) and 0 < timeout_s <= _LONGEST_TIMEOUT_S):
             raise InputError(
                 f"timeout_s must be a positive number of seconds, {_LONGEST_TIMEOUT_S:g} at most, got {timeout_s}"
             )
@@ -141,7 +141,7 @@ class Module:
             if name not in names:
                 raise InputError(f"the module has no layer {name!r}; it has {', '.join(names)}")
             step = self.manifest.steps[names.index(name)]
-            if not 0 <= cpu_units <= step.units:
+            if not (isinstance(cpu_units, int | np.integer) and 0 <= cpu_units <= step.units):
                 raise InputError(f"layer {name!r} has {step.units} units; the CPU cannot compute {cpu_units} of them")
             changed[names.index(name)] = cpu_units
         self._loaded.set_splits(changed)

@@ -113,6 +113,9 @@ void release_blocks(coexec_device* d, memory_block* blocks, int32_t count) {
 
 coexec_status publish_block(coexec_device* d, const memory_block* block) {
   if (!block->buffer || block->buffer == block->pinned || !block->bytes) return COEXEC_OK;
+  /* The buffer is the host's memory, and caches agree: there is nothing to do. And if it is written to from itself,
+     Intel's CPU runtime may still copy when a blocking write has returned, over what was computed meanwhile. */
+  if (block->is_shared && d->is_coherent) return COEXEC_OK;
   int32_t error = d->cl.write(d->queue, block->buffer, CL_TRUE_VALUE, 0, block->bytes, block->host, 0, NULL, NULL);
   return error ? fail(COEXEC_OPENCL_FAILED, "%s takes no data (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;
 }

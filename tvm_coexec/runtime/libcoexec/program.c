@@ -352,6 +352,7 @@ static coexec_status describe_failure(coexec_program* p, coexec_status status) {
       return fail(status, "layer '%s': the GPU waited for longer than %g s for the CPU half, which did not come; raise "
                   "timeout_s if the layer takes longer", name, bound_s);
     case COEXEC_GPU_HANGS:
+      bound_s = (double)drain_bound_ns(m->timeout_ns) / 1e9;
       snprintf(why, sizeof why, "layer '%s': the GPU does not finish within %g s, even after its waits were ended; a "
                "kernel hangs on %s: restart the process", name, bound_s, m->device->name);
       return give_up(m->device, why);

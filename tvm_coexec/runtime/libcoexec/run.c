@@ -10,6 +10,8 @@
 enum { CLOCK_INTERVAL = 1024, PATIENT_INTERVAL = 16 }; /* looks at a flag between two at the clock */
 enum { EVENT_PAUSES = 8 };                              /* between two looks at an event */
 
+static const int64_t LEAST_DRAIN_NS = 5000000000;
+
 static _Atomic int32_t* flag(const runnable* p, int word) { return (_Atomic int32_t*)(p->flags + word); }
 
 static coexec_status failed(runnable* p, coexec_status status, int32_t step) {
@@ -172,13 +174,16 @@ static void drop_copies(runnable* p) {
   }
 }
 
-/* After an error: let the GPU's waits fall through, and see the queue empty within the bound. */
+/* A kernel that is well may take longer than a short bound on waits, and a device that hangs is of no more use. */
+int64_t drain_bound_ns(int64_t timeout_ns) { return timeout_ns > LEAST_DRAIN_NS ? timeout_ns : LEAST_DRAIN_NS; }
+
+/* After an error: let the GPU's waits fall through, and see the queue empty. */
 static coexec_status drain(runnable* p, coexec_status status) {
   const opencl* cl = &p->device->cl;
   void* event = NULL;
   if (p->flags) atomic_store_explicit(flag(p, FLAG_ABORT), 1, memory_order_release);
   if (!p->queue || cl->marker(p->queue, 0, NULL, &event) || cl->flush(p->queue)) return status;
-  int64_t deadline = now_ns() + p->timeout_ns;
+  int64_t deadline = now_ns() + drain_bound_ns(p->timeout_ns);
   int32_t state = 1;
   while (!cl->event_info(event, CL_EVENT_STATUS, sizeof state, &state, NULL) && state > CL_STATUS_COMPLETE) {
     relax(0, 1);

@@ -53,4 +53,7 @@ int move_to_first_core(const coexec_device* device, cpu_set_t* before);
 /* Run once. The device is the caller's for the time. */
 coexec_status run_once(runnable* program);
 
+/* How long after an error the queue may take to become empty, for a bound on waits. */
+int64_t drain_bound_ns(int64_t timeout_ns);
+
 #endif
