@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -31,7 +32,9 @@ from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.tracker import local_tracker
 from tvm_coexec.runtime.clusters import BIG, LITTLE
+from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.runtime.loader import opencl_loader
+from tvm_coexec.tuning.session import open_fleet
 
 FACTS = {
     "name": "gpu: a phone's",
@@ -51,6 +54,14 @@ def tell_facts() -> None:
     import tvm_ffi
 
     tvm_ffi.register_global_func(remote.FACTS, lambda _: json.dumps({"result": FACTS}), override=True)
+
+
+def tell_facts_of_another_kind() -> None:
+    """In the server's process."""
+    import tvm_ffi
+
+    facts = {**FACTS, "driver_version": "1.3"}
+    tvm_ffi.register_global_func(remote.FACTS, lambda _: json.dumps({"result": facts}), override=True)
 
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -124,6 +135,22 @@ def test_a_network_is_timed_on_a_device_whose_server_has_nothing_of_ours(tracker
         (tried,) = session.run_trials([chain], chain, rounds=1, repeats=2, timelines=2)
         assert len(tried.latency_us) == 2
         assert all(len(half_us) == 2 for layer_us in tried.halves_us for half_us in layer_us)
+
+
+@pytest.mark.parametrize("known", [None, {**FACTS, "driver_version": "0.9"}], ids=["anew", "after an update"])
+def test_devices_of_the_kind_that_most_are_work_together_and_another_is_named(known: dict[str, Any] | None) -> None:
+    told: list[str] = []
+    with local_tracker(None) as address, ExitStack() as servers:
+        for tell in (tell_facts_of_another_kind, tell_facts, tell_facts):
+            server, stop = DeviceServer(address, "mixed", tell), threading.Event()
+            servers.callback(server.close)
+            server.wait_until_registered(stop)
+        with open_fleet(DeviceChoice(), str(address), "mixed", known, told.append) as sessions:
+            assert [session.facts() for session in sessions] == [FACTS, FACTS]
+            assert len({session.address for session in sessions}) == 2
+    (line,) = told
+    assert "is of another kind, gpu: a phone's with driver 1.3 " in line
+    assert "the others with key 'mixed' are gpu: a phone's with driver 1.2 " in line
 
 
 def test_a_module_that_is_there_is_not_sent_again(tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
