@@ -34,43 +34,44 @@ PHONE = {
     "machine": "aarch64",
     "cpu_features": ["asimd"],
     "device_type": "gpu",
+    "vendor": "QUALCOMM",
     "max_group_size": 512,
     "compute_units": 4,
     "local_memory_bytes": 32768,
 }
-"""Those facts of a phone that kernels depend on."""
+"""Of a phone's facts what kernels depend on."""
 
 _MOST_SPILLS_SHOWN = 20
 
 
-def kernels_of(name: str, target: Target) -> Iterator[tuple[str, str, str]]:
-    """Symbol, source and description of each kernel of a network's default variants."""
+def kernels_of(name: str, target: Target, most: int) -> Iterator[tuple[str, str, str]]:
+    """Symbol, source and description of each kernel of a network, of the first variants that each layer is offered."""
     graph = to_graph(network(name))
     layouts = image_layouts(graph)
     for node in graph.nodes:
-        variant = schedules.family(node.layer).default_variant(node.layer, "gpu", target.hardware)
-        for kernel in compile_half(node.layer, "gpu", variant, target, node_layouts(node, layouts)):
-            yield kernel.symbol, kernel.code.decode(), f"{describe(node.layer)}, {variant}"
+        variants = schedules.family(node.layer).variants(node.layer, "gpu", target.hardware)  # none: the CPU's alone
+        for variant in variants[:most]:
+            for kernel in compile_half(node.layer, "gpu", variant, target, node_layouts(node, layouts)):
+                yield kernel.symbol, kernel.code.decode(), f"{describe(node.layer)}, {variant}"
 
 
-def compare(models: list[str], gpus: list[str]) -> dict[str, Any]:
-    """Rows of each network and GPU, and the kernels that need more than registers."""
+def compare(models: list[str], gpus: list[str], most: int) -> dict[str, Any]:
+    """Rows of each network and GPU, and what became of every kernel."""
     target = target_for(PHONE)
-    rows, spills = [], []
+    rows, kernels = [], []
     for model in models:
-        found = {symbol: (source, what) for symbol, source, what in kernels_of(model, target)}
+        found = {symbol: (source, what) for symbol, source, what in kernels_of(model, target, most)}
         for gpu in gpus:
             with tempfile.TemporaryDirectory() as folder:
                 sources = {symbol: source for symbol, (source, _) in found.items()}
                 made = compile_for_adreno(gpu, sources, Path(folder))
             compiled = {symbol: one for symbol, one in made.items() if isinstance(one, Compiled)}
             rows.append(_row(model, gpu, made, list(compiled.values())))
-            spills += [
+            kernels += [
                 {"model": model, "gpu": gpu, "kernel": found[symbol][1], **asdict(one)}
                 for symbol, one in compiled.items()
-                if one.private_bytes
             ]
-    return {"rows": rows, "spills": spills}
+    return {"rows": rows, "kernels": kernels}
 
 
 def _row(model: str, gpu: str, made: dict[str, Compiled | str], compiled: list[Compiled]) -> dict[str, Any]:
@@ -100,8 +101,9 @@ def render(result: dict[str, Any]) -> str:
     ]
     text = "Nothing was run. Instructions, registers and waves are medians of a network's kernels.\n\n"
     text += markdown_table([*header, "wide / scalar accesses"], rows)
-    if result["spills"]:
-        worst = sorted(result["spills"], key=lambda one: -one["private_bytes"])[:_MOST_SPILLS_SHOWN]
+    spills = [one for one in result["kernels"] if one["private_bytes"]]
+    if spills:
+        worst = sorted(spills, key=lambda one: -one["private_bytes"])[:_MOST_SPILLS_SHOWN]
         cells = [[one["model"], one["gpu"], one["kernel"], one["private_bytes"], one["registers"]] for one in worst]
         text += "\n" + markdown_table(["network", "GPU", "kernel", "private bytes", "registers"], cells)
     return text
@@ -111,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="resnet50,mobilenet_v2", metavar="LIST", help="networks (%(default)s)")
     parser.add_argument("--gpus", default=",".join(ADRENOS), metavar="LIST", help="of %(default)s")
+    parser.add_argument("--variants", type=int, default=1, metavar="N", help="the first N of each layer (%(default)s)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     options = parser.parse_args()
     check_parts()
@@ -118,7 +121,7 @@ def main() -> None:
     if unknown:
         raise InputError(f"no GPU named {unknown[0]!r}; choose from {', '.join(ADRENOS)}")
     options.out.mkdir(parents=True, exist_ok=True)
-    result = compare(options.models.split(","), options.gpus.split(","))
+    result = compare(options.models.split(","), options.gpus.split(","), options.variants)
     text = render(result)
     for name, content in (("result.json", json.dumps(result, indent=1)), ("result.md", text)):
         with whole_file(options.out / name) as file:

@@ -49,13 +49,15 @@ def layers(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_the_gpus_kernels_are_measured_where_there_is_no_vendor(profile: Path, layers: str, tmp_path: Path) -> None:
+def test_the_gpus_kernels_are_measured_in_turn_with_others(profile: Path, layers: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = result_of("compare_gpu_kernels.py", out, "--profile", str(profile), "--layers", layers)
     for entry, layer in zip(ENTRIES, result["layers"], strict=True):
         assert layer["n"] == entry["n"] and layer["own_us"] > 0 and layer["gflops"] > 0
-        assert layer["max_rel_error"] < 1e-5 and layer["ratio"] is None and not layer["samples_us"]["vendor"]
-    assert "were not measured" in (out / "result.md").read_text()
+        assert layer["max_rel_error"] < 1e-5 and layer["own_over_others"]["cuBLAS or cuDNN"] is None
+        assert layer["others_us"]["dlight"] > 0 and layer["planned_over_best"] > 0
+    assert "Not measured, since they are not here" in (out / "result.md").read_text()
+    assert result["summary"]["peak_gflops"] > 0 and result["summary"]["peak_gbytes_a_second"] > 0
 
 
 def test_the_grid_search_measures_every_split(profile: Path, layers: str, tmp_path: Path) -> None:
