@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from tvm_coexec.layers import TILE, Hardware, Variant
 
-from . import few_rows, tiles
+from . import few_rows, plain_tiles, tiles
 from .dispatch import Dispatch
 from .few_rows import Reading
 from .gpu_bound import Columns, Steps, reading_steps, tile_steps, tiling_columns
+from .plain_tiles import PlainTiling
 from .product import LANES, Extents
 from .tiles import Tiling
 
@@ -40,9 +41,18 @@ _READING_SLICES = (8, 16, 32, 64, 128)
 _READING_PARTS = (1, 2, 4, 8)
 
 
+_TILINGS: dict[str, type[Tiling]] = {tiles.IMPLEMENTATION: Tiling, plain_tiles.IMPLEMENTATION: PlainTiling}
+
+
 def computes(variant: Variant) -> bool:
     """Whether a variant is one of these kernels."""
-    return variant.implementation in (tiles.IMPLEMENTATION, few_rows.IMPLEMENTATION)
+    return variant.implementation in (*_TILINGS, few_rows.IMPLEMENTATION)
+
+
+def _tiling(variant: Variant) -> Tiling | None:
+    """The tiling that a variant is; None if it is none."""
+    kind = _TILINGS.get(variant.implementation)
+    return None if kind is None else kind.of(variant)
 
 
 @lru_cache(maxsize=512)
@@ -50,7 +60,7 @@ def variants(extents: Extents, hardware: Hardware) -> tuple[Variant, ...]:
     """The search space of a product; nothing where no GPU computes it."""
     if hardware.opencl_type != "gpu":
         return ()
-    tilings, columns = _tilings()
+    tilings, columns = _tilings() if hardware.has_local_memory else _plain_tilings()
     cycles = tile_steps(extents, columns).cycles(hardware)
     ranked = list(_various(sorted(zip(cycles, tilings, strict=True), key=lambda pair: pair[0])))
     readings = list(_readings(extents))
@@ -79,6 +89,20 @@ def _tilings() -> tuple[list[Tiling], Columns]:
         for item_rows, item_columns, down, columns in shapes
         for depth, slices, parts in itertools.product(_DEPTHS, _SLICES, _PARTS)
     )
+    return _of_fit_groups(found)
+
+
+@cache
+def _plain_tilings() -> tuple[list[Tiling], Columns]:
+    """Every tiling of kernels without local memory, and its properties."""
+    shapes = itertools.product(_ITEM_ROWS, _ITEM_COLUMNS, _ITEMS_DOWN, _COLUMNS, _PARTS)
+    return _of_fit_groups(
+        PlainTiling(item_rows * down, columns, item_rows, item_columns, parts=parts)
+        for item_rows, item_columns, down, columns, parts in shapes
+    )
+
+
+def _of_fit_groups(found: Iterator[Tiling]) -> tuple[list[Tiling], Columns]:
     tilings = [tiling for tiling in found if _ITEMS[0] <= tiling.items <= _ITEMS[1]]
     return tilings, tiling_columns(tilings)
 
@@ -91,21 +115,23 @@ def _readings(extents: Extents) -> Iterator[Reading]:
 
 def dispatch(extents: Extents, variant: Variant) -> Dispatch:
     """Launch geometry of a half."""
-    if variant.implementation == tiles.IMPLEMENTATION:
-        return Tiling.of(variant).dispatch(extents)
+    tiling = _tiling(variant)
+    if tiling is not None:
+        return tiling.dispatch(extents)
     return Reading.of(variant).dispatch(extents)
 
 
 def steps(extents: Extents, variant: Variant) -> Steps:
     """What the kernel of a variant does for the whole product."""
-    if variant.implementation == tiles.IMPLEMENTATION:
-        return tile_steps(extents, tiling_columns([Tiling.of(variant)]))
+    tiling = _tiling(variant)
+    if tiling is not None:
+        return tile_steps(extents, tiling_columns([tiling]))
     return reading_steps(extents, [Reading.of(variant)])
 
 
 def accumulators(extents: Extents, variant: Variant) -> int:
     """Sums that a work-item keeps."""
-    if variant.implementation == tiles.IMPLEMENTATION:
+    if variant.implementation in _TILINGS:
         return variant["item_rows"] * variant["item_columns"]
     return extents.rows * LANES
 
@@ -113,15 +139,16 @@ def accumulators(extents: Extents, variant: Variant) -> int:
 def launches(product: Product, variant: Variant) -> tuple[Launch, ...]:
     """The one kernel of a half."""
     from .few_rows_kernel import FewRowsKernel
+    from .plain_tiles_kernel import PlainTileKernel
     from .split_sums import scratch
     from .tiles_kernel import TileKernel
 
-    extents = product.extents
-    if variant.implementation == tiles.IMPLEMENTATION:
-        tiling = Tiling.of(variant)
+    extents, tiling = product.extents, _tiling(variant)
+    if tiling is not None:
+        kernel = PlainTileKernel if isinstance(tiling, PlainTiling) else TileKernel
         output_tiles = tiling.row_blocks(extents) * tiling.column_blocks(extents)
         passed_on = scratch(tiling.parts, output_tiles, tiling.rows * tiling.columns)
-        return (TileKernel(replace(product, operands=(*product.operands, *passed_on)), tiling).launch(),)
+        return (kernel(replace(product, operands=(*product.operands, *passed_on)), tiling).launch(),)
     reading = Reading.of(variant)
     output_tiles = extents.tiles * (TILE // reading.columns)
     passed_on = scratch(reading.parts, output_tiles, extents.rows * reading.columns)

@@ -35,6 +35,7 @@ def info(**changes: object) -> DeviceInfo:
         "max_group_size": 512,
         "global_memory_bytes": 1 << 30,
         "local_memory_bytes": 1 << 15,
+        "local_memory_type": 2,
         "svm": ("coarse",),
         "command_buffers": False,
         "unified_memory": True,

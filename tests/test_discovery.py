@@ -32,6 +32,7 @@ def fake_device(name: str, kind: int = cl.device_type.CPU, svm: int = FINE | SVM
         max_work_group_size=256,
         global_mem_size=1 << 30,
         local_mem_size=1 << 15,
+        local_mem_type=1,
         host_unified_memory=1,
         extensions="cl_khr_fp64 cl_khr_command_buffer",
         svm_capabilities=svm,

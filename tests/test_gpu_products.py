@@ -16,6 +16,7 @@ from tvm_coexec.prediction.features import FeatureSet, Halves, Processor, descri
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import conv2d, family, gpu_products
 from tvm_coexec.schedules.few_rows import Reading
+from tvm_coexec.schedules.plain_tiles import PlainTiling
 from tvm_coexec.schedules.product import Extents
 from tvm_coexec.schedules.tiles import Tiling
 
@@ -23,6 +24,7 @@ TOLERANCE = 3e-6
 LARGE = Hardware(64, 32, "gpu", 1024, workers=132, local_bytes=48 << 10)
 SMALL = Hardware(16, 32, "gpu", 64, workers=2, local_bytes=16 << 10)
 PHONE = Hardware(16, 32, "gpu", 512, workers=4, item_registers=170)
+NO_LOCAL = Hardware(16, 32, "gpu", 384, workers=4, has_local_memory=False)
 
 TILED = [
     (Linear(5, 33, 65, ("bias",)), Tiling(16, 32, 4, 4, 8)),
@@ -31,6 +33,11 @@ TILED = [
     (Linear(33, 100, 160, ("residual", "relu")), Tiling(32, 64, 8, 8, 16, parts=3)),
     (Linear(9, 4, 300), Tiling(16, 128, 4, 8, 32)),
     (Linear(3, 1, 1, ("silu",)), Tiling(8, 32, 2, 4, 8)),
+]
+PLAIN = [
+    (Linear(5, 33, 65, ("bias",)), PlainTiling(16, 32, 4, 4)),
+    (Linear(43, 64, 96, ("bias", "gelu", "residual")), PlainTiling(20, 64, 5, 8, parts=3)),
+    (Linear(3, 1, 1, ("silu",)), PlainTiling(8, 32, 2, 4, parts=2)),
 ]
 FEW = [
     (Linear(1, 256, 130, ("bias", "silu")), Reading(32, 16)),
@@ -56,10 +63,15 @@ CONVOLUTIONS = [
     (conv(30, 9, (64, 64), 1, 0, axis="lines", epilogue=("bias",)), Tiling(32, 64, 4, 8, 16, parts=2)),
     (conv(29, 9, (16, 65), 3, 1, axis="lines", epilogue=("residual",)), Tiling(28, 64, 7, 8, 16, slices=2)),
     (conv(17, 3, (6, 40), 3, 2, dilation=(2, 2)), Tiling(16, 32, 4, 4, 8, slices=4)),
+    (conv(20, 17, (3, 70), 7, 3, 2, epilogue=("bias", "relu")), PlainTiling(32, 32, 4, 4)),
+    (conv(9, 10, (40, 70), 3, 1, 2, batch=2, epilogue=("bias", "residual")), PlainTiling(16, 64, 4, 8, parts=3)),
+    (conv(29, 9, (16, 65), 3, 1, axis="lines", epilogue=("residual",)), PlainTiling(28, 64, 7, 8)),
 ]
 
 
-@pytest.mark.parametrize(("layer", "kernel"), slow_except(TILED, 1, 5) + slow_except(FEW, 1, 2), ids=str)
+@pytest.mark.parametrize(
+    ("layer", "kernel"), slow_except(TILED, 1, 5) + slow_except(PLAIN, 1) + slow_except(FEW, 1, 2), ids=str
+)
 def test_every_split_of_a_linear_layer(layer: Linear, kernel: Tiling | Reading, device: Device) -> None:
     assert LinearHalf(layer, kernel.variant(), device).worst_error() < TOLERANCE
 
@@ -87,7 +99,7 @@ extents = st.builds(
 
 
 @settings(max_examples=30)
-@given(extents, st.sampled_from([LARGE, SMALL, PHONE]))
+@given(extents, st.sampled_from([LARGE, SMALL, PHONE, NO_LOCAL]))
 def test_the_search_space_fits_the_device_and_is_ordered_by_the_bound(size: Extents, hardware: Hardware) -> None:
     found = gpu_products.variants(size, hardware)
     assert 4 <= len(found) == len(set(found)) <= 32
@@ -95,9 +107,10 @@ def test_the_search_space_fits_the_device_and_is_ordered_by_the_bound(size: Exte
     assert bounds == sorted(bounds) and math.isfinite(bounds[-1])
     for variant in found:
         assert gpu_products.steps(size, variant).registers[0] <= hardware.item_registers
-        is_tiled = variant.implementation == "tiles"
-        local = Tiling.of(variant).local_bytes if is_tiled else Reading.of(variant).local_bytes(size.rows)
-        assert local <= hardware.local_bytes
+        is_tiled = variant.implementation == ("tiles" if hardware.has_local_memory else "plain_tiles")
+        tiling = Tiling if hardware.has_local_memory else PlainTiling
+        local = tiling.of(variant).local_bytes if is_tiled else Reading.of(variant).local_bytes(size.rows)
+        assert local <= (hardware.local_bytes if hardware.has_local_memory or not is_tiled else 4)
         assert gpu_products.dispatch(size, variant).group_size <= hardware.max_group_size
         assert is_tiled or (size.rows <= 16 and size.taps == 1)
 

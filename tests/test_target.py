@@ -43,6 +43,13 @@ def test_a_gpu_s_vendor_says_how_many_registers_an_item_has(vendor: str | None, 
     assert target_for(facts).hardware.item_registers == registers
 
 
+def test_a_gpu_s_local_memory_may_be_ordinary_memory() -> None:
+    facts = {"machine": "aarch64", "cpu_features": ["asimd"], **OPENCL}
+    for kind, own in ((1, True), (2, False), (None, True)):
+        known = {} if kind is None else {"local_memory_type": kind}
+        assert target_for(facts | known).hardware.has_local_memory is own
+
+
 def test_another_kind_of_cpu_is_refused() -> None:
     with pytest.raises(DeviceError, match="kind abacus, for which nothing is built"):
         llvm_cpu([], "abacus")

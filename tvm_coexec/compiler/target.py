@@ -30,6 +30,9 @@ _ITEM_REGISTERS = {"qualcomm": 170}
 Mesa's compiler for Adreno 630 keeps in memory what some kernels need beyond 177, that for Adreno 740 beyond 201.
 """
 
+_ORDINARY_MEMORY = 2
+"""What OpenCL calls the type of local memory that is no memory of its own."""
+
 ANDROID = "android29"
 """The oldest Android whose C library has all that the runtime calls."""
 
@@ -86,6 +89,7 @@ def target_for(facts: Mapping[str, Any]) -> Target:
         facts["compute_units"],
         facts.get("local_memory_bytes", Hardware.local_bytes),
         _item_registers(str(facts.get("vendor", ""))),
+        facts.get("local_memory_type") != _ORDINARY_MEMORY,
     )
     if machine == platform.machine() and not facts.get("is_android"):
         return Target((("kind", "llvm"), ("mcpu", _cpu(machine, instructions(features)))), hardware)

@@ -32,6 +32,8 @@ class Hardware:
     item_registers
         Registers that a work-item of a GPU may need, as :mod:`tvm_coexec.schedules.gpu_bound` counts them: what more
         it keeps, the compiler puts into memory.
+    has_local_memory
+        Whether the OpenCL device has memory of its own for work-groups; else theirs is ordinary memory.
     """
 
     vector_bytes: int = 16
@@ -41,6 +43,7 @@ class Hardware:
     workers: int = 1
     local_bytes: int = 32 << 10
     item_registers: int = 250
+    has_local_memory: bool = True
 
     @property
     def lanes(self) -> int:

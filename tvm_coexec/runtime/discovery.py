@@ -44,6 +44,8 @@ class DeviceInfo:
         ``gpu``, ``cpu`` or ``accelerator``.
     compute_units
         Those that serve the GPU's side; on a CPU device its cores are shared with the CPU's side.
+    local_memory_type
+        1 where work-groups have memory of their own, 2 where theirs is ordinary memory, as OpenCL numbers them.
     svm
         Of ``coarse``, ``fine``, ``fine-system`` and ``atomics``, those that the device has.
     mechanism, mechanism_reason
@@ -62,6 +64,7 @@ class DeviceInfo:
     max_group_size: int
     global_memory_bytes: int
     local_memory_bytes: int
+    local_memory_type: int
     svm: tuple[str, ...]
     command_buffers: bool
     unified_memory: bool
@@ -186,6 +189,7 @@ def _describe(platform: Any, device: Any, worker_count: int) -> DeviceInfo:
         max_group_size=device.max_work_group_size,
         global_memory_bytes=device.global_mem_size,
         local_memory_bytes=device.local_mem_size,
+        local_memory_type=device.local_mem_type,
         svm=svm,
         command_buffers="cl_khr_command_buffer" in device.extensions.split(),
         unified_memory=bool(device.host_unified_memory),

@@ -1,0 +1,42 @@
+"""Dense products on a GPU whose local memory is ordinary memory, which makes a copy of operands there no gain.
+
+A work-group computes a tile of the output as in :mod:`.tiles`, but its items read both operands from global memory:
+those beside each other share lines of the cache. Where tiles are few, work-groups divide the reduction in ``parts``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_coexec.layers import Variant
+
+from .product import LANES
+from .tiles import Tiling
+
+IMPLEMENTATION = "plain_tiles"
+_PARAMETERS = ("rows", "columns", "item_rows", "item_columns", "parts")
+
+
+@dataclass(frozen=True)
+class PlainTiling(Tiling):
+    """How the work is divided among work-groups and their items; a step is one vector of the reduction."""
+
+    depth: int = LANES
+
+    @classmethod
+    def of(cls, variant: Variant) -> PlainTiling:
+        return cls(**{name: variant[name] for name in _PARAMETERS})
+
+    def variant(self) -> Variant:
+        """The variant that the tiling is one of."""
+        return Variant.make(IMPLEMENTATION, **{name: getattr(self, name) for name in _PARAMETERS})
+
+    @property
+    def loads(self) -> int:
+        """Vectors of weights that an item holds beside those of one element of the reduction."""
+        return (LANES - 1) * self.item_columns // LANES
+
+    @property
+    def local_bytes(self) -> int:
+        """Local memory of a work-group: a counter, where parts meet."""
+        return 4 if self.parts > 1 else 0
