@@ -188,6 +188,18 @@ def test_models_that_are_no_whole_ones():
         to_graph(model)
 
 
+@pytest.mark.parametrize("name", [b"a node", b"an input", b"an output"])
+def test_names_that_are_no_utf8(name, tmp_path):
+    node = helper.make_node("Relu", ["an input"], ["an output"], name="a node")
+    infos = [helper.make_tensor_value_info(one, TensorProto.FLOAT, [4, 8]) for one in ("an input", "an output")]
+    graph = helper.make_graph([node], "g", infos[:1], infos[1:])
+    content = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content.replace(name, b"\xff\xfe" + name[2:]))
+    with pytest.raises(ModelError, match="is no UTF-8; export it again"):
+        to_graph(path)
+
+
 def test_missing_empty_and_damaged_files(tmp_path):
     with pytest.raises(ModelError, match=r"there is no model file '.*absent.onnx'; give the path"):
         to_graph(tmp_path / "absent.onnx")

@@ -37,12 +37,12 @@ class Bars:
 
 
 CAMPAIGNS = {
-    "graphs": Bars(refused=0.01, longest_s=300),
-    "onnx_damages": Bars(refused=0, longest_s=120),
-    "tflite_damages": Bars(refused=0, longest_s=120),
-    "module_damages": Bars(refused=0, longest_s=120),
-    "profile_damages": Bars(refused=0, longest_s=300),
-    "cache_damages": Bars(refused=0, longest_s=300),
+    "graphs": Bars(refused=0.01, longest_s=600),
+    "onnx_damages": Bars(refused=0, longest_s=600),
+    "tflite_damages": Bars(refused=0, longest_s=600),
+    "module_damages": Bars(refused=0, longest_s=600),
+    "profile_damages": Bars(refused=0, longest_s=600),
+    "cache_damages": Bars(refused=0, longest_s=600),
     "tuning_faults": Bars(refused=0, longest_s=1200, at_once=1),
 }
 """Each campaign has the name of the module beside this one that makes its trials."""

@@ -46,6 +46,7 @@ def trace_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
     _check_opset(proto)
+    _check_names(proto.graph)
     replace_contributed(proto)
     _check_operators(proto)
     bind_shapes(proto.graph, shapes or {})
@@ -84,6 +85,16 @@ def _check_opset(model: onnx.ModelProto) -> None:
                 f"the model has ONNX opset {opset.version}, and the package onnx here knows those up to "
                 f"{onnx.defs.onnx_opset_version()}; update it, or convert the model with onnx.version_converter"
             )
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Protobuf hands over what is no UTF-8 as bytes, which no file of a module could hold."""
+    names = [value.name for values in (graph.input, graph.output, graph.initializer) for value in values]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+    for name in names:
+        if isinstance(name, bytes):
+            raise ModelError(f"the model's name {name!r} is no UTF-8; export it again")
 
 
 def _check_operators(model: onnx.ModelProto) -> None:

@@ -282,7 +282,7 @@ class _Tracer:
             self.traced[variable] = name
             try:
                 self.trace.constants[name] = folded(call, op, constants, shape).astype(dtype)
-            except ValueError as error:
+            except (ValueError, MemoryError) as error:
                 raise ModelError(f"{source} of constants cannot be computed ({error}); replace it") from error
             return
         if len(constants) == len(inputs):
