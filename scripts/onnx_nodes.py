@@ -87,8 +87,8 @@ OPERATORS = [
 VERDICTS = ("passed", "refused", "wrong", "raised", "killed")
 """``raised``: an exception that is none of the product's errors; ``killed``: the process ended, or took too long."""
 
-TIMEOUT_S = 120
-"""Longest time that a case may take."""
+TIMEOUT_S = 600
+"""Longest time that a case may take, also on a busy machine: boxes are chosen after 20 seconds of compiling."""
 
 
 @dataclass(frozen=True)
