@@ -1,5 +1,7 @@
 """What does synchronisation cost? Flags in shared memory against OpenCL events, on single layers and chains of 12.
 
+Flags in buffers that stay mapped are measured too, where a probe finds that they work.
+
 All layers of a chain are halved. Its time beyond the longer half of every layer, summed, is what synchronising costs;
 the halves' own times come from the timeline of the same run, so that contention counts as the halves' own. (Where
 flags need kernels of their own for a timeline, they come from other runs of the same round.) Launches are part of the
