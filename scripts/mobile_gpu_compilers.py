@@ -39,7 +39,7 @@ PHONE = {
     "compute_units": 4,
     "local_memory_bytes": 32768,
 }
-"""Of a phone's facts what kernels depend on."""
+"""Those facts of a phone that kernels depend on."""
 
 _MOST_SPILLS_SHOWN = 20
 

@@ -83,7 +83,7 @@ class Crew:
         self._last_error: CoexecError = MeasurementError(f"no device answers within {patience_s:g} s; start one")
         self._is_over = Event()
         self.records: dict[str, Record] = {}
-        """By the devices' addresses."""
+        """Devices by their addresses."""
         for one in measurers:
             if one not in self._free:
                 self._send_away(one)

@@ -20,7 +20,7 @@ _LAYER = Linear(64, 512, 512, ("bias",))
 
 _EVERY_S = 4.0
 _MOST_SHARE = 0.1
-"""Of a tuning's time that the canary takes at most: of a slow device."""
+"""The share of a tuning's time that the canary takes at most: of a slow device."""
 
 _REPEATS, _FEW_REPEATS, _SLOW_US = 18, 4, 1e5
 """A device that takes the canary so long repeats it less often."""
