@@ -66,6 +66,11 @@ def test_a_device_that_loses_data_in_mapped_memory_is_refused(folder: Path) -> N
     )
 
 
+def test_memory_that_is_mapped_where_vectors_cannot_be_read_is_not_used(folder: Path) -> None:
+    done = run(folder, "mapped", "own", STUB_OFFSET="16")
+    assert done.returncode == 1 and "stub maps no buffer of" in done.stderr and "at an aligned address" in done.stderr
+
+
 def test_flags_in_shared_virtual_memory_are_refused_where_there_is_none(folder: Path) -> None:
     assert "no fine-grained shared virtual memory" in run(folder, "svm", "one", STUB_SVM="0").stderr
 

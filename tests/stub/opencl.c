@@ -1,7 +1,7 @@
 /* An OpenCL of one device whose queues are threads, and whose layers are linear ones: what the GPU does is C that a
  * sanitizer sees. Of kernels it knows the library's own, and takes all others for layers. STUB_LOSES in the environment
- * makes it lose data once in the probe of mapped memory, STUB_SVM=0 hides its shared virtual memory, and STUB_TELLS lets it
- * tell the priority of its queues. */
+ * makes it lose data once in the probe of mapped memory, STUB_SVM=0 hides its shared virtual memory, STUB_OFFSET is
+ * how many bytes behind an aligned address its buffers begin, and STUB_TELLS lets it tell the priority of its queues. */
 #define _GNU_SOURCE
 #include "../../tvm_coexec/runtime/libcoexec/flags.h"
 #include "../../tvm_coexec/runtime/libcoexec/opencl.h"
@@ -16,9 +16,8 @@
 enum { MOST_ARGUMENTS = 16, LOST_ROUND = 4321, PATIENCE = 10000 };
 
 typedef struct {
-  char* host;
+  char *host, *base; /* what was allocated; NULL where the memory is the user's */
   size_t bytes;
-  int is_own;
 } buffer;
 
 typedef struct {
@@ -311,14 +310,19 @@ void* clCreateBuffer(void* context, uint64_t how, size_t bytes, void* host, int3
   buffer* b = calloc(1, sizeof *b);
   (void)context;
   b->bytes = bytes;
-  b->is_own = !(how & CL_USE_HOST);
-  b->host = b->is_own ? aligned_alloc(128, (bytes + 127) & ~(size_t)127) : host;
+  const char* offset = getenv("STUB_OFFSET");
+  if (!(how & CL_USE_HOST)) {
+    b->base = aligned_alloc(128, ((bytes + 127) & ~(size_t)127) + 128);
+    b->host = b->base + (offset ? atoi(offset) : 0);
+  } else {
+    b->host = host;
+  }
   if (how & CL_COPY_HOST) memcpy(b->host, host, bytes);
   *error = 0;
   return b;
 }
 int32_t clReleaseMemObject(buffer* b) {
-  if (b->is_own) free(b->host);
+  free(b->base);
   free(b);
   return 0;
 }

@@ -7,20 +7,23 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { SVM_ALIGNMENT = 128, PAGE = 1 << 14, HUGE_PAGE = 1 << 21 };
+/* The CPU's kernels read whole vectors, at most of 64 bytes, from where they are aligned. */
+enum { VECTOR = 64, SVM_ALIGNMENT = 128, PAGE = 1 << 14, HUGE_PAGE = 1 << 21 };
 
 /* A multiple of a page, which drivers want to use the host's memory as it is. */
 static size_t rounded_up(size_t bytes, size_t unit) { return (bytes + unit - 1) & ~(unit - 1); }
 
 /* Memory that stays mapped: since both sides use it at once, or since a GPU with memory of its own copies such by
-   itself. */
+   itself. A driver may map it anywhere: what is not aligned is of no use. */
 static void reserve_pinned(coexec_device* d, memory_block* block) {
   int32_t error = 0;
   block->pinned = d->cl.create_buffer(d->context, CL_READ_WRITE | CL_ALLOC_HOST, block->bytes, NULL, &error);
   if (!block->pinned) return;
   block->host = d->cl.map(d->queue, block->pinned, CL_TRUE_VALUE, CL_MAP_READING | CL_MAP_WRITING, 0, block->bytes, 0,
                           NULL, NULL, &error);
-  if (!error && block->host) return;
+  int is_there = !error && block->host;
+  if (is_there && (uintptr_t)block->host % VECTOR == 0) return;
+  if (is_there) d->cl.unmap(d->queue, block->pinned, block->host, 0, NULL, NULL);
   d->cl.release_memory(block->pinned);
   block->host = block->pinned = NULL;
 }
@@ -84,7 +87,8 @@ coexec_status create_buffers(coexec_device* d, memory_block* blocks, int32_t cou
     if (d->mechanism == COEXEC_MAPPED && b->bytes && !b->is_fixed) {
       b->buffer = b->pinned;
       if (b->buffer) continue;
-      return fail(COEXEC_NO_MEMORY, "%s maps no buffer of %zu bytes; use the mechanism 'event'", d->name, b->bytes);
+      return fail(COEXEC_NO_MEMORY, "%s maps no buffer of %zu bytes at an aligned address; use the mechanism 'event'",
+                  d->name, b->bytes);
     }
     b->buffer = d->cl.create_buffer(d->context, CL_READ_WRITE | (b->is_shared ? CL_USE_HOST : CL_COPY_HOST),
                                     b->bytes ? b->bytes : SVM_ALIGNMENT, b->host, &error);
@@ -138,5 +142,6 @@ coexec_status allocate_flags(coexec_device* d, memory_block* flags) {
   }
   if (!status && flags->host) return COEXEC_OK;
   release_blocks(d, flags, 1);
+  if (status) return status;
   return fail(COEXEC_NO_MEMORY, "%s gives no shared memory for flags; use the mechanism 'event'", d->name);
 }
