@@ -156,8 +156,8 @@ def test_a_device_that_cannot_be_opened_is_no_refusal_of_the_module(monkeypatch:
     ("do", "message"),
     [
         ("hang", "kernel hangs"),
-        ("exit", "broke off"),
-        ("be killed", "broke off"),
+        ("exit", "its process died"),
+        ("be killed", "its process died"),
         ("write nonsense", "broke off"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_server_that_is_killed_takes_its_sessions_along_and_comes_back(tracker
         server = process.parent()
         assert server is not None
         server.kill()
-        with pytest.raises(SessionLostError, match="broke off"):
+        with pytest.raises(SessionLostError, match="its process died"):
             hanging.result(20.0)
         assert not psutil.wait_procs([process], timeout=5.0)[1]
         assert session.facts()["pid"] != process.pid
