@@ -223,6 +223,8 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: execute(path, "PRAGMA user_version = 9"), "its version is 9 instead of 8"),
         (lambda path: execute(path, "UPDATE samples SET layer = '{}'"), "sample of layer {} cannot be read"),
         (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),
+        (lambda path: execute(path, "UPDATE samples SET canary_us = x''"), "units or times of layer .* cannot be read"),
+        (lambda path: execute(path, "UPDATE samples SET units = 'few'"), "units or times of layer .* cannot be read"),
         (
             lambda path: execute(path, "UPDATE samples SET layer = CAST(x'7bff' AS TEXT)"),
             "samples.sqlite is damaged .'utf",

@@ -2,20 +2,23 @@
 
     python tests/campaigns --minutes 5
     python tests/campaigns --seeds 17,42        what an earlier run found
+    python tests/campaigns --first-seed 1       1, 2, 3 and so on
 
-Every run draws new seeds. A line tells what each trial that is not right ended in, with its seed; the exit status is 1
-if any was wrong, raised an error that is none of ours, died or hung, or if more were refused than the campaign allows.
+A run draws new seeds where it is not told which. A line tells what each trial that is not right ended in, with its
+seed; the exit status is 1 if any was wrong, raised an error that is none of ours, died or hung, or if more were refused
+than the campaign allows.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -48,10 +51,15 @@ CAMPAIGNS = {
 """Each campaign has the name of the module beside this one that makes its trials."""
 
 
-def new_seeds(until_s: float) -> Iterator[int]:
-    """Seeds until a time of the monotonic clock."""
-    while time.monotonic() < until_s:
+def new_seeds() -> Iterator[int]:
+    """Seeds that nobody knows before."""
+    while True:
         yield random.randint(0, LARGEST_SEED)
+
+
+def in_time(seeds: Iterable[int], until_s: float) -> Iterator[int]:
+    """As many of the seeds as are asked for until a time of the monotonic clock."""
+    return itertools.takewhile(lambda _: time.monotonic() < until_s, seeds)
 
 
 def run(name: str, seeds: Iterator[int], processes: int) -> bool:
@@ -95,6 +103,7 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=5, help="for each campaign (default: 5)")
     parser.add_argument("--seeds", help="the seeds to try instead, separated by commas")
+    parser.add_argument("--first-seed", type=int, help="count the seeds from this one on, so that runs are the same")
     parser.add_argument("--processes", type=int, default=2, help="trials at once (default: 2)")
     options = parser.parse_args()
     if unknown := set(options.campaigns) - set(CAMPAIGNS):
@@ -102,7 +111,8 @@ def main() -> int:
     well = True
     for name in options.campaigns:
         given = [int(seed) for seed in options.seeds.split(",")] if options.seeds else None
-        seeds = iter(given) if given else new_seeds(time.monotonic() + 60 * options.minutes)
+        drawn = new_seeds() if options.first_seed is None else itertools.count(options.first_seed)
+        seeds = iter(given) if given else in_time(drawn, time.monotonic() + 60 * options.minutes)
         well &= run(name, seeds, options.processes)
     return 0 if well else 1
 

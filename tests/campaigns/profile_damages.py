@@ -13,7 +13,7 @@ from damages import damaged
 from outcomes import Outcome
 from synthetic_device import OVERHEADS, PROCESSOR, measure, some_layers, variants
 
-from tvm_coexec.errors import FileFormatError
+from tvm_coexec.errors import FileFormatError, InputError
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import Hardware, Linear
 from tvm_coexec.planning.from_profile import planner
@@ -91,7 +91,7 @@ def trial(seed: int) -> Outcome:
             with Profile.open(path) as profile:
                 list(profile.samples()), profile.runs(), profile.failures(), profile.trial_runs()
                 plan = _plan(profile)
-        except FileFormatError as error:
+        except (FileFormatError, InputError) as error:  # the latter where the name of what planning needs is damaged
             is_line = "\n" not in str(error)
             return Outcome("right") if is_line else Outcome("raised", f"an error of several lines: {error}")
     is_whole = all(0 <= layer.cpu_units <= layer.layer.units for layer in plan.layers)

@@ -52,8 +52,10 @@ def sample_of_row(path: Path, row: tuple[Any, ...]) -> Sample:
     layer, side, variant, units, other_units, latency_us, other, canary_us = row
     computed, by = kernel_of_row(path, layer, variant)
     try:
+        counts = int(units), int(other_units)
         times_us = tuple(float(time_us) for time_us in json.loads(latency_us))
+        canary_us = float(canary_us)
     except (ValueError, TypeError) as error:
-        raise damaged(path, f"the times of layer {layer} cannot be read: {error}") from None
+        raise damaged(path, f"the units or times of layer {layer} cannot be read: {error}") from None
     other_by = None if other is None else kernel_of_row(path, layer, other)[1]
-    return Sample(computed, side, by, units, other_units, times_us, other_by, float(canary_us))
+    return Sample(computed, side, by, *counts, times_us, other_by, canary_us)
