@@ -144,6 +144,8 @@ def _over_image(node: Node, graph: Graph) -> Node:
     layer, image = node.layer, graph.tensors[node.input].image
     if image is None or not isinstance(layer, RowWise) or layer.kind != "map":
         return node
+    if any(graph.tensors[name].image != image for name in (*node.reads, node.output)):
+        return node  # others read as rows what this one makes
     batch, h, w, channels = image
     if node.input in graph.inputs and channels <= MAX_NARROW:
         convolution = Conv2d(h, w, channels, channels, (1, 1), groups=channels, batch=batch, epilogue=layer.epilogue)
