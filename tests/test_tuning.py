@@ -216,7 +216,16 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
 def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: tuple[Path, list[Evaluation]]) -> None:
     changed = Path(shutil.copytree(tuned[0], tmp_path / "p")) / "profile.json"
     content = json.loads(changed.read_text())
-    for wrong in ({"overheads": 5}, {"overheads": {"nothing": 1}}, {"estimates_us": []}, {"memory_model": None}):
+    other_sides = {"alone": {"cpy": 1.0, "gpu": 1.0}, "concurrent": {"cpu": 1.0, "gpu": 1.0}}
+    rates = {"weights": other_sides, "activations": other_sides, "cache_bytes": 1}
+    for wrong in (
+        {"overheads": 5},
+        {"overheads": {"nothing": 1}},
+        {"estimates_us": []},
+        {"memory_model": None},
+        {"memory_model": rates},
+        {"noise": other_sides},
+    ):
         changed.write_text(json.dumps({**content, "planning": {**content["planning"], **wrong}}))
         with Profile.open(changed.parent) as profile, pytest.raises(FileFormatError, match="damaged"):
             planner(profile, Hardware())

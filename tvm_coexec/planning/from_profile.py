@@ -29,7 +29,7 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
     try:
         overheads = Overheads(**known["overheads"])
         estimates = {side: BaseTime(tuple(terms.items())) for side, terms in known["estimates_us"].items()}
-        memory_model, noise = MemoryModel.from_json(known["memory_model"]), Noise(**known["noise"])
+        memory_model, noise = MemoryModel.from_json(known["memory_model"]), Noise.from_json(known["noise"])
         in_networks = known.get("in_networks")
         elsewhere = Surroundings.from_json(in_networks) if in_networks else Surroundings.elsewhere([])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

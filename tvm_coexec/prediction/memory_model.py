@@ -30,6 +30,13 @@ class Rates:
     alone: Mapping[str, float]
     concurrent: Mapping[str, float]
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Rates:
+        alone, concurrent = (
+            {side: float(fields[when][side]) for side in ("cpu", "gpu")} for when in ("alone", "concurrent")
+        )
+        return cls(alone, concurrent)
+
     def at(self, side: str, concurrent: np.ndarray) -> np.ndarray:
         """The rate of each half of a side, from the units that the other side works on."""
         return np.where(concurrent > 0, self.concurrent[side], self.alone[side])
@@ -55,7 +62,8 @@ class MemoryModel:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> MemoryModel:
-        return cls(Rates(**fields["weights"]), Rates(**fields["activations"]), fields["cache_bytes"])
+        weights, activations = (Rates.from_json(fields[what]) for what in ("weights", "activations"))
+        return cls(weights, activations, int(fields["cache_bytes"]))
 
     def streams_weights(self, weight_bytes: float) -> bool:
         """Whether the cache does not hold so many bytes of weights from one run of a network to the next."""

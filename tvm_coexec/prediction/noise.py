@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,10 @@ class Noise:
 
     alone: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(_SIDES, 1.0))
     concurrent: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(_SIDES, 1.0))
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Noise:
+        return cls(*({side: float(fields[when][side]) for side in _SIDES} for when in ("alone", "concurrent")))
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Noise:
