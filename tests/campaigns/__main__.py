@@ -52,13 +52,13 @@ CAMPAIGNS = {
 
 
 def new_seeds() -> Iterator[int]:
-    """Seeds that nobody knows before."""
+    """Draw seeds that nobody knows before."""
     while True:
         yield random.randint(0, LARGEST_SEED)
 
 
 def in_time(seeds: Iterable[int], until_s: float) -> Iterator[int]:
-    """As many of the seeds as are asked for until a time of the monotonic clock."""
+    """Give as many of the seeds as are asked for until a time of the monotonic clock."""
     return itertools.takewhile(lambda _: time.monotonic() < until_s, seeds)
 
 

@@ -38,7 +38,7 @@ class Opened:
 def opened(
     path: str, choice: DeviceChoice, tracker: str | None, key: str | None, *, timeout_s: float, session_s: float = 0.0
 ) -> Iterator[Opened]:
-    """A module on the device that is named.
+    """Open a module on the device that is named.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def opened(
 
 
 def random_inputs(module: Module | FarModule) -> dict[str, np.ndarray]:
-    """Random numbers for each input, by its name."""
+    """Draw random numbers for each input, by its name."""
     import numpy as np
 
     rng = np.random.default_rng(0)
