@@ -224,7 +224,7 @@ static coexec_status prepare_flags(coexec_module* m) {
   return COEXEC_OK;
 }
 
-coexec_status start_opencl(coexec_module* m) {
+coexec_status build_opencl(coexec_module* m) {
   if (m->device->mechanism == COEXEC_CPU_ONLY) return COEXEC_OK;
   coexec_status status = uses_flags(m) ? prepare_flags(m) : COEXEC_OK;
   if (status || !has_gpu(m)) return status;
@@ -232,8 +232,12 @@ coexec_status start_opencl(coexec_module* m) {
   int steps = (needs & COEXEC_NEEDS_STEPS) != 0, how = 0;
   if (steps) how = uses_steps(m) ? BUILD_NEWEST | BUILD_WITH_FLAGS : BUILD_WITHOUT_FLAGS;
   if (needs & COEXEC_NEEDS_FENCES) how |= BUILD_NEWEST;
-  status = build_program(m->device, m->file.opencl, m->file.opencl_bytes, how, &m->opencl);
-  if (!status) status = launch_once(m);
+  return build_program(m->device, m->file.opencl, m->file.opencl_bytes, how, &m->opencl);
+}
+
+coexec_status start_opencl(coexec_module* m) {
+  if (!m->opencl) return COEXEC_OK;
+  coexec_status status = launch_once(m);
   if (!status) store_program(m->device, m->opencl);
   return status;
 }

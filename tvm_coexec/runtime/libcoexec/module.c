@@ -5,7 +5,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -14,6 +16,7 @@
 static const int64_t TIMEOUT_NS = INT64_C(5000000000);
 static const int64_t FIRST_LAUNCH_NS = INT64_C(600000000000);
 static const int64_t MAX_TIMEOUT_NS = INT64_C(1000000000000000); /* eleven days */
+enum { LEAST_BESIDE_BYTES = 1 << 20 }; /* of constants, from which on a thread of their own is worth its start */
 
 /* ---- opening ---- */
 
@@ -64,14 +67,47 @@ static coexec_status allocate_memory(coexec_module* m) {
   return status;
 }
 
+/* The constants, which a thread reads while OpenCL starts: each takes tens of milliseconds. */
+typedef struct {
+  coexec_module* module;
+  pthread_t thread;
+  int has_thread;
+  coexec_status status;
+  char text[ERROR_TEXT]; /* a thread's last error is its own */
+} constant_reader;
+
+static void* fill_beside(void* given) {
+  constant_reader* r = given;
+  r->status = fill_constants(r->module);
+  if (r->status) snprintf(r->text, sizeof r->text, "%s", coexec_last_error());
+  return NULL;
+}
+
+static void begin_reading(constant_reader* r, coexec_module* m) {
+  *r = (constant_reader){.module = m};
+  int is_worth_it = m->file.sections[COEXEC_SECTION_CONSTANTS - 1].bytes >= LEAST_BESIDE_BYTES;
+  r->has_thread = is_worth_it && !pthread_create(&r->thread, NULL, fill_beside, r);
+  if (!r->has_thread) fill_beside(r);
+}
+
+static coexec_status end_reading(constant_reader* r) {
+  if (r->has_thread) pthread_join(r->thread, NULL);
+  return r->status ? fail(r->status, "%s", r->text) : COEXEC_OK;
+}
+
 static coexec_status open_entered(coexec_module* m, const byte_source* source, const coexec_module_options* options) {
   coexec_status status = take_options(m, options);
   if (!status) status = read_file(source, &m->file);
   if (!status) status = choose_splits(m);
   if (!status) status = allocate_memory(m);
-  if (!status) status = fill_constants(m);
+  if (status) return status;
+  constant_reader reader;
+  begin_reading(&reader, m);
+  status = load_code(m);
+  if (!status) status = build_opencl(m);
+  coexec_status reading = end_reading(&reader);
+  if (reading) return reading;
   if (!status) status = create_buffers(m->device, m->blocks, (int32_t)m->file.block_count);
-  if (!status) status = load_code(m);
   if (!status) status = start_opencl(m);
   if (!status && options && options->adapts) status = start_adapting(m);
   return status;

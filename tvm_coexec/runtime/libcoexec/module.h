@@ -65,7 +65,9 @@ coexec_status chain_kernel(const coexec_module* module, const memory_block* tabl
                            void** kernel);
 /* Work-groups on both axes for a number of units. */
 void grid_of(const coexec_launch_record* launch, int32_t units, size_t grid[2]);
-/* Build the OpenCL code and launch all kernels once, for which some drivers compile them. */
+/* Build the OpenCL code, for which memory need not be filled yet. */
+coexec_status build_opencl(coexec_module* module);
+/* Launch all kernels once, for which some drivers compile them. */
 coexec_status start_opencl(coexec_module* module);
 
 /* tensors.c: copy the user's elements in, or what was computed out, with the device entered. */
