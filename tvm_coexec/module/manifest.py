@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
@@ -163,6 +164,7 @@ class Manifest:
             raise FileFormatError("the module's manifest is damaged (no device or no plan); build the module again")
         return manifest
 
+    @cached_property
     def word_counts(self) -> dict[Source, int]:
         """Words of all that kernels touch: enough for the padding of every kernel that touches it."""
         counts = {Source.tensor(tensor.name): tensor.memory_words for tensor in self.tensors}
@@ -173,17 +175,17 @@ class Manifest:
         return counts
 
     def tensor_words(self) -> dict[str, int]:
-        """Words of all tensors, by their names; see :meth:`word_counts`."""
-        return {source.owner: count for source, count in self.word_counts().items() if source.kind == "tensor"}
+        """Words of all tensors, by their names; see :attr:`word_counts`."""
+        return {source.owner: count for source, count in self.word_counts.items() if source.kind == "tensor"}
 
     def memory_of(self) -> dict[Source, Memory]:
         """Where all lies that kernels touch: in a storage buffer, or in memory of its own."""
         buffers = {Source.tensor(tensor.name): tensor.buffer for tensor in self.tensors if tensor.buffer is not None}
-        return {source: buffers.get(source, source) for source in self.word_counts()}
+        return {source: buffers.get(source, source) for source in self.word_counts}
 
     def memory_words(self) -> dict[Memory, int]:
         """Words of each piece of memory: enough for all that lies there."""
-        counts, words_of = self.word_counts(), dict[Memory, int]()
+        counts, words_of = self.word_counts, dict[Memory, int]()
         for source, memory in self.memory_of().items():
             words_of[memory] = max(words_of.get(memory, 0), counts[source])
         return words_of

@@ -1,13 +1,16 @@
 /* Runs a module on inputs from files, or on zeros:
  *
- *     example model.coexec [--device NAME] [--runs N] [--out FOLDER] [INPUT.bin ...]
+ *     example model.coexec [--device NAME] [--cache FOLDER] [--runs N] [--out FOLDER] [INPUT.bin ...]
  *
  * An input's file holds its elements, one after the other, in the model's order. With --out every output is written to
- * FOLDER/NUMBER.bin in the same way. NAME is a part of an OpenCL device's name; without it the first GPU is taken.
+ * FOLDER/NUMBER.bin in the same way. NAME is a part of an OpenCL device's name; without it the first GPU is taken. With
+ * --cache what the driver compiles is kept in FOLDER for the next start, which many drivers need: an app names a folder
+ * of its own.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "coexec.h"
 
@@ -26,6 +29,12 @@ static void* elements_of(const coexec_tensor* tensor) {
   void* elements = calloc(1, tensor->bytes ? tensor->bytes : 1);
   if (!elements) refuse("no memory for", tensor->name);
   return elements;
+}
+
+static double now_ms(void) {
+  struct timespec now;
+  timespec_get(&now, TIME_UTC);
+  return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
 static void print_tensor(const char* what, const coexec_tensor* tensor) {
@@ -85,21 +94,25 @@ int main(int argument_count, char** arguments) {
   const char* inputs[64] = {NULL};
   coexec_device_options options = {0};
   int32_t runs = 0, given = 0;
-  if (argument_count < 2) refuse("usage:", "example MODULE [--device NAME] [--runs N] [--out FOLDER] [INPUT.bin ...]");
+  if (argument_count < 2)
+    refuse("usage:", "example MODULE [--device NAME] [--cache FOLDER] [--runs N] [--out FOLDER] [INPUT.bin ...]");
   for (int i = 2; i < argument_count; ++i) {
     if (!strcmp(arguments[i], "--runs") && i + 1 < argument_count) runs = atoi(arguments[++i]);
     else if (!strcmp(arguments[i], "--device") && i + 1 < argument_count) options.name = arguments[++i];
+    else if (!strcmp(arguments[i], "--cache") && i + 1 < argument_count) options.cache_folder = arguments[++i];
     else if (!strcmp(arguments[i], "--out") && i + 1 < argument_count) folder = arguments[++i];
     else if (given < 64) inputs[given++] = arguments[i];
   }
   coexec_device* device;
   coexec_module* module;
+  double start_ms = now_ms();
   check(coexec_device_open(&options, &device));
   check(coexec_module_open(device, arguments[1], NULL, &module));
   printf("device %s\n", coexec_device_name(device));
   if (given > coexec_input_count(module)) refuse("the module takes fewer inputs:", arguments[1]);
   for (int32_t i = 0; i < coexec_input_count(module); ++i) give_input(module, i, inputs[i]);
   check(coexec_run(module));
+  printf("first result after %.0f ms\n", now_ms() - start_ms);
   for (int32_t i = 0; i < coexec_output_count(module); ++i) take_output(module, i, folder);
   if (runs > 0) time_runs(module, runs);
   coexec_module_close(module);
