@@ -279,15 +279,38 @@ def test_profile_show_tells_what_counts_and_what_failed(tmp_path: Path, capsys: 
     assert [row[1:] for row in rows] == [["1.0", "1", "2", "0", "no"], ["2.0", "1", "1", "1", "yes"]]
 
 
-def test_an_unusable_cache_folder_costs_warnings_alone(tmp_path: Path) -> None:
-    (tmp_path / "m.py").write_text("import sys; from tvm_coexec.cli import main; sys.exit(main())")
-    environment = {**os.environ, "XDG_CACHE_HOME": "/dev/null/cache"}
-    environment.pop("POCL_CACHE_DIR", None)
+LIMITED = """
+import os, sys
+from tvm_coexec.cli import main
+real, limited = os.posix_fallocate, os.environ["LIMITED"]
+def fallocate(descriptor, *span):
+    if os.readlink(f"/proc/self/fd/{descriptor}").startswith(limited):
+        raise OSError(28, "No space left on device")
+    real(descriptor, *span)
+os.posix_fallocate = fallocate
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "POCL_CACHE_DIR"])
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [("/dev/null/cache", "Not a directory"), ("small", "No space left on device")],
+    ids=["none", "full"],
+)
+def test_an_unusable_cache_folder_costs_warnings_alone(variable: str, place: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(LIMITED)
+    environment = {**os.environ, "LIMITED": str(tmp_path / "small"), variable: str(tmp_path / place)}
+    if variable == "XDG_CACHE_HOME":
+        environment.pop("POCL_CACHE_DIR", None)
     command = [sys.executable, str(tmp_path / "m.py"), "devices"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, "pocl" in done.stdout.lower()) == (0, True), done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("tvm-coexec: warning: what is compiled cannot be kept in /dev/null/cache")
+    assert line.startswith(
+        f"tvm-coexec: warning: what is compiled cannot be kept in {tmp_path / place} ({problem}) but in"
+    )
+    assert f"let {variable} name a folder" in line
 
 
 WITHOUT_METADATA = """
