@@ -152,11 +152,22 @@ def _speeds(rows: Sequence[Row]) -> dict[str, list[float]]:
     return {side: [time["peer_us"][-1] / time["median_us"][side] for time in times] for side in SIDES}
 
 
+def named(models: Sequence[ShippedModel], names: str) -> list[ShippedModel]:
+    """The models of a list such as ``mediapipe/palm_detection_full,nudenet``: the one so named, or all that have it."""
+    chosen = []
+    for name in names.split(","):
+        found = [model for model in models if model.name == name] or [model for model in models if name in model.name]
+        if not found:
+            raise InputError(f"no shipped model's name has {name!r} in it; leave --only away to try all")
+        chosen += found
+    return list(dict.fromkeys(chosen))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
     parser.add_argument("--device", default="", metavar="NAME", help="any unambiguous part of a device's name")
-    parser.add_argument("--only", default="", metavar="TEXT", help="models whose name, such as nudenet/320n, has it")
+    parser.add_argument("--only", default="", metavar="LIST", help="names such as nudenet/320n, or parts of them")
     parser.add_argument("--split", type=float, default=0.5, help="the CPU's share of every layer (default: 0.5)")
     parser.add_argument("--bound", type=float, default=900, metavar="S", help="seconds for one model (default: 900)")
     parser.add_argument(
@@ -173,9 +184,7 @@ def main() -> None:
     if options.minutes and not options.profile:
         raise InputError("--minutes tunes a profile: say which with --profile DIR")
     facts = open_device(options.device or None).facts()
-    models = [model for model in shipped_models(options.cache) if options.only in model.name]
-    if not models:
-        raise InputError(f"no shipped model's name has {options.only!r} in it; leave --only away to try all")
+    models = named(shipped_models(options.cache), options.only)
 
     def try_model(model: ShippedModel) -> Row:
         chosen = Options(
