@@ -63,6 +63,8 @@ class Steps:
         Work-items of a work-group.
     registers
         Registers of a work-item, roughly.
+    least_registers
+        Those that are left where a compiler puts off what is read before it is needed.
     local_bytes
         Local memory of a work-group.
     """
@@ -75,6 +77,7 @@ class Steps:
     finish_traffic: np.ndarray
     items: np.ndarray
     registers: np.ndarray
+    least_registers: np.ndarray
     local_bytes: np.ndarray
 
     def resident(self, hardware: Hardware) -> np.ndarray:
@@ -82,7 +85,8 @@ class Steps:
         held = np.minimum(_REGISTERS // (self.registers * self.items), _UNIT_ITEMS // self.items)
         held = np.minimum(held, _UNIT_LOCAL * hardware.local_bytes // np.maximum(self.local_bytes, 1))
         fits = (self.items <= hardware.max_group_size) & (self.local_bytes <= hardware.local_bytes)
-        return np.where(fits & (self.registers <= hardware.item_registers), held, 0)
+        needed = self.least_registers if hardware.reads_late else self.registers
+        return np.where(fits & (needed <= hardware.item_registers), held, 0)
 
     def rounds(self, hardware: Hardware) -> tuple[np.ndarray, np.ndarray]:
         """Work-groups that a compute unit works on together, and how often one after the other."""
@@ -105,7 +109,10 @@ class Steps:
         return np.where(self.resident(hardware) > 0, _START + rounds * self.count * each + finish, np.inf)
 
 
-_TILING = ("rows", "columns", "item_rows", "item_columns", "depth", "slices", "parts", "items", "loads", "local_bytes")
+_TILING = (
+    *("rows", "columns", "item_rows", "item_columns", "depth", "slices", "parts"),
+    *("items", "loads", "early_loads", "local_bytes"),
+)
 
 
 def tiling_columns(tilings: Sequence[Tiling]) -> Columns:
@@ -115,9 +122,10 @@ def tiling_columns(tilings: Sequence[Tiling]) -> Columns:
 
 def tile_steps(extents: Extents, tilings: Columns) -> Steps:
     """What the kernels of tilings do for a whole product."""
-    rows, columns, item_rows, item_columns, depth, slices, parts, items, loads, local_bytes = (
+    rows, columns, item_rows, item_columns, depth, slices, parts, items, loads, early_loads, local_bytes = (
         tilings[name] for name in _TILING
     )
+    registers = item_rows * item_columns + LANES * (item_rows + loads) + item_columns + _OTHER_REGISTERS
     blocks = np.ceil(extents.padded_rows / rows) * np.ceil(extents.tiles * TILE / columns)
     return Steps(
         groups=blocks * parts,
@@ -127,7 +135,8 @@ def tile_steps(extents: Extents, tilings: Columns) -> Steps:
         global_traffic=4 * (rows + columns) * depth * slices,
         finish_traffic=np.where(parts > 1, 4 * parts * rows * columns, 0),
         items=items,
-        registers=item_rows * item_columns + LANES * (item_rows + loads) + item_columns + _OTHER_REGISTERS,
+        registers=registers,
+        least_registers=registers - LANES * early_loads,
         local_bytes=local_bytes,
     )
 
@@ -137,6 +146,7 @@ def reading_steps(extents: Extents, readings: Sequence[Reading]) -> Steps:
     names = ("columns", "slices", "parts", "items")
     columns, slices, parts, items = (np.array([getattr(one, name) for one in readings], np.int64) for name in names)
     together = LANES * LANES  # steps of the reduction
+    registers = np.full_like(columns, 2 * LANES * extents.rows + together * LANES + _OTHER_REGISTERS)
     return Steps(
         groups=extents.tiles * (TILE // columns) * parts,
         count=np.ceil(extents.span / (together * slices * parts)),
@@ -145,6 +155,7 @@ def reading_steps(extents: Extents, readings: Sequence[Reading]) -> Steps:
         global_traffic=4 * together * slices * (columns + extents.rows),
         finish_traffic=np.where(parts > 1, 4 * parts * extents.rows * columns, 0),
         items=items,
-        registers=np.full_like(columns, 2 * LANES * extents.rows + together * LANES + _OTHER_REGISTERS),
+        registers=registers,
+        least_registers=registers - (together - 1) * LANES,
         local_bytes=np.array([reading.local_bytes(extents.rows) for reading in readings], np.int64),
     )

@@ -37,6 +37,11 @@ class PlainTiling(Tiling):
         return (LANES - 1) * self.item_columns // LANES
 
     @property
+    def early_loads(self) -> int:
+        """All of these, since nothing else depends on when they are read."""
+        return self.loads
+
+    @property
     def local_bytes(self) -> int:
         """Local memory of a work-group: a counter, where parts meet."""
         return 4 if self.parts > 1 else 0

@@ -92,6 +92,11 @@ class Tiling:
         return self.input_loads + self.weight_loads
 
     @property
+    def early_loads(self) -> int:
+        """Those of them that a compiler may put off until they are needed: none, since products are added meanwhile."""
+        return 0
+
+    @property
     def stage_vectors(self) -> int:
         """Vectors of local memory that a slice's chunk takes; a row of the input has one more than it needs."""
         return self.input_vectors + self.rows + self.weight_vectors

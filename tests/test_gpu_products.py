@@ -24,7 +24,7 @@ TOLERANCE = 3e-6
 LARGE = Hardware(64, 32, "gpu", 1024, workers=132, local_bytes=48 << 10)
 SMALL = Hardware(16, 32, "gpu", 64, workers=2, local_bytes=16 << 10)
 PHONE = Hardware(16, 32, "gpu", 512, workers=4, item_registers=170)
-NO_LOCAL = Hardware(16, 32, "gpu", 384, workers=4, has_local_memory=False)
+NO_LOCAL = Hardware(16, 32, "gpu", 384, workers=4, item_registers=66, reads_late=True, has_local_memory=False)
 
 TILED = [
     (Linear(5, 33, 65, ("bias",)), Tiling(16, 32, 4, 4, 8)),
@@ -106,7 +106,9 @@ def test_the_search_space_fits_the_device_and_is_ordered_by_the_bound(size: Exte
     bounds = [float(gpu_products.steps(size, one).cycles(hardware)[0]) for one in found]
     assert bounds == sorted(bounds) and math.isfinite(bounds[-1])
     for variant in found:
-        assert gpu_products.steps(size, variant).registers[0] <= hardware.item_registers
+        needed = gpu_products.steps(size, variant)
+        registers = needed.least_registers if hardware.reads_late else needed.registers
+        assert registers[0] <= hardware.item_registers
         is_tiled = variant.implementation == ("tiles" if hardware.has_local_memory else "plain_tiles")
         tiling = Tiling if hardware.has_local_memory else PlainTiling
         local = tiling.of(variant).local_bytes if is_tiled else Reading.of(variant).local_bytes(size.rows)
@@ -120,6 +122,18 @@ def test_a_gpu_whose_items_have_fewer_registers_is_offered_smaller_tiles() -> No
     by_device = [gpu_products.variants(size, replace(PHONE, item_registers=most)) for most in (170, 250)]
     most_needed = [max(gpu_products.steps(size, one).registers[0] for one in found) for found in by_device]
     assert most_needed[0] <= 170 < most_needed[1]
+
+
+def test_a_gpu_whose_compiler_reads_late_is_offered_what_it_can_hold() -> None:
+    few, many = Extents(rows=1, channels=1000, span=1280), Extents(rows=197, channels=768, span=768)
+    early = replace(NO_LOCAL, reads_late=False)
+    assert gpu_products.variants(few, NO_LOCAL)[0].implementation == "few_rows"
+    assert all(one.implementation == "plain_tiles" for one in gpu_products.variants(few, early))
+    most_sums = [
+        max(gpu_products.accumulators(many, one) for one in gpu_products.variants(many, hardware))
+        for hardware in (early, NO_LOCAL)
+    ]
+    assert most_sums == [8, 16]
 
 
 def test_a_cpu_device_and_the_cpu_keep_their_own_kernels() -> None:

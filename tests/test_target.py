@@ -37,10 +37,16 @@ def test_a_device_that_lacks_instructions_gets_what_it_has(features: list[str], 
     assert llvm_cpu(features) == expected
 
 
-@pytest.mark.parametrize(("vendor", "registers"), [("QUALCOMM", 170), ("NVIDIA Corporation", 250), (None, 250)])
-def test_a_gpu_s_vendor_says_how_many_registers_an_item_has(vendor: str | None, registers: int) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "registers", "reads_late"),
+    [("QUALCOMM", 170, False), ("ARM", 66, True), ("NVIDIA Corporation", 250, False), (None, 250, False)],
+)
+def test_a_gpu_s_vendor_says_how_many_registers_an_item_has(
+    vendor: str | None, registers: int, reads_late: bool
+) -> None:
     facts = {"machine": "aarch64", "cpu_features": ["asimd"], **OPENCL} | ({"vendor": vendor} if vendor else {})
-    assert target_for(facts).hardware.item_registers == registers
+    hardware = target_for(facts).hardware
+    assert (hardware.item_registers, hardware.reads_late) == (registers, reads_late)
 
 
 def test_a_gpu_s_local_memory_may_be_ordinary_memory() -> None:

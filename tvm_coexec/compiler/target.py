@@ -24,10 +24,11 @@ _LEVELS = (  # of x86-64, and what the kernel calls the features by which they a
     ("x86-64", set[str]()),
 )
 
-_ITEM_REGISTERS = {"qualcomm": 170}
-"""Registers that a kernel's work-item may need, by a word of a GPU vendor's name; others have what NVIDIA's have.
+_ITEM_REGISTERS = {"qualcomm": (170, False), "arm": (66, True)}
+"""How many registers a work-item may need, and whether reads are put off, by a word of a GPU vendor's name.
 
-Mesa's compiler for Adreno 630 keeps in memory what some kernels need beyond 177, that for Adreno 740 beyond 201.
+Mesa's compiler for Adreno 630 keeps in memory what some kernels need beyond 177, that for Adreno 740 beyond 201. Those
+for Mali-G52 and G610 read late; they keep nothing in memory of kernels that need 62, and a part of some that need 70.
 """
 
 _ORDINARY_MEMORY = 2
@@ -88,7 +89,7 @@ def target_for(facts: Mapping[str, Any]) -> Target:
         facts["max_group_size"],
         facts["compute_units"],
         facts.get("local_memory_bytes", Hardware.local_bytes),
-        _item_registers(str(facts.get("vendor", ""))),
+        *_item_registers(str(facts.get("vendor", ""))),
         facts.get("local_memory_type") != _ORDINARY_MEMORY,
     )
     if machine == platform.machine() and not facts.get("is_android"):
@@ -96,9 +97,10 @@ def target_for(facts: Mapping[str, Any]) -> Target:
     return _for_another_machine(machine, features, hardware, is_android=bool(facts.get("is_android")))
 
 
-def _item_registers(vendor: str) -> int:
-    known = (registers for word, registers in _ITEM_REGISTERS.items() if word in vendor.lower())
-    return next(known, Hardware.item_registers)
+def _item_registers(vendor: str) -> tuple[int, bool]:
+    """What is known of a vendor; of others, what NVIDIA's GPUs have."""
+    known = (_ITEM_REGISTERS[word] for word in vendor.lower().split() if word in _ITEM_REGISTERS)
+    return next(known, (Hardware.item_registers, Hardware.reads_late))
 
 
 def _for_another_machine(machine: str, features: set[str], hardware: Hardware, *, is_android: bool) -> Target:

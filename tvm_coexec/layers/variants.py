@@ -32,6 +32,8 @@ class Hardware:
     item_registers
         Registers that a work-item of a GPU may need, as :mod:`tvm_coexec.schedules.gpu_bound` counts them: what more
         it keeps, the compiler puts into memory.
+    reads_late
+        Whether the GPU's compiler puts off reads until what they read is needed, which saves registers.
     has_local_memory
         Whether the OpenCL device has memory of its own for work-groups; else theirs is ordinary memory.
     """
@@ -43,6 +45,7 @@ class Hardware:
     workers: int = 1
     local_bytes: int = 32 << 10
     item_registers: int = 250
+    reads_late: bool = False
     has_local_memory: bool = True
 
     @property
