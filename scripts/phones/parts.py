@@ -31,11 +31,16 @@ _ARM64_PROGRAM = (
 
 def make() -> None:
     """Make whatever is not there yet."""
-    once(home() / "emulator", _make_emulator)
+    emulate_arm64()
     once(home() / "root", _make_root)
     for kind in KINDS:
         once(home() / kind, lambda folder, kind=kind: _make_kind(kind, folder))
     (home() / "phone").mkdir(exist_ok=True)
+
+
+def emulate_arm64() -> None:
+    """Have this machine start arm64 programs."""
+    once(home() / "emulator", _make_emulator)
     _run_arm64_by(home() / "emulator" / "qemu")
 
 
