@@ -22,7 +22,10 @@ from .far_module import FarModule
 from .far_runtime import FarRuntime
 from .measuring import DeviceFaultError, Measuring
 
-_NUMBERS = ("compute_units", "max_group_size", "global_memory_bytes", "local_memory_bytes", "local_memory_type")
+_NUMBERS = (
+    *("compute_units", "max_group_size", "global_memory_bytes", "local_memory_bytes", "local_memory_type"),
+    "image_rows",
+)
 
 
 class StockDevice(Measuring):

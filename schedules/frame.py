@@ -37,11 +37,15 @@ Condition = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Operand:
-    """A kernel argument: its name in the step that calls it, and its shape as the kernel sees it."""
+    """A kernel argument: its name in the step that calls it, and its shape as the kernel sees it.
+
+    ``is_image`` says that an OpenCL kernel reads it as an image over the buffer; see :mod:`.weight_images`.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    is_image: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from tvm_coexec.layers import TILE, Hardware, Variant
 
-from . import few_rows, plain_tiles, tiles
+from . import few_rows
 from .dispatch import Dispatch
 from .few_rows import Reading
 from .gpu_bound import Columns, Steps, reading_steps, tile_steps, tiling_columns
-from .plain_tiles import PlainTiling
+from .plain_tiles import ImageTiling, PlainTiling
 from .product import LANES, Extents
 from .tiles import Tiling
+from .weight_images import fits_image
 
 if TYPE_CHECKING:
     from .frame import Launch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _OFFERED = 32
 """Kernels that the search space of a product keeps."""
+_OFFERED_WITH_IMAGES = 8
+"""How many of them read weights as an image, on a device that can: the bound knows nothing of the textures' cache."""
 _ALIKE = 3
 """Tilings that are kept of those which differ in depth, slices and parts alone."""
 _ITEM_ROWS = (2, 4, 5, 6, 7, 8, 10, 13)
@@ -41,7 +44,7 @@ _READING_SLICES = (8, 16, 32, 64, 128)
 _READING_PARTS = (1, 2, 4, 8)
 
 
-_TILINGS: dict[str, type[Tiling]] = {tiles.IMPLEMENTATION: Tiling, plain_tiles.IMPLEMENTATION: PlainTiling}
+_TILINGS: dict[str, type[Tiling]] = {kind.implementation: kind for kind in (Tiling, PlainTiling, ImageTiling)}
 
 
 def computes(variant: Variant) -> bool:
@@ -60,14 +63,28 @@ def variants(extents: Extents, hardware: Hardware) -> tuple[Variant, ...]:
     """The search space of a product; nothing where no GPU computes it."""
     if hardware.opencl_type != "gpu":
         return ()
-    tilings, columns = _tilings() if hardware.has_local_memory else _plain_tilings()
-    cycles = tile_steps(extents, columns).cycles(hardware)
-    ranked = list(_various(sorted(zip(cycles, tilings, strict=True), key=lambda pair: pair[0])))
+    ranked = _ranked(extents, hardware, *(_tilings() if hardware.has_local_memory else _plain_tilings(PlainTiling)))
     readings = list(_readings(extents))
     if readings:
         ranked += zip(reading_steps(extents, readings).cycles(hardware), readings, strict=True)
-    best = sorted((pair for pair in ranked if math.isfinite(pair[0])), key=lambda pair: pair[0])
-    return tuple(kernel.variant() for _, kernel in best[:_OFFERED])
+    images = list[tuple[float, Tiling | Reading]]()
+    if fits_image(extents.weight_elements, hardware):
+        images = _best(_ranked(extents, hardware, *_plain_tilings(ImageTiling)), _OFFERED_WITH_IMAGES)
+    best = _best([*_best(ranked, _OFFERED - len(images)), *images], _OFFERED)
+    return tuple(kernel.variant() for _, kernel in best)
+
+
+def _best(ranked: list[tuple[float, Tiling | Reading]], most: int) -> list[tuple[float, Tiling | Reading]]:
+    """Those of the least cycles that the device can run."""
+    return sorted((pair for pair in ranked if math.isfinite(pair[0])), key=lambda pair: pair[0])[:most]
+
+
+def _ranked(
+    extents: Extents, hardware: Hardware, tilings: list[Tiling], columns: Columns
+) -> list[tuple[float, Tiling | Reading]]:
+    """Tilings with their cycles, the best few of each shape of tiles."""
+    cycles = tile_steps(extents, columns).cycles(hardware)
+    return list(_various(sorted(zip(cycles, tilings, strict=True), key=lambda pair: pair[0])))
 
 
 def _various(ranked: list[tuple[float, Tiling]]) -> Iterator[tuple[float, Tiling | Reading]]:
@@ -93,11 +110,11 @@ def _tilings() -> tuple[list[Tiling], Columns]:
 
 
 @cache
-def _plain_tilings() -> tuple[list[Tiling], Columns]:
-    """Every tiling of kernels without local memory, and its properties."""
+def _plain_tilings(kind: type[PlainTiling]) -> tuple[list[Tiling], Columns]:
+    """Every tiling of a kind of kernels without local memory, and its properties."""
     shapes = itertools.product(_ITEM_ROWS, _ITEM_COLUMNS, _ITEMS_DOWN, _COLUMNS, _PARTS)
     return _of_fit_groups(
-        PlainTiling(item_rows * down, columns, item_rows, item_columns, parts=parts)
+        kind(item_rows * down, columns, item_rows, item_columns, parts=parts)
         for item_rows, item_columns, down, columns, parts in shapes
     )
 
@@ -142,13 +159,15 @@ def launches(product: Product, variant: Variant) -> tuple[Launch, ...]:
     from .plain_tiles_kernel import PlainTileKernel
     from .split_sums import scratch
     from .tiles_kernel import TileKernel
+    from .weight_images import with_image
 
     extents, tiling = product.extents, _tiling(variant)
     if tiling is not None:
         kernel = PlainTileKernel if isinstance(tiling, PlainTiling) else TileKernel
         output_tiles = tiling.row_blocks(extents) * tiling.column_blocks(extents)
         passed_on = scratch(tiling.parts, output_tiles, tiling.rows * tiling.columns)
-        return (kernel(replace(product, operands=(*product.operands, *passed_on)), tiling).launch(),)
+        operands = with_image(product.operands) if isinstance(tiling, ImageTiling) else product.operands
+        return (kernel(replace(product, operands=(*operands, *passed_on)), tiling).launch(),)
     reading = Reading.of(variant)
     output_tiles = extents.tiles * (TILE // reading.columns)
     passed_on = scratch(reading.parts, output_tiles, extents.rows * reading.columns)

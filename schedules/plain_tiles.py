@@ -2,18 +2,19 @@
 
 A work-group computes a tile of the output as in :mod:`.tiles`, but its items read both operands from global memory:
 those beside each other share lines of the cache. Where tiles are few, work-groups divide the reduction in ``parts``.
+GPUs whose texture units have a cache of their own, such as Adreno's, read the weights as an image through that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from tvm_coexec.layers import Variant
 
 from .product import LANES
 from .tiles import Tiling
 
-IMPLEMENTATION = "plain_tiles"
 _PARAMETERS = ("rows", "columns", "item_rows", "item_columns", "parts")
 
 
@@ -21,15 +22,17 @@ _PARAMETERS = ("rows", "columns", "item_rows", "item_columns", "parts")
 class PlainTiling(Tiling):
     """How the work is divided among work-groups and their items; a step is one vector of the reduction."""
 
+    implementation: ClassVar[str] = "plain_tiles"
+
     depth: int = LANES
 
     @classmethod
-    def of(cls, variant: Variant) -> PlainTiling:
+    def of(cls, variant: Variant) -> Self:
         return cls(**{name: variant[name] for name in _PARAMETERS})
 
     def variant(self) -> Variant:
         """The variant that the tiling is one of."""
-        return Variant.make(IMPLEMENTATION, **{name: getattr(self, name) for name in _PARAMETERS})
+        return Variant.make(self.implementation, **{name: getattr(self, name) for name in _PARAMETERS})
 
     @property
     def loads(self) -> int:
@@ -45,3 +48,10 @@ class PlainTiling(Tiling):
     def local_bytes(self) -> int:
         """Local memory of a work-group: a counter, where parts meet."""
         return 4 if self.parts > 1 else 0
+
+
+@dataclass(frozen=True)
+class ImageTiling(PlainTiling):
+    """The same for weights that are read as an image."""
+
+    implementation: ClassVar[str] = "image_tiles"

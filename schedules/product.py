@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvm_coexec.layers import Layer, fused_operands, tile_count
+from tvm_coexec.layers import TILE, Layer, fused_operands, tile_count
 
 if TYPE_CHECKING:
     from tvm.tirx import Buffer
@@ -56,6 +56,11 @@ class Extents:
     def reduction(self) -> int:
         """Products that are added up for an element."""
         return self.taps * self.span
+
+    @property
+    def weight_elements(self) -> int:
+        """Elements of the packed weights."""
+        return self.tiles * self.reduction * TILE
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ too: among ``slices`` of a work-group, and among work-groups in ``parts``, whose
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from tvm_coexec.layers import TILE, Variant
 
 from .dispatch import Dispatch
 from .product import LANES, Extents
-
-IMPLEMENTATION = "tiles"
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Tiling:
         How many share the reduction: within a work-group, and among work-groups.
     """
 
+    implementation: ClassVar[str] = "tiles"
+
     rows: int
     columns: int
     item_rows: int
@@ -42,13 +43,13 @@ class Tiling:
     parts: int = 1
 
     @classmethod
-    def of(cls, variant: Variant) -> Tiling:
+    def of(cls, variant: Variant) -> Self:
         names = ("rows", "columns", "item_rows", "item_columns", "depth", "slices", "parts")
         return cls(*(variant[name] for name in names))
 
     def variant(self) -> Variant:
         """The variant that the tiling is one of."""
-        return Variant.make(IMPLEMENTATION, **self.__dict__)
+        return Variant.make(self.implementation, **self.__dict__)
 
     @property
     def items_across(self) -> int:

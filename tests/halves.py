@@ -13,6 +13,7 @@ from tvm.target.codegen import llvm_get_system_cpu
 
 from tvm_coexec.compiler.kernels import finished_source
 from tvm_coexec.layers import (
+    IMAGE_WIDTH,
     TILE,
     Conv2d,
     Hardware,
@@ -205,20 +206,37 @@ class OpenCLKernel:
         target = {"kind": "opencl", "max_num_threads": device.facts()["max_group_size"]}
         compiled = tvm.compile(launch.module, target=tvm.target.Target(target, host=_LLVM))
         source = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
-        self.kernel = cl.Program(device.context, finished_source(source)).build().all_kernels()[0]
+        self.kernel = cl.Program(device.context, finished_source(source, launch.operands)).build().all_kernels()[0]
         self.arrays = [buffers[operand.name] for operand in launch.operands]
-        self.memory = [cl.Buffer(device.context, cl.mem_flags.READ_WRITE, array.nbytes) for array in self.arrays]
+        self.memory: list[Any] = []
+        for operand, array in zip(launch.operands, self.arrays, strict=True):
+            if operand.is_image:
+                self.memory.append(_weight_image(device, array))
+            else:
+                self.memory.append(cl.Buffer(device.context, cl.mem_flags.READ_WRITE, array.nbytes))
 
     def run(self, begin: int, count: int) -> None:
         import pyopencl as cl
 
         queue, geometry = self.device.queue, self.launch.dispatch
-        for memory, array in zip(self.memory, self.arrays, strict=True):
+        buffers = [pair for pair in zip(self.memory, self.arrays, strict=True) if isinstance(pair[0], cl.Buffer)]
+        for memory, array in buffers:
             cl.enqueue_copy(queue, memory, array)
         self.kernel.set_args(*self.memory, np.int32(begin), np.int32(count))
         grid = geometry.grid_for(count)
         sizes = tuple(groups * size for groups, size in zip(grid, geometry.group, strict=True))
         cl.enqueue_nd_range_kernel(queue, self.kernel, sizes, geometry.group)
-        for memory, array in zip(self.memory, self.arrays, strict=True):
+        for memory, array in buffers:
             cl.enqueue_copy(queue, array, memory)
         queue.finish()
+
+
+def _weight_image(device: Device, weights: np.ndarray) -> Any:
+    """An image of packed weights, whose last row ends with what is not a number."""
+    import pyopencl as cl
+
+    pixels = np.full((-(-weights.size // (4 * IMAGE_WIDTH)), IMAGE_WIDTH, 4), np.nan, np.float32)
+    pixels.reshape(-1)[: weights.size] = weights.reshape(-1)
+    pixel = cl.ImageFormat(cl.channel_order.RGBA, cl.channel_type.FLOAT)
+    flags = cl.mem_flags.READ_ONLY | cl.mem_flags.COPY_HOST_PTR
+    return cl.create_image(device.context, flags, pixel, shape=pixels.shape[1::-1], hostbuf=pixels)

@@ -36,6 +36,7 @@ def info(**changes: object) -> DeviceInfo:
         "global_memory_bytes": 1 << 30,
         "local_memory_bytes": 1 << 15,
         "local_memory_type": 2,
+        "image_rows": 0,
         "svm": ("coarse",),
         "command_buffers": False,
         "unified_memory": True,

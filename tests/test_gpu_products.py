@@ -16,7 +16,7 @@ from tvm_coexec.prediction.features import FeatureSet, Halves, Processor, descri
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import conv2d, family, gpu_products
 from tvm_coexec.schedules.few_rows import Reading
-from tvm_coexec.schedules.plain_tiles import PlainTiling
+from tvm_coexec.schedules.plain_tiles import ImageTiling, PlainTiling
 from tvm_coexec.schedules.product import Extents
 from tvm_coexec.schedules.tiles import Tiling
 
@@ -38,6 +38,8 @@ PLAIN = [
     (Linear(5, 33, 65, ("bias",)), PlainTiling(16, 32, 4, 4)),
     (Linear(43, 64, 96, ("bias", "gelu", "residual")), PlainTiling(20, 64, 5, 8, parts=3)),
     (Linear(3, 1, 1, ("silu",)), PlainTiling(8, 32, 2, 4, parts=2)),
+    (Linear(43, 64, 96, ("bias", "gelu", "residual")), ImageTiling(20, 64, 5, 8, parts=3)),
+    (Linear(5, 1030, 65, ("bias",)), ImageTiling(16, 32, 4, 4)),
 ]
 FEW = [
     (Linear(1, 256, 130, ("bias", "silu")), Reading(32, 16)),
@@ -66,17 +68,18 @@ CONVOLUTIONS = [
     (conv(20, 17, (3, 70), 7, 3, 2, epilogue=("bias", "relu")), PlainTiling(32, 32, 4, 4)),
     (conv(9, 10, (40, 70), 3, 1, 2, batch=2, epilogue=("bias", "residual")), PlainTiling(16, 64, 4, 8, parts=3)),
     (conv(29, 9, (16, 65), 3, 1, axis="lines", epilogue=("residual",)), PlainTiling(28, 64, 7, 8)),
+    (conv(9, 10, (40, 70), 3, 1, 2, batch=2, epilogue=("bias", "residual")), ImageTiling(16, 64, 4, 8, parts=3)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("layer", "kernel"), slow_except(TILED, 1, 5) + slow_except(PLAIN, 1) + slow_except(FEW, 1, 2), ids=str
+    ("layer", "kernel"), slow_except(TILED, 1, 5) + slow_except(PLAIN, 1, 3) + slow_except(FEW, 1, 2), ids=str
 )
 def test_every_split_of_a_linear_layer(layer: Linear, kernel: Tiling | Reading, device: Device) -> None:
     assert LinearHalf(layer, kernel.variant(), device).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize(("layer", "tiling"), slow_except(CONVOLUTIONS, 1, 4, 8), ids=str)
+@pytest.mark.parametrize(("layer", "tiling"), slow_except(CONVOLUTIONS, 1, 4, 8, 10), ids=str)
 def test_every_split_of_a_convolution(layer: Conv2d, tiling: Tiling, device: Device) -> None:
     assert Half(layer, tiling.variant(), device).worst_error() < TOLERANCE
 

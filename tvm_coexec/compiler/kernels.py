@@ -27,7 +27,7 @@ from .target import Target
 from .vector_pointers import with_vector_pointers
 
 if TYPE_CHECKING:
-    from tvm_coexec.schedules.frame import Launch
+    from tvm_coexec.schedules.frame import Launch, Operand
     from tvm_coexec.schedules.halo import Halo
 
 _MOST_CACHE_BYTES = 1 << 30
@@ -42,13 +42,13 @@ class Kernel:
     code
         An object file or OpenCL source.
     operands
-        Name, shape and type of each buffer, in the order of the arguments.
+        Name, shape and type of each buffer, and whether it is read as an image, in the order of the arguments.
     """
 
     symbol: str
     side: str
     code: bytes
-    operands: tuple[tuple[str, tuple[int, ...], str], ...]
+    operands: tuple[tuple[str, tuple[int, ...], str, bool], ...]
     dispatch: Dispatch
 
 
@@ -124,7 +124,7 @@ def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
     kernels = []
     for head in json.loads(line):
         code, rest = rest[: head["bytes"]], rest[head["bytes"] :]
-        operands = tuple((name, tuple(shape), dtype) for name, shape, dtype in head["operands"])
+        operands = tuple((name, tuple(shape), *rest) for name, shape, *rest in head["operands"])
         dispatch = Dispatch(**head["dispatch"] | {key: tuple(head["dispatch"][key]) for key in ("grid", "group")})
         kernels.append(Kernel(head["symbol"], side, code, operands, dispatch))
     return tuple(kernels)
@@ -152,10 +152,10 @@ def _generate(
         for number, launch in enumerate(build()):
             symbol = f"{name}_{number}"
             named = tvm.IRModule({symbol: launch.module["main"].with_attr("global_symbol", symbol)})
-            operands = tuple((operand.name, tuple(operand.shape), operand.dtype) for operand in launch.operands)
-            roles = [role for role, _, _ in operands]
-            code = _object_code(named, target) if side == "cpu" else _opencl_source(named, target, symbol, roles)
-            kernels.append(Kernel(symbol, side, code, operands, launch.dispatch))
+            is_cpu, operands = side == "cpu", launch.operands
+            code = _object_code(named, target) if is_cpu else _opencl_source(named, target, symbol, operands)
+            described = tuple((one.name, tuple(one.shape), one.dtype, one.is_image) for one in operands)
+            kernels.append(Kernel(symbol, side, code, described, launch.dispatch))
     except (RuntimeError, TypeError, ValueError) as error:
         raise KernelError(f"{what} does not compile: {last_line(error)}") from error
     return tuple(kernels)
@@ -171,8 +171,8 @@ def _object_code(module: Any, target: Target) -> bytes:
         return path.read_bytes()
 
 
-def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str]) -> bytes:
-    """The kernel's source; its arguments must be the buffers, then begin and count."""
+def _opencl_source(module: Any, target: Target, symbol: str, operands: Sequence[Operand]) -> bytes:
+    """The kernel's source; its arguments must be the operands, then begin and count."""
     import tvm
 
     compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
@@ -180,20 +180,27 @@ def _opencl_source(module: Any, target: Target, symbol: str, roles: Sequence[str
     declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
     arguments = declarations[0].split(",") if len(declarations) == 1 else []
     names = [argument.replace("*", " ").split()[-1] for argument in arguments]
-    expected = [f"p{position:02d}_{role}_ptr" for position, role in enumerate(roles)] + ["begin", "count"]
+    expected = [*parameter_names(operands), "begin", "count"]
     if names != expected:
         raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
     if target.hardware.opencl_type == "cpu":
         source = _with_wide_indices(source, symbol)
-    return finished_source(source).encode()
+    return finished_source(source, operands).encode()
 
 
-def finished_source(source: str) -> str:
+def parameter_names(operands: Sequence[Operand]) -> list[str]:
+    """What TVM calls the pointers of a kernel."""
+    return [f"p{position:02d}_{operand.name}_ptr" for position, operand in enumerate(operands)]
+
+
+def finished_source(source: str, operands: Sequence[Operand]) -> str:
     """OpenCL C as TVM writes it, with what its kernels call, and in the form that compilers for GPUs want."""
     from tvm_coexec.schedules.extrema import with_extrema
     from tvm_coexec.schedules.prefetch import with_fetch
+    from tvm_coexec.schedules.weight_images import with_images
 
-    return with_vector_pointers(with_short_broadcasts(with_extrema(with_fetch(source))))
+    images = [name for name, one in zip(parameter_names(operands), operands, strict=True) if one.is_image]
+    return with_images(with_vector_pointers(with_short_broadcasts(with_extrema(with_fetch(source)))), images)
 
 
 def _with_wide_indices(source: str, symbol: str) -> str:

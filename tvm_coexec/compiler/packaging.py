@@ -194,7 +194,8 @@ class Halves:
 
     def _launch(self, kernel: Kernel) -> LaunchSpec:
         arguments = tuple(
-            ArgumentSpec(role, self._source(role, kernel.side), shape, dtype) for role, shape, dtype in kernel.operands
+            ArgumentSpec(role, self._source(role, kernel.side), shape, dtype, is_image)
+            for role, shape, dtype, is_image in kernel.operands
         )
         if kernel.side == "cpu":
             return LaunchSpec(kernel.symbol, arguments, entry="cpu")

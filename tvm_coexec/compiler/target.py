@@ -91,6 +91,7 @@ def target_for(facts: Mapping[str, Any]) -> Target:
         facts.get("local_memory_bytes", Hardware.local_bytes),
         *_item_registers(str(facts.get("vendor", ""))),
         facts.get("local_memory_type") != _ORDINARY_MEMORY,
+        facts.get("image_rows", Hardware.image_rows),
     )
     if machine == platform.machine() and not facts.get("is_android"):
         return Target((("kind", "llvm"), ("mcpu", _cpu(machine, instructions(features)))), hardware)

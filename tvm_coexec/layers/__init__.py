@@ -46,13 +46,14 @@ from .steps import (
     step_operands,
 )
 from .types import FLOAT32, KERNEL_TYPES, TILE_BYTES, item_bytes, sum_type
-from .variants import GENERATOR_VERSION, Hardware, Variant, grid_for
+from .variants import GENERATOR_VERSION, IMAGE_WIDTH, Hardware, Variant, grid_for
 
 __all__ = [
     "ACTIVATIONS",
     "EPILOGUE_STEPS",
     "FLOAT32",
     "GENERATOR_VERSION",
+    "IMAGE_WIDTH",
     "KERNEL_TYPES",
     "MAX_NARROW",
     "PER_CHANNEL",

@@ -12,6 +12,10 @@ GENERATOR_VERSION = 1
 """Version of what makes kernels of variants. Whoever changes the code of a variant so that it takes another time, or no
 longer fails, raises it: what was measured of older kernels then counts no more, and their failures are tried again."""
 
+IMAGE_WIDTH = 1024
+"""Pixels of a row of an image over a buffer, as kernels read weights: rows of a device's images begin at multiples of a
+few pixels, which divide this number, and no device has narrower ones."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -36,6 +40,8 @@ class Hardware:
         Whether the GPU's compiler puts off reads until what they read is needed, which saves registers.
     has_local_memory
         Whether the OpenCL device has memory of its own for work-groups; else theirs is ordinary memory.
+    image_rows
+        Most rows, of :data:`IMAGE_WIDTH` pixels of four floats, of an image over a buffer; 0 where there are none.
     """
 
     vector_bytes: int = 16
@@ -47,6 +53,7 @@ class Hardware:
     item_registers: int = 250
     reads_late: bool = False
     has_local_memory: bool = True
+    image_rows: int = 0
 
     @property
     def lanes(self) -> int:

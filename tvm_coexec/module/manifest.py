@@ -11,12 +11,12 @@ from typing import Any
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.graph.dependencies import Read, network_reads
-from tvm_coexec.layers import TILE, ImageLayout, grid_for
+from tvm_coexec.layers import IMAGE_WIDTH, TILE, ImageLayout, grid_for
 
 from .tensors import ConstantSpec, Memory, Source, TensorSpec, words
 
 FORMAT = "tvm-coexec module"
-VERSION = 12
+VERSION = 13
 
 _MOST_WORDS = 2**40
 """The largest tensor that is believed: what is damaged may ask for any."""
@@ -24,17 +24,19 @@ _MOST_WORDS = 2**40
 
 @dataclass(frozen=True)
 class ArgumentSpec:
-    """A kernel's buffer: its role, what fills it, and the shape and type it expects."""
+    """A kernel's buffer: its role, what fills it, the shape and type it expects, and whether it is read as an image."""
 
     role: str
     source: Source
     shape: tuple[int, ...]
     dtype: str = "float32"
+    is_image: bool = False
 
     @property
     def memory_words(self) -> int:
-        """Words of four bytes that hold what fills the buffer."""
-        return words(math.prod(self.shape), self.dtype)
+        """Words of four bytes that hold what fills the buffer; those of an image's last row are all there."""
+        count = words(math.prod(self.shape), self.dtype)
+        return count + -count % (4 * IMAGE_WIDTH) if self.is_image else count
 
 
 @dataclass(frozen=True)

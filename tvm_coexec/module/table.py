@@ -59,7 +59,7 @@ LAUNCH = np.dtype(
         *(("grid", "<u4", 2), ("group", "<u4", 2), ("unit_axis", "<i4"), ("together", "<u4")),
     ]
 )
-ARGUMENT = _record(("<u4", "block type_code type_bits rank shape"))
+ARGUMENT = _record(("<u4", "block type_code type_bits rank shape is_image"))
 FACTS = _record(("<u4", "machine chain_row_words opencl_version needs"))
 
 
@@ -177,7 +177,8 @@ class Tables:
 
     def _argument(self, argument: ArgumentSpec) -> tuple[int, ...]:
         shape = argument.shape
-        return (self._blocks[argument.source], *_type(argument.dtype), len(shape), self._extents(shape))
+        kind, extents = _type(argument.dtype), self._extents(shape)
+        return (self._blocks[argument.source], *kind, len(shape), extents, argument.is_image)
 
 
 def _table(kind: np.dtype[Any], records: Iterable[tuple[Any, ...]]) -> bytes:

@@ -30,6 +30,9 @@ _ALIASES = (  # part of a platform's name in lower case, alias; the first that f
 )
 
 
+_IMAGES_OVER_BUFFERS = "cl_khr_image2d_from_buffer"
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """What an OpenCL device is and can do.
@@ -46,6 +49,8 @@ class DeviceInfo:
         Those that serve the GPU's side; on a CPU device its cores are shared with the CPU's side.
     local_memory_type
         1 where work-groups have memory of their own, 2 where theirs is ordinary memory, as OpenCL numbers them.
+    image_rows
+        Most rows of an image that is made over a buffer, as kernels read weights; 0 where the device makes none.
     svm
         Of ``coarse``, ``fine``, ``fine-system`` and ``atomics``, those that the device has.
     mechanism, mechanism_reason
@@ -65,6 +70,7 @@ class DeviceInfo:
     global_memory_bytes: int
     local_memory_bytes: int
     local_memory_type: int
+    image_rows: int
     svm: tuple[str, ...]
     command_buffers: bool
     unified_memory: bool
@@ -176,7 +182,7 @@ def _describe(platform: Any, device: Any, worker_count: int) -> DeviceInfo:
     mechanism, reason = mechanism_of(svm)
     alias = alias_of(platform.name)
     device_type = _device_type(device)
-    units = device.max_compute_units
+    units, extensions = device.max_compute_units, device.extensions.split()
     return DeviceInfo(
         name=f"{alias}: {' '.join(device.name.split())}",
         platform=platform.name.strip(),
@@ -190,8 +196,9 @@ def _describe(platform: Any, device: Any, worker_count: int) -> DeviceInfo:
         global_memory_bytes=device.global_mem_size,
         local_memory_bytes=device.local_mem_size,
         local_memory_type=device.local_mem_type,
+        image_rows=device.image2d_max_height if _IMAGES_OVER_BUFFERS in extensions else 0,
         svm=svm,
-        command_buffers="cl_khr_command_buffer" in device.extensions.split(),
+        command_buffers="cl_khr_command_buffer" in extensions,
         unified_memory=bool(device.host_unified_memory),
         mechanism=mechanism,
         mechanism_reason=reason,

@@ -136,6 +136,12 @@ static coexec_status check_ends(const module_file* f) {
   return COEXEC_OK;
 }
 
+static int is_image_of_floats(const module_file* f, const coexec_argument_record* a) {
+  const coexec_block_record* b = &f->blocks[a->block];
+  return b->kind == COEXEC_BLOCK_CONSTANT && b->bytes && b->bytes % COEXEC_IMAGE_ROW_BYTES == 0 &&
+         a->type_code == COEXEC_FLOAT && a->type_bits == 32;
+}
+
 static coexec_status check_argument(const module_file* f, uint64_t i) {
   const coexec_argument_record* a = &f->arguments[i];
   uint32_t element = type_bytes(a->type_code, a->type_bits);
@@ -144,6 +150,7 @@ static coexec_status check_argument(const module_file* f, uint64_t i) {
     return wrong("argument", i, "has no shape");
   if (array_bytes(f->numbers + a->shape, a->rank, element) > f->blocks[a->block].bytes)
     return wrong("argument", i, "is larger than its memory");
+  if (a->is_image > 1 || (a->is_image && !is_image_of_floats(f, a))) return wrong("argument", i, "is no image");
   return COEXEC_OK;
 }
 

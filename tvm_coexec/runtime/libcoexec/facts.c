@@ -49,6 +49,18 @@ static void say_number(const coexec_device* d, const question* q, answer* to) {
     say(to, "%s=%llu\n", q->key, (unsigned long long)number);
 }
 
+/* Most rows of an image over a buffer; nothing where the device makes none. */
+static void say_images(const coexec_device* d, answer* to) {
+  static const question rows = {"image_rows", 0x1012, sizeof(size_t)};
+  size_t bytes = 0;
+  if (d->cl.device_info(d->device, CL_DEVICE_EXTENSIONS, 0, NULL, &bytes)) return;
+  char* names = calloc(bytes + 1, 1);
+  if (names && !d->cl.device_info(d->device, CL_DEVICE_EXTENSIONS, bytes, names, NULL) &&
+      strstr(names, "cl_khr_image2d_from_buffer"))
+    say_number(d, &rows, to);
+  free(names);
+}
+
 static void say_kind(const coexec_device* d, answer* to) {
   uint64_t type = 0, svm = 0;
   void* platform = NULL;
@@ -86,6 +98,7 @@ void say_facts(const coexec_device* d, answer* to) {
   say(to, "mechanism=%s\n", mechanism_names[d->mechanism]);
   if (d->device) {
     say_kind(d, to);
+    say_images(d, to);
     for (size_t i = 0; i < sizeof questions / sizeof *questions; ++i) {
       if (questions[i].bytes) say_number(d, &questions[i], to);
       else say_text(d, &questions[i], to);

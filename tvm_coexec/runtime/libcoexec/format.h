@@ -126,9 +126,13 @@ typedef struct {
   uint32_t together;          /* units that a work-group computes there */
 } coexec_launch_record;       /* 44 bytes */
 
+/* Pixels of a row of an image over a block, each of four floats; such a block holds whole rows. */
+enum { COEXEC_IMAGE_WIDTH = 1024, COEXEC_IMAGE_ROW_BYTES = 16 * COEXEC_IMAGE_WIDTH };
+
 typedef struct {
   uint32_t block, type_code, type_bits, rank;
-  uint32_t shape; /* among the numbers */
-} coexec_argument_record; /* 20 bytes */
+  uint32_t shape;    /* among the numbers */
+  uint32_t is_image; /* an OpenCL kernel reads the block, of floats, as an image2d_t of such rows */
+} coexec_argument_record; /* 24 bytes */
 
 #endif

@@ -35,6 +35,12 @@ static void set_memory(const coexec_module* m, setter* s, const memory_block* bl
   if (!s->error) s->error = set_block(m->device, s->kernel, s->next++, block);
 }
 
+static void set_operand(const coexec_module* m, setter* s, const coexec_argument_record* argument) {
+  const memory_block* block = &m->blocks[argument->block];
+  if (!argument->is_image) set_memory(m, s, block);
+  else if (!s->error) s->error = set_image(m->device, s->kernel, s->next++, block);
+}
+
 static coexec_status create(const coexec_module* m, void* program, const char* name, setter* s) {
   *s = (setter){.cl = &m->device->cl};
   s->kernel = s->cl->create_kernel(program, name, &s->error);
@@ -59,7 +65,7 @@ coexec_status layer_kernel(const coexec_module* m, const coexec_launch_record* l
   coexec_status status = create(m, m->opencl, name, &s);
   if (status) return status;
   for (uint32_t i = 0; i < l->argument_count; ++i)
-    set_memory(m, &s, &m->blocks[m->file.arguments[l->first_argument + i].block]);
+    set_operand(m, &s, &m->file.arguments[l->first_argument + i]);
   set_int(&s, 0);
   set_int(&s, units);
   if (uses_steps(m) && l->entry == COEXEC_ENTRY_STEP) {
@@ -235,9 +241,20 @@ coexec_status build_opencl(coexec_module* m) {
   return build_program(m->device, m->file.opencl, m->file.opencl_bytes, how, &m->opencl);
 }
 
+/* The images that kernels read. A module without a GPU's part makes none. */
+static coexec_status create_images(coexec_module* m) {
+  coexec_status status = COEXEC_OK;
+  for (uint64_t i = 0; !status && i < m->file.argument_count; ++i) {
+    const coexec_argument_record* argument = &m->file.arguments[i];
+    if (argument->is_image) status = create_image(m->device, &m->blocks[argument->block], COEXEC_IMAGE_WIDTH);
+  }
+  return status;
+}
+
 coexec_status start_opencl(coexec_module* m) {
   if (!m->opencl) return COEXEC_OK;
-  coexec_status status = launch_once(m);
+  coexec_status status = create_images(m);
+  if (!status) status = launch_once(m);
   if (!status) store_program(m->device, m->opencl);
   return status;
 }

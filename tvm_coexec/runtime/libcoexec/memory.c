@@ -99,9 +99,25 @@ coexec_status create_buffers(coexec_device* d, memory_block* blocks, int32_t cou
   return COEXEC_OK;
 }
 
+coexec_status create_image(coexec_device* d, memory_block* b, size_t width) {
+  static const image_format format = {CL_FOUR_CHANNELS, CL_FLOATS};
+  size_t row_bytes = width * 4 * sizeof(float);
+  int32_t error = 0;
+  if (b->image) return COEXEC_OK;
+  if (!b->buffer) b->viewed = d->cl.create_buffer(d->context, CL_READ_WRITE | CL_USE_HOST, b->bytes, b->host, &error);
+  image_description description = {.kind = CL_IMAGE_2D, .width = width, .height = b->bytes / row_bytes,
+                                   .row_pitch = row_bytes, .buffer = b->buffer ? b->buffer : b->viewed};
+  if (!error) b->image = d->cl.create_image(d->context, CL_READ_ONLY, &format, &description, NULL, &error);
+  if (b->image) return COEXEC_OK;
+  return fail(COEXEC_OPENCL_FAILED, "%s makes no image of %zu bytes of memory (OpenCL error %d), which the module reads "
+              "weights from; build the module for this device", d->name, b->bytes, (int)error);
+}
+
 void release_blocks(coexec_device* d, memory_block* blocks, int32_t count) {
   for (int32_t i = 0; i < count; ++i) {
     memory_block* b = &blocks[i];
+    if (b->image) d->cl.release_memory(b->image);
+    if (b->viewed) d->cl.release_memory(b->viewed);
     if (b->buffer && b->buffer != b->pinned) d->cl.release_memory(b->buffer);
     if (b->pinned) {
       d->cl.unmap(d->queue, b->pinned, b->host, 0, NULL, NULL);
@@ -111,17 +127,31 @@ void release_blocks(coexec_device* d, memory_block* blocks, int32_t count) {
     } else {
       free(b->host);
     }
-    b->host = b->buffer = b->pinned = NULL;
+    b->host = b->buffer = b->pinned = b->image = b->viewed = NULL;
   }
 }
 
+/* What a buffer over shared memory shows of it, where it need not be the memory itself. */
+static coexec_status publish_view(coexec_device* d, const memory_block* b) {
+  int32_t error = 0;
+  void* place = d->cl.map(d->queue, b->viewed, CL_TRUE_VALUE, CL_MAP_WRITING, 0, b->bytes, 0, NULL, NULL, &error);
+  if (!error) error = d->cl.unmap(d->queue, b->viewed, place, 0, NULL, NULL);
+  if (!error) error = d->cl.finish(d->queue);
+  return error ? fail(COEXEC_OPENCL_FAILED, "%s takes no data (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;
+}
+
 coexec_status publish_block(coexec_device* d, const memory_block* block) {
+  if (block->viewed) return publish_view(d, block);
   if (!block->buffer || block->buffer == block->pinned || !block->bytes) return COEXEC_OK;
   /* The buffer is the host's memory, and caches agree: there is nothing to do. And if it is written to from itself,
      Intel's CPU runtime may still copy when a blocking write has returned, over what was computed meanwhile. */
   if (block->is_shared && d->is_coherent) return COEXEC_OK;
   int32_t error = d->cl.write(d->queue, block->buffer, CL_TRUE_VALUE, 0, block->bytes, block->host, 0, NULL, NULL);
   return error ? fail(COEXEC_OPENCL_FAILED, "%s takes no data (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;
+}
+
+int32_t set_image(const coexec_device* d, void* kernel, uint32_t number, const memory_block* block) {
+  return d->cl.set_argument(kernel, number, sizeof block->image, &block->image);
 }
 
 int32_t set_block(const coexec_device* d, void* kernel, uint32_t number, const memory_block* block) {

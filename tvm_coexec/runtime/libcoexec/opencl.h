@@ -9,6 +9,17 @@
 
 typedef void (*opencl_callback)(void);
 
+/* cl_image_format and cl_image_desc. */
+typedef struct {
+  uint32_t order, type;
+} image_format;
+typedef struct {
+  uint32_t kind;
+  size_t width, height, depth, array_size, row_pitch, slice_pitch;
+  uint32_t mip_levels, samples;
+  void* buffer;
+} image_description;
+
 /* Name of the member, name in OpenCL, what it returns, what it takes. */
 #define OPENCL_FUNCTIONS(F)                                                                                            \
   F(get_platforms, "clGetPlatformIDs", int32_t, (uint32_t, void**, uint32_t*))                                         \
@@ -35,6 +46,8 @@ typedef void (*opencl_callback)(void);
   F(release_kernel, "clReleaseKernel", int32_t, (void*))                                                               \
   F(set_argument, "clSetKernelArg", int32_t, (void*, uint32_t, size_t, const void*))                                   \
   F(create_buffer, "clCreateBuffer", void*, (void*, uint64_t, size_t, void*, int32_t*))                                \
+  F(create_image, "clCreateImage", void*,                                                                              \
+    (void*, uint64_t, const image_format*, const image_description*, void*, int32_t*))                                 \
   F(release_memory, "clReleaseMemObject", int32_t, (void*))                                                            \
   F(enqueue_kernel, "clEnqueueNDRangeKernel", int32_t,                                                                 \
     (void*, void*, uint32_t, const size_t*, const size_t*, const size_t*, uint32_t, void* const*, void**))             \
@@ -93,9 +106,13 @@ enum {
   CL_SVM_FINE_BUFFER = 2,
   CL_SVM_ATOMICS_CAPABILITY = 8,
   CL_READ_WRITE = 1,
+  CL_READ_ONLY = 4,
   CL_USE_HOST = 8,
   CL_ALLOC_HOST = 16,
   CL_COPY_HOST = 32,
+  CL_FLOATS = 0x10DE,
+  CL_FOUR_CHANNELS = 0x10B5,
+  CL_IMAGE_2D = 0x10F1,
   CL_SVM_FINE = 1 << 10,
   CL_SVM_ATOMIC = 1 << 11,
   CL_MAP_READING = 1,
