@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from tvm_coexec.errors import KernelError, MeasurementError, last_line
 from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
-from .connection import Connection, in_thread
+from .connection import Connection, in_thread, watch_link
 from .far_module import FarModule
 from .lease import Lease, TrackerAddress, request_lease
 from .measuring import DeviceFaultError
@@ -32,6 +33,9 @@ _RETRY_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 _GRACE_S = 5.0
 """What the server is given to report that a session's time is over, before the client gives up on the server."""
+
+_CLOCKS_DIFFER_S = 0.5
+"""A connection that its server closes no earlier before a session's end is closed for that."""
 
 _RUN_MODULE = "run.module"
 
@@ -101,6 +105,7 @@ class Session:
         self.address = ""
         """``host:port`` of the device's server, as the tracker names it; empty until a device is leased."""
         self._stock: StockDevice | None = None
+        self._sent: dict[str, bytes] = {}
         self._was_lent = False
         self._ends = 0.0
         self.check: Callable[[Mapping[str, Any]], None] | None = None
@@ -228,10 +233,9 @@ class Session:
 
     def open_module(self, content: bytes) -> FarModule:
         """A module that the C runtime has opened on the device, for as long as the session lasts."""
-        self._renew()
+        connection = self._renew()
         stock = self._c_runtime()
-        stock.put(content, _RUN_MODULE)
-        return stock.load(_RUN_MODULE)
+        return stock.load(self._upload(connection, content, _RUN_MODULE))
 
     def read_file(self, path: str) -> str:
         """What a file of the device holds; nothing where it cannot be read."""
@@ -260,7 +264,7 @@ class Session:
 
     def _connect(self) -> Connection:
         self.close()
-        self._connection = self._lease_and_connect()
+        self._connection, self._sent = self._lease_and_connect(), {}
         self._was_lent = True
         self._ends = time.monotonic() + self._session_timeout_s
         is_ours = self._wait_for(self._connection.has(FACTS))
@@ -296,12 +300,15 @@ class Session:
     def _upload(
         self, connection: Connection, module: str | os.PathLike[str] | bytes, name: str = "measured.module"
     ) -> str:
-        """Send a module file; its name there."""
+        """Send a module file, unless it is there already: its constants have a long way, too. Its name there."""
         content = module if isinstance(module, bytes) else Path(module).read_bytes()
-        if self._stock is None:
-            self._wait_for(connection.upload(content, name))
-        else:
-            self._stock.put(content, name)
+        if self._sent.get(name) != content:
+            self._sent.pop(name, None)
+            if self._stock is None:
+                self._wait_for(connection.upload(content, name))
+            else:
+                self._stock.put(content, name)
+            self._sent[name] = content
         return name
 
     def _call(self, connection: Connection, function: str, request: Any) -> Any:
@@ -330,10 +337,7 @@ class Session:
             return exchange.result(self._ends - time.monotonic() + _GRACE_S)
         except RPCSessionTimeoutError:
             self.close()
-            raise SessionLostError(
-                f"the device {self._key!r} did not finish before its session of {self._session_timeout_s:g} s ended;"
-                " the kernel hangs, or the session is too short for what is measured"
-            ) from None
+            raise self._time_is_over() from None
         except futures.TimeoutError:
             self.close()
             raise SessionLostError(
@@ -342,7 +346,15 @@ class Session:
             ) from None
         except RuntimeError as error:
             self.close()
+            if time.monotonic() > self._ends - _CLOCKS_DIFFER_S:
+                raise self._time_is_over() from None
             raise SessionLostError(f"the session on the device {self._key!r} {_why_it_broke_off(error)}") from None
+
+    def _time_is_over(self) -> SessionLostError:
+        return SessionLostError(
+            f"the device {self._key!r} did not finish before its session of {self._session_timeout_s:g} s ended;"
+            " the kernel hangs, or the session is too short for what is measured"
+        )
 
 
 def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Connection:
@@ -350,7 +362,9 @@ def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Con
     import tvm.rpc
 
     def connect() -> Connection:
-        return Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, session_timeout_s))
+        connection = Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, session_timeout_s))
+        watch_link(lease.host, lease.port)
+        return connection
 
     timeout_s = round(min(_CONNECT_TIMEOUT_S, timeout_s), 1)
     try:
@@ -367,12 +381,13 @@ def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Con
 def _why_it_broke_off(error: RuntimeError) -> str:
     """TVM says ``kShutdown`` where the other side closed the connection, for whatever reason."""
     reason = last_line(error)
-    if "kShutdown" in reason:
-        return (
-            "was ended by its server (TVM's kShutdown): its process died, as by a kernel that crashes or for lack of"
-            " memory, or its server was stopped; look at what the server printed"
-        )
-    return f"broke off ({reason}); its process died, or its server was stopped"
+    if os.strerror(errno.ETIMEDOUT) in reason:
+        return "broke off: the way to it is cut, or its machine stands still; check its network, or its cable"
+    how = "was ended by its server (TVM's kShutdown)" if "kShutdown" in reason else f"broke off ({reason})"
+    return (
+        f"{how}: its process died, as by a kernel that crashes or for lack of memory, or its server was stopped; look"
+        " at what the server printed. TVM's server in Python ends with such a process: start it again, best by a loop"
+    )
 
 
 def _point_times(fields: dict[str, Any]) -> PointTimes:

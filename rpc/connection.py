@@ -9,12 +9,24 @@ as long as their connection, which is shut down before it goes: on one that is s
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
+
+_LINK = (
+    (socket.TCP_KEEPIDLE, 10),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 3),
+    (socket.TCP_USER_TIMEOUT, 25_000),
+)
+"""By these the kernel gives up a connection whose other side's has not answered for about 25 s."""
 
 
 class Connection:
@@ -106,6 +118,27 @@ class Connection:
 
     def _close(self) -> None:
         self._remote.get_function("CloseRPCConnection")()
+
+
+def watch_link(host: str, port: int) -> None:
+    """Have the kernel tell where the way to a server is cut: TVM, whose sockets these are, would wait for ever."""
+    addresses = {one[4][0] for one in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    for own, (peer, its_port) in _connections():
+        if peer in addresses and its_port == port:
+            own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _LINK:
+                own.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _connections() -> Iterator[tuple[socket.socket, tuple[str, int]]]:
+    """This process's connections by TCP, whoever opened them, with address and port of the other side."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # it is closed by now, or is connected to nobody
+            descriptor = int(entry.name)
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as own:
+                    if own.family in (socket.AF_INET, socket.AF_INET6) and own.type == socket.SOCK_STREAM:
+                        yield own, own.getpeername()[:2]
 
 
 def in_thread(work: Callable[[], _Result]) -> Future[_Result]:

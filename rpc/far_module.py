@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tvm_coexec.errors import InputError
-from tvm_coexec.module.manifest import Manifest
+from tvm_coexec.module.manifest import Manifest, StepSpec
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import block_numbers
 from tvm_coexec.module.tensors import Source, TensorSpec
@@ -38,12 +38,12 @@ class FarProgram:
         self.run_often(1)
 
     def run_for(self, warm_ns: int) -> None:
-        """Run for a while, and then once more, which is the run that counts."""
+        """Run again and again for so long: the last run counts."""
         self._ask(warm_us=warm_ns // 1000, runs=1)
 
     def run_warm(self, warmup: int) -> None:
         """Run, and before for about as long as so many short runs."""
-        self._ask(warm_us=warmup * _SHORT_RUN_US, runs=1)
+        self._ask(warm_us=warmup * _SHORT_RUN_US, runs=2)
 
     def run_often(self, count: int) -> list[list[Span]]:
         """Run so many times; what happened in each run."""
@@ -123,12 +123,23 @@ class FarLoaded:
         """Have random numbers written there."""
         self._runtime.ask("fill", module=self._name, tensor=self._numbers[name], random=seed)
 
+    def randomize_constants(self, step: StepSpec) -> bool:
+        """Have random numbers written there for a step's constants, none of which travels; whether all are numbers."""
+        blocks = block_numbers(self.manifest)
+        own = [one for one in step.arguments if one.source == Source.constant(step.name, one.source.role)]
+        if any(argument.dtype != "float32" for argument in own):
+            return False
+        for source in dict.fromkeys(argument.source for argument in own):
+            self._runtime.ask("fill", module=self._name, block=blocks[source], random=step.seed)
+        return True
+
     def write_constants(self, constants: Mapping[Source, np.ndarray]) -> None:
         """Send constants that the module's file lacks, all in one file."""
         content = [np.ascontiguousarray(array).tobytes() for array in constants.values()]
         self._runtime.upload(b"".join(content), _OPERANDS)
         blocks, offset = block_numbers(self.manifest), 0
         for source, one in zip(constants, content, strict=True):
+            self._runtime.ask("fill", module=self._name, block=blocks[source], word=0)  # also what pads them
             self._runtime.ask(
                 "fill", module=self._name, block=blocks[source], file=_OPERANDS, offset=offset, bytes=len(one)
             )
@@ -164,9 +175,18 @@ class FarModule:
         self.manifest = package.manifest
         self._loaded = FarLoaded(runtime, name, package.manifest)
         self._splits = [step.cpu_units for step in self.manifest.steps]
-        for step in self.manifest.steps:
+        self._unsent: set[int] = set()
+        for number, step in enumerate(self.manifest.steps):
             if step.seed is not None:
-                self._loaded.write_constants(checking.random_constants(step))
+                self._unsent.add(number)
+                if not self._loaded.randomize_constants(step):
+                    self._send_constants(number)
+
+    def _send_constants(self, step: int) -> None:
+        """Send those that a check computes with; what is only timed does not need them, and they have a long way."""
+        if step in self._unsent:
+            self._loaded.write_constants(checking.random_constants(self.manifest.steps[step]))
+            self._unsent.remove(step)
 
     @property
     def inputs(self) -> dict[str, np.ndarray]:
@@ -222,6 +242,7 @@ class FarModule:
         return timing.time_step(self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
 
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
+        self._send_constants(step)
         return checking.check_step(self._loaded, step, cpu_units, gpu_units, seed=seed)
 
     def error_bound(self, step: int) -> float:

@@ -20,8 +20,8 @@ _MACHINES = {62: "x86_64", 183: "aarch64"}
 """CPUs by the number at byte 18 of a program's file."""
 _ANDROID_LOADER = b"/system/bin/linker"
 
-_WAIT_US = 30_000_000
-"""How long a side waits for the other: a phone that is busy with something else may take long for a launch."""
+_WAIT_US = 120_000_000
+"""How long a side waits for the other: some drivers take a minute or more for a kernel's first launch."""
 _DEVICE_STATUSES = {"5", "8"}
 """Values of ``coexec_status`` for a GPU that hangs, and for a device that cannot be opened."""
 

@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, last_line
@@ -35,13 +36,15 @@ class SessionFunctions(Measuring):
         super().__init__()
         self._choice = choice
         self._opened: Device | None = None
+        self._loaded: dict[str, tuple[tuple[int, int], Module]] = {}
+        """Each module by its name, with the time and the size of the file that it is from."""
 
     def facts(self, request: Any) -> dict[str, Any]:
         """Everything that a measurement on the device depends on."""
         return self._device().facts()
 
     def load(self, name: str) -> Module:
-        """The module, on the device."""
+        """The module, on the device; one whose file was not sent anew is there already, with all its constants."""
         import tvm_ffi
 
         from tvm_coexec.runtime.module import load
@@ -49,7 +52,13 @@ class SessionFunctions(Measuring):
         device = self._device()
         if device.hang is not None:  # since an earlier module: this one is innocent, and a new session computes it
             raise DeviceFaultError(device.hang)
-        return load(tvm_ffi.get_global_func(_WORK_PATH)(name), device=device)
+        path = Path(tvm_ffi.get_global_func(_WORK_PATH)(name))
+        told = path.stat()
+        sent = (told.st_mtime_ns, told.st_size)
+        if name not in self._loaded or self._loaded[name][0] != sent:
+            self._loaded.pop(name, None)  # its memory is free before that of the next one is taken
+            self._loaded[name] = (sent, load(path, device=device))
+        return self._loaded[name][1]
 
     def _device(self) -> Device:
         if self._opened is None:

@@ -39,9 +39,7 @@ class StockDevice(Measuring):
         self._facts: dict[str, Any] | None = None
 
     def put(self, content: bytes, name: str) -> None:
-        """Send a module, unless it is there already: its constants, too, have a long way."""
-        if self._contents.get(name) == content:
-            return
+        """Send a module."""
         self._runtime.upload(content, name)
         self._contents[name] = content
         self._modules.pop(name, None)

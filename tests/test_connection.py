@@ -1,10 +1,11 @@
 """When TVM's connections are shut down."""
 
 import gc
+import socket
 import threading
 import time
 
-from tvm_coexec.rpc.connection import Connection
+from tvm_coexec.rpc.connection import Connection, watch_link
 
 
 def test_a_connection_is_shut_down_when_its_last_call_returns_and_before_its_functions_go() -> None:
@@ -41,3 +42,15 @@ def test_a_connection_is_shut_down_when_its_last_call_returns_and_before_its_fun
     del connection, called
     wait_until("freed")
     assert happened == ["called", "closed", "closed", "freed"]
+
+
+def test_the_kernel_watches_the_way_to_a_server_and_no_other() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as another:
+        ports = [one.getsockname()[1] for one in (server, another)]
+        with (
+            socket.create_connection(("127.0.0.1", ports[0])) as watched,
+            socket.create_connection(("127.0.0.1", ports[1])) as left_alone,
+        ):
+            watch_link("localhost", ports[0])
+            kept = [one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) for one in (watched, left_alone)]
+            assert kept == [1, 0] and watched.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) < 60

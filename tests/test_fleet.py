@@ -1,11 +1,13 @@
 """What is told of a tracker's devices: those that answer, those in use, and those of TVM's own server."""
 
+import contextlib
 import json
 import os
 import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import psutil
 import pytest
 from onnx_builder import random_inputs, run_onnx
 from test_api import block_model
@@ -25,7 +28,7 @@ from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.rpc import remote
-from tvm_coexec.rpc.client import RefusedError, Session
+from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.far_runtime import FarRuntime
 from tvm_coexec.rpc.fleet import fleet
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
@@ -68,25 +71,32 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackerAddress]:
-    loaders = tmp_path_factory.mktemp("loaders")
-    (loaders / "libOpenCL.so.1").symlink_to(opencl_loader())  # pyopencl brings its own, which no server would find
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(loaders)}
+def tracker() -> Iterator[TrackerAddress]:
     with local_tracker(None) as address, ExitStack() as servers:
         for _ in range(2):
             server = DeviceServer(address, "phone", tell_facts)
             servers.callback(server.close)
             server.wait_until_registered(threading.Event())
-        command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host=127.0.0.1", "--silent", "--key=plain"]
-        stock = servers.enter_context(
-            subprocess.Popen([*command, f"--tracker={address}"], start_new_session=True, env=environment)
-        )
-        servers.callback(lambda: os.killpg(stock.pid, signal.SIGKILL))
-        deadline = time.monotonic() + 60
-        while "plain" not in known(address):
-            assert time.monotonic() < deadline and stock.poll() is None
-            time.sleep(0.1)
+        servers.enter_context(stock_server(address, "plain"))
         yield address
+
+
+@contextlib.contextmanager
+def stock_server(address: TrackerAddress, key: str) -> Iterator[None]:
+    """TVM's own server."""
+    with tempfile.TemporaryDirectory() as loaders:
+        Path(loaders, "libOpenCL.so.1").symlink_to(opencl_loader())  # pyopencl's own, which no server would find
+        command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host=127.0.0.1", "--silent", f"--key={key}"]
+        environment = {**os.environ, "LD_LIBRARY_PATH": loaders}
+        with subprocess.Popen([*command, f"--tracker={address}"], start_new_session=True, env=environment) as server:
+            try:
+                deadline = time.monotonic() + 60
+                while key not in known(address):
+                    assert time.monotonic() < deadline and server.poll() is None
+                    time.sleep(0.1)
+                yield
+            finally:
+                os.killpg(server.pid, signal.SIGKILL)
 
 
 def known(address: TrackerAddress) -> list[str]:
@@ -190,6 +200,36 @@ def test_what_such_a_device_refuses_is_no_fault_of_its_own(tracker: TrackerAddre
         with pytest.raises(RefusedError, match="the device 'plain' reports: "):
             session.time_runs(chain, [{"layer0": 99}], repeats=1)
         assert session.facts() == facts
+
+
+def serving(session: Session) -> psutil.Process:
+    """The process that serves a session."""
+    port = int(session.address.rpartition(":")[2])
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            connections = [one for one in process.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED]
+            if any(one.laddr.port == port for one in connections) and not process.children():
+                return process
+    raise AssertionError("no process serves the session")
+
+
+def test_a_session_whose_process_dies_is_said_to_have_ended_so(tracker: TrackerAddress) -> None:
+    with stock_server(tracker, "dying"), Session(tracker, "dying") as session:
+        session.facts()
+        serving(session).kill()
+        with pytest.raises(SessionLostError, match=r"its process died.*start it again, best by a loop"):
+            session.read_file("/proc/cpuinfo")
+
+
+def test_a_session_that_is_over_is_said_to_have_been_too_short(tracker: TrackerAddress) -> None:
+    with Session(tracker, "plain") as session:
+        facts = session.facts()
+    chain = halved_chain(Linear(64, 256, 256), 8, target_for(facts), facts).to_bytes()
+    with Session(tracker, "plain", session_timeout_s=5.0) as session:
+        began = time.monotonic()
+        with pytest.raises(SessionLostError, match="before its session of 5 s ended"):
+            session.time_runs(chain, [{}], repeats=1 << 20)
+        assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("command", ["devices", "doctor"])
