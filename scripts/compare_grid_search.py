@@ -29,7 +29,8 @@ from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point
 from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.tuning.session import open_session
-from tvm_coexec.tuning.tuner import Tuner, repeats_for
+from tvm_coexec.tuning.tuner import Tuner
+from tvm_coexec.tuning.watch import Watch
 from tvm_coexec.tuning.workloads import NAMED, layers_named
 
 ROUNDS = 7
@@ -132,7 +133,7 @@ def compare(tuner: Tuner, plans: Planner, timer: SteadyTimer, layer: AnyLayer, *
         layer, plans.plan_best_axis("layer", layer), [Grid(_kernels(tuner, plans, way)) for way in ways]
     )
     for grid in compared.grids:
-        repeats = min(GRID_REPEATS, repeats_for(layer))
+        repeats = min(GRID_REPEATS, tuner.repeats(layer))
         points = [Point(split, grid.layer.units - split, repeats) for split in some_splits(grid.layer.units, most)]
         for portion in chunks(points):
             measured = tuner.ask(grid.candidate, portion)
@@ -170,7 +171,7 @@ def _measure_in_turn(tuner: Tuner, plans: Planner, timer: SteadyTimer, compared:
         "gpu": [(candidate, 0) for candidate in single],
     }
     programs = {Program.at(*one): one[0] for ones in wanted.values() for one in ones}
-    compared.rounds = timer.time(programs, repeats_for(layer), ROUNDS)
+    compared.rounds = timer.time(programs, tuner.repeats(layer), ROUNDS)
     for what, ones in wanted.items():
         compared.samples_us[what] = compared.rounds.fastest(Program.at(*one) for one in ones)
 
@@ -241,7 +242,10 @@ def compare_all(
         plans, report = planner(opened, target_for(opened.facts).hardware), Report(out, title, opened.facts)
         choice = DeviceChoice.again(opened.facts) if tracker is None else DeviceChoice()
         with open_session(choice, tracker, key) as session:
-            tuner = Tuner(session, opened, target_for(session.facts()))
+            facts = session.facts()
+            watch = Watch(session, target_for(facts), facts)
+            watch.look_once()
+            tuner = Tuner(session, opened, target_for(facts), watch=watch)
             return report.collect(layers, partial(compare, tuner, plans, SteadyTimer(tuner), most=most_splits), write)
 
 

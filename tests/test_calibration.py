@@ -19,6 +19,8 @@ from tvm_coexec.tuning.calibration import measure_memory, measure_overheads
 from tvm_coexec.tuning.reading import measure_reads
 from tvm_coexec.tuning.tuner import Tuner
 
+LATE = float("inf")
+
 READS = {side: Reads.of([1e6, 2e6], [100.0, 200.0], [200.0, 400.0]) for side in ("cpu", "gpu")}
 
 
@@ -42,7 +44,7 @@ def test_overheads_are_what_a_layer_takes_beyond_its_longer_half(tmp_path: Path)
 def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path) -> None:
     slow, slower = RunningSession(1018.0), RunningSession(2018.0)
     rates = [
-        measure_memory(tuner(session, tmp_path / str(number)), Overheads(0.0, 0.0), READS).activations
+        measure_memory(tuner(session, tmp_path / str(number)), Overheads(0.0, 0.0), READS, LATE).activations
         for number, session in enumerate((slow, slower))
     ]
     assert rates[0].alone["cpu"] == pytest.approx(2 * rates[1].alone["cpu"])  # nine layers of 2 us, 1000 and 2000 more
@@ -63,12 +65,14 @@ def test_one_disturbed_trial_does_not_count(tmp_path: Path) -> None:
     for first in (1.0, 0.5, 9.0):
         session = Disturbed(1018.0)
         session.first = first
-        rates.append(measure_memory(tuner(session, tmp_path / str(first)), Overheads(0.0, 0.0), READS).activations)
+        rates.append(
+            measure_memory(tuner(session, tmp_path / str(first)), Overheads(0.0, 0.0), READS, LATE).activations
+        )
     assert rates[0] == rates[1] == rates[2]
 
 
 def test_a_network_that_seems_faster_than_its_layers_leaves_rates_finite(tmp_path: Path) -> None:
-    rates = measure_memory(tuner(RunningSession(1.0), tmp_path / "p"), Overheads(0.0, 0.0), READS).activations
+    rates = measure_memory(tuner(RunningSession(1.0), tmp_path / "p"), Overheads(0.0, 0.0), READS, LATE).activations
     assert all(0 < rate < float("inf") for rate in (*rates.alone.values(), *rates.concurrent.values()))
 
 
@@ -92,7 +96,7 @@ _UNIT_BYTES = 128 << 10
 
 
 def test_caches_are_found_by_reading(tmp_path: Path) -> None:
-    found = measure_reads(tuner(ReadingSession(), tmp_path / "p"))
+    found = measure_reads(tuner(ReadingSession(), tmp_path / "p"), LATE)
     for side in ("cpu", "gpu"):
         reads = found[side]
         assert reads.amount_bytes[0] == _UNIT_BYTES and reads.amount_bytes[-1] >= 32 << 20
@@ -108,10 +112,10 @@ def test_caches_are_found_by_reading(tmp_path: Path) -> None:
 def test_what_the_system_tells_of_caches_only_says_how_much_to_read(told_mib: int, tmp_path: Path) -> None:
     facts = {**FACTS, "cache_bytes": {"l3": told_mib << 20}}
     one = Tuner(ReadingSession(), Profile.create(tmp_path / "p", facts), target_for(facts))  # type: ignore[arg-type]
-    found = measure_reads(one)
+    found = measure_reads(one, LATE)
     assert found["cpu"].cached_bytes == 2 << 20
     assert 32 << 20 <= found["cpu"].amount_bytes[-1] <= 128 << 20
-    memory = measure_memory(tuner(RunningSession(1.0), tmp_path / "q"), Overheads(0.0, 0.0), found)
+    memory = measure_memory(tuner(RunningSession(1.0), tmp_path / "q"), Overheads(0.0, 0.0), found, LATE)
     assert (memory.cache_bytes, memory.weights.alone["cpu"]) == (4 << 20, pytest.approx(10e3, rel=0.01))
 
 

@@ -105,7 +105,7 @@ def test_what_a_device_loses_is_measured_by_another_until_it_is_back(
     list(one.measure_all(works(one)))
     assert_measured_once(one)
     assert told == [f"a device takes no part for now: {errors[-1]}"]
-    assert one.crew.records["lost"].losses == [str(errors[-1])] and lost.reconnected >= 1
+    assert one.crew.records["lost"].losses == list(map(str, errors)) and lost.reconnected >= 1
 
 
 def test_a_device_that_was_in_use_takes_part_once_it_is_free(tmp_path: Path) -> None:
@@ -144,3 +144,10 @@ def test_nothing_begins_when_the_time_is_over(tmp_path: Path) -> None:
     for work in one.measure_all(works(one), lambda: len(done) == 2):
         done.append(work)
     assert done == works(one)[:2] and len({sample.layer for sample in one.profile.samples()}) == 2
+
+
+def test_the_summary_says_what_interrupted_a_device_that_went_on(tmp_path: Path) -> None:
+    one = tuner(tmp_path, Device("a phone", Failing(SessionLostError("its process died"))))
+    list(one.measure_all(works(one)))
+    (line,) = one.crew.summary()
+    assert line == "the device at a phone: 4 measured, 0 failed, interrupted and tried again: its process died"

@@ -45,7 +45,11 @@ def time_programs(programs: dict[Program, Candidate], repeats: int, rounds: int)
 
 
 def test_a_convolution_of_one_unit_of_channels_is_divided_by_lines() -> None:
-    tuner = types.SimpleNamespace(ask=ask, default_candidate=lambda way: Candidate(way, variant(way), variant(way)))
+    tuner = types.SimpleNamespace(
+        ask=ask,
+        default_candidate=lambda way: Candidate(way, variant(way), variant(way)),
+        repeats=lambda layer: 3,
+    )
     compared = compare(tuner, PLANS, types.SimpleNamespace(time=time_programs), LAYER)  # type: ignore[arg-type]
     result = compared.to_json()
     assert list(result["grid_us"]) == list(range(CHANNELS.units + 1))

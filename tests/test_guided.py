@@ -1,6 +1,5 @@
 """Guided search: every way is tried, then what the predictors expect to be better, and what is uncertain once more."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,11 +37,11 @@ class FakePredictor:
         return times_us[halves.kernel]
 
 
-def search(one: Tuner, expected_us: Mapping[Variant, float], seconds: float = 60.0) -> set[Variant]:
+def search(one: Tuner, expected_us: Mapping[Variant, float], *, is_over: bool = False) -> set[Variant]:
     """The CPU's variants that a search measures of the layer, after its default."""
     one.measure(one.default_candidate(LAYER), training_points(LAYER))
     predictors: Any = {"cpu": FakePredictor(expected_us), "gpu": FakePredictor({one.default_candidate(LAYER).gpu: 1.0})}
-    search_variants(one, [LAYER], lambda: predictors, time.monotonic() + seconds)
+    search_variants(one, [LAYER], lambda: predictors, lambda: is_over)
     return set(one.profile.measured_variants()["cpu", LAYER]) - {one.default_candidate(LAYER).cpu}
 
 
@@ -85,12 +84,12 @@ def test_nothing_is_searched_where_nothing_could_be_measured(tmp_path: Path) -> 
     one = tuner(FakeSession(refuses=True), tmp_path / "p")
     for candidate in first_candidates(one, LAYER):
         one.measure(candidate, training_points(LAYER))
-    search_variants(one, [LAYER], lambda: pytest.fail("there is nothing to learn from"), time.monotonic() + 60)
+    search_variants(one, [LAYER], lambda: pytest.fail("there is nothing to learn from"), lambda: False)
 
 
 def test_a_search_ends_when_its_time_is_over(tmp_path: Path) -> None:
     one = tuner(FakeSession(), tmp_path / "p")
-    assert search(one, {}, seconds=0.0) == set()
+    assert search(one, {}, is_over=True) == set()
 
 
 def test_what_took_much_longer_than_predicted_is_measured_once_more(tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_what_took_much_longer_than_predicted_is_measured_once_more(tmp_path: Pa
         "gpu": FakePredictor({gpu: 1.0}),
     }
     before = Counter(sample.variant for sample in one.profile.samples())
-    search_variants(one, [LAYER], lambda: predictors, time.monotonic() + 60)
+    search_variants(one, [LAYER], lambda: predictors, lambda: False)
     after = Counter(sample.variant for sample in one.profile.samples())
     assert after[slow] - before[slow] == before[slow]
     assert after[default] == before[default]

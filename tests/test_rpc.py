@@ -79,7 +79,7 @@ def test_every_repetition_of_every_point_arrives(tracker: TrackerAddress) -> Non
 
 
 def canary(*slow: int) -> bytes:
-    """What tells that the machine is unsteady whenever its number is among the slow ones; ten looks come first."""
+    """What tells that the machine is unsteady whenever its number is among the slow ones; eleven looks come first."""
     return json.dumps({"do": "tell", "slow": slow}).encode()
 
 
@@ -96,7 +96,7 @@ def test_networks_are_tried_in_turn(tracker: TrackerAddress) -> None:
 def test_a_network_is_tried_again_where_the_machine_was_unsteady(tracker: TrackerAddress) -> None:
     network = json.dumps({"do": "work", "name": "a"}).encode()
     with Session(tracker, KEY) as session:
-        (times,) = session.run_trials([network], canary(12, 14), rounds=2, repeats=1, timelines=1)
+        (times,) = session.run_trials([network], canary(13, 15), rounds=2, repeats=1, timelines=1)
     assert times.latency_us == (3.0, 4.0), "the first two turns were unsteady at their end"
     assert times.halves_us == (((1.0,) * 2, (2.0,) * 2), ((), (3.0,) * 2))
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _RUNS, _WARM_UPS = 15, 20
 """The latter take 4 ms or more: cores that were idle take up to twice as long at first."""
+_SLOW_US, _FEW_RUNS, _FEW_LOOKS = 2e4, 2, 2
+"""What takes a slow device so long needs no warm-up, and is timed less often."""
 _SLOWER = 1.25
 """Times as long as at best, from which on the machine counts as unsteady; cores that are far apart make it 1.9."""
 _FIRST_LOOKS = 10
@@ -45,8 +47,10 @@ class Canary:
 
     def __init__(self, time_us: Callable[[int], Sequence[float]]) -> None:
         self._time_us = time_us
+        is_slow = min(time_us(_FEW_RUNS)) > _SLOW_US
+        self._runs, self._warm_ups = (_FEW_RUNS, 0) if is_slow else (_RUNS, _WARM_UPS)
         self._best_us = self._take_us()
-        for _ in range(_FIRST_LOOKS - 1):
+        for _ in range((_FEW_LOOKS if is_slow else _FIRST_LOOKS) - 1):
             time.sleep(_PAUSE_S)
             self._best_us = min(self._best_us, self._take_us())
 
@@ -63,7 +67,7 @@ class Canary:
         return taken_us <= _SLOWER * self._best_us
 
     def _take_us(self) -> float:
-        return float(np.median(self._time_us(_WARM_UPS + _RUNS)[_WARM_UPS:]))
+        return float(np.median(self._time_us(self._warm_ups + self._runs)[self._warm_ups :]))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=float, default=10.0, metavar="N", help="time for measuring layers (default: %(default)g)"
     )
     parser.add_argument(
+        "--trials", type=int, metavar="N", help="kernels to measure at most, should there be time for more"
+    )
+    parser.add_argument(
         "--layers",
         nargs="+",
         default=[],
@@ -57,6 +60,7 @@ def run(
     gpu_cores: tuple[int, ...] | None,
     families: str,
     minutes: float,
+    trials: int | None,
     layers: list[str],
     shapes: dict[str, tuple[int, ...]],
     tracker: str | None,
@@ -73,6 +77,7 @@ def run(
         device=device,
         families=families.split(","),
         minutes=minutes,
+        trials=trials,
         layers=[layer for name in layers if name not in models for layer in layers_named(name)],
         models=models,
         shapes=shapes,

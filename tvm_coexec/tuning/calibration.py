@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from tvm_coexec.prediction.memory_model import MemoryModel, Rates
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile.records import Point, PointTimes
 
+from .reading import measure_reads
 from .tuner import Tuner
 
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
@@ -27,6 +28,8 @@ _STAGES = ((112, 16, 96, 24), (56, 24, 144, 32), (28, 32, 192, 64))
 """Stages of the network that shows what handing activations over takes: height and width, then the channels of a
 block, those that it expands them to, and those of the next. They are MobileNet-v2's, which computes little on large
 activations."""
+
+_LAYERS = 3 * len(_STAGES)
 
 _TRIALS = 5
 """Times that the network is measured next to its layers. What they differ by is small, and one of them may meet a
@@ -47,6 +50,29 @@ _LEAST_SHARE = 0.01
 """Share of a run's time that activations are taken to cost at least: less cannot be told from noise."""
 
 
+def calibrate(tuner: Tuner, until: float) -> None:
+    """Store what joining halves and layers takes; whatever else the profile holds for planning stays.
+
+    Parameters
+    ----------
+    until
+        When this is to have ended, by :func:`time.monotonic`.
+    """
+    began = time.monotonic()
+    overheads = measure_overheads(tuner)
+    first_run_s = time.monotonic() - began
+    reads = measure_reads(tuner, (began + until) / 2)
+    planning = tuner.profile.planning or {}
+    known = MemoryModel.from_json(planning["memory_model"]).activations if "memory_model" in planning else None
+    network_s = 2 * _LAYERS * first_run_s  # each of its layers is compiled twice: alone, and in the network
+    found = {
+        "overheads": asdict(overheads),
+        "reads": {side: asdict(own) for side, own in reads.items()},
+        "memory_model": asdict(measure_memory(tuner, overheads, reads, until - network_s, known)),
+    }
+    tuner.profile.describe(planning={**planning, **found})
+
+
 def measure_overheads(tuner: Tuner) -> Overheads:
     """What synchronisation and launches add to a layer, from one so small that little else is left."""
     candidate, units = tuner.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
@@ -58,22 +84,23 @@ def measure_overheads(tuner: Tuner) -> Overheads:
 
 
 def measure_memory(
-    tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads], until: float | None = None
+    tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads], until: float, known: Rates | None = None
 ) -> MemoryModel:
     """What weights that come from memory, and activations that come from elsewhere, add to the times of halves.
 
     Parameters
     ----------
     until
-        After this time, by :func:`time.monotonic`, no other trial of activations begins; without any trial they are
-        taken to come from memory, as weights do.
+        After this time, by :func:`time.monotonic`, no other trial of activations begins.
+    known
+        Rates of activations from an earlier tuning, which stay where there is no time for a trial; without any,
+        activations are taken to come from memory, as weights do.
     """
     weights = Rates(
         alone={side: own.alone[-1] for side, own in reads.items()},
         concurrent={side: own.concurrent[-1] for side, own in reads.items()},
     )
-    until = time.monotonic() + MOST_S if until is None else until
-    activations = _activation_rates(tuner, overheads, until) if time.monotonic() < until else weights
+    activations = _activation_rates(tuner, overheads, until) if time.monotonic() < until else known or weights
     return MemoryModel(weights, activations, int(sum(own.cached_bytes for own in reads.values())))
 
 

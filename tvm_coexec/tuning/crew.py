@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
@@ -19,6 +20,9 @@ from .measurer import Measurer
 
 PATIENCE_S = 120.0
 """How long a tracker's devices are waited for where none is left: one of them may be started anew."""
+
+_USUAL_TRIALS = 8
+"""The latest ones, by which is told what a trial takes."""
 
 _RETRY_S = (1.0, 30.0)
 """A device that is away is asked for after the first time, and after ever longer ones up to the second."""
@@ -48,11 +52,12 @@ class Record:
     measured: int = 0
     failed: int = 0
     losses: list[str] = field(default_factory=list)
-    """Why it was away, each time."""
+    """Why it did not answer, each time: another device, or it itself, was asked again."""
 
     def __str__(self) -> str:
-        away = f", away {len(self.losses)} times, at last since {self.losses[-1]}" if self.losses else ""
-        return f"{self.measured} kernels measured, {self.failed} failed{away}"
+        reasons = [f"{reason}{f' ({n} times)' if n > 1 else ''}" for reason, n in Counter(self.losses).items()]
+        lost = f", interrupted and tried again: {'; '.join(reasons)}" if reasons else ""
+        return f"{self.measured} measured, {self.failed} failed{lost}"
 
 
 class Crew:
@@ -77,11 +82,14 @@ class Crew:
         self._patience_s, self._tell = patience_s, tell
         self._size = len(measurers)
         self._free = [one for one in measurers if one.session.is_open]
-        self._busy: dict[Future[list[Sample]], tuple[Measurer, Trial | None]] = {}
-        """Each device that is not free, and its trial, or None where it is away."""
+        self._busy: dict[Future[list[Sample]], tuple[Measurer, Trial | None, float]] = {}
+        """Each device that is not free, its trial, or None where it is away, and since when."""
+        self._took_s: deque[float] = deque(maxlen=_USUAL_TRIALS)
         self._waiting: deque[Trial] = deque()
         self._last_error: CoexecError = MeasurementError(f"no device answers within {patience_s:g} s; start one")
         self._is_over = Event()
+        self.begun = 0
+        """Trials that were given."""
         self.records: dict[str, Record] = {}
         """Devices by their addresses."""
         for one in measurers:
@@ -100,12 +108,21 @@ class Crew:
 
     @property
     def _running(self) -> list[Trial]:
-        return [trial for _, trial in self._busy.values() if trial is not None]
+        return [trial for _, trial, _ in self._busy.values() if trial is not None]
+
+    @property
+    def usual_s(self) -> float:
+        """What the latest trials took, in the mean; 0 before there were any."""
+        return sum(self._took_s) / len(self._took_s) if self._took_s else 0.0
 
     def __str__(self) -> str:
         failed = sum(one.failed for one in self.records.values())
         done = failed + sum(one.measured for one in self.records.values())
         return f"{done} trials, {failed} failed, {len(self._free) + len(self._running)} of {self._size} devices"
+
+    def summary(self) -> list[str]:
+        """A line for each device that did something."""
+        return [f"the device at {address}: {record}" for address, record in self.records.items()]
 
     def close(self) -> None:
         """Ask for no device any more."""
@@ -113,6 +130,7 @@ class Crew:
 
     def give(self, trial: Trial) -> None:
         """Have a trial measured as soon as a device is free."""
+        self.begun += 1
         self._waiting.append(trial)
         self._hand_out()
 
@@ -135,14 +153,17 @@ class Crew:
     def _hand_out(self) -> None:
         while self._waiting and self._free:
             measurer, trial = self._free.pop(0), self._waiting.popleft()
-            self._busy[in_thread(partial(measurer.samples, trial.candidate, trial.points))] = (measurer, trial)
+            begun = in_thread(partial(measurer.samples, trial.candidate, trial.points))
+            self._busy[begun] = (measurer, trial, time.monotonic())
 
     def _ended(self, future: Future[list[Sample]]) -> Outcome | None:
-        measurer, trial = self._busy.pop(future)
+        measurer, trial, begun_s = self._busy.pop(future)
         if trial is None:
             future.result()
             self._free.append(measurer)
             return None
+        for address, reason in measurer.take_interruptions():
+            self.records.setdefault(address, Record()).losses.append(reason)
         record = self.records.setdefault(measurer.session.address, Record())
         try:
             samples = future.result()
@@ -161,11 +182,12 @@ class Crew:
             self._send_away(measurer)
             return None
         record.measured += 1
+        self._took_s.append(time.monotonic() - begun_s)
         self._free.append(measurer)
         return Outcome(trial, samples)
 
     def _send_away(self, measurer: Measurer) -> None:
-        self._busy[in_thread(partial(_bring_back, measurer, self._is_over))] = (measurer, None)
+        self._busy[in_thread(partial(_bring_back, measurer, self._is_over))] = (measurer, None, time.monotonic())
 
 
 def _bring_back(measurer: Measurer, is_over: Event) -> list[Sample]:

@@ -6,7 +6,6 @@ nothing better (Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 201
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from tvm_coexec.prediction.features import Halves
 from tvm_coexec.prediction.predictors import LatencyPredictor
 from tvm_coexec.profile.records import Candidate, VariantSets
 
-from .tuner import Tuner, training_points
+from .tuner import Tuner
 
 _ROUNDS = 4
 """Times that the predictors learn anew."""
@@ -46,15 +45,15 @@ def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
     return [Candidate(layer, *(variants[index % len(variants)] for variants in firsts)) for index in range(count)]
 
 
-def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, until: float) -> None:
+def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, is_over: Callable[[], bool]) -> None:
     """Measure promising variants of each layer, and once more those that took longer than they should.
 
     Parameters
     ----------
     train
         Learns from all that has been measured, and returns the predictor of each side.
-    until
-        When to stop, by :func:`time.monotonic`.
+    is_over
+        Tells when to begin with no other.
     """
     from tqdm import tqdm
 
@@ -65,8 +64,8 @@ def search_variants(tuner: Tuner, layers: Sequence[AnyLayer], train: Train, unti
             return  # nothing to learn from
         search = _Search(tuner, train(), known, failed, suspected)
         candidates = [found for found in map(search.promising, layers) if found is not None]
-        works = [(candidate, training_points(candidate.layer), again) for candidate, again in candidates]
-        measured = tuner.measure_all(works, lambda: time.monotonic() > until)
+        works = [(candidate, tuner.points(candidate.layer), again) for candidate, again in candidates]
+        measured = tuner.measure_all(works, is_over)
         done = sum(1 for _ in tqdm(measured, desc=f"searching, round {number}", total=len(works), unit="layer"))
         if not candidates or done < len(works):
             return

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 ROUNDS = 3
 """Times that all points of a candidate are measured, one after the other."""
 
+_CALL_US = 30e6
+"""What a call to the device may take by what is expected: its session must not end before it."""
+
+_WARM_UPS, _PROGRAMS = 2, 2
+"""How often a layer runs before it is timed, and how often that is done: for the GPU's times, and for the CPU's."""
+
 _DISTURBED, _LEAST_SPREAD = 3.0, 0.05
 """A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""
 
@@ -43,8 +49,14 @@ class Measurer:
     ) -> None:
         self.session = session
         self._module, self._harmless, self._watch = module, harmless, watch
+        self._interruptions: list[tuple[str, str]] = []
         self._spreads: list[float] = []
         self._repeated = 0
+
+    def take_interruptions(self) -> list[tuple[str, str]]:
+        """Why something had to be asked a second time since this was called last, with the device's address."""
+        taken, self._interruptions = self._interruptions, []
+        return taken
 
     def samples(self, candidate: Candidate, points: Sequence[Point]) -> list[Sample]:
         """Measure points, those that were disturbed once more.
@@ -65,15 +77,40 @@ class Measurer:
     ) -> list[PointTimes]:
         """Measure; ``check`` the results before.
 
-        Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all.
+        Repetitions are spread over rounds, so that a burst of other work spoils some of a point's, not all; few of them
+        are of a layer that takes longer than a burst.
         """
-        a_round = [replace(point, repeats=-(-point.repeats // ROUNDS)) for point in points]
-        times = self.ask(candidate, a_round * ROUNDS, check=check, walls=walls).points
+        rounds = ROUNDS if min(point.repeats for point in points) > ROUNDS else 1
+        a_round = [replace(point, repeats=-(-point.repeats // rounds)) for point in points]
+        times = self.ask(candidate, a_round * rounds, check=check, walls=walls).points
         return [_joined(times[index :: len(points)]) for index in range(len(points))]
 
     def ask(
         self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
     ) -> Measurement:
+        """Ask the device, in as many calls as its session allows."""
+        measured = [
+            self._ask_once(candidate, portion, check=check, walls=walls)
+            for portion in self._portions(candidate, points)
+        ]
+        errors = [one.max_rel_error for one in measured if one.max_rel_error is not None]
+        return Measurement(tuple(time for one in measured for time in one.points), max(errors, default=None))
+
+    def _portions(self, candidate: Candidate, points: Sequence[Point]) -> list[list[Point]]:
+        """The points of each call; only a device that is slow needs more than one."""
+        layer = candidate.layer
+        unit_us = (self._watch.expected_us(layer) if self._watch else 0.0) / layer.units
+        portions, left_us = [list[Point]()], _CALL_US
+        for point in points:
+            expected_us = _PROGRAMS * (_WARM_UPS + point.repeats) * max(point.cpu_units, point.gpu_units) * unit_us
+            if expected_us > left_us and portions[-1]:
+                portions.append([])
+                left_us = _CALL_US
+            portions[-1].append(point)
+            left_us -= expected_us
+        return portions
+
+    def _ask_once(self, candidate: Candidate, points: Sequence[Point], *, check: bool, walls: bool) -> Measurement:
         """One call to the device; once more, in a session of its own, where the first one was lost on the way.
 
         What ends a session twice, or gives a wrong result, is the candidate's fault where the device still computes
@@ -83,7 +120,8 @@ class Measurer:
         module = self._module(candidate)
         try:
             return self._measure(module, points, check=check, walls=walls)
-        except (SessionLostError, DeviceFailedError):
+        except (SessionLostError, DeviceFailedError) as error:
+            self._interruptions.append((self.session.address, str(error)))
             self.session.reconnect()
         try:
             return self._measure(module, points, check=check, walls=walls)
@@ -112,12 +150,13 @@ class Measurer:
     def _repeat_disturbed(self, candidate: Candidate, times: Sequence[PointTimes]) -> list[PointTimes]:
         """Measure points once more whose repetitions disagree far more than is usual here, and keep the steadier ones.
 
-        Where a device is never quiet nothing is unusual, and only a part of all points is measured twice.
+        Where a device is never quiet nothing is unusual, and only a part of all points is measured twice; none whose
+        repetitions are few, since those are long.
         """
         spreads = [_spread(point) for point in times]
         self._spreads += spreads
         limit = max(_DISTURBED * float(np.median(self._spreads)), _LEAST_SPREAD)
-        found = [number for number, spread in enumerate(spreads) if spread > limit]
+        found = [number for number, spread in enumerate(spreads) if spread > limit and times[number].repeats > ROUNDS]
         if not found or self._repeated + len(found) > _MOST_REPEATED * len(self._spreads):
             return list(times)
         self._repeated += len(found)

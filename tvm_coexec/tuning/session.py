@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Tell = Callable[[str], None]
 
 _SUMMARY_TIMEOUT_S = 20.0
-_FAR_SESSION_S = 240.0
-"""Some drivers take a minute for a kernel's first launch; a call may take half of a session."""
+_FAR_SESSION_S = 600.0
+"""Some drivers take minutes for the first launch of a layer's kernels; a call may take half of a session."""
 
 
 @contextmanager

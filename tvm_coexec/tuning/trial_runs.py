@@ -37,7 +37,11 @@ MOST_RUNS = _CURIOUS_PLANS + _PLANS + 1
 _UNTRIED_FACTOR = 0.9
 """The factor by which a kernel may well be better in a network than by itself, other kernels being no better."""
 
-_ROUNDS = 8
+_ROUNDS = (2, 8)
+_ALL_US, _UNCOUNTED = 60e6, 6
+"""All turns of a trial run are to take about so long, within these bounds; runs in a turn that warm up or are timed by
+halves."""
+
 _TURN_US = 100e3
 """What a plan runs for in its turn, if that is 2 to 20 runs."""
 
@@ -97,17 +101,19 @@ class TrialRunner:
         """Run the network by each plan, turn by turn, and store the runs, the best one last."""
         modules = [package_plan(graph, plan, self.target, self.facts, seed=_SEED).to_bytes() for plan in plans]
         repeats = int(np.clip(_TURN_US / max(plans[-1].total_us, 1.0), 2, 20))
-        times = self.session.run_trials(modules, self._canary, rounds=_ROUNDS, repeats=repeats, timelines=_TIMELINES)
+        turn_us = (repeats + _UNCOUNTED) * plans[-1].total_us
+        rounds = int(np.clip(_ALL_US / (len(plans) * max(turn_us, 1.0)), *_ROUNDS))
+        times = self.session.run_trials(modules, self._canary, rounds=rounds, repeats=repeats, timelines=_TIMELINES)
         network = fingerprint(graph)
         ran_at = now()
         runs = [TrialRun(network, plan, one, ran_at) for plan, one in zip(plans, times, strict=True)]
-        if len(runs) > 1 and _is_slower(runs[1], runs[0]):
+        if len(runs) > 1 and _is_slower(runs[1], runs[0], rounds):
             runs.reverse()
         self.profile.add_trial_runs(runs)
         return runs
 
 
-def _is_slower(run: TrialRun, other: TrialRun) -> bool:
+def _is_slower(run: TrialRun, other: TrialRun, rounds: int) -> bool:
     """Whether one of two that ran turn by turn took longer: turns are compared, since a machine's speed changes."""
-    turns_us, others_us = (np.median(np.reshape(one.times.latency_us, (_ROUNDS, -1)), axis=1) for one in (run, other))
+    turns_us, others_us = (np.median(np.reshape(one.times.latency_us, (rounds, -1)), axis=1) for one in (run, other))
     return bool(np.median(turns_us / others_us) >= 1)

@@ -34,6 +34,9 @@ _HARMLESS = Linear(8, 64, 64)
 _POINT_S = 0.05
 """A point is repeated for about this long, within the bounds below."""
 _REPEATS = (6, 24)
+_FEW_REPEATS = 3
+"""Repetitions of a point of which one takes longer than that: disturbances are short beside it."""
+
 _LAUNCH_FLOPS_PER_US = 5e4
 _BYTES_PER_US = 2e4
 
@@ -71,6 +74,7 @@ class Tuner:
         self.session, self.profile, self.target = session, profile, target
         self._modules = modules or ModulesAhead(target, profile.facts)
         self._works: dict[Candidate, Work] = {}
+        self._watch = watch
         harmless = self.default_candidate(_HARMLESS)
         measurers, pairs = [], [(session, watch), *others]
         self._others = [own for own, _ in pairs[1:]]
@@ -115,6 +119,18 @@ class Tuner:
                 yield from self._begin(waiting.popleft())
         while self.crew.candidates:
             yield from self._finished()
+
+    def repeats(self, layer: AnyLayer) -> int:
+        """Repetitions of a point of the layer, on a device as fast as the first one."""
+        return repeats_for(layer, self._slowness)
+
+    def points(self, layer: AnyLayer) -> list[Point]:
+        """The points at which a layer is learnt, on a device as fast as the first one."""
+        return training_points(layer, self._slowness)
+
+    @property
+    def _slowness(self) -> float:
+        return 1.0 if self._watch is None else self._watch.slowness
 
     def compile_ahead(self, candidates: Iterable[Candidate]) -> None:
         """Compile what will be measured soon meanwhile, where there are cores for it."""
@@ -189,16 +205,24 @@ def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
     return space[min(int(rng.exponential(min(len(space) / 4, _PROMISING))), len(space) - 1)]
 
 
-def repeats_for(layer: AnyLayer) -> int:
-    """Repetitions of a point: many of a short layer, few of a long one."""
-    expected_us = 5 + max(layer.flops / _LAUNCH_FLOPS_PER_US, layer.activation_bytes / _BYTES_PER_US)
+def repeats_for(layer: AnyLayer, slowness: float = 1.0) -> int:
+    """Repetitions of a point: many of a short layer, few of a long one.
+
+    Parameters
+    ----------
+    slowness
+        How many times as long as a server's core the device takes.
+    """
+    expected_us = 5 + slowness * max(layer.flops / _LAUNCH_FLOPS_PER_US, layer.activation_bytes / _BYTES_PER_US)
     low, high = _REPEATS
+    if slowness > 1 and expected_us > _POINT_S * 1e6:
+        low = _FEW_REPEATS
     return int(min(high, max(low, _POINT_S * 1e6 / expected_us)))
 
 
-def training_points(layer: AnyLayer) -> list[Point]:
+def training_points(layer: AnyLayer, slowness: float = 1.0) -> list[Point]:
     """Each side alone, whole and in part, and both at work at a few splits around an even one and away from it."""
-    units, repeats = layer.units, repeats_for(layer)
+    units, repeats = layer.units, repeats_for(layer, slowness)
     rng = np.random.default_rng(layer.flops % 2**32)
     low, high = max(units // 6, 1), units - max(units // 6, 1)  # where plans are found; slivers only measure launches
     splits = {units // 2, *(int(rng.integers(low, high + 1)) for _ in range(3))} if units > 1 else set()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +23,14 @@ from tvm_coexec.runtime.device import DeviceChoice
 
 from .ahead import ModulesAhead, spare_cores
 from .alone import alone_with_device, alone_with_profile
-from .calibration import MOST_S, measure_memory, measure_overheads
+from .budget import Budget
+from .calibration import MOST_S, calibrate
 from .crew import PATIENCE_S
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
-from .reading import measure_reads
 from .session import open_fleet
 from .trial_runs import MOST_RUNS, SESSION_S, TrialRunner
-from .tuner import Tuner, training_points
+from .tuner import Tuner
 from .watch import Watch
 from .workloads import (
     attention_training_layers,
@@ -68,6 +68,7 @@ def tune(
     device: str | None = None,
     families: Iterable[str] = ("linear",),
     minutes: float = 10.0,
+    trials: int | None = None,
     layers: Iterable[AnyLayer] = (),
     models: Iterable[Model] = (),
     shapes: Shapes | None = None,
@@ -89,6 +90,8 @@ def tune(
         placed by an estimate.
     minutes
         Time for measuring layers; training, and running the models, come on top.
+    trials
+        Kernels to measure at most, should there be time for more.
     layers
         Layers to measure before any others, with ever more of the variants that promise to be the best.
     models
@@ -114,29 +117,38 @@ def tune(
     chosen = _check_families(families)
     if not 0 < minutes <= _MOST_MINUTES:
         raise InputError(f"minutes must be positive, {_MOST_MINUTES:g} at most, got {minutes:g}")
+    if trials is not None and trials < 1:
+        raise InputError(f"there must be a trial at least, got {trials}")
     graphs = [to_graph(model, shapes).without_weights() for model in models]
     layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
     path = Path(out)
     opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
     known = _facts_of(path) if opener == Profile.open else None
-    until = time.monotonic() + 60 * minutes
-    with open_fleet(DeviceChoice(device, cpu, gpu), tracker, key, known, _tell) as sessions:
-        facts = sessions[0].facts()
+    budget = Budget(minutes)
+    with ExitStack() as stack:
+        with budget.spend("opening the device"):
+            sessions = stack.enter_context(open_fleet(DeviceChoice(device, cpu, gpu), tracker, key, known, _tell))
+            facts = sessions[0].facts()
         # a tracker lends a device to one at a time
         held = nullcontext() if tracker else alone_with_device(facts["name"])
         target = target_for(facts)
         modules = ModulesAhead(target, facts, spare_cores(facts, is_local=tracker is None))
         with held, opener(path, facts) as profile, alone_with_profile(path), modules:
-            watches = [Watch(session, target, facts) for session in sessions]
+            watches = [Watch(session, target, facts, minutes) for session in sessions]
             tuner = _tuner(sessions, watches, profile, target, modules, is_lent=tracker is not None)
             asked_for = check_layers(tuner, layers)
-            _calibrate(tuner, min(time.monotonic() + MOST_S, until - 45 * minutes))
-            _measure_layers(until, tuner, asked_for)
-            watches[0].look_once()
-            stream = filter(watches[0].is_short, _stream(chosen))
-            _measure_until(until, tuner, stream, at_least=len(chosen) + 1)  # errors need two of a kind
+            with budget.spend("calibration"):
+                watches[0].look_once()
+                calibrate(tuner, time.monotonic() + min(MOST_S, budget.left_s / 4))
+            with budget.spend("layers"):
+                is_over = _is_over(budget, tuner, trials)
+                _measure_layers(is_over, tuner, asked_for)
+                short = filter(watches[0].is_short, _stream(chosen))
+                _measure_until(is_over, budget, tuner, short, at_least=len(chosen) + 1)  # errors need two of a kind
             tuner.close()
+            for line in (f"measured for {budget.summary()}", *tuner.crew.summary()):
+                _tell(line)
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
             run_all_trials(tuner, graphs, facts)
@@ -224,27 +236,22 @@ def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
     return distinct
 
 
-def _calibrate(tuner: Tuner, until: float) -> None:
-    """Store what joining halves and layers takes, until so late; whatever else the profile holds for planning stays."""
-    overheads, reads = measure_overheads(tuner), measure_reads(tuner)
-    found = {
-        "overheads": asdict(overheads),
-        "reads": {side: asdict(own) for side, own in reads.items()},
-        "memory_model": asdict(measure_memory(tuner, overheads, reads, until)),
-    }
-    tuner.profile.describe(planning={**(tuner.profile.planning or {}), **found})
+def _is_over(budget: Budget, tuner: Tuner, trials: int | None) -> Callable[[], bool]:
+    """Tells whether to begin with no other trial."""
+    most = math.inf if trials is None else trials
+    return lambda: tuner.crew.begun >= most or budget.is_over(tuner.crew.usual_s)
 
 
-def _measure_layers(until: float, tuner: Tuner, layers: Sequence[AnyLayer]) -> None:
+def _measure_layers(is_over: Callable[[], bool], tuner: Tuner, layers: Sequence[AnyLayer]) -> None:
     """Measure every way to compute and to divide each layer, then search on while there is time."""
     from tqdm import tqdm
 
     layers = list(dict.fromkeys(way for layer in layers for way in along_partition_axes(layer)))
-    works = [(one, training_points(layer), False) for layer in layers for one in first_candidates(tuner, layer)]
-    measured = tuner.measure_all(works, lambda: time.monotonic() > until)
+    works = [(one, tuner.points(layer), False) for layer in layers for one in first_candidates(tuner, layer)]
+    measured = tuner.measure_all(works, is_over)
     for _ in tqdm(measured, desc="measuring", total=len(works), unit="kernel", disable=not layers):
         pass
-    search_variants(tuner, layers, lambda: learn(tuner.profile), until)
+    search_variants(tuner, layers, lambda: learn(tuner.profile), is_over)
 
 
 def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
@@ -257,23 +264,29 @@ def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
                     yield next(stream)
 
 
-def _measure_until(until: float, tuner: Tuner, layers: Iterator[AnyLayer], at_least: int) -> None:
+def _measure_until(
+    is_over: Callable[[], bool], budget: Budget, tuner: Tuner, layers: Iterator[AnyLayer], at_least: int
+) -> None:
     """Measure until the time has come, but not before something of the first ``at_least`` layers is measured."""
     from tqdm import tqdm
 
     start, measured = time.monotonic(), set[AnyLayer]()
 
-    def is_over() -> bool:
-        return time.monotonic() > until and len(measured) >= at_least
+    def is_enough() -> bool:
+        return is_over() and len(measured) >= at_least
 
-    works = ((one, training_points(layer), False) for layer in layers for one in tuner.candidates(layer))
+    works = (
+        (one, tuner.points(layer), False)
+        for layer in layers
+        for one in tuner.candidates(layer)[: 1 if is_over() else None]
+    )
     with tqdm(
-        total=max(round(until - start), 0),
+        total=round(budget.left_s),
         unit="s",
         desc="measuring",
         bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}",
     ) as bar:
-        for candidate, *_ in tuner.measure_all(works, is_over):
+        for candidate, *_ in tuner.measure_all(works, is_enough):
             measured.add(candidate.layer)
             bar.n = min(time.monotonic() - start, bar.total)
             bar.set_postfix_str(f"{len(measured)} layers, {tuner.crew}")

@@ -25,15 +25,27 @@ _MOST_SHARE = 0.1
 _REPEATS, _FEW_REPEATS, _SLOW_US = 18, 4, 1e5
 """A device that takes the canary so long repeats it less often."""
 
-_LONG_US = 5e5
+_USUAL_US = 600.0
+"""What the canary takes a server's core."""
+
+_LONG_US, _LONG_SHARE = 5e5, 1e-3
+"""A layer takes long from so much on, or from such a share of a tuning's time on: twenty points of it take minutes."""
+
 _QUANTILE = 0.1
 """The quantile of the canary's repetitions that counts, which predictors learn of other layers too."""
 
 
 class Watch:
-    """Runs the canary through a session, on either side alone."""
+    """Runs the canary through a session, on either side alone.
 
-    def __init__(self, session: Session, target: Target, facts: Mapping[str, object]) -> None:
+    Parameters
+    ----------
+    minutes
+        How long the tuning lasts.
+    """
+
+    def __init__(self, session: Session, target: Target, facts: Mapping[str, object], minutes: float = np.inf) -> None:
+        self._long_us = min(_LONG_US, _LONG_SHARE * 60e6 * minutes)
         cpu, gpu = (family(_LAYER).default_variant(_LAYER, side, target.hardware) for side in ("cpu", "gpu"))
         self._session, self._module = session, single_layer(_LAYER, cpu, gpu, target, facts).to_bytes()
         self._next_s, self._times_us = -np.inf, dict.fromkeys(("cpu", "gpu"), 0.0)
@@ -47,13 +59,18 @@ class Watch:
             return  # as below
         self._times_us = {"cpu": min(cpu.cpu_us), "gpu": min(gpu.gpu_us)}
 
-    def is_short(self, layer: AnyLayer) -> bool:
-        """Whether the slower side takes a layer little time, if it computes as fast as the canary when that ran last.
+    @property
+    def slowness(self) -> float:
+        """How many times as long as a server's core the slower side took for the canary; 1 at least."""
+        return max(max(self._times_us.values()) / _USUAL_US, 1.0)
 
-        Twenty points of one that takes half a second would take minutes. What is as short as the canary is short.
-        """
-        canary_us = max(self._times_us.values())
-        return canary_us * layer.flops / _LAYER.flops < max(_LONG_US, 2 * canary_us)
+    def expected_us(self, layer: AnyLayer) -> float:
+        """What the slower side takes a layer, if it computes as fast as the canary when that ran last; 0 before."""
+        return max(self._times_us.values()) * layer.flops / _LAYER.flops
+
+    def is_short(self, layer: AnyLayer) -> bool:
+        """Whether the slower side takes a layer little time; what is as short as the canary is short."""
+        return self.expected_us(layer) < max(self._long_us, self.expected_us(_LAYER))
 
     def canary_us(self) -> dict[str, float]:
         """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""
