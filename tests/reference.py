@@ -76,7 +76,10 @@ def _fill_parents(graph: Graph, name: str, values: dict[str, np.ndarray]) -> Non
     if sliced.parent is not None:
         parent = graph.tensors[sliced.parent]
         rows = values.setdefault(sliced.parent, np.full((parent.rows, parent.channels), np.nan))
-        rows[:, sliced.first_channel : sliced.first_channel + sliced.channels] = values[name]
+        end = sliced.first_channel + sliced.channels
+        rows[:, sliced.first_channel : end] = values[name]
+        if name == graph.slices(sliced.parent)[-1]:
+            rows[:, end:] = 0
         _fill_parents(graph, sliced.parent, values)
 
 

@@ -16,7 +16,17 @@ import tvm_coexec
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph import Graph
 from tvm_coexec.graph.layouts import image_layouts
-from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Elementwise, ImageLayout, ImageLayouts, LocalNorm, Pool
+from tvm_coexec.layers import (
+    AnyLayer,
+    Concat,
+    Conv2d,
+    Elementwise,
+    ImageLayout,
+    ImageLayouts,
+    LocalNorm,
+    Pool,
+    Rearrange,
+)
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 from tvm_coexec.schedules import family, images
@@ -92,6 +102,18 @@ def flattened(b: OnnxBuilder) -> list[str]:
     return [b.add("Softmax", rows, axis=-1), conv(b, joined, 64, 32)]
 
 
+def channels_added(b: OnnxBuilder) -> list[str]:
+    """Zeros in the last tile of a shortcut, which other layers read without them, and of a result."""
+    x = relu_conv(b, "x", 40, 24)
+    deep = conv(b, conv(b, x, 24, 24, 3, groups=24), 24, 30)
+    y = b.add("Relu", b.add("Add", deep, more_channels(b, x, 6)))
+    return [conv(b, y, 30, 20, 3), more_channels(b, relu_conv(b, y, 30, 40), 24)]
+
+
+def more_channels(b: OnnxBuilder, x: str, count: int) -> str:
+    return b.add("Pad", x, b.const([0, 0, 0, 0, 0, count, 0, 0], "int64"))
+
+
 def not_whole_tiles(b: OnnxBuilder) -> list[str]:
     return [conv(b, join(b, relu_conv(b, "x", 40, 20), relu_conv(b, "x", 40, 32)), 52, 32, 3)]
 
@@ -122,7 +144,16 @@ def operand_as_rows(b: OnnxBuilder) -> list[str]:
     return [conv(b, join(b, x, relu_conv(b, "x", 40, 32)), 64, 32), rows]
 
 
-JOINED: list[Build] = [branches, operands_that_others_read, odd_last_operand, output, chain, normalised, flattened]
+JOINED: list[Build] = [
+    branches,
+    operands_that_others_read,
+    odd_last_operand,
+    output,
+    chain,
+    normalised,
+    flattened,
+    channels_added,
+]
 COPIED: list[Build] = [
     not_whole_tiles,
     operand_twice,
@@ -140,7 +171,7 @@ def graph_of(build: Build) -> tuple[Any, Graph]:
 
 
 def copies(graph: Graph) -> int:
-    return sum(isinstance(node.layer, Concat) for node in graph.nodes)
+    return sum(isinstance(node.layer, Concat | Rearrange) for node in graph.nodes)
 
 
 def check_every_split(model: Any, graph: Graph, device: Device) -> Module:

@@ -18,6 +18,7 @@ from tvm_coexec.layers import (
     LocalNorm,
     Opaque,
     Pool,
+    tile_count,
 )
 
 Image = tuple[int, int, int, int]
@@ -54,7 +55,7 @@ class Tensor:
         The type of the elements: what the layers say that read and write it.
     parent, first_channel
         The image that this one is a slice of, and where its channels begin there. No node writes a parent: it is
-        there when its slices are, which lie in its memory.
+        there when its slices are, which lie in its memory. Channels behind the last one's, in the same tile, are zero.
     counted_by
         The output that says how many of this output's rows count, if that depends on the inputs.
     """
@@ -206,10 +207,9 @@ class Graph:
                     f"are images of the network's own that follow each other and begin at multiples of {TILE}"
                 )
             channel += sliced.channels
-        if channel != self.tensors[parent].channels:
-            raise ModelError(
-                f"the slices of {parent!r} have {channel} channels, but it has {self.tensors[parent].channels}"
-            )
+        last = self.tensors[parent].channels
+        if channel > last or tile_count(channel) != tile_count(last):
+            raise ModelError(f"the slices of {parent!r} have {channel} channels, but it has {last}")
 
 
 def _check_unique(names: list[str], kind: str) -> None:

@@ -1,11 +1,12 @@
 """How every image of a network lies in memory, and the copies that are needed where layers want it differently.
 
-A concatenation needs none where its operands can be computed in their places in its result, as slices of it.
+A concatenation needs none where its operands can be computed in their places in its result, as slices of it; nor does
+an image that gets channels of zeros, where they lie in its last tile, since what fills that up is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -22,8 +23,10 @@ from tvm_coexec.layers import (
     LocalNorm,
     Opaque,
     Pool,
+    Rearrange,
     RowWise,
     row_tiles,
+    tile_count,
 )
 
 from . import Graph, Node, Tensor
@@ -47,11 +50,11 @@ class _Touched:
     def readers(self, name: str) -> list[Node]:
         return [node for node in self.users.get(name, ()) if name in node.reads]
 
-    def join(self, node: Node, layer: Concat) -> None:
-        """Make the operands of a concatenation slices of its result, and forget the node."""
+    def join(self, node: Node, channels: Sequence[int]) -> None:
+        """Make operands of so many channels slices of what a node makes of them, and forget the node."""
         for name in (*node.reads, node.output):
             self.users[name] = [user for user in self.users[name] if user is not node]
-        for name, start in zip(node.reads, accumulate(layer.channels, initial=0), strict=False):
+        for name, start in zip(node.reads, accumulate(channels, initial=0), strict=False):
             self.tensors[name] = replace(self.tensors[name], parent=node.output, first_channel=start)
             self.slices.setdefault(node.output, []).append(name)
 
@@ -159,23 +162,33 @@ def _join(graph: Graph) -> Graph:
     touched = _Touched(graph)
     nodes = []
     for node in graph.nodes:
-        if isinstance(node.layer, Concat) and _can_be_joined(node, node.layer, touched):
-            touched.join(node, node.layer)
+        channels = _joined_channels(node.layer)
+        if channels and _can_be_joined(node, channels, touched):
+            touched.join(node, channels)
         else:
             nodes.append(node)
     return replace(graph, tensors=touched.tensors, nodes=nodes)
 
 
-def _can_be_joined(node: Node, layer: Concat, touched: _Touched) -> bool:
-    """Whether all operands begin with a tile of the result, and nothing touches them that a slice cannot serve.
+def _joined_channels(layer: AnyLayer) -> tuple[int, ...]:
+    """The channels of each operand of a layer that does no more than put them side by side, or zeros behind one.
 
     A copy of a single image has another purpose, and stays.
     """
-    aligned = all(channels % TILE == 0 for channels in layer.channels[:-1])
+    if isinstance(layer, Concat):
+        return layer.channels if len(layer.channels) > 1 else ()
+    return layer.input[3:] if isinstance(layer, Rearrange) and layer.only_adds_channels else ()
+
+
+def _can_be_joined(node: Node, channels: Sequence[int], touched: _Touched) -> bool:
+    """Whether all operands begin with a tile of the result, and nothing touches them that a slice cannot serve."""
+    layer = node.layer
+    aligned = all(count % TILE == 0 for count in channels[:-1])
+    is_full = tile_count(sum(channels)) == tile_count(layer.output_size[-1])
     sizes = zip((*node.reads, node.output), (*layer.input_sizes, layer.output_size), strict=True)
     are_images = all(touched.tensors[name].image == size for name, size in sizes)
-    are_free = 1 < len(set(node.reads)) == len(node.reads) and all(_can_be_slice(name, touched) for name in node.reads)
-    if not (aligned and are_images and are_free):
+    are_free = len(set(node.reads)) == len(node.reads) and all(_can_be_slice(name, touched) for name in node.reads)
+    if not (aligned and is_full and are_images and are_free):
         return False
     has_halo = any(_halo(name, touched) != (0, 0) for name in (node.output, *node.reads))
     return not has_halo or not _is_seen_as_rows(node.output, touched)

@@ -76,6 +76,13 @@ class Rearrange(Base):
         return math.gcd(extent, self.offsets[3], self.input[3]) if self.leaves(3) else extent
 
     @property
+    def only_adds_channels(self) -> bool:
+        """Whether the output is the input with channels of zeros behind its own."""
+        stays = tuple((axis, size, axis, 1) for axis, size in enumerate(self.output) if size > 1)
+        is_still = self.digits == stays and not any((*self.offsets, *self.starts)) and self.input[:3] == self.output[:3]
+        return is_still and self.input[3] < self.output[3] and self.fill == 0 and not self.epilogue
+
+    @property
     def channel_local(self) -> bool:
         """Whether channels stay what they are."""
         moved = [digit[1:] for digit in self.digits if digit[1] > 1 and 3 in (digit[0], digit[2])]

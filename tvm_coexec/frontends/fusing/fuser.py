@@ -14,7 +14,7 @@ import numpy as np
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Operation, Source, Trace
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import ACTIVATIONS, Linear, RowWise, clip, step
+from tvm_coexec.layers import ACTIVATIONS, Linear, Rearrange, RowWise, clip, step
 
 from . import arithmetic as fuse_arithmetic
 from . import convolutions as fuse_convolutions
@@ -249,12 +249,16 @@ class Fuser(State):
         self.set(operation, draft, value)
 
     def _add_residual(self, operation: Operation) -> None:
-        """A sum of two activations: a step of the node that makes one of them, the later one if both can take it."""
+        """A sum of two activations: a step of the node that makes one of them, the later one if both can take it.
+
+        One that computes takes it before one that moves, which may come to cost nothing.
+        """
         source = operation.source
         values = self._equal_operands(operation)
         drafts = [self.producer_to_extend(name) for name in operation.inputs]
         candidates = [draft for draft in drafts if draft is not None and draft.residual is None]
-        draft = max(candidates, key=self.drafts.index) if candidates else self.new_map(values[0], source)
+        later = sorted(candidates, key=lambda one: (not isinstance(one.layer, Rearrange), self.drafts.index(one)))
+        draft = later[-1] if later else self.new_map(values[0], source)
         draft.residual = values[1 if draft.output is values[0].tensor or not candidates else 0].tensor
         # nothing but this sum reads what the draft makes, so it may run after the other summand
         self.drafts.remove(draft)
