@@ -41,6 +41,35 @@ def test_overheads_are_what_a_layer_takes_beyond_its_longer_half(tmp_path: Path)
     assert measure_overheads(tuner(FakeSession(), tmp_path / "p")) == Overheads(split_us=1.0, gpu_alone_us=1.0)
 
 
+class LaunchingSession(FakeSession):
+    """A GPU that launches every 6 us, and tells of kernels 2 us more than they add to a chain."""
+
+    def __init__(self, kernels_us: Sequence[float]) -> None:
+        super().__init__()
+        self.kernels_us = list(kernels_us)
+
+    def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
+        kernel_us = self.kernels_us.pop(0)
+        times = [
+            PointTimes(p.cpu_units, p.gpu_units, (2.0,) * bool(p.cpu_units), (kernel_us,), (max(6.0, kernel_us - 2.0),))
+            for p in points
+        ]
+        return Measurement(tuple(times), 0.0)
+
+
+def gpu_overheads(path: Path, kernels_us: Sequence[float]) -> Overheads:
+    profile = Profile.create(path, {**FACTS, "device_type": "gpu"})
+    return measure_overheads(Tuner(LaunchingSession(kernels_us), profile, target_for(profile.facts)))  # type: ignore[arg-type]
+
+
+def test_launches_of_a_gpu_are_told_apart_from_what_kernels_take_besides(tmp_path: Path) -> None:
+    assert gpu_overheads(tmp_path / "p", [4.0, 7.0, 30.0]) == Overheads(2.0, gpu_alone_us=-2.0, gpu_interval_us=6.0)
+
+
+def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:
+    assert gpu_overheads(tmp_path / "p", [90.0]) == Overheads(0.0, gpu_alone_us=0.0, gpu_interval_us=0.0)
+
+
 def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path) -> None:
     slow, slower = RunningSession(1018.0), RunningSession(2018.0)
     rates = [

@@ -32,6 +32,11 @@ def test_one_split_step_takes_its_longer_half_and_a_synchronisation():
     assert simulate([()], [option(0, 4)], COSTS) == 61.0
 
 
+def test_small_steps_of_the_gpu_begin_an_interval_apart_and_large_ones_overlap():
+    costs = Costs(wait_us=3.0, launch_us=-2.0, interval_us=6.0)
+    assert simulate(chain(3), [option(0, 4, us) for us in (1.0, 7.0, 30.0)], costs) == 6 + 6 + 28
+
+
 def test_a_chain_waits_at_every_step_unless_its_reads_are_local():
     split = [option(2, 2)] * 3
     assert simulate(chain(3), split, COSTS) == 3 * (30 + 3)
@@ -70,7 +75,7 @@ def test_a_channel_local_chain_needs_no_flag():
 def test_an_uncertain_gain_is_not_taken():
     def choose(factor, margin_us):
         ways = [option(4, 0, 100.0), Option(2, 2, 92.0, 92.0, uncertainty_factor=factor)]
-        return search([()], lambda number, written: ways, Costs(3.0, 0.0, margin_us))[0].cpu_units
+        return search([()], lambda number, written: ways, Costs(3.0, 0.0, margin_us=margin_us))[0].cpu_units
 
     assert (choose(1.0, 0.0), choose(1.06, 0.0), choose(1.0, 6.0)) == (2, 4, 4)
 

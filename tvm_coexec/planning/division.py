@@ -8,6 +8,7 @@ from tvm_coexec.layers import AnyLayer, Variant
 
 from .chances import NO_TIME, Time, chance_of_gain
 from .plan import LayerPlan
+from .simulation import Costs
 
 _LIKELY = 0.5
 """A layer is divided where a gain over the better side alone is likelier than a loss, by what the times may be off."""
@@ -28,11 +29,19 @@ class Overheads:
     split_us
         Time of a split layer beyond that of its longer half.
     gpu_alone_us
-        Time of a layer on the GPU alone beyond that of its kernel. The CPU alone needs nobody.
+        Time of a layer on the GPU alone beyond that of its kernel by itself; negative where a kernel begins before the
+        one before it has told that it ended. The CPU alone needs nobody.
+    gpu_interval_us
+        The least time from one launch on the GPU to the next, however small the kernels.
     """
 
     split_us: float
     gpu_alone_us: float = 0.0
+    gpu_interval_us: float = 0.0
+
+    def costs(self, margin: float = 0.0) -> Costs:
+        """The same for simulating a network, in which a split must gain a share ``margin`` of a synchronisation."""
+        return Costs(self.split_us, self.gpu_alone_us, self.gpu_interval_us, margin * self.split_us)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ def side_alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> 
     """All of a layer on one side."""
     if side == "cpu":
         return Division(layer.units, half, None, half.us)
-    return Division(0, None, half, half.us + overheads.gpu_alone_us)
+    return Division(0, None, half, overheads.costs().launched_us(half.us))
 
 
 def side_of(alone: Division) -> str:

@@ -21,7 +21,7 @@ from .chances import usual_factor
 from .division import SYNC_MARGIN, Division, Overheads
 from .expectation import expected_time
 from .plan import LayerPlan, Plan, no_gpu_kernels
-from .simulation import Costs, Option, Written, search
+from .simulation import Option, Written, search
 from .split import Planner
 from .synchronisations import synchronisations
 from .trial_runs import best_plan
@@ -113,19 +113,18 @@ def assemble(
 ) -> Plan:
     """The plan of a network from those of its layers: with its time, and where a side waits for the other's results."""
     reads = reads_of(graph)
-    time = expected_time(reads, layers, Costs(overheads.split_us, overheads.gpu_alone_us), noise, stretch)
+    time = expected_time(reads, layers, overheads.costs(), noise, stretch)
     syncs = tuple(synchronisations(layers, reads))
     return Plan(device, mechanism, tuple(layers), time.us, syncs, interval_us=time.interval_us)
 
 
 def _plan_together(graph: Graph, planner: Planner) -> tuple[LayerPlan, ...]:
     nodes, overheads, reads = graph.nodes, planner.overheads, reads_of(graph)
-    careful = Costs(overheads.split_us, overheads.gpu_alone_us, SYNC_MARGIN * overheads.split_us)
     menus = {layer: _Menu(layer, planner) for layer in dict.fromkeys(node.layer for node in nodes)}
     chosen = search(
         reads,
         lambda number, written: menus[nodes[number - 1].layer].options(reads[number - 1], written),
-        careful,
+        overheads.costs(SYNC_MARGIN),
     )
     writers = list(zip(nodes, chosen, strict=True))
     return tuple(
@@ -200,9 +199,11 @@ class _Menu:
         """The layer's plan, once its split is chosen."""
         division, overheads = self.divisions[option.axis][option.cpu_units], planner.overheads
         is_split = option.cpu_units > 0 and option.gpu_units > 0
-        overhead_us = overheads.gpu_alone_us if option.gpu_units else 0.0
+        gpu_us, overhead_us = option.gpu_us, 0.0
         if inputs.waits or (is_split and not inputs.reads):
             overhead_us = overheads.split_us
+        elif option.gpu_units:
+            gpu_us = overheads.costs().launched_us(option.gpu_us)
         return LayerPlan(
             name=node.name,
             layer=self.layers[option.axis],
@@ -213,7 +214,7 @@ class _Menu:
             gpu_us=option.gpu_us,
             cpu_interval_us=division.times[0].interval_us,
             gpu_interval_us=division.times[1].interval_us,
-            total_us=max(option.cpu_us, option.gpu_us) + overhead_us,
+            total_us=max(option.cpu_us, gpu_us) + overhead_us,
             reason=self._reason(division, inputs, is_split, overheads, option.axis) + self._caveat(planner),
         )
 

@@ -45,7 +45,9 @@ class Costs:
     wait_us
         From the end of what a side waits for to the start of its next half.
     launch_us
-        The launch of a GPU half that does not wait.
+        What a GPU half that does not wait takes beyond its kernel by itself; negative where kernels overlap.
+    interval_us
+        The least time from the launch of such a half to the next one.
     margin_us
         What the halves of a split step count as longer where the split takes a synchronisation, so that a gain within
         the margin of error is not taken.
@@ -53,7 +55,12 @@ class Costs:
 
     wait_us: float
     launch_us: float = 0.0
+    interval_us: float = 0.0
     margin_us: float = 0.0
+
+    def launched_us(self, gpu_us: float) -> float:
+        """What a GPU half that does not wait adds to the GPU's time."""
+        return max(gpu_us + self.launch_us, self.interval_us)
 
 
 @dataclass(frozen=True)
@@ -121,15 +128,14 @@ def advance(state: State, reads: Sequence[Read], option: Option, costs: Costs, k
         cpu_us = max(cpu_us, live[cpu_known].gpu_us) + costs.wait_us
     if gpu_known > state.gpu_known:
         gpu_us = max(gpu_us, live[gpu_known].cpu_us) + costs.wait_us
-    elif option.gpu_units and (reads or not option.cpu_units):
-        gpu_us += costs.launch_us
-    if option.cpu_units and option.gpu_units:
-        margin_us = costs.margin_us if any(awaited.values()) or not reads else 0.0
-        cpu_us += option.uncertainty_factor * option.cpu_us + margin_us
-        gpu_us += option.uncertainty_factor * option.gpu_us + margin_us
-    else:
-        cpu_us += option.cpu_us
-        gpu_us += option.gpu_us
+    is_split = option.cpu_units > 0 and option.gpu_units > 0
+    factor = option.uncertainty_factor if is_split else 1.0
+    half_us = factor * option.gpu_us
+    if gpu_known == state.gpu_known and option.gpu_units and (reads or not option.cpu_units):
+        half_us = costs.launched_us(half_us)
+    margin_us = costs.margin_us if is_split and (any(awaited.values()) or not reads) else 0.0
+    cpu_us += factor * option.cpu_us + margin_us
+    gpu_us += half_us + margin_us
     written = {step: live[step] if step < number else Written(option, cpu_us, gpu_us) for step in kept}
     last_gpu = number if option.gpu_units else state.last_gpu
     return State(cpu_us, gpu_us, cpu_known, gpu_known, last_gpu, written, (*state.options, option))

@@ -13,7 +13,7 @@ from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
 from tvm_coexec.planning.division import Overheads
 from tvm_coexec.planning.network import reads_of
-from tvm_coexec.planning.simulation import Costs, Option, simulate
+from tvm_coexec.planning.simulation import Option, simulate
 from tvm_coexec.prediction.layer_facts import touched_bytes
 from tvm_coexec.prediction.memory_model import MemoryModel, Rates
 from tvm_coexec.prediction.reads import Reads
@@ -23,6 +23,15 @@ from .reading import measure_reads
 from .tuner import Tuner
 
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
+
+_LAUNCHES = 0.2
+"""Where the smallest layer takes a GPU so much longer than its kernel, it is launches that follow each other no faster.
+On an NVIDIA H200 they take 6 us, a small kernel 4 by its own events, and larger ones 2 us less than their events tell.
+A CPU device launches in less."""
+
+_LARGER_LAYERS = tuple(Linear(rows, 512, 512, ("bias",)) for rows in (32, 128, 512, 2048))
+_LONG = 3.0
+"""The first of these that takes so many times as long as launches shows what is left of them beside a long kernel."""
 
 _STAGES = ((112, 16, 96, 24), (56, 24, 144, 32), (28, 32, 192, 64))
 """Stages of the network that shows what handing activations over takes: height and width, then the channels of a
@@ -79,8 +88,21 @@ def measure_overheads(tuner: Tuner) -> Overheads:
     half = units // 2
     both, gpu = tuner.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
     split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
-    gpu_alone_us = np.median(gpu.wall_us) - np.median(gpu.gpu_us)
-    return Overheads(split_us=max(float(split_us), 0.0), gpu_alone_us=max(float(gpu_alone_us), 0.0))
+    kernel_us, interval_us = float(np.median(gpu.gpu_us)), float(np.median(gpu.wall_us))
+    split_us, gpu_alone_us = max(float(split_us), 0.0), interval_us - kernel_us
+    if tuner.target.hardware.opencl_type != "gpu" or gpu_alone_us < _LAUNCHES * kernel_us:
+        return Overheads(split_us, max(gpu_alone_us, 0.0))
+    return Overheads(split_us, _beyond_kernels_us(tuner, interval_us), interval_us)
+
+
+def _beyond_kernels_us(tuner: Tuner, interval_us: float) -> float:
+    """What layers on the GPU alone take beyond their kernels where these are longer than the interval of launches."""
+    for layer in _LARGER_LAYERS:
+        (times,) = tuner.measure_now(tuner.default_candidate(layer), [Point(0, layer.units, 25)])
+        kernel_us = float(np.median(times.gpu_us))
+        if kernel_us > _LONG * interval_us:
+            break
+    return float(np.clip(np.median(times.wall_us) - kernel_us, -interval_us, interval_us))
 
 
 def measure_memory(
@@ -153,7 +175,7 @@ def _trial(
     ways = list(zip(*(_ways(node.layer) for node in graph.nodes), strict=True))
     splits = [{node.name: own for node, (own, _) in zip(graph.nodes, way, strict=True)} for way in ways]
     runs_us = np.quantile(tuner.session.time_runs(module, splits, repeats=repeats), _RUN_QUANTILE, axis=1)
-    reads, costs = reads_of(graph), Costs(overheads.split_us, overheads.gpu_alone_us)
+    reads, costs = reads_of(graph), overheads.costs()
     sums_us = (
         simulate(reads, [_option(layers[node.layer][way]) for node in graph.nodes], costs) for way in range(len(ways))
     )
