@@ -71,11 +71,15 @@ class Lowered:
     sync_count: int
 
 
-def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0, *, chains: bool = False) -> Lowered:
+READY, AHEAD, CHAINED = range(3)
+"""When the GPU's commands are enqueued."""
+
+
+def lower(steps: Sequence[Work], mechanism: str, inputs: int = 0, *, when: int = AHEAD) -> Lowered:
     """The programs of some steps."""
     works = (_Work * len(steps))(*map(_work, steps))
     found = _Lowered()
-    assert not internals().lower(works, len(steps), mechanism == "svm", inputs, chains, ctypes.byref(found))
+    assert not internals().lower(works, len(steps), mechanism == "svm", inputs, when, ctypes.byref(found))
     operations = [
         Operation(ACTIONS[one.kind], one.step, one.first, one.last) for one in found.operations[: found.operation_count]
     ]

@@ -329,6 +329,28 @@ def test_a_gpu_that_gives_up_its_wait_is_reported_and_the_next_run_works(device:
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 
 
+def test_a_wait_of_the_gpu_that_is_cut_changes_no_result(device: Device, chains: bool) -> None:
+    if device.mechanism != "svm":
+        pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
+    built, nodes = chain(device, 4, 48, 192)
+    gives_up = "COEXEC_STORE(flags + COEXEC_GPU_GAVE_UP, awaited); COEXEC_STORE(flags + COEXEC_ABORT, 1);"
+    at_once = f"if (COEXEC_LOAD(flags + COEXEC_CPU_DONE) < awaited) {{ {gives_up} }}"
+    waits = "coexec_wait_for(flags, awaited, limit);"
+    assert waits in built.opencl_source
+    module = Module(replace(built, opencl_source=built.opencl_source.replace(waits, at_once)), device)
+    module.set_splits({node.name: 5 for node in nodes})
+    rng, enqueues = np.random.default_rng(0), []
+    for timeline in (False, True):
+        program = module._program(timeline=timeline)
+        for _ in range(8):
+            x = rng.standard_normal((48, 192), np.float32)
+            module.inputs["t0"][:] = x
+            program.run()
+            enqueues.append(sum(span.action == "enqueue" for span in program.spans()))
+            assert relative_error(module.outputs["t4"], expected(nodes, x)) < 1e-5
+    assert max(enqueues) == 4, "no wait was cut: the GPU's commands were never enqueued one by one"
+
+
 def test_wrong_inputs_are_named(device: Device) -> None:
     built, _ = chain(device, 1, 5, 64)
     module = Module(built, device)

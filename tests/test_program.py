@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lowering import LOOKAHEAD, Lowered, lower
+from lowering import AHEAD, CHAINED, LOOKAHEAD, READY, Lowered, lower
 
 from tvm_coexec.graph.dependencies import Read, Work, network_reads
 
@@ -103,9 +103,9 @@ class Flags:
             assert (at, self.flag) != before, "both sides wait for each other"
 
 
-@given(networks(), st.integers(0, 1000), st.booleans())
-def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int, chains: bool) -> None:
-    run = Flags(works, lower(works, "svm", chains=chains), seed)
+@given(networks(), st.integers(0, 1000), st.sampled_from([READY, AHEAD, CHAINED]))
+def test_flags_never_deadlock_and_never_read_early(works: list[Work], seed: int, when: int) -> None:
+    run = Flags(works, lower(works, "svm", when=when), seed)
     run.run()
     assert run.done["cpu"] == {number for number, work in enumerate(works, 1) if work.cpu_units}
     assert run.done["gpu"] == {number for number, work in enumerate(works, 1) if work.gpu_units}
@@ -124,24 +124,36 @@ def test_cpu_ends_after_the_last_gpu_step(works: list[Work]) -> None:
     assert max(waits, default=0) == last
 
 
-def enqueues(works: list[Work], *, chains: bool) -> list[tuple[int, int]]:
+@given(networks())
+def test_what_is_enqueued_when_it_is_ready_never_waits(works: list[Work]) -> None:
+    lowered = lower(works, "svm", when=READY)
+    signalled = 0
+    for operation in lowered.operations:
+        if operation.kind == "signal":
+            signalled = operation.step
+        for command in lowered.commands[operation.first : operation.last] if operation.kind == "enqueue" else ():
+            assert command.kind != "signal_wait"
+            assert (command.step if command.kind == "wait" else command.awaited) <= signalled
+
+
+def enqueues(works: list[Work], when: int) -> list[tuple[int, int]]:
     """The steps before which commands are enqueued, and up to which command."""
-    operations = lower(works, "svm", chains=chains).operations
+    operations = lower(works, "svm", when=when).operations
     return [(one.step, one.last) for one in operations if one.kind == "enqueue"]
 
 
 def test_commands_of_a_chain_are_enqueued_at_once() -> None:
     half = Work(1, 1, gpu_steps=True)
     works = [half] * 3 + [Work(1, 0)] * LOOKAHEAD + [half] * 3
-    assert enqueues(works, chains=True) == [(1, 6)]
-    assert enqueues(works, chains=False) == [(1, 3), (4, 4), (5, 5), (6, 6)]
+    assert enqueues(works, CHAINED) == [(1, 6)]
+    assert enqueues(works, AHEAD) == [(1, 3), (4, 4), (5, 5), (6, 6)]
 
 
 def test_a_chain_does_not_wait_for_many_steps_of_the_cpu() -> None:
     half = Work(1, 1, gpu_steps=True)
     works = [half] * 3 + [Work(1, 0)] * (LOOKAHEAD + 1) + [half] * 3
-    assert enqueues(works, chains=True) == [(1, 3), (7 - LOOKAHEAD, 6)]
-    assert enqueues([Work(1, 0)] * 5, chains=True) == []
+    assert enqueues(works, CHAINED) == [(1, 3), (7 - LOOKAHEAD, 6)]
+    assert enqueues([Work(1, 0)] * 5, CHAINED) == []
 
 
 @given(networks())

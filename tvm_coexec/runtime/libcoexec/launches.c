@@ -9,6 +9,7 @@
 #include <time.h>
 
 static const double LINGER_S = 1e-3; /* the queue stays awake after a run: waking it costs tens of microseconds */
+static const double LONGEST_WAIT_S = 0.15; /* of the GPU: drivers reset one whose kernel takes half a second or more */
 enum { POLL_NS = 50000, PATIENT_NS = 200000 };
 
 static const char chain_entry[] = "coexec_chain";
@@ -225,7 +226,9 @@ static coexec_status prepare_flags(coexec_module* m) {
   status = allocate_flags(m->device, &m->flags);
   if (status) return status;
   /* a little more than the CPU's own bound, so that the CPU reports first */
-  double rounds = 1.5e-9 * (double)m->timeout_ns * m->device->flags.rounds_per_s;
+  double wait_s = 1.5e-9 * (double)m->timeout_ns;
+  m->cuts_waits = wait_s > LONGEST_WAIT_S;
+  double rounds = (m->cuts_waits ? LONGEST_WAIT_S : wait_s) * m->device->flags.rounds_per_s;
   m->limit = rounds < 1 ? 1 : rounds > UINT32_MAX ? UINT32_MAX : (uint32_t)rounds;
   return COEXEC_OK;
 }

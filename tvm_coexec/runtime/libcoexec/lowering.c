@@ -68,14 +68,16 @@ static void add_kernels(lowered* l, int32_t number, const work* work, int32_t aw
         (command){COEXEC_KERNEL, number, launch == last ? done : 0, launch, launch ? 0 : awaited};
 }
 
-static void add_wait(lowered* l, int32_t awaited) {
-  command* before = l->command_count ? &l->commands[l->command_count - 1] : NULL;
+/* One command instead of two behind a signal, if both are enqueued at once. */
+static void add_wait(lowered* l, int32_t awaited, int when) {
+  command* before = l->command_count && when != ENQUEUE_READY ? &l->commands[l->command_count - 1] : NULL;
   if (before && before->kind == COEXEC_SIGNAL) *before = (command){COEXEC_SIGNAL_WAIT, awaited, before->done, 0, 0};
   else l->commands[l->command_count++] = (command){COEXEC_WAIT, awaited, 0, 0, 0};
 }
 
 /* The GPU's commands, and for each step how many there are up to its end. */
-static void add_commands(const work* works, int32_t count, int32_t last_gpu, const findings* f, lowered* l) {
+static void add_commands(const work* works, int32_t count, int32_t last_gpu, int when, const findings* f,
+                         lowered* l) {
   for (int32_t number = 1; number <= count; ++number) {
     const work* work = &works[number - 1];
     int32_t awaited = f->waits[ON_GPU][number];
@@ -83,7 +85,7 @@ static void add_commands(const work* works, int32_t count, int32_t last_gpu, con
     if (work->gpu_units && work->steps_itself) {
       add_kernels(l, number, work, awaited, done);
     } else if (work->gpu_units) {
-      if (awaited) add_wait(l, awaited);
+      if (awaited) add_wait(l, awaited, when);
       add_kernels(l, number, work, 0, 0);
       if (done) l->commands[l->command_count++] = (command){COEXEC_SIGNAL, number, number, 0, 0};
     }
@@ -104,18 +106,26 @@ static void find_together(const work* works, int32_t count, int chains, int32_t*
     if (together[number] < together[number - 1]) together[number] = together[number - 1];
 }
 
-static void lower_flags(const work* works, int32_t count, int chains, const findings* f, lowered* l) {
+/* The commands up to which are enqueued before the CPU's half of a step, when all before that is done. */
+static int32_t find_end(const findings* f, int32_t count, int32_t number, int when) {
+  if (when != ENQUEUE_READY) return f->ends[f->together[number + LOOKAHEAD < count ? number + LOOKAHEAD : count]];
+  int32_t last = number;
+  while (last < count && f->waits[ON_GPU][last + 1] < number) ++last;
+  return f->ends[last];
+}
+
+static void lower_flags(const work* works, int32_t count, int when, const findings* f, lowered* l) {
   int32_t last_gpu = 0, enqueued = 0;
   for (int32_t number = 1; number <= count; ++number)
     if (works[number - 1].gpu_units) last_gpu = number;
   find_waits(works, count, ON_CPU, f->waits[ON_CPU], f->is_awaited[ON_CPU]);
   find_waits(works, count, ON_GPU, f->waits[ON_GPU], f->is_awaited[ON_GPU]);
-  add_commands(works, count, last_gpu, f, l);
-  find_together(works, count, chains, f->together);
+  add_commands(works, count, last_gpu, when, f, l);
+  find_together(works, count, when == ENQUEUE_CHAINED, f->together);
   for (int32_t number = 1; number <= count; ++number) {
-    int32_t ahead = f->ends[f->together[number + LOOKAHEAD < count ? number + LOOKAHEAD : count]];
-    enqueue(l, number, enqueued, ahead);
-    if (ahead > enqueued) enqueued = ahead;
+    int32_t end = find_end(f, count, number, when);
+    enqueue(l, number, enqueued, end);
+    if (end > enqueued) enqueued = end;
     if (!works[number - 1].cpu_units) continue;
     if (f->waits[ON_CPU][number]) operate(l, COEXEC_WAIT, f->waits[ON_CPU][number], 0, 0);
     call(l, number, &works[number - 1]);
@@ -156,7 +166,7 @@ static void lower_transfers(const work* works, int32_t count, int32_t inputs, co
   }
 }
 
-coexec_status lower(const work* works, int32_t count, int with_flags, int32_t inputs, int chains, lowered* result) {
+coexec_status lower(const work* works, int32_t count, int with_flags, int32_t inputs, int when, lowered* result) {
   size_t places = (size_t)count + 1, launches = 0;
   int32_t* memory = calloc(6 * places, sizeof *memory);
   findings f = {{memory, memory + places},
@@ -172,7 +182,7 @@ coexec_status lower(const work* works, int32_t count, int with_flags, int32_t in
     release_lowered(result);
     return fail(COEXEC_NO_MEMORY, "there is no memory for a program of %d steps", (int)count);
   }
-  if (with_flags) lower_flags(works, count, chains, &f, result);
+  if (with_flags) lower_flags(works, count, when, &f, result);
   else lower_transfers(works, count, inputs, &f, result);
   free(memory);
   return COEXEC_OK;

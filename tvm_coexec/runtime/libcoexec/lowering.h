@@ -38,9 +38,15 @@ typedef struct {
   int32_t operation_count, command_count, call_count;
 } lowered;
 
-/* With flags, or with transfers of what crosses: number i < count of step i + 1's output, then the module's `inputs`.
-   With `chains`, the GPU's commands of many steps are enqueued at once, since one launch computes them. */
-coexec_status lower(const work* works, int32_t count, int with_flags, int32_t inputs, int chains, lowered* result);
+/* With flags: how early the GPU's commands are enqueued. */
+enum {
+  ENQUEUE_READY = 0,  /* once all is done that they await, so that the GPU never waits */
+  ENQUEUE_AHEAD = 1,  /* a few steps ahead of the CPU */
+  ENQUEUE_CHAINED = 2 /* of many steps at once, since one launch computes them */
+};
+
+/* With flags, or with transfers of what crosses: number i < count of step i + 1's output, then the module's `inputs`. */
+coexec_status lower(const work* works, int32_t count, int with_flags, int32_t inputs, int when, lowered* result);
 void release_lowered(lowered* result);
 /* Points at which one side may wait for the other. */
 int32_t count_syncs(const lowered* result);

@@ -26,6 +26,7 @@ struct coexec_module {
   void* opencl;  /* the built program; NULL where nothing runs on the GPU */
   memory_block flags; /* without memory where there are none */
   uint32_t limit; /* bound on a wait of the GPU, in rounds of looks at the flag */
+  int cuts_waits; /* whether that is shorter than what the other side is given, so that a run is made again */
   int64_t timeout_ns, first_launch_ns;
   int32_t yields;
   int32_t* splits;               /* the CPU's units of each step */

@@ -244,17 +244,17 @@ static coexec_status fill_runnable(coexec_program* p) {
   return status;
 }
 
-static coexec_status fill_program(coexec_program* p, const coexec_part* parts, int32_t flags) {
+static coexec_status fill_program(coexec_program* p, const coexec_part* parts) {
   coexec_device* device = p->module->device;
   int chains = 1;
   coexec_status status = allocate_parts(p);
   for (int32_t i = 0; !status && i < p->part_count; ++i) {
     status = check_part(p->module, &parts[i]);
-    if (!status && !fill_work(p, i, &parts[i], flags & COEXEC_CHAIN)) chains = 0;
+    if (!status && !fill_work(p, i, &parts[i], p->flags & COEXEC_CHAIN)) chains = 0;
   }
   if (!status)
     status = lower(p->works, p->part_count, device->mechanism != COEXEC_EVENT, (int32_t)p->module->file.input_count,
-                   chains, &p->low);
+                   p->is_patient ? ENQUEUE_READY : chains ? ENQUEUE_CHAINED : ENQUEUE_AHEAD, &p->low);
   if (!status) status = allocate_arrays(p);
   if (!status) status = make_launches(p);
   if (!status && device->mechanism == COEXEC_EVENT) fill_transfers(p);
@@ -265,6 +265,22 @@ static coexec_status fill_program(coexec_program* p, const coexec_part* parts, i
   return fill_runnable(p);
 }
 
+static coexec_status new_program(coexec_module* m, const coexec_part* parts, int32_t count, int32_t flags,
+                                 int is_patient, coexec_program** program) {
+  coexec_program* p = calloc(1, sizeof *p);
+  if (!p) return no_memory();
+  p->module = m;
+  p->part_count = count;
+  p->flags = flags;
+  p->has_timeline = (flags & COEXEC_TIMELINE) != 0;
+  p->is_patient = is_patient;
+  p->last = p;
+  coexec_status status = fill_program(p, parts);
+  if (status) free_program(p);
+  else *program = p;
+  return status;
+}
+
 coexec_status make_program(coexec_module* m, const coexec_part* parts, int32_t count, int32_t flags,
                            coexec_program** program) {
   if (count < 1 || !parts || flags & ~(COEXEC_TIMELINE | COEXEC_CHAIN))
@@ -272,19 +288,19 @@ coexec_status make_program(coexec_module* m, const coexec_part* parts, int32_t c
   if (!(flags & COEXEC_CHAIN) && (uint64_t)count != m->file.step_count)
     return fail(COEXEC_BAD_ARGUMENT, "the module has %llu steps, and so must a program that is no chain",
                 (unsigned long long)m->file.step_count);
-  coexec_program* p = calloc(1, sizeof *p);
-  if (!p) return no_memory();
-  p->module = m;
-  p->part_count = count;
-  p->has_timeline = (flags & COEXEC_TIMELINE) != 0;
   for (int32_t i = 0; !(flags & COEXEC_CHAIN) && i < count; ++i)
-    if (parts[i].step != i) {
-      free_program(p);
+    if (parts[i].step != i)
       return fail(COEXEC_BAD_ARGUMENT, "the parts of a program that is no chain are the module's steps, in order");
-    }
-  coexec_status status = fill_program(p, parts, flags);
-  if (status) free_program(p);
-  else *program = p;
+  return new_program(m, parts, count, flags, 0, program);
+}
+
+coexec_status make_patient(coexec_program* p) {
+  coexec_part* parts = calloc((size_t)p->part_count, sizeof *parts);
+  if (!parts) return no_memory();
+  for (int32_t i = 0; i < p->part_count; ++i)
+    parts[i] = (coexec_part){(int32_t)(p->steps[i] - p->module->file.steps), p->works[i].cpu_units, p->works[i].gpu_units};
+  coexec_status status = new_program(p->module, parts, p->part_count, p->flags, 1, &p->patient);
+  free(parts);
   return status;
 }
 
@@ -306,6 +322,7 @@ coexec_status make_network(coexec_module* m, int32_t flags, coexec_program** pro
 /* A launch that is done with its work may still read its table: the queue ends before that is freed. */
 void free_program(coexec_program* p) {
   coexec_device* d = p->module->device;
+  if (p->patient) free_program(p->patient);
   drop_events(p);
   if (p->table.host && !d->hangs) {
     d->cl.finish(p->has_timeline ? d->timing_queue : d->queue);
@@ -333,39 +350,5 @@ void free_program(coexec_program* p) {
 size_t held_by_threads(const coexec_program* p) {
   size_t bytes = 0, threads = p->module->device->core_count > 1 ? (size_t)p->module->device->core_count : 1;
   for (size_t i = 0; i < threads; ++i) bytes += workspace_bytes(&p->run.workspaces[i]);
-  return bytes;
-}
-
-/* ---- runs ---- */
-
-static coexec_status describe_failure(coexec_program* p, coexec_status status) {
-  const coexec_module* m = p->module;
-  int32_t step = p->run.failed_step;
-  const char* name = step > 0 && step <= p->part_count ? string_of(m, p->steps[step - 1]->name) : "the module's inputs";
-  double bound_s = (double)m->timeout_ns / 1e9;
-  char why[ERROR_TEXT];
-  switch (status) {
-    case COEXEC_CPU_WAITED:
-      return fail(status, "layer '%s': the CPU waited %g s for the GPU half, which did not come; raise timeout_s if the "
-                  "layer takes longer, else check %s with `tvm-coexec doctor`", name, bound_s, m->device->name);
-    case COEXEC_GPU_WAITED:
-      return fail(status, "layer '%s': the GPU waited for longer than %g s for the CPU half, which did not come; raise "
-                  "timeout_s if the layer takes longer", name, bound_s);
-    case COEXEC_GPU_HANGS:
-      bound_s = (double)drain_bound_ns(m->timeout_ns) / 1e9;
-      snprintf(why, sizeof why, "layer '%s': the GPU does not finish within %g s, even after its waits were ended; a "
-               "kernel hangs on %s: restart the process", name, bound_s, m->device->name);
-      return give_up(m->device, why);
-    case COEXEC_KERNEL_FAILED:
-      return fail(status, "layer '%s': the CPU kernel failed: %s", name, p->run.text);
-    default:
-      return fail(status, "layer '%s': OpenCL error %d on %s", name, (int)p->run.opencl_error, m->device->name);
-  }
-}
-
-coexec_status run_program(coexec_program* p) {
-  drop_events(p);
-  coexec_status status = run_once(&p->run);
-  p->has_run = !status;
-  return status ? describe_failure(p, status) : COEXEC_OK;
+  return p->patient ? bytes + held_by_threads(p->patient) : bytes;
 }

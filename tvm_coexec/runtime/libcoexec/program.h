@@ -21,10 +21,18 @@ struct coexec_program {
   void** kernels; /* all of the launches, each once, and the lingering one */
   int32_t kernel_count;
   memory_block table; /* of chained commands, a row for each command */
+  int32_t flags; /* of coexec_prepare */
   int has_timeline;
   int has_run; /* whether the last run was a whole one, so that it has spans */
   runnable run;
+  int is_patient; /* whether the GPU is given nothing that it would have to wait for */
+  coexec_program* patient;        /* the same that is; NULL until a wait of the GPU was cut */
+  int32_t patient_runs, patience; /* how many runs it still makes, and how many it made of late in a row */
+  coexec_program* last; /* which of both made the last run */
 };
+
+/* Make a program's patient form. */
+coexec_status make_patient(coexec_program* program);
 
 /* The launch of a command of the kind COEXEC_KERNEL. */
 const coexec_launch_record* launch_of(const coexec_program* program, const command* c);

@@ -66,9 +66,18 @@ static int32_t span_count(const coexec_program* p) {
   return p->low.operation_count + (p->has_timeline ? p->low.command_count : 0);
 }
 
+/* The patient form enqueues before every part, and has two commands where another has a signal and a wait in one. */
+static int32_t most_spans(const coexec_program* p) {
+  int32_t both = 0;
+  for (int32_t i = 0; p->has_timeline && i < p->low.command_count; ++i)
+    both += p->low.commands[i].kind == COEXEC_SIGNAL_WAIT;
+  return span_count(p) + p->part_count + both;
+}
+
 coexec_status coexec_spans(coexec_program* p, coexec_span* spans, int32_t capacity, int32_t* count) {
   coexec_status status = enter_device(p->module->device);
   if (status) return status;
+  p = p->last;
   *count = span_count(p);
   if (capacity < *count) status = fail(COEXEC_BAD_ARGUMENT, "there are %d spans, for which there is no room", (int)*count);
   else if (!p->has_run) status = fail(COEXEC_BAD_ARGUMENT, "the program has not run, or its last run failed");
@@ -78,6 +87,6 @@ coexec_status coexec_spans(coexec_program* p, coexec_span* spans, int32_t capaci
 }
 
 void coexec_describe_program(const coexec_program* p, coexec_program_facts* facts) {
-  *facts = (coexec_program_facts){count_syncs(&p->low), 1, span_count(p)};
+  *facts = (coexec_program_facts){count_syncs(&p->low), 1, most_spans(p)};
   for (int32_t i = 0; i < p->low.command_count; ++i) facts->timeline_is_faithful &= p->low.commands[i].kind == COEXEC_KERNEL;
 }
