@@ -398,6 +398,10 @@ int32_t clGetEventProfilingInfo(event* e, uint32_t what, size_t room, void* plac
   (void)e;
   return tell(&ns, sizeof ns, room, place, length);
 }
+int32_t clRetainEvent(event* e) {
+  atomic_fetch_add(&e->references, 1);
+  return 0;
+}
 int32_t clReleaseEvent(event* e) {
   release_event(e);
   return 0;

@@ -67,6 +67,7 @@ typedef struct {
   F(marker, "clEnqueueMarkerWithWaitList", int32_t, (void*, uint32_t, void* const*, void**))                           \
   F(event_info, "clGetEventInfo", int32_t, (void*, uint32_t, size_t, void*, size_t*))                                  \
   F(event_times, "clGetEventProfilingInfo", int32_t, (void*, uint32_t, size_t, void*, size_t*))                        \
+  F(retain_event, "clRetainEvent", int32_t, (void*))                                                                   \
   F(release_event, "clReleaseEvent", int32_t, (void*))
 
 /* Drivers of OpenCL 1.2 have none of these. */

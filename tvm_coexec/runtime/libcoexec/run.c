@@ -52,14 +52,17 @@ static int32_t copy_part(const runnable* p, const transfer* t, int to_host, void
 
 static coexec_status enqueue(runnable* p, const operation* op) {
   const opencl* cl = &p->device->cl;
+  transfer* t = p->transfers && p->transfers[op->step - 1].reads_ahead ? &p->transfers[op->step - 1] : NULL;
+  int32_t error = 0;
   for (int32_t i = op->first; i < op->last; ++i) {
     const gpu_launch* l = &p->launches[i];
-    void** event = p->events ? &p->events[i] : NULL;
-    int32_t error = cl->enqueue_kernel(p->queue, l->kernel, 2, NULL, l->global, l->local, 0, NULL, event);
+    int is_awaited = t && t->is_shared && i + 1 == op->last;
+    void** event = p->events ? &p->events[i] : is_awaited ? &t->read : NULL;
+    error = cl->enqueue_kernel(p->queue, l->kernel, 2, NULL, l->global, l->local, 0, NULL, event);
+    if (!error && is_awaited && p->events) error = cl->retain_event(t->read = p->events[i]);
     if (error) return opencl_failed(p, op->step, error);
   }
-  transfer* t = p->transfers ? &p->transfers[op->step - 1] : NULL;
-  int32_t error = t && t->reads_ahead ? copy_part(p, t, 1, &t->read) : 0;
+  if (t && !t->is_shared) error = copy_part(p, t, 1, &t->read);
   if (!error) error = cl->flush(p->queue);
   set_active(p, 1);
   return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
@@ -121,20 +124,14 @@ static coexec_status await_writes(runnable* p, const char* host, int32_t step) {
 static coexec_status carry(runnable* p, const operation* op) {
   transfer* t = &p->transfers[op->first];
   const opencl* cl = &p->device->cl;
-  void *event = t->read, *mapped = NULL;
+  void* event = t->read;
   int32_t error = 0;
   t->read = NULL;
-  if (t->is_shared) {
-    mapped = cl->map(p->queue, t->buffer, 0, CL_MAP_READING | CL_MAP_WRITING, 0, t->bytes, 0, NULL, &event, &error);
-  } else {
-    if ((op->last & TO_CPU) && !event) error = copy_part(p, t, 1, &event);
-    if (!error && (op->last & TO_GPU)) error = copy_part(p, t, 0, &t->written);
-  }
+  if ((op->last & TO_CPU) && !event && !t->is_shared) error = copy_part(p, t, 1, &event);
+  if (!error && (op->last & TO_GPU) && !t->is_shared) error = copy_part(p, t, 0, &t->written);
   coexec_status status = error ? opencl_failed(p, op->step, error) : COEXEC_OK;
   if (status && event) cl->release_event(event);
-  if (!status && event) status = await_event(p, event, op->step);
-  if (mapped) error = cl->unmap(p->queue, t->buffer, mapped, 0, NULL, NULL);
-  return !status && error ? opencl_failed(p, op->step, error) : status;
+  return !status && event ? await_event(p, event, op->step) : status;
 }
 
 static coexec_status call(runnable* p, const operation* op) {

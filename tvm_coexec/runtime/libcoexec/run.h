@@ -16,12 +16,13 @@ typedef struct {
 typedef struct {
   void* buffer;
   char* host;
-  size_t bytes, row_bytes;
-  int is_shared; /* map and unmap; otherwise the rectangles below are copied */
+  size_t row_bytes;
+  int is_shared; /* one memory, of which a kernel's end tells enough; otherwise the rectangles below are copied */
   size_t gpu_origin[3], gpu_region[3]; /* written by the GPU, wanted by the CPU; a region of 0 bytes: nothing */
   size_t cpu_origin[3], cpu_region[3];
-  int reads_ahead; /* what the GPU writes is read back behind its kernels, while the CPU computes its half */
-  void *read, *written; /* events of copies to the host and to the device that are not awaited yet; or NULL */
+  int reads_ahead; /* what the GPU writes is wanted: read back behind its kernels, while the CPU computes its half */
+  void* read;      /* the end of that, or of the last kernel where memory is shared; NULL once it is awaited */
+  void* written;   /* the end of a copy to the device that is not awaited yet; or NULL */
 } transfer;
 
 /* A program as it is run. Whoever fills it keeps all that it points at. */

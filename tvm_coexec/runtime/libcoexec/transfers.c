@@ -29,7 +29,6 @@ static void fill(coexec_program* p, transfer* x, const coexec_tensor_record* t, 
   size_t begin = (size_t)t->own_begin, end = (size_t)t->own_end, rows = (size_t)tensor_rows(t);
   *x = (transfer){.buffer = block->buffer,
                   .host = block->host,
-                  .bytes = block->bytes,
                   .row_bytes = (size_t)tensor_row_bytes(t),
                   .is_shared = block->is_shared};
   if (s && s->axis == COEXEC_CHANNELS) {
@@ -52,6 +51,6 @@ void fill_transfers(coexec_program* p) {
   for (int32_t i = 0; i < p->low.operation_count; ++i) {
     const operation* op = &p->low.operations[i];
     transfer* x = &p->transfers[op->first];
-    if (op->kind == COEXEC_TRANSFER) x->reads_ahead = (op->last & TO_CPU) && !x->is_shared;
+    if (op->kind == COEXEC_TRANSFER) x->reads_ahead = (op->last & TO_CPU) != 0;
   }
 }
