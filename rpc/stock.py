@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+from tvm_coexec.machine.clusters import LITTLE, Cluster, clusters_in, frequency_file
+from tvm_coexec.machine.facts import cpu_facts
 from tvm_coexec.module.package import Package
-from tvm_coexec.runtime.clusters import LITTLE, Cluster, clusters_in, frequency_file
 from tvm_coexec.runtime.discovery import alias_of, mechanism_of
-from tvm_coexec.runtime.machine import cpu_facts
 from tvm_coexec.version import __version__
 
 from .connection import Connection

@@ -20,6 +20,7 @@ BASIS = {"errors", "files", "layers", "version"}
 
 MAY_IMPORT = {
     "layers": set(),
+    "machine": set(),
     "schedules": set(),
     "graph": set(),
     "frontends": {"graph", "schedules"},
@@ -27,13 +28,24 @@ MAY_IMPORT = {
     "profile": {"graph", "planning"},
     "prediction": {"profile", "graph", "schedules"},
     "planning": {"prediction", "profile", "graph", "schedules"},
-    "compiler": {"planning", "graph", "schedules", "module", "runtime"},
-    "runtime": {"module", "graph", "planning", "verification"},
+    "compiler": {"planning", "graph", "schedules", "module", "runtime", "machine"},
+    "runtime": {"module", "graph", "planning", "verification", "machine"},
     "verification": {"runtime", "module", "graph", "schedules", "frontends", "compiler"},
     "bench": {"runtime"},
     "report": {"runtime", "planning"},
-    "rpc": {"runtime", "profile", "bench", "cli", "module", "compiler", "verification"},
-    "tuning": {"planning", "prediction", "profile", "graph", "schedules", "compiler", "runtime", "rpc", "frontends"},
+    "rpc": {"runtime", "profile", "bench", "cli", "module", "compiler", "verification", "machine"},
+    "tuning": {
+        "planning",
+        "prediction",
+        "profile",
+        "graph",
+        "schedules",
+        "compiler",
+        "runtime",
+        "rpc",
+        "frontends",
+        "machine",
+    },
 }
 """The rooms below ``api`` and ``cli``, which may use all others."""
 
@@ -47,7 +59,7 @@ ONLY = {
     },  # the C runtime is built for a device and sent there
     ("rpc", "verification"): {"verification.checking"},  # of what a device without our code computes
     ("rpc", "cli"): {"cli.options"},  # a device server is a program of its own
-    ("compiler", "runtime"): {"runtime.library", "runtime.machine"},  # C sources that are linked; this CPU's features
+    ("compiler", "runtime"): {"runtime.library"},  # C sources that are linked
     ("verification", "compiler"): {"compiler.target", "compiler.packaging"},
 }
 """Where a room may use only some files of another."""

@@ -7,8 +7,8 @@ import pytest
 from test_api import block_model
 
 from tvm_coexec import build, cli
-from tvm_coexec.runtime.clusters import BIG, Cluster
-from tvm_coexec.runtime.sensors import read_sensors
+from tvm_coexec.machine.clusters import BIG, Cluster
+from tvm_coexec.machine.sensors import read_sensors
 
 FILES = {
     "/sys/devices/system/cpu/cpu4/cpufreq/scaling_cur_freq": "2419200\n",

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from phones.kinds import disguise
 
-from tvm_coexec.runtime import clusters as module
-from tvm_coexec.runtime.clusters import Cluster, clusters, clusters_of
+from tvm_coexec.machine import clusters as module
+from tvm_coexec.machine.clusters import Cluster, clusters, clusters_of
 
 
 @pytest.mark.parametrize(

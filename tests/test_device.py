@@ -13,8 +13,9 @@ import pyopencl as cl
 import pytest
 
 from tvm_coexec.errors import DeviceError
-from tvm_coexec.runtime import cores, probe
+from tvm_coexec.machine import cores
 from tvm_coexec.runtime import device as device_module
+from tvm_coexec.runtime import probe
 from tvm_coexec.runtime.device import Device, DeviceChoice, open_device
 from tvm_coexec.runtime.discovery import DeviceInfo, Found, list_devices
 

@@ -18,7 +18,7 @@ from phones.roots import home
 
 from tvm_coexec import cli
 from tvm_coexec.errors import InputError
-from tvm_coexec.runtime.clusters import BIG, LITTLE
+from tvm_coexec.machine.clusters import BIG, LITTLE
 
 KIND, KEY = "cortex-a76", "a-phone-of-a-test"
 

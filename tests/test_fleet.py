@@ -27,6 +27,7 @@ from tvm_coexec.compiler.probes import halved_chain
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
+from tvm_coexec.machine.clusters import BIG, LITTLE
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.far_runtime import FarRuntime
@@ -34,7 +35,6 @@ from tvm_coexec.rpc.fleet import fleet
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.tracker import local_tracker
-from tvm_coexec.runtime.clusters import BIG, LITTLE
 from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.runtime.loader import opencl_loader
 from tvm_coexec.tuning.session import open_fleet

@@ -15,7 +15,7 @@ from peers import PEERS, PeerError, prepare
 
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import Linear
-from tvm_coexec.runtime.cores import usable_cores
+from tvm_coexec.machine.cores import usable_cores
 
 SMALL = {name: (75 if name == "inception_v3" else 32) for name in NETWORKS if name != "minilm"}
 REFUSED = (("ncnn", "vit_b16"), ("ncnn", "minilm"))

@@ -6,7 +6,7 @@ import pytest
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import DeviceError
-from tvm_coexec.runtime.machine import machine_facts
+from tvm_coexec.machine.facts import machine_facts
 
 OPENCL = {"device_type": "gpu", "max_group_size": 256, "compute_units": 1}
 

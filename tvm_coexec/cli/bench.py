@@ -20,7 +20,7 @@ from .opening import Opened, opened, random_inputs
 from .options import add_core_options, add_device_option, add_timeout_option, add_tracker_options, check_out
 
 if TYPE_CHECKING:
-    from tvm_coexec.runtime.sensors import Sensors
+    from tvm_coexec.machine.sensors import Sensors
 
 EXAMPLES = """\
 examples:
@@ -97,8 +97,8 @@ def run(
 
 def _minutes(one: Opened, total_s: float) -> Iterator[Minute]:
     """Run without pause; the last minute may be a part of one."""
-    from tvm_coexec.runtime.clusters import Cluster
-    from tvm_coexec.runtime.sensors import read_sensors
+    from tvm_coexec.machine.clusters import Cluster
+    from tvm_coexec.machine.sensors import read_sensors
 
     clusters = [Cluster(**fields) for fields in one.facts.get("clusters", ())]
     one.module(**random_inputs(one.module))

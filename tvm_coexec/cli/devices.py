@@ -113,7 +113,7 @@ def _list_fleet(tracker: str, choice: DeviceChoice, *, as_json: bool) -> int:
 
 
 def _fleet_row(one: FleetDevice) -> tuple[str, ...]:
-    from tvm_coexec.runtime.clusters import Cluster
+    from tvm_coexec.machine.clusters import Cluster
 
     state = "free" if one.is_free else "busy"
     if one.facts is None:

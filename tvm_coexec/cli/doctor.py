@@ -167,7 +167,7 @@ def _opencl_drivers() -> str:
 
 
 def _open(name: str | None, opened: list[Device]) -> str:
-    from tvm_coexec.runtime.cores import listed
+    from tvm_coexec.machine.cores import listed
     from tvm_coexec.runtime.device import open_device
 
     device = open_device(name)
@@ -223,8 +223,8 @@ def _remote_device(session: Session, facts: dict[str, Any]) -> str:
 
 
 def _remote_cores(facts: Mapping[str, Any]) -> str:
-    from tvm_coexec.runtime.clusters import Cluster
-    from tvm_coexec.runtime.cores import listed
+    from tvm_coexec.machine.clusters import Cluster
+    from tvm_coexec.machine.cores import listed
 
     clusters = " + ".join(str(Cluster(**fields)) for fields in facts["clusters"])
     return f"{clusters}; {listed(facts['cpu_cores'])} for the CPU's side"

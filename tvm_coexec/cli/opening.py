@@ -48,8 +48,8 @@ def opened(
         How long a tracker's device is needed, if for longer than usual.
     """
     if tracker is None and key is None:
+        from tvm_coexec.machine.sensors import read_here
         from tvm_coexec.runtime.module import load
-        from tvm_coexec.runtime.sensors import read_here
 
         loaded = load(
             path, device=choice.name, cpu_cores=choice.cpu_cores, gpu_cores=choice.gpu_cores, timeout_s=timeout_s

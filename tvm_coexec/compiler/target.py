@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.layers import Hardware
-from tvm_coexec.runtime.machine import instructions, instructions_here
+from tvm_coexec.machine.facts import instructions, instructions_here
 
 _VECTORS = (  # a CPU feature, the width of its vector registers in bytes, their number
     ("avx512f", 64, 32),

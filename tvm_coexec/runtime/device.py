@@ -13,13 +13,14 @@ from functools import cached_property
 from typing import Any
 
 from tvm_coexec.errors import DeviceError, SyncTimeoutError, first_line
+from tvm_coexec.machine import cores
+from tvm_coexec.machine.facts import machine_facts
 
-from . import cores, library, probe
+from . import library, probe
 from .caches import program_cache
 from .discovery import MECHANISMS, DeviceInfo, discover, select
 from .handle import Handle
 from .loader import opencl_loader
-from .machine import machine_facts
 
 _confined: weakref.WeakSet[Device] = weakref.WeakSet()
 """Open CPU devices: the threads of one driver cannot serve two of them on different cores."""

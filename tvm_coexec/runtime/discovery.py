@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm_coexec.errors import DeviceError, first_line
+from tvm_coexec.machine import cores
 
-from . import cores, loader
+from . import loader
 
 REMEDY = "try `apt install pocl-opencl-icd`, or `pip install tvm-coexec[intel]`"
 MECHANISMS = ("svm", "event", "mapped")

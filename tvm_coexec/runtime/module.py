@@ -13,15 +13,15 @@ from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, InputError
+from tvm_coexec.machine.cores import listed
+from tvm_coexec.machine.facts import check_cpu
 from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package, open_file
 from tvm_coexec.verification import checking
 
 from . import timing
-from .cores import listed
 from .device import Device, open_device
 from .loaded import TIMEOUT_S, Loaded, Program
-from .machine import check_cpu
 from .timing import Event
 from .usage import MemoryUse, activation_bound_bytes
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import Target
+from tvm_coexec.machine.cores import usable_cores
 from tvm_coexec.profile.records import Candidate
-from tvm_coexec.runtime.cores import usable_cores
 
 _MOST_PROCESSES = 8
 """Each holds TVM's compiler, some hundred MB; so many keep any device busy."""

@@ -1,0 +1,1 @@
+"""What the machine under us is: its cores, clocks, temperatures, and the software on it."""
