@@ -96,6 +96,14 @@ def test_the_mechanisms_are_compared(device: Device, tmp_path: Path) -> None:
         assert chain["halves_us"] == pytest.approx(np.median(halves_us))
 
 
+def test_splits_that_adapt_are_compared_with_fixed_ones(device: Device, tmp_path: Path) -> None:
+    arguments = ("--device", device.info.name, "--rows", "1", "--rounds", "2")
+    result = result_of("compare_adapting.py", tmp_path / "out", *arguments)
+    assert result["gain"] == pytest.approx(np.median([fixed / adapting for fixed, adapting in result["disturbed_us"]]))
+    assert result["cost"] == pytest.approx(np.median([adapting / fixed for fixed, adapting in result["quiet_us"]]) - 1)
+    assert len(result["adaptations"]) == 2 and all("moves helped" in told for told in result["adaptations"])
+
+
 @pytest.fixture
 def mlp(tmp_path: Path) -> Path:
     builder = OnnxBuilder(x=(9, 64))
