@@ -2,11 +2,15 @@
 
 import ast
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from tvm_coexec.compiler.toolchain import c_compiler
+from tvm_coexec.runtime.library import SOURCE_FOLDER
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
@@ -120,8 +124,8 @@ def test_every_room_has_its_rules() -> None:
     assert rooms - {"cli"} == set(MAY_IMPORT)
 
 
-def test_no_file_is_imported_by_what_it_imports() -> None:
-    edges = {name: set(imports(name)) - {name} for name in MODULES}
+def in_rings(edges: Mapping[str, set[str]]) -> set[str]:
+    """What is reached from itself."""
 
     def reached_from(start: str) -> set[str]:
         found: set[str] = set()
@@ -133,7 +137,28 @@ def test_no_file_is_imported_by_what_it_imports() -> None:
                 todo += edges[name]
         return found
 
-    assert not {name for name in MODULES if name in reached_from(name)}
+    return {name for name in edges if name in reached_from(name)}
+
+
+def test_no_file_is_imported_by_what_it_imports() -> None:
+    assert not in_rings({name: set(imports(name)) - {name} for name in MODULES})
+
+
+def test_no_file_of_the_c_library_calls_what_calls_it(tmp_path: Path) -> None:
+    sources = sorted(SOURCE_FOLDER.glob("*.c"))
+    subprocess.run([c_compiler(), "-std=gnu11", "-c", *sources], cwd=tmp_path, check=True)
+    defined, wanted = dict[str, str](), list[tuple[str, str]]()
+    for path in tmp_path.glob("*.o"):
+        listed = subprocess.run(["nm", path], check=True, capture_output=True, text=True).stdout
+        for *_, kind, symbol in map(str.split, listed.splitlines()):
+            if kind == "U":
+                wanted.append((path.stem, symbol))
+            elif kind.isupper():
+                defined[symbol] = path.stem
+    edges: dict[str, set[str]] = {path.stem: set() for path in sources}
+    for name, symbol in wanted:
+        edges[name] |= {defined.get(symbol, name)} - {name}
+    assert edges["module"] and not in_rings(edges)
 
 
 @pytest.mark.parametrize("name", sorted([*MAY_IMPORT, "cli"]))

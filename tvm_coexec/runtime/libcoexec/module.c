@@ -113,13 +113,6 @@ static coexec_status open_entered(coexec_module* m, const byte_source* source, c
   return status;
 }
 
-void drop_programs(coexec_module* m) {
-  for (int i = 0; i < 2; ++i) {
-    if (m->programs[i]) free_program(m->programs[i]);
-    m->programs[i] = NULL;
-  }
-}
-
 /* Nothing may run any more where memory is freed: a kernel that has told that it is done may not have ended. */
 static void release(coexec_module* m) {
   coexec_device* d = m->device;

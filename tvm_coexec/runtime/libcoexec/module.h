@@ -81,7 +81,7 @@ coexec_status make_program(coexec_module* module, const coexec_part* parts, int3
 coexec_status make_network(coexec_module* module, int32_t flags, coexec_program** program);
 coexec_status run_program(coexec_program* program);
 void free_program(coexec_program* program);
-/* module.c: let go of the module's own programs, whose splits have changed. */
+/* Let go of the module's own programs, whose splits have changed. */
 void drop_programs(coexec_module* module);
 size_t held_by_threads(const coexec_program* program);
 coexec_status check_split(const coexec_module* module, int32_t step, int32_t cpu_units);

@@ -319,6 +319,14 @@ coexec_status make_network(coexec_module* m, int32_t flags, coexec_program** pro
   return status;
 }
 
+void drop_events(coexec_program* p) {
+  for (int32_t i = 0; p->run.events && i < p->run.launch_count; ++i)
+    if (p->run.events[i]) {
+      p->module->device->cl.release_event(p->run.events[i]);
+      p->run.events[i] = NULL;
+    }
+}
+
 /* A launch that is done with its work may still read its table: the queue ends before that is freed. */
 void free_program(coexec_program* p) {
   coexec_device* d = p->module->device;
@@ -345,6 +353,13 @@ void free_program(coexec_program* p) {
   free(p->run.workspaces);
   free(p->run.events);
   free(p);
+}
+
+void drop_programs(coexec_module* m) {
+  for (int i = 0; i < 2; ++i) {
+    if (m->programs[i]) free_program(m->programs[i]);
+    m->programs[i] = NULL;
+  }
 }
 
 size_t held_by_threads(const coexec_program* p) {

@@ -43,7 +43,7 @@ uint64_t* row_of(const coexec_program* program, int32_t command);
 
 /* transfers.c: what travels after each part, then each input of the module. */
 void fill_transfers(coexec_program* program);
-/* timeline.c: let go of the events of the last run. */
+/* Let go of the events of the last run. */
 void drop_events(coexec_program* program);
 
 #endif

@@ -2,14 +2,6 @@
 
 enum { ROW_BEGIN_TICKS = 5, ROW_END_TICKS = 6 };
 
-void drop_events(coexec_program* p) {
-  for (int32_t i = 0; p->run.events && i < p->run.launch_count; ++i)
-    if (p->run.events[i]) {
-      p->module->device->cl.release_event(p->run.events[i]);
-      p->run.events[i] = NULL;
-    }
-}
-
 static int64_t time_of(const coexec_program* p, int32_t launch, uint32_t what, int32_t* error) {
   uint64_t ns = 0;
   int32_t found = p->module->device->cl.event_times(p->run.events[launch], what, sizeof ns, &ns, NULL);
