@@ -23,6 +23,14 @@ def test_operator_that_nothing_imports():
         to_graph(model)
 
 
+def test_constant_that_no_memory_holds():
+    b = OnnxBuilder(x=(4, 4))
+    huge = b.add("Expand", b.const([[1.0]], "float32"), b.const([1 << 22, 1 << 22], "int64"))
+    model = b.model(b.add("Add", "x", b.add("ReduceMax", huge, b.const([0, 1], "int64"), keepdims=1)))
+    with pytest.raises(ModelError, match=r"^Expand \(node 'n0'\) makes a constant of 17592186044416 elements, more"):
+        to_graph(model)
+
+
 def test_operator_of_another_domain():
     b = OnnxBuilder(x=(4, 5))
     model = b.model(b.add("Gelu", "x"))

@@ -21,6 +21,7 @@ from .calls import (
     axes_of,
     can_fold,
     check_float32,
+    check_size,
     folded,
     operator_name,
     static_type,
@@ -214,6 +215,7 @@ class _Tracer:
         name = self.naming.values[variable]
         opaque = self._cut_out(variable)
         if not opaque.inputs:
+            check_size(shape, str(source))
             self.traced[variable] = name
             self.trace.constants[name] = evaluate(opaque)
             return
@@ -279,6 +281,7 @@ class _Tracer:
         name = self.naming.values[variable]
         constants = [self.trace.constants[operand] for operand in inputs if operand in self.trace.constants]
         if len(constants) == len(inputs) and can_fold(op):
+            check_size(shape, str(source))
             self.traced[variable] = name
             try:
                 self.trace.constants[name] = folded(call, op, constants, shape).astype(dtype)
