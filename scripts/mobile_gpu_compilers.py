@@ -45,7 +45,7 @@ PHONES = {
 }
 """Those facts of a phone that kernels depend on, by the driver of its GPU."""
 
-_TOGETHER = 16
+_TOGETHER = 32
 """Kernels that are compiled before the results are kept."""
 _MOST_SPILLS_SHOWN = 20
 
