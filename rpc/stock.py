@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from tvm_coexec.machine.clusters import LITTLE, Cluster, clusters_in, frequency_file
+from tvm_coexec.machine.cores import listed
 from tvm_coexec.machine.facts import cpu_facts
 from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.discovery import alias_of, mechanism_of
@@ -22,10 +23,7 @@ from .far_module import FarModule
 from .far_runtime import FarRuntime
 from .measuring import DeviceFaultError, Measuring
 
-_NUMBERS = (
-    *("compute_units", "max_group_size", "global_memory_bytes", "local_memory_bytes", "local_memory_type"),
-    "image_rows",
-)
+_NUMBERS = ("compute_units", "max_group_size", "global_memory_bytes", "local_memory_bytes", "local_memory_type")
 
 
 class StockDevice(Measuring):
@@ -103,6 +101,7 @@ def _facts(
     name = f"{alias}: {' '.join(told['device_name'].split())}"
     return {
         **{key: int(told[key]) for key in _NUMBERS},
+        "image_rows": int(told.get("image_rows", 0)),
         **{key: told[key] for key in ("platform", "vendor", "driver_version", "opencl_version", "device_type")},
         "name": name,
         "alias": alias,
@@ -115,7 +114,7 @@ def _facts(
         "is_bench": is_bench,
         "cpu_cores": list(cores),
         "gpu_cores": [],
-        "notes": [],
+        "notes": _notes(told, cores),
         "machine": told["machine"],
         "is_android": is_android,
         "kernel": told["kernel"],
@@ -124,3 +123,15 @@ def _facts(
         "cache_bytes": {},
         "versions": {"tvm_coexec": __version__},
     }
+
+
+def _notes(told: Mapping[str, str], cores: tuple[int, ...]) -> list[str]:
+    """What was seen of the CPU's threads that its user should know."""
+    held = {int(core) for core in told.get("held_cores", "").split(",") if core}
+    elsewhere = [core for core in cores if core not in held]
+    if "held_cores" not in told or not elsewhere:
+        return []
+    return [
+        f"threads that are to run on {listed(elsewhere)} run elsewhere: keep the server in the foreground, or start it"
+        " where it may use these cores"
+    ]

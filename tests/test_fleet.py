@@ -28,7 +28,7 @@ from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.machine.clusters import BIG, LITTLE
-from tvm_coexec.rpc import remote
+from tvm_coexec.rpc import remote, stock
 from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.far_runtime import FarRuntime
 from tvm_coexec.rpc.fleet import fleet
@@ -191,6 +191,18 @@ def test_a_module_runs_on_a_device_whose_server_has_nothing_of_ours(
     assert "2 runs)" in shown and "gpu kernel" in shown and "cpu call" in shown
     for name, expected in run_onnx(model, inputs).items():
         np.testing.assert_allclose(np.load(tmp_path / "y.npz")[name], expected, rtol=0, atol=1e-5)
+
+
+def test_cores_on_which_threads_do_not_run_are_named(tracker: TrackerAddress) -> None:
+    here, nowhere = min(os.sched_getaffinity(0)), 1023
+    with Session(tracker, "plain") as session:
+        assert session.facts()["notes"] == []
+        runtime = session._c_runtime()._runtime
+        told = dict(runtime.ask("facts", cores=f"{here},{nowhere}"))
+    assert told["held_cores"] == str(here)
+    (note,) = stock._notes(told, (here, nowhere))
+    assert note.startswith(f"threads that are to run on core {nowhere} run elsewhere")
+    assert stock._notes(told, (here,)) == []
 
 
 def test_what_such_a_device_refuses_is_no_fault_of_its_own(tracker: TrackerAddress) -> None:

@@ -227,7 +227,8 @@ def _remote_cores(facts: Mapping[str, Any]) -> str:
     from tvm_coexec.machine.cores import listed
 
     clusters = " + ".join(str(Cluster(**fields)) for fields in facts["clusters"])
-    return f"{clusters}; {listed(facts['cpu_cores'])} for the CPU's side"
+    notes = "".join(f"; {note}" for note in facts["notes"])
+    return f"{clusters}; {listed(facts['cpu_cores'])} for the CPU's side{notes}"
 
 
 def _compiler_for(facts: Mapping[str, Any]) -> str:

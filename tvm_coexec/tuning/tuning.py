@@ -130,6 +130,8 @@ def tune(
         with budget.spend("opening the device"):
             sessions = stack.enter_context(open_fleet(DeviceChoice(device, cpu, gpu), tracker, key, known, _tell))
             facts = sessions[0].facts()
+            for note in facts.get("notes", ()):
+                _tell(note)
         # a tracker lends a device to one at a time
         held = nullcontext() if tracker else alone_with_device(facts["name"])
         target = target_for(facts)

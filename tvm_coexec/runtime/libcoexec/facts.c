@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "device.h"
+#include "pool.h"
 #include "remote.h"
 
 #include <sched.h>
@@ -93,6 +94,21 @@ static void say_machine(answer* to) {
 #endif
 }
 
+/* Those of the device's cores on which a thread that is asked there really runs: Android lets what is in the background
+   run on others, whatever was asked for. */
+static void say_held_cores(const coexec_device* d, answer* to) {
+  cpu_set_t before;
+  if (!d->core_count || sched_getaffinity(0, sizeof before, &before)) return;
+  say(to, "held_cores=");
+  for (int32_t i = 0, found = 0; i < d->core_count; ++i) {
+    pin_thread(d->cores[i]);
+    sched_yield();
+    if (sched_getcpu() == d->cores[i]) say(to, "%s%d", found++ ? "," : "", (int)d->cores[i]);
+  }
+  say(to, "\n");
+  sched_setaffinity(0, sizeof before, &before);
+}
+
 void say_facts(const coexec_device* d, answer* to) {
   say_line(to, "name", d->name);
   say(to, "mechanism=%s\n", mechanism_names[d->mechanism]);
@@ -105,4 +121,5 @@ void say_facts(const coexec_device* d, answer* to) {
     }
   }
   say_machine(to);
+  say_held_cores(d, to);
 }
