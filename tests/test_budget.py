@@ -9,15 +9,16 @@ from test_calibration import ReadingSession
 from test_tuning import FACTS, FakeSession, tuner
 
 from tvm_coexec.compiler.target import target_for
+from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes
-from tvm_coexec.rpc.client import Measurement
+from tvm_coexec.rpc.client import DeviceFailedError, Measurement
 from tvm_coexec.tuning import budget
 from tvm_coexec.tuning.budget import Budget
 from tvm_coexec.tuning.reading import measure_reads
 from tvm_coexec.tuning.tuner import Tuner
-from tvm_coexec.tuning.tuning import _is_over
+from tvm_coexec.tuning.tuning import _is_over, _measure
 from tvm_coexec.tuning.watch import Watch
 
 LAYER = Linear(64, 512, 512, ("bias",))
@@ -131,3 +132,20 @@ def test_no_more_trials_begin_than_were_asked_for(tmp_path: Path) -> None:
     works = [(one.default_candidate(layer), one.points(layer), False) for layer in layers]
     done = list(one.measure_all(works, _is_over(Budget(10.0), one, trials=2)))
     assert done == works[:2] and one.crew.records["here:9090"].measured == 2
+
+
+def test_a_tuning_that_ends_early_says_what_was_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Vanishing(ReadingSession):
+        def measure(self, module: bytes, points: Any, **how: object) -> Measurement:
+            if len(self.points) > 20:  # which calibration and the first trial need
+                raise DeviceFailedError("the device cannot be opened")
+            self.points += points
+            return super().measure(module, points, **how)
+
+    session: Any = Vanishing()
+    one = tuner(session, tmp_path / "p")
+    watch = Watch(session, target_for(FACTS), FACTS)
+    with pytest.raises(MeasurementError, match="cannot be opened"):
+        _measure(Budget(1e-6), one, watch, [], ["linear"], None)
+    told = capsys.readouterr().err
+    assert "the device at here:9090: 1 measured, 0 failed, interrupted" in told and "cannot be opened" in told

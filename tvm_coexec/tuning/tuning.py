@@ -139,22 +139,35 @@ def tune(
         with held, opener(path, facts) as profile, alone_with_profile(path), modules:
             watches = [Watch(session, target, facts, minutes) for session in sessions]
             tuner = _tuner(sessions, watches, profile, target, modules, is_lent=tracker is not None)
-            asked_for = check_layers(tuner, layers)
-            with budget.spend("calibration"):
-                watches[0].look_once()
-                calibrate(tuner, time.monotonic() + min(MOST_S, budget.left_s / 4))
-            with budget.spend("layers"):
-                is_over = _is_over(budget, tuner, trials)
-                _measure_layers(is_over, tuner, asked_for)
-                short = filter(watches[0].is_short, _stream(chosen))
-                _measure_until(is_over, budget, tuner, short, at_least=len(chosen) + 1)  # errors need two of a kind
-            tuner.close()
-            for line in (f"measured for {budget.summary()}", *tuner.crew.summary()):
-                _tell(line)
+            _measure(budget, tuner, watches[0], check_layers(tuner, layers), chosen, trials)
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
             run_all_trials(tuner, graphs, facts)
             return evaluations
+
+
+def _measure(
+    budget: Budget,
+    tuner: Tuner,
+    watch: Watch,
+    layers: Sequence[AnyLayer],
+    families: Sequence[str],
+    trials: int | None,
+) -> None:
+    """Calibrate, and measure until it is over; whatever ends it, say what each device did."""
+    is_over = _is_over(budget, tuner, trials)
+    try:
+        with budget.spend("calibration"):
+            watch.look_once()
+            calibrate(tuner, time.monotonic() + min(MOST_S, budget.left_s / 4))
+        with budget.spend("layers"):
+            _measure_layers(is_over, tuner, layers)
+            short = filter(watch.is_short, _stream(families))
+            _measure_until(is_over, budget, tuner, short, at_least=len(families) + 1)  # errors need two of a kind
+    finally:
+        tuner.close()
+        for line in (f"measured for {budget.summary()}", *tuner.crew.summary()):
+            _tell(line)
 
 
 def _tuner(
