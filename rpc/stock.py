@@ -13,10 +13,9 @@ from typing import Any
 
 from tvm_coexec.machine.clusters import LITTLE, Cluster, clusters_in, frequency_file
 from tvm_coexec.machine.cores import listed
-from tvm_coexec.machine.facts import cpu_facts
+from tvm_coexec.machine.facts import cpu_facts, versions
 from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.discovery import alias_of, mechanism_of
-from tvm_coexec.version import __version__
 
 from .connection import Connection
 from .far_module import FarModule
@@ -121,7 +120,7 @@ def _facts(
         **cpu_facts(cpuinfo),
         "clusters": [one.to_json() for one in clusters],
         "cache_bytes": {},
-        "versions": {"tvm_coexec": __version__},
+        "versions": versions("tvm"),  # this machine's TVM makes the device's kernels
     }
 
 

@@ -28,6 +28,7 @@ from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.machine.clusters import BIG, LITTLE
+from tvm_coexec.machine.facts import versions
 from tvm_coexec.rpc import remote, stock
 from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.far_runtime import FarRuntime
@@ -115,6 +116,7 @@ def test_the_fleet_is_told_with_what_is_free_and_what_is_busy(tracker: TrackerAd
     assert (busy.is_free, busy.address, busy.facts) == (False, used, None)
     assert (free.is_free, free.facts) == (True, FACTS)
     assert found[2].facts is not None and found[2].facts["machine"] == platform.machine()  # told by the C runtime
+    assert found[2].facts["versions"] == versions("tvm")  # a newer TVM here makes other kernels: samples know of it
 
 
 def test_the_command_lists_cores_and_devices(tracker: TrackerAddress, capsys: pytest.CaptureFixture[str]) -> None:

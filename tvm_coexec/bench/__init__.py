@@ -1,1 +1,1 @@
-"""What exists for bench devices alone: CPU devices that play the GPU on a machine with neighbours."""
+"""Whether a machine with neighbours is steady: most of it exists for CPU devices that play the GPU."""

@@ -40,8 +40,13 @@ def machine_facts(core: int) -> dict[str, Any]:
         **cpu_facts(_CPUINFO.read_text()),
         "clusters": [cluster.to_json() for cluster in clusters()],
         "cache_bytes": _caches(core),
-        "versions": {"tvm_coexec": __version__} | {name: _version(*packages) for name, packages in _PACKAGES.items()},
+        "versions": versions(*_PACKAGES),
     }
+
+
+def versions(*names: str) -> dict[str, str | None]:
+    """Versions of this program and of libraries here, of ``tvm``, ``pyopencl``, ``xgboost`` and ``numpy``."""
+    return {"tvm_coexec": __version__} | {name: _version(*_PACKAGES[name]) for name in names}
 
 
 def cpu_facts(cpuinfo: str) -> dict[str, Any]:
