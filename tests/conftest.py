@@ -41,12 +41,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--skip-nothing", action="store_true", help="fail the tests that would be skipped")
     parser.addoption(
-        "--share",
-        choices=("pocl", "others"),
-        help="run the tests on PoCL alone, or all others: two processes then share the work",
-    )
-
-    parser.addoption(
         "--quick", action="store_true", help="leave out what is marked slow, and all OpenCL runtimes but PoCL"
     )
 
@@ -85,20 +79,22 @@ def _with_no_skip(config: pytest.Config, report: Report) -> Report:
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    share, is_quick = config.getoption("--share"), config.getoption("--quick")
+    """Choose the tests; where several processes have them, one has all of a runtime, and one all of any other file."""
+    is_quick = config.getoption("--quick")
 
     def is_wanted(item: pytest.Item) -> bool:
         runtime = _runtime_of(item)
         is_second = runtime not in (None, "pocl")
         if is_quick and (item.get_closest_marker("slow") or is_second):
             return False
-        if is_second and item.get_closest_marker("one_runtime"):
-            return False
-        return share is None or (runtime == "pocl") == (share == "pocl")
+        return not (is_second and item.get_closest_marker("one_runtime"))
 
     config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
     items[:] = [item for item in items if is_wanted(item)]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_runtime_of(item) or item.path.stem))
 
 
 def _runtime_of(item: pytest.Item) -> str | None:
