@@ -1,5 +1,9 @@
 """What the scripts that judge kernels without the device read in what LLVM and Mesa print."""
 
+from pathlib import Path
+
+import mobile_gpu_compilers
+import pytest
 from cpu_kernel_models import blocks, fmas, hottest_loop
 from phones.mesa_prints import Compiled, by_file, read_adreno, read_mali
 
@@ -79,3 +83,20 @@ def test_the_statistics_of_mali_s_compilers_are_read_of_their_last_stage() -> No
     assert read_mali(answer, BIFROST) == bifrost
     valhall = Compiled(5140, 32, 2, 128, 16, wide=1, scalar=1, access_cycles=2866.0, spilled=2158)
     assert read_mali(answer, VALHALL) == valhall
+
+
+def test_no_kernel_is_compiled_twice_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, made = [], Compiled(9, 32, 2, 256, 0, wide=3, scalar=0, access_cycles=4.0, spilled=0)
+
+    def compile_kernels(gpu: str, kernels: dict[str, str]) -> dict[str, Compiled | str]:
+        asked.extend((gpu, name) for name in kernels)
+        return {name: "no reason" if "wrong" in code else made for name, code in kernels.items()}
+
+    monkeypatch.setattr(mobile_gpu_compilers, "compile_kernels", compile_kernels)
+    for good, bad in (("a1", "b1"), ("a2", "b2")):  # what makes kernels changed, and their names with it
+        codes = {good: f"void {good}() {{}}", bad: f"void {bad}() {{ wrong }}"}
+        sources = {name: mobile_gpu_compilers.Source(code, "a layer", 64) for name, code in codes.items()}
+        results = mobile_gpu_compilers.Results(tmp_path / "compiled.json")
+        for gpu in ("mali-g52", "mali-g610"):
+            assert results.compiled(gpu, sources) == {good: made, bad: "no reason"}
+    assert asked == [("mali-g52", "a1"), ("mali-g52", "b1"), ("mali-g610", "a1"), ("mali-g610", "b1")]
