@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -363,7 +364,8 @@ def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Con
 
     def connect() -> Connection:
         connection = Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, session_timeout_s))
-        watch_link(lease.host, lease.port)
+        with contextlib.suppress(OSError):  # it only lets a cut link be told sooner
+            watch_link(lease.host, lease.port)
         return connection
 
     timeout_s = round(min(_CONNECT_TIMEOUT_S, timeout_s), 1)

@@ -1,5 +1,7 @@
 """Splits that follow the device: whatever is moved, results stay right, and what was moved is told."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_modules import chain, expected
@@ -25,6 +27,22 @@ def test_results_stay_right_while_units_move(device: Device, start: int | None) 
     assert "lately the CPU took" in module.adaptation
     moved = [name for name, units in module.splits.items() if units != package.manifest.steps[0].cpu_units]
     assert len(module.adaptation.splitlines()) == 1 + len(moved)
+
+
+def test_a_cut_wait_counts_as_a_slow_cpu(device: Device) -> None:
+    """Such a run is made again in a form that shows no waits; every look would otherwise miss the slowest ones."""
+    package, nodes = chain(device, 4, 48, 192)
+    gives_up = "COEXEC_STORE(flags + COEXEC_GPU_GAVE_UP, awaited); COEXEC_STORE(flags + COEXEC_ABORT, 1);"
+    at_once = f"if (COEXEC_LOAD(flags + COEXEC_CPU_DONE) < awaited) {{ {gives_up} }}"
+    cut = package.opencl_source.replace("coexec_wait_for(flags, awaited, limit);", at_once)
+    module = Module(replace(package, opencl_source=cut), device, adapt=True)
+    module.set_splits({node.name: 5 for node in nodes})
+    x = np.ones((48, 192), np.float32)
+    told = []
+    for _ in range(RUNS):
+        np.testing.assert_allclose(module(x), expected(nodes, x), rtol=1e-3, atol=1e-3)
+        told.append(module.adaptation.partition("\n")[0])
+    assert any("took 4.00 times" in line for line in told), told[-1]
 
 
 def test_layers_of_one_side_stay_there(device: Device) -> None:

@@ -1,6 +1,7 @@
 """Calibration: overheads and the memory model from what a device answers, however noisy its times are."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,8 @@ from tvm_coexec.planning.division import Overheads
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes
-from tvm_coexec.rpc.client import Measurement
-from tvm_coexec.tuning.calibration import measure_memory, measure_overheads
+from tvm_coexec.rpc.client import Measurement, RefusedError
+from tvm_coexec.tuning.calibration import measure_memory, measure_overheads, time_smallest_layer
 from tvm_coexec.tuning.reading import measure_reads
 from tvm_coexec.tuning.tuner import Tuner
 
@@ -38,7 +39,8 @@ class RunningSession(FakeSession):
 
 
 def test_overheads_are_what_a_layer_takes_beyond_its_longer_half(tmp_path: Path) -> None:
-    assert measure_overheads(tuner(FakeSession(), tmp_path / "p")) == Overheads(split_us=1.0, gpu_alone_us=1.0)
+    one = tuner(FakeSession(), tmp_path / "p")
+    assert measure_overheads(one, time_smallest_layer(one), math.inf) == Overheads(split_us=1.0, gpu_alone_us=1.0)
 
 
 class LaunchingSession(FakeSession):
@@ -59,7 +61,8 @@ class LaunchingSession(FakeSession):
 
 def gpu_overheads(path: Path, kernels_us: Sequence[float]) -> Overheads:
     profile = Profile.create(path, {**FACTS, "device_type": "gpu"})
-    return measure_overheads(Tuner(LaunchingSession(kernels_us), profile, target_for(profile.facts)))  # type: ignore[arg-type]
+    one = Tuner(LaunchingSession(kernels_us), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    return measure_overheads(one, time_smallest_layer(one), math.inf)
 
 
 def test_launches_of_a_gpu_are_told_apart_from_what_kernels_take_besides(tmp_path: Path) -> None:
@@ -68,6 +71,18 @@ def test_launches_of_a_gpu_are_told_apart_from_what_kernels_take_besides(tmp_pat
 
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:
     assert gpu_overheads(tmp_path / "p", [90.0]) == Overheads(0.0, gpu_alone_us=0.0, gpu_interval_us=0.0)
+
+
+def test_a_larger_layer_that_the_gpu_refuses_ends_no_calibration(tmp_path: Path) -> None:
+    class Refusing(LaunchingSession):
+        def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
+            if len(self.kernels_us) < 2 and points != [Point(1, 1)]:  # that one is harmless
+                raise RefusedError("the result is wrong")
+            return super().measure(module, points)
+
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
+    one = Tuner(Refusing([4.0, 7.0, 7.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    assert measure_overheads(one, time_smallest_layer(one), math.inf) == Overheads(2.0, -1.0, gpu_interval_us=6.0)
 
 
 def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_gpu_that_gives_up_its_wait_is_reported_and_the_next_run_works(device:
     gives_up = "COEXEC_STORE(flags + COEXEC_GPU_GAVE_UP, 1); COEXEC_STORE(flags + COEXEC_ABORT, 1);"
     module = Module(faulty(built, waits, gives_up, chains=chains), device, timeout_s=30.0)
     x = np.random.default_rng(0).standard_normal((5, 64), np.float32)
-    with pytest.raises(SyncTimeoutError, match="layer 'layer0': the GPU waited for longer than"):
+    with pytest.raises(SyncTimeoutError, match="layer 'layer0': the GPU does not see what the CPU has signalled"):
         module(np.full_like(x, FAULT))
     assert relative_error(module(x), expected(nodes, x)) < 1e-5
 

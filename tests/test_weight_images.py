@@ -40,6 +40,7 @@ def test_a_gpu_that_makes_images_of_buffers_is_offered_both_kinds_of_kernels() -
     size = Extents(rows=49, channels=960, span=160)
     kinds = [one.implementation for one in gpu_products.variants(size, ADRENO)]
     assert {"tiles", "image_tiles"} == set(kinds) and len(kinds) <= 32
+    assert kinds[0] == "tiles", "the default is a kernel that needs no images, whatever the bound says of textures"
     assert "image_tiles" not in [
         one.implementation for one in gpu_products.variants(size, replace(ADRENO, image_rows=0))
     ]

@@ -321,11 +321,9 @@ void* clCreateBuffer(void* context, uint64_t how, size_t bytes, void* host, int3
   *error = 0;
   return b;
 }
-void* clCreateImage(void* context, uint64_t how, const image_format* f, const image_description* d, void* host,
-                    int32_t* error) {
-  (void)context, (void)how, (void)f, (void)d, (void)host;
-  *error = -59;
-  return NULL;
+void* clCreateImage(void* c, uint64_t h, const image_format* f, const image_description* d, void* m, int32_t* error) {
+  (void)c, (void)h, (void)f, (void)d, (void)m;
+  return *error = -59, NULL;
 }
 int32_t clReleaseMemObject(buffer* b) {
   free(b->base);

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=float, default=10.0, metavar="N", help="time for measuring layers (default: %(default)g)"
     )
     parser.add_argument(
-        "--trials", type=int, metavar="N", help="kernels to measure at most, should there be time for more"
+        "--trials", type=int, metavar="N", help="kernels to measure at most, but for the least that training needs"
     )
     parser.add_argument(
         "--layers",

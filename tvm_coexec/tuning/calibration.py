@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from tvm_coexec.compiler.probes import package_halved
+from tvm_coexec.errors import KernelError
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
 from tvm_coexec.planning.division import Overheads
@@ -18,6 +19,7 @@ from tvm_coexec.prediction.layer_facts import touched_bytes
 from tvm_coexec.prediction.memory_model import MemoryModel, Rates
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile.records import Point, PointTimes
+from tvm_coexec.rpc.client import RefusedError
 
 from .reading import measure_reads
 from .tuner import Tuner
@@ -68,8 +70,9 @@ def calibrate(tuner: Tuner, until: float) -> None:
         When this is to have ended, by :func:`time.monotonic`.
     """
     began = time.monotonic()
-    overheads = measure_overheads(tuner)
+    smallest = time_smallest_layer(tuner)
     first_run_s = time.monotonic() - began
+    overheads = measure_overheads(tuner, smallest, began + (until - began) / 4)
     reads = measure_reads(tuner, (began + until) / 2)
     planning = tuner.profile.planning or {}
     known = MemoryModel.from_json(planning["memory_model"]).activations if "memory_model" in planning else None
@@ -82,27 +85,48 @@ def calibrate(tuner: Tuner, until: float) -> None:
     tuner.profile.describe(planning={**planning, **found})
 
 
-def measure_overheads(tuner: Tuner) -> Overheads:
-    """What synchronisation and launches add to a layer, from one so small that little else is left."""
+def time_smallest_layer(tuner: Tuner) -> tuple[PointTimes, PointTimes]:
+    """A layer so small that little but synchronisation and launches is left: halved, and on the GPU alone."""
     candidate, units = tuner.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
     half = units // 2
     both, gpu = tuner.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
+    return both, gpu
+
+
+def measure_overheads(tuner: Tuner, smallest: tuple[PointTimes, PointTimes], until: float) -> Overheads:
+    """What synchronisation and launches add to a layer.
+
+    Parameters
+    ----------
+    smallest
+        What :func:`time_smallest_layer` found.
+    until
+        After this time, by :func:`time.monotonic`, no other larger layer is measured.
+    """
+    both, gpu = smallest
     split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
     kernel_us, interval_us = float(np.median(gpu.gpu_us)), float(np.median(gpu.wall_us))
     split_us, gpu_alone_us = max(float(split_us), 0.0), interval_us - kernel_us
     if tuner.target.hardware.opencl_type != "gpu" or gpu_alone_us < _LAUNCHES * kernel_us:
         return Overheads(split_us, max(gpu_alone_us, 0.0))
-    return Overheads(split_us, _beyond_kernels_us(tuner, interval_us), interval_us)
+    return Overheads(split_us, _beyond_kernels_us(tuner, interval_us, until), interval_us)
 
 
-def _beyond_kernels_us(tuner: Tuner, interval_us: float) -> float:
+def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float) -> float:
     """What layers on the GPU alone take beyond their kernels where these are longer than the interval of launches."""
+    beyond_us = 0.0
     for layer in _LARGER_LAYERS:
-        (times,) = tuner.measure_now(tuner.default_candidate(layer), [Point(0, layer.units, 25)])
+        if time.monotonic() > until:
+            break
+        try:
+            (times,) = tuner.measure_now(tuner.default_candidate(layer), [Point(0, layer.units, 25)])
+        except (KernelError, RefusedError):
+            break
         kernel_us = float(np.median(times.gpu_us))
+        beyond_us = float(np.clip(np.median(times.wall_us) - kernel_us, -interval_us, interval_us))
         if kernel_us > _LONG * interval_us:
             break
-    return float(np.clip(np.median(times.wall_us) - kernel_us, -interval_us, interval_us))
+    return beyond_us
 
 
 def measure_memory(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import warnings
@@ -21,7 +22,7 @@ from tvm_coexec.profile.records import Point, Sample
 from tvm_coexec.runtime.device import DeviceChoice
 
 from .alone import alone_with_device, alone_with_profile
-from .calibration import measure_overheads
+from .calibration import measure_overheads, time_smallest_layer
 from .session import open_session
 from .tuner import Tuner, repeats_for
 
@@ -51,7 +52,7 @@ def measure_splits(
         tuner = Tuner(session, store, target_for(facts))
         for layer in tqdm(list(dict.fromkeys(layers)), desc="measuring", unit="layer", leave=False):
             _search_split(tuner, layer)
-        return list(store.samples()), measure_overheads(tuner)
+        return list(store.samples()), measure_overheads(tuner, time_smallest_layer(tuner), math.inf)
 
 
 def _search_split(tuner: Tuner, layer: AnyLayer) -> None:

@@ -91,7 +91,7 @@ def tune(
     minutes
         Time for measuring layers; training, and running the models, come on top.
     trials
-        Kernels to measure at most, should there be time for more.
+        Kernels to measure at most, but for the least that training needs.
     layers
         Layers to measure before any others, with ever more of the variants that promise to be the best.
     models

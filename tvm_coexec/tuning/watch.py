@@ -70,7 +70,7 @@ class Watch:
 
     def is_short(self, layer: AnyLayer) -> bool:
         """Whether the slower side takes a layer little time; what is as short as the canary is short."""
-        return self.expected_us(layer) < max(self._long_us, self.expected_us(_LAYER))
+        return self.expected_us(layer) <= max(self._long_us, self.expected_us(_LAYER))
 
     def canary_us(self) -> dict[str, float]:
         """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""

@@ -10,6 +10,7 @@
 static const double BALANCED = 1.12;     /* a pace up to which, or down to 1 / which, nothing is moved */
 static const double DAMPING = 0.8;       /* exponent: a pace that was measured while something disturbed it overshoots */
 static const double HELPS = 1.0;         /* length over that before a move, from which on it is taken back */
+static const double CUT_PACE = 4;        /* of a run whose wait for the CPU was cut, which tells nothing else */
 static const double LEAST_SHARE = 0.05;  /* of a run for which the GPU is taken to work at least */
 enum { SETTLING_RUNS = 2, FIRST_PATIENCE = 3, MOST_PATIENCE = 96 };
 
@@ -132,13 +133,13 @@ void forget_waits(coexec_module* m) { memset(words_of(&m->flags) + FLAG_WAITED, 
 
 void adapt_splits(coexec_module* m) {
   adaptation* a = &m->adapting;
-  const coexec_program* p = m->programs[0];
+  const coexec_program* p = m->programs[0] ? m->programs[0]->last : NULL;
   if (!p || !p->has_run) return;
   if (a->settling > 0) {
     --a->settling;
     return;
   }
-  a->pace[a->count] = pace_of(p);
+  a->pace[a->count] = p->is_patient ? CUT_PACE : pace_of(p);
   a->length[a->count] = (double)(p->run.end_ns - p->run.start_ns);
   if (++a->count < ADAPT_WINDOW) return;
   a->count = 0;

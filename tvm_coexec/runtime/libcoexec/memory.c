@@ -131,10 +131,11 @@ void release_blocks(coexec_device* d, memory_block* blocks, int32_t count) {
   }
 }
 
-/* What a buffer over shared memory shows of it, where it need not be the memory itself. */
+/* What a buffer over shared memory shows of it, where it need not be the memory itself: nothing is brought from there. */
 static coexec_status publish_view(coexec_device* d, const memory_block* b) {
   int32_t error = 0;
-  void* place = d->cl.map(d->queue, b->viewed, CL_TRUE_VALUE, CL_MAP_WRITING, 0, b->bytes, 0, NULL, NULL, &error);
+  void* place = d->cl.map(d->queue, b->viewed, CL_TRUE_VALUE, CL_MAP_WRITING_ANEW, 0, b->bytes, 0, NULL, NULL,
+                         &error);
   if (!error) error = d->cl.unmap(d->queue, b->viewed, place, 0, NULL, NULL);
   if (!error) error = d->cl.finish(d->queue);
   return error ? fail(COEXEC_OPENCL_FAILED, "%s takes no data (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;

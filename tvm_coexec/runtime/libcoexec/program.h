@@ -27,7 +27,8 @@ struct coexec_program {
   runnable run;
   int is_patient; /* whether the GPU is given nothing that it would have to wait for */
   coexec_program* patient;        /* the same that is; NULL until a wait of the GPU was cut */
-  int32_t patient_runs, patience; /* how many runs it still makes, and how many it made of late in a row */
+  int32_t patient_runs, patience; /* how many runs it still makes, and how many it made in a row when waits were cut last */
+  int32_t calm_runs;              /* whole runs without it since then */
   coexec_program* last; /* which of both made the last run */
 };
 

@@ -18,6 +18,9 @@ static coexec_status describe_failure(coexec_program* p, coexec_status status) {
       return fail(status, "layer '%s': the CPU waited %g s for the GPU half, which did not come; raise timeout_s if the "
                   "layer takes longer, else check %s with `tvm-coexec doctor`", name, bound_s, m->device->name);
     case COEXEC_GPU_WAITED:
+      if (p->is_patient) /* it was given only what did not have to wait */
+        return fail(status, "layer '%s': the GPU does not see what the CPU has signalled; check %s with `tvm-coexec "
+                    "doctor`", name, m->device->name);
       return fail(status, "layer '%s': the GPU waited for longer than %g s for the CPU half, which did not come; raise "
                   "timeout_s if the layer takes longer", name, bound_s);
     case COEXEC_GPU_HANGS:
@@ -39,13 +42,17 @@ static coexec_status run_alone(coexec_program* p) {
   return status;
 }
 
-/* The longer the more often a wait is cut: what cuts them may be a process that was stopped once, or halves of the CPU
+/* For longer the sooner a wait is cut again: what cuts them may be a process that was stopped once, or halves of the CPU
    that take long in every run. */
 static coexec_status become_patient(coexec_program* p) {
+  coexec_status status = p->patient ? COEXEC_OK : make_patient(p);
+  if (status) return status;
+  if (p->calm_runs > p->patience) p->patience = 0;
+  p->calm_runs = 0;
   p->patience = p->patience ? 2 * p->patience : 1;
   if (p->patience > MOST_PATIENCE) p->patience = MOST_PATIENCE;
   p->patient_runs = p->patience;
-  return p->patient ? COEXEC_OK : make_patient(p);
+  return COEXEC_OK;
 }
 
 coexec_status run_program(coexec_program* p) {
@@ -54,6 +61,7 @@ coexec_status run_program(coexec_program* p) {
     coexec_status status = run_alone(p);
     if (status == COEXEC_GPU_WAITED && p->module->cuts_waits) status = become_patient(p);
     else if (status) status = describe_failure(p, status);
+    else if (p->calm_runs < INT32_MAX) ++p->calm_runs;
     if (status || !p->patient_runs) return status;
   }
   --p->patient_runs;
