@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -50,14 +50,20 @@ class Record:
     """What a device did."""
 
     measured: int = 0
-    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    """Why candidates failed, each time."""
     losses: list[str] = field(default_factory=list)
     """Why it did not answer, each time: another device, or it itself, was asked again."""
 
     def __str__(self) -> str:
-        reasons = [f"{reason}{f' ({n} times)' if n > 1 else ''}" for reason, n in Counter(self.losses).items()]
-        lost = f", interrupted and tried again: {'; '.join(reasons)}" if reasons else ""
-        return f"{self.measured} measured, {self.failed} failed{lost}"
+        failed = f" ({_counted(self.failures)})" if self.failures else ""
+        lost = f", interrupted and tried again: {_counted(self.losses)}" if self.losses else ""
+        return f"{self.measured} measured, {len(self.failures)} failed{failed}{lost}"
+
+
+def _counted(reasons: Iterable[str]) -> str:
+    """Reasons, each once, with how often."""
+    return "; ".join(f"{reason}{f' ({n} times)' if n > 1 else ''}" for reason, n in Counter(reasons).items())
 
 
 class Crew:
@@ -116,7 +122,7 @@ class Crew:
         return sum(self._took_s) / len(self._took_s) if self._took_s else 0.0
 
     def __str__(self) -> str:
-        failed = sum(one.failed for one in self.records.values())
+        failed = sum(len(one.failures) for one in self.records.values())
         done = failed + sum(one.measured for one in self.records.values())
         return f"{done} trials, {failed} failed, {len(self._free) + len(self._running)} of {self._size} devices"
 
@@ -168,7 +174,7 @@ class Crew:
         try:
             samples = future.result()
         except (KernelError, RefusedError, SessionLostError) as error:
-            record.failed += 1
+            record.failures.append(str(error))
             self._free.append(measurer)
             return Outcome(trial, failure=str(error))
         except (MeasurementError, FileFormatError) as error:

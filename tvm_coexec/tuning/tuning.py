@@ -55,6 +55,9 @@ FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
 _MOST_MINUTES = 1e5
 """Ten weeks."""
 
+_MOST_FAILING = 3
+"""So many times the layers that are needed are tried where some fail."""
+
 _OTHERS_WAIT_S = 10.0
 """How long one of several devices that was lost is waited for before another one gets its trial."""
 
@@ -282,13 +285,16 @@ def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
 def _measure_until(
     is_over: Callable[[], bool], budget: Budget, tuner: Tuner, layers: Iterator[AnyLayer], at_least: int
 ) -> None:
-    """Measure until the time has come, but not before something of the first ``at_least`` layers is measured."""
+    """Measure until the time has come, but not before something of ``at_least`` layers is measured.
+
+    Layers that fail do not count, unless many do.
+    """
     from tqdm import tqdm
 
-    start, measured = time.monotonic(), set[AnyLayer]()
+    start, tried, measured = time.monotonic(), set[AnyLayer](), set[AnyLayer]()
 
     def is_enough() -> bool:
-        return is_over() and len(measured) >= at_least
+        return is_over() and (len(measured) >= at_least or len(tried) >= _MOST_FAILING * at_least)
 
     works = (
         (one, tuner.points(layer), False)
@@ -302,6 +308,8 @@ def _measure_until(
         bar_format="{l_bar}{bar}| {n:.0f}/{total} s {postfix}",
     ) as bar:
         for candidate, *_ in tuner.measure_all(works, is_enough):
-            measured.add(candidate.layer)
+            tried.add(candidate.layer)
+            if tuner.profile.failure(candidate) is None:
+                measured.add(candidate.layer)
             bar.n = min(time.monotonic() - start, bar.total)
             bar.set_postfix_str(f"{len(measured)} layers, {tuner.crew}")
