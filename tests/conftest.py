@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import platformdirs
 import pytest
 from hypothesis import settings
 
@@ -47,10 +49,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STDERR] = os.dup(2)  # nothing is captured yet
-    # a device is held by way of the temporary files of its machine: several who test at once do not wait for each other
+    # devices are held by temporary files and in the user's cache: several who test at once do not wait for each other
     folder = tempfile.mkdtemp(prefix="tvm-coexec-tests-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
+    with contextlib.suppress(OSError):  # what cannot be written holds nothing
+        os.environ["XDG_CACHE_HOME"] = str(_own_cache(Path(folder) / "cache"))
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _own_cache(own: Path) -> Path:
+    """The user's cache, but for the folder in which devices are held."""
+    usual, name = Path(platformdirs.user_cache_path()), "tvm-coexec"
+    for folder in (usual / "pocl", usual / name / "kernels", usual / name / "programs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (own / name).mkdir(parents=True)
+    for kept in (*usual.iterdir(), *(usual / name).iterdir()):
+        if kept.name not in (name, "tvm-coexec-held"):
+            (own / kept.relative_to(usual)).symlink_to(kept)
+    return own
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
