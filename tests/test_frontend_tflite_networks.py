@@ -85,7 +85,7 @@ def test_weights_of_eight_bits_beside_float_activations(tmp_path: Path) -> None:
     graph = graph_of(content, tmp_path)
     rows = numbers(3, 8)
     (result,) = evaluate(graph, {"rows": rows}).values()
-    np.testing.assert_allclose(result, rows @ (weights.T * np.float32(0.02)), rtol=1e-5)
+    np.testing.assert_allclose(result, rows @ (weights.T * np.float32(0.02)), rtol=1e-5, atol=1e-6)
     assert ops(graph) == ["linear"]
 
 
