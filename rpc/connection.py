@@ -26,7 +26,7 @@ _LINK = (
     (socket.TCP_KEEPCNT, 3),
     (socket.TCP_USER_TIMEOUT, 25_000),
 )
-"""By these the kernel gives up a connection whose other side's has not answered for about 25 s."""
+"""The kernel gives up a connection whose other side has not answered for about 25 s: these options ask it to."""
 
 
 class Connection:

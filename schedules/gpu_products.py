@@ -70,8 +70,8 @@ def variants(extents: Extents, hardware: Hardware) -> tuple[Variant, ...]:
     images = list[tuple[float, Tiling | Reading]]()
     if fits_image(extents.weight_elements, hardware):
         images = _best(_ranked(extents, hardware, *_plain_tilings(ImageTiling)), _OFFERED_WITH_IMAGES)
-    first, *others = _best(ranked, _OFFERED - len(images)) or [*images[:1]]
-    return tuple(kernel.variant() for _, kernel in (first, *_best([*others, *images], _OFFERED)))
+    best = _best(ranked, _OFFERED - len(images))
+    return tuple(kernel.variant() for _, kernel in (*best[:1], *_best([*best[1:], *images], _OFFERED)))
 
 
 def _best(ranked: list[tuple[float, Tiling | Reading]], most: int) -> list[tuple[float, Tiling | Reading]]:

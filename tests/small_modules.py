@@ -1,5 +1,6 @@
 """Modules of one layer, and chains of linear layers, for tests of what runs them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ def one_layer(layer: AnyLayer, device: Device, gpu: Hardware | None = None) -> P
     cpu_variant = family.default_variant(layer, "cpu", target.hardware)
     gpu_variant = family.default_variant(layer, "gpu", gpu or target.hardware)
     return single_layer(layer, cpu_variant, gpu_variant, target, facts)
+
+
+def with_cut_waits(built: Package) -> Package:
+    """The module whose GPU gives up every wait for what is not there yet."""
+    waits = "coexec_wait_for(flags, awaited, limit);"
+    gives_up = "COEXEC_STORE(flags + COEXEC_GPU_GAVE_UP, awaited); COEXEC_STORE(flags + COEXEC_ABORT, 1);"
+    at_once = f"if (COEXEC_LOAD(flags + COEXEC_CPU_DONE) < awaited) {{ {gives_up} }}"
+    assert waits in built.opencl_source
+    return replace(built, opencl_source=built.opencl_source.replace(waits, at_once))
 
 
 def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:

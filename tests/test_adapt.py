@@ -1,10 +1,8 @@
 """Splits that follow the device: whatever is moved, results stay right, and what was moved is told."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from small_modules import chain, expected
+from small_modules import chain, expected, with_cut_waits
 
 from tvm_coexec.errors import InputError
 from tvm_coexec.runtime.device import Device, open_device
@@ -32,10 +30,7 @@ def test_results_stay_right_while_units_move(device: Device, start: int | None) 
 def test_a_cut_wait_counts_as_a_slow_cpu(device: Device) -> None:
     """Such a run is made again in a form that shows no waits; every look would otherwise miss the slowest ones."""
     package, nodes = chain(device, 4, 48, 192)
-    gives_up = "COEXEC_STORE(flags + COEXEC_GPU_GAVE_UP, awaited); COEXEC_STORE(flags + COEXEC_ABORT, 1);"
-    at_once = f"if (COEXEC_LOAD(flags + COEXEC_CPU_DONE) < awaited) {{ {gives_up} }}"
-    cut = package.opencl_source.replace("coexec_wait_for(flags, awaited, limit);", at_once)
-    module = Module(replace(package, opencl_source=cut), device, adapt=True)
+    module = Module(with_cut_waits(package), device, adapt=True)
     module.set_splits({node.name: 5 for node in nodes})
     x = np.ones((48, 192), np.float32)
     told = []

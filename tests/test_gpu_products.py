@@ -120,6 +120,10 @@ def test_the_search_space_fits_the_device_and_is_ordered_by_the_bound(size: Exte
         assert is_tiled or (size.rows <= 16 and size.taps == 1)
 
 
+def test_a_gpu_whose_work_groups_are_too_small_is_offered_nothing() -> None:
+    assert gpu_products.variants(Extents(rows=49, channels=960, span=160), replace(PHONE, max_group_size=16)) == ()
+
+
 def test_a_gpu_whose_items_have_fewer_registers_is_offered_smaller_tiles() -> None:
     size = Extents(rows=49, channels=960, span=160)
     by_device = [gpu_products.variants(size, replace(PHONE, item_registers=most)) for most in (170, 250)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_modules import chain, expected, one_layer
+from small_modules import chain, expected, one_layer, with_cut_waits
 
 from tvm_coexec.compiler import packaging
 from tvm_coexec.compiler.entry_points import SteppedSource, add_steps
@@ -164,11 +164,7 @@ def test_a_wait_of_the_gpu_that_is_cut_changes_no_result(device: Device, chains:
     if device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")
     built, nodes = chain(device, 4, 48, 192)
-    gives_up = "COEXEC_STORE(flags + COEXEC_GPU_GAVE_UP, awaited); COEXEC_STORE(flags + COEXEC_ABORT, 1);"
-    at_once = f"if (COEXEC_LOAD(flags + COEXEC_CPU_DONE) < awaited) {{ {gives_up} }}"
-    waits = "coexec_wait_for(flags, awaited, limit);"
-    assert waits in built.opencl_source
-    module = Module(replace(built, opencl_source=built.opencl_source.replace(waits, at_once)), device)
+    module = Module(with_cut_waits(built), device)
     module.set_splits({node.name: 5 for node in nodes})
     rng, enqueues = np.random.default_rng(0), []
     for timeline in (False, True):

@@ -65,7 +65,7 @@ static const found_device* choose(const found_device* found, int32_t count, cons
   return name || !count ? NULL : &found[0];
 }
 
-static int has_extension(const coexec_device* d, const char* name) {
+int has_extension(const coexec_device* d, const char* name) {
   size_t bytes = 0;
   if (d->cl.device_info(d->device, CL_DEVICE_EXTENSIONS, 0, NULL, &bytes) || !bytes) return 0;
   char* all = calloc(bytes + 1, 1);

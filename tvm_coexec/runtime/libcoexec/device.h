@@ -59,6 +59,8 @@ int is_forked(const coexec_device* device);
 /* A kernel hangs: remember it, so that no later run begins; returns COEXEC_GPU_HANGS. */
 coexec_status give_up(coexec_device* device, const char* why);
 
+/* Whether the OpenCL device lists an extension. */
+int has_extension(const coexec_device* device, const char* name);
 /* Make the queue whose events carry times, if there is none yet. */
 coexec_status need_timing_queue(coexec_device* device);
 /* Start the threads beyond the first, if the device has several cores; the pool stays NULL if it has one. */

@@ -53,13 +53,7 @@ static void say_number(const coexec_device* d, const question* q, answer* to) {
 /* Most rows of an image over a buffer; nothing where the device makes none. */
 static void say_images(const coexec_device* d, answer* to) {
   static const question rows = {"image_rows", 0x1012, sizeof(size_t)};
-  size_t bytes = 0;
-  if (d->cl.device_info(d->device, CL_DEVICE_EXTENSIONS, 0, NULL, &bytes)) return;
-  char* names = calloc(bytes + 1, 1);
-  if (names && !d->cl.device_info(d->device, CL_DEVICE_EXTENSIONS, bytes, names, NULL) &&
-      strstr(names, "cl_khr_image2d_from_buffer"))
-    say_number(d, &rows, to);
-  free(names);
+  if (has_extension(d, "cl_khr_image2d_from_buffer")) say_number(d, &rows, to);
 }
 
 static void say_kind(const coexec_device* d, answer* to) {
