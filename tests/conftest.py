@@ -97,7 +97,7 @@ def _with_no_skip(config: pytest.Config, report: Report) -> Report:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose the tests; where several processes have them, one has all of a runtime, and one all of any other file."""
+    """Choose the tests."""
     is_quick = config.getoption("--quick")
 
     def is_wanted(item: pytest.Item) -> bool:
@@ -109,8 +109,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
     items[:] = [item for item in items if is_wanted(item)]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_runtime_of(item) or item.path.stem))
 
 
 def _runtime_of(item: pytest.Item) -> str | None:
