@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import tvm
-from tvm import script, tirx
+import tvm_ffi
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 _OPENCL_SOURCE = """\
@@ -25,7 +25,6 @@ _OPENCL_SOURCE = """\
 """
 """Macros, since they serve numbers and vectors of all types; compilers compute once what stands there twice."""
 _SO_FAR = re.compile(r"(\S+) = (max|min)\((.*), \1\);$", re.MULTILINE)
-_DOUBLE = re.compile(r"\bT\.float64\((?=-?\d)")
 _CONSTANT_FIRST = re.compile(r"\b(max|min)\((?=\(*\(float\d*\)\(*-?\d)")
 
 
@@ -63,29 +62,12 @@ def _keeping_nan(extremum: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     return T.Select(T.isnan(a), a, extremum(a, b))
 
 
-def keeping_nan(module: tvm.IRModule) -> tvm.IRModule:
-    """The same program with such extrema in its loops: whoever made them did not think of NaN."""
-    text = module.script(show_meta=True)
-    changed = re.sub(r"\bT\.(max|min)\(", r"coexec_\1(", text)
-    if changed == text:
-        return module
-    return read_again(changed, coexec_max=larger, coexec_min=smaller)
-
-
-def read_again(text: str, **functions: Callable[..., Any]) -> Any:
-    """What TVM wrote as text, changed or not; the text may call ``functions`` by their names.
-
-    TVM takes every number for a float32 first, and refuses those beyond its range, such as the least float64.
-    """
-    names = {"I": script.ir, "R": script.relax, "T": script.tirx}
-    # what else TVM may write: offsets of buffers, layouts, and numbers of types without a word of their own
-    names |= {"TypeVar": TypeVar, "Axis": tirx.layout.Axis, "tvm": tvm}
-    text = _DOUBLE.sub("coexec_double(", text)
-    return script.from_source(text, extra_vars={**names, "coexec_double": _double, **functions})
-
-
-def _double(number: float) -> tirx.FloatImm:
-    return tirx.FloatImm("float64", number)
+def keeping_nan(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The same loops with such extrema: whoever made them did not think of NaN."""
+    return tvm_ffi.structural_map(
+        function,
+        [(tirx.Max, lambda found: larger(found.a, found.b)), (tirx.Min, lambda found: smaller(found.a, found.b))],
+    )
 
 
 def with_extrema(source: str) -> str:

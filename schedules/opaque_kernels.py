@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import ir, relax, s_tir, te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -19,10 +20,10 @@ from tvm_coexec.layers import SCRATCH, ImageLayout, ImageLayouts, Opaque, consta
 from tvm_coexec.layers import Operand as Seen
 
 from .dispatch import Dispatch
-from .extrema import keeping_nan, read_again
+from .extrema import keeping_nan
 from .frame import Launch, Operand, begin_kernel
 
-_SCOPE_PRAGMA = 'T.attr({"pragma_scope": "seq"})'
+_SCOPE_PRAGMA = "pragma_scope"
 """Means nothing to LLVM, which complains."""
 
 
@@ -104,17 +105,23 @@ def legalised(program: str) -> ir.IRModule:
     for name, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc):
             _check_plain(function)
-            module[name] = _serial(function)
-    return keeping_nan(module)
+            module[name] = keeping_nan(_serial(function))
+    return module
 
 
 def _serial(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The same loops one after another: those that TVM spreads over threads call its run-time library."""
-    text = function.script(show_meta=True)
-    if "T.parallel(" not in text and _SCOPE_PRAGMA not in text:
-        return function
-    text = text.replace("T.parallel(", "T.serial(").replace(_SCOPE_PRAGMA, "pass")
-    return read_again(text).with_attrs(function.attrs)
+
+    def loop(found: tirx.For) -> tirx.For:
+        if found.kind != tirx.ForKind.PARALLEL:
+            return found
+        serial = tirx.ForKind.SERIAL
+        return tirx.For(found.loop_var, found.min, found.extent, serial, found.body, annotations=found.annotations)
+
+    def inner(found: tirx.AttrStmt) -> tirx.Stmt:
+        return found.body if found.attr_key == _SCOPE_PRAGMA else found
+
+    return tvm_ffi.structural_map(function, [(tirx.For, loop), (tirx.AttrStmt, inner)])
 
 
 def _check_plain(function: tirx.PrimFunc) -> None:
