@@ -54,6 +54,18 @@ def test_a_bound_model_computes_what_it_should(device: Device) -> None:
         np.testing.assert_allclose(module(**given)[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_dimension_of_minus_one_is_open(device: Device) -> None:
+    b = OnnxBuilder(x=(-1, 8))
+    model = b.model(linear(b, "x", 8, 5))
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = -1
+    with pytest.raises(ModelError, match=r"dynamic dimensions: 'x' \[\?, 8\]"):
+        to_graph(model)
+    x = np.random.default_rng(0).random((4, 8), np.float32)
+    module = tvm_coexec.build(model, device=device, split=0.5, shapes={"x": (4, 8)})
+    (expected,) = run_onnx(model, {"x": x}).values()
+    np.testing.assert_allclose(module(x=x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_option_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     b = OnnxBuilder(x=("batch", 8))
     path, out = tmp_path / "m.onnx", tmp_path / "m.coexec"

@@ -17,13 +17,17 @@ _Dimension = int | str
 def bind_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
     """Write the given shapes into the graph's inputs.
 
-    Dimensions of one name are given by any input that has it.
+    Dimensions of one name are given by any input that has it. What some exporters write as a size below 0 is open.
 
     Raises
     ------
     ModelError
         Naming every input that still has an open dimension, or the first whose shape does not fit.
     """
+    for value in (*graph.input, *graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_value < 0:
+                dimension.Clear()
     constants = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value for value in graph.input if value.name not in constants}
     unknown = sorted(set(shapes) - set(inputs))
