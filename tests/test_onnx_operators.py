@@ -115,6 +115,27 @@ RESIZES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize(
+    ("axes", "sizes", "values"),
+    [
+        ([2, 3], [9, 6], {"mode": "linear"}),
+        ([-1], [10], {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
+        ([3, 2], [20, 13], {"mode": "linear", "keep_aspect_ratio_policy": "not_larger"}),
+    ],
+)
+def test_axes_of_an_image_that_are_listed_are_resized(axes: list[int], sizes: list[int], values: dict[str, Any]) -> None:
+    b = OnnxBuilder(x=(1, 4, 6, 5))
+    check_against_onnxruntime(b.model(b.add("Resize", "x", "", "", b.const(sizes, "int64"), axes=axes, **values)))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(("operator", "opset"), [("Upsample", 9), ("Resize", 10)])
+def test_images_of_old_models_are_divided_as_they_grow(operator: str, opset: int, mode: str) -> None:
+    b = OnnxBuilder(opset, x=(1, 4, 6, 5))
+    graph = check_against_onnxruntime(b.model(b.add(operator, "x", b.const([1.0, 1.0, 2.0, 3.0]), mode=mode)))
+    assert all(node.layer.op != "opaque" for node in graph.nodes)
+
+
 @settings(max_examples=5)
 @given(values=RESIZES, sizes=st.lists(st.integers(1, 9), min_size=2, max_size=2), axes=st.permutations(range(4)))
 def test_any_two_axes_are_resized(values: dict[str, Any], sizes: list[int], axes: list[int]) -> None:

@@ -41,8 +41,8 @@ def _resize(call: Call) -> Any:
     values, shape = call.attributes, call.type(0).shape
     axes = _axes(call)
     changed = {axis: each for axis, each in axes.items() if each.before != each.after or _cuts(values)}
-    if _is_known_to_tvm(call, axes):
-        return None
+    if _is_known_to_relax(call, axes):
+        return _image(call)
     taps = {axis: _taps_of(each, values, call) for axis, each in changed.items()}
     result = call.operand(0)
     outside = float(values.get("extrapolation_value", 0.0))
@@ -57,20 +57,45 @@ def _cuts(values: Mapping[str, Any]) -> bool:
     return bool(values.get("coordinate_transformation_mode") == "tf_crop_and_resize")
 
 
-def _is_known_to_tvm(call: Call, axes: Mapping[int, _Axis]) -> bool:
+def _image(call: Call) -> relax.Expr:
+    values = call.attributes
+    return relax.op.image.resize2d(
+        call.operand(0),
+        size=relax.ShapeExpr(call.result.shape[2:]),
+        layout="NCHW",
+        method="linear" if values.get("mode") == "linear" else "nearest_neighbor",
+        coordinate_transformation_mode=_place_mode(call),
+        rounding_method=_nearest_mode(call),
+    )
+
+
+def _is_old(call: Call) -> bool:
+    """Whether the operator is from before opset 11, which has no modes of places and of rounding."""
+    return call.node.proto.op_type == "Upsample" or call.node.opset < 11
+
+
+def _place_mode(call: Call) -> str:
+    return str(call.attributes.get("coordinate_transformation_mode", "asymmetric" if _is_old(call) else "half_pixel"))
+
+
+def _nearest_mode(call: Call) -> str:
+    return str(call.attributes.get("nearest_mode", "floor" if _is_old(call) else "round_prefer_floor"))
+
+
+def _is_known_to_relax(call: Call, axes: Mapping[int, _Axis]) -> bool:
     """Whether Relax's own operator does the same: images by linear interpolation, or by whole factors."""
     values, mode = call.attributes, call.attributes.get("mode", "nearest")
-    if call.node.proto.op_type != "Resize" or len(call.type(0).shape) != 4 or values.get("antialias"):
+    if len(call.type(0).shape) != 4 or values.get("antialias"):
         return False
     changed = [axis for axis, each in axes.items() if each.before != each.after]
-    if not changed or min(changed) < 2 or call.node.opset < 11 or call.type(0).dtype != "float32":
+    if not changed or min(changed) < 2 or call.type(0).dtype != "float32":
         return False
     if any(not math.isclose(each.scale, each.after / each.before, rel_tol=1e-6) for each in axes.values()):
         return False
-    position = values.get("coordinate_transformation_mode", "half_pixel")
+    position = _place_mode(call)
     if mode == "nearest":
         whole = all(each.after % each.before == 0 for each in axes.values())
-        return whole and position == "asymmetric" and values.get("nearest_mode") == "floor"
+        return whole and position == "asymmetric" and _nearest_mode(call) == "floor"
     above_one = all(axes[axis].after > 1 for axis in axes if axis > 1)
     return (
         mode == "linear"
@@ -84,8 +109,7 @@ def _axes(call: Call) -> dict[int, _Axis]:
     shape, after = call.type(0).shape, call.result.shape
     rank, values = len(shape), call.attributes
     listed = [int(axis) % rank for axis in values.get("axes", range(rank))]
-    old = call.node.proto.op_type == "Upsample" or call.node.opset < 11
-    roi_place, scales_place = (None, 1) if old else (1, 2)
+    roi_place, scales_place = (None, 1) if _is_old(call) else (1, 2)
     scales = np.asarray(values["scales"]) if "scales" in values else call.array(scales_place)
     if scales is None or not scales.size:
         scales = np.array([after[axis] / shape[axis] for axis in listed])
@@ -135,15 +159,13 @@ def _symmetric_offset(axis: _Axis, mode: str) -> np.float32:
 
 
 def _taps_of(axis: _Axis, values: Mapping[str, Any], call: Call) -> _Taps:
-    old = call.node.proto.op_type == "Upsample" or call.node.opset < 11
-    default = "asymmetric" if old else "half_pixel"
-    positions = _positions(axis, values.get("coordinate_transformation_mode", default))
+    positions = _positions(axis, _place_mode(call))
     is_outside = np.zeros(axis.after, bool)
     if _cuts(values):
         is_outside = (positions < 0) | (positions > axis.before - 1)
     mode = values.get("mode", "nearest")
     if mode == "nearest":
-        nearest = _rounded(positions, values.get("nearest_mode", "floor" if old else "round_prefer_floor"))
+        nearest = _rounded(positions, _nearest_mode(call))
         return _Taps(np.clip(nearest, 0, axis.before - 1)[:, None], np.ones((axis.after, 1)), is_outside)
     shrink = min(axis.scale, 1.0) if values.get("antialias", 0) else 1.0
     kernel, radius = (_hat, 1) if mode == "linear" else (_cubic(values.get("cubic_coeff_a", -0.75)), 2)
