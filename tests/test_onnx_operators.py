@@ -37,6 +37,21 @@ INDEXING: dict[str, Build] = {
     "scatter and add": lambda b: b.add(
         "ScatterElements", "x", b.const(np.full((3, 2, 6), -1), "int64"), b.weights(3, 2, 6), axis=1, reduction="add"
     ),
+    "one-hot by a first axis": lambda b: b.add(
+        "OneHot", b.add("ArgMax", "x", axis=1, keepdims=0), b.const(5, "int64"), b.const([-1.0, 2.0]), axis=0
+    ),
+    "reverse sequences": lambda b: b.add("ReverseSequence", "x", b.const([2, 3, 1, 0, 3], "int64")),
+    "reverse rows": lambda b: b.add("ReverseSequence", "x", b.const([5, 1, 4], "int64"), batch_axis=0, time_axis=1),
+    "average regions": lambda b: b.add(
+        "RoiAlign",
+        b.add("Unsqueeze", "x", b.const([0], "int64")),
+        b.const([[0.5, 1, 9, 8], [0, 0, 12, 11.5]]),
+        b.const([0, 0], "int64"),
+        output_height=2,
+        output_width=3,
+        sampling_ratio=2,
+        spatial_scale=0.5,
+    ),
     "slice from beyond": lambda b: b.add("Slice", "x", b.const([-9, 1], "int64"), b.const([9, 99], "int64")),
     "slice backwards": lambda b: b.add(
         "Slice", "x", *(b.const(each, "int64") for each in ([9, -1], [-9, 0], [2, 1], [-2, -1]))
@@ -123,7 +138,7 @@ RESIZES = st.fixed_dictionaries(
         ([3, 2], [20, 13], {"mode": "linear", "keep_aspect_ratio_policy": "not_larger"}),
     ],
 )
-def test_axes_of_an_image_that_are_listed_are_resized(axes: list[int], sizes: list[int], values: dict[str, Any]) -> None:
+def test_listed_axes_of_an_image_are_resized(axes: list[int], sizes: list[int], values: dict[str, Any]) -> None:
     b = OnnxBuilder(x=(1, 4, 6, 5))
     check_against_onnxruntime(b.model(b.add("Resize", "x", "", "", b.const(sizes, "int64"), axes=axes, **values)))
 

@@ -168,9 +168,60 @@ def _unravelled(address: Any, shape: tuple[int, ...]) -> list[Any]:
 
 
 def _pool_regions(call: Call) -> Any:
-    """TVM's own, but for maxima, of which it takes those of interpolated values."""
-    if call.attributes.get("mode", "avg") != "avg":
+    """Averages of regions. Maxima are ONNX's of weighted corners, which Relax's operator does not take.
+
+    Half a pixel is one of the image, while Relax scales all that it is given: TVM's converter moves boxes too far.
+    """
+    values, boxes = call.attributes, call.operand(1)
+    if values.get("mode", "avg") != "avg":
         raise ModelError(f"{call.node.source} takes maxima of regions; supported are averages (mode='avg')")
+    scale = float(values.get("spatial_scale", 1.0))
+    default = "half_pixel" if call.node.opset >= 16 else "output_half_pixel"
+    is_aligned = values.get("coordinate_transformation_mode", default) == "half_pixel"
+    dtype = call.type(1).dtype
+    if is_aligned:
+        boxes = relax.op.subtract(boxes, call.constant(np.array(0.5 / scale), dtype))
+    images = relax.op.astype(relax.op.expand_dims(call.operand(2), 1), dtype)
+    return relax.op.vision.roi_align(
+        call.operand(0),
+        relax.op.concat([images, boxes], axis=1),
+        pooled_size=call.result.shape[2:],
+        spatial_scale=scale,
+        sample_ratio=values.get("sampling_ratio", 0),
+        aligned=is_aligned,
+        layout="NCHW",
+    )
+
+
+def _one_hot(call: Call) -> Any:
+    """The last operand's second number where an index, counted from either end, names the place; else its first."""
+    shape = call.result.shape
+    axis = int(call.attributes.get("axis", -1)) % len(shape)
+
+    def compute(given: te.Tensor, values: te.Tensor) -> te.Tensor:
+        def element(*index: Any) -> Any:
+            named = given[(*index[:axis], *index[axis + 1 :])].astype("int64")
+            place = tirx.Select(named < 0, named + shape[axis], named)
+            return tirx.Select(place == index[axis], values[1], values[0])
+
+        return te.compute(shape, element, name="one_hot")
+
+    return call.loops(compute, call.operand(0), call.operand(2))
+
+
+def _reverse_sequence(call: Call) -> Any:
+    """The first numbers along one axis from the last to the first, as many as there are for the place on another."""
+    batch_axis, time_axis = call.attributes.get("batch_axis", 1), call.attributes.get("time_axis", 0)
+
+    def compute(x: te.Tensor, lengths: te.Tensor) -> te.Tensor:
+        def element(*index: Any) -> Any:
+            time, length = index[time_axis], lengths[index[batch_axis]].astype("int64")
+            place = tirx.Select(time < length, length - 1 - time, time)
+            return x[(*index[:time_axis], place, *index[time_axis + 1 :])]
+
+        return te.compute(x.shape, element, name="reversed")
+
+    return call.loops(compute, call.operand(0), call.operand(1))
 
 
 def _top_k(call: Call) -> Any:
@@ -185,6 +236,8 @@ CONVERTERS: Mapping[str, Converter] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "OneHot": _one_hot,
+    "ReverseSequence": _reverse_sequence,
     "RoiAlign": _pool_regions,
     "Scatter": _scatter_elements,
     "ScatterElements": _scatter_elements,
