@@ -1,10 +1,13 @@
 /* Threads that run modules on the stub for OpenCL, each with inputs of its own: all results are right, and a sanitizer
  * sees every access of both sides.
  *
- *     races MODULE OPENCL MECHANISM HANDLES RUNS      with HANDLES `one` for all threads, or `own` for each its own */
+ *     races MODULE OPENCL MECHANISM HANDLES RUNS      with HANDLES `one` for all threads, or `own` for each its own, and
+ *                                                     then several threads for each CPU half, all on one processor */
+#define _GNU_SOURCE
 #include "../../tvm_coexec/runtime/libcoexec/coexec.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,8 +57,10 @@ int main(int count, char** arguments) {
   coexec_device_options options = {.opencl_library = arguments[2], .mechanism = atoi(arguments[3])};
   coexec_module_options waits = {.timeout_ns = INT64_C(120000000000)};
   int is_one = !strcmp(arguments[4], "one"), numbers[THREADS];
+  int32_t here = sched_getcpu(), cores[] = {here, here, here};
   pthread_t threads[THREADS];
   runs = atoi(arguments[5]);
+  if (!is_one) options.cores = cores, options.core_count = sizeof cores / sizeof *cores;
   check(coexec_device_open(&options, &device));
   for (int i = 0; i < THREADS; ++i) {
     if (i && is_one) modules[i] = modules[0];

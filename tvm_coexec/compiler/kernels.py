@@ -68,6 +68,7 @@ def compile_half(
     KernelError
         The variant does not compile for this layer and target.
     """
+    variant = variant.kernel
     return _from_cache(
         [layer_to_json(layer), variant.to_json(), repr(layouts)],
         f"{layer.op}_{side}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .types import FLOAT32, item_bytes
@@ -15,6 +15,8 @@ longer fails, raises it: what was measured of older kernels then counts no more,
 IMAGE_WIDTH = 1024
 """Pixels of a row of an image over a buffer, as kernels read weights: rows of a device's images begin at multiples of a
 few pixels, which divide this number, and no device has narrower ones."""
+
+_THREADS, _MOST_THREADS = "threads", 1024
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,14 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute a half: an implementation and its integer parameters, sorted by name."""
+    """One way to compute a half: an implementation and its integer parameters, sorted by name.
+
+    ``threads`` is how many of the CPU compute it, each some units by the same kernel; 0: one on each of its cores.
+    """
 
     implementation: str
     params: tuple[tuple[str, int], ...] = ()
+    threads: int = 0
 
     @classmethod
     def make(cls, implementation: str, **params: int) -> Variant:
@@ -75,16 +81,27 @@ class Variant:
     def __getitem__(self, name: str) -> int:
         return dict(self.params)[name]
 
+    @property
+    def kernel(self) -> Variant:
+        """What its kernels depend on: all but the threads."""
+        return replace(self, threads=0)
+
     def to_json(self) -> dict[str, Any]:
-        return {"implementation": self.implementation, **dict(self.params)}
+        threads = {_THREADS: self.threads} if self.threads else {}
+        return {"implementation": self.implementation, **dict(self.params), **threads}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Variant:
+        """Inverse of :meth:`to_json`; raises ``ValueError`` for an impossible number of threads."""
         rest = {key: int(value) for key, value in fields.items() if key != "implementation"}
-        return cls.make(fields["implementation"], **rest)
+        threads = rest.pop(_THREADS, 0)
+        if not 0 <= threads <= _MOST_THREADS:
+            raise ValueError(f"no half is computed by {threads} threads")
+        return replace(cls.make(fields["implementation"], **rest), threads=threads)
 
     def __str__(self) -> str:
-        return " ".join([self.implementation, *(f"{name}={value}" for name, value in self.params)])
+        threads = [f"{_THREADS}={self.threads}"] if self.threads else []
+        return " ".join([self.implementation, *(f"{name}={value}" for name, value in self.params), *threads])
 
 
 def grid_for(grid: tuple[int, int], unit_axis: int | None, units: int, together: int = 1) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from tvm_coexec.layers import IMAGE_WIDTH, TILE, ImageLayout, grid_for
 from .tensors import ConstantSpec, Memory, Source, TensorSpec, words
 
 FORMAT = "tvm-coexec module"
-VERSION = 13
+VERSION = 14
 
 _MOST_WORDS = 2**40
 """The largest tensor that is believed: what is damaged may ask for any."""

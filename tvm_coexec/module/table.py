@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tvm_coexec.layers import ROW_BLOCK, TILE
+from tvm_coexec.layers import ROW_BLOCK, TILE, Variant
 
 from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec
 from .tensors import Source, TensorSpec
@@ -50,7 +50,7 @@ TENSOR = _record(
 )
 STEP = _record(
     ("<u4", "name axis units cpu_units output unit_size is_output first_read read_count"),
-    ("<u4", "cpu_launch cpu_launch_count gpu_launch gpu_launch_count reserved"),
+    ("<u4", "cpu_launch cpu_launch_count gpu_launch gpu_launch_count cpu_threads"),
 )
 READ = _record(("<u4", "step local"))
 LAUNCH = np.dtype(
@@ -160,7 +160,7 @@ class Tables:
         return (
             *(self._string(step.name), AXES.index(step.axis), step.units, step.cpu_units),
             *(self._tensors[step.output], unit_size, is_output, first_read, len(self._reads) - first_read),
-            *(*halves[0], *halves[1], 0),
+            *(*halves[0], *halves[1], Variant.from_json(step.cpu.variant).threads if step.cpu else 0),
         )
 
     def _half(self, launches: Sequence[LaunchSpec]) -> tuple[int, int]:

@@ -109,6 +109,15 @@ class Device:
             raise library.error_of(status)
         return Handle("device", pointer)
 
+    def threads_ran_on(self) -> tuple[int | None, ...]:
+        """The core of each of the CPU's threads in the last run, that of the first first; None for one without work.
+
+        They are to run on :attr:`cpu_cores`, in this order; a system may let them run elsewhere.
+        """
+        found = (ctypes.c_int32 * len(self.cpu_cores))()
+        library.library().coexec_threads_ran_on(self.handle.pointer, found, len(found))
+        return tuple(core if core >= 0 else None for core in found)
+
     def facts(self) -> dict[str, Any]:
         """Everything that a measurement on this device depends on, as JSON values."""
         return {

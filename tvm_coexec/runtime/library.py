@@ -82,6 +82,7 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
     "last_error": (_text, ()),
     "device_open": (_int, (ctypes.POINTER(DeviceOptions), _Out)),
     "device_close": (None, (_pointer,)),
+    "threads_ran_on": (_int, (_pointer, ctypes.POINTER(_int), _int)),
     "module_open_fd": (_int, (_pointer, ctypes.c_int, ctypes.POINTER(ModuleOptions), _Out)),
     "module_close": (None, (_pointer,)),
     "write": (_int, (_pointer, _int, _pointer, _size)),

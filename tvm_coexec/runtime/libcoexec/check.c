@@ -189,7 +189,7 @@ static coexec_status check_step(const module_file* f, uint64_t i) {
   const coexec_step_record* s = &f->steps[i];
   if (s->name >= f->string_bytes || s->output >= f->tensor_count) return wrong("step", i, "has no name or output");
   if (s->axis > COEXEC_HEIGHT || !s->units || s->units > INT32_MAX || s->cpu_units > s->units || !s->unit_size ||
-      s->is_output > 1 || s->reserved)
+      s->is_output > 1)
     return wrong("step", i, "has impossible units");
   if (!is_inside(s->first_read, s->read_count, f->read_count)) return wrong("step", i, "has no reads");
   for (uint32_t number = s->first_read; number < s->first_read + s->read_count; ++number) {

@@ -74,6 +74,11 @@ COEXEC_API void coexec_device_close(coexec_device* device);
 COEXEC_API const char* coexec_device_name(const coexec_device* device);
 COEXEC_API coexec_mechanism coexec_device_mechanism(const coexec_device* device);
 
+/* Where the CPU's threads ran in the last run of all modules of the device: the processor of each, the calling thread's
+ * first, -1 for one that had no work. Returns how many there are: one on each of the device's cores. A system may let
+ * threads run elsewhere than was asked for. */
+COEXEC_API int32_t coexec_threads_ran_on(coexec_device* device, int32_t* processors, int32_t capacity);
+
 /* ---- modules ---- */
 
 typedef struct {

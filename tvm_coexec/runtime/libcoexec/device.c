@@ -171,6 +171,7 @@ coexec_status coexec_device_open(const coexec_device_options* options, coexec_de
   if (!d) return fail(COEXEC_NO_MEMORY, "there is no memory for a device");
   pthread_mutex_init(&d->mutex, NULL);
   d->process = getpid();
+  d->ran_on = -1;
   coexec_status status = copy_options(d, o);
   if (!status && o->mechanism != COEXEC_CPU_ONLY) {
     status = open_opencl_device(d, o);
@@ -218,6 +219,15 @@ const char* coexec_device_name(const coexec_device* device) { return device->nam
 
 coexec_mechanism coexec_device_mechanism(const coexec_device* device) { return device->mechanism; }
 
+int32_t coexec_threads_ran_on(coexec_device* d, int32_t* processors, int32_t capacity) {
+  int32_t threads = d->core_count > 1 ? d->core_count : 1;
+  pthread_mutex_lock(&d->mutex);
+  for (int32_t i = 0; i < threads && i < capacity; ++i)
+    processors[i] = i ? (d->shared_calls ? thread_ran_on(d->pool, i) : -1) : d->ran_on;
+  pthread_mutex_unlock(&d->mutex);
+  return threads;
+}
+
 /* ---- for the rest of the library ---- */
 
 int is_forked(const coexec_device* device) { return getpid() != device->process; }
@@ -248,7 +258,7 @@ coexec_status need_timing_queue(coexec_device* d) {
 }
 
 coexec_status need_pool(coexec_device* d) {
-  if (d->core_count < 2 || d->pool) return COEXEC_OK;
+  if (d->pool) return COEXEC_OK;
   d->pool = start_pool(d->cores, d->core_count);
   return d->pool ? COEXEC_OK
                  : fail(COEXEC_NO_MEMORY, "the CPU threads cannot be started; ask for fewer --cpu-cores");

@@ -49,6 +49,8 @@ struct coexec_device {
   int32_t built_count;
   device_flags flags;
   thread_pool* pool; /* NULL until a program has work for several threads */
+  int32_t ran_on;    /* the processor on which the last run ended; -1: there was none */
+  int shared_calls;  /* whether several threads took part in it */
 };
 
 /* Before anything else is done with a device: no other thread uses it until leave_device. */
@@ -63,7 +65,7 @@ coexec_status give_up(coexec_device* device, const char* why);
 int has_extension(const coexec_device* device, const char* name);
 /* Make the queue whose events carry times, if there is none yet. */
 coexec_status need_timing_queue(coexec_device* device);
-/* Start the threads beyond the first, if the device has several cores; the pool stays NULL if it has one. */
+/* Start the threads beyond the first, on a device of several cores. */
 coexec_status need_pool(coexec_device* device);
 /* Build the flag kernels, and see how fast they spin, if that was not done yet. */
 coexec_status need_flags(coexec_device* device);

@@ -1,4 +1,4 @@
-/* The file of a module, version 1 of this format: docs/module-format.md says it in words.
+/* The file of a module, version 2 of this format: docs/module-format.md says it in words.
  *
  * A header, the table of sections, and the sections, each from a multiple of 64 bytes on, the constants' from one of
  * 16,384: the largest page of a phone. All numbers are little-endian. Tables are arrays of the records below.
@@ -10,7 +10,7 @@
 
 #define COEXEC_MAGIC "COEXEC\r\n" /* damaged where line ends are converted */
 
-enum { COEXEC_FORMAT_VERSION = 1, COEXEC_SECTION_ALIGNMENT = 64, COEXEC_CONSTANTS_ALIGNMENT = 16384 };
+enum { COEXEC_FORMAT_VERSION = 2, COEXEC_SECTION_ALIGNMENT = 64, COEXEC_CONSTANTS_ALIGNMENT = 16384 };
 
 typedef enum {
   COEXEC_SECTION_DESCRIPTION = 1, /* JSON for tools; the runtime reads nothing of it */
@@ -96,7 +96,7 @@ typedef struct {
   uint32_t first_read, read_count;
   uint32_t cpu_launch, cpu_launch_count; /* none: the module has no CPU half of this step */
   uint32_t gpu_launch, gpu_launch_count;
-  uint32_t reserved;
+  uint32_t cpu_threads; /* that compute the CPU's half, on the first of its cores; 0: one on each */
 } coexec_step_record; /* 56 bytes */
 
 /* Words of the chained entry's rows: which case, the step to await, the step to report, work-groups on both axes, and

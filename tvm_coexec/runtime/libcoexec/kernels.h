@@ -34,6 +34,7 @@ typedef struct {
   kernel_function function;
   const kernel_argument* arguments; /* the last two stand for begin and count */
   int32_t argument_count, begin, count;
+  int32_t threads; /* that share it */
 } kernel_call;
 
 enum { KERNEL_TEXT = 256 };

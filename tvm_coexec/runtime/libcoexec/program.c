@@ -180,16 +180,30 @@ static coexec_status make_launches(coexec_program* p) {
   return status;
 }
 
+/* Threads that compute the CPU's half of a part: those that the module names, as far as the device has cores. */
+static int32_t threads_of(const coexec_program* p, int32_t part) {
+  uint32_t named = p->steps[part]->cpu_threads;
+  int32_t cores = p->module->device->core_count;
+  if (cores < 2) return 1;
+  return named && named < (uint32_t)cores ? (int32_t)named : cores;
+}
+
+/* A half of few units has no work for more threads. */
 static void fill_calls(coexec_program* p) {
   int32_t next = 0;
-  for (int32_t i = 0; i < p->part_count; ++i)
+  p->run.threads = 1;
+  for (int32_t i = 0; i < p->part_count; ++i) {
+    int32_t units = p->works[i].cpu_units, threads = threads_of(p, i);
+    if (threads > units) threads = units;
+    if (threads > p->run.threads) p->run.threads = threads;
     for (int32_t launch = 0; launch < p->works[i].cpu_launches; ++launch) {
       uint32_t number = p->steps[i]->cpu_launch + (uint32_t)launch;
       const cpu_kernel* kernel = &p->module->kernels[number];
       p->calls[next++] = (kernel_call){kernel->function, kernel->arguments,
                                        (int32_t)p->module->file.launches[number].argument_count + 2,
-                                       p->works[i].gpu_units, p->works[i].cpu_units};
+                                       p->works[i].gpu_units, units, threads};
     }
+  }
 }
 
 /* ---- the whole ---- */
@@ -259,10 +273,10 @@ static coexec_status fill_program(coexec_program* p, const coexec_part* parts) {
   if (!status) status = make_launches(p);
   if (!status && device->mechanism == COEXEC_EVENT) fill_transfers(p);
   if (!status && p->has_timeline && device->mechanism != COEXEC_CPU_ONLY) status = need_timing_queue(device);
-  if (!status) status = need_pool(device);
   if (status) return status;
   fill_calls(p);
-  return fill_runnable(p);
+  if (p->run.threads > 1) status = need_pool(device);
+  return status ? status : fill_runnable(p);
 }
 
 static coexec_status new_program(coexec_module* m, const coexec_part* parts, int32_t count, int32_t flags,

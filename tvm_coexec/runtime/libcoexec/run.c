@@ -140,8 +140,9 @@ static coexec_status call(runnable* p, const operation* op) {
   if (status) return status;
   for (int32_t i = op->first; i < op->last; ++i) {
     const kernel_call* c = &p->calls[i];
-    if (pool ? call_in_pool(pool, c) : call_kernel(c, c->begin, c->count)) {
-      if (pool) copy_pool_error(pool, p->text);
+    int is_shared = c->threads > 1;
+    if (is_shared ? call_in_pool(pool, c) : call_kernel(c, c->begin, c->count)) {
+      if (is_shared) copy_pool_error(pool, p->text);
       else copy_kernel_error(p->text);
       return failed(p, COEXEC_KERNEL_FAILED, op->step);
     }
@@ -230,13 +231,15 @@ coexec_status run_once(runnable* p) {
   p->displaced_ns = 0;
   int was_moved = move_to_first_core(p->device, &before);
   use_workspace(p->workspaces);
-  if (p->device->pool) wake_pool(p->device->pool, p->workspaces);
+  if (p->threads > 1) wake_pool(p->device->pool, p->workspaces, p->threads);
   if (p->flags) clear_flags(p->flags);
   read_clocks(&p->start_ns, &p->start_ticks);
   coexec_status status = run_operations(p);
   read_clocks(&p->end_ns, &p->end_ticks);
   if (p->launch_count) linger(p);
-  if (p->device->pool) rest_pool(p->device->pool);
+  if (p->threads > 1) rest_pool(p->device->pool);
+  p->device->shared_calls = p->threads > 1;
+  p->device->ran_on = sched_getcpu();
   use_workspace(NULL);
   if (was_moved) sched_setaffinity(0, sizeof before, &before);
   return status;

@@ -37,6 +37,7 @@ typedef struct {
   int32_t* flags; /* FLAG_BLOCK_WORDS in shared memory; NULL without flags */
   void* linger;   /* kernel that keeps the queue awake after a run; or NULL */
   workspace* workspaces; /* one for each of the CPU's threads */
+  int32_t threads;       /* of the CPU that the calls want at most, the calling one counted */
   int64_t timeout_ns;
   int32_t yields;
   int64_t* operation_ns; /* start and end of each operation */
