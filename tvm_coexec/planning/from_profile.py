@@ -25,6 +25,8 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
             f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
             f" go on with `tvm-coexec tune --out {profile.path}`, its device and families"
         )
+    measured = profile.measured_variants()
+    by_cpu = (variants for (side, _), variants in measured.items() if side == "cpu")
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
     try:
         overheads = Overheads(**known["overheads"])
@@ -43,7 +45,8 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
         memory_model=memory_model,
         noise=noise,
         elsewhere=elsewhere,
-        measured=profile.measured_variants(),
+        measured=measured,
         failed=profile.failed_variants(),
         trial_runs=profile.trial_runs(),
+        threads=tuple(sorted({variant.threads for variants in by_cpu for variant in variants})),
     )

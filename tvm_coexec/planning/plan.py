@@ -249,7 +249,7 @@ def format_table(plan: Plan) -> str:
         lines.append(f"{name:{width}}  {units} {times}  {layer.reason}")
     known = "ran in" if plan.tried else "expected"
     lines.append(f"{len(plan.layers)} layers, {known} {_duration(plan.total_us, plan.interval_us)}")
-    return "\n".join([*lines, *_winograd_lines(plan.layers), *_sync_lines(plan.syncs)])
+    return "\n".join([*lines, *_thread_lines(plan.layers), *_winograd_lines(plan.layers), *_sync_lines(plan.syncs)])
 
 
 def _duration(us: float, interval_us: tuple[float, float]) -> str:
@@ -257,6 +257,19 @@ def _duration(us: float, interval_us: tuple[float, float]) -> str:
     divisor, unit = (1e3, "ms") if us >= 1e3 else (1.0, "us")
     low, high = (end / divisor for end in interval_us)
     return f"{us / divisor:.1f} {unit}" + (f" ({low:.1f} to {high:.1f})" if low < high else "")
+
+
+def _thread_lines(layers: Iterable[LayerPlan]) -> list[str]:
+    """How many of the CPU's threads compute its halves: a line, if any are to leave cores out."""
+    names: dict[int, list[str]] = {}
+    for layer in layers:
+        if layer.cpu is not None:
+            names.setdefault(layer.cpu.threads, []).append(readable(layer.name))
+    if not any(names):
+        return []
+    fewer = [f"{count} for {', '.join(names[count])}" for count in sorted(filter(None, names))]
+    others = [f"one on each core for the {len(names[0])} others"] if 0 in names else []
+    return [f"threads of the CPU: {'; '.join([*fewer, *others])}"]
 
 
 def _winograd_lines(layers: Iterable[LayerPlan]) -> list[str]:

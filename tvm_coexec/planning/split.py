@@ -85,6 +85,8 @@ class Planner:
         What is known from the trial runs of other networks.
     untried
         Factor on the times of kernels that were measured, but never ran in it: below 1, plans try them.
+    threads
+        Numbers of the CPU's threads to choose from, as :class:`Variant` has them.
     """
 
     cpu: LatencyPredictor
@@ -102,6 +104,7 @@ class Planner:
     surroundings: Surroundings = field(default_factory=Surroundings)
     elsewhere: Surroundings = field(default_factory=Surroundings)
     untried: float = 1.0
+    threads: tuple[int, ...] = (0,)
 
     def for_network(self, graph: Graph) -> Planner:
         """This planner for the layers of one network; those of a network of a single layer are on their own."""
@@ -185,7 +188,9 @@ class Planner:
         variants: list[Variant] = schedules.family(layer).variants(layer, side, self.hardware)
         failed = self.failed.get((side, layer), frozenset())
         known = [variant for variant in variants if variant not in failed and predictor.knows(layer, variant)]
-        if side == "cpu" or self.hardware.opencl_type != "gpu":
+        if side == "cpu":
+            return [replace(variant, threads=threads) for threads in self.threads for variant in known]
+        if self.hardware.opencl_type != "gpu":
             return known
         measured = self.measured.get((side, layer), frozenset())
         return [variant for position, variant in enumerate(known) if position < _PROMISING or variant in measured]
@@ -217,7 +222,7 @@ class Planner:
             (halves[side],) = self._best_halves(
                 side, layer, variants, times_us[:, :1], np.array([layer.units]), np.zeros(1)
             )
-            shortlists[side] = [variants[index] for index in times_us[:, 1].argsort(kind="stable")[:_SHORTLIST]]
+            shortlists[side] = _shortlist([variants[index] for index in times_us[:, 1].argsort(kind="stable")])
             even_us[side] = float(times_us[:, 1].min())
         balance = round(layer.units * even_us["gpu"] / (even_us["cpu"] + even_us["gpu"]))
         return _Survey(halves["cpu"], halves["gpu"], shortlists, balance)
@@ -345,6 +350,12 @@ def _read_bytes(plan: LayerPlan) -> float:
 def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
     halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
     return min((side_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
+
+
+def _shortlist(variants: Sequence[Variant]) -> list[Variant]:
+    """The first ones, and of each number of threads the first: a small half may want fewer than a large one."""
+    first_by_threads = {variant.threads: variant for variant in reversed(variants)}
+    return list(dict.fromkeys([*variants[:_SHORTLIST], *first_by_threads.values()]))
 
 
 def _spread(low: int, high: int, count: int) -> np.ndarray:

@@ -23,6 +23,10 @@ register tiles were 88 % off without it, 15 % with it."""
 
 PRODUCT_TERMS = ("bound_cycles",)
 """A term of a GPU's dense kernels: halves of ViT-Base on an H200 were 20 % off without it, 13 % with it."""
+
+THREAD_TERMS = ("thread_units", "thread_flops")
+"""Where halves are computed by several numbers of threads: memory's part of the time does not become less by them."""
+
 FLOPS_TERMS = ("constant", "flops")
 
 _REWEIGHTINGS = 5

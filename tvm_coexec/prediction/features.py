@@ -23,6 +23,9 @@ FEATURE_VERSION = 6
 
 GROUPS = ("layer", "kernel", "dispatch", "contention")
 
+THREAD_NAMES = ("threads", "thread_units", "thread_flops")
+"""Of halves by several numbers of threads: how many there are, and the most that one of them computes."""
+
 _IMAGE_KINDS = ("concat", "elementwise", "local_norm", "rearrange", "resize", *(f"{kind}_pool" for kind in Pool.KINDS))
 
 _FIXED_NAMES: dict[str, tuple[str, ...]] = {
@@ -95,6 +98,11 @@ class Halves:
     def __len__(self) -> int:
         return len(self.kernel)
 
+    @property
+    def by_several_threads(self) -> bool:
+        """Whether there are numbers of the CPU's threads to choose from."""
+        return any(variant.threads for _, variant in self.kernels)
+
     @classmethod
     def of(cls, works: Sequence[Work]) -> Halves:
         """Gather halves that were described one by one."""
@@ -124,7 +132,9 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
     units, other_units = halves.units, halves.other_units
     rows_ratio = known["padded_rows"] / known["rows"]
     groups = known["fixed_groups"] * np.ceil(known["unit_groups"] * units / known["together"])
-    waves = np.ceil(groups / processor.workers)
+    workers = _workers(halves, processor)
+    waves = np.ceil(groups / workers)
+    thread_units = np.ceil(units / workers)
     flops = known["flops_per_unit"] * units
     padded_flops = flops * rows_ratio * known["channel_padding"] * known["extra_terms"]
     weight_bytes = known["shared_weight_bytes"] + known["weight_bytes_per_unit"] * units
@@ -143,7 +153,10 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
             "groups": groups,
             "work_items": groups * known["group_size"],
             "waves": waves,
-            "last_wave_fill": groups / processor.workers - waves + 1,
+            "last_wave_fill": groups / workers - waves + 1,
+            "threads": workers,
+            "thread_units": thread_units,
+            "thread_flops": padded_flops * thread_units / units,
             "row_padding": rows_ratio,
             "padded_flops": padded_flops,
             "flops_per_group": padded_flops / groups,
@@ -158,9 +171,15 @@ def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.nd
     )
 
 
+def _workers(halves: Halves, processor: Processor) -> np.ndarray:
+    """Threads of the CPU, or compute units, that compute each half."""
+    workers = np.array([variant.threads or processor.workers for _, variant in halves.kernels], float)
+    return workers[halves.kernel]
+
+
 def _gather(halves: Halves, side: str) -> dict[str, np.ndarray]:
     """What depends on the layer and the kernel alone: computed once a kernel, then spread over the halves."""
-    facts = [kernel_facts(layer, side, variant) for layer, variant in halves.kernels]
+    facts = [kernel_facts(layer, side, variant.kernel) for layer, variant in halves.kernels]
     names = list(dict.fromkeys(name for fact in facts for name in fact))
     table = np.array([[fact.get(name, 0.0) for fact in facts] for name in names], float)
     return dict(zip(names, table[:, halves.kernel], strict=True))
@@ -177,13 +196,19 @@ class FeatureSet:
         """The features of some groups; those of the kernels are named after the kernels met in ``halves``."""
         kernel_names = {implementation_feature(layer, variant) for layer, variant in halves.kernels}
         kernel_names |= {f"{PARAMETER_PREFIX}{name}" for _, variant in halves.kernels for name, _ in variant.params}
-        names = _FIXED_NAMES | {"kernel": (*_FIXED_NAMES["kernel"], *sorted(kernel_names))}
-        if any(schedules.gpu_products.computes(variant) for _, variant in halves.kernels):
-            names |= {"dispatch": (*_FIXED_NAMES["dispatch"], *PRODUCT_NAMES)}
+        has_products = any(schedules.gpu_products.computes(variant) for _, variant in halves.kernels)
+        names = _FIXED_NAMES | {
+            "kernel": (*_FIXED_NAMES["kernel"], *sorted(kernel_names)),
+            "dispatch": (
+                *_FIXED_NAMES["dispatch"],
+                *(PRODUCT_NAMES if has_products else ()),
+                *(THREAD_NAMES if halves.by_several_threads else ()),
+            ),
+        }
         return cls(tuple(name for group in GROUPS if group in groups for name in names[group]))
 
     def __post_init__(self) -> None:
-        fixed = {name for names in (*_FIXED_NAMES.values(), PRODUCT_NAMES) for name in names}
+        fixed = {name for names in (*_FIXED_NAMES.values(), PRODUCT_NAMES, THREAD_NAMES) for name in names}
         for name in self.names:
             if name not in fixed and not name.startswith((IMPLEMENTATION_PREFIX, PARAMETER_PREFIX)):
                 raise FileFormatError(f"this release computes no feature {name!r}; tune the profile again")

@@ -23,7 +23,7 @@ from tvm_coexec.layers import AnyLayer, Variant
 from tvm_coexec.profile.records import Sample
 from tvm_coexec.version import __version__
 
-from .base_time import KERNEL_TERMS, LAYER_TERMS, PRODUCT_TERMS, BaseTime
+from .base_time import KERNEL_TERMS, LAYER_TERMS, PRODUCT_TERMS, THREAD_TERMS, BaseTime
 from .features import (
     FEATURE_VERSION,
     GROUPS,
@@ -277,6 +277,8 @@ def train(
     halves, latency_us = Halves.of(samples), labels_us(samples)
     described = describe(halves, side, processor)
     terms = LAYER_TERMS + (KERNEL_TERMS + PRODUCT_TERMS if "dispatch" in groups else ())
+    if "dispatch" in groups and halves.by_several_threads:
+        terms += THREAD_TERMS
     counts = weights(samples)
     base = BaseTime.fit(described, latency_us, counts, terms)
     features = FeatureSet.for_halves(halves, groups)

@@ -216,14 +216,14 @@ class SampleStore:
         return self._variants(f"SELECT DISTINCT side, layer, variant FROM samples WHERE {self._is_current()}")
 
     def failed_variants(self) -> VariantSets:
-        """The variants of which there are failures, and no samples that would acquit them."""
-        measured = self.measured_variants()
+        """The kernels of which there are failures, and no samples that would acquit them."""
+        measured = {key: _kernels(variants) for key, variants in self.measured_variants().items()}
         stands = self._stands()
         failed = self._variants(
             f"SELECT 'cpu', layer, cpu_variant FROM failures WHERE {stands}"
             f" UNION SELECT 'gpu', layer, gpu_variant FROM failures WHERE {stands}"
         )
-        return {key: variants - measured.get(key, frozenset()) for key, variants in failed.items()}
+        return {key: _kernels(variants) - measured.get(key, frozenset()) for key, variants in failed.items()}
 
     def _variants(self, query: str) -> VariantSets:
         """Sides, layers and variants, by the first two."""
@@ -348,6 +348,11 @@ class SampleStore:
             ) from None
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise damaged(self._path, error) from None
+
+
+def _kernels(variants: Iterable[Variant]) -> frozenset[Variant]:
+    """Those of some variants, whatever the number of threads."""
+    return frozenset(variant.kernel for variant in variants)
 
 
 def now() -> str:

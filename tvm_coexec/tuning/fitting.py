@@ -42,11 +42,12 @@ def fit(profile: Profile) -> list[Evaluation]:
         own = [sample for sample in samples if sample.side == side]
         evaluations.append(evaluate(own, side, predictor.processor))
         replace(predictor, uncertainty=evaluations[-1].uncertainty).save(profile.predictor_path(side))
+    usual = [sample for sample in samples if not sample.variant.threads]
     profile.describe(
         report={evaluation.side: evaluation.to_json() for evaluation in evaluations},
         planning={
             **(profile.planning or {}),
-            "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()},
+            "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(usual).items()},
             "noise": asdict(Noise.of(measured)),
         },
     )

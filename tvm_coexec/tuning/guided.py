@@ -7,6 +7,7 @@ nothing better (Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 201
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,7 +34,8 @@ Train = Callable[[], Mapping[str, LatencyPredictor]]
 def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
     """One variant of every way to compute the layer, so that the predictors have seen each of them on it.
 
-    Two ways differ by their operands: Winograd's convolutions of different sizes read different weights.
+    Two ways differ by their operands: Winograd's convolutions of different sizes read different weights. The first one
+    is also measured by each number of the CPU's threads.
     """
     operands = schedules.family(layer).operand_names
     spaces = [tuner.variants(layer, side) for side in ("cpu", "gpu")]
@@ -41,6 +43,7 @@ def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
         list({(one.implementation, operands(layer, one)): one for one in reversed(space)}.values())[::-1]
         for space in spaces
     ]
+    firsts[0] += [replace(firsts[0][0], threads=threads) for threads in tuner.threads if threads]
     count = max(len(variants) for variants in firsts)
     return [Candidate(layer, *(variants[index % len(variants)] for variants in firsts)) for index in range(count)]
 
@@ -99,7 +102,7 @@ class _Search:
         for side, predictor in self.predictors.items():
             failed = self.failed.get((side, layer), frozenset())
             variants = [
-                one for one in self.tuner.variants(layer, side) if one not in failed and predictor.knows(layer, one)
+                one for one in self.tuner.ways(layer, side) if one.kernel not in failed and predictor.knows(layer, one)
             ]
             if not variants:
                 return None

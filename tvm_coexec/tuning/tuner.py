@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -72,6 +73,7 @@ class Tuner:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.session, self.profile, self.target = session, profile, target
+        self.threads = thread_counts(profile.facts)
         self._modules = modules or ModulesAhead(target, profile.facts)
         self._works: dict[Candidate, Work] = {}
         self._watch = watch
@@ -187,18 +189,39 @@ class Tuner:
         found: list[Variant] = schedules.family(layer).variants(layer, side, self.target.hardware)
         return found
 
+    def ways(self, layer: AnyLayer, side: str) -> list[Variant]:
+        """The search space of a side by every number of threads, all cores first."""
+        threads = self.threads if side == "cpu" else (0,)
+        return [replace(variant, threads=count) for count in threads for variant in self.variants(layer, side)]
+
     def default_candidate(self, layer: AnyLayer) -> Candidate:
         family = schedules.family(layer)
         return Candidate(layer, *(family.default_variant(layer, side, self.target.hardware) for side in ("cpu", "gpu")))
 
     def candidates(self, layer: AnyLayer) -> list[Candidate]:
-        """The default variants, and others drawn with a preference for the promising; the same for every run."""
+        """The default variants, and others drawn with a preference for the promising; the same for every run.
+
+        The drawn ones are computed by any number of threads: a count costs no candidate of its own.
+        """
         spaces = [self.variants(layer, side) for side in ("cpu", "gpu")]
         rng = np.random.default_rng(abs(hash((layer.flops, layer.weight_bytes, layer.activation_bytes))) % 2**32)
         pairs = [Candidate(layer, *(space[0] for space in spaces))]
         for _ in range(_CANDIDATES - 1):
-            pairs.append(Candidate(layer, *(_draw(space, rng) for space in spaces)))
+            cpu, gpu = (_draw(space, rng) for space in spaces)
+            pairs.append(Candidate(layer, replace(cpu, threads=int(rng.choice(self.threads))), gpu))
         return list(dict.fromkeys(pairs))
+
+
+def thread_counts(facts: Mapping[str, Any]) -> tuple[int, ...]:
+    """Numbers of the CPU's threads that are worth measuring: one on each core, which is 0, and then ever fewer.
+
+    Fewer are powers of two, and the cores before the first one of another kind: a phone's fastest ones alone.
+    """
+    cores = facts["cpu_cores"]
+    kinds = {core: number for number, one in enumerate(facts.get("clusters", ())) for core in one["cores"]}
+    changes = {end for end in range(1, len(cores)) if kinds.get(cores[end - 1]) != kinds.get(cores[end])}
+    powers = {1 << power for power in range(len(cores).bit_length()) if 1 << power < len(cores)}
+    return (0, *sorted(powers | changes, reverse=True))
 
 
 def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
