@@ -29,7 +29,6 @@ from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
 
 DEPTH = 12
-ROUNDS = 27
 RUNS_A_ROUND = 5
 LAYERS = [Linear(m, k, k, ("bias",)) for m, k in ((48, 768), (6, 768), (1, 768), (1, 1024))]
 
@@ -98,12 +97,12 @@ def halved(layer: Linear, depth: int, device: Device) -> Chain:
     return Chain(layer, depth, device.mechanism, module)
 
 
-def measure(layer: Linear, devices: Sequence[Device]) -> list[Chain]:
+def measure(layer: Linear, devices: Sequence[Device], rounds: int) -> list[Chain]:
     """Chains of a layer, of every depth, on each of the devices (one by another mechanism) in turn."""
     chains = []
     for depth in (1, DEPTH):
         turn = [halved(layer, depth, device) for device in devices]
-        for number in range(ROUNDS):
+        for number in range(rounds):
             for chain in turn[:: -1 if number % 2 else 1]:
                 chain.measure()
         chains += turn
@@ -113,6 +112,7 @@ def measure(layer: Linear, devices: Sequence[Device]) -> list[Chain]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", metavar="NAME", help="any unambiguous part of a device's name")
+    parser.add_argument("--rounds", type=int, default=27, metavar="N", help="turns of each mechanism (%(default)s)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
     options = parser.parse_args()
     first = open_device(options.device)
@@ -123,7 +123,7 @@ def main() -> None:
     except DeviceError as error:
         print(f"without the mechanism 'mapped': {error}", file=sys.stderr)
     report = Report(options.out, "Synchronisation: flags in shared memory against OpenCL events", first.facts())
-    report.collect(LAYERS, lambda layer: measure(layer, devices), write)
+    report.collect(LAYERS, lambda layer: measure(layer, devices, options.rounds), write)
 
 
 def write(measured: Sequence[Sequence[Chain]], report: Report) -> None:

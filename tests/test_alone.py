@@ -82,6 +82,7 @@ def test_containers_that_share_a_cache_share_the_device_and_other_machines_do_no
             pass
 
 
+@pytest.mark.slow
 def test_a_device_is_tuned_by_one_at_a_time(device_name: str, tmp_path: Path) -> None:
     told = f"is being tuned or measured by process {os.getpid()}"
     with alone_with_device(find_device(device_name).name), pytest.raises(MeasurementError, match=told):

@@ -28,6 +28,7 @@ def test_sensors_that_tell_nothing_are_left_out() -> None:
     assert read_sensors(clusters, lambda path: "").hottest is None
 
 
+@pytest.mark.slow
 def test_minutes_are_shown_drawn_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build(block_model(), device="pocl", split=0.5).export(tmp_path / "m.coexec")
     files = ["--picture", str(tmp_path / "m.svg"), "--out", str(tmp_path / "m.json")]

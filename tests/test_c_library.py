@@ -18,6 +18,7 @@ def test_a_file_compiles_without_a_warning(source: Path, tmp_path: Path) -> None
     assert subprocess.run(command, capture_output=True, text=True, check=False).stderr == ""
 
 
+@pytest.mark.slow
 def test_the_header_is_the_whole_interface(tmp_path: Path) -> None:
     built, sources = tmp_path / "libcoexec.so", map(str, SOURCE_FOLDER.glob("*.c"))
     options = ["-std=c11", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"]

@@ -16,6 +16,7 @@ from tvm_coexec.runtime.module import Module
 PLATFORMS = {"pocl": "Portable Computing Language", "intel": "Intel(R) OpenCL"}
 
 
+@pytest.mark.slow
 def test_an_application_computes_what_python_does(device: Device, tmp_path: Path) -> None:
     package, _ = chain(device, 4, 5, 96)
     module = Module(package, device)

@@ -85,6 +85,7 @@ def test_a_larger_layer_that_the_gpu_refuses_ends_no_calibration(tmp_path: Path)
     assert measure_overheads(one, time_smallest_layer(one), math.inf) == Overheads(2.0, -1.0, gpu_interval_us=6.0)
 
 
+@pytest.mark.slow
 def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path) -> None:
     slow, slower = RunningSession(1018.0), RunningSession(2018.0)
     rates = [

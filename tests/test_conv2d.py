@@ -71,6 +71,7 @@ def test_work_groups_of_a_gpu(layer: Conv2d, device: Device) -> None:
 SEARCHED = [LAYERS[2], LAYERS[3], conv(7, 7, 8, 40, 3, padding=1), DEPTHWISE[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", slow_except(SEARCHED, 2), ids=str)
 @pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])
 def test_the_search_space(layer: Conv2d, hardware: Hardware) -> None:

@@ -149,6 +149,7 @@ def test_a_network_is_timed_on_a_device_whose_server_has_nothing_of_ours(tracker
         assert all(len(half_us) == 2 for layer_us in tried.halves_us for half_us in layer_us)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [None, {**FACTS, "driver_version": "0.9"}], ids=["anew", "after an update"])
 def test_devices_of_the_kind_that_most_are_work_together_and_another_is_named(known: dict[str, Any] | None) -> None:
     told: list[str] = []
@@ -235,6 +236,7 @@ def test_a_session_whose_process_dies_is_said_to_have_ended_so(tracker: TrackerA
             session.read_file("/proc/cpuinfo")
 
 
+@pytest.mark.slow
 def test_a_session_that_is_over_is_said_to_have_been_too_short(tracker: TrackerAddress) -> None:
     with Session(tracker, "plain") as session:
         facts = session.facts()

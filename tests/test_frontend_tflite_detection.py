@@ -21,6 +21,7 @@ def further_output(writer: Writer, name: str, shape: tuple[int, ...], dtype: str
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regular", [False, True])
 def test_boxes_of_an_image(regular: bool, tmp_path: Path) -> None:
     boxes, classes, most = 12, 3, 14 if regular else 5
@@ -38,6 +39,7 @@ def test_boxes_of_an_image(regular: bool, tmp_path: Path) -> None:
     check(writer.finish([moves, scores], found), tmp_path, low=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [4, 5])
 def test_boxes_that_do_not_overlap(version: int, tmp_path: Path) -> None:
     writer = Writer()
@@ -53,6 +55,7 @@ def test_boxes_that_do_not_overlap(version: int, tmp_path: Path) -> None:
     check(writer.finish([boxes, scores], found), tmp_path, low=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overlap", "least"), slow_except([(0.5, 0.375), (0.0, 0.5), (1.0, 0.0)], 0))
 def test_boxes_that_are_just_at_the_bounds(overlap: float, least: float, tmp_path: Path) -> None:
     """Boxes that share half, nothing or all, and scores as low as the least."""

@@ -151,6 +151,7 @@ def test_one_operand_is_copied_to_another_layout(halo: tuple[int, int], device: 
     assert Half(layer, images.variants(layer, "gpu", CPU)[0], device, narrow).worst_error() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", NORMS, ids=str)
 def test_a_local_norm_reads_nothing_beside_the_image(layer: LocalNorm) -> None:
     for variant in {variant["rows"]: variant for variant in images.variants(layer, "cpu", CPU)}.values():

@@ -28,6 +28,7 @@ def model(nodes: list[onnx.NodeProto], shape: list[int], result: list[int], dtyp
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axis", "dtype"), [(0, TensorProto.FLOAT), (1, TensorProto.FLOAT), (1, TensorProto.INT64)])
 def test_many_operands_are_joined_in_their_order(device: Device, axis: int, dtype: int) -> None:
     """Every second operand is another value, and the last group is not full."""
@@ -54,6 +55,7 @@ def test_a_long_chain_of_steps_becomes_layers_of_some_steps_each(device: Device)
     assert np.allclose(tvm_coexec.build(chain, device=device, split=0.5)(x), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_of_many_parts_is_made_alone(device: Device) -> None:
     """The parts are integers, which TVM's loops split."""
     parts = [f"part{number}" for number in range(20)]

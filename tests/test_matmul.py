@@ -62,6 +62,7 @@ def test_matrices_outside_their_tensor_are_refused() -> None:
         MatMul(2, 1, 5, 7, 70, rows(2, 1, 5, 7, 7), rows(2, 1, 7, 70, 72, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["cpu", 0.5, "gpu"])
 def test_a_network_of_products(split: Any, device: Device) -> None:
     b = OnnxBuilder(x=(2, 6, 32))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from slow import slow_except
 from small_modules import chain, expected, one_layer
 
 from tvm_coexec import schedules
@@ -59,7 +60,7 @@ def mechanism_device(request: pytest.FixtureRequest, device: Device) -> Iterator
     yield open_device(device.info.name, mechanism=request.param)
 
 
-@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], *LAYERS[-8:]], ids=str)
+@pytest.mark.parametrize("layer", slow_except([LAYERS[0], LAYERS[3], *LAYERS[-8:]], 0, 1), ids=str)
 def test_memory_that_is_not_shared_is_copied(layer: AnyLayer, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     apart = open_device(device.info.name, mechanism="event")
     monkeypatch.setattr(apart, "info", replace(apart.info, unified_memory=False))
@@ -68,7 +69,7 @@ def test_memory_that_is_not_shared_is_copied(layer: AnyLayer, device: Device, mo
         assert module.check_step(0, cpu_units, layer.units - cpu_units) < module.error_bound(0)
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, *range(0, len(LAYERS), 2)), ids=str)
 def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mechanism_device: Device) -> None:
     module = Module(one_layer(layer, mechanism_device), mechanism_device)
     for cpu_units in range(layer.units + 1):
@@ -79,6 +80,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
+@pytest.mark.slow
 def test_scratch_memory_serves_all_calls_of_a_program_and_goes_with_it(device: Device) -> None:
     layer, target = Conv2d(58, 58, 64, 64, 3, 1, 1), target_for(device.facts())
     variants = [v for v in schedules.conv2d.variants(layer, "cpu", target.hardware) if v.implementation == "winograd"]
@@ -101,6 +103,7 @@ def test_scratch_memory_serves_all_calls_of_a_program_and_goes_with_it(device: D
     assert resident_bytes() - before < 8 * scratch_bytes[largest]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["winograd", "direct"])
 def test_halves_may_read_weights_of_different_packings(implementation: str, mechanism_device: Device) -> None:
     layer = Conv2d(9, 8, 33, 96, 3, 1, 1, epilogue=("bias", "relu"))

@@ -151,6 +151,7 @@ def test_images_of_old_models_are_divided_as_they_grow(operator: str, opset: int
     assert all(node.layer.op != "opaque" for node in graph.nodes)
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(values=RESIZES, sizes=st.lists(st.integers(1, 9), min_size=2, max_size=2), axes=st.permutations(range(4)))
 def test_any_two_axes_are_resized(values: dict[str, Any], sizes: list[int], axes: list[int]) -> None:
@@ -288,6 +289,7 @@ def boxes(b: OnnxBuilder, **values: Any) -> str:
     return b.add("NonMaxSuppression", "places", "scores", *limits, **values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("centred", [0, 1])
 def test_as_many_boxes_are_given_back_as_are_selected(centred: int, device: Device, tmp_path: Path) -> None:
     b = OnnxBuilder()

@@ -32,6 +32,7 @@ def splits_of(layer, side):
     return Halves.grid(layer, variants(layer, side)[:3], units, layer.units - units)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", slow_except(["cpu", "gpu"], 0))
 def test_unseen_shapes_are_predicted_well_and_only_with_kernel_features(side):
     evaluation = evaluate(measure(some_layers(40, seed=3), side), side, PROCESSOR)
@@ -44,6 +45,7 @@ def test_unseen_shapes_are_predicted_well_and_only_with_kernel_features(side):
     assert 0.3 < evaluation.noise_percent < 1.5
 
 
+@pytest.mark.slow
 def test_evaluations_are_printed_and_stored():
     evaluation = evaluate(measure(some_layers(3, seed=3), "cpu"), "cpu", PROCESSOR)
     stored = json.loads(json.dumps(evaluation.to_json()))

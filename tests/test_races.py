@@ -49,6 +49,7 @@ def run(folder: Path, mechanism: str, handles: str, **environment: str) -> subpr
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mechanism", "handles"), [("svm", "one"), ("svm", "own"), ("event", "one"), ("event", "own"), ("mapped", "own")]
 )

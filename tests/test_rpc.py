@@ -265,6 +265,7 @@ def test_an_unknown_key_names_the_known_ones(tracker: TrackerAddress) -> None:
         Session(tracker, "other", request_timeout_s=0.2).reconnect()
 
 
+@pytest.mark.slow
 def test_a_client_that_is_killed_while_it_measures_gives_the_device_back(tracker: TrackerAddress) -> None:
     script = "    print('measures', flush=True)\n    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
     with client_process(tracker, "hang", 3.0, script) as client:
@@ -296,6 +297,7 @@ def test_the_server_s_command_names_a_tracker_that_is_not_there(capsys: pytest.C
     assert f"error: the tracker at 127.0.0.1:{port} is out of reach" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_layer_is_checked_and_timed_on_the_device_of_this_machine(tmp_path: Path) -> None:
     layer = Linear(5, 40, 100, ("bias", "relu"))
     with local_tracker(DeviceChoice()) as address, Session(address, device_key(None)) as session:

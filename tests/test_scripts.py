@@ -83,7 +83,7 @@ def test_the_peers_are_measured_on_the_same_layers(profile: Path, layers: str, t
 
 
 def test_the_mechanisms_are_compared(device: Device, tmp_path: Path) -> None:
-    result = result_of("compare_sync.py", tmp_path / "out", "--device", device.info.name)
+    result = result_of("compare_sync.py", tmp_path / "out", "--device", device.info.name, "--rounds", "3")
     assert {chain["mechanism"] for chain in result["chains"]} == {device.mechanism, "event", "mapped"}
     for chain in result["chains"] + result["single_layers"]:
         samples_us = chain["samples_us"]

@@ -36,6 +36,7 @@ def planner(split_us=OVERHEADS.split_us, **settings_):
     return Planner(trained("cpu"), trained("gpu"), HARDWARE, Overheads(split_us), **settings_)
 
 
+@pytest.mark.slow
 def test_plans_of_unseen_shapes_are_close_to_the_optimum():
     ratios = []
     for layer in some_layers(25, seed=7):

@@ -29,6 +29,7 @@ ARM_BOARD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc", "zig"])
 def test_a_module_is_built_for_a_board_that_is_not_at_hand(
     tmp_path: Path, compiler: str, monkeypatch: pytest.MonkeyPatch

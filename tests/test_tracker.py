@@ -63,6 +63,7 @@ def test_a_key_is_fit_for_the_protocol() -> None:
     assert device_key(None) == "tvm-coexec-default"
 
 
+@pytest.mark.slow
 def test_a_local_tracker_leaves_no_process_behind() -> None:
     before = set(psutil.Process().children(recursive=True))
     with contextlib.suppress(KeyboardInterrupt), local_tracker(DeviceChoice()) as address:
@@ -74,6 +75,7 @@ def test_a_local_tracker_leaves_no_process_behind() -> None:
     assert not psutil.wait_procs(started, timeout=5.0)[1]
 
 
+@pytest.mark.slow
 def test_a_killed_parent_leaves_no_process_behind() -> None:
     script = (
         "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.runtime.device import DeviceChoice\n"
@@ -87,6 +89,7 @@ def test_a_killed_parent_leaves_no_process_behind() -> None:
     assert not psutil.wait_procs(started, timeout=10.0)[1]
 
 
+@pytest.mark.slow
 def test_a_tracker_and_a_server_that_are_killed_come_back() -> None:
     others = set(psutil.Process().children())
     with local_tracker(DeviceChoice()) as address:
@@ -107,6 +110,7 @@ def is_offered(address: TrackerAddress) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_killed_helper_is_named_not_waited_for_and_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

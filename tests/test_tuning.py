@@ -212,6 +212,7 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         planner(profile, Hardware())
 
 
+@pytest.mark.slow
 @pytest.mark.one_runtime
 def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: tuple[Path, list[Evaluation]]) -> None:
     changed = Path(shutil.copytree(tuned[0], tmp_path / "p")) / "profile.json"

@@ -19,6 +19,7 @@ from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.graph.dependencies import Read, Work, waits_of
 from tvm_coexec.layers import by_lines
+from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module
@@ -80,7 +81,7 @@ def test_every_split_gives_the_same(model: onnx.ModelProto, device: Device) -> N
 
 
 @pytest.mark.one_runtime
-@pytest.mark.parametrize("name", ["bvlc_alexnet", "resnet50", "vgg19"])
+@pytest.mark.parametrize("name", ["bvlc_alexnet", "resnet50"])
 def test_networks_of_the_onnx_package(name: str, device: Device) -> None:
     model = light_network(name)
     inputs = random_inputs(model)
@@ -110,9 +111,8 @@ def packaged_at_random(model: onnx.ModelProto, device: Device, seed: int, lines:
     return package(graph, choices, target, facts)
 
 
-def waits_with_and_without_memory(module: Module) -> tuple[list[dict[int, int]], list[dict[int, int]]]:
+def waits_with_and_without_memory(manifest: Manifest) -> tuple[list[dict[int, int]], list[dict[int, int]]]:
     """The waits of both sides of a module whose steps are all divided, and those that its data needs."""
-    manifest = module.manifest
     data = [tuple(read for read in reads if not read.overwrites) for reads in manifest.reads()]
     assert data != manifest.reads(), "memory is shared"
 
@@ -126,7 +126,8 @@ def waits_with_and_without_memory(module: Module) -> tuple[list[dict[int, int]],
 @pytest.mark.one_runtime
 def test_where_waits_are_dear_nobody_waits_for_memory(model: onnx.ModelProto, device: Device) -> None:
     apart = open_device(device.info.name, mechanism="event")
-    shared, needed = waits_with_and_without_memory(tvm_coexec.build(model, device=apart, split=0.5))
+    built = tvm_coexec.package(model, apart.facts(), split=0.5)
+    shared, needed = waits_with_and_without_memory(built.manifest)
     assert shared == needed
 
 
@@ -137,7 +138,7 @@ def test_where_waits_are_cheap_they_save_memory(device: Device, monkeypatch: pyt
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
     module = divided_at_random(model, device, seed=0, lines=1.0)
-    shared, needed = waits_with_and_without_memory(module)
+    shared, needed = waits_with_and_without_memory(module.manifest)
     assert sum(map(len, shared)) > sum(map(len, needed))
     assert error(module, inputs, expected) < 1e-4
     assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
@@ -146,18 +147,18 @@ def test_where_waits_are_cheap_they_save_memory(device: Device, monkeypatch: pyt
     assert without.memory.activation_bytes > module.memory.activation_bytes
 
 
-@pytest.mark.parametrize(  # some runtimes compile the largest for minutes
-    ("name", "ways"), [("resnet18", 3), ("mobilenet_v2", 3), ("squeezenet", 3), ("inception_v3", 1)]
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v2", *(pytest.param(name, marks=pytest.mark.one_runtime) for name in ("resnet18", "inception_v3"))],
 )
-def test_layers_divided_by_lines_and_by_channels_follow_each_other(name: str, ways: int, device: Device) -> None:
+def test_layers_divided_by_lines_and_by_channels_follow_each_other(name: str, device: Device) -> None:
     model = NETWORKS[name](**SMALL[name])
     inputs = random_inputs(model)
     (expected,) = run_onnx(model, inputs).values()
-    for seed in range(ways):
-        module = divided_at_random(model, device, seed)
-        assert {"lines", "channels"} <= {step.axis for step in module.manifest.steps}
-        assert error(module, inputs, expected) < 1e-4
-        assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
+    module = divided_at_random(model, device, seed=0)
+    assert {"lines", "channels"} <= {step.axis for step in module.manifest.steps}
+    assert error(module, inputs, expected) < 1e-4
+    assert error(module, inputs, expected) < 1e-4, "the second run finds what the first one left"
 
 
 def test_lines_are_exchanged_where_memory_is_not_shared(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
