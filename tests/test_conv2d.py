@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 from halves import CPU, GPU, NARROW_CPU, Half
+from onnx_builder import OnnxBuilder, random_inputs, run_onnx
 from slow import slow_except
 
+import tvm_coexec
 from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayout, ImageLayouts, Variant, layer_to_json
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import conv2d, conv2d_direct
@@ -59,6 +61,19 @@ def test_every_split_on_the_cpu(layer: Conv2d) -> None:
 @pytest.mark.parametrize("layer", slow_except(LAYERS[::2], 0, 1, 3) + slow_except(DEPTHWISE[1:], 0), ids=str)
 def test_every_split_in_opencl(layer: Conv2d, device: Device) -> None:
     assert Half(layer, variants(layer, "gpu")[0], device).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("groups", [1, 64])
+def test_what_reads_padding_alone(groups: int, device: Device) -> None:
+    """TVM leaves out the parameters of its kernels that hold the input and the weights."""
+    b = OnnxBuilder(x=(1, 64, 1, 1))
+    weights, attributes = b.weights(64, 64 // groups, 2, 2), {"dilations": [2, 2], "pads": [1, 1, 1, 1]}
+    model = b.model(b.add("Conv", "x", weights, b.weights(64), group=groups, **attributes))
+    x = random_inputs(model)
+    (expected,) = run_onnx(model, x).values()
+    for split in (0.0, 0.5, 1.0):
+        result = tvm_coexec.build(model, device=device, split=split)(**x)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("layer", slow_except([LAYERS[2], LAYERS[9], DEPTHWISE[0]], 0), ids=str)

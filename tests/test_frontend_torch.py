@@ -6,7 +6,9 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+from reference import evaluate
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
@@ -63,6 +65,15 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "average_pooling_counted": (lambda x: F.avg_pool2d(x, 3, 2, 1), (random_tensor(1, 4, 7, 7),)),
     "max_pooling": (lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True), (random_tensor(1, 4, 8, 8),)),
     "adaptive_pooling": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (random_tensor(1, 4, 8, 6),)),
+    "adaptive_maxima": (lambda x: F.adaptive_max_pool2d(x, (2, 3)), (random_tensor(1, 4, 8, 6),)),
+    "least_of_an_axis": (lambda x: torch.topk(x, 2, 1, largest=False), (random_tensor(2, 5, 3),)),
+    "sorted": (lambda x: torch.sort(x, 1, descending=True), (random_tensor(2, 5, 3),)),
+    "running_sum": (lambda x: torch.cumsum(x, -1), (random_tensor(2, 5, 3),)),
+    "running_count": (lambda x: torch.cumsum(x > 0, 1), (random_tensor(2, 5, 3),)),
+    "places_of_a_grid": (
+        lambda x, grid: F.grid_sample(x, grid.tanh(), padding_mode="border", align_corners=False),
+        (random_tensor(1, 3, 7, 9), random_tensor(1, 5, 6, 2)),
+    ),
     "reflect": (lambda x: F.pad(x, (1, 2, 1, 0), mode="reflect"), (random_tensor(1, 2, 5, 4),)),
     "roll": (lambda x: torch.roll(x, (1, 2), (2, 3)), (random_tensor(1, 2, 5, 4),)),
     "einsum": (
@@ -102,6 +113,17 @@ def test_what_changes_when_it_runs_is_refused() -> None:
 def test_functions(name: str) -> None:
     function, inputs = FUNCTIONS[name]
     check_against_torch(Function(function), *inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_numbers_of_two_bytes_become_wider(dtype: torch.dtype) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5)).eval().to(dtype)
+    x = random_tensor(1, 3, 5, 5).to(dtype)
+    with pytest.warns(UserWarning, match="float16 or bfloat16 is computed in float32"):
+        graph = to_graph(torch.export.export(network, (x,)))
+    (result,) = evaluate(graph, {graph.inputs[0]: x.float().numpy()}).values()
+    expected = network.float()(x.float()).detach().numpy()
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_convolutional_network() -> None:

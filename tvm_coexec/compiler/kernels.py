@@ -178,15 +178,26 @@ def _opencl_source(module: Any, target: Target, symbol: str, operands: Sequence[
 
     compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away
     source: str = next(part for part in compiled.mod.imports if part.kind == "opencl").inspect_source()
-    declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
-    arguments = declarations[0].split(",") if len(declarations) == 1 else []
-    names = [argument.replace("*", " ").split()[-1] for argument in arguments]
-    expected = [*parameter_names(operands), "begin", "count"]
-    if names != expected:
-        raise KernelError(f"TVM gave {symbol} the arguments {names} instead of {expected}")
+    source = _with_all_parameters(source, symbol, [*parameter_names(operands), "begin", "count"])
     if target.hardware.opencl_type == "cpu":
         source = _with_wide_indices(source, symbol)
     return finished_source(source, operands).encode()
+
+
+def _with_all_parameters(source: str, symbol: str, expected: Sequence[str]) -> str:
+    """The kernel with the parameters that are expected, of which TVM leaves out what is not read.
+
+    A convolution of so few pixels that all its taps lie in the padding reads no input.
+    """
+    declarations = re.findall(rf"__kernel void {symbol}_kernel\((.*?)\)\s*\{{", source)
+    parameters = [text.strip() for text in declarations[0].split(",")] if len(declarations) == 1 else []
+    given = {text.replace("*", " ").split()[-1]: text for text in parameters}
+    if list(given) != [name for name in expected if name in given] or not {"begin", "count"} <= given.keys():
+        raise KernelError(f"TVM gave {symbol} the arguments {list(given)} instead of {list(expected)}")
+    if len(given) == len(expected):
+        return source
+    written = ", ".join(given.get(name, f"__global float* restrict {name}") for name in expected)
+    return re.sub(rf"(__kernel void {symbol}_kernel\()[^)]*\)", rf"\g<1>{written})", source)
 
 
 def parameter_names(operands: Sequence[Operand]) -> list[str]:

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+COMPUTED_WIDER = "what the model has in float16 or bfloat16 is computed in float32"
+"""What a front end warns of."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnx import NodeProto, defs
 
+from tvm_coexec.frontends.trace import COMPUTED_WIDER
+
 from . import control as onnx_control
 from . import counted as onnx_counted
 from . import functions as onnx_functions
@@ -45,7 +47,7 @@ def simplify(model: onnx.ModelProto) -> SimpleModel:
     _add_counts(simplifier.model)
     simplifier.model.nodes = simplifier.model.without_unused()
     if simplifier.has_halves:
-        warnings.warn("what the model has in float16 or bfloat16 is computed in float32", stacklevel=2)
+        warnings.warn(COMPUTED_WIDER, stacklevel=2)
     return simplifier.model
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import fx
     from torch.export import ExportedProgram
 
-Converter = Callable[[Any, "Importer"], relax.Expr]
-"""What makes Relax's expression of a node; it may ask the importer."""
+Converter = Callable[[Any, "Importer"], Any]
+"""What makes Relax's expression of a node, or a list of those of several results; it may ask the importer."""
 
 _NUMPY_KINDS = ("float", "int", "uint", "bool")
 

@@ -10,6 +10,8 @@ import numpy as np
 from tvm import relax
 
 from tvm_coexec.frontends.relax.module import Known
+from tvm_coexec.frontends.relax.sorting import extreme_indices
+from tvm_coexec.frontends.relax.sums import running_sums
 
 from .importer import Converter, Importer
 
@@ -200,6 +202,57 @@ def _reduction(reduce: Callable[..., relax.Expr]) -> Callable[[Any, Importer], r
     return convert
 
 
+def _adaptive_max_pool(node: fx.Node, importer: Importer) -> list[relax.Expr]:
+    """Maxima, without their places; the windows are those of a pooling where they are all of one size."""
+    x, size = importer.env[node.args[0]], [int(length) for length in node.args[1]]
+    shape = [int(length) for length in x.ty.shape]
+    if len(shape) != 4 or shape[2] % size[0] or shape[3] % size[1]:
+        raise ValueError(f"it makes windows of several sizes of a shape of {shape}, or has no batch")
+    window = [shape[2] // size[0], shape[3] // size[1]]
+    return [importer.block_builder.emit(relax.op.nn.max_pool2d(x, pool_size=window, strides=window))]
+
+
+def _top_k(node: fx.Node, importer: Importer) -> list[relax.Expr]:
+    """The largest or least numbers and their places; TVM's own sorting is a function of its run-time library."""
+    x, count, axis, largest, _sorted = _arguments(node, importer, -1, True, True)
+    return _extremes(importer, x, int(count), axis, bool(largest))
+
+
+def _sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
+    """All numbers of an axis, from the least or the largest on; equal ones stay in their order."""
+    x, axis, descending = _arguments(node, importer, -1, False)
+    return _extremes(importer, x, int(x.ty.shape[axis]), axis, bool(descending))
+
+
+def _extremes(importer: Importer, x: relax.Expr, count: int, axis: int, largest: bool) -> list[relax.Expr]:
+    emit, shape = importer.block_builder.emit, tuple(int(size) for size in x.ty.shape)
+    axis %= len(shape)
+    places = emit(importer.block_builder.call_te(extreme_indices(shape, axis, count, largest), x))
+    return [emit(relax.op.gather_elements(x, places, axis)), places]
+
+
+def _running_sum(node: fx.Node, importer: Importer) -> relax.Expr:
+    x, axis = importer.retrieve_args(node)[:2]
+    shape, emit = tuple(int(size) for size in x.ty.shape), importer.block_builder.emit
+    x = emit(relax.op.astype(x, str(node.meta["val"].dtype).removeprefix("torch.")))
+    return emit(importer.block_builder.call_te(running_sums(shape, axis % len(shape), False, False), x))
+
+
+def _sample_grid(node: fx.Node, importer: Importer) -> relax.Expr:
+    """TVM's converter takes the places' axis for one of channels (as of 0.27)."""
+    x, grid, mode, padding, corners = _arguments(node, importer, 0, 0, False)
+    emit = importer.block_builder.emit
+    sampled = relax.op.image.grid_sample(
+        x,
+        emit(relax.op.permute_dims(grid, [0, 3, 1, 2])),
+        method=("bilinear", "nearest", "bicubic")[mode],
+        layout="NCHW",
+        padding_mode=("zeros", "border", "reflection")[padding],
+        align_corners=bool(corners),
+    )
+    return emit(sampled)
+
+
 def _any(node: fx.Node, importer: Importer) -> relax.Expr:
     emit = importer.block_builder.emit
     x = importer.env[node.args[0]]
@@ -241,12 +294,15 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 CONVERTERS: dict[str, Converter] = {
+    "adaptive_max_pool2d.default": _adaptive_max_pool,
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
     "any.default": _any,
+    "cumsum.default": _running_sum,
     "div.Scalar_mode": _rounded_division,
     "div.Tensor_mode": _rounded_division,
     "elu.default": _elu,
+    "grid_sampler_2d.default": _sample_grid,
     "index.Tensor": _index,
     "instance_norm.default": _instance_norm,
     "native_group_norm.default": _group_norm,
@@ -254,6 +310,8 @@ CONVERTERS: dict[str, Converter] = {
     "scaled_dot_product_attention.default": _attention,
     "select.int": _select,
     "slice.Tensor": _slice,
+    "sort.default": _sort,
+    "topk.default": _top_k,
     "where.self": _where,
 }
 """Converters by the name of the operator, which take the node and the importer."""

@@ -10,7 +10,7 @@ from tvm import relax
 
 from tvm_coexec.errors import ModelError, last_line
 from tvm_coexec.frontends.relax.module import Known, Naming, bindings, operator_name, returned, trace_function
-from tvm_coexec.frontends.trace import Source, Trace, claim_name
+from tvm_coexec.frontends.trace import COMPUTED_WIDER, Source, Trace, claim_name
 
 from .importer import Importer, source_of
 from .operators import CONVERTERS, NOT_DECOMPOSED
@@ -29,11 +29,37 @@ def trace_torch(program: ExportedProgram) -> Trace:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        decomposed = _decomposed(program)
+        widened = _widened(program)
+        decomposed = _decomposed(widened)
         _check_stateless(decomposed)
         importer = Importer(decomposed, CONVERTERS)
         module = importer.module()
+    if widened is not program:
+        warnings.warn(COMPUTED_WIDER, stacklevel=2)
     return trace_function(module, _naming(module["main"], decomposed, importer))
+
+
+def _widened(program: ExportedProgram) -> ExportedProgram:
+    """The program in float32, exported again where its parameters or inputs have two bytes."""
+    import torch
+    from torch.utils import _pytree
+
+    narrow = (torch.float16, torch.bfloat16)
+    args, kwargs = program.example_inputs or ((), {})
+    tensors = [*program.state_dict.values(), *_pytree.tree_leaves((args, kwargs))]
+    if not any(getattr(tensor, "dtype", None) in narrow for tensor in tensors):
+        return program
+
+    def wide(value: Any) -> Any:
+        return value.float() if getattr(value, "dtype", None) in narrow else value
+
+    args, kwargs = _pytree.tree_map(wide, (args, kwargs))
+    module = program.module().float()
+    for node in list(module.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # it holds the type that was
+            module.graph.erase_node(node)
+    module.recompile()
+    return torch.export.export(module, args, kwargs)
 
 
 def _check_stateless(program: ExportedProgram) -> None:
