@@ -153,15 +153,19 @@ class FarLoaded:
         """The program of all steps, as they are divided."""
         return self._program(timeline=timeline)
 
-    def run_often(self, splits: Sequence[int], *, warmup: int, repeats: int) -> list[float]:
-        """Wall times of whole runs in microseconds, after some that do not count."""
+    def benchmark(self, splits: Sequence[int], *, warmup: int, repeats: int) -> Benchmark:
+        """Whole runs after some that do not count, with where the CPU's threads ran."""
         self._stale = {step.output for step in self.manifest.steps}
         answer = dict(
             self._runtime.ask(
                 "run", module=self._name, splits=",".join(map(str, splits)), warmup=warmup, repeats=repeats
             )
         )
-        return [int(one_ns) / 1e3 for one_ns in answer["latency_ns"].split(",")]
+        threads = (int(core) for core in answer["threads"].split(","))
+        return Benchmark(
+            tuple(int(one_ns) / 1e3 for one_ns in answer["latency_ns"].split(",")),
+            tuple(core if core >= 0 else None for core in threads),
+        )
 
     def _program(self, *, timeline: bool, **parts: object) -> FarProgram:
         self._stale = {step.output for step in self.manifest.steps}
@@ -203,7 +207,7 @@ class FarModule:
             raise InputError(f"the module's inputs are {', '.join(self.manifest.inputs)}; give each of them once")
         for name, array in given.items():
             self._loaded.write(name, array)
-        self._loaded.run_often(self._splits, warmup=0, repeats=1)
+        self._loaded.benchmark(self._splits, warmup=0, repeats=1)
         specs = {name: self._loaded.spec(name) for name in self.manifest.outputs}
         counts = {name: spec.counted_by for name, spec in specs.items() if spec.counted_by is not None}
         results = {name: self._loaded.read(name) for name in specs}
@@ -229,10 +233,10 @@ class FarModule:
                 self._loaded.randomize(name, seed + place)
 
     def benchmark(self, *, repeats: int, warmup: int = 3) -> Benchmark:
-        return Benchmark(tuple(self._loaded.run_often(self._splits, warmup=warmup, repeats=repeats)))
+        return self._loaded.benchmark(self._splits, warmup=warmup, repeats=repeats)
 
     def time_halves(self, *, repeats: int, warmup: int = 2) -> list[tuple[list[float], list[float]]]:
-        self._loaded.run_often(self._splits, warmup=0, repeats=1)  # divides it so
+        self._loaded.benchmark(self._splits, warmup=0, repeats=1)  # divides it so
         program = self._loaded.network(timeline=True)
         return timing.time_halves(program, len(self._splits), repeats=repeats, warmup=warmup)
 

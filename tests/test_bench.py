@@ -7,6 +7,7 @@ import pytest
 from test_api import block_model
 
 from tvm_coexec import build, cli
+from tvm_coexec.cli.bench import _threads
 from tvm_coexec.machine.clusters import BIG, Cluster
 from tvm_coexec.machine.sensors import read_sensors
 
@@ -34,11 +35,17 @@ def test_minutes_are_shown_drawn_and_kept(tmp_path: Path, capsys: pytest.Capture
     files = ["--picture", str(tmp_path / "m.svg"), "--out", str(tmp_path / "m.json")]
     command = ["bench", str(tmp_path / "m.coexec"), "--device", "pocl", "--minutes", "0.02", *files]
     assert cli.main(command) == 0, capsys.readouterr().err
-    label, headings, *lines = capsys.readouterr().out.splitlines()
+    label, headings, *lines, threads = capsys.readouterr().out.splitlines()
+    assert threads.startswith("threads of the CPU in the last run: ") and "instead of" not in threads
     assert "pocl" in label and headings.startswith("minute") and len(lines) == 1
     (minute,) = json.loads((tmp_path / "m.json").read_text())
     assert len(minute["latency_us"]) == int(lines[0].split()[1]) >= 2 and minute["ended_s"] >= 1.2
     assert "<svg" in (tmp_path / "m.svg").read_text()
+
+
+def test_threads_that_run_elsewhere_than_they_should_are_named() -> None:
+    assert _threads((4, 5, None), (4, 5, 6)).endswith(": 2, on cores 4, 5")
+    assert _threads((4, 1, None), (4, 5, 6)).endswith(": 2, on cores 4, 1; 1 instead of 5")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class Minute:
     ended_s: float
     latency_us: tuple[float, ...]
     sensors: Sensors
+    threads_ran_on: tuple[int | None, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,6 +89,7 @@ def run(
         for minute in _minutes(one, 60 * minutes):
             measured.append(minute)
             print(_line(len(measured), minute), flush=True)
+        print(_threads(measured[-1].threads_ran_on, one.facts["cpu_cores"]))
     if out is not None:
         out.write_text(json.dumps([asdict(minute) for minute in measured], indent=1) + "\n", encoding="utf-8")
     if picture is not None:
@@ -110,10 +112,12 @@ def _minutes(one: Opened, total_s: float) -> Iterator[Minute]:
         end = begun + min(60.0 * number, total_s)
         while (left_s := end - time.monotonic()) > 0 or not latency_us:
             started = time.monotonic()
-            latency_us += one.module.benchmark(repeats=runs, warmup=0).latency_us
+            done = one.module.benchmark(repeats=runs, warmup=0)
+            latency_us += done.latency_us
             took_s = max(time.monotonic() - started, 1e-6)
             runs = max(1, min(round(runs * min(_CALL_S, max(left_s, 0.0)) / took_s), _MOST_RUNS, 10 * runs))
-        yield Minute(time.monotonic() - begun, tuple(latency_us), read_sensors(clusters, one.read))
+        sensors = read_sensors(clusters, one.read)
+        yield Minute(time.monotonic() - begun, tuple(latency_us), sensors, done.threads_ran_on)
 
 
 def _percentiles_us(minute: Minute) -> tuple[float, float]:
@@ -130,6 +134,16 @@ def _line(number: int, minute: Minute) -> str:
     heat = [] if hottest is None else [f"{hottest:.1f} °C"]
     told = ", ".join([*clocks, *heat]) or "the system tells none"
     return f"{number:6} {len(minute.latency_us):6} {median:10.1f} {high:10.1f}  {told}"
+
+
+def _threads(ran_on: Sequence[int | None], asked: Sequence[int]) -> str:
+    """On which cores the CPU's threads ran, and where the system let one run elsewhere than was asked for."""
+    from tvm_coexec.machine.cores import listed
+
+    worked = [(core, wanted) for core, wanted in zip(ran_on, asked, strict=False) if core is not None]
+    elsewhere = [f"{core} instead of {wanted}" for core, wanted in worked if core != wanted]
+    told = f"threads of the CPU in the last run: {len(worked)}, on {listed(core for core, _ in worked)}"
+    return f"{told}; {', '.join(elsewhere)}" if elsewhere else told
 
 
 def _check_picture(path: Path) -> None:

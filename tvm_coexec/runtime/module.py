@@ -40,6 +40,8 @@ class Benchmark:
     """Latencies of whole runs, inputs and outputs staying where they are."""
 
     latency_us: tuple[float, ...]
+    threads_ran_on: tuple[int | None, ...] = ()
+    """See :meth:`Device.threads_ran_on`."""
 
     @property
     def median_us(self) -> float:
@@ -245,7 +247,8 @@ class Module:
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""
         self.device.check_usable()
-        return Benchmark(tuple(self._loaded.benchmark_us(repeats=repeats, warmup=warmup)))
+        latency_us = self._loaded.benchmark_us(repeats=repeats, warmup=warmup)
+        return Benchmark(tuple(latency_us), self.device.threads_ran_on())
 
     @_in_turn
     def profile(self, *, warmup: int = 3) -> list[Event]:

@@ -240,6 +240,13 @@ static coexec_status take_splits(coexec_module* m, const char* request) {
   return status;
 }
 
+static void say_threads(answer* to) {
+  int32_t processors[MAX_CORES], threads = coexec_threads_ran_on(device, processors, MAX_CORES);
+  say(to, "threads=");
+  for (int32_t i = 0; i < threads && i < MAX_CORES; ++i) say(to, "%s%d", i ? "," : "", (int)processors[i]);
+  say(to, "\n");
+}
+
 coexec_status remote_run(const char* request, path_finder find_path, answer* to) {
   coexec_module* m;
   int64_t warmup = number_of(request, "warmup", 0), repeats = number_of(request, "repeats", 1);
@@ -254,6 +261,7 @@ coexec_status remote_run(const char* request, path_finder find_path, answer* to)
   if (!status) say(to, "latency_ns=");
   for (int64_t i = 0; !status && i < repeats; ++i) say(to, "%s%lld", i ? "," : "", (long long)latency_ns[i]);
   if (!status) say(to, "\n");
+  if (!status) say_threads(to);
   free(latency_ns);
   return status;
 }
