@@ -115,6 +115,13 @@ def test_functions(name: str) -> None:
     check_against_torch(Function(function), *inputs)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_normalisation_of_volumes(affine: bool) -> None:
+    norm = nn.BatchNorm3d(5, affine=affine)
+    norm.running_mean, norm.running_var = random_tensor(5), random_tensor(5).abs() + 0.5
+    check_against_torch(nn.Sequential(nn.Conv3d(2, 5, 3, padding=1), norm).eval(), random_tensor(1, 2, 4, 5, 6))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_numbers_of_two_bytes_become_wider(dtype: torch.dtype) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5)).eval().to(dtype)

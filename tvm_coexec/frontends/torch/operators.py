@@ -162,6 +162,21 @@ def _instance_norm(node: fx.Node, importer: Importer) -> relax.Expr:
     return importer.block_builder.emit(norm)
 
 
+def _batch_norm(node: fx.Node, importer: Importer) -> list[relax.Expr]:
+    """A product and a sum with constants, for tensors of any number of axes."""
+    x, epsilon = importer.env[node.args[0]], float(node.args[6])
+    defaults = (1.0, 0.0, 0.0, 1.0)
+    gamma, beta, mean, variance = (
+        np.asarray(default if one is None else importer.constant(one), np.float64)
+        for one, default in zip(node.args[1:5], defaults, strict=True)
+    )
+    factor = gamma / np.sqrt(variance + epsilon)
+    shift = beta - mean * factor
+    spread, emit = (-1, *[1] * (len(x.ty.shape) - 2)), importer.block_builder.emit
+    scaled = emit(relax.op.multiply(x, relax.const(factor.reshape(spread).astype("float32"))))
+    return [emit(relax.op.add(scaled, relax.const(shift.reshape(spread).astype("float32"))))]
+
+
 def _group_norm(node: fx.Node, importer: Importer) -> relax.Expr:
     """TVM's converter needs a scale and a shift (as of 0.27)."""
     x, *parameters = importer.retrieve_args(node)[:3]
@@ -294,6 +309,7 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 CONVERTERS: dict[str, Converter] = {
+    "_native_batch_norm_legit_no_training.default": _batch_norm,
     "adaptive_max_pool2d.default": _adaptive_max_pool,
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
