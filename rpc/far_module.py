@@ -233,6 +233,7 @@ class FarModule:
                 self._loaded.randomize(name, seed + place)
 
     def benchmark(self, *, repeats: int, warmup: int = 3) -> Benchmark:
+        timing.check_runs(repeats, warmup)
         return self._loaded.benchmark(self._splits, warmup=warmup, repeats=repeats)
 
     def time_halves(self, *, repeats: int, warmup: int = 2) -> list[tuple[list[float], list[float]]]:

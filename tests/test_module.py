@@ -6,6 +6,7 @@ import mmap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,15 @@ def test_the_timeline_has_both_sides_and_their_waits(device: Device) -> None:
 def test_benchmark_keeps_every_sample(device: Device) -> None:
     built, _ = chain(device, 2, 5, 64)
     assert len(Module(built, device).benchmark(repeats=7).latency_us) == 7
+
+
+@pytest.mark.parametrize(("repeats", "warmup"), [(0, 1), (-1, 1), (2**31, 1), (10**30, 1), (1, -1), (1, 2**31)])
+def test_numbers_of_runs_that_give_no_times_are_refused(device: Device, repeats: int, warmup: int) -> None:
+    built, _ = chain(device, 1, 5, 64)
+    module = Module(built, device)
+    for measure in (module.benchmark, module.time_halves, partial(module.time_step, 0, 1, 1)):
+        with pytest.raises(InputError, match="repeats must be from 1 to 1000000 and warmup from 0 to 1000000"):
+            measure(repeats=repeats, warmup=warmup)
 
 
 def test_wrong_inputs_are_named(device: Device) -> None:

@@ -333,7 +333,10 @@ def test_creation_takes_no_place_that_is_taken(tmp_path: Path) -> None:
     for path in (tmp_path / "empty", tmp_path):
         with pytest.raises(FileFormatError, match="exists already"):
             Profile.create(path, FACTS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileFormatError, match="file is a file, and a profile a folder"):
+        Profile.create(tmp_path / "file", FACTS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
 
 
 def test_a_profile_opened_without_facts_takes_no_samples(tmp_path: Path) -> None:

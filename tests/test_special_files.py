@@ -97,6 +97,21 @@ def test_a_broken_header_of_an_input_is_refused_in_a_line(header: bytes, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot read .*x\.npy \(No such file or directory\); name a \.npy or \.npz file"),
+        (b"not an array", r"cannot read .*x\.npy as \.npy or \.npz \(it begins as neither does\); save it anew"),
+    ],
+)
+def test_an_input_that_is_no_array_is_not_to_be_unpickled(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CoexecError, match=message):
+        _load(str(path))
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "m.coexec", "--cpu-cores", "0-9999999999"], "no machine has a core 9999999999"),
@@ -104,6 +119,14 @@ def test_a_broken_header_of_an_input_is_refused_in_a_line(header: bytes, tmp_pat
         (["build", "m.onnx", "--out", "z.coexec", "--split", "", "--device", "pocl"], "split '' is none of"),
         (["plan", "m.onnx", "--profile", "m.onnx"], "no profile at m.onnx; name the folder that was tuned"),
         (["tune", "--out", "p", "--minutes", "nan"], "minutes must be positive, 100000 at most, got nan"),
+        (["run", "m.coexec", "--benchmark", "99999999999999999999"], "is no whole number from 1 to 1000000"),
+        (["run", "m.coexec", "--benchmark", "2000000"], "is no whole number from 1 to 1000000"),
+        (["report", "m.coexec", "--out", "r.html", "--repeats", "9" * 5000], "is no whole number from 1 to 1000000"),
+        (["build", "m.onnx", "--out", "z.coexec", "--shape", f"x={'9' * 5000},64"], "write an input's name and sizes"),
+        (["bench", "m.coexec", "--picture", "no/p.png"], "--picture no/p.png: there is no directory"),
+        (["devices", "--facts", "."], "--facts .: it is a directory"),
+        (["export", "m.coexec", "--c-project", "m.onnx"], "m.onnx is a file, and a project a folder"),
+        (["build", "m.onnx", "--out", "z.coexec", "--target", "no"], "cannot read the facts 'no' (No such file"),
         (["tune", "--out", "p", "--minutes", "1e300"], "minutes must be positive, 100000 at most, got 1e+300"),
     ],
 )

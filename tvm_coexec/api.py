@@ -203,7 +203,11 @@ def facts_of(target: Device | Mapping[str, Any] | str | os.PathLike[str]) -> dic
             return profile.facts
     try:
         facts = read_json(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(
+            f"cannot read the facts {str(target)!r} ({error.strerror}); give the path of their file"
+        ) from None
+    except ValueError as error:
         raise InputError(
             f"{str(target)!r} holds no facts of a device ({error}); let `tvm-coexec devices --facts FILE` write it"
         ) from None

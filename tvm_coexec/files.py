@@ -47,6 +47,12 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterato
         _settle(place.parent)
 
 
+def write_json(path: Path, values: Any) -> None:
+    """Write a file of JSON, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
+
+
 def read_file(path: Path) -> bytes:
     """The content of a file; an ``OSError`` where it is none: a pipe is waited for, and ``/dev/zero`` read for ever."""
     if path.exists() and not path.is_file():

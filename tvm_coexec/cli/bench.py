@@ -7,7 +7,6 @@ their median and 90th percentile, and what the cores' clocks and the hottest zon
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import InputError
+from tvm_coexec.files import whole_file, write_json
 
 from .opening import Opened, opened, random_inputs
 from .options import add_core_options, add_device_option, add_timeout_option, add_tracker_options, check_out
@@ -91,7 +91,7 @@ def run(
             print(_line(len(measured), minute), flush=True)
         print(_threads(measured[-1].threads_ran_on, one.facts["cpu_cores"]))
     if out is not None:
-        out.write_text(json.dumps([asdict(minute) for minute in measured], indent=1) + "\n", encoding="utf-8")
+        write_json(out, [asdict(minute) for minute in measured])
     if picture is not None:
         _draw(picture, one.label, measured)
     return 0
@@ -147,7 +147,7 @@ def _threads(ran_on: Sequence[int | None], asked: Sequence[int]) -> str:
 
 
 def _check_picture(path: Path) -> None:
-    check_out(path)
+    check_out(path, "--picture")
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--picture {path}: it is drawn as .png, .svg or .pdf; name such a file")
     try:
@@ -175,5 +175,6 @@ def _draw(path: Path, label: str, minutes: Sequence[Minute]) -> None:
     heat.set_ylabel("hottest zone, °C")
     if below.lines:
         below.legend()
-    figure.savefig(path)
+    with whole_file(path) as file:
+        figure.savefig(file, format=path.suffix[1:])
     plt.close(figure)

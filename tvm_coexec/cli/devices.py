@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_coexec.errors import InputError
+from tvm_coexec.files import write_json
 
 from .options import add_core_options, add_device_option, check_out
 
@@ -128,9 +129,9 @@ def _write_facts(
 ) -> int:
     from tvm_coexec.runtime.device import open_device
 
-    check_out(path)
+    check_out(path, "--facts")
     device = open_device(name, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
-    path.write_text(json.dumps(device.facts(), indent=1) + "\n", encoding="utf-8")
+    write_json(path, device.facts())
     print(f"the facts of {device.label}: {path}")
     return 0
 
@@ -138,10 +139,10 @@ def _write_facts(
 def _write_far_facts(path: Path, tracker: str, key: str | None, choice: DeviceChoice) -> int:
     from tvm_coexec.tuning.session import open_session
 
-    check_out(path)
+    check_out(path, "--facts")
     with open_session(choice, tracker, key) as session:
         facts = session.facts()
-    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(path, facts)
     print(f"the facts of {facts['label']}: {path}")
     return 0
 

@@ -11,6 +11,9 @@ from typing import Any
 from tvm_coexec.errors import InputError
 
 _MOST_CORES = 1 << 16
+_MOST_RUNS = 1_000_000
+"""Of which each keeps its time."""
+_MOST_DIGITS = 18
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -66,14 +69,14 @@ def add_shape_option(parser: argparse.ArgumentParser) -> None:
 class _AddShape(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
         name, equals, sizes = str(values).rpartition("=")
-        if not equals or not all(size.strip().isdecimal() for size in sizes.split(",")):
+        if not equals or not all(_is_whole(size.strip()) for size in sizes.split(",")):
             raise argparse.ArgumentError(self, f"cannot read {values!r}; write an input's name and sizes, as x=1,3,320")
         shape = tuple(int(size) for size in sizes.split(","))
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), name: shape})
 
 
-def check_out(path: Path | None) -> None:
-    """Refuse a file that cannot be written before anything is computed for it."""
+def check_out(path: Path | None, option: str = "--out") -> None:
+    """Refuse a file that cannot be written before anything is computed for it; ``option`` names it."""
     if path is None:
         return
     reason = None
@@ -84,14 +87,19 @@ def check_out(path: Path | None) -> None:
     elif not path.exists() and not os.access(path.absolute().parent, os.W_OK):
         reason = f"nothing can be written in {path.absolute().parent}"
     if reason is not None:
-        raise InputError(f"--out {path}: {reason}; name a file in a directory that exists and can be written to")
+        raise InputError(f"{option} {path}: {reason}; name a file in a directory that exists and can be written to")
 
 
-def positive_int(text: str) -> int:
-    """Read a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+def number_of_runs(text: str) -> int:
+    """Read how often something is run, at least once."""
+    if not _is_whole(text) or not 1 <= int(text) <= _MOST_RUNS:
+        raise argparse.ArgumentTypeError(f"{text[:_MOST_DIGITS]!r} is no whole number from 1 to {_MOST_RUNS}")
     return int(text)
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is a number of digits alone, and not of so many that Python refuses to read them."""
+    return text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def parse_cores(text: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_core_options, add_device_option, check_out, positive_int
+from .options import add_core_options, add_device_option, check_out, number_of_runs
 
 EXAMPLES = """\
 examples:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the HTML file to write")
     parser.add_argument(
         "--repeats",
-        type=positive_int,
+        type=number_of_runs,
         default=10,
         metavar="N",
         help="runs in each of five rounds (default: %(default)s)",

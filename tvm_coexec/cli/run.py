@@ -23,7 +23,7 @@ from .options import (
     add_timeout_option,
     add_tracker_options,
     check_out,
-    positive_int,
+    number_of_runs,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from tvm_coexec.rpc.far_module import FarModule
     from tvm_coexec.runtime.module import Module
+
+_ARRAYS = (b"\x93NUMPY", b"PK")
+"""How files of one array, and of several by name, begin."""
 
 _LONGEST_NAME = 65_000
 """Bytes; the file format counts them by 16 bits."""
@@ -55,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .npy file for each input, in the model's order, or one .npz file with all by name",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the outputs by name to an .npz file")
-    parser.add_argument("--benchmark", type=positive_int, default=0, metavar="N", help="time N runs")
+    parser.add_argument("--benchmark", type=number_of_runs, default=0, metavar="N", help="time N runs")
     parser.add_argument("--timeline", action="store_true", help="print what both sides did in one run, waits included")
     add_timeout_option(parser)
     add_device_option(parser)
@@ -150,7 +153,13 @@ def _load(file: str) -> Any:
     from tvm_coexec.errors import InputError
 
     try:
-        content = np.load(io.BytesIO(read_file(Path(file))), allow_pickle=False)
+        bytes_ = read_file(Path(file))
+    except OSError as error:
+        raise InputError(f"cannot read {file} ({error.strerror}); name a .npy or .npz file") from None
+    if bytes_ and not bytes_.startswith(_ARRAYS):
+        raise InputError(f"cannot read {file} as .npy or .npz (it begins as neither does); save it anew with numpy")
+    try:
+        content = np.load(io.BytesIO(bytes_), allow_pickle=False)
         return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
     except Exception as error:  # numpy raises whatever a damaged header leads it to
         reason = first_line(error) if str(error) else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError, readable
-from tvm_coexec.files import read_json, whole_file
+from tvm_coexec.files import read_json, write_json
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
@@ -209,8 +208,7 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write the plan as indented JSON."""
-        with whole_file(path) as file:
-            file.write(f"{json.dumps(self.to_json(), indent=2, allow_nan=False)}\n".encode())
+        write_json(path, self.to_json())
 
     @classmethod
     def read(cls, path: Path) -> Plan:

@@ -7,7 +7,6 @@ are the predictors.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.files import read_json, whole_file
+from tvm_coexec.files import read_json, write_json
 from tvm_coexec.layers import GENERATOR_VERSION
 
 from .records import Candidate, Point, Sample, VariantSets
@@ -59,14 +58,19 @@ class Profile:
             There is something at ``path`` already.
         """
         path = Path(path)
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise FileFormatError(f"{path} is a file, and a profile a folder; choose another place")
+        if path.exists() and any(path.iterdir()):
             raise FileFormatError(f"{path} exists already; open it to go on with its tuning, or choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # by the name that the user knows
         try:
             SampleStore.create(partial / DATABASE)
             description = {"format": FORMAT, "version": VERSION, "created": now(), "device": dict(facts)}
-            _write_json(partial / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
+            write_json(partial / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
             partial.chmod(0o755)
             partial.replace(path)
         except BaseException:
@@ -166,7 +170,7 @@ class Profile:
             **_read_description(self.path),
             **new,
         }  # of which another process may have written the rest
-        _write_json(self.path / _DESCRIPTION, self._description)
+        write_json(self.path / _DESCRIPTION, self._description)
 
     def predictor_path(self, side: str) -> Path:
         """Where the predictor of ``cpu`` or ``gpu`` is kept, whether it is there yet or not."""
@@ -281,8 +285,3 @@ def _warn_of_driver(path: Path, last: Mapping[str, Any], facts: Mapping[str, Any
             f"the profile {path} was measured with driver {before!r}, the device now has {at_hand!r}; {so}",
             stacklevel=4,
         )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write(f"{json.dumps(content, indent=1)}\n".encode())

@@ -33,7 +33,9 @@ def write_c_project(module: str | os.PathLike[str], folder: str | os.PathLike[st
         The module is damaged, or there is none.
     """
     place = Path(folder)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{place} is a file, and a project a folder; name one that does not exist")
+    if place.exists() and any(place.iterdir()):
         raise InputError(f"{place} is not empty; name a folder that does not exist")
     package = Package.read(module)
     shutil.copytree(_TEMPLATE, place, dirs_exist_ok=True)

@@ -246,6 +246,7 @@ class Module:
     @_in_turn
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""
+        timing.check_runs(repeats, warmup)
         self.device.check_usable()
         latency_us = self._loaded.benchmark_us(repeats=repeats, warmup=warmup)
         return Benchmark(tuple(latency_us), self.device.threads_ran_on())

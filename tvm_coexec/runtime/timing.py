@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvm_coexec.errors import InputError
+
 from .loaded import AnyLoaded, AnyProgram, Span
 
 _GPU_CHAIN_US = 2000.0
@@ -15,6 +17,9 @@ _GPU_CHAIN_US = 2000.0
 
 _MOST_CHAINED = 300
 """Layers of such a chain at most."""
+
+_MOST_RUNS = 1_000_000
+"""Of which each keeps its time."""
 
 _WARM_UP_NS = 3_000_000
 """For so long a program runs before the run that counts: cores that were idle take up to twice as long at first."""
@@ -45,6 +50,14 @@ class StepTimes:
     wall_us: list[float]
 
 
+def check_runs(repeats: int, warmup: int) -> None:
+    """Refuse numbers of runs that give no times, or more than memory holds."""
+    if not (1 <= repeats <= _MOST_RUNS and 0 <= warmup <= _MOST_RUNS):
+        raise InputError(
+            f"repeats must be from 1 to {_MOST_RUNS} and warmup from 0 to {_MOST_RUNS}, got {repeats} and {warmup}"
+        )
+
+
 def time_step(
     loaded: AnyLoaded, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int, walls: bool = True
 ) -> StepTimes:
@@ -53,6 +66,7 @@ def time_step(
     Walls are of programs as they run in earnest; where the GPU's own times need an event for each kernel, they have a
     run of their own.
     """
+    check_runs(repeats, warmup)
 
     def chain(count: int, *, timeline: bool = False) -> AnyProgram:
         return loaded.chain(step, cpu_units, gpu_units, count, timeline=timeline)
@@ -131,6 +145,7 @@ def timeline(loaded: AnyLoaded, program: AnyProgram) -> list[Event]:
 
 def time_halves(program: AnyProgram, steps: int, *, repeats: int, warmup: int) -> list[tuple[list[float], list[float]]]:
     """See :meth:`Module.time_halves`; the program must have a timeline."""
+    check_runs(repeats, warmup)
     found: list[tuple[list[float], list[float]]] = [([], []) for _ in range(steps)]
     for _ in range(repeats):
         program.run_warm(warmup)
