@@ -78,6 +78,8 @@ def shell(number: int, command: Sequence[str]) -> int:
 def _start_tracker() -> TrackerAddress:
     """TVM's tracker, at an address of its own."""
     address = TrackerAddress(TRACKER.address, _TRACKER_PORT)
+    if TRACKER.is_up() and not TRACKER.processes():  # it was killed
+        TRACKER.down()
     if not TRACKER.is_up():
         TRACKER.up()
         _start(
