@@ -1,5 +1,6 @@
 """The CPU's threads: so many of them as a variant says compute a half, and what they compute is the same to the bit."""
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from tvm_coexec.compiler.kernels import compile_half
 from tvm_coexec.compiler.packaging import Choice, package
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
+from tvm_coexec.compiler.toolchain import c_compiler
 from tvm_coexec.layers import AnyLayer, Attention, Linear, Pool, RowWise, Variant, by_lines
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import STEP, Tables
 from tvm_coexec.runtime.device import Device
+from tvm_coexec.runtime.library import SOURCE_FOLDER
 from tvm_coexec.runtime.module import Module, load
 
 CORES = 4
@@ -126,3 +129,22 @@ def test_a_variant_tells_its_threads() -> None:
     assert variant.kernel.to_json() == {"implementation": "direct", "rows": 4}
     with pytest.raises(ValueError, match="no half is computed by -1 threads"):
         Variant.from_json({"implementation": "direct", "threads": -1})
+
+
+def test_paces_stay_numbers_however_often_threads_are_interrupted(tmp_path: Path) -> None:
+    sources = [str(path) for path in sorted(SOURCE_FOLDER.glob("*.c")) if path.name != "pool.c"]
+    program = [str(Path(__file__).parent / "stub" / "paces.c"), *sources, "-ldl", "-lm"]
+    command = [
+        c_compiler(),
+        "-std=c11",
+        "-O2",
+        "-pthread",
+        f"-I{SOURCE_FOLDER}",
+        *program,
+        "-o",
+        str(tmp_path / "paces"),
+    ]
+    subprocess.run(command, check=True)
+    printed = subprocess.run([str(tmp_path / "paces")], check=True, capture_output=True, text=True).stdout
+    least, most, total = map(float, printed.split())
+    assert total == pytest.approx(3) and 0.2 < least < 0.9 and 1.05 < most < 2

@@ -221,6 +221,8 @@ coexec_mechanism coexec_device_mechanism(const coexec_device* device) { return d
 
 int32_t coexec_threads_ran_on(coexec_device* d, int32_t* processors, int32_t capacity) {
   int32_t threads = d->core_count > 1 ? d->core_count : 1;
+  for (int32_t i = 0; i < threads && i < capacity; ++i) processors[i] = -1;
+  if (is_forked(d)) return threads; /* whoever held the lock is in the other process */
   pthread_mutex_lock(&d->mutex);
   for (int32_t i = 0; i < threads && i < capacity; ++i)
     processors[i] = i ? (d->shared_calls ? thread_ran_on(d->pool, i) : -1) : d->ran_on;

@@ -84,6 +84,9 @@ static void learn_paces(thread_pool* pool, int32_t threads) {
     if (seen < own->pace / MOST_CHANGE) seen = own->pace / MOST_CHANGE;
     own->pace += (seen - own->pace) * SLOW_CHANGE;
   }
+  double new_mean = 0; /* without the next lines what is cut off above would add up, until a pace is no number */
+  for (int32_t i = 0; i < threads; ++i) new_mean += pool->shares[i].pace / threads;
+  for (int32_t i = 0; i < threads; ++i) pool->shares[i].pace *= mean / new_mean;
 }
 
 static void compute_share(thread_pool* pool, int32_t index) {
@@ -199,7 +202,7 @@ int call_in_pool(thread_pool* pool, const kernel_call* call) {
   atomic_store_explicit(&pool->left, call->threads - 1, memory_order_relaxed);
   atomic_store_explicit(&pool->ticket, number << THREAD_BITS | (uint64_t)call->threads, memory_order_release);
   compute_share(pool, 0);
-  for (uint32_t spins = 0; atomic_load_explicit(&pool->left, memory_order_acquire); ++spins) relax(spins, 0);
+  while (atomic_load_explicit(&pool->left, memory_order_acquire)) sched_yield(); /* it may need this core */
   learn_paces(pool, call->threads);
   return atomic_load(&pool->error);
 }
