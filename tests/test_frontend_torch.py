@@ -67,6 +67,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "adaptive_pooling": (lambda x: F.adaptive_avg_pool2d(x, (2, 3)), (random_tensor(1, 4, 8, 6),)),
     "adaptive_maxima": (lambda x: F.adaptive_max_pool2d(x, (2, 3)), (random_tensor(1, 4, 8, 6),)),
     "least_of_an_axis": (lambda x: torch.topk(x, 2, 1, largest=False), (random_tensor(2, 5, 3),)),
+    "sorted_stably": (lambda x: torch.sort(x, stable=True, dim=1), (random_tensor(2, 5, 3),)),
     "sorted": (lambda x: torch.sort(x, 1, descending=True), (random_tensor(2, 5, 3),)),
     "running_sum": (lambda x: torch.cumsum(x, -1), (random_tensor(2, 5, 3),)),
     "running_count": (lambda x: torch.cumsum(x > 0, 1), (random_tensor(2, 5, 3),)),
@@ -122,6 +123,10 @@ def test_a_normalisation_of_volumes(affine: bool) -> None:
     check_against_torch(nn.Sequential(nn.Conv3d(2, 5, 3, padding=1), norm).eval(), random_tensor(1, 2, 4, 5, 6))
 
 
+def test_a_normalisation_of_numbers_of_eight_bytes() -> None:
+    check_against_torch(nn.BatchNorm2d(6).double().eval(), random_tensor(1, 6, 3, 3).double())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_numbers_of_two_bytes_become_wider(dtype: torch.dtype) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5)).eval().to(dtype)
@@ -129,8 +134,29 @@ def test_numbers_of_two_bytes_become_wider(dtype: torch.dtype) -> None:
     with pytest.warns(UserWarning, match="float16 or bfloat16 is computed in float32"):
         graph = to_graph(torch.export.export(network, (x,)))
     (result,) = evaluate(graph, {graph.inputs[0]: x.float().numpy()}).values()
+    assert {parameter.dtype for parameter in network.parameters()} == {dtype}, "the user's network stays as it is"
     expected = network.float()(x.float()).detach().numpy()
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+class NamesTypes(nn.Module):
+    """Computes in float32 what has two bytes, and says so, as normalisations of language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = F.softmax(x, -1, dtype=torch.float32) + x.float().square()
+        return self.linear(wide.to(x.dtype)) + torch.ones(8, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_types_that_a_program_names_become_wider(dtype: torch.dtype) -> None:
+    network, x = NamesTypes().eval().to(dtype), random_tensor(3, 6).to(dtype)
+    graph = to_graph(torch.export.export(network, (x,)))
+    (result,) = evaluate(graph, {graph.inputs[0]: x.float().numpy()}).values()
+    np.testing.assert_allclose(result, network.float()(x.float()).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_convolutional_network() -> None:

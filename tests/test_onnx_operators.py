@@ -279,6 +279,15 @@ def test_halves_are_computed_in_float32_between_inputs_and_outputs_of_their_own_
     np.testing.assert_allclose(result, expected, rtol=2e-3, atol=2e-3)
 
 
+def test_lengths_that_are_computed_are_cut_to_what_there_is() -> None:
+    b = OnnxBuilder(x=(4, 3))
+    b.inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT64, (3,)))
+    graph = to_graph(b.model(b.add("ReverseSequence", "x", "lengths")))
+    x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    (result,) = evaluate(graph, {"x": x, "lengths": np.array([100, 2, -3])}).values()
+    np.testing.assert_array_equal(result, np.stack([x[::-1, 0], x[[1, 0, 2, 3], 1], x[:, 2]], 1))
+
+
 def boxes(b: OnnxBuilder, **values: Any) -> str:
     """Overlapping boxes, two classes and two images, of which some are selected."""
     b.inputs = [

@@ -181,7 +181,8 @@ def _pool_regions(call: Call) -> Any:
     dtype = call.type(1).dtype
     if is_aligned:
         boxes = relax.op.subtract(boxes, call.constant(np.array(0.5 / scale), dtype))
-    images = relax.op.astype(relax.op.expand_dims(call.operand(2), 1), dtype)
+    images = _indices(call, 2, np.array(call.type(0).shape[0]))
+    images = relax.op.astype(relax.op.expand_dims(images, 1), dtype)
     return relax.op.vision.roi_align(
         call.operand(0),
         relax.op.concat([images, boxes], axis=1),
@@ -216,6 +217,7 @@ def _reverse_sequence(call: Call) -> Any:
     def compute(x: te.Tensor, lengths: te.Tensor) -> te.Tensor:
         def element(*index: Any) -> Any:
             time, length = index[time_axis], lengths[index[batch_axis]].astype("int64")
+            length = tirx.min(length, call.type(0).shape[time_axis])
             place = tirx.Select(time < length, length - 1 - time, time)
             return x[(*index[:time_axis], place, *index[time_axis + 1 :])]
 

@@ -173,8 +173,8 @@ def _batch_norm(node: fx.Node, importer: Importer) -> list[relax.Expr]:
     factor = gamma / np.sqrt(variance + epsilon)
     shift = beta - mean * factor
     spread, emit = (-1, *[1] * (len(x.ty.shape) - 2)), importer.block_builder.emit
-    scaled = emit(relax.op.multiply(x, relax.const(factor.reshape(spread).astype("float32"))))
-    return [emit(relax.op.add(scaled, relax.const(shift.reshape(spread).astype("float32"))))]
+    factor, shift = (relax.const(values.reshape(spread), str(x.ty.dtype)) for values in (factor, shift))
+    return [emit(relax.op.add(emit(relax.op.multiply(x, factor)), shift))]
 
 
 def _group_norm(node: fx.Node, importer: Importer) -> relax.Expr:
@@ -236,6 +236,12 @@ def _top_k(node: fx.Node, importer: Importer) -> list[relax.Expr]:
 def _sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
     """All numbers of an axis, from the least or the largest on; equal ones stay in their order."""
     x, axis, descending = _arguments(node, importer, -1, False)
+    return _extremes(importer, x, int(x.ty.shape[axis]), axis, bool(descending))
+
+
+def _stable_sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
+    """The same, since equal ones stay in their order anyway."""
+    x, axis, descending = importer.env[node.args[0]], node.kwargs.get("dim", -1), node.kwargs.get("descending", False)
     return _extremes(importer, x, int(x.ty.shape[axis]), axis, bool(descending))
 
 
@@ -327,6 +333,7 @@ CONVERTERS: dict[str, Converter] = {
     "select.int": _select,
     "slice.Tensor": _slice,
     "sort.default": _sort,
+    "sort.stable": _stable_sort,
     "topk.default": _top_k,
     "where.self": _where,
 }

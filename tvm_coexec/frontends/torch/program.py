@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -50,16 +51,30 @@ def _widened(program: ExportedProgram) -> ExportedProgram:
     if not any(getattr(tensor, "dtype", None) in narrow for tensor in tensors):
         return program
 
+    if program.example_inputs is None:
+        raise ModelError(
+            "the exported program has numbers of two bytes and no example inputs, from which it would be exported in"
+            " float32; export it again, or in float32"
+        )
+
     def wide(value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return torch.float32 if value in narrow else value
         return value.float() if getattr(value, "dtype", None) in narrow else value
 
     args, kwargs = _pytree.tree_map(wide, (args, kwargs))
-    module = program.module().float()
+    module = copy.deepcopy(program.module()).float()  # its parameters are the user's own
     for node in list(module.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:  # it holds the type that was
             module.graph.erase_node(node)
+        else:
+            node.args, node.kwargs = _pytree.tree_map(wide, (node.args, node.kwargs))
     module.recompile()
-    return torch.export.export(module, args, kwargs)
+    try:
+        return torch.export.export(module, args, kwargs)
+    except Exception as error:  # torch raises whatever it stumbles over
+        reason = last_line(error, type(error).__name__)
+        raise ModelError(f"the exported program cannot be widened to float32 ({reason}); export it so") from error
 
 
 def _check_stateless(program: ExportedProgram) -> None:
