@@ -116,7 +116,8 @@ def _serial(function: tirx.PrimFunc) -> tirx.PrimFunc:
         if found.kind != tirx.ForKind.PARALLEL:
             return found
         serial = tirx.ForKind.SERIAL
-        return tirx.For(found.loop_var, found.min, found.extent, serial, found.body, annotations=found.annotations)
+        bounds = (found.loop_var, found.min, found.extent)
+        return tirx.For(*bounds, serial, found.body, found.thread_binding, found.annotations, found.step)
 
     def inner(found: tirx.AttrStmt) -> tirx.Stmt:
         return found.body if found.attr_key == _SCOPE_PRAGMA else found

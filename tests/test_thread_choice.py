@@ -94,7 +94,7 @@ def test_the_table_of_a_plan_says_how_many_threads_it_wants() -> None:
     layers = {"a": Linear(4, 64, 256), "b": Linear(256, 1024, 1024)}
     plans = [planner(COUNTS).plan_split(name, layer, layer.units) for name, layer in layers.items()]
     plan = Plan("device", "svm", tuple(plans), 1.0)
-    assert "threads of the CPU: 1 for a; one on each core for the 1 others" in str(plan).splitlines()
+    assert "threads of the CPU: 1 for a; one on each core for others (1)" in str(plan).splitlines()
     assert Plan.from_json(plan.to_json()) == plan
     assert "threads" not in str(replace(plan, layers=tuple(plans[1:])))
 

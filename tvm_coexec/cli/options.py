@@ -11,8 +11,6 @@ from typing import Any
 from tvm_coexec.errors import InputError
 
 _MOST_CORES = 1 << 16
-_MOST_RUNS = 1_000_000
-"""Of which each keeps its time."""
 _MOST_DIGITS = 18
 
 
@@ -92,8 +90,10 @@ def check_out(path: Path | None, option: str = "--out") -> None:
 
 def number_of_runs(text: str) -> int:
     """Read how often something is run, at least once."""
-    if not _is_whole(text) or not 1 <= int(text) <= _MOST_RUNS:
-        raise argparse.ArgumentTypeError(f"{text[:_MOST_DIGITS]!r} is no whole number from 1 to {_MOST_RUNS}")
+    from tvm_coexec.runtime.timing import MOST_RUNS
+
+    if not _is_whole(text) or not 1 <= int(text) <= MOST_RUNS:
+        raise argparse.ArgumentTypeError(f"{text[:_MOST_DIGITS]!r} is no whole number from 1 to {MOST_RUNS}")
     return int(text)
 
 

@@ -92,8 +92,10 @@ class Variant:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Variant:
-        """Inverse of :meth:`to_json`; raises ``ValueError`` for an impossible number of threads."""
-        rest = {key: int(value) for key, value in fields.items() if key != "implementation"}
+        """Inverse of :meth:`to_json`; raises ``ValueError`` for what is no whole number, or no number of threads."""
+        rest = {key: value for key, value in fields.items() if key != "implementation"}
+        if not all(type(value) is int for value in rest.values()):
+            raise ValueError(f"parameters of a kernel are whole numbers: {rest}")
         threads = rest.pop(_THREADS, 0)
         if not 0 <= threads <= _MOST_THREADS:
             raise ValueError(f"no half is computed by {threads} threads")

@@ -26,8 +26,8 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
             f" go on with `tvm-coexec tune --out {profile.path}`, its device and families"
         )
     measured = profile.measured_variants()
-    by_cpu = (variants for (side, _), variants in measured.items() if side == "cpu")
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
+    threads = {variant.threads for (side, _), variants in measured.items() if side == "cpu" for variant in variants}
     try:
         overheads = Overheads(**known["overheads"])
         estimates = {side: BaseTime(tuple(terms.items())) for side, terms in known["estimates_us"].items()}
@@ -48,5 +48,5 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
         measured=measured,
         failed=profile.failed_variants(),
         trial_runs=profile.trial_runs(),
-        threads=tuple(sorted({variant.threads for variants in by_cpu for variant in variants})),
+        threads=tuple(sorted(threads)) if cpu.has_learned_threads else (0,),
     )

@@ -266,7 +266,7 @@ def _thread_lines(layers: Iterable[LayerPlan]) -> list[str]:
     if not any(names):
         return []
     fewer = [f"{count} for {', '.join(names[count])}" for count in sorted(filter(None, names))]
-    others = [f"one on each core for the {len(names[0])} others"] if 0 in names else []
+    others = [f"one on each core for others ({len(names[0])})"] if 0 in names else []
     return [f"threads of the CPU: {'; '.join([*fewer, *others])}"]
 
 

@@ -27,6 +27,7 @@ from .base_time import KERNEL_TERMS, LAYER_TERMS, PRODUCT_TERMS, THREAD_TERMS, B
 from .features import (
     FEATURE_VERSION,
     GROUPS,
+    THREAD_NAMES,
     FeatureSet,
     Halves,
     Processor,
@@ -129,6 +130,11 @@ class LatencyPredictor:
         """Families and implementations that the training samples held; of others nothing is known."""
         names = (name for name in self.features.names if name.startswith(IMPLEMENTATION_PREFIX))
         return tuple(name.removeprefix(IMPLEMENTATION_PREFIX) for name in names)
+
+    @property
+    def has_learned_threads(self) -> bool:
+        """Whether the training samples held several numbers of the CPU's threads."""
+        return set(THREAD_NAMES) <= set(self.features.names)
 
     def knows(self, layer: AnyLayer, variant: Variant) -> bool:
         """Whether the training samples held kernels like this one, or the predictor looks at no kernels."""

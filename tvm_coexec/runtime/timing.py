@@ -18,7 +18,7 @@ _GPU_CHAIN_US = 2000.0
 _MOST_CHAINED = 300
 """Layers of such a chain at most."""
 
-_MOST_RUNS = 1_000_000
+MOST_RUNS = 1_000_000
 """Of which each keeps its time."""
 
 _WARM_UP_NS = 3_000_000
@@ -52,9 +52,9 @@ class StepTimes:
 
 def check_runs(repeats: int, warmup: int) -> None:
     """Refuse numbers of runs that give no times, or more than memory holds."""
-    if not (1 <= repeats <= _MOST_RUNS and 0 <= warmup <= _MOST_RUNS):
+    if not (1 <= repeats <= MOST_RUNS and 0 <= warmup <= MOST_RUNS):
         raise InputError(
-            f"repeats must be from 1 to {_MOST_RUNS} and warmup from 0 to {_MOST_RUNS}, got {repeats} and {warmup}"
+            f"repeats must be from 1 to {MOST_RUNS} and warmup from 0 to {MOST_RUNS}, got {repeats} and {warmup}"
         )
 
 

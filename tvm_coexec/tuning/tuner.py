@@ -208,7 +208,9 @@ class Tuner:
         pairs = [Candidate(layer, *(space[0] for space in spaces))]
         for _ in range(_CANDIDATES - 1):
             cpu, gpu = (_draw(space, rng) for space in spaces)
-            pairs.append(Candidate(layer, replace(cpu, threads=int(rng.choice(self.threads))), gpu))
+            if len(self.threads) > 1:
+                cpu = replace(cpu, threads=int(rng.choice(self.threads)))
+            pairs.append(Candidate(layer, cpu, gpu))
         return list(dict.fromkeys(pairs))
 
 
