@@ -1,6 +1,7 @@
 """A phone that is reached over a network alone and has nothing of ours: found, tuned, built for, run on, compared."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -22,7 +23,8 @@ from tvm_coexec.layers import Linear
 from tvm_coexec.machine.clusters import BIG, LITTLE
 from tvm_coexec.profile import Profile
 
-KIND, OTHER_KIND, KEY = "cortex-a76", "cortex-a53", "a-phone-of-a-test"
+KIND, OTHER_KIND = "cortex-a76", "cortex-a53"
+KEY = f"a-phone-of-test-{os.getpid()}"  # a tracker that others left may still know their phones
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +38,8 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Host]]:
         pytest.skip(str(error))
     if not (home() / "root").exists() and not request.config.getoption("--skip-nothing"):
         pytest.skip("needs a phone's system; make it with `python scripts/emulated_phone.py make`")
-    before, had_tracker, started = running_phones(), TRACKER.is_up(), list[Host]()
+    before, started = running_phones(), list[Host]()
+    had_tracker = TRACKER.is_up() and bool(TRACKER.processes())
 
     def start(kind: str) -> Host:
         emulated_phone.start(1, kind, KEY, None, None)

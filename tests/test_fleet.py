@@ -243,7 +243,7 @@ def test_a_session_that_is_over_is_said_to_have_been_too_short(tracker: TrackerA
     chain = halved_chain(Linear(64, 256, 256), 8, target_for(facts), facts).to_bytes()
     over = pytest.raises(SessionLostError, match="before its session of 5 s ended")
     with Session(tracker, "plain", session_timeout_s=5.0) as session, over:
-        session.time_runs(chain, [{}], repeats=1 << 20)
+        session.time_runs(chain, [{}], repeats=1_000_000)
 
 
 @pytest.mark.parametrize("command", ["devices", "doctor"])

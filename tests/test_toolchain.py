@@ -56,7 +56,11 @@ def test_a_module_is_built_for_a_board_that_is_not_at_hand(
 def test_what_holds_no_facts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "little.json").write_text('{"name": "x"}')
-    for name, message in (("none", "holds no facts"), ("list.json", "lacks"), ("little.json", "lacks compute_units, ")):
+    for name, message in (
+        ("none", "cannot read the facts"),
+        ("list.json", "lacks"),
+        ("little.json", "lacks compute_units, "),
+    ):
         with pytest.raises(InputError, match=message):
             package(block_model(), tmp_path / name, split="cpu")
     with pytest.raises(InputError, match="needs the device"):
