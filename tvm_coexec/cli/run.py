@@ -153,13 +153,13 @@ def _load(file: str) -> Any:
     from tvm_coexec.errors import InputError
 
     try:
-        bytes_ = read_file(Path(file))
+        raw = read_file(Path(file))
     except OSError as error:
         raise InputError(f"cannot read {file} ({error.strerror}); name a .npy or .npz file") from None
-    if bytes_ and not bytes_.startswith(_ARRAYS):
+    if raw and not raw.startswith(_ARRAYS):
         raise InputError(f"cannot read {file} as .npy or .npz (it begins as neither does); save it anew with numpy")
     try:
-        content = np.load(io.BytesIO(bytes_), allow_pickle=False)
+        content = np.load(io.BytesIO(raw), allow_pickle=False)
         return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
     except Exception as error:  # numpy raises whatever a damaged header leads it to
         reason = first_line(error) if str(error) else type(error).__name__

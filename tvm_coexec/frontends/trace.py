@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 COMPUTED_WIDER = "what the model has in float16 or bfloat16 is computed in float32"
-"""What a front end warns of."""
+"""The warning of every front end that widens such a model."""
 
 
 @dataclass(frozen=True)

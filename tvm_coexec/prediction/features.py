@@ -24,7 +24,7 @@ FEATURE_VERSION = 6
 GROUPS = ("layer", "kernel", "dispatch", "contention")
 
 THREAD_NAMES = ("threads", "thread_units", "thread_flops")
-"""Of halves by several numbers of threads: how many there are, and the most that one of them computes."""
+"""Features where samples differ in threads: how many compute the half, and the most units and FLOPs of one of them."""
 
 _IMAGE_KINDS = ("concat", "elementwise", "local_norm", "rearrange", "resize", *(f"{kind}_pool" for kind in Pool.KINDS))
 

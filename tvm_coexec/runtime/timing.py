@@ -19,7 +19,7 @@ _MOST_CHAINED = 300
 """Layers of such a chain at most."""
 
 MOST_RUNS = 1_000_000
-"""Of which each keeps its time."""
+"""The most runs that one call times: each keeps its time in memory."""
 
 _WARM_UP_NS = 3_000_000
 """For so long a program runs before the run that counts: cores that were idle take up to twice as long at first."""

@@ -240,7 +240,7 @@ def _sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
 
 
 def _stable_sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
-    """The same, since equal ones stay in their order anyway."""
+    """Sort as :func:`_sort` does, which keeps equal numbers in their order anyway; all arguments have names here."""
     x, axis, descending = importer.env[node.args[0]], node.kwargs.get("dim", -1), node.kwargs.get("descending", False)
     return _extremes(importer, x, int(x.ty.shape[axis]), axis, bool(descending))
 
