@@ -64,11 +64,18 @@ def main() -> int:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on: what children print must not fill the pipe
     stop = stop_on_signals()
-    keep_off_measured_cores()
     fields = json.loads(sys.stdin.readline())
     threading.Thread(target=_wait_for_parent, args=(stop,), daemon=True).start()
+    choice = fields and DeviceChoice.from_json(fields)
     try:
-        _run(fields and DeviceChoice.from_json(fields), stop, answers)
+        if choice is not None:
+            choice.check()  # by which a wrong name is told before anything is started for it
+    except CoexecError as error:
+        _answer(answers, refusal=last_line(error))
+        return 1
+    keep_off_measured_cores()
+    try:
+        _run(choice, stop, answers)
     except (CoexecError, OSError) as error:
         _answer(answers, error=last_line(error))
         return 1

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from tvm_coexec.errors import InputError, MeasurementError
+from tvm_coexec.errors import DeviceError, InputError, MeasurementError
 from tvm_coexec.runtime.device import DeviceChoice
 
 from .lease import TrackerAddress
@@ -58,6 +58,8 @@ def local_tracker(choice: DeviceChoice | None) -> Iterator[TrackerAddress]:
     ------
     MeasurementError
         The processes cannot be started, or have ended before the context does.
+    DeviceError
+        This machine has no such device, or not such cores.
     """
     helper = subprocess.Popen(
         [sys.executable, "-m", "tvm_coexec.rpc.local"],
@@ -93,6 +95,8 @@ def _start(helper: subprocess.Popen[str], choice: DeviceChoice | None) -> int:
         answer = json.loads(helper.stdout.readline() or "{}")
     except BrokenPipeError:
         answer = {}
+    if "refusal" in answer:
+        raise DeviceError(answer["refusal"])
     if "port" not in answer:
         raise MeasurementError(
             f"no tracker can be started on {LOOPBACK} ({answer.get('error', 'its process ended')});"

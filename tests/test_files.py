@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tvm_coexec.files import whole_file
+from tvm_coexec.files import read_json, whole_file
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -56,3 +56,10 @@ def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
     with whole_file(tmp_path / "new") as file:
         file.write(b"new")
     assert (tmp_path / "new").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", '{"a": 1e999}', "-1e400"])
+def test_numbers_that_are_not_finite_are_no_json(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="is no finite number"):
+        read_json(tmp_path / "x.json")

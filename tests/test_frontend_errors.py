@@ -245,7 +245,7 @@ def test_models_of_another_kind():
 
 def test_onnx_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "tvm_coexec.frontends.onnx.model", raising=False)
+    monkeypatch.delitem(sys.modules, "tvm_coexec.frontends.onnx.file", raising=False)
     with pytest.raises(ModelError, match=r"needs the package onnx; install tvm-coexec\[onnx\]"):
         to_graph("model.onnx")
 

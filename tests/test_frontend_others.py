@@ -1,5 +1,6 @@
 """TFLite files, and what is no model."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def test_tflite_files_that_are_none(tmp_path: Path) -> None:
 
 
 def test_tflite_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tflite", None)
+    monkeypatch.setitem(sys.modules, "tflite", None)
+    monkeypatch.delitem(sys.modules, "tvm_coexec.frontends.tflite.file", raising=False)
     with pytest.raises(ModelError, match=r"needs the package tflite; install tvm-coexec\[tflite\]"):
         to_graph("model.tflite")
 

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tvm_coexec.errors import MeasurementError
+from tvm_coexec.errors import DeviceError, MeasurementError
 from tvm_coexec.rpc import client
 from tvm_coexec.rpc.client import Session, SessionLostError
 from tvm_coexec.rpc.lease import Lease, TrackerAddress, TrackerConnection, request_lease
@@ -76,6 +76,15 @@ def test_a_local_tracker_leaves_no_process_behind() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [(DeviceChoice("none"), "no OpenCL device is called 'none'"), (DeviceChoice(cpu_cores=(4095,)), "core 4095")],
+)
+def test_a_device_that_is_not_there_is_told_before_anything_is_started(choice: DeviceChoice, message: str) -> None:
+    with pytest.raises(DeviceError, match=message), local_tracker(choice):
+        pytest.fail("a tracker was started")
+
+
 def test_a_killed_parent_leaves_no_process_behind() -> None:
     script = (
         "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.runtime.device import DeviceChoice\n"

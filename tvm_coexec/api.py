@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,14 @@ from tvm_coexec.files import read_json
 from .compiler.packaging import package_plan
 from .compiler.target import target_for
 from .errors import InputError
-from .frontends import to_graph
+from .frontends import ReadModel, read_model
 from .graph import Graph
 from .layers import AnyLayer
 from .module.package import Package
 from .planning.division import Overheads
 from .planning.from_profile import planner
 from .planning.plan import Plan
-from .planning.rules import Split, plan_by_rule
+from .planning.rules import Split, check_split, plan_by_rule
 from .planning.split import Planner
 from .profile import Profile
 from .profile.records import Sample
@@ -91,15 +91,27 @@ def build(
     KernelError
         The check finds an output that differs; the first node whose value differs is named.
     """
+    read = read_checked(model, shapes, [split], profile)
     if not isinstance(device, Device):
         device = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
-    graph = to_graph(model, shapes)
+    graph = read.to_graph()
     module = build_graph(graph, device, profile=profile, split=split, timeout_s=timeout_s, yields=yields, adapt=adapt)
     if check:
         from .verification import NetworkCheck
 
         NetworkCheck(model, graph).verdict(module).raise_for_findings()
     return module
+
+
+def read_checked(
+    model: Model, shapes: Shapes | None, splits: Iterable[Split], profile: str | os.PathLike[str] | None
+) -> ReadModel:
+    """Read a model, once rules and profile were looked at: what is wrong with any is told before a device is opened."""
+    for split in splits:
+        check_split(split, profile is not None)
+    if profile is not None:
+        Profile.open(profile).close()
+    return read_model(model, shapes)
 
 
 def build_graph(
@@ -186,7 +198,7 @@ def package(
     def measure(layers: Sequence[AnyLayer]) -> tuple[Sequence[Sample], Overheads]:
         raise InputError("split='measured' needs the device: open it and use build(), or tune a profile on it")
 
-    built_for, graph = target_for(facts), to_graph(model, shapes)
+    built_for, graph = target_for(facts), read_checked(model, shapes, [split], profile).to_graph()
     plan = plan_by_rule(graph, split, facts, built_for.hardware, _planner(profile, facts), measure)
     return package_plan(graph, plan, built_for, facts, _progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -63,9 +64,17 @@ def read_file(path: Path) -> bytes:
 def read_json(path: Path) -> Any:
     """What a file of JSON holds; an ``OSError`` where it cannot be read, a ``ValueError`` where it is no JSON."""
     try:
-        return json.loads(read_file(path).decode())
+        return json.loads(read_file(path).decode(), parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("its lists are nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    """Read a number, but none that JSON cannot have, or that is too large for a float."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
 
 
 def _settle(folder: Path) -> None:

@@ -38,19 +38,20 @@ _WORDS = [
 ]
 """What strangers say: nothing, the start of a handshake, another protocol, impossible lengths."""
 
-_Fault = Callable[["_Tuning", random.Random], str]
+Fault = Callable[["Tuning", random.Random], str]
 
 
-class _Tuning:
+class Tuning:
     """A tuning in a process of its own, and all processes that it has started so far."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, minutes: float = _MINUTES, trials: int | None = None) -> None:
         self.profile = folder / "profile"
         self.said: list[str] = []
         device = os.environ.get("CAMPAIGN_DEVICE") or "pocl"
         command = [sys.executable, "-m", "tvm_coexec", "tune", "--out", str(self.profile), "--device", device]
+        command += ["--minutes", str(minutes), *(["--trials", str(trials)] if trials else [])]
         self.process = psutil.Popen(
-            [*command, "--minutes", str(_MINUTES)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -83,32 +84,35 @@ class _Tuning:
                 found += [one.laddr.port for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
         return found
 
-    def close(self) -> list[psutil.Process]:
-        """End everything; the processes that were left behind."""
+    def close(self) -> list[str]:
+        """End everything; the commands of the processes that were left behind."""
         for stranger in self.strangers:
             stranger.close()
         _, left = psutil.wait_procs(self.look(), timeout=_GONE_WITHIN_S)
+        commands = []
         for process in left:
-            process.kill()
-        return left
+            with contextlib.suppress(psutil.NoSuchProcess):
+                commands.append(" ".join(process.cmdline()[-3:]))
+                process.kill()
+        return commands
 
 
-def _kill(tuning: _Tuning, rng: random.Random) -> str:
+def kill(tuning: Tuning, rng: random.Random) -> str:
     victim = rng.choice(tuning.look())
     victim.kill()
-    return f"killed {_name(tuning, victim)}"
+    return f"killed {name_of(tuning, victim)}"
 
 
-def _stop(tuning: _Tuning, rng: random.Random) -> str:
+def stop(tuning: Tuning, rng: random.Random) -> str:
     victim, duration_s = rng.choice(tuning.look()), rng.choice([1.0, 5.0, 65.0])
     victim.suspend()
     time.sleep(duration_s)
     with contextlib.suppress(psutil.NoSuchProcess):  # it was ended meanwhile, which is right
         victim.resume()
-    return f"stopped {_name(tuning, victim)} for {duration_s:g} s"
+    return f"stopped {name_of(tuning, victim)} for {duration_s:g} s"
 
 
-def _connect(tuning: _Tuning, rng: random.Random) -> str:
+def connect(tuning: Tuning, rng: random.Random) -> str:
     ports = tuning.ports()
     for _ in range(rng.choice([1, 100]) if ports else 0):
         with contextlib.suppress(OSError):
@@ -121,17 +125,17 @@ def _connect(tuning: _Tuning, rng: random.Random) -> str:
     return f"strangers at the ports {ports}"
 
 
-def _fill_disk(tuning: _Tuning, rng: random.Random) -> str:
+def fill_disk(tuning: Tuning, rng: random.Random) -> str:
     """Let the tuner write no file any longer: what it meets is an error of the system, as on a full disk."""
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(tuning.process.pid, resource.RLIMIT_FSIZE, (0, 0))
     return "no room on the disk"
 
 
-_FAULTS: list[_Fault] = [_kill, _kill, _stop, _connect, _fill_disk]
+_FAULTS: list[Fault] = [kill, kill, stop, connect, fill_disk]
 
 
-def _name(tuning: _Tuning, process: psutil.Process) -> str:
+def name_of(tuning: Tuning, process: psutil.Process) -> str:
     return "the tuner" if process.pid == tuning.process.pid else f"process {list(tuning.started).index(process.pid)}"
 
 
@@ -139,28 +143,28 @@ def trial(seed: int) -> Outcome:
     """One tuning, with one to three faults at random times."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        tuning = _Tuning(Path(folder))
+        tuning = Tuning(Path(folder))
         done = []
         try:
             for _ in range(rng.randint(1, 3)):
-                if not _waits(tuning, rng.uniform(0.0, 15.0)):
+                if not waits(tuning, rng.uniform(0.0, 15.0)):
                     break
                 with contextlib.suppress(psutil.NoSuchProcess):
                     done.append(rng.choice(_FAULTS)(tuning, rng))
-            ended = not _waits(tuning, _ENDS_WITHIN_S)
+            ended = not waits(tuning, _ENDS_WITHIN_S)
         finally:
-            left = [" ".join(process.cmdline()[-3:]) for process in tuning.close() if process.is_running()]
+            left = tuning.close()
         told = "; ".join(done)
         if not ended:
             return Outcome("hung", f"the tuning does not end ({told})")
         if left:
             return Outcome("wrong", f"left behind: {left} ({told})")
-        reason = _fault_of(tuning, done)
+        reason = fault_of(tuning, done)
         return Outcome("wrong", f"{reason} ({told})") if reason else Outcome("right", told)
 
 
-def _waits(tuning: _Tuning, duration_s: float) -> bool:
-    """Let a time pass, or the tuning end; whether it still runs."""
+def waits(tuning: Tuning, duration_s: float) -> bool:
+    """Whether a tuning still runs after a time, or has ended before."""
     until = time.monotonic() + duration_s
     while tuning.process.poll() is None and time.monotonic() < until:
         tuning.look()
@@ -168,7 +172,7 @@ def _waits(tuning: _Tuning, duration_s: float) -> bool:
     return tuning.process.poll() is None
 
 
-def _fault_of(tuning: _Tuning, done: list[str]) -> str | None:
+def fault_of(tuning: Tuning, done: list[str]) -> str | None:
     """What is wrong with the tuning's end or its profile, if anything is."""
     tuning.reader.join(5.0)
     lines, status = tuning.said, tuning.process.returncode

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from .build import split_rule
-from .options import add_core_options, add_device_option, add_shape_option
+from .options import add_core_options, add_device_option, add_shape_option, whole_number
 
 EXAMPLES = """\
 examples:
@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="as `build` has it; may be repeated (default: cpu, gpu and 0.5, one after the other)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random inputs (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=whole_number, default=0, metavar="N", help="of the random inputs (default: %(default)s)"
+    )
     add_shape_option(parser)
     add_device_option(parser)
     add_core_options(parser)
@@ -51,17 +53,18 @@ def run(
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
-    from tvm_coexec.api import build_graph
-    from tvm_coexec.frontends import to_graph
+    from tvm_coexec.api import build_graph, read_checked
     from tvm_coexec.runtime.device import open_device
     from tvm_coexec.verification import NetworkCheck
 
-    graph = to_graph(model, shapes)
-    check = NetworkCheck(model, graph, seed)
+    rules = {split: split_rule(split) for split in splits or _SPLITS}
+    read = read_checked(model, shapes, rules.values(), profile)
     opened = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
+    graph = read.to_graph()
+    check = NetworkCheck(model, graph, seed)
     agrees = True
-    for split in splits or _SPLITS:
-        verdict = check.verdict(build_graph(graph, opened, profile=profile, split=split_rule(split)))
+    for split, rule in rules.items():
+        verdict = check.verdict(build_graph(graph, opened, profile=profile, split=rule))
         agrees &= verdict.agrees
         for line in str(verdict).splitlines():
             print(f"split {split}: {line}")

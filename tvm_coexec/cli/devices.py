@@ -78,6 +78,8 @@ def run(
         return _list_fleet(tracker, DeviceChoice(device, cpu_cores, gpu_cores), as_json=as_json)
     if facts is not None:
         return _write_facts(facts, device, cpu_cores, gpu_cores)
+    if key is not None:
+        raise InputError("--key names a device at a tracker; name that too, with --tracker")
     if device or cpu_cores or gpu_cores:
         raise InputError("--device and cores choose of which device --facts are written; name its file, too")
     from tvm_coexec.runtime.discovery import find_device, list_devices

@@ -88,6 +88,13 @@ def check_out(path: Path | None, option: str = "--out") -> None:
         raise InputError(f"{option} {path}: {reason}; name a file in a directory that exists and can be written to")
 
 
+def whole_number(text: str) -> int:
+    """Read a number that is not negative."""
+    if not _is_whole(text):
+        raise argparse.ArgumentTypeError(f"{text[:_MOST_DIGITS]!r} is no whole number from 0 on")
+    return int(text)
+
+
 def number_of_runs(text: str) -> int:
     """Read how often something is run, at least once."""
     from tvm_coexec.runtime.timing import MOST_RUNS

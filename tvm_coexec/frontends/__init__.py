@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -26,6 +28,30 @@ Shapes: TypeAlias = Mapping[str, Sequence[int]]
 """Shapes of inputs by name, for dimensions that a model leaves open."""
 
 
+@dataclass(frozen=True)
+class ReadModel:
+    """A model that was read, and checked as far as that takes no compiler.
+
+    Attributes
+    ----------
+    trace
+        Lists its operations.
+    """
+
+    trace: Callable[[], Trace]
+
+    def to_graph(self) -> Graph:
+        """Form its layers; see :func:`to_graph`."""
+        from tvm_coexec.frontends.fusing.fuser import fuse
+        from tvm_coexec.frontends.patterns.activations import collapse_patterns
+        from tvm_coexec.frontends.patterns.attention import collapse_attention
+        from tvm_coexec.frontends.patterns.products import collapse_products
+
+        graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(self.trace())))))
+        graph.validate()
+        return graph
+
+
 def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
     """Read a model and form its layers.
 
@@ -42,50 +68,67 @@ def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
     ModelError
         If the model holds what cannot be built: the message names the operator, its node, and what is supported.
     """
-    from tvm_coexec.frontends.fusing.fuser import fuse
-    from tvm_coexec.frontends.patterns.activations import collapse_patterns
-    from tvm_coexec.frontends.patterns.attention import collapse_attention
-    from tvm_coexec.frontends.patterns.products import collapse_products
-
-    trace = collapse_patterns(_trace(model, shapes or {}))
-    graph = fit_images(fuse(collapse_products(collapse_attention(trace))))
-    graph.validate()
-    return graph
+    return read_model(model, shapes).to_graph()
 
 
-def _trace(model: Model, shapes: Shapes) -> Trace:
+def read_model(model: Model, shapes: Shapes | None = None) -> ReadModel:
+    """Read a model as :func:`to_graph` does, but form no layers yet.
+
+    What is wrong with a file, with inputs or with their shapes is told in the time that reading takes: TVM, which
+    takes seconds to load, is not needed for it.
+    """
+    shapes = shapes or {}
     kind = type(model).__name__
     if kind == "IRModule":
         from tvm_coexec.frontends.relax.module import trace_relax
 
-        return trace_relax(model, shapes)
+        return ReadModel(partial(trace_relax, model, shapes))
     if kind == "ExportedProgram":
         if shapes:
             raise ModelError("shapes are given for a program of torch.export; export it with these shapes instead")
         from tvm_coexec.frontends.torch.program import trace_torch
 
-        return trace_torch(cast("ExportedProgram", model))
-    if not isinstance(model, str | os.PathLike) and kind != "ModelProto":
-        raise ModelError(
-            f"cannot build from a {kind}; give the path of an ONNX file or a TFLite file, a ModelProto, an "
-            "ExportedProgram or an IRModule"
-        )
-    if isinstance(model, str | os.PathLike) and Path(model).suffix == ".tflite":
-        return _trace_tflite(Path(model), shapes)
+        return ReadModel(partial(trace_torch, cast("ExportedProgram", model)))
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        return _read_tflite(path, shapes) if path.suffix == ".tflite" else _read_onnx(path, shapes)
+    if kind == "ModelProto":
+        return _read_onnx(cast("onnx.ModelProto", model), shapes)
+    raise ModelError(
+        f"cannot build from a {kind}; give the path of an ONNX file or a TFLite file, a ModelProto, an "
+        "ExportedProgram or an IRModule"
+    )
+
+
+def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes) -> ReadModel:
     try:
-        from tvm_coexec.frontends.onnx.model import trace_onnx
+        from tvm_coexec.frontends.onnx.file import read_onnx
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
         raise ModelError("reading ONNX models needs the package onnx; install tvm-coexec[onnx]") from error
-    return trace_onnx(Path(model) if isinstance(model, str | os.PathLike) else model, shapes)
+    proto = read_onnx(model, shapes)
+
+    def trace() -> Trace:
+        from tvm_coexec.frontends.onnx.model import trace_onnx
+
+        return trace_onnx(proto)
+
+    return ReadModel(trace)
 
 
-def _trace_tflite(path: Path, shapes: Shapes) -> Trace:
+def _read_tflite(path: Path, shapes: Shapes) -> ReadModel:
     try:
-        import tflite  # noqa: F401 - what TVM reads such files with
+        from tvm_coexec.frontends.tflite.file import TfliteFile
     except ModuleNotFoundError as error:
+        if error.name != "tflite":
+            raise
         raise ModelError("reading TFLite models needs the package tflite; install tvm-coexec[tflite]") from error
-    from tvm_coexec.frontends.tflite.model import trace_tflite
+    file = TfliteFile(path, shapes)
 
-    return trace_tflite(path, shapes)
+    def trace() -> Trace:
+        from tvm_coexec.frontends.tflite.model import trace_tflite
+
+        return trace_tflite(file)
+
+    return ReadModel(trace)

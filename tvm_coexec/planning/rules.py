@@ -28,6 +28,35 @@ Measure = Callable[[Sequence[AnyLayer]], tuple[Sequence[Sample], Overheads]]
 """Measures some splits of each layer, and what joining halves takes."""
 
 
+def check_split(split: Split, has_profile: bool) -> None:
+    """Refuse what is no rule, as far as that takes no model, and the rule that needs a profile where there is none.
+
+    Raises
+    ------
+    InputError
+        The message names the rules there are, or the remedies.
+    """
+    if isinstance(split, Plan):
+        return
+    if split == "predicted" and not has_profile:
+        raise InputError(
+            "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile= "
+            "(--profile), or use split='measured' (--split measured)"
+        )
+    for value in split.values() if isinstance(split, Mapping) else [split]:
+        is_count = isinstance(split, Mapping) and _is_count(value)
+        if not (is_count or _is_share(value)) and (isinstance(split, Mapping) or value not in _RULES):
+            raise InputError(f"split {value!r} is none of {', '.join(_RULES)}, a number from 0 to 1, or a dict of such")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def plan_by_rule(
     graph: Graph,
     split: Split,
@@ -47,6 +76,7 @@ def plan_by_rule(
     measure
         Called for the rule ``"measured"`` alone.
     """
+    check_split(split, found is not None)
     for node in graph.nodes:
         schedules.check_has_kernels(node.layer, f"layer {node.name!r} ({node.layer.op})")
     label, mechanism = facts["label"], facts["mechanism"]
@@ -90,11 +120,7 @@ def _rule(
         return _unpredicted(node, cpu_units, hardware, reason, found)
 
     def predicted(node: Node) -> LayerPlan:
-        if found is None:
-            raise InputError(
-                "split='predicted' needs a profile: make one with `tvm-coexec tune --out DIR` and give it as profile= "
-                "(--profile), or use split='measured' (--split measured)"
-            )
+        assert found is not None
         return plan_node(node, found)
 
     if split == "predicted":
@@ -174,8 +200,7 @@ def _units_by_name(graph: Graph, split: Mapping[str, int | float]) -> dict[str, 
     for name, value in split.items():
         if name not in nodes:
             raise InputError(f"the split names layer {name!r}, the model has {', '.join(nodes)}")
-        is_count = isinstance(value, int) and not isinstance(value, bool)
-        units[name] = int(value) if is_count else _share(value, nodes[name])
+        units[name] = int(value) if _is_count(value) else _share(value, nodes[name])
         if not 0 <= units[name] <= nodes[name].layer.units:
             raise InputError(f"layer {name!r} has {nodes[name].layer.units} units; the CPU cannot compute {value}")
     return units
@@ -183,6 +208,4 @@ def _units_by_name(graph: Graph, split: Mapping[str, int | float]) -> dict[str, 
 
 def _share(value: Any, node: Node) -> int:
     """The CPU's units, from its share."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"split {value!r} is none of {', '.join(_RULES)}, a number from 0 to 1, or a dict of such")
     return round(value * node.layer.units)

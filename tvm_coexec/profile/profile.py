@@ -41,6 +41,26 @@ class Profile:
         self._description = description
         self._store = store
 
+    @staticmethod
+    def check_place(path: str | os.PathLike[str]) -> None:
+        """Refuse a place where no profile is and none can be made; what takes long need not begin then.
+
+        Raises
+        ------
+        FileFormatError, OSError
+            There is a file, or no folder can be made there.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise FileFormatError(f"{path} is a file, and a profile a folder; choose another place")
+        if not path.exists():
+            nearest = next(folder for folder in path.absolute().parents if folder.exists())
+            try:
+                with tempfile.TemporaryDirectory(prefix=".", dir=nearest):
+                    pass
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
     @classmethod
     def create(cls, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Profile:
         """Make an empty profile, whole or not at all.
@@ -58,8 +78,7 @@ class Profile:
             There is something at ``path`` already.
         """
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise FileFormatError(f"{path} is a file, and a profile a folder; choose another place")
+        cls.check_place(path)
         if path.exists() and any(path.iterdir()):
             raise FileFormatError(f"{path} exists already; open it to go on with its tuning, or choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)

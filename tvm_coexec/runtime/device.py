@@ -200,20 +200,30 @@ def open_device(
     DeviceError
         The device is missing or ambiguous, or lacks what is asked of it; or the probe has found a loss.
     """
+    info, handle, cpu_chosen, gpu_chosen = _chosen(name, cpu_cores, gpu_cores, mechanism)
+    if info.device_type == "cpu":
+        device = _open_bench(info, handle, cpu_chosen, gpu_chosen)
+    else:
+        device = _make(info, handle, cpu_chosen)
+    if mechanism == "mapped":
+        _ = device.handle  # the library probes the device when it opens it
+    return device
+
+
+def _chosen(
+    name: str | None, cpu_cores: Iterable[int] | None, gpu_cores: Iterable[int] | None, mechanism: str | None
+) -> tuple[DeviceInfo, Any, tuple[int, ...], tuple[int, ...]]:
+    """What :func:`open_device` opens: the device with its pyopencl object, and the cores of both sides."""
     gpu_chosen = None if gpu_cores is None else cores.check_cores(gpu_cores, "--gpu-cores")
     cpu_chosen = None if cpu_cores is None else cores.check_cores(cpu_cores, "--cpu-cores")
     bench_gpu, bench_cpu = _divide(gpu_chosen, cpu_chosen)
     info, handle = select(discover(len(bench_gpu)), name)
     info = _with_mechanism(info, mechanism)
-    if gpu_chosen and info.device_type != "cpu":
-        raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
     if info.device_type == "cpu":
-        device = _open_bench(info, handle, bench_cpu, bench_gpu)
-    else:
-        device = _make(info, handle, cpu_chosen or cores.usable_cores())
-    if mechanism == "mapped":
-        _ = device.handle  # the library probes the device when it opens it
-    return device
+        return info, handle, bench_cpu, bench_gpu
+    if gpu_chosen:
+        raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
+    return info, handle, cpu_chosen or cores.usable_cores(), ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +246,10 @@ class DeviceChoice:
         """From the fields by name, lists standing for tuples."""
         fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
         return cls(**fields)
+
+    def check(self) -> None:
+        """Refuse a device, cores or a mechanism that there are not on this machine, and open nothing."""
+        _chosen(self.name, self.cpu_cores, self.gpu_cores, self.mechanism)
 
     def open(self) -> Device:
         """The device, in this process."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.compiler.target import Target, target_for
 from tvm_coexec.errors import InputError, KernelError, MeasurementError
-from tvm_coexec.frontends import to_graph
+from tvm_coexec.frontends import read_model
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, along_partition_axes
 from tvm_coexec.planning.from_profile import planner
@@ -122,12 +122,13 @@ def tune(
         raise InputError(f"minutes must be positive, {_MOST_MINUTES:g} at most, got {minutes:g}")
     if trials is not None and trials < 1:
         raise InputError(f"there must be a trial at least, got {trials}")
-    graphs = [to_graph(model, shapes).without_weights() for model in models]
-    layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
-    cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
     path = Path(out)
+    Profile.check_place(path)
     opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
     known = _facts_of(path) if opener == Profile.open else None
+    graphs = [model.to_graph().without_weights() for model in [read_model(model, shapes) for model in models]]
+    layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
+    cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
     budget = Budget(minutes)
     with ExitStack() as stack:
         with budget.spend("opening the device"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,11 @@ _DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError,
 _QUANTISED_TYPES = ("int4", "int8", "uint8", "int16", "int32", "int64")
 _WIDENED_TYPES = ("float16", "bfloat16", "complex64")
 """Types of which numbers are computed in float32."""
+TYPES_OF_ARRAYS = (
+    *("float32", "float64", "float16", "bool", "int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+)
+"""Types that inputs and outputs may have."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,25 @@ class FileOperator:
 
 
 class TfliteFile:
-    """The first graph of a TFLite file."""
+    """The first graph of a TFLite file.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    shapes
+        Shapes that inputs, by name, have instead of the file's.
+
+    Attributes
+    ----------
+    input_shapes
+        The shape of each input, by its tensor's number.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or an input cannot have its shape or its type.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
         if not path.is_file():
             raise ModelError(f"there is no model file {str(path)!r}; give the path of a TFLite file")
         self.content = path.read_bytes()
@@ -113,6 +135,26 @@ class TfliteFile:
             self._check_numbers()
         except _DAMAGE as error:
             raise ModelError(f"{str(path)!r} is a damaged TFLite model ({error}); convert it again") from error
+        self.input_shapes = self._bind_shapes(shapes or {})
+
+    def _bind_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[int, tuple[int, ...]]:
+        inputs = {self.tensors[index].name: index for index in self.inputs}
+        unknown = sorted(set(shapes) - set(inputs))
+        if unknown:
+            raise ModelError(
+                f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}"
+            )
+        bound = {}
+        for index in self.inputs:
+            tensor = self.tensors[index]
+            shape = bound[index] = tuple(shapes.get(tensor.name, tensor.shape))
+            if tensor.stored_dtype not in TYPES_OF_ARRAYS:
+                raise ModelError(
+                    f"input {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(TYPES_OF_ARRAYS)}"
+                )
+            if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
+                raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
+        return bound
 
     def _check_numbers(self) -> None:
         """Refuse numbers of tensors that there are not; an operand that is left out is -1."""

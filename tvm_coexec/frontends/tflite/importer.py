@@ -8,7 +8,7 @@ in which their operands are. Transposes are left only where the two kinds meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,16 +20,12 @@ from tvm_coexec.frontends.relax.calls import static_type
 from tvm_coexec.frontends.relax.opaque import computed
 from tvm_coexec.frontends.trace import Source
 
-from .file import FileOperator, FileTensor, Quantisation, TfliteFile
+from .file import TYPES_OF_ARRAYS, FileOperator, FileTensor, Quantisation, TfliteFile
 
 CHANNELS_FIRST = (0, 3, 1, 2)
 """The file's axes of an image in the order that layers expect."""
 _CHANNELS_LAST = (0, 2, 3, 1)
 
-_TYPES_OF_ARRAYS = (
-    *("float32", "float64", "float16", "bool", "int8", "int16", "int32", "int64"),
-    *("uint8", "uint16", "uint32", "uint64"),
-)
 _INTEGER_RANGES = {name: (np.iinfo(name).min, np.iinfo(name).max) for name in ("int8", "int16", "uint8")}
 _KEEPING = (
     *("BATCH_TO_SPACE_ND", "CONCATENATION", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND", "MAXIMUM"),
@@ -73,10 +69,8 @@ class Imported:
     wholes: set[relax.Var]
 
 
-def import_file(
-    file: TfliteFile, converters: Callable[[FileOperator], Converter], shapes: Mapping[str, Sequence[int]]
-) -> Imported:
-    """Import a file; ``converters`` has one for each of its operators, ``shapes`` those that inputs are to have.
+def import_file(file: TfliteFile, converters: Callable[[FileOperator], Converter]) -> Imported:
+    """Import a file; ``converters`` has one for each of its operators.
 
     Raises
     ------
@@ -84,7 +78,7 @@ def import_file(
         For an operator that cannot be imported, naming it and what is wrong.
     """
     importer = Importer(file, converters)
-    parameters = [importer.parameter(file.tensors[index], shapes) for index in file.inputs]
+    parameters = [importer.parameter(file.tensors[index]) for index in file.inputs]
 
     def results() -> list[relax.Expr]:
         for operator in file.operators:
@@ -111,15 +105,9 @@ class Importer:
         self.sources: dict[relax.Var, Source] = {}
         self.wholes: set[relax.Var] = set()
 
-    def parameter(self, tensor: FileTensor, shapes: Mapping[str, Sequence[int]]) -> relax.Var:
+    def parameter(self, tensor: FileTensor) -> relax.Var:
         """An input, in the type that the file gives it."""
-        if tensor.stored_dtype not in _TYPES_OF_ARRAYS:
-            raise ModelError(
-                f"input {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(_TYPES_OF_ARRAYS)}"
-            )
-        shape = tuple(shapes.get(tensor.name, tensor.shape))
-        if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
-            raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
+        shape = self.file.input_shapes[tensor.index]
         self.is_resized |= shape != tensor.shape
         variable = relax.Var(f"input{tensor.index}", relax.TensorType(shape, tensor.stored_dtype))
         self.names[variable] = tensor.name
@@ -129,9 +117,9 @@ class Importer:
     def output(self, tensor: FileTensor) -> relax.Expr:
         """An output, in the type that the file gives it."""
         value = self.value(tensor.index)
-        if tensor.stored_dtype not in _TYPES_OF_ARRAYS:
+        if tensor.stored_dtype not in TYPES_OF_ARRAYS:
             raise ModelError(
-                f"output {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(_TYPES_OF_ARRAYS)}"
+                f"output {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(TYPES_OF_ARRAYS)}"
             )
         if tensor.stored_dtype == tensor.dtype:
             return value

@@ -1,9 +1,6 @@
-"""TFLite files: read, imported operator by operator, and traced by the names that they give their tensors."""
+"""TFLite files that were read: imported operator by operator, and traced by the names that they give their tensors."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.module import Naming, bindings, trace_function
@@ -37,28 +34,17 @@ _CONVERTERS = {
 _KNOWN_CUSTOM = (*tflite_custom.ON_IMAGES, *tflite_custom.ON_LANDMARKS, "TFLite_Detection_PostProcess")
 
 
-def trace_tflite(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:
+def trace_tflite(file: TfliteFile) -> Trace:
     """List the operations of a TFLite file.
-
-    Inputs have the shapes in the file, unless ``shapes`` has others for them.
 
     Raises
     ------
     ModelError
-        The file cannot be read, or no layer can compute what is in it.
+        No layer can compute what is in it.
     """
-    file = TfliteFile(path)
-    _check_names(file, shapes or {})
     _check_operators(file)
-    imported = import_file(file, _converter, shapes or {})
+    imported = import_file(file, _converter)
     return trace_function(imported.module, _naming(imported))
-
-
-def _check_names(file: TfliteFile, shapes: Mapping[str, Sequence[int]]) -> None:
-    inputs = [file.tensors[index].name for index in file.inputs]
-    unknown = sorted(set(shapes) - set(inputs))
-    if unknown:
-        raise ModelError(f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}")
 
 
 def _check_operators(file: TfliteFile) -> None:

@@ -1,0 +1,109 @@
+"""ONNX models as their files have them: read and checked, which takes nothing of TVM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from tvm_coexec.errors import ModelError, in_one_line
+
+from .contributed import replace_contributed
+from .shapes import bind_shapes
+from .values import DOMAINS, attributes, source_of
+
+_OLDEST_OPSET = 7
+
+_IR_WITHOUT_LISTED_CONSTANTS = 4
+"""From this version on constants need not be inputs too; older files that break the rule mean the same."""
+
+
+def read_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    """Read a model that follows ONNX's rules, all its operators ONNX's own and all its inputs' shapes known.
+
+    ``shapes`` has those of inputs whose dimensions the model leaves open.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or naming the first input or node that does not follow the rules.
+    """
+    if isinstance(model, Path):
+        proto = _read(model)
+    else:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+    _check_opset(proto)
+    _check_names(proto.graph)
+    replace_contributed(proto)
+    _check_operators(proto)
+    bind_shapes(proto.graph, shapes)
+    _check_consistency(proto, model)
+    return proto
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise ModelError(f"there is no model file {str(path)!r}; give the path of an ONNX file")
+    try:
+        return onnx.load(path)
+    except Exception as error:  # whatever damage leads onnx or protobuf to, besides what they foresee
+        raise ModelError(
+            f"cannot read {str(path)!r} as an ONNX model ({in_one_line(error)}); export it again"
+        ) from error
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    if not model.graph.node:
+        raise ModelError("the model has no nodes, so it is empty or no ONNX model; export it again")
+    if not model.graph.output:
+        raise ModelError("the model has no outputs, so it computes nothing; export it again")
+    for opset in model.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version < _OLDEST_OPSET:
+            raise ModelError(
+                f"the model has ONNX opset {opset.version}; opsets from {_OLDEST_OPSET} on are supported, "
+                "so convert it with onnx.version_converter"
+            )
+        if opset.domain in ("", "ai.onnx") and opset.version > onnx.defs.onnx_opset_version():
+            raise ModelError(
+                f"the model has ONNX opset {opset.version}, and the package onnx here knows those up to "
+                f"{onnx.defs.onnx_opset_version()}; update it, or convert the model with onnx.version_converter"
+            )
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Protobuf hands over what is no UTF-8 as bytes, which no file of a module could hold."""
+    names = [value.name for values in (graph.input, graph.output, graph.initializer) for value in values]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+    for name in names:
+        if isinstance(name, bytes):
+            raise ModelError(f"the model's name {name!r} is no UTF-8; export it again")
+
+
+def _check_operators(model: onnx.ModelProto) -> None:
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in model.graph.node:
+        source = source_of(node)
+        if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
+            raise ModelError(f"{source} is no operator of ONNX; replace it by some that are")
+        if node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0):
+            raise ModelError(f"{source} is in training mode; export the model for inference")
+
+
+def _check_consistency(proto: onnx.ModelProto, model: onnx.ModelProto | Path) -> None:
+    """Let ONNX check its own rules, types and shapes; from its file where the model has more than 2 GiB."""
+    proto.ir_version = max(proto.ir_version, _IR_WITHOUT_LISTED_CONSTANTS)
+    outputs = onnx.GraphProto(output=proto.graph.output).output
+    del proto.graph.value_info[:], proto.graph.output[:]
+    # sizes that the model computes have no shape, which ONNX's inference allows and its checker does not
+    proto.graph.output.extend(value for value in outputs if value.type.tensor_type.HasField("shape"))
+    is_large = isinstance(model, Path) and proto.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF
+    try:
+        onnx.checker.check_model(str(model) if is_large else proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ModelError(f"the model breaks the rules of ONNX ({in_one_line(error)}); export it again") from error
+    finally:
+        del proto.graph.output[:]
+        proto.graph.output.extend(outputs)
