@@ -21,6 +21,7 @@ from tvm_coexec.tuning.reading import measure_reads
 from tvm_coexec.tuning.tuner import Tuner
 
 LATE = float("inf")
+REFUSED = 0.0
 
 READS = {side: Reads.of([1e6, 2e6], [100.0, 200.0], [200.0, 400.0]) for side in ("cpu", "gpu")}
 
@@ -44,17 +45,19 @@ def test_overheads_are_what_a_layer_takes_beyond_its_longer_half(tmp_path: Path)
 
 
 class LaunchingSession(FakeSession):
-    """A GPU that launches every 6 us, and tells of kernels 2 us more than they add to a chain."""
+    """A GPU that launches every 9 us at first and every 6 us later, and tells of kernels 2 us more than they add."""
 
     def __init__(self, kernels_us: Sequence[float]) -> None:
         super().__init__()
         self.kernels_us = list(kernels_us)
+        self.interval_us = 9.0
 
     def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
         kernel_us = self.kernels_us.pop(0)
+        wall_us = max(self.interval_us, kernel_us - 2.0)
+        self.interval_us = 6.0
         times = [
-            PointTimes(p.cpu_units, p.gpu_units, (2.0,) * bool(p.cpu_units), (kernel_us,), (max(6.0, kernel_us - 2.0),))
-            for p in points
+            PointTimes(p.cpu_units, p.gpu_units, (2.0,) * bool(p.cpu_units), (kernel_us,), (wall_us,)) for p in points
         ]
         return Measurement(tuple(times), 0.0)
 
@@ -66,7 +69,7 @@ def gpu_overheads(path: Path, kernels_us: Sequence[float]) -> Overheads:
 
 
 def test_launches_of_a_gpu_are_told_apart_from_what_kernels_take_besides(tmp_path: Path) -> None:
-    assert gpu_overheads(tmp_path / "p", [4.0, 7.0, 30.0]) == Overheads(2.0, gpu_alone_us=-2.0, gpu_interval_us=6.0)
+    assert gpu_overheads(tmp_path / "p", [4.0, 7.0, 30.0, 4.0, 4.0, 4.0]) == Overheads(5.0, -2.0, gpu_interval_us=6.0)
 
 
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:
@@ -76,13 +79,14 @@ def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path:
 def test_a_larger_layer_that_the_gpu_refuses_ends_no_calibration(tmp_path: Path) -> None:
     class Refusing(LaunchingSession):
         def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
-            if len(self.kernels_us) < 2 and points != [Point(1, 1)]:  # that one is harmless
+            if self.kernels_us[0] == REFUSED:
+                self.kernels_us.pop(0)
                 raise RefusedError("the result is wrong")
             return super().measure(module, points)
 
     profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
-    one = Tuner(Refusing([4.0, 7.0, 7.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
-    assert measure_overheads(one, time_smallest_layer(one), math.inf) == Overheads(2.0, -1.0, gpu_interval_us=6.0)
+    one = Tuner(Refusing([4.0, 7.0, REFUSED, 7.0, 4.0, 4.0, 4.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    assert measure_overheads(one, time_smallest_layer(one), math.inf) == Overheads(5.0, -1.0, gpu_interval_us=6.0)
 
 
 @pytest.mark.slow
