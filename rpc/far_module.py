@@ -19,6 +19,7 @@ from tvm_coexec.runtime.module import Benchmark
 from tvm_coexec.verification import checking
 
 from .far_runtime import FarRuntime
+from .measuring import DeviceFaultError
 
 _SHORT_RUN_US = 1000
 _OPERANDS, _RESULT = "operands.raw", "result.raw"
@@ -161,6 +162,8 @@ class FarLoaded:
                 "run", module=self._name, splits=",".join(map(str, splits)), warmup=warmup, repeats=repeats
             )
         )
+        if "threads" not in answer:
+            raise DeviceFaultError("the C runtime that is loaded there is older; end its server, and start it anew")
         threads = (int(core) for core in answer["threads"].split(","))
         return Benchmark(
             tuple(int(one_ns) / 1e3 for one_ns in answer["latency_ns"].split(",")),

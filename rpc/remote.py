@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, last_line
+from tvm_coexec.module.package import identity_of
 from tvm_coexec.runtime.device import Device, DeviceChoice
 
 from .measuring import DeviceFaultError, Measuring
@@ -36,8 +37,8 @@ class SessionFunctions(Measuring):
         super().__init__()
         self._choice = choice
         self._opened: Device | None = None
-        self._loaded: dict[str, tuple[tuple[int, int], Module]] = {}
-        """Each module by its name, with the time and the size of the file that it is from."""
+        self._loaded: dict[str, tuple[bytes, Module]] = {}
+        """Each module by its name, with what tells the file that it is from apart from others."""
 
     def facts(self, request: Any) -> dict[str, Any]:
         """Everything that a measurement on the device depends on."""
@@ -53,8 +54,7 @@ class SessionFunctions(Measuring):
         if device.hang is not None:  # since an earlier module: this one is innocent, and a new session computes it
             raise DeviceFaultError(device.hang)
         path = Path(tvm_ffi.get_global_func(_WORK_PATH)(name))
-        told = path.stat()
-        sent = (told.st_mtime_ns, told.st_size)
+        sent = identity_of(path)  # the file's time would not do: two may be sent within its step
         if name not in self._loaded or self._loaded[name][0] != sent:
             self._loaded.pop(name, None)  # its memory is free before that of the next one is taken
             self._loaded[name] = (sent, load(path, device=device))

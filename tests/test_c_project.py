@@ -1,7 +1,10 @@
 """The C project around a module: built by a plain C compiler, it computes what Python computes, and needs no Python."""
 
+import errno
+import os
 import subprocess
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from small_modules import chain
 
 from tvm_coexec.cli import main
 from tvm_coexec.compiler.toolchain import c_compiler
+from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.loader import intel_library, opencl_loader
 from tvm_coexec.runtime.module import Module
@@ -62,3 +66,24 @@ def test_a_project_is_written_into_an_empty_folder_alone(tmp_path: Path, capsys:
     assert main(["export", "m.coexec", "--c-project", str(tmp_path)]) == 1
     assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_project_is_whole_or_is_not_there(
+    is_there: bool, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain(device, 1, 8, 64)[0].write(tmp_path / "m.coexec")
+    app = tmp_path / "app"
+    if is_there:
+        app.mkdir()
+
+    def fill_disk(package: Package, file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+
+    monkeypatch.setattr(Package, "write_to", fill_disk)
+    assert main(["export", str(tmp_path / "m.coexec"), "--c-project", str(app)]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"tvm-coexec: error: {app} cannot be used (No space left on device); free some space there"
+    ]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == (["app", "m.coexec"] if is_there else ["m.coexec"])

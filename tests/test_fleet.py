@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import psutil
 import pytest
 from onnx_builder import random_inputs, run_onnx
+from small_modules import chain
 from test_api import block_model
 
 from tvm_coexec import cli, package
@@ -31,12 +33,14 @@ from tvm_coexec.machine.clusters import BIG, LITTLE
 from tvm_coexec.machine.facts import versions
 from tvm_coexec.rpc import remote, stock
 from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
+from tvm_coexec.rpc.far_module import FarLoaded
 from tvm_coexec.rpc.far_runtime import FarRuntime
 from tvm_coexec.rpc.fleet import fleet
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
+from tvm_coexec.rpc.measuring import DeviceFaultError
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.tracker import local_tracker
-from tvm_coexec.runtime.device import DeviceChoice
+from tvm_coexec.runtime.device import Device, DeviceChoice
 from tvm_coexec.runtime.loader import opencl_loader
 from tvm_coexec.tuning.session import open_fleet
 
@@ -88,7 +92,7 @@ def stock_server(address: TrackerAddress, key: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as loaders:
         Path(loaders, "libOpenCL.so.1").symlink_to(opencl_loader())  # pyopencl's own, which no server would find
         command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host=127.0.0.1", "--silent", f"--key={key}"]
-        environment = {**os.environ, "LD_LIBRARY_PATH": loaders}
+        environment = {**os.environ, "LD_LIBRARY_PATH": loaders, "TMPDIR": loaders}
         with subprocess.Popen([*command, f"--tracker={address}"], start_new_session=True, env=environment) as server:
             try:
                 deadline = time.monotonic() + 60
@@ -177,6 +181,50 @@ def test_a_module_that_is_there_is_not_sent_again(tracker: TrackerAddress, monke
         chains = [halved_chain(Linear(16, 64, 64), count, target_for(facts), facts).to_bytes() for count in (2, 3, 2)]
         times_us = [session.time_runs(chain, [{}], repeats=2) for chain in (chains[0], *chains)]
     assert sent.count("measured.module") == 3 and min(map(np.min, times_us)) > 0
+
+
+def test_modules_that_were_sent_within_one_step_of_the_clock_are_told_apart(
+    device: Device, tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have one name and one size, as those of one architecture do."""
+    upload, dated = FarRuntime.upload, []
+
+    def upload_at_once(own: FarRuntime, content: bytes, name: str) -> None:
+        upload(own, content, name)
+        for path in Path(tempfile.gettempdir()).glob(f"*/*/{name}"):
+            os.utime(path, (1e9, 1e9))
+            dated.append(path.name)
+
+    monkeypatch.setattr(FarRuntime, "upload", upload_at_once)
+    contents, expected = [], []
+    for shift in (0.0, 1.0):
+        built, nodes = chain(device, 1, 8, 64)
+        source = next(one for one in built.constants if one.role == "bias")
+        built.constants[source] = np.asarray(built.constants[source]) + np.float32(shift)
+        contents.append(built.to_bytes())
+        expected.append(nodes[0].params["bias"] + shift)
+    assert len(contents[0]) == len(contents[1]) != 0 and contents[0] != contents[1]
+    with Session(tracker, "plain") as session:
+        for content, bias in zip(contents, expected, strict=True):
+            (y,) = session.open_module(content)(t0=np.zeros((8, 64), np.float32)).values()
+            np.testing.assert_allclose(y, np.maximum(np.broadcast_to(bias, y.shape), 0), atol=1e-6)
+    assert dated.count("run.module") == 2
+    functions = remote.SessionFunctions(DeviceChoice())
+    monkeypatch.setattr(functions, "_device", lambda: device)
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr("tvm_ffi.get_global_func", lambda _: lambda name: str(Path(folder, name)))
+        for content, bias in zip(contents, expected, strict=True):
+            Path(folder, "m").write_bytes(content)
+            os.utime(Path(folder, "m"), (1e9, 1e9))
+            y = functions.load("m")(np.zeros((8, 64), np.float32))
+            np.testing.assert_allclose(y, np.maximum(np.broadcast_to(bias, y.shape), 0), atol=1e-6)
+
+
+def test_an_older_c_runtime_is_named() -> None:
+    runtime = types.SimpleNamespace(ask=lambda *_, **__: [("latency_ns", "1000,1000")])
+    loaded = FarLoaded(runtime, "m", types.SimpleNamespace(tensors=[], steps=[]))  # type: ignore[arg-type]
+    with pytest.raises(DeviceFaultError, match="the C runtime that is loaded there is older; end its server"):
+        loaded.benchmark([1], warmup=0, repeats=2)
 
 
 def test_a_module_runs_on_a_device_whose_server_has_nothing_of_ours(

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import synthetic_device as synthetic
+from test_guided import LAYER, FakePredictor
 from test_tuning import FACTS, FakeSession
 
 from tvm_coexec.compiler.target import target_for
@@ -24,7 +26,7 @@ from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes, Sample
 from tvm_coexec.rpc.client import Measurement
 from tvm_coexec.tuning.fitting import fit
-from tvm_coexec.tuning.guided import first_candidates
+from tvm_coexec.tuning.guided import first_candidates, search_variants
 from tvm_coexec.tuning.tuner import Tuner, thread_counts
 
 CORES, COUNTS = 4, (0, 1, 2)
@@ -134,6 +136,27 @@ def test_the_layers_of_a_model_are_measured_by_every_count(wide_tuner: Tuner) ->
     assert by == set(COUNTS)
     assert {one.threads for one in wide_tuner.ways(layer, "gpu")} == {0}
     assert len(wide_tuner.ways(layer, "cpu")) == 3 * len(wide_tuner.variants(layer, "cpu"))
+
+
+def test_a_search_offers_other_counts_of_kernels_that_were_measured_alone(wide_tuner: Tuner) -> None:
+    default, other, *_ = wide_tuner.variants(LAYER, "cpu")
+    by_one, other_by_one = replace(default, threads=1), replace(other, threads=1)
+    expected_us = {default: 60.0, by_one: 50.0, other: 55.0, other_by_one: 40.0}
+    predictors: Any = {
+        "cpu": FakePredictor(expected_us),
+        "gpu": FakePredictor({wide_tuner.default_candidate(LAYER).gpu: 1.0}),
+    }
+    wide_tuner.measure(wide_tuner.default_candidate(LAYER), wide_tuner.points(LAYER))
+    measured: list[Variant] = []
+    add = wide_tuner.profile.add_samples
+
+    def note(found: Sequence[Sample]) -> None:
+        measured.extend(dict.fromkeys(one.variant for one in found if one.side == "cpu"))
+        add(found)
+
+    wide_tuner.profile.add_samples = note  # type: ignore[method-assign]
+    search_variants(wide_tuner, [LAYER], lambda: predictors, lambda: False)
+    assert measured == [by_one, other, other_by_one]
 
 
 class TimingSession(FakeSession):

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +48,26 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterato
         raise
     if durable:
         _settle(place.parent)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Fill a folder that takes the place of ``path``, which is empty or not there; if anything fails, that stays so."""
+    place = Path(os.path.realpath(path))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=place.parent))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # by the name that the user knows
+    try:
+        yield partial
+        partial.chmod(0o755)
+        partial.replace(place)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and str(error.filename or partial).startswith(str(partial)):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        raise
 
 
 def write_json(path: Path, values: Any) -> None:

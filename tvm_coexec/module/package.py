@@ -107,6 +107,12 @@ class Package:
         return cls(manifest, bytes(sections["cpu_code"]), bytes(sections["opencl"]).decode(errors="replace"), constants)
 
 
+def identity_of(path: str | os.PathLike[str]) -> bytes:
+    """What two files share only if they hold the same: their headers, which have a checksum of all else."""
+    with open_file(path) as file:
+        return file.read(_TABLE_AT)
+
+
 def write_sections(file: IO[bytes], sections: Mapping[str, Sequence[bytes | memoryview]]) -> None:
     """Write a file with these contents, each in parts."""
     table, end = b"", _TABLE_AT + len(SECTIONS) * _SECTION.size

@@ -8,7 +8,6 @@ are the predictors.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.files import read_json, write_json
+from tvm_coexec.files import read_json, whole_folder, write_json
 from tvm_coexec.layers import GENERATOR_VERSION
 
 from .records import Candidate, Point, Sample, VariantSets
@@ -81,20 +80,10 @@ class Profile:
         cls.check_place(path)
         if path.exists() and any(path.iterdir()):
             raise FileFormatError(f"{path} exists already; open it to go on with its tuning, or choose another place")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # by the name that the user knows
-        try:
-            SampleStore.create(partial / DATABASE)
+        with whole_folder(path) as folder:
+            SampleStore.create(folder / DATABASE)
             description = {"format": FORMAT, "version": VERSION, "created": now(), "device": dict(facts)}
-            write_json(partial / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
-            partial.chmod(0o755)
-            partial.replace(path)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+            write_json(folder / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
         return cls.open(path, facts)
 
     @classmethod

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from tvm_coexec.errors import InputError
-from tvm_coexec.files import whole_file
+from tvm_coexec.files import whole_file, whole_folder
 from tvm_coexec.module.package import Package
 
 _TEMPLATE = Path(__file__).with_name("c_project")
@@ -38,9 +38,10 @@ def write_c_project(module: str | os.PathLike[str], folder: str | os.PathLike[st
     if place.exists() and any(place.iterdir()):
         raise InputError(f"{place} is not empty; name a folder that does not exist")
     package = Package.read(module)
-    shutil.copytree(_TEMPLATE, place, dirs_exist_ok=True)
-    (place / "libcoexec").mkdir()
-    for source in sorted(_LIBRARY.glob("*.[ch]")):
-        shutil.copyfile(source, place / "libcoexec" / source.name)
-    with whole_file(place / _MODULE) as file:
-        package.write_to(file)
+    with whole_folder(place) as partial:
+        shutil.copytree(_TEMPLATE, partial, dirs_exist_ok=True)
+        (partial / "libcoexec").mkdir()
+        for source in sorted(_LIBRARY.glob("*.[ch]")):
+            shutil.copyfile(source, partial / "libcoexec" / source.name)
+        with whole_file(partial / _MODULE) as file:
+            package.write_to(file)

@@ -100,10 +100,7 @@ class _Search:
         """
         chosen, found, again = {}, False, False
         for side, predictor in self.predictors.items():
-            failed = self.failed.get((side, layer), frozenset())
-            variants = [
-                one for one in self.tuner.ways(layer, side) if one.kernel not in failed and predictor.knows(layer, one)
-            ]
+            variants = [one for one in self._ways(layer, side) if predictor.knows(layer, one)]
             if not variants:
                 return None
             times_us = dict(zip(variants, _expected_us(layer, variants, predictor), strict=True))
@@ -112,6 +109,13 @@ class _Search:
             found |= bool(promising)
             again |= chosen[side] in promising and chosen[side] in self.measured.get((side, layer), frozenset())
         return (Candidate(layer, chosen["cpu"], chosen["gpu"]), again) if found else None
+
+    def _ways(self, layer: AnyLayer, side: str) -> list[Variant]:
+        """Every kernel on all cores, and by other numbers of threads those alone that were measured of the layer."""
+        failed = self.failed.get((side, layer), frozenset())
+        tried = {one.kernel for one in self.measured.get((side, layer), frozenset())}
+        ways = self.tuner.ways(layer, side)
+        return [one for one in ways if one.kernel not in failed and (not one.threads or one.kernel in tried)]
 
     def _promising(self, side: str, layer: AnyLayer, times_us: Mapping[Variant, float]) -> dict[Variant, float]:
         """Variants worth a measurement, with the times that they promise."""

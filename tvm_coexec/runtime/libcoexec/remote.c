@@ -2,10 +2,11 @@
 #include "remote.h"
 
 #include "device.h"
+#include "format.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* ---- what a session has open ---- */
 
@@ -13,7 +14,7 @@ enum { KEPT_MODULES = 16, MAX_CORES = 256, MAX_COUNT = 1 << 20 };
 
 typedef struct {
   char* path;
-  struct stat about; /* of the file when it was opened: the host may have sent another by that name */
+  coexec_header header; /* of the file when it was opened: the host may have sent another by that name */
   coexec_module* module;
 } open_module;
 
@@ -71,23 +72,29 @@ static coexec_status open_device(const char* request) {
   return status;
 }
 
-static int is_same(const struct stat* one, const struct stat* other) {
-  return one->st_dev == other->st_dev && one->st_ino == other->st_ino && one->st_size == other->st_size &&
-         one->st_mtim.tv_sec == other->st_mtim.tv_sec && one->st_mtim.tv_nsec == other->st_mtim.tv_nsec;
+/* Headers have a checksum of all else, by which files are told apart: their times would not do, since two may be sent
+   within the clock's step. */
+static coexec_status read_header(const char* path, coexec_header* header) {
+  FILE* file = fopen(path, "rb");
+  memset(header, 0, sizeof *header);
+  if (!file) return fail(COEXEC_BAD_FILE, "there is no module at %s", path);
+  size_t count = fread(header, sizeof *header, 1, file);
+  fclose(file);
+  return count ? COEXEC_OK : fail(COEXEC_BAD_FILE, "%s is too short for a module", path);
 }
 
 coexec_status find_module(const char* request, path_finder find_path, coexec_module** module) {
-  struct stat about;
+  coexec_header header;
   char* name = copy_value(request, "module");
   if (!name) return fail(COEXEC_BAD_ARGUMENT, "the request names no module");
   char* path = find_path(name);
   free(name);
   coexec_status status = !path ? COEXEC_BAD_ARGUMENT : device ? COEXEC_OK : open_device("");
-  if (!status && stat(path, &about)) status = fail(COEXEC_BAD_FILE, "there is no module at %s", path);
+  if (!status) status = read_header(path, &header);
   for (int32_t i = 0; !status && i < module_count; ++i)
     if (!strcmp(modules[i].path, path)) {
       open_module found = modules[i];
-      if (!is_same(&found.about, &about)) {
+      if (memcmp(&found.header, &header, sizeof header)) {
         close_number(i);
         break;
       }
@@ -100,7 +107,7 @@ coexec_status find_module(const char* request, path_finder find_path, coexec_mod
   coexec_module_options options = {.timeout_ns = 1000 * number_of(request, "timeout_us", 0)};
   if (!status && module_count == KEPT_MODULES) close_number(0);
   if (!status) status = coexec_module_open(device, path, &options, module);
-  if (!status) modules[module_count++] = (open_module){path, about, *module};
+  if (!status) modules[module_count++] = (open_module){path, header, *module};
   else free(path);
   return status;
 }
