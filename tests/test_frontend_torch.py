@@ -93,6 +93,20 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        lambda x: F.adaptive_max_pool2d(x, (2, 3), return_indices=True),
+        lambda x: F.max_pool2d(x, 2, return_indices=True),
+        lambda x: F.max_pool3d(x, 2, return_indices=True),
+    ],
+)
+def test_places_of_maxima_are_refused(pooling: Callable[[torch.Tensor], Any]) -> None:
+    program = torch.export.export(Function(pooling).eval(), (random_tensor(1, 4, 8, 6),))
+    with pytest.raises(ModelError, match=r"max_pool.* is read for the places of its maxima, which are not computed"):
+        to_graph(program)
+
+
 class Counter(torch.nn.Module):
     """Keeps how often it has run."""
 

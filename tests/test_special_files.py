@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,3 +157,12 @@ def test_absurd_calls_are_refused_in_a_line(
 def test_a_file_that_the_system_refuses_is_named_with_a_remedy(number: int, remedy: str) -> None:
     told = cli.one_line(OSError(number, os.strerror(number), "/proc/x"))
     assert told.startswith(f"/proc/x cannot be used ({os.strerror(number)}); {remedy}")
+
+
+def test_a_lack_of_temporary_folders_is_told_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/no"])
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile._get_default_tempdir()  # type: ignore[attr-defined]
+    assert cli.one_line(caught.value).endswith(
+        "; free some space there, or name a folder that can be written to by TMPDIR"
+    )

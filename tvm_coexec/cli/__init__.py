@@ -39,6 +39,9 @@ COMMANDS = (
 _OUTPUT = 1
 """The file descriptor of the standard output."""
 
+_NO_TEMPORARY_FOLDER = "No usable temporary directory"
+"""How Python's complaint begins, where there is none or the disk is full."""
+
 _EXAMPLES = """\
 examples:
   tvm-coexec doctor              check that everything works on this machine
@@ -80,6 +83,8 @@ def one_line(error: Exception) -> str:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space there" if is_full else "check the path, and who may read and write there"
         text = f"{os.fspath(error.filename)} cannot be used ({error.strerror}); {remedy}"
+    elif isinstance(error, FileNotFoundError) and str(error.strerror).startswith(_NO_TEMPORARY_FOLDER):
+        text = f"{error.strerror}; free some space there, or name a folder that can be written to by TMPDIR"
     return " ".join(text.split())
 
 

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 Converter = Callable[[Any, "Importer"], Any]
 """What makes Relax's expression of a node, or a list of those of several results; it may ask the importer."""
 
+_MAXIMA_ALONE = frozenset(
+    f"{pooling}.default"
+    for pooling in (
+        *("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"),
+        *("max_pool2d_with_indices", "max_pool3d_with_indices"),
+    )
+)
+"""Operators whose second results, the places of the maxima, are not computed."""
+
 _NUMPY_KINDS = ("float", "int", "uint", "bool")
 
 
@@ -37,6 +46,16 @@ def source_of(node: fx.Node) -> Source:
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     is_leaf = kind.startswith("torch.nn.modules.")
     return Source(operator_called, path if is_leaf else f"{path}.{node.name}", "module" if is_leaf else "node")
+
+
+def _check_is_computed(node: fx.Node) -> None:
+    """Refuse to read the places of maxima."""
+    if node.target is not operator.getitem or not node.args[1]:
+        return
+    if getattr(node.args[0].target, "__name__", "") in _MAXIMA_ALONE:
+        raise ModelError(
+            f"{source_of(node)} is read for the places of its maxima, which are not computed; return the maxima alone"
+        )
 
 
 class Importer(ExportedProgramImporter):
@@ -128,6 +147,7 @@ class Importer(ExportedProgramImporter):
         self.nodes[self.env[node].name] = node
 
     def _convert(self, node: fx.Node) -> None:
+        _check_is_computed(node)
         try:
             with_all_arguments = _arguments_in_order(node)
             converter = self.convert_map[node.target.__name__]
