@@ -52,7 +52,9 @@ class Difference:
         return f"{self.size:.1e}, at {list(self.where)}: {self.found:.6g} instead of {self.expected:.6g}"
 
 
-def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0, step: float = 0.0) -> Difference:
+def difference(
+    found: np.ndarray, expected: np.ndarray, noise: float = 0.0, step: float = 0.0, rounding: float = 0.0
+) -> Difference:
     """Compare two arrays of one shape and type.
 
     Parameters
@@ -61,10 +63,12 @@ def difference(found: np.ndarray, expected: np.ndarray, noise: float = 0.0, step
         The size of the difference that as much rounding of the model's inputs makes as there is in a layer.
     step
         For floats that integers stand for, how far neighbours lie apart; 0 for others.
+    rounding
+        By how much what is expected is wrong itself.
     """
     if not expected.size:
         return Difference(0.0, True, (), 0.0, 0.0)
-    distances = _distances(found, expected)
+    distances = np.maximum(_distances(found, expected) - rounding, 0.0)
     position = int(np.argmax(distances))
     where = tuple(int(index) for index in np.unravel_index(position, expected.shape))
     largest = float(distances[position])

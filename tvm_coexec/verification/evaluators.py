@@ -31,12 +31,16 @@ class Evaluator(Protocol):
         """Names of the inner values that can be seen."""
 
     @property
-    def index_bounds(self) -> Mapping[str, int]:
-        """How many entries the tables have from which inputs choose, for inputs that are such numbers."""
+    def choices(self) -> Mapping[str, Sequence[int]]:
+        """The whole numbers that an input may be: of a table's entries, or what the model compares it with."""
 
     @property
     def steps(self) -> Mapping[str, float]:
         """How far numbers lie apart that the integers of a quantised tensor stand for, of floats made of such."""
+
+    @property
+    def rounding(self) -> Mapping[str, float]:
+        """By how much the engine itself is wrong, of values that it only approximates."""
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """Compute outputs or inner values by name from the inputs in the model's order."""

@@ -9,22 +9,24 @@ import numpy as np
 from ..graph import Graph
 
 
-def random_inputs(graph: Graph, index_bounds: Mapping[str, int], seed: int) -> list[np.ndarray]:
+def random_inputs(graph: Graph, choices: Mapping[str, Sequence[int]], seed: int) -> list[np.ndarray]:
     """One array for each input of a graph, in its order.
 
-    Floats are normal numbers. Numbers of table entries are below ``index_bounds``; other whole numbers are 0 and 1,
-    which every table and every mask has, and bytes are anything, as those of images are.
+    Floats are normal numbers. Whole numbers are of those in ``choices``; inputs that are not there are 0 and 1, which
+    every table and every mask has, and bytes are anything, as those of images are.
     """
     rng = np.random.default_rng(seed)
     tensors = [graph.tensors[name] for name in graph.inputs]
-    return [_random(rng, tensor.shape, np.dtype(tensor.dtype), index_bounds.get(tensor.name)) for tensor in tensors]
+    return [_random(rng, tensor.shape, np.dtype(tensor.dtype), choices.get(tensor.name)) for tensor in tensors]
 
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, bound: int | None) -> np.ndarray:
+def _random(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype, chosen: Sequence[int] | None
+) -> np.ndarray:
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
-    if bound is not None:
-        return rng.integers(0, bound, shape).astype(dtype)
+    if chosen is not None:
+        return np.asarray(np.asarray(chosen)[rng.integers(0, len(chosen), shape)], dtype)
     if dtype.itemsize == 1 and dtype.kind in "iu":
         return rng.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, shape, dtype, endpoint=True)
     return rng.integers(0, 2, shape).astype(dtype)

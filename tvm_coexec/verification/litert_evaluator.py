@@ -20,7 +20,8 @@ from .litert_models import with_own_operators, with_wide_weights
 class LiteRtEvaluator:
     """A TFLite file in LiteRT."""
 
-    index_bounds: Mapping[str, int] = {}
+    choices: Mapping[str, Sequence[int]] = {}
+    rounding: Mapping[str, float] = {}
 
     def __init__(self, path: Path) -> None:
         self.engine = f"LiteRT {ai_edge_litert.__version__}"
@@ -30,7 +31,6 @@ class LiteRtEvaluator:
                 experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
                 experimental_preserve_all_tensors=True,
             )
-            self._interpreter.allocate_tensors()
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{self.engine} refuses the model: {first_line(error)}") from None
         self.outputs = [detail["name"] for detail in self._interpreter.get_output_details()]

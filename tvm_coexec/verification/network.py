@@ -94,12 +94,12 @@ class NetworkCheck:
         self._graph = graph
         self._evaluator: Evaluator = evaluator_for(model)
         if arrays is None:
-            arrays = random_inputs(graph, self._evaluator.index_bounds, seed)
+            arrays = random_inputs(graph, self._evaluator.choices, seed)
         self.arrays, self._nudged = arrays, nudged(arrays)
         self._expected, self._leeway = self._expect(self._evaluator.outputs)
 
-    def _expect(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float]]]:
-        """Values by name, and of each how far it differs where the inputs differ by a rounding, and its step."""
+    def _expect(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float, float]]]:
+        """Values by name, and the leeway of each: what rounding of the inputs makes of it, its step, its rounding."""
         expected = self._evaluator.run(self.arrays, names)
         others = self._evaluator.run(self._nudged, names)
         leeway = {}
@@ -107,7 +107,8 @@ class NetworkCheck:
             step = self._evaluator.steps.get(name, 0.0)
             # where a shape depends on numbers, it may change with them
             is_same_shape = others[name].shape == array.shape
-            leeway[name] = (difference(others[name], array, step=step).size if is_same_shape else 0.0, step)
+            noise = difference(others[name], array, step=step).size if is_same_shape else 0.0
+            leeway[name] = (noise, step, self._evaluator.rounding.get(name, 0.0))
         return expected, leeway
 
     def verdict(self, module: Module) -> Verdict:
@@ -184,7 +185,7 @@ def _with_outputs(graph: Graph, module: Module, names: Sequence[str]) -> Module:
     return Module(exposed, module.device)
 
 
-def _nearest(found: np.ndarray, expected: np.ndarray, leeway: tuple[float, float]) -> Difference | None:
+def _nearest(found: np.ndarray, expected: np.ndarray, leeway: tuple[float, float, float]) -> Difference | None:
     """The difference in the order of axes in which both are nearest: images have their channels last here."""
     # a network of another float type may be computed in float32
     if found.size != expected.size or found.dtype.kind != expected.dtype.kind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ _LARGEST_PROTO = 2**31 - 2**20
 
 _VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 """Operators whose result holds the numbers of their first operand."""
+
+_SIGMOID_ROUNDING = 2.0**-22
+"""How far ONNX Runtime's sigmoid is off; those that are near 0 are off by a tenth by that."""
 
 _INTEGER_PRODUCTS = frozenset(
     (
@@ -62,9 +65,12 @@ class _OnnxEvaluator:
         self.outputs = [output.name for output in proto.graph.output]
         self.values = [name for node in proto.graph.node for name in node.output if name]
         self.steps = _steps(proto.graph)
-        self.index_bounds = {
-            name: min(bounds) for name in self._inputs if (bounds := list(_table_sizes(proto.graph, name)))
-        }
+        self.rounding: Mapping[str, float] = {}
+        self.choices: dict[str, Sequence[int]] = {}
+        for name in self._inputs:
+            sizes, compared = list(_table_sizes(proto.graph, name)), list(_compared_with(proto.graph, name))
+            if sizes or compared:
+                self.choices[name] = range(min(sizes)) if sizes else compared
 
 
 class OnnxRuntimeEvaluator(_OnnxEvaluator):
@@ -78,6 +84,7 @@ class OnnxRuntimeEvaluator(_OnnxEvaluator):
 
         super().__init__(proto)
         self.engine = f"ONNX Runtime {onnxruntime.__version__}"
+        self.rounding = dict.fromkeys(_read_from(proto.graph, "Sigmoid"), _SIGMOID_ROUNDING)
         self._sessions: dict[tuple[str, ...], Any] = {}
         self._session(())
 
@@ -157,16 +164,47 @@ def _steps(graph: onnx.GraphProto) -> dict[str, float]:
     return steps
 
 
-def _table_sizes(graph: onnx.GraphProto, name: str) -> Iterator[int]:
-    """How many entries the constant tables have from which an input chooses."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+def _read_from(graph: onnx.GraphProto, operator: str) -> set[str]:
+    """The values that an operator makes, and those that hold the same numbers in another shape."""
+    found: set[str] = set()
+    for node in graph.node:
+        if node.op_type == operator or (node.op_type in _VIEWS and node.input[0] in found):
+            found.add(node.output[0])
+    return found
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """The tensors that a graph holds, by name."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
+def _readers(graph: onnx.GraphProto, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
+    """Nodes that read an input's numbers, and where among their operands."""
     followed = {name}
     for node in graph.node:
         if node.op_type in _VIEWS and node.input[0] in followed:
             followed.add(node.output[0])
-        elif node.op_type.startswith("Gather") and node.input[1] in followed and node.input[0] in shapes:
+            continue
+        yield from ((node, position) for position, operand in enumerate(node.input) if operand in followed)
+
+
+def _table_sizes(graph: onnx.GraphProto, name: str) -> Iterator[int]:
+    """How many entries the constant tables have from which an input chooses."""
+    constants = _constants(graph)
+    for node, position in _readers(graph, name):
+        if node.op_type.startswith("Gather") and position == 1 and node.input[0] in constants:
             axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
-            yield shapes[node.input[0]][axes[0] if axes else 0]
+            yield constants[node.input[0]].dims[axes[0] if axes else 0]
+
+
+def _compared_with(graph: onnx.GraphProto, name: str) -> Iterator[int]:
+    """The constants with one of which an input is compared, such as the rates that a model knows."""
+    constants = _constants(graph)
+    for node, position in _readers(graph, name):
+        other = constants.get(node.input[1 - position]) if node.op_type == "Equal" else None
+        if other is not None:
+            yield from (int(number) for number in numpy_helper.to_array(other).reshape(-1))

@@ -14,7 +14,8 @@ from ..errors import ModelError, last_line
 class TorchEvaluator:
     """A program of ``torch.export``, run by torch; its inner values are what modules of a single operator give."""
 
-    index_bounds: Mapping[str, int] = {}
+    choices: Mapping[str, Sequence[int]] = {}
+    rounding: Mapping[str, float] = {}
     steps: Mapping[str, float] = {}
 
     def __init__(self, program: Any) -> None:
@@ -63,7 +64,8 @@ def _modules_of_one_node(program: Any) -> dict[str, str]:
 class RelaxEvaluator:
     """A Relax module, compiled by TVM for the CPU without anything of this product; only its outputs are seen."""
 
-    index_bounds: Mapping[str, int] = {}
+    choices: Mapping[str, Sequence[int]] = {}
+    rounding: Mapping[str, float] = {}
     steps: Mapping[str, float] = {}
     values: Sequence[str] = ()
 
