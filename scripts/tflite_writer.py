@@ -13,13 +13,19 @@ TYPES = {name.lower(): code for name, code in vars(schema.TensorType).items() if
 
 
 class Writer:
-    """Collects tensors and operators; tensors are known by number."""
+    """Collects tensors and operators; tensors are known by number.
 
-    def __init__(self) -> None:
-        self.buffers = [schema.BufferT()]
+    Parameters
+    ----------
+    of
+        The writer of the first graph of the same file, if this is to be another.
+    """
+
+    def __init__(self, of: Writer | None = None) -> None:
+        self.buffers: list[Any] = of.buffers if of else [schema.BufferT()]
         self.tensors: list[Any] = []
         self.operators: list[Any] = []
-        self.codes: list[int | str] = []
+        self.codes: list[int | str] = of.codes if of else []
 
     def tensor(
         self, name: str, shape: Sequence[int], dtype: str = "float32", scales: Sequence[float] = (), axis: int = 0
@@ -87,10 +93,18 @@ class Writer:
         shape[axis] = size
         return self.add("SLICE", [tensor, self.integers(begins), self.integers(shape)], shape, "Slice")
 
-    def finish(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
-        graph, model = schema.SubGraphT(), schema.ModelT()
+    def _graph(self, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
+        graph = schema.SubGraphT()
         graph.tensors, graph.operators, graph.inputs, graph.outputs = self.tensors, self.operators, inputs, outputs
-        model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, [graph], self.buffers, []
+        return graph
+
+    def finish(
+        self, inputs: Sequence[int], outputs: Sequence[int], others: Sequence[tuple[Writer, list[int], list[int]]] = ()
+    ) -> bytes:
+        """The file; ``others`` are further graphs of it, each with its inputs and outputs."""
+        model = schema.ModelT()
+        graphs = [self._graph(inputs, outputs), *(other._graph(*ends) for other, *ends in others)]
+        model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, graphs, self.buffers, []
         for kind in self.codes:
             entry = schema.OperatorCodeT()
             if isinstance(kind, str):

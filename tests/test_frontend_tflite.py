@@ -11,6 +11,8 @@ from litert import check, check_operator, graph_of, integers, numbers, ops
 from reference import evaluate
 from tflite_writer import TYPES, Writer
 
+from tvm_coexec.errors import ModelError
+
 X = (1, 6, 7, 5)
 
 
@@ -141,6 +143,79 @@ def test_spectra(shape: tuple[int, ...], length: tuple[int, int], tmp_path: Path
     expected = np.fft.rfft2(padded[:, : length[0], : length[1]])
     for result, part in zip(evaluate(graph, {"sound": sound}).values(), (np.real, np.imag, np.abs), strict=True):
         np.testing.assert_allclose(result, part(expected), atol=1e-4)
+
+
+def test_complex_numbers_change_shape_and_are_multiplied(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("sound", (2, 1, 12))
+
+    def made(operator: str, inputs: list[int], shape: tuple[int, ...], options: str = "", **values: Any) -> int:
+        number = writer.add(operator, inputs, shape, options, **values)
+        writer.tensors[number].type = TYPES["complex64"]
+        return number
+
+    spectrum = made("RFFT2D", [x, writer.integers((1, 12))], (2, 1, 7), "Rfft2d")
+    squeezed = made("SQUEEZE", [spectrum], (2, 7), "Squeeze", squeezeDims=[-2])
+    turned = made("TRANSPOSE", [squeezed, writer.integers([1, 0])], (7, 2), "Transpose")
+    spread = made("EXPAND_DIMS", [turned, writer.integers([-1])], (7, 2, 1), "ExpandDims")
+    flat = made("RESHAPE", [spread, writer.integers([-1])], (14,), "Reshape", newShape=[-1])
+    product = made("MUL", [flat, flat], (14,), "Mul")
+    total = made("ADD", [product, flat], (14,), "Add")
+    parts = [writer.add(operator, [total], (14,)) for operator in ("REAL", "IMAG")]
+    parts.append(writer.add("CAST", [made("SUB", [total, flat], (14,), "Sub")], (14,), "Cast"))
+    graph = graph_of(writer.finish([x], parts), tmp_path)
+    sound = numbers(2, 1, 12)
+    expected = np.fft.rfft(sound).reshape(2, 7).T.reshape(-1)
+    total_of_both = expected * expected + expected
+    found = evaluate(graph, {"sound": sound}).values()
+    for result, array in zip(found, (total_of_both.real, total_of_both.imag, (expected**2).real), strict=True):
+        np.testing.assert_allclose(result, array, atol=1e-4)
+
+
+def test_what_is_not_known_of_complex_numbers_is_refused(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("sound", (2, 1, 12))
+    spectrum = writer.add("RFFT2D", [x, writer.integers((1, 12))], (2, 1, 7), "Rfft2d")
+    divided = writer.add("DIV", [spectrum, spectrum], (2, 1, 7), "Div")
+    for number in (spectrum, divided):
+        writer.tensors[number].type = TYPES["complex64"]
+    content = writer.finish([x], [writer.add("REAL", [divided], (2, 1, 7))])
+    with pytest.raises(ModelError, match=r"^DIV \(tensor '\w+'\) is given complex numbers, which only ADD, "):
+        graph_of(content, tmp_path)
+
+
+def test_the_shape_of_a_scalar_has_no_elements(tmp_path: Path) -> None:
+    """Such a constant has no buffer in the file."""
+    writer = Writer()
+    x = writer.tensor("x", (1, 1))
+    shape = writer.tensor("shape", (0,), "int32")
+    scalar = writer.add("RESHAPE", [x, shape], (), "Reshape")
+    row = writer.constant(numbers(5))
+    check(writer.finish([x], [writer.add("MUL", [scalar, row], (5,), "Mul")]), tmp_path)
+
+
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_a_choice_between_graphs(is_constant: bool, tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (2, 8))
+    weights = writer.constant(numbers(4, 8))
+    operands = [x, writer.constant(numbers(2, 8))]
+    if is_constant:
+        operands = [writer.constant(operand) for operand in (numbers(2, 8), np.float32([[4] * 8] * 2))]
+    first = [writer.add("REDUCE_MAX", [each, writer.integers([0, 1])], (), "Reducer") for each in operands]
+    condition = writer.add("LESS", first, (), "Less")
+    writer.tensors[condition].type = TYPES["bool"]
+    options = {"thenSubgraphIndex": 1, "elseSubgraphIndex": 2}
+    chosen = writer.add("IF", [condition, x, weights], (2, 4), "If", **options)
+    inner = []
+    for activation in (0, 1):
+        graph = Writer(writer)
+        given = [graph.tensor("given", (2, 8)), graph.tensor("weights", (4, 8))]
+        shared = {"fusedActivationFunction": activation}
+        inner.append((graph, given, [graph.add("FULLY_CONNECTED", [*given, -1], (2, 4), "FullyConnected", **shared)]))
+    content = writer.finish([x], [chosen], inner)
+    for low in (-3, 2.5):
+        check(content, tmp_path, low)
 
 
 @pytest.mark.parametrize("is_time_first", [False, True])

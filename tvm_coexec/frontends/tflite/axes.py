@@ -158,10 +158,7 @@ def _log_softmax(step: Conversion) -> relax.Expr:
 
 
 def _reshaped(step: Conversion) -> relax.Expr:
-    shape = (
-        step.integers(1) if step.has(1) else [step.options.NewShape(i) for i in range(step.options.NewShapeLength())]
-    )
-    return _to_shape(step, shape)
+    return _to_shape(step, step.new_shape())
 
 
 def _to_shape(step: Conversion, shape: list[int]) -> relax.Expr:

@@ -100,12 +100,14 @@ class FileOperator:
 
 
 class TfliteFile:
-    """The first graph of a TFLite file.
+    """A graph of a TFLite file: the first, or one that an operator of another runs.
 
     Parameters
     ----------
     shapes
         Shapes that inputs, by name, have instead of the file's.
+    number
+        Which graph of the file.
 
     Attributes
     ----------
@@ -118,7 +120,8 @@ class TfliteFile:
         The file cannot be read, or an input cannot have its shape or its type.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None, number: int = 0) -> None:
+        self.path = path
         if not path.is_file():
             raise ModelError(f"there is no model file {str(path)!r}; give the path of a TFLite file")
         self.content = path.read_bytes()
@@ -126,10 +129,12 @@ class TfliteFile:
             raise ModelError(f"{str(path)!r} is no TFLite model; convert it again")
         try:
             self.model = tflite.Model.GetRootAsModel(self.content, 0)
-            self.graph = self.model.Subgraphs(0)
+            self.graph = self.model.Subgraphs(number)
             self.inputs, self.outputs = (
                 _numbers(side) for side in (self.graph.InputsAsNumpy(), self.graph.OutputsAsNumpy())
             )
+            operators = [self.graph.Operators(index) for index in range(self.graph.OperatorsLength())]
+            self._made = {number for operator in operators for number in _numbers(operator.OutputsAsNumpy())}
             self.tensors = [self._tensor(index) for index in range(self.graph.TensorsLength())]
             self.operators = [self._operator(index) for index in range(self.graph.OperatorsLength())]
             self._check_numbers()
@@ -170,16 +175,20 @@ class TfliteFile:
         shape, dtype = _numbers(native.ShapeAsNumpy()), _TYPES[native.Type()]
         name = native.Name().decode() if native.Name() else f"tensor{index}"
         fixed = -1 not in _numbers(native.ShapeSignatureAsNumpy())
-        stored = self._stored(native, shape, dtype)
+        stored = self._stored(index, native, shape, dtype)
         return FileTensor(index, name, shape, fixed, dtype, _quantisation(native, dtype), stored)
 
-    def _stored(self, native: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
+    def _stored(self, index: int, native: Any, shape: tuple[int, ...], dtype: str) -> np.ndarray | None:
         data = self._data(native.Buffer())
         if native.IsVariable() and dtype in _READERS:
             # a state: a run begins where the first of all does
             return np.zeros(shape, _READERS[dtype](np.zeros(8, np.uint8)).dtype)
-        if data is None or dtype not in _READERS:
+        if dtype not in _READERS:
             return None
+        if data is None:
+            # a constant without elements has no buffer, either: the shape of a scalar is one
+            is_constant = 0 in shape and index not in self._made and index not in self.inputs
+            return _READERS[dtype](np.zeros(0, np.uint8)).reshape(shape) if is_constant else None
         elements = _READERS[dtype](data)
         sparsity = native.Sparsity()
         return elements[: math.prod(shape)].reshape(shape) if sparsity is None else _dense(sparsity, elements, shape)

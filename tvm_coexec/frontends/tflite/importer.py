@@ -69,7 +69,7 @@ class Imported:
     wholes: set[relax.Var]
 
 
-def import_file(file: TfliteFile, converters: Callable[[FileOperator], Converter]) -> Imported:
+def import_file(file: TfliteFile, converters: Callable[[TfliteFile, FileOperator], Converter]) -> Imported:
     """Import a file; ``converters`` has one for each of its operators.
 
     Raises
@@ -93,7 +93,7 @@ def import_file(file: TfliteFile, converters: Callable[[FileOperator], Converter
 class Importer:
     """Knows the expressions of every tensor, in the file's order of axes and with channels first."""
 
-    def __init__(self, file: TfliteFile, converters: Callable[[FileOperator], Converter]) -> None:
+    def __init__(self, file: TfliteFile, converters: Callable[[TfliteFile, FileOperator], Converter]) -> None:
         self.file = file
         self.converters = converters
         self.builder = relax.BlockBuilder()
@@ -104,6 +104,16 @@ class Importer:
         self.names: dict[relax.Var, str] = {}
         self.sources: dict[relax.Var, Source] = {}
         self.wholes: set[relax.Var] = set()
+
+    def inside(self, number: int, values: Sequence[relax.Expr]) -> list[relax.Expr]:
+        """What another graph of the file makes of some values, written where this one is."""
+        inner = Importer(TfliteFile(self.file.path, number=number), self.converters)
+        inner.builder, inner.is_resized = self.builder, self.is_resized
+        inner.names, inner.sources, inner.wholes = self.names, self.sources, self.wholes
+        inner.in_file_order |= dict(zip(inner.file.inputs, values, strict=True))
+        for operator in inner.file.operators:
+            inner.add(operator)
+        return [inner.value(index) for index in inner.file.outputs]
 
     def parameter(self, tensor: FileTensor) -> relax.Var:
         """An input, in the type that the file gives it."""
@@ -162,7 +172,7 @@ class Importer:
 
     def add(self, operator: FileOperator) -> None:
         """Import an operator; what reads constants alone is computed."""
-        converter = self.converters(operator)
+        converter = self.converters(self.file, operator)
         is_first = converter.order == "first" or (converter.order == "either" and self._prefers_images(operator))
         read = [index for index in operator.inputs if index >= 0]
         try:
@@ -307,6 +317,11 @@ class Conversion:
 
     def integers(self, position: int) -> list[int]:
         return [int(number) for number in self.constant(position).reshape(-1)]
+
+    def new_shape(self) -> list[int]:
+        """What RESHAPE is told, by its second operand or in its options."""
+        options = self.options
+        return self.integers(1) if self.has(1) else [options.NewShape(i) for i in range(options.NewShapeLength())]
 
     def moved(self, position: int, axes: Sequence[int]) -> relax.Expr:
         """An operand, such as weights, with its axes in another order than the file's."""

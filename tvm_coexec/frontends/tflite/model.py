@@ -7,6 +7,7 @@ from tvm_coexec.frontends.relax.module import Naming, bindings, trace_function
 from tvm_coexec.frontends.trace import Source, Trace, claim_name
 
 from . import axes as tflite_axes
+from . import control as tflite_control
 from . import custom as tflite_custom
 from . import detection as tflite_detection
 from . import elementwise as tflite_elementwise
@@ -26,6 +27,7 @@ _CONVERTERS = {
     **{code: Converter(write, "first") for code, write in tflite_custom.ON_IMAGES.items()},
     **{code: Converter(write, "file", is_whole=True) for code, write in tflite_custom.ON_LANDMARKS.items()},
     **{code: Converter(write, "file") for code, write in tflite_indexing.CONVERTERS.items()},
+    **{code: Converter(write, "file") for code, write in tflite_control.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_detection.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_recurrent.CONVERTERS.items()},
     **{code: Converter(write, "file") for code, write in tflite_spectra.CONVERTERS.items()},
@@ -58,7 +60,13 @@ def _check_operators(file: TfliteFile) -> None:
         )
 
 
-def _converter(operator: FileOperator) -> Converter:
+def _converter(file: TfliteFile, operator: FileOperator) -> Converter:
+    numbers = [file.tensors[index].stored_dtype for index in (*operator.inputs, *operator.outputs) if index >= 0]
+    if "complex64" in numbers and operator.code not in tflite_spectra.CONVERTERS:
+        if operator.code not in tflite_spectra.ON_PAIRS:
+            known = ", ".join(sorted((*tflite_spectra.CONVERTERS, *tflite_spectra.ON_PAIRS)))
+            raise ModelError(f"{operator.source} is given complex numbers, which only {known} can be; replace it")
+        return Converter(tflite_spectra.ON_PAIRS[operator.code], "file")
     return _CONVERTERS.get(operator.code, Converter(by_tvm, "file"))
 
 

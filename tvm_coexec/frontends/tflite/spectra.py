@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import relax
+
+from tvm_coexec.errors import ModelError
 
 from .importer import Conversion
 
@@ -55,6 +58,48 @@ def _part(index: int) -> Callable[[Conversion], relax.Expr]:
     return lambda step: relax.op.squeeze(_half(step.operand(0), index), [-1])
 
 
+def _of_shape(step: Conversion) -> relax.Expr:
+    """The same numbers in the shape that the file gives the result, of which one extent may follow from the others."""
+    elements, shape = math.prod(step.shape(0)) // 2, list(_result_shape(step))
+    if -1 in shape:
+        shape[shape.index(-1)] = elements // max(-math.prod(shape), 1)
+    if math.prod(shape) != elements:
+        raise ModelError(f"{step.source} reshapes {elements} complex numbers to {shape}, which has other elements")
+    return relax.op.reshape(step.operand(0), (*shape, 2))
+
+
+def _result_shape(step: Conversion) -> Sequence[int]:
+    shape, code = step.shape(0)[:-1], step.operator.code
+    if code == "RESHAPE":
+        return step.new_shape()
+    if code == "EXPAND_DIMS":
+        axis = step.integers(1)[0] % (len(shape) + 1)
+        return (*shape[:axis], 1, *shape[axis:])
+    axes = {step.options.SqueezeDims(i) % len(shape) for i in range(step.options.SqueezeDimsLength())}
+    dropped = axes or {axis for axis, size in enumerate(shape) if size == 1}
+    return [size for axis, size in enumerate(shape) if axis not in dropped]
+
+
+def _transposed(step: Conversion) -> relax.Expr:
+    axes = step.integers(1)
+    return relax.op.permute_dims(step.operand(0), [*axes, len(axes)])
+
+
+def _cast(step: Conversion) -> relax.Expr:
+    """Of complex numbers the real part; real numbers with nothing imaginary."""
+    made = step.importer.file.tensors[step.operator.outputs[0]]
+    if made.stored_dtype != "complex64":
+        return relax.op.astype(_part(0)(step), made.dtype)
+    real = relax.op.expand_dims(relax.op.astype(step.operand(0), "float32"), -1)
+    return relax.op.concat([real, relax.op.zeros_like(real)], -1)
+
+
+def _product(step: Conversion) -> relax.Expr:
+    (a, b), (c, d) = ([_half(step.operand(place), index) for index in (0, 1)] for place in (0, 1))
+    real = relax.op.subtract(relax.op.multiply(a, c), relax.op.multiply(b, d))
+    return relax.op.concat([real, relax.op.add(relax.op.multiply(a, d), relax.op.multiply(b, c))], -1)
+
+
 CONVERTERS: dict[str, Callable[[Conversion], relax.Expr]] = {
     "COMPLEX_ABS": _absolute,
     "IMAG": _part(1),
@@ -62,3 +107,15 @@ CONVERTERS: dict[str, Callable[[Conversion], relax.Expr]] = {
     "RFFT2D": _real_spectrum,
 }
 """Operators for which the file's own order of axes matters."""
+
+ON_PAIRS: dict[str, Callable[[Conversion], relax.Expr]] = {
+    "ADD": lambda step: relax.op.add(step.operand(0), step.operand(1)),
+    "CAST": _cast,
+    "EXPAND_DIMS": _of_shape,
+    "MUL": _product,
+    "RESHAPE": _of_shape,
+    "SQUEEZE": _of_shape,
+    "SUB": lambda step: relax.op.subtract(step.operand(0), step.operand(1)),
+    "TRANSPOSE": _transposed,
+}
+"""Operators of real numbers that complex ones may be given to, too."""

@@ -1,0 +1,24 @@
+"""TFLite's choice between two graphs of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import relax
+
+from .importer import Conversion
+
+
+def _if(step: Conversion) -> list[relax.Expr]:
+    """The results of the graph that is taken; where the model computes which, a choice of what both make."""
+    condition, values = step.importer.constant(step.operator.inputs[0]), step.operands()[1:]
+    numbers = (step.options.ThenSubgraphIndex(), step.options.ElseSubgraphIndex())
+    if condition is not None:
+        return step.importer.inside(numbers[0 if condition.reshape(-1)[0] else 1], values)
+    yes, no = (step.importer.inside(number, values) for number in numbers)
+    chosen = relax.op.reshape(step.operand(0), ())
+    return [relax.op.where(chosen, *pair) for pair in zip(yes, no, strict=True)]
+
+
+CONVERTERS: dict[str, Callable[[Conversion], list[relax.Expr]]] = {"IF": _if}
+"""Operators whose operands and results are in the file's own order of axes."""
