@@ -8,11 +8,14 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_builder import OnnxBuilder, check_against_onnxruntime, layers
 
+from tvm_coexec.api import build_graph
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
+from tvm_coexec.runtime.device import Device
+from tvm_coexec.verification import NetworkCheck
 
 
-def value(name: str, shape: tuple[int, ...] | None, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+def value(name: str, shape: tuple[int | str, ...] | None, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
@@ -38,6 +41,45 @@ def test_both_branches_run_where_the_model_computes_which_is_taken() -> None:
     b = OnnxBuilder(x=(4, 5))
     total = b.add("ReduceSum", "x", keepdims=0)
     check_against_onnxruntime(b.model(b.add("If", b.add("Less", total, b.const(0.0)), **branches())))
+
+
+def branches_for_lengths() -> dict[str, onnx.GraphProto]:
+    """Sums of groups of four, and of groups of three, which 8 numbers do not have."""
+    made = {}
+    for name, size in (("then", 4), ("else", 3)):
+        nodes = [
+            helper.make_node("Constant", [], ["any"], value_ints=[-1]),
+            helper.make_node("Constant", [], ["size"], value_ints=[size]),
+            helper.make_node("Concat", ["any", "size"], ["shape"], axis=0),
+            helper.make_node("Reshape", ["x", "shape"], ["groups"]),
+            helper.make_node("ReduceSum", ["groups"], ["r"], keepdims=0),
+        ]
+        made[f"{name}_branch"] = body(nodes, [], [value("r", ())], name)
+    return made
+
+
+def test_a_branch_that_is_none_for_the_shapes_given_makes_nan(device: Device) -> None:
+    """Models that hear sounds at two rates, of which a length fits one alone."""
+    b = OnnxBuilder()
+    b.inputs += [value("x", ("samples",)), value("rate", (), TensorProto.INT64)]
+    model = b.model(b.add("If", b.add("Equal", "rate", b.const(16000, "int64")), **branches_for_lengths()))
+    with pytest.warns(UserWarning, match=r"^If \(node '\w+'\) gives NaN where its else_branch would be taken"):
+        graph = to_graph(model, {"x": (8,)})
+    module = build_graph(graph, device, split="cpu")
+    x = np.arange(8, dtype=np.float32)
+    assert module(x, np.array(16000)) == x.sum()
+    assert np.isnan(module(x, np.array(8000)))
+    verdict = NetworkCheck(model, graph).verdict(module)
+    assert verdict.agrees and verdict.finite_share == 1
+
+
+def test_branches_none_of_which_fits_the_shapes_are_refused() -> None:
+    b = OnnxBuilder()
+    b.inputs.append(value("x", ("samples",)))
+    total = b.add("ReduceSum", "x", keepdims=0)
+    model = b.model(b.add("If", b.add("Less", total, b.const(0.0)), **branches_for_lengths()))
+    with pytest.raises(ModelError, match="breaks the rules of ONNX"):
+        to_graph(model, {"x": (7,)})
 
 
 def loop_body(condition: str) -> onnx.GraphProto:

@@ -182,6 +182,28 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("is_bidirectional", [False, True])
+def test_the_states_of_a_recurrent_operator_may_be_inputs(is_bidirectional: bool) -> None:
+    """Models that hear a sound piece by piece are given what they made of the last one."""
+    directions = 2 if is_bidirectional else 1
+    b = OnnxBuilder(x=(5, 2, 3), h=(directions, 2, 4), c=(directions, 2, 4))
+    weights = [b.weights(directions, 16, 3), b.weights(directions, 16, 4), b.weights(directions, 32)]
+    way = "bidirectional" if is_bidirectional else "forward"
+    out = b.add("LSTM", "x", *weights, "", "h", "c", hidden_size=4, outputs=3, direction=way)
+    check_against_onnxruntime(b.model(out, f"{out}.1", f"{out}.2"))
+    b = OnnxBuilder(x=(5, 2, 3), h=(directions, 2, 4))
+    weights = [b.weights(directions, 12, 3), b.weights(directions, 12, 4), b.weights(directions, 24)]
+    out = b.add("GRU", "x", *weights, "", "h", hidden_size=4, outputs=2, direction=way)
+    check_against_onnxruntime(b.model(out, f"{out}.1"))
+
+
+@pytest.mark.parametrize("opset", [12, 16])
+@pytest.mark.parametrize("operator", ["GreaterOrEqual", "LessOrEqual"])
+def test_comparisons_that_older_versions_define_by_others(operator: str, opset: int) -> None:
+    b = OnnxBuilder(opset=opset, x=(4, 5))
+    check_against_onnxruntime(b.model(b.add("Where", b.add(operator, "x", b.const(0.2)), "x", b.const(-1.0))))
+
+
 @pytest.mark.parametrize(
     ("name", "lengths"),
     [*((name, None) for name in RECURRENT if "ways" not in name), ("lstm, both ways", [2, 5]), ("gru", [5, 1])],

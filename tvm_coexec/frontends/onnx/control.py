@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from onnx import GraphProto, NodeProto, helper
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Source
 
-from .simplifier import Handler, Simplifier
+from .simplifier import Handler, RulesError, Simplifier
 from .values import Meaning, Scope, attributes, to_array
 
 _MOST_ITERATIONS = 4096
@@ -69,10 +70,38 @@ def _if(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -
     if known is not None:
         branch = values["then_branch" if bool(known.reshape(-1)[0]) else "else_branch"]
         return set_outputs(node, body_results(simplifier, branch, [], scope, source), scope)
-    branches = [body_results(simplifier, values[name], [], scope, source) for name in ("then_branch", "else_branch")]
-    pairs = zip(*branches, strict=True)
+    results: dict[str, list[Meaning]] = {}
+    refusals: dict[str, RulesError] = {}
+    for name in ("then_branch", "else_branch"):
+        try:
+            results[name] = body_results(simplifier, values[name], [], scope, source)
+        except RulesError as error:
+            refusals[name] = error
+    for name, refusal in refusals.items():
+        other = "else_branch" if name == "then_branch" else "then_branch"
+        if other not in results:
+            raise refusal
+        results[name] = _not_numbers(simplifier, results[other], source, refusal)
+        warnings.warn(
+            f"{source} gives NaN where its {name} would be taken, which is none for these shapes ({refusal})",
+            stacklevel=2,
+        )
+    pairs = zip(results["then_branch"], results["else_branch"], strict=True)
     chosen = [_choice(simplifier, condition, yes, no, scope, source) for yes, no in pairs]
     return set_outputs(node, chosen, scope)
+
+
+def _not_numbers(
+    simplifier: Simplifier, results: Sequence[Meaning], source: Source, refusal: RulesError
+) -> list[Meaning]:
+    """NaN in place of each result, which any engine would refuse to compute."""
+    made: list[Meaning] = []
+    for meaning in results:
+        known = simplifier.model.types.get(meaning) if isinstance(meaning, str) else None
+        if known is None or np.dtype(known.dtype).kind != "f":
+            raise refusal
+        made.append(new_constant(simplifier, np.full(known.shape, np.nan, known.dtype), f"{source.name}/nan"))
+    return made
 
 
 def _choice(

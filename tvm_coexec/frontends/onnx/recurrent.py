@@ -106,13 +106,15 @@ def _direction(call: Call, x: relax.Expr, index: int, size: tuple[int, int, int]
             return call.constant(array[index].reshape(shape), dtype)
         if operand is None:
             return None
-        return relax.op.reshape(relax.op.strided_slice(operand, [0], [index], [index + 1]), shape)
+        part = relax.op.strided_slice(operand, [0], [index], [index + 1])
+        return call.builder.emit(relax.op.reshape(part, shape))
 
     def state(position: int) -> relax.Expr:
         if call.attributes.get("layout", 0) == 1 and call.operand(position) is not None:
-            swapped = relax.op.permute_dims(call.operand(position), [1, 0, 2])
-            return relax.op.reshape(relax.op.strided_slice(swapped, [0], [index], [index + 1]), (batch, hidden))
-        return own(position, (batch, hidden)) or call.constant(np.zeros((batch, hidden)), dtype)
+            part = relax.op.strided_slice(call.operand(position), [1], [index], [index + 1])
+            return call.builder.emit(relax.op.reshape(part, (batch, hidden)))
+        given = own(position, (batch, hidden))
+        return call.constant(np.zeros((batch, hidden)), dtype) if given is None else given
 
     weights = _transposed(call, 1, index)
     product = relax.op.matmul(x, weights)

@@ -42,6 +42,10 @@ _OF_SHAPES = ("EyeLike", "Shape", "Size")
 _MOST_NODES = 100_000
 
 
+class RulesError(ModelError):
+    """A node breaks ONNX's own rules, for the shapes that its operands have."""
+
+
 @dataclass(frozen=True)
 class SimpleNode:
     """A node whose inputs and outputs have names that are unique in the whole model."""
@@ -218,11 +222,14 @@ class Simplifier:
             found: Mapping[str, TypeProto] = onnx.shape_inference.infer_node_outputs(
                 schema, node, types, small, opset_imports=opsets, ir_version=8
             )
+            if schema.has_function and any(name not in found or type_of(found[name]) is None for name in node.output):
+                # some versions of operators that others define have no inference of their own
+                return _inferred_as_model(node, types, opsets)
             return found
         except defs.SchemaError as error:
             raise ModelError(f"{source} is no operator of ONNX's opset {opset}; export the model again") from error
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
-            raise ModelError(
+            raise RulesError(
                 f"{source} breaks the rules of ONNX ({in_one_line(error)}); export the model again"
             ) from error
 
@@ -261,6 +268,15 @@ class Simplifier:
             elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type in HALVES:
                 attribute.t.CopyFrom(numpy_helper.from_array(to_array(attribute.t)))
                 self.has_halves = True
+
+
+def _inferred_as_model(
+    node: NodeProto, types: Mapping[str, TypeProto], opsets: Sequence[onnx.OperatorSetIdProto]
+) -> Mapping[str, TypeProto]:
+    """What ONNX's inference says of a node's results through the nodes that define it."""
+    inputs = [onnx.ValueInfoProto(name=name, type=proto) for name, proto in types.items()]
+    model = helper.make_model(helper.make_graph([node], "node", inputs, []), opset_imports=opsets)
+    return {value.name: value.type for value in onnx.shape_inference.infer_shapes(model).graph.value_info}
 
 
 def evaluate(node: NodeProto, arrays: Mapping[str, np.ndarray], opset: int) -> list[np.ndarray] | None:
