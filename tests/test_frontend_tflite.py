@@ -218,6 +218,14 @@ def test_a_choice_between_graphs(is_constant: bool, tmp_path: Path) -> None:
         check(content, tmp_path, low)
 
 
+def test_a_graph_that_runs_itself_is_refused(tmp_path: Path) -> None:
+    writer = Writer()
+    condition, x = writer.tensor("condition", (), "bool"), writer.tensor("x", (2, 4))
+    chosen = writer.add("IF", [condition, x], (2, 4), "If", thenSubgraphIndex=0, elseSubgraphIndex=0)
+    with pytest.raises(ModelError, match="graph 0 of the file runs itself"):
+        graph_of(writer.finish([condition, x], [chosen]), tmp_path)
+
+
 @pytest.mark.parametrize("is_time_first", [False, True])
 @pytest.mark.parametrize("gates", ["four", "three, with peepholes, projected"])
 def test_long_short_term_memory(is_time_first: bool, gates: str, tmp_path: Path) -> None:

@@ -104,10 +104,15 @@ class Importer:
         self.names: dict[relax.Var, str] = {}
         self.sources: dict[relax.Var, Source] = {}
         self.wholes: set[relax.Var] = set()
+        self.within = {0}
+        """The graphs of the file within which this one runs, and itself."""
 
     def inside(self, number: int, values: Sequence[relax.Expr]) -> list[relax.Expr]:
         """What another graph of the file makes of some values, written where this one is."""
+        if number in self.within:
+            raise ModelError(f"graph {number} of the file runs itself, which no module can; convert the model again")
         inner = Importer(TfliteFile(self.file.path, number=number), self.converters)
+        inner.within = self.within | {number}
         inner.builder, inner.is_resized = self.builder, self.is_resized
         inner.names, inner.sources, inner.wholes = self.names, self.sources, self.wholes
         inner.in_file_order |= dict(zip(inner.file.inputs, values, strict=True))
