@@ -123,8 +123,11 @@ import os, sys, warnings
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import numpy as np
 from onnx_builder import OnnxBuilder
-from small_modules import chain
+from dataclasses import replace
+from small_modules import chain, chain_of, expected
 import tvm_coexec
+from tvm_coexec.compiler.packaging import package
+from tvm_coexec.compiler.target import target_for
 from tvm_coexec.runtime.device import open_device
 from tvm_coexec.runtime.module import load
 
@@ -142,6 +145,17 @@ x = np.ones((4, 64), np.float32)
 assert {layer.cpu_units - layer.layer.units for layer in built.plan.layers} == {0}
 assert np.isfinite(built(x)).all() and np.isfinite(loaded(np.ones((5, 64), np.float32))).all()
 print(loaded.splits)
+
+# a module of two cores, of which each side has to compute layers: flags would be awaited for milliseconds
+assert device.mechanism == "event" and "have one core" in device.info.mechanism_reason
+graph, choices = chain_of(device, 4, 5, 64)
+sides = [replace(one, **({"cpu": None, "cpu_units": 0} if i % 2 else {"gpu": None})) for i, one in enumerate(choices)]
+sides = [one if one.gpu else replace(one, cpu_units=2) for one in sides]
+facts = {**device.facts(), "mechanism": "svm"}
+package(graph, sides, target_for(facts), facts).write(sys.argv[1])
+mixed = load(sys.argv[1], device=device)
+x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+assert set(mixed.splits.values()) == {0, 2} and np.allclose(mixed(x), expected(graph.nodes, x), atol=1e-4)
 """
 
 

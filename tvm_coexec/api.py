@@ -73,7 +73,7 @@ def build(
     timeout_s
         Bound on every wait of one processor for the other.
     yields
-        Give up the CPU while waiting, at the price of a slower wake-up.
+        Give up the CPU while waiting, at the price of a slower wake-up. On one core both sides always do.
     adapt
         Let splits follow the device while the module runs; see :func:`tvm_coexec.load`.
     check
@@ -145,9 +145,11 @@ def plan_graph(
     def measure(layers: Sequence[AnyLayer]) -> tuple[Sequence[Sample], Overheads]:
         return measure_splits(layers, device, profile)
 
-    if device.shares_core and split not in ("cpu", "gpu"):
-        warn_of_one_core(device)
-        split = "cpu"
+    if device.shares_core:
+        profile = None  # which is of two cores
+        if split not in ("cpu", "gpu"):
+            warn_of_one_core(device)
+            split = "cpu"
     facts = device.facts()
     return plan_by_rule(graph, split, facts, target_for(facts).hardware, _planner(profile, facts), measure)
 

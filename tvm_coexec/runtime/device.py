@@ -22,6 +22,8 @@ from .discovery import MECHANISMS, DeviceInfo, discover, select
 from .handle import Handle
 from .loader import opencl_loader
 
+_ONE_CORE = "both sides have one core, which a side that waited for a flag would keep from the other"
+
 _confined: weakref.WeakSet[Device] = weakref.WeakSet()
 """Open CPU devices: the threads of one driver cannot serve two of them on different cores."""
 
@@ -191,7 +193,8 @@ def open_device(
         Cores of an OpenCL CPU device, whose threads are moved there; by default half of the machine's. The number of
         PoCL's threads is settled by the first OpenCL query of the process.
     mechanism
-        ``svm`` or ``event``; by default the best of them that the device has. ``mapped``: flags in buffers that stay
+        ``svm`` or ``event``; by default the best of them that the device has, but ``event`` where both sides share one
+        core. ``mapped``: flags in buffers that stay
         mapped, of which OpenCL does not promise that they work. A probe of 100,000 hand-overs of data and flag in both
         directions looks whether any is lost, in every process that opens the device so.
 
@@ -220,6 +223,8 @@ def _chosen(
     info, handle = select(discover(len(bench_gpu)), name)
     info = _with_mechanism(info, mechanism)
     if info.device_type == "cpu":
+        if mechanism is None and not set(bench_cpu).isdisjoint(bench_gpu):
+            info = dataclasses.replace(info, mechanism="event", mechanism_reason=_ONE_CORE)
         return info, handle, bench_cpu, bench_gpu
     if gpu_chosen:
         raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")

@@ -90,6 +90,7 @@ class Module:
             )
         self.device = device
         with device.in_turn():
+            yields = yields or device.shares_core  # else the driver's thread gets no turn
             self._loaded = Loaded(package, device, file, timeout_s=timeout_s, yields=yields, adapt=adapt)
             for step in package.manifest.steps:
                 if step.seed is not None:
@@ -342,7 +343,7 @@ def load(
     timeout_s
         Bound on every wait of one processor for the other.
     yields
-        Give up the CPU while waiting, at the price of a slower wake-up.
+        Give up the CPU while waiting, at the price of a slower wake-up. On one core both sides always do.
     adapt
         Move units of divided layers toward the side that turns out faster than planned, where runs become shorter by
         it; needs flags. :attr:`Module.adaptation` says what was moved.
