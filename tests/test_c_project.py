@@ -12,6 +12,7 @@ from small_modules import chain
 
 from tvm_coexec.cli import main
 from tvm_coexec.compiler.toolchain import c_compiler
+from tvm_coexec.files import whole_folder
 from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.loader import intel_library, opencl_loader
@@ -66,6 +67,12 @@ def test_a_project_is_written_into_an_empty_folder_alone(tmp_path: Path, capsys:
     assert main(["export", "m.coexec", "--c-project", str(tmp_path)]) == 1
     assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_copy_that_does_not_fit_is_told_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, whole_folder(tmp_path / "app") as partial:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), __file__, None, str(partial / "copy"))
+    assert caught.value.filename == str(tmp_path / "app") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,13 +188,25 @@ def test_benchmark_keeps_every_sample(device: Device) -> None:
     assert len(Module(built, device).benchmark(repeats=7).latency_us) == 7
 
 
-@pytest.mark.parametrize(("repeats", "warmup"), [(0, 1), (-1, 1), (2**31, 1), (10**30, 1), (1, -1), (1, 2**31)])
-def test_numbers_of_runs_that_give_no_times_are_refused(device: Device, repeats: int, warmup: int) -> None:
+@pytest.mark.parametrize(
+    ("repeats", "warmup"),
+    [(0, 1), (-1, 1), (2**31, 1), (10**30, 1), (1, -1), (1, 2**31), (1.5, 1), (None, 1), ("a", 1), (1, float("nan"))],
+)
+def test_numbers_of_runs_that_give_no_times_are_refused(device: Device, repeats: Any, warmup: Any) -> None:
     built, _ = chain(device, 1, 5, 64)
     module = Module(built, device)
     for measure in (module.benchmark, module.time_halves, partial(module.time_step, 0, 1, 1)):
-        with pytest.raises(InputError, match="repeats must be from 1 to 1000000 and warmup from 0 to 1000000"):
+        with pytest.raises(InputError, match=r"(repeats|warmup) must be a whole number from . to 1000000, got"):
             measure(repeats=repeats, warmup=warmup)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e6 + 1, 1e300, "a", None, True])
+def test_bounds_that_are_no_times_are_refused_and_the_longest_is_not(device: Device, timeout_s: Any) -> None:
+    built, nodes = chain(device, 1, 5, 64)
+    with pytest.raises(InputError, match=r"timeout_s must be a positive number of seconds, 1e\+06 at most, got"):
+        Module(built, device, timeout_s=timeout_s)
+    x = np.ones((5, 64), np.float32)
+    assert np.allclose(Module(built, device, timeout_s=1e6)(x), expected(nodes, x), atol=1e-4)
 
 
 def test_wrong_inputs_are_named(device: Device) -> None:

@@ -65,7 +65,8 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.replace(place)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and str(error.filename or partial).startswith(str(partial)):
+        at = isinstance(error, OSError) and str(error.filename2 or error.filename or partial)  # of a copy, its place
+        if isinstance(error, OSError) and str(at).startswith(str(partial)):
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
 

@@ -79,12 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; where a file is at fault, with its name first and a remedy."""
     text = str(error)
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.filename is not None and not isinstance(error, CoexecError):
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space there" if is_full else "check the path, and who may read and write there"
         text = f"{os.fspath(error.filename)} cannot be used ({error.strerror}); {remedy}"
     elif isinstance(error, FileNotFoundError) and str(error.strerror).startswith(_NO_TEMPORARY_FOLDER):
         text = f"{error.strerror}; free some space there, or name a folder that can be written to by TMPDIR"
+    elif isinstance(error, OSError) and is_full:
+        text = f"the output or a temporary file cannot be written ({error.strerror}); free some space there"
     return " ".join(text.split())
 
 

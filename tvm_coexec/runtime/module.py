@@ -28,8 +28,8 @@ from .usage import MemoryUse, activation_bound_bytes
 if TYPE_CHECKING:
     from tvm_coexec.planning.plan import Plan
 
-_LONGEST_TIMEOUT_S = 1e9
-"""Thirty years, which still are a number of nanoseconds."""
+_LONGEST_TIMEOUT_S = 1e6
+"""Eleven days: the C library takes no longer ones."""
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -84,7 +84,8 @@ class Module:
         file: IO[bytes] | None = None,
     ) -> None:
         """Put a package on a device, from its open ``file`` if there is one."""
-        if not (isinstance(timeout_s, int | float | np.number) and 0 < timeout_s <= _LONGEST_TIMEOUT_S):
+        is_number = isinstance(timeout_s, int | float | np.number) and not isinstance(timeout_s, bool)
+        if not (is_number and 0 < timeout_s <= _LONGEST_TIMEOUT_S):
             raise InputError(
                 f"timeout_s must be a positive number of seconds, {_LONGEST_TIMEOUT_S:g} at most, got {timeout_s}"
             )

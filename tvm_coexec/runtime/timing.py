@@ -52,10 +52,9 @@ class StepTimes:
 
 def check_runs(repeats: int, warmup: int) -> None:
     """Refuse numbers of runs that give no times, or more than memory holds."""
-    if not (1 <= repeats <= MOST_RUNS and 0 <= warmup <= MOST_RUNS):
-        raise InputError(
-            f"repeats must be from 1 to {MOST_RUNS} and warmup from 0 to {MOST_RUNS}, got {repeats} and {warmup}"
-        )
+    for name, count, least in (("repeats", repeats, 1), ("warmup", warmup, 0)):
+        if not isinstance(count, int | np.integer) or not least <= count <= MOST_RUNS:
+            raise InputError(f"{name} must be a whole number from {least} to {MOST_RUNS}, got {count!r}")
 
 
 def time_step(
