@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes
 from tvm_coexec.rpc.client import Measurement, RefusedError
-from tvm_coexec.tuning.calibration import measure_memory, measure_overheads, time_smallest_layer
+from tvm_coexec.tuning.calibration import calibrate, measure_memory, measure_overheads, time_smallest_layer
 from tvm_coexec.tuning.reading import measure_reads
 from tvm_coexec.tuning.tuner import Tuner
 
@@ -73,7 +74,7 @@ def test_launches_of_a_gpu_are_told_apart_from_what_kernels_take_besides(tmp_pat
 
 
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:
-    assert gpu_overheads(tmp_path / "p", [90.0]) == Overheads(0.0, gpu_alone_us=0.0, gpu_interval_us=0.0)
+    assert gpu_overheads(tmp_path / "p", [90.0] * 8) == Overheads(0.0, gpu_alone_us=0.0, gpu_interval_us=0.0)
 
 
 def test_a_larger_layer_that_the_gpu_refuses_ends_no_calibration(tmp_path: Path) -> None:
@@ -87,6 +88,18 @@ def test_a_larger_layer_that_the_gpu_refuses_ends_no_calibration(tmp_path: Path)
     profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
     one = Tuner(Refusing([4.0, 7.0, REFUSED, 7.0, 4.0, 4.0, 4.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
     assert measure_overheads(one, time_smallest_layer(one), math.inf) == Overheads(5.0, -1.0, gpu_interval_us=6.0)
+
+
+def test_a_tuning_too_short_to_read_much_keeps_what_an_earlier_one_read(tmp_path: Path) -> None:
+    one, stored = tuner(RunningSession(1018.0), tmp_path / "p"), {side: asdict(own) for side, own in READS.items()}
+    stored = {side: {**own, "amount_bytes": (1e8, 2e8)} for side, own in stored.items()}
+    memory = {"weights": (known := {"alone": {"cpu": 1, "gpu": 2}, "concurrent": {"cpu": 1, "gpu": 2}})}
+    memory |= {"activations": known, "cache_bytes": 1}
+    one.profile.describe(planning={"reads": stored, "memory_model": memory})
+    calibrate(one, until=time.monotonic())
+    assert isinstance(one.profile.planning, dict)
+    assert one.profile.planning["reads"] == json.loads(json.dumps(stored))
+    assert one.profile.planning["memory_model"]["weights"]["alone"]["gpu"] == READS["gpu"].alone[-1]
 
 
 @pytest.mark.slow
