@@ -48,7 +48,8 @@ cache_key make_key(const coexec_device* d, const char* source, size_t bytes) {
   memset(text, 0, sizeof text);
   if (!failed && !d->cl.device_info(d->device, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL))
     d->cl.platform_info(platform, CL_PLATFORM_VERSION, sizeof text - 1, text, NULL);
-  failed = failed || append(&key, text, strlen(text) + 1) || append(&key, source, bytes);
+  /* PoCL keeps what it compiled by itself, and would compile every kernel again for a binary of the program */
+  failed = failed || strstr(text, "PoCL") || append(&key, text, strlen(text) + 1) || append(&key, source, bytes);
   if (failed) {
     free(key.text);
     key = (cache_key){NULL, 0};

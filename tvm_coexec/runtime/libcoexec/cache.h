@@ -10,7 +10,7 @@ typedef struct {
   size_t bytes;
 } cache_key;
 
-/* NULL text where the device has no folder, or no memory is left. */
+/* NULL text where the device has no folder, the driver keeps programs by itself, or no memory is left. */
 cache_key make_key(const coexec_device* device, const char* source, size_t bytes);
 /* A program of that key, as it was kept; NULL where there is none, or it is damaged, or the driver refuses it. */
 void* load_cached(const coexec_device* device, const cache_key* key, const char* options);
