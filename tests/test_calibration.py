@@ -17,7 +17,13 @@ from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes
 from tvm_coexec.rpc.client import Measurement, RefusedError
-from tvm_coexec.tuning.calibration import calibrate, measure_memory, measure_overheads, time_smallest_layer
+from tvm_coexec.tuning.calibration import (
+    calibrate,
+    measure_launches_again,
+    measure_memory,
+    measure_overheads,
+    time_smallest_layer,
+)
 from tvm_coexec.tuning.reading import measure_reads
 from tvm_coexec.tuning.tuner import Tuner
 
@@ -71,6 +77,16 @@ def gpu_overheads(path: Path, kernels_us: Sequence[float]) -> Overheads:
 
 def test_launches_of_a_gpu_are_told_apart_from_what_kernels_take_besides(tmp_path: Path) -> None:
     assert gpu_overheads(tmp_path / "p", [4.0, 7.0, 30.0, 4.0, 4.0, 4.0]) == Overheads(5.0, -2.0, gpu_interval_us=6.0)
+
+
+def test_launches_of_a_device_that_has_worked_may_follow_each_other_faster(tmp_path: Path) -> None:
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
+    session = LaunchingSession([4.0, 4.0, 4.0])
+    one = Tuner(session, profile, target_for(profile.facts))  # type: ignore[arg-type]
+    profile.describe(planning={"overheads": asdict(Overheads(5.0, -2.0, gpu_interval_us=8.0))})
+    measure_launches_again(one)
+    assert profile.planning == {"overheads": asdict(Overheads(5.0, -2.0, gpu_interval_us=6.0))}
+    assert not session.kernels_us
 
 
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -128,6 +129,20 @@ def measure_overheads(tuner: Tuner, smallest: tuple[PointTimes, PointTimes], unt
     if interval_us < (1 + _LAUNCHES) * (kernel_us + beyond_us):
         return Overheads(split_us, gpu_alone_us)
     return Overheads(split_us, beyond_us, interval_us)
+
+
+def measure_launches_again(tuner: Tuner) -> None:
+    """Store a shorter interval of launches, if the device reaches one now that it has worked for a while."""
+    planning = tuner.profile.planning or {}
+    overheads = planning.get("overheads", {})
+    interval_us = overheads.get("gpu_interval_us", 0.0)
+    if not interval_us:
+        return
+    try:
+        interval_us = min([interval_us, *_intervals_us(tuner, math.inf)])
+    except (KernelError, RefusedError):
+        return
+    tuner.profile.describe(planning={**planning, "overheads": {**overheads, "gpu_interval_us": interval_us}})
 
 
 def _intervals_us(tuner: Tuner, until: float) -> Iterator[float]:

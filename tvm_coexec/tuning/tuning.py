@@ -24,7 +24,7 @@ from tvm_coexec.runtime.device import DeviceChoice
 from .ahead import ModulesAhead, spare_cores
 from .alone import alone_with_device, alone_with_profile
 from .budget import Budget
-from .calibration import MOST_S, calibrate
+from .calibration import MOST_S, calibrate, measure_launches_again
 from .crew import PATIENCE_S
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
@@ -168,6 +168,7 @@ def _measure(
             _measure_layers(is_over, tuner, layers)
             short = filter(watch.is_short, _stream(families))
             _measure_until(is_over, budget, tuner, short, at_least=len(families) + 1)  # errors need two of a kind
+            measure_launches_again(tuner)
     finally:
         tuner.close()
         for line in (f"measured for {budget.summary()}", *tuner.crew.summary()):
