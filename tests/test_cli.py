@@ -96,12 +96,13 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: py
     ("error", "told"),
     [
         (OSError(28, "No space left on device"), NO_ROOM),
+        (MemoryError(), "memory does not suffice (no more is given); end other programs, or use a smaller model"),
         (BrokenPipeError(32, "Broken pipe"), "[Errno 32] Broken pipe"),  # a connection's, not the standard output's
     ],
     ids=str,
 )
 def test_what_the_system_refuses_is_one_line(
-    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**_: object) -> int:
         raise error

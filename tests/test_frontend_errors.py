@@ -23,6 +23,20 @@ def test_operator_that_nothing_imports():
         to_graph(model)
 
 
+def test_constant_that_the_process_may_not_hold(monkeypatch):
+    b = OnnxBuilder(x=(1, 1))
+    model = b.model(b.add("Add", "x", b.add("ConstantOfShape", b.const([20_000, 20_000], "int64"))))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1 << 30, 1 << 30))
+    with pytest.raises(ModelError, match=r"makes a constant of 400000000 elements, more than memory holds"):
+        to_graph(model)
+
+
+def test_tensors_of_more_axes_than_arrays_have():
+    b = OnnxBuilder(x=(1,) * 70)
+    with pytest.raises(ModelError, match="tensor 'x' has 70 axes, and numpy's arrays 32 at most"):
+        to_graph(b.model(b.add("Relu", "x")))
+
+
 def test_constant_that_no_memory_holds():
     b = OnnxBuilder(x=(4, 4))
     huge = b.add("Expand", b.const([[1.0]], "float32"), b.const([1 << 22, 1 << 22], "int64"))

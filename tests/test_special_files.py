@@ -1,6 +1,7 @@
 """What is no file, or no file of its kind, is refused in a line wherever a file is read."""
 
 import errno
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_tuning import FACTS
 
 from tvm_coexec import cli
 from tvm_coexec.api import facts_of
@@ -166,3 +168,15 @@ def test_a_lack_of_temporary_folders_is_told_with_a_remedy(monkeypatch: pytest.M
     assert cli.one_line(caught.value).endswith(
         "; free some space there, or name a folder that can be written to by TMPDIR"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cpu_features", None), ("cpu_features", [None]), ("device_type", []), ("compute_units", "x"), ("machine", 1)],
+)
+def test_facts_of_a_wrong_kind_are_refused_in_a_line(name: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps({**FACTS, "label": "a device", name: value}))
+    for target in (path, {**FACTS, "label": "a device", name: value}):
+        with pytest.raises(CoexecError, match=f"has wrong values of {name}; write it anew by `tvm-coexec devices"):
+            facts_of(target)

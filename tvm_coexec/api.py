@@ -37,6 +37,14 @@ _NEEDED_FACTS = {
 }
 
 
+_KINDS_OF_FACTS = {
+    **dict.fromkeys(("name", "label", "mechanism", "machine", "device_type"), str),
+    **dict.fromkeys(("cpu_features", "cpu_cores", "gpu_cores"), list),
+    **dict.fromkeys(("max_group_size", "compute_units", "local_memory_bytes", "image_rows"), int),
+}
+"""Of what kind facts are that a build depends on."""
+
+
 def build(
     model: Model,
     *,
@@ -210,7 +218,7 @@ def facts_of(target: Device | Mapping[str, Any] | str | os.PathLike[str]) -> dic
     if isinstance(target, Device):
         return target.facts()
     if isinstance(target, Mapping):
-        return dict(target)
+        return _checked(target, "the target")
     path = Path(target)
     if path.is_dir():
         with Profile.open(path) as profile:
@@ -225,9 +233,23 @@ def facts_of(target: Device | Mapping[str, Any] | str | os.PathLike[str]) -> dic
         raise InputError(
             f"{str(target)!r} holds no facts of a device ({error}); let `tvm-coexec devices --facts FILE` write it"
         ) from None
-    missing = _NEEDED_FACTS - facts.keys() if isinstance(facts, dict) else _NEEDED_FACTS
+    return _checked(facts, repr(str(target)))
+
+
+def _checked(facts: Any, owner: str) -> dict[str, Any]:
+    """The facts, if all that a build needs is there and of its kind."""
+    remedy = "write it anew by `tvm-coexec devices --facts FILE`"
+    missing = _NEEDED_FACTS - facts.keys() if isinstance(facts, Mapping) else _NEEDED_FACTS
     if missing:
-        raise InputError(
-            f"{str(target)!r} lacks {', '.join(sorted(missing))}; write it anew by `tvm-coexec devices --facts FILE`"
-        )
+        raise InputError(f"{owner} lacks {', '.join(sorted(missing))}; {remedy}")
+    wrong = [name for name, kind in _KINDS_OF_FACTS.items() if name in facts and not _is_kind(facts[name], kind)]
+    if wrong:
+        raise InputError(f"{owner} has wrong values of {', '.join(wrong)}; {remedy}")
     return dict(facts)
+
+
+def _is_kind(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is of a kind; lists are of texts, or of whole numbers."""
+    if isinstance(value, list):
+        return kind is list and all(type(one) in (str, int) for one in value)
+    return type(value) is kind

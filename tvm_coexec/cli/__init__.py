@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = int(command.run(**values))
         _flush()  # so that what cannot be written is an error here, not while the interpreter ends
         return status
-    except (CoexecError, OSError) as error:  # a disk that is full, a folder that may not be read: no bug of ours
+    except (CoexecError, OSError, MemoryError) as error:  # what the system refuses is no bug of ours
         gone = isinstance(error, BrokenPipeError) and _reader_is_gone()
         _drop_what_cannot_be_written()
         if gone:
@@ -87,6 +87,8 @@ def one_line(error: Exception) -> str:
         text = f"{error.strerror}; free some space there, or name a folder that can be written to by TMPDIR"
     elif isinstance(error, OSError) and is_full:
         text = f"the output or a temporary file cannot be written ({error.strerror}); free some space there"
+    elif isinstance(error, MemoryError):
+        text = f"memory does not suffice ({text or 'no more is given'}); end other programs, or use a smaller model"
     return " ".join(text.split())
 
 

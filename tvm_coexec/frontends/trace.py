@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import os
+import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
+from tvm_coexec.errors import ModelError
 
 COMPUTED_WIDER = "what the model has in float16 or bfloat16 is computed in float32"
 """The warning of every front end that widens such a model."""
@@ -143,3 +148,16 @@ def claim_name(name: str, taken: set[str]) -> str:
         candidate = f"{name}_{number}"
     taken.add(candidate)
     return candidate
+
+
+_ELEMENT_BYTES = 4
+
+
+def check_size(shape: tuple[int, ...], owner: str) -> None:
+    """Refuse to compute a constant that this process cannot hold twice: a system may end the process that tries."""
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    allowed_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed_bytes != resource.RLIM_INFINITY:
+        memory_bytes = min(memory_bytes, allowed_bytes)
+    if 2 * _ELEMENT_BYTES * math.prod(shape) > memory_bytes:
+        raise ModelError(f"{owner} makes a constant of {math.prod(shape)} elements, more than memory holds; replace it")

@@ -25,6 +25,7 @@ Image = tuple[int, int, int, int]
 """Sizes of an image as kernels see it: batch, height, width, channels."""
 
 
+_MOST_AXES = 32
 _MOST_ELEMENTS = 2**31 - 1
 """A tensor has no more elements, since kernels count by 32 bits."""
 
@@ -225,6 +226,10 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise ModelError(
             f"tensor {name!r} has shape {tensor.shape} with {tensor.channel_axes} channel axes; "
             "it must have at least so many axes, and none of size 0"
+        )
+    if len(tensor.shape) > _MOST_AXES:
+        raise ModelError(
+            f"tensor {name!r} has {len(tensor.shape)} axes, and numpy's arrays {_MOST_AXES} at most; join some of them"
         )
     if math.prod(tensor.shape) > _MOST_ELEMENTS:
         raise ModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -12,7 +13,7 @@ from onnx import NodeProto, TensorProto, TypeProto, defs, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from tvm_coexec.errors import ModelError, in_one_line
-from tvm_coexec.frontends.trace import Source, claim_name
+from tvm_coexec.frontends.trace import Source, check_size, claim_name
 
 from .nodes import with_explicit_padding
 from .values import (
@@ -35,6 +36,8 @@ _TYPE_ATTRIBUTES = ("dtype", "output_dtype", "precision", "softmax_precision", "
 
 _MOST_INFERENCE_ELEMENTS = 4096
 """Larger constants are no shapes, axes or counts, which inference would want to know."""
+
+_GROWING = ("ConstantOfShape", "Expand", "EyeLike", "OneHot", "Pad", "Range", "Resize", "Tile", "Upsample")
 
 _OF_SHAPES = ("EyeLike", "Shape", "Size")
 """Operators whose results depend on the type of what they read alone."""
@@ -149,8 +152,10 @@ class Simplifier:
         """Take in a node that makes tensors of tensors, computed if its operands are constants."""
         _refuse_randomness(node, source)
         renamed = self.renamed(node, scope, source)
-        if self.is_constant(renamed) and self._evaluate(renamed, node, scope):
-            return
+        if self.is_constant(renamed):
+            self._check_size(renamed, scope.opset, source)
+            if self._evaluate(renamed, node, scope):
+                return
         for index, name in enumerate(node.output):
             renamed.output[index] = claim_name(name, self.taken) if name else ""
             scope.meanings[name] = renamed.output[index]
@@ -242,6 +247,16 @@ class Simplifier:
         if node.op_type in _OF_SHAPES:
             return node.input[0] not in self.model.counts
         return all(name in self.model.constants for name in node.input if name)
+
+    def _check_size(self, renamed: NodeProto, opset: int, source: Source) -> None:
+        """Refuse to compute what memory does not hold, of operators that make more than they read."""
+        if renamed.op_type not in _GROWING:
+            return
+        with contextlib.suppress(RulesError):  # which is told where the node is not computed
+            for proto in self.inferred(renamed, opset, source).values():
+                known = type_of(proto)
+                if known is not None:
+                    check_size(known.shape, str(source))
 
     def _evaluate(self, renamed: NodeProto, node: NodeProto, scope: Scope) -> bool:
         """Compute what a node makes of constants; False if only TVM may be able to."""

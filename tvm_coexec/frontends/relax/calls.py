@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -81,13 +79,6 @@ def check_float32(dtype: str, owner: str) -> None:
     """Refuse elements that layers with kernels of their own do not take."""
     if dtype != "float32":
         raise ModelError(f"{owner} is {dtype}; layers with kernels of their own take float32 alone")
-
-
-def check_size(shape: tuple[int, ...], owner: str) -> None:
-    """Refuse to compute a constant that this machine cannot hold: a system may end the process that tries."""
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if math.prod(shape) > memory_bytes:
-        raise ModelError(f"{owner} makes a constant of {math.prod(shape)} elements, more than memory holds; replace it")
 
 
 def transpose_or_reshape(axes: list[int], shape: tuple[int, ...]) -> str:

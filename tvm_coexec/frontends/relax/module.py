@@ -11,7 +11,7 @@ import numpy as np
 from tvm import IRModule, ir, relax, tirx
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.trace import OpaqueCall, Operation, Source, Trace, claim_name
+from tvm_coexec.frontends.trace import OpaqueCall, Operation, Source, Trace, check_size, claim_name
 
 from . import images as relax_images
 from . import steps as relax_steps
@@ -21,7 +21,6 @@ from .calls import (
     axes_of,
     can_fold,
     check_float32,
-    check_size,
     folded,
     operator_name,
     static_type,
