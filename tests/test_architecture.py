@@ -33,9 +33,9 @@ MAY_IMPORT = {
     "prediction": {"profile", "graph", "schedules"},
     "planning": {"prediction", "profile", "graph", "schedules"},
     "compiler": {"planning", "graph", "schedules", "module", "runtime", "machine"},
-    "runtime": {"module", "graph", "planning", "verification", "machine"},
+    "runtime": {"module", "graph", "planning", "verification", "machine", "bench"},
     "verification": {"runtime", "module", "graph", "schedules", "frontends", "compiler"},
-    "bench": {"runtime"},
+    "bench": {"runtime", "machine"},
     "report": {"runtime", "planning"},
     "rpc": {"runtime", "profile", "bench", "cli", "module", "compiler", "verification", "machine"},
     "tuning": {
@@ -57,6 +57,7 @@ ONLY = {
     ("profile", "planning"): {"planning.plan"},  # a trial run keeps the plan that it ran by, which is data
     ("runtime", "planning"): {"planning.plan"},  # a module carries its plan
     ("runtime", "verification"): {"verification.checking"},  # what measures a layer checks it where it runs
+    ("runtime", "bench"): {"bench.workers"},  # a CPU device that plays the GPU is opened like any other
     ("rpc", "compiler"): {
         "compiler.target",
         "compiler.toolchain",

@@ -12,6 +12,8 @@ from pathlib import Path
 import pyopencl as cl
 import pytest
 
+from tvm_coexec.bench.workers import busy_runner
+from tvm_coexec.cli.device_checks import check_arithmetic, flag_round_trip_us
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.machine import cores
 from tvm_coexec.runtime import device as device_module
@@ -67,7 +69,7 @@ def test_opening_does_not_move_the_calling_thread(device_name: str) -> None:
 
 
 def test_a_kernel_that_is_polled_runs_on_the_workers_alone(device: Device) -> None:
-    run = probe.busy_runner(device.context, device.queue, len(device.workers))
+    run = busy_runner(device.context, device.queue, len(device.workers))
     run()
     before = cores._cpu_times()
     theirs, used = 0, {}
@@ -87,8 +89,8 @@ def test_opening_again_gives_the_same(device: Device, device_name: str) -> None:
     again = open_device(device_name)
     assert again.facts() == device.facts()
     assert again.workers == device.workers
-    probe.check_arithmetic(again.context, again.queue)
-    probe.check_arithmetic(device.context, device.queue)
+    check_arithmetic(again.context, again.queue)
+    check_arithmetic(device.context, device.queue)
 
 
 def test_the_facts_are_json_and_say_what_plays_the_gpu(device: Device) -> None:
@@ -104,7 +106,7 @@ def test_the_facts_are_json_and_say_what_plays_the_gpu(device: Device) -> None:
 def test_flags_make_the_round_trip(device: Device) -> None:
     if device.mechanism != "svm":
         pytest.skip("needs fine-grained SVM with atomics")
-    assert probe.flag_round_trip_us(device.context, device.queue, rounds=50) > 0
+    assert flag_round_trip_us(device.context, device.queue, rounds=50) > 0
 
 
 def test_events_can_be_asked_for(device_name: str) -> None:
@@ -246,12 +248,9 @@ def test_a_worker_that_looks_for_more_work_for_a_while_is_still_found(monkeypatc
     assert cores.find_workers(lambda: None, 1) == (worker,)
 
 
-def test_a_kernel_that_cannot_be_built_is_an_error_with_the_drivers_words(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probe, "_SOURCE", "__kernel void broken( {")
+def test_a_kernel_that_cannot_be_built_is_an_error_with_the_drivers_words(device: Device) -> None:
     with pytest.raises(probe.KernelError, match=r"compiles no kernel.*reinstall or update it"):
-        probe.build(device.context)
+        probe.build(device.context, "__kernel void broken( {")
 
 
 @pytest.mark.usefixtures("only_a_gpu")

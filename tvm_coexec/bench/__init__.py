@@ -1,1 +1,1 @@
-"""Whether a machine with neighbours is steady: most of it exists for CPU devices that play the GPU."""
+"""What exists for CPU devices that play the GPU: their threads, and whether a machine with neighbours is steady."""

@@ -177,14 +177,14 @@ def _open(name: str | None, opened: list[Device]) -> str:
 
 
 def _tiny_kernel(device: Device) -> str:
-    from tvm_coexec.runtime.probe import check_arithmetic
+    from .device_checks import check_arithmetic
 
     check_arithmetic(device.context, device.queue)
     return "runs, and its result is right"
 
 
 def _flag_round_trip(device: Device) -> str:
-    from tvm_coexec.runtime.probe import flag_round_trip_us
+    from .device_checks import flag_round_trip_us
 
     if device.mechanism != "svm":
         return f"not needed: {device.info.mechanism_reason}, so that the two sides synchronise by events"

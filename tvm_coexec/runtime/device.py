@@ -12,11 +12,12 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
+from tvm_coexec.bench import workers
 from tvm_coexec.errors import DeviceError, SyncTimeoutError, first_line
 from tvm_coexec.machine import cores
 from tvm_coexec.machine.facts import machine_facts
 
-from . import library, probe
+from . import library
 from .caches import program_cache
 from .discovery import MECHANISMS, DeviceInfo, discover, select
 from .handle import Handle
@@ -323,42 +324,11 @@ def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_c
     notes = []
     if shared:
         notes.append("this process may use one core only: the CPU's side and the OpenCL device share it")
-    part, workers = _part(info, handle, len(gpu_cores))
-    if workers > len(gpu_cores):
-        notes.append(f"the driver had been started with {workers} threads, which share {len(gpu_cores)} core(s)")
+    part, count = workers.part_of(info, handle, len(gpu_cores))
+    if count > len(gpu_cores):
+        notes.append(f"the driver had been started with {count} threads, which share {len(gpu_cores)} core(s)")
     info = dataclasses.replace(info, compute_units=len(gpu_cores))
     device = _make(info, part, cpu_cores, gpu_cores, notes)
-    device.workers = cores.find_workers(probe.busy_runner(device.context, device.queue, workers), workers)
-    if len(device.workers) < workers:
-        raise DeviceError(
-            f"only {len(device.workers)} of {workers} threads of {info.name} were seen at work, so that they cannot be "
-            f"moved to {cores.listed(gpu_cores)}; try again when the machine is less busy"
-        )
-    cores.pin(device.workers, gpu_cores)
+    device.workers = workers.pin_workers(info, device.context, device.queue, count, gpu_cores)
     _confined.add(device)
     return device
-
-
-def _part(info: DeviceInfo, handle: Any, core_count: int) -> tuple[Any, int]:
-    """The part of a CPU device that works with ``core_count`` threads, and how many it really has.
-
-    PoCL's threads take work of every part of its device, so that their number is what counts; it is settled at the
-    first query. Intel's runtime keeps to a part, which counts the thread that waits for the work, unless the part has
-    one unit only.
-    """
-    import pyopencl as cl
-
-    available = handle.max_compute_units
-    needed = core_count if info.alias == "pocl" or core_count == 1 else core_count + 1
-    if available < needed:
-        raise DeviceError(
-            f"{info.name} works on at most {available if needed == core_count else available - 1} core(s) in this "
-            f"process, not on {core_count}; name fewer --gpu-cores, or open it before any other use of OpenCL"
-        )
-    if info.alias == "pocl":
-        return handle, available
-    if available == needed:
-        return handle, core_count
-    partition = cl.device_partition_property
-    (part,) = handle.create_sub_devices([partition.BY_COUNTS, needed, partition.BY_COUNTS_LIST_END])
-    return part, core_count
