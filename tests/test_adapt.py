@@ -1,5 +1,8 @@
 """Splits that follow the device: whatever is moved, results stay right, and what was moved is told."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from small_modules import chain, expected, with_cut_waits
@@ -56,3 +59,20 @@ def test_adapting_needs_flags(device: Device) -> None:
     with pytest.raises(InputError, match="splits adapt by what flags show"):
         Module(package, events, adapt=True)
     assert not Module(package, events).adaptation.partition("0 moves helped")[0]
+
+
+def test_results_stay_right_beside_a_program_that_wants_the_core(device: Device) -> None:
+    """Its waits sleep then, until shortly before the GPU is expected to be done."""
+    package, nodes = chain(device, 4, 48, 192)
+    module = Module(package, device)
+    x = np.random.default_rng(0).standard_normal((48, 192)).astype(np.float32)
+    spin = f"import os\nos.sched_setaffinity(0, {{{device.cpu_cores[0]}}})\nprint(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", spin], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline()
+            for start in (1, 3, 5):
+                module.set_splits({node.name: start for node in nodes})
+                for _ in range(RUNS):
+                    np.testing.assert_allclose(module(x), expected(nodes, x), rtol=1e-3, atol=1e-3)
+        finally:
+            other.kill()

@@ -228,10 +228,11 @@ static coexec_status allocate_arrays(coexec_program* p) {
   p->calls = calloc((size_t)p->low.call_count + 1, sizeof *p->calls);
   p->transfers = calloc((size_t)p->part_count + p->module->file.input_count, sizeof *p->transfers);
   p->run.operation_ns = calloc(2 * operations, sizeof *p->run.operation_ns);
+  p->run.gpu_ns = calloc(operations, sizeof *p->run.gpu_ns);
   p->run.workspaces = calloc(threads, sizeof *p->run.workspaces);
   if (p->has_timeline) p->run.events = calloc(commands, sizeof *p->run.events);
   return p->operations && p->launches && p->launched_as && p->kernels && p->calls && p->transfers &&
-                 p->run.operation_ns && p->run.workspaces && (p->run.events || !p->has_timeline)
+                 p->run.operation_ns && p->run.gpu_ns && p->run.workspaces && (p->run.events || !p->has_timeline)
              ? COEXEC_OK
              : no_memory();
 }
@@ -364,6 +365,7 @@ void free_program(coexec_program* p) {
   free(p->transfers);
   free(p->kernels);
   free(p->run.operation_ns);
+  free(p->run.gpu_ns);
   free(p->run.workspaces);
   free(p->run.events);
   free(p);

@@ -6,11 +6,19 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
 
 enum { CLOCK_INTERVAL = 1024, PATIENT_INTERVAL = 16 }; /* looks at a flag between two at the clock */
 enum { EVENT_PAUSES = 8 };                              /* between two looks at an event */
 
 static const int64_t LEAST_DRAIN_NS = 5000000000;
+
+/* While others want its core, a thread that spins or yields pays with its share of it, or with a turn of the scheduler's.
+   Asleep it saves the share, and is let in soon after it wakes: once, shortly before the GPU is expected to be done. */
+static const int64_t EARLY_NS = 15000, LEAST_NAP_NS = 30000, SHORT_NAP_NS = 50000;
+static const int64_t LEAST_DISPLACED_NS = 50000;
+enum { DISPLACED_SHARE = 16, CROWDED_RUNS = 32, FORGETTING = 64 };
 
 static _Atomic int32_t* flag(const runnable* p, int word) { return (_Atomic int32_t*)(p->flags + word); }
 
@@ -71,20 +79,45 @@ static coexec_status enqueue(runnable* p, const operation* op) {
 /* Grows while this thread has no core. */
 static int64_t off_core_ns(void) { return now_ns() - thread_ns(); }
 
+static void nap(runnable* p, int64_t ns) {
+  struct timespec t = {ns / 1000000000, ns % 1000000000};
+  nanosleep(&t, NULL);
+  p->napped_ns += ns;
+}
+
+/* When the GPU is expected to be done, if it began when both sides were done before. */
+static int64_t due_ns(const runnable* p, const operation* op) {
+  int64_t gpu_ns = p->gpu_ns[op - p->operations];
+  return gpu_ns ? p->start_ns + p->both_done_ns + gpu_ns : 0;
+}
+
 static coexec_status wait_for_gpu(runnable* p, const operation* op) {
   _Atomic int32_t* done = flag(p, FLAG_GPU_DONE);
-  int64_t deadline = 0, off_core = 0;
+  int is_crowded = p->device->crowded_runs > 0;
+  int64_t deadline = 0, off_core = is_crowded ? off_core_ns() : 0, napped_ns = p->napped_ns;
+  int64_t left_ns = is_crowded ? due_ns(p, op) - EARLY_NS - now_ns() : 0;
+  if (left_ns > LEAST_NAP_NS && atomic_load_explicit(done, memory_order_acquire) < op->step) nap(p, left_ns);
   for (uint32_t spins = 1; atomic_load_explicit(done, memory_order_acquire) < op->step; ++spins) {
-    if (spins == PATIENT_SPINS) off_core = off_core_ns();
-    relax(spins, p->yields);
+    if (spins == PATIENT_SPINS && !off_core) off_core = off_core_ns();
+    if (is_crowded && spins > PATIENT_SPINS) nap(p, SHORT_NAP_NS);
+    else relax(spins, p->yields);
     if (spins % (spins > PATIENT_SPINS ? PATIENT_INTERVAL : CLOCK_INTERVAL)) continue;
     int64_t now = now_ns();
     if (!deadline) deadline = now + p->timeout_ns;
     if (now > deadline) return failed(p, COEXEC_CPU_WAITED, op->step);
   }
-  if (off_core) p->displaced_ns += off_core_ns() - off_core;
+  if (off_core) p->displaced_ns += off_core_ns() - off_core - (p->napped_ns - napped_ns);
   int32_t gave_up = atomic_load_explicit(flag(p, FLAG_GPU_GAVE_UP), memory_order_acquire);
   return gave_up ? failed(p, COEXEC_GPU_WAITED, gave_up) : COEXEC_OK;
+}
+
+/* After a wait: from when both sides were done before until now is the most that the GPU took. What was the least lately
+   is what it takes; a nap that was too long shortens it, since it ends early. */
+static void learn_gpu_time(runnable* p, int32_t operation) {
+  int64_t end_ns = p->operation_ns[2 * operation + 1], took_ns = end_ns - p->both_done_ns, *known = &p->gpu_ns[operation];
+  *known += *known / FORGETTING;
+  if (!*known || took_ns < *known) *known = took_ns;
+  p->both_done_ns = end_ns;
 }
 
 /* See a command end, spinning: a driver that waits in our place sleeps, and wakes up tens of microseconds later. */
@@ -217,6 +250,7 @@ static coexec_status run_operations(runnable* p) {
     p->operation_ns[2 * i] = now_ns() - p->start_ns;
     status = operate(p, &p->operations[i]);
     p->operation_ns[2 * i + 1] = now_ns() - p->start_ns;
+    if (p->operations[i].kind == COEXEC_WAIT) learn_gpu_time(p, i);
   }
   if (!status) status = await_writes(p, NULL, 0);
   if (!status) return COEXEC_OK;
@@ -224,18 +258,38 @@ static coexec_status run_operations(runnable* p) {
   return drain(p, status);
 }
 
+/* Remember for some runs that others had the core for a part of one. */
+static void look_for_others(const runnable* p, int64_t off_core_ns) {
+  int64_t displaced_ns = off_core_ns - p->napped_ns;
+  coexec_device* d = p->device;
+  if (displaced_ns > LEAST_DISPLACED_NS && displaced_ns > (p->end_ns - p->start_ns) / DISPLACED_SHARE)
+    d->crowded_runs = CROWDED_RUNS;
+  else if (d->crowded_runs) --d->crowded_runs;
+}
+
+/* Let naps end on time, if there may be any; returns what to set back, or 0. */
+static int punctual(const runnable* p) {
+  int slack = p->device->crowded_runs ? prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0) : 0;
+  if (slack > 0) prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
+  return slack > 0 ? slack : 0;
+}
+
 coexec_status run_once(runnable* p) {
   cpu_set_t before;
   p->opencl_error = p->failed_step = 0;
   p->text[0] = 0;
-  p->displaced_ns = 0;
+  p->displaced_ns = p->napped_ns = p->both_done_ns = 0;
+  int slack_ns = punctual(p);
   int was_moved = move_to_first_core(p->device, &before);
   use_workspace(p->workspaces);
   if (p->threads > 1) wake_pool(p->device->pool, p->workspaces, p->threads);
   if (p->flags) clear_flags(p->flags);
+  int64_t off_core = p->flags ? off_core_ns() : 0;
   read_clocks(&p->start_ns, &p->start_ticks);
   coexec_status status = run_operations(p);
   read_clocks(&p->end_ns, &p->end_ticks);
+  if (p->flags) look_for_others(p, off_core_ns() - off_core);
+  if (slack_ns) prctl(PR_SET_TIMERSLACK, (unsigned long)slack_ns, 0, 0, 0);
   if (p->launch_count) linger(p);
   if (p->threads > 1) rest_pool(p->device->pool);
   p->device->shared_calls = p->threads > 1;
