@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx_builder import OnnxBuilder, linear
 from onnx_to_tflite import convert
+from reference import evaluate
 from tflite_writer import Writer
 
 import tvm_coexec
-from tvm_coexec import api, cli, frontends
+from tvm_coexec import cli
 from tvm_coexec.api import build_graph
 from tvm_coexec.errors import KernelError
-from tvm_coexec.frontends import to_graph
+from tvm_coexec.frontends import ReadModel, to_graph
 from tvm_coexec.graph import Graph
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.verification import NetworkCheck
@@ -71,9 +72,15 @@ def test_the_first_node_that_differs_is_named(device: Device, spoilt_node: str, 
     assert f"is {value!r}, of node {spoilt_node!r}" in verdict.findings[1]
 
 
+def spoil_what_is_read(monkeypatch: pytest.MonkeyPatch, node: str) -> None:
+    """Let every graph that is formed from now on have one node with other weights."""
+    right = ReadModel.to_graph
+    monkeypatch.setattr(ReadModel, "to_graph", lambda self: spoilt(right(self), node))
+
+
 def test_build_raises_what_the_check_finds(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     tvm_coexec.build(image_network(), device=device, split=0.5, check=True)
-    monkeypatch.setattr(api, "to_graph", lambda model, shapes: spoilt(to_graph(model, shapes), "n2"))
+    spoil_what_is_read(monkeypatch, "n2")
     with pytest.raises(KernelError, match=r"output 'v8' differs .* of node 'n2' \(conv2d\).*; do not use the module"):
         tvm_coexec.build(image_network(), device=device, split=0.5, check=True)
 
@@ -92,7 +99,7 @@ def test_the_command_fails_where_something_differs(
 ) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(image_network(), path)
-    monkeypatch.setattr(frontends, "to_graph", lambda model, shapes: spoilt(to_graph(model, shapes), "n2"))
+    spoil_what_is_read(monkeypatch, "n2")
     assert cli.main(["check", str(path), "--device", device.info.name, "--split", "0.5"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all(line.startswith("split 0.5: ") for line in lines)
@@ -177,6 +184,27 @@ def test_a_sigmoid_near_zero_is_judged_by_what_onnx_runtime_knows_of_it(device: 
     exact = 1 / (1 + np.exp(14.3 - 1e-3 * check.arrays[0].astype(np.float64)))
     np.testing.assert_allclose(module(*check.arrays), exact, rtol=1e-5)
     assert check.verdict(module).agrees
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU", "RNN"])
+def test_onnx_runtime_judges_recurrent_operators_whose_sequences_come_first(operator: str) -> None:
+    """It has no kernels of this layout, and ONNX's reference evaluator ignores activations and bounds."""
+    gates, functions = {"LSTM": (4, 3), "GRU": (3, 2), "RNN": (1, 1)}[operator]
+    b = OnnxBuilder(opset=14, x=(2, 5, 3))
+    weights = [b.weights(1, 4 * gates, 3), b.weights(1, 4 * gates, 4), b.weights(1, 8 * gates)]
+    states = [b.weights(2, 1, 4) for _ in range(2 if operator == "LSTM" else 1)]
+    values = {"activations": ["HardSigmoid", "Softsign", "Relu"][:functions], "clip": 0.4, "hidden_size": 4}
+    count = len(states) + 1
+    out = b.add(operator, "x", *weights, "", *states, layout=1, outputs=count, **values)
+    model = b.model(out, *(f"{out}.{position}" for position in range(1, count)))
+    graph = to_graph(model)
+    evaluator = evaluator_for(model)
+    assert evaluator.engine.startswith("ONNX Runtime")
+    inputs = random_inputs(graph, {}, seed=1)
+    expected = evaluator.run(inputs, evaluator.outputs)
+    found = evaluate(graph, {"x": inputs[0]}).values()
+    for result, array in zip(found, expected.values(), strict=True):
+        np.testing.assert_allclose(result, array, rtol=1e-4, atol=1e-5)
 
 
 def test_numbers_of_table_entries_stay_within_their_table() -> None:

@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import ModelError, first_line
+from .recurrent_layouts import with_steps_first
 
 _LARGEST_PROTO = 2**31 - 2**20
 """Bytes beyond which a model needs files beside it for its weights."""
@@ -82,7 +83,7 @@ class OnnxRuntimeEvaluator(_OnnxEvaluator):
     def __init__(self, proto: onnx.ModelProto) -> None:
         import onnxruntime
 
-        super().__init__(proto)
+        super().__init__(with_steps_first(proto))
         self.engine = f"ONNX Runtime {onnxruntime.__version__}"
         self.rounding = dict.fromkeys(_read_from(proto.graph, "Sigmoid"), _SIGMOID_ROUNDING)
         self._sessions: dict[tuple[str, ...], Any] = {}
