@@ -58,7 +58,7 @@ def along_rows(unit: Dispatch, tiles: int, units: int) -> Dispatch:
     return Dispatch(unit.grid_for(tiles), unit.group, 1 - unit.unit_axis, unit.padded_rows * units)
 
 
-def grid_of(blocks: int, variant: Variant, padded_rows: int) -> Dispatch:
+def dispatch_of_blocks(blocks: int, variant: Variant, padded_rows: int) -> Dispatch:
     """Launch geometry of an OpenCL kernel that takes ``blocks`` work-groups a unit."""
     return Dispatch(
         grid=(blocks, 1) if variant["order"] == 0 else (1, blocks),
@@ -72,7 +72,7 @@ def gpu_dispatch(variant: Variant, rows: int) -> Dispatch:
     """Launch geometry of :func:`schedule_gpu` for a layer of ``rows`` rows."""
     block = rows_of_group(variant)
     blocks = -(-rows // block)
-    return grid_of(blocks, variant, blocks * block)
+    return dispatch_of_blocks(blocks, variant, blocks * block)
 
 
 def cpu_dispatch(variant: Variant, rows: int) -> Dispatch:

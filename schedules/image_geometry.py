@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 
-from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayouts, LocalNorm, Pool, Rearrange, Resize
+from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayouts, LocalNorm, PixelLayer, Pool, Rearrange
 
 POSITIONS = "positions"
 """The operand that says, for each line and column of a resized image, where it lies in the input."""
 
-ImageLayer = Pool | Concat | Elementwise | LocalNorm | Rearrange | Resize
 
-
-def window(layer: ImageLayer) -> Pool:
+def window(layer: PixelLayer) -> Pool:
     """The pooling that reads the same pixels as the layer: one that is none reads a pixel for each that it writes."""
     if isinstance(layer, Pool):
         return layer
@@ -22,7 +20,7 @@ def window(layer: ImageLayer) -> Pool:
     return Pool("max", h, w, channels, (1, 1), batch=batch, axis=axis)
 
 
-def input_names(layer: ImageLayer) -> tuple[str, ...]:
+def input_names(layer: PixelLayer) -> tuple[str, ...]:
     """Roles of the images that a layer reads, the residual left out."""
     return ("input", *(f"input{position}" for position in range(1, len(layer.input_sizes))))
 
@@ -37,7 +35,7 @@ def fills_up(layer: Concat, layouts: ImageLayouts) -> bool:
     return first_channels(layer)[-1] % TILE == 0 and not layouts.inputs[-1].narrow
 
 
-def common_run(layer: ImageLayer, layouts: ImageLayouts) -> int:
+def common_run(layer: PixelLayer, layouts: ImageLayouts) -> int:
     """The largest number of channels that divides a tile and never straddles two operands."""
     if isinstance(layer, Rearrange):
         return math.gcd(TILE, layer.run)
@@ -47,7 +45,7 @@ def common_run(layer: ImageLayer, layouts: ImageLayouts) -> int:
     return math.gcd(TILE, *edges)
 
 
-def check_layouts(layer: ImageLayer, layouts: ImageLayouts) -> None:
+def check_layouts(layer: PixelLayer, layouts: ImageLayouts) -> None:
     """Refuse layouts that are not one for each input, and images that kernels cannot read or write."""
     if len(layouts.inputs) != len(layer.input_sizes):
         raise ValueError(f"{len(layer.input_sizes)} inputs of a {layer.op} need as many layouts, not {layouts.inputs}")

@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayout, LocalNorm, Pool, Rearrange, Resize, tile_count
+from tvm_coexec.layers import (
+    TILE,
+    Concat,
+    Elementwise,
+    ImageLayout,
+    LocalNorm,
+    PixelLayer,
+    Pool,
+    Rearrange,
+    Resize,
+    tile_count,
+)
 
 from .extrema import at_least, larger, smaller
 from .frame import Description, Operand, kept_where, one_if_channel
 from .gather_kernels import only, rearrange, resize
-from .image_geometry import POSITIONS, ImageLayer, common_run, fills_up, first_channels, input_names
+from .image_geometry import POSITIONS, common_run, fills_up, first_channels, input_names
 from .packing import step_shapes
 from .pixels import Pixels, every
 
@@ -28,7 +39,7 @@ _MAX_WRITTEN_OUT = 64
 """Pixels of a block times columns of a window, up to which a window's line is written out."""
 
 
-def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str], side: str) -> Description:
+def describe(layer: PixelLayer, pixels: Pixels[Pool], names: Sequence[str], side: str) -> Description:
     """The layer as a dense kernel over the rows of ``pixels``, with operands of these names."""
     layouts = pixels.layouts
     shapes = _shapes(layer, pixels)
@@ -47,7 +58,7 @@ def describe(layer: ImageLayer, pixels: Pixels[Pool], names: Sequence[str], side
     )
 
 
-def _shapes(layer: ImageLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...]]:
+def _shapes(layer: PixelLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...]]:
     """Shapes of the operands: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
     layouts = pixels.layouts
     shapes = {
@@ -78,7 +89,7 @@ def _operand_pixel(layout: ImageLayout, size: tuple[int, ...], position: tuple[A
     return layout.pixel_at(size[1], size[2], image, line, column)
 
 
-def _reduction(layer: ImageLayer, pixels: Pixels[Pool], side: str) -> dict[str, Any]:
+def _reduction(layer: PixelLayer, pixels: Pixels[Pool], side: str) -> dict[str, Any]:
     """Fields of the description that say how an element is computed."""
     if isinstance(layer, Pool):
         return _pool(layer, pixels, _ARITHMETIC[side]["maximum"])

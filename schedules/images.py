@@ -16,10 +16,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, TILE_BYTES, Hardware, ImageLayouts, Pool, Resize, Variant, fused_operands
+from tvm_coexec.layers import (
+    TILE,
+    TILE_BYTES,
+    Hardware,
+    ImageLayouts,
+    PixelLayer,
+    Pool,
+    Resize,
+    Variant,
+    fused_operands,
+)
 
 from .dispatch import ERROR_BOUND, Dispatch
-from .image_geometry import POSITIONS, ImageLayer, check_layouts, common_run, input_names, window
+from .image_geometry import POSITIONS, check_layouts, common_run, input_names, window
 from .packing import pack_steps
 from .pixels import Pixels, space
 from .search import RegisterTile, Space, dense_variants
@@ -32,13 +42,13 @@ _MAP_ROWS = 4
 """Pixels in a block where each reads its own place alone: more of them only meet in the same sets of the cache."""
 
 
-def operand_names(layer: ImageLayer, variant: Variant) -> tuple[str, ...]:
+def operand_names(layer: PixelLayer, variant: Variant) -> tuple[str, ...]:
     """Names of the buffers that a half reads and writes."""
     positions = (POSITIONS,) if isinstance(layer, Resize) else ()
     return (*input_names(layer), *positions, *fused_operands(layer.epilogue), "output")
 
 
-def pack(layer: ImageLayer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
+def pack(layer: PixelLayer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
     """Constants as the kernels read them: those of the epilogue, and the places of a resized image."""
     packed = pack_steps(layer, params)
     return packed | {POSITIONS: _positions(layer)} if isinstance(layer, Resize) else packed
@@ -59,17 +69,17 @@ def error_bound(variant: Variant) -> float:
     return ERROR_BOUND
 
 
-def dispatch(layer: ImageLayer, side: str, variant: Variant) -> Dispatch:
+def dispatch(layer: PixelLayer, side: str, variant: Variant) -> Dispatch:
     """Launch geometry of a half."""
     return Pixels.of(window(layer), ImageLayouts.alone(layer), variant).dispatch(side, variant)
 
 
-def default_variant(layer: ImageLayer, side: str, hardware: Hardware) -> Variant:
+def default_variant(layer: PixelLayer, side: str, hardware: Hardware) -> Variant:
     """A good variant for a layer that was never tuned."""
     return variants(layer, side, hardware)[0]
 
 
-def variants(layer: ImageLayer, side: str, hardware: Hardware) -> list[Variant]:
+def variants(layer: PixelLayer, side: str, hardware: Hardware) -> list[Variant]:
     """The search space of one side, the most promising first."""
     layouts = ImageLayouts.alone(layer)
     read = window(layer)
@@ -109,7 +119,7 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
     return [(rows, TILE, 1) for _, rows in sorted(ranked)]
 
 
-def build(layer: ImageLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
+def build(layer: PixelLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
     """The one kernel of a half."""
     from .image_kernels import describe
     from .register_tiles import launch

@@ -13,7 +13,7 @@ import numpy as np
 from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant, line_block, tile_count
 
 from . import winograd_tiles
-from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, grid_of, rows_of_group
+from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, dispatch_of_blocks, rows_of_group
 from .packing import in_tiles, step_shapes
 from .pixels import operand_names
 from .search import WEIGHT_COST, Space, register_tiles
@@ -212,7 +212,7 @@ def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
         return Dispatch((unit_groups, channel_tiles), (1, 1), 0, padded_rows=groups * rows)
     if _is_blocked(variant):
         return cpu_dispatch(variant, groups * rows)
-    return grid_of(groups if _is_joined(variant) else groups * tiles.points**2, variant, groups * rows)
+    return dispatch_of_blocks(groups if _is_joined(variant) else groups * tiles.points**2, variant, groups * rows)
 
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.layers import TILE, Variant, fused_operands, tile_count
 
-from .dispatch import Dispatch, grid_of, rows_of_group
+from .dispatch import Dispatch, dispatch_of_blocks, rows_of_group
 from .frame import Buffer, Launch, Operand, begin_kernel, where
 from .winograd_kernels import Blocks, Steps, part_of, scratch_shapes, spread_shape
 from .winograd_tiles import WinogradTiles, weights_name
@@ -94,7 +94,7 @@ class OpenCLKernels:
         )
 
     def _launch(self, operands: tuple[Operand, ...], blocks: int, body: Callable[[_Item], None]) -> Launch:
-        dispatch = grid_of(blocks, self.variant, self.groups * self.group_rows)
+        dispatch = dispatch_of_blocks(blocks, self.variant, self.groups * self.group_rows)
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             buffers, begin, count = begin_kernel(operands)
             steps = Steps(self.tiles, buffers, begin, self.lanes, self.rows, self.group_rows)

@@ -19,6 +19,7 @@ from tvm_coexec.layers import (
     Hardware,
     ImageLayout,
     ImageLayouts,
+    PixelLayer,
     Variant,
     line_block,
     tile_count,
@@ -26,7 +27,6 @@ from tvm_coexec.layers import (
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import family
 from tvm_coexec.schedules.frame import Launch
-from tvm_coexec.schedules.image_geometry import ImageLayer
 from tvm_coexec.schedules.split_sums import COUNTERS
 
 CPU = Hardware(64, 32, "cpu", 4096)
@@ -65,7 +65,7 @@ class Half:
 
     def __init__(
         self,
-        layer: Conv2d | ImageLayer,
+        layer: Conv2d | PixelLayer,
         variant: Variant,
         device: Device | None = None,
         layouts: ImageLayouts | None = None,

@@ -14,6 +14,7 @@ from tvm_coexec.layers import (
     ImageLayout,
     ImageLayouts,
     LocalNorm,
+    PixelLayer,
     Pool,
     Rearrange,
     Resize,
@@ -22,7 +23,6 @@ from tvm_coexec.layers import (
 )
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.schedules import images
-from tvm_coexec.schedules.image_geometry import ImageLayer
 from tvm_coexec.verification.reference import evaluate
 
 TOLERANCE = 3e-6
@@ -97,13 +97,13 @@ SIZES = [
     Resize((1, 3, 7, 33), 5, 4, (0.5, 2.0), epilogue=("residual",)),
     Resize((1, 1, 4, 64), 3, 9, (0.0, 3 / 8)),
 ]
-LAYERS: list[ImageLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS, *MOVES, *SIZES]
+LAYERS: list[PixelLayer] = [*POOLS, *MAPS, *CONCATS, *NORMS, *MOVES, *SIZES]
 EVERY_THIRD = range(0, len(LAYERS), 3)
 """Layers of which --quick computes every split: some of each kind."""
 
 
 @pytest.mark.parametrize("layer", slow_except(LAYERS, *EVERY_THIRD), ids=str)
-def test_every_split_on_the_cpu(layer: ImageLayer) -> None:
+def test_every_split_on_the_cpu(layer: PixelLayer) -> None:
     assert Half(layer, images.default_variant(layer, "cpu", CPU)).worst_error() < TOLERANCE
 
 
@@ -111,14 +111,14 @@ IN_OPENCL = [*POOLS[:4], *MAPS[2:], *CONCATS[1:4], NORMS[0], NORMS[3], *MOVES, *
 
 
 @pytest.mark.parametrize("layer", slow_except(IN_OPENCL, *EVERY_THIRD), ids=str)
-def test_every_split_in_opencl(layer: ImageLayer, device: Device) -> None:
+def test_every_split_in_opencl(layer: PixelLayer, device: Device) -> None:
     assert Half(layer, images.default_variant(layer, "gpu", CPU), device).worst_error() < TOLERANCE
 
 
 @pytest.mark.parametrize(
     "layer", slow_except([POOLS[1], CONCATS[2], MAPS[3], MOVES[1], MOVES[3], SIZES[0]], 0, 4), ids=str
 )
-def test_work_groups_of_a_gpu(layer: ImageLayer, device: Device) -> None:
+def test_work_groups_of_a_gpu(layer: PixelLayer, device: Device) -> None:
     found = images.variants(layer, "gpu", GPU)
     for variant in found[:: max(1, len(found) // 2)]:
         assert Half(layer, variant, device).error(0, layer.units) < TOLERANCE, str(variant)
@@ -126,7 +126,7 @@ def test_work_groups_of_a_gpu(layer: ImageLayer, device: Device) -> None:
 
 @pytest.mark.parametrize("layer", [POOLS[0], POOLS[1], CONCATS[1]], ids=str)
 @pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])
-def test_the_search_space(layer: ImageLayer, hardware: Hardware) -> None:
+def test_the_search_space(layer: PixelLayer, hardware: Hardware) -> None:
     found = images.variants(layer, "cpu", hardware)
     assert len(found) == len(set(found)) >= 2
     for variant in found:
@@ -137,7 +137,7 @@ IN_HALOS = [POOLS[0], POOLS[1], MAPS[0], MAPS[3], *MAPS[5:9], CONCATS[2], NORMS[
 
 
 @pytest.mark.parametrize("layer", slow_except(IN_HALOS, 0, 3, 8, 9, 13, 15), ids=str)
-def test_halos_are_left_alone(layer: ImageLayer) -> None:
+def test_halos_are_left_alone(layer: PixelLayer) -> None:
     others = (ImageLayout((1, 3)), ImageLayout((0, 2)))[: len(layer.input_sizes) - 1]
     halos = ImageLayouts(ImageLayout((2, 1)), ImageLayout((1, 4)), ImageLayout((2, 0)), others)
     assert Half(layer, images.variants(layer, "cpu", CPU)[0], None, halos).worst_error() < TOLERANCE
@@ -181,7 +181,7 @@ def test_aligned_operands_are_copied_by_whole_vectors() -> None:
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_layers_become_plain_values_and_back(layer: ImageLayer) -> None:
+def test_layers_become_plain_values_and_back(layer: PixelLayer) -> None:
     assert layer_from_json(json.loads(json.dumps(layer_to_json(layer)))) == layer
 
 
@@ -203,6 +203,6 @@ def test_the_product_s_own_reference_agrees_on_some_pixels() -> None:
         (POOLS[0], ImageLayouts(output=ImageLayout(narrow=True)), "neither output nor residual can be narrow"),
     ],
 )
-def test_layouts_that_no_kernel_reads_are_refused(layer: ImageLayer, layouts: ImageLayouts, message: str) -> None:
+def test_layouts_that_no_kernel_reads_are_refused(layer: PixelLayer, layouts: ImageLayouts, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         images.build(layer, "cpu", images.default_variant(layer, "cpu", CPU), layouts)

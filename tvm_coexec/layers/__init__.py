@@ -21,7 +21,7 @@ from .base import (
 from .dense import Conv2d, Linear
 from .division import along_partition_axes, by_lines
 from .images import Concat, Elementwise, LocalNorm, Pool
-from .kinds import AnyLayer, ImageLayer
+from .kinds import AnyLayer, ImageLayer, PixelLayer
 from .layout import MAX_NARROW, ImageLayout, ImageLayouts
 from .matmul import MatMul, Matrices
 from .opaque import Opaque, Operand, constant_name
@@ -79,6 +79,7 @@ __all__ = [
     "Matrices",
     "Opaque",
     "Operand",
+    "PixelLayer",
     "PlaceRows",
     "Pool",
     "Rearrange",

@@ -11,7 +11,10 @@ from .rearrange import Rearrange
 from .resize import Resize
 from .rowwise import RowWise
 
-ImageLayer = Conv2d | Pool | LocalNorm | Concat | Elementwise | Rearrange | Resize
+PixelLayer = Pool | LocalNorm | Concat | Elementwise | Rearrange | Resize
+"""Layers that have no weights and work on the pixels of images."""
+
+ImageLayer = Conv2d | PixelLayer
 """Layers that know of halos; of the others Opaque does too, and all but it see the pixels of an image as rows."""
 
 AnyLayer = Linear | RowWise | ImageLayer | Attention | MatMul | PlaceRows | Opaque

@@ -26,6 +26,7 @@ from tvm_coexec.layers import (
     MatMul,
     Matrices,
     Opaque,
+    PixelLayer,
     Pool,
     Rearrange,
     Resize,
@@ -215,10 +216,7 @@ def _random_conv2d(rng: np.random.Generator) -> Conv2d:
     return replace(layer, in_channels=outputs, groups=outputs) if kind == "depthwise" else layer
 
 
-ImageLayer = Pool | Concat | Elementwise | LocalNorm | Rearrange | Resize
-
-
-def images_training_layers() -> Iterator[ImageLayer]:
+def images_training_layers() -> Iterator[PixelLayer]:
     """Pooling, maps, concatenation, arithmetic and other layers of networks for images, without end."""
     rng = np.random.default_rng(_TRAINING_SEED)
     kinds = ("pool", "global", "map", "concat", "elementwise", "moved", "local_norm")
