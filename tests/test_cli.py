@@ -112,6 +112,29 @@ def test_what_the_system_refuses_is_one_line(
     assert capsys.readouterr().err == f"tvm-coexec: error: {told}\n"
 
 
+def test_a_command_that_is_told_to_end_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, time
+from tvm_coexec import cli
+from tvm_coexec.cli import devices
+from tvm_coexec.files import whole_file
+def run(**_):
+    with whole_file(pathlib.Path({str(tmp_path / "x")!r})) as file:
+        file.write(b"half")
+        file.flush()
+        print("begun", flush=True)
+        time.sleep(60)
+devices.run = run
+raise SystemExit(cli.main(["devices"]))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+        assert list(tmp_path.iterdir())
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
 def printing(lines: int, output: int) -> subprocess.CompletedProcess[str]:
     """A command that prints so many lines to a file descriptor."""
     code = f"""

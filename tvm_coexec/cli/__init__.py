@@ -14,9 +14,10 @@ import os
 import select
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.version import __version__
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_where: f"tvm-coexec: warning: {message}\n"
     values = vars(_parser().parse_args(argv))
     command = _module(values.pop("command"))
+    is_main = threading.current_thread() is threading.main_thread()  # of which alone Python lets signals be caught
+    before = signal.signal(signal.SIGTERM, _end) if is_main else None
     try:
         status = int(command.run(**values))
         _flush()  # so that what cannot be written is an error here, not while the interpreter ends
@@ -74,6 +77,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tvm-coexec: interrupted", file=sys.stderr)
         return 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """End as the signal would, but leave no half of a file behind."""
+    raise SystemExit(128 + number)
 
 
 def one_line(error: Exception) -> str:
