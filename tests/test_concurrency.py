@@ -118,6 +118,24 @@ def test_a_forked_process_is_told_to_be_spawned(tmp_path: Path) -> None:
     assert len(lines) == 3 and all("before this process was forked" in line and "'spawn'" in line for line in lines)
 
 
+def test_a_call_from_a_signal_s_handler_changes_no_result(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handlers and finalisers run in the thread that they interrupt, which has its turn already."""
+    built, nodes = chain(device, 2, 5, 64)
+    module = Module(built, device)
+    x, other = np.random.default_rng(0).standard_normal((2, 5, 64)).astype(np.float32)
+    run, inner = module._loaded.run, []
+
+    def run_interrupted() -> None:
+        if not inner:
+            inner.append(other)
+            inner[0] = module(other)
+        run()
+
+    monkeypatch.setattr(module._loaded, "run", run_interrupted)
+    assert np.allclose(module(x), expected(nodes, x), atol=1e-4)
+    assert np.allclose(inner[0], expected(nodes, other), atol=1e-4)
+
+
 ON_ONE_CORE = """
 import os, sys, warnings
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
