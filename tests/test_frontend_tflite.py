@@ -218,6 +218,14 @@ def test_a_choice_between_graphs(is_constant: bool, tmp_path: Path) -> None:
         check(content, tmp_path, low)
 
 
+def test_variables_that_outlive_a_run_are_refused(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (2, 4))
+    writer.add("CALL_ONCE", [], (), "CallOnce", initSubgraphIndex=0)
+    with pytest.raises(ModelError, match=r"^CALL_ONCE .* keeps a state from one run to the next; pass it as an input"):
+        graph_of(writer.finish([x], [writer.add("RELU", [x], (2, 4))]), tmp_path)
+
+
 def test_a_graph_that_runs_itself_is_refused(tmp_path: Path) -> None:
     writer = Writer()
     condition, x = writer.tensor("condition", (), "bool"), writer.tensor("x", (2, 4))

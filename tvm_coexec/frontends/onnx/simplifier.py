@@ -46,7 +46,11 @@ _MOST_NODES = 100_000
 
 
 class RulesError(ModelError):
-    """A node breaks ONNX's own rules, for the shapes that its operands have."""
+    """A node breaks ONNX's own rules, for the shapes that its operands have; ``reason`` says which."""
+
+    def __init__(self, source: Source, reason: str) -> None:
+        super().__init__(f"{source} breaks the rules of ONNX ({reason}); export the model again")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -234,9 +238,7 @@ class Simplifier:
         except defs.SchemaError as error:
             raise ModelError(f"{source} is no operator of ONNX's opset {opset}; export the model again") from error
         except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError) as error:
-            raise RulesError(
-                f"{source} breaks the rules of ONNX ({in_one_line(error)}); export the model again"
-            ) from error
+            raise RulesError(source, in_one_line(error)) from error
 
     def constant(self, meaning: Meaning) -> np.ndarray | None:
         """The tensor that a value always is; None if it depends on the model's inputs."""

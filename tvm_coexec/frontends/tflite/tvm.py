@@ -14,8 +14,8 @@ from tvm_coexec.errors import ModelError
 
 from .importer import Conversion, Importer
 
-_CONTROL_FLOW = ("CALL", "CALL_ONCE", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "WHILE")
-_STATEFUL = ("ASSIGN_VARIABLE", "HASHTABLE", "READ_VARIABLE", "SVDF", "VAR_HANDLE")
+_CONTROL_FLOW = ("CALL", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "WHILE")
+_STATEFUL = ("ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE", "READ_VARIABLE", "SVDF", "VAR_HANDLE")
 
 
 def by_tvm(step: Conversion) -> relax.Expr | list[relax.Expr]:
