@@ -176,7 +176,8 @@ def test_a_command_needs_no_standard_output() -> None:
 def test_a_place_that_cannot_be_written_is_refused_first(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for out in (tmp_path, tmp_path / "missing" / "out"):
+    (tmp_path / "link").symlink_to("missing/out")
+    for out in (tmp_path, tmp_path / "missing" / "out", tmp_path / "link"):
         assert cli.main([*command, "--out", str(out)]) == 1
         assert f"--out {out}: " in capsys.readouterr().err
 

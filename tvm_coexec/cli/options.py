@@ -77,13 +77,13 @@ def check_out(path: Path | None, option: str = "--out") -> None:
     """Refuse a file that cannot be written before anything is computed for it; ``option`` names it."""
     if path is None:
         return
-    reason = None
+    reason, folder = None, Path(os.path.realpath(path)).parent  # of a link, where it leads
     if path.is_dir():
         reason = "it is a directory"
-    elif not path.absolute().parent.is_dir():
-        reason = f"there is no directory {path.absolute().parent}"
-    elif not path.exists() and not os.access(path.absolute().parent, os.W_OK):
-        reason = f"nothing can be written in {path.absolute().parent}"
+    elif not folder.is_dir():
+        reason = f"there is no directory {folder}"
+    elif not path.exists() and not os.access(folder, os.W_OK):
+        reason = f"nothing can be written in {folder}"
     if reason is not None:
         raise InputError(f"{option} {path}: {reason}; name a file in a directory that exists and can be written to")
 
