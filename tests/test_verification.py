@@ -28,6 +28,7 @@ from tvm_coexec.verification.differences import difference
 from tvm_coexec.verification.evaluators import evaluator_for
 from tvm_coexec.verification.inputs import nudged, random_inputs
 from tvm_coexec.verification.onnx_evaluators import OnnxRuntimeEvaluator, ReferenceEvaluator
+from tvm_coexec.verification.recurrent_layouts import with_steps_first
 
 pytestmark = pytest.mark.one_runtime
 
@@ -207,6 +208,11 @@ def test_onnx_runtime_judges_recurrent_operators_whose_sequences_come_first(oper
         np.testing.assert_allclose(result, array, rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_that_onnx_runtime_takes_is_not_copied() -> None:
+    model = image_network()
+    assert with_steps_first(model) is model
+
+
 def test_numbers_of_table_entries_stay_within_their_table() -> None:
     builder = OnnxBuilder()
     builder.inputs.append(helper.make_tensor_value_info("token", TensorProto.INT64, [2, 50]))
@@ -214,6 +220,29 @@ def test_numbers_of_table_entries_stay_within_their_table() -> None:
     model = builder.model(builder.add("Relu", row))
     (tokens,) = random_inputs(to_graph(model), evaluator_for(model).choices, seed=0)
     assert set(tokens.reshape(-1)) == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "constant", "choices"),
+    [
+        ("int64", (), 16000, [16000]),
+        ("int64", (1,), 0, [0, 1]),
+        ("int64", (2, 50), 0, [0, 1]),  # a mask, of which all would be left out
+        ("int64", ("batch", 50), 7, [0, 1, 7]),
+        ("uint8", (2, 50), 255, None),
+        ("bool", (2, 50), False, None),
+        ("float32", (2, 50), -np.inf, None),
+    ],
+)
+def test_inputs_that_are_compared_with_a_constant_are_others_too(
+    dtype: str, shape: tuple[int | str, ...], constant: float, choices: list[int] | None
+) -> None:
+    builder = OnnxBuilder()
+    elements = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    builder.inputs.append(helper.make_tensor_value_info("x", elements, shape))
+    equal = builder.add("Equal", "x", builder.const(constant, dtype))
+    evaluator = evaluator_for(builder.model(builder.add("Cast", equal, to=TensorProto.FLOAT)))
+    assert evaluator.choices.get("x") == choices
 
 
 floats = st.floats(-1e6, 1e6, width=32)

@@ -32,7 +32,7 @@ class Evaluator(Protocol):
 
     @property
     def choices(self) -> Mapping[str, Sequence[int]]:
-        """The whole numbers that an input may be: of a table's entries, or what the model compares it with."""
+        """The whole numbers that an input may be: of a table's entries, or what it is compared with and others."""
 
     @property
     def steps(self) -> Mapping[str, float]:

@@ -68,10 +68,10 @@ class _OnnxEvaluator:
         self.steps = _steps(proto.graph)
         self.rounding: Mapping[str, float] = {}
         self.choices: dict[str, Sequence[int]] = {}
-        for name in self._inputs:
-            sizes, compared = list(_table_sizes(proto.graph, name)), list(_compared_with(proto.graph, name))
-            if sizes or compared:
-                self.choices[name] = range(min(sizes)) if sizes else compared
+        for value in proto.graph.input:
+            numbers = _choices(proto.graph, value) if value.name in self._inputs else ()
+            if numbers:
+                self.choices[value.name] = numbers
 
 
 class OnnxRuntimeEvaluator(_OnnxEvaluator):
@@ -193,6 +193,20 @@ def _readers(graph: onnx.GraphProto, name: str) -> Iterator[tuple[onnx.NodeProto
         yield from ((node, position) for position, operand in enumerate(node.input) if operand in followed)
 
 
+def _choices(graph: onnx.GraphProto, value: onnx.ValueInfoProto) -> Sequence[int]:
+    """The whole numbers that an input may be; none where the model says nothing of them."""
+    sizes, compared = list(_table_sizes(graph, value.name)), set(_compared_with(graph, value.name))
+    if sizes:
+        return range(min(sizes))
+    tensor = value.type.tensor_type
+    is_one = all(size.dim_value == 1 for size in tensor.shape.dim)
+    if not compared or (is_one and compared.isdisjoint((0, 1))):
+        return sorted(compared)
+    # a mask, for one, is compared with what is left out: some of its numbers have to be others
+    is_bytes = tensor.elem_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    return () if is_bytes and not is_one else sorted(compared | {0, 1})
+
+
 def _table_sizes(graph: onnx.GraphProto, name: str) -> Iterator[int]:
     """How many entries the constant tables have from which an input chooses."""
     constants = _constants(graph)
@@ -203,9 +217,10 @@ def _table_sizes(graph: onnx.GraphProto, name: str) -> Iterator[int]:
 
 
 def _compared_with(graph: onnx.GraphProto, name: str) -> Iterator[int]:
-    """The constants with one of which an input is compared, such as the rates that a model knows."""
+    """The whole numbers with one of which an input is compared, such as the rates that a model knows."""
     constants = _constants(graph)
     for node, position in _readers(graph, name):
         other = constants.get(node.input[1 - position]) if node.op_type == "Equal" else None
-        if other is not None:
-            yield from (int(number) for number in numpy_helper.to_array(other).reshape(-1))
+        numbers = None if other is None else numpy_helper.to_array(other)
+        if numbers is not None and numbers.dtype.kind in "iu":
+            yield from map(int, numbers.reshape(-1))

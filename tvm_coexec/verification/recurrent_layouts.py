@@ -16,7 +16,12 @@ _STEPS_BEHIND = (2, 0, 1, 3)
 
 
 def with_steps_first(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A model in which every recurrent operator reads and makes steps first, with transposes around it."""
+    """A model in which every recurrent operator reads and makes steps first, with transposes around it.
+
+    It is the very model that is given, if no sequences come first there.
+    """
+    if not any(map(_has_sequences_first, proto.graph.node)):
+        return proto
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     nodes = [each for node in proto.graph.node for each in _nodes(node)]
@@ -25,10 +30,13 @@ def with_steps_first(proto: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
+def _has_sequences_first(node: NodeProto) -> bool:
+    return node.op_type in _OPERATORS and any(each.name == "layout" and each.i == 1 for each in node.attribute)
+
+
 def _nodes(node: NodeProto) -> Iterator[NodeProto]:
     """The node itself or, if its sequences come first, what computes the same."""
-    layouts = [attribute.i for attribute in node.attribute if attribute.name == "layout"]
-    if node.op_type not in _OPERATORS or layouts != [1]:
+    if not _has_sequences_first(node):
         yield node
         return
     inner = NodeProto()
