@@ -218,6 +218,18 @@ def test_a_choice_between_graphs(is_constant: bool, tmp_path: Path) -> None:
         check(content, tmp_path, low)
 
 
+def test_a_choice_between_graphs_that_make_other_shapes_is_refused(tmp_path: Path) -> None:
+    writer = Writer()
+    condition, x = writer.tensor("condition", (), "bool"), writer.tensor("x", (2, 4))
+    chosen = writer.add("IF", [condition, x], (2, 4), "If", thenSubgraphIndex=1, elseSubgraphIndex=2)
+    first, second = Writer(writer), Writer(writer)
+    given = [graph.tensor("given", (2, 4)) for graph in (first, second)]
+    row = first.add("SUM", [given[0], first.integers([0])], (1, 4), "Reducer", keepDims=True)
+    others = [(first, given[:1], [row]), (second, given[1:], [second.add("RELU", given[1:], (2, 4))])]
+    with pytest.raises(ModelError, match=r"^IF \(tensor '\w+'\) has branches of other types or shapes"):
+        graph_of(writer.finish([condition, x], [chosen], others), tmp_path)
+
+
 def test_variables_that_outlive_a_run_are_refused(tmp_path: Path) -> None:
     writer = Writer()
     x = writer.tensor("x", (2, 4))

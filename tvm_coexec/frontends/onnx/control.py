@@ -83,7 +83,7 @@ def _if(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -
             raise refusal
         results[name] = _not_numbers(simplifier, results[other], source, refusal)
         warnings.warn(
-            f"{source} gives NaN where its {name} would be taken, which is none for these shapes ({refusal.reason})",
+            f"{source} gives NaN where its {name} would be taken, which these shapes do not fit ({refusal.reason})",
             stacklevel=2,
         )
     pairs = zip(results["then_branch"], results["else_branch"], strict=True)

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from tvm import relax
 
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.relax.calls import static_type
+
 from .importer import Conversion
 
 
@@ -16,6 +19,12 @@ def _if(step: Conversion) -> list[relax.Expr]:
     if condition is not None:
         return step.importer.inside(numbers[0 if condition.reshape(-1)[0] else 1], values)
     yes, no = (step.importer.inside(number, values) for number in numbers)
+    for pair in zip(yes, no, strict=True):
+        if len({static_type(result.ty, str(step.source)) for result in pair}) > 1:
+            raise ModelError(
+                f"{step.source} has branches of other types or shapes, between which a condition chooses that the "
+                "model computes; let both make tensors of one shape"
+            )
     chosen = relax.op.reshape(step.operand(0), ())
     return [relax.op.where(chosen, *pair) for pair in zip(yes, no, strict=True)]
 
