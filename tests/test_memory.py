@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from onnx_builder import OnnxBuilder, linear
 from small_modules import chain, chain_of
 
+from tvm_coexec import api
 from tvm_coexec.compiler.packaging import package
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import DeviceError
+from tvm_coexec.frontends import ReadModel, read_model
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.loaded import Loaded
 from tvm_coexec.runtime.module import Module
@@ -40,6 +46,25 @@ def test_blocks_are_zero_aligned_and_apart(device: Device, mechanism: str) -> No
             block[:] = number
         for number, block in enumerate(blocks, 1):
             assert (block == number).all()
+
+
+def test_what_was_read_of_a_file_is_let_go_before_kernels_are_built(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds a model's weights a second time."""
+    builder = OnnxBuilder(x=(5, 64))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
+    read: list[weakref.ref[ReadModel]] = []
+
+    def read_and_note(model: Any, shapes: Any) -> ReadModel:
+        found = read_model(model, shapes)
+        read.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(api, "read_model", read_and_note)
+    monkeypatch.setattr(api, "build_graph", lambda *_, **__: [reference() for reference in read])
+    assert api.build(path, device=device, split="cpu") == [None]
 
 
 def test_memory_that_the_device_has_not_is_named(device: Device) -> None:

@@ -103,6 +103,7 @@ def build(
     if not isinstance(device, Device):
         device = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
     graph = read.to_graph()
+    del read  # which holds the weights a second time
     module = build_graph(graph, device, profile=profile, split=split, timeout_s=timeout_s, yields=yields, adapt=adapt)
     if check:
         from .verification import NetworkCheck

@@ -61,6 +61,7 @@ def run(
     read = read_checked(model, shapes, rules.values(), profile)
     opened = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
     graph = read.to_graph()
+    del read  # which holds the weights a second time
     check = NetworkCheck(model, graph, seed)
     agrees = True
     for split, rule in rules.items():
