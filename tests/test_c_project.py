@@ -77,6 +77,13 @@ def test_a_copy_that_does_not_fit_is_told_by_its_place(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "app") and not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_filled_by_others_meanwhile_is_told_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not empty") as caught, whole_folder(tmp_path / "app"):
+        (tmp_path / "app").mkdir()
+        (tmp_path / "app" / "theirs").touch()
+    assert caught.value.filename == str(tmp_path / "app") and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_project_is_whole_or_is_not_there(
     is_there: bool, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -75,7 +75,6 @@ def test_a_local_tracker_leaves_no_process_behind() -> None:
     assert not psutil.wait_procs(started, timeout=5.0)[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "message"),
     [(DeviceChoice("none"), "no OpenCL device is called 'none'"), (DeviceChoice(cpu_cores=(4095,)), "core 4095")],
@@ -85,6 +84,7 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_started(choice: D
         pytest.fail("a tracker was started")
 
 
+@pytest.mark.slow
 def test_a_killed_parent_leaves_no_process_behind() -> None:
     script = (
         "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.runtime.device import DeviceChoice\n"

@@ -65,9 +65,10 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.replace(place)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        at = isinstance(error, OSError) and str(error.filename2 or error.filename or partial)  # of a copy, its place
-        if isinstance(error, OSError) and str(at).startswith(str(partial)):
-            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        if isinstance(error, OSError):
+            named = [str(name) for name in (error.filename, error.filename2) if name]  # of a copy or a move, both ends
+            if not named or any(name.startswith(str(partial)) for name in named):
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
 
 

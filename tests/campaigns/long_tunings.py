@@ -29,7 +29,7 @@ _MINUTES = 60.0
 _MOST_COMMANDS = 300
 _PEACE_S = (4.0, 40.0)
 _LONGEST_SAMPLE_US = 1e6
-"""No kernel takes as long as the shortest time for which a process is stopped: a median is no stop's."""
+"""No kernel takes as long as the shortest stop of a process: a median of that length would be that of a stop."""
 
 _ENDS_WITHIN_S = 600.0
 
