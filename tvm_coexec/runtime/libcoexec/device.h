@@ -50,8 +50,8 @@ struct coexec_device {
   device_flags flags;
   thread_pool* pool; /* NULL until a program has work for several threads */
   int32_t ran_on;    /* the processor on which the last run ended; -1: there was none */
-  int32_t crowded_runs; /* for how many runs it is still assumed that others want the CPU's core */
   int shared_calls;  /* whether several threads took part in it */
+  int32_t crowded_runs; /* for how many runs it is still assumed that others want the CPU's core */
 };
 
 /* Before anything else is done with a device: no other thread uses it until leave_device. */

@@ -16,9 +16,11 @@ static const int64_t LEAST_DRAIN_NS = 5000000000;
 
 /* While others want its core, a thread that spins or yields pays with its share of it, or with a turn of the scheduler's.
    Asleep it saves the share, and is let in soon after it wakes: once, shortly before the GPU is expected to be done. */
-static const int64_t EARLY_NS = 15000, LEAST_NAP_NS = 30000, SHORT_NAP_NS = 50000;
+static const int64_t EARLY_NS = 15000, LEAST_NAP_NS = 30000, SHORT_NAP_NS = 50000, MOST_NAP_NS = 100000000;
+/* What a core may take to wake up that nobody wants: no sign of others. */
+static const int64_t WAKING_NS = 500000;
 static const int64_t LEAST_DISPLACED_NS = 50000;
-enum { DISPLACED_SHARE = 16, CROWDED_RUNS = 32, FORGETTING = 64 };
+enum { DISPLACED_SHARE = 16, CROWDED_RUNS = 32, FORGETTING = 64, SHORTENING = 8 };
 
 static _Atomic int32_t* flag(const runnable* p, int word) { return (_Atomic int32_t*)(p->flags + word); }
 
@@ -79,25 +81,36 @@ static coexec_status enqueue(runnable* p, const operation* op) {
 /* Grows while this thread has no core. */
 static int64_t off_core_ns(void) { return now_ns() - thread_ns(); }
 
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* A signal may end it early. */
 static void nap(runnable* p, int64_t ns) {
   struct timespec t = {ns / 1000000000, ns % 1000000000};
+  int64_t off_core = off_core_ns();
   nanosleep(&t, NULL);
-  p->napped_ns += ns;
+  p->napped_ns += least(off_core_ns() - off_core, ns + WAKING_NS);
 }
 
-/* When the GPU is expected to be done, if it began when both sides were done before. */
-static int64_t due_ns(const runnable* p, const operation* op) {
+static int is_done(const runnable* p, const operation* op) {
+  return atomic_load_explicit(flag(p, FLAG_GPU_DONE), memory_order_acquire) >= op->step;
+}
+
+/* Sleep until shortly before the GPU is expected to be done, if it began when both sides were done before. */
+static void sleep_for_gpu(runnable* p, const operation* op) {
   int64_t gpu_ns = p->gpu_ns[op - p->operations];
-  return gpu_ns ? p->start_ns + p->both_done_ns + gpu_ns : 0;
+  int64_t left_ns = gpu_ns ? p->start_ns + p->both_done_ns + gpu_ns - EARLY_NS - now_ns() : 0;
+  if (left_ns <= LEAST_NAP_NS || is_done(p, op)) return;
+  nap(p, least(left_ns, least(MOST_NAP_NS, p->timeout_ns)));
+  p->has_overslept = is_done(p, op);
 }
 
 static coexec_status wait_for_gpu(runnable* p, const operation* op) {
-  _Atomic int32_t* done = flag(p, FLAG_GPU_DONE);
   int is_crowded = p->device->crowded_runs > 0;
-  int64_t deadline = 0, off_core = is_crowded ? off_core_ns() : 0, napped_ns = p->napped_ns;
-  int64_t left_ns = is_crowded ? due_ns(p, op) - EARLY_NS - now_ns() : 0;
-  if (left_ns > LEAST_NAP_NS && atomic_load_explicit(done, memory_order_acquire) < op->step) nap(p, left_ns);
-  for (uint32_t spins = 1; atomic_load_explicit(done, memory_order_acquire) < op->step; ++spins) {
+  int64_t off_core = is_crowded ? off_core_ns() : 0, napped_ns = p->napped_ns;
+  int64_t deadline = is_crowded ? now_ns() + p->timeout_ns : 0;
+  p->has_overslept = 0;
+  if (is_crowded) sleep_for_gpu(p, op);
+  for (uint32_t spins = 1; !is_done(p, op); ++spins) {
     if (spins == PATIENT_SPINS && !off_core) off_core = off_core_ns();
     if (is_crowded && spins > PATIENT_SPINS) nap(p, SHORT_NAP_NS);
     else relax(spins, p->yields);
@@ -112,11 +125,12 @@ static coexec_status wait_for_gpu(runnable* p, const operation* op) {
 }
 
 /* After a wait: from when both sides were done before until now is the most that the GPU took. What was the least lately
-   is what it takes; a nap that was too long shortens it, since it ends early. */
+   is what it takes; where it was done before this thread woke up, nobody knows since when, and the next nap is shorter.
+   A first run tells nothing: drivers compile in it. */
 static void learn_gpu_time(runnable* p, int32_t operation) {
   int64_t end_ns = p->operation_ns[2 * operation + 1], took_ns = end_ns - p->both_done_ns, *known = &p->gpu_ns[operation];
-  *known += *known / FORGETTING;
-  if (!*known || took_ns < *known) *known = took_ns;
+  *known += p->has_overslept ? -(*known / SHORTENING) : *known / FORGETTING;
+  if (p->has_run && (!*known || took_ns < *known)) *known = took_ns;
   p->both_done_ns = end_ns;
 }
 
@@ -250,7 +264,7 @@ static coexec_status run_operations(runnable* p) {
     p->operation_ns[2 * i] = now_ns() - p->start_ns;
     status = operate(p, &p->operations[i]);
     p->operation_ns[2 * i + 1] = now_ns() - p->start_ns;
-    if (p->operations[i].kind == COEXEC_WAIT) learn_gpu_time(p, i);
+    if (!status && p->operations[i].kind == COEXEC_WAIT) learn_gpu_time(p, i);
   }
   if (!status) status = await_writes(p, NULL, 0);
   if (!status) return COEXEC_OK;
@@ -290,6 +304,7 @@ coexec_status run_once(runnable* p) {
   read_clocks(&p->end_ns, &p->end_ticks);
   if (p->flags) look_for_others(p, off_core_ns() - off_core);
   if (slack_ns) prctl(PR_SET_TIMERSLACK, (unsigned long)slack_ns, 0, 0, 0);
+  if (!status) p->has_run = 1;
   if (p->launch_count) linger(p);
   if (p->threads > 1) rest_pool(p->device->pool);
   p->device->shared_calls = p->threads > 1;
