@@ -105,3 +105,13 @@ def test_squeeze_and_excitation_by_a_hard_sigmoid() -> None:
     gate = b.add("Conv", b.add("GlobalAveragePool", hidden), b.weights(10, 10, 1, 1), b.weights(10))
     graph = check_against_onnxruntime(b.model(b.add("Mul", hidden, b.add("HardSigmoid", gate))))
     assert [kind for kind, _ in layers(graph)] == ["conv2d", "average", "conv2d", "multiply"]
+
+
+@pytest.mark.parametrize("allowed", [[0.0, -np.inf], [1.0, np.nan]])
+def test_a_choice_may_be_between_constants_that_are_not_finite(allowed: list[float]) -> None:
+    """Masks of attention are made so: what is left out is the least number of all."""
+    b = OnnxBuilder(x=(3, 8))
+    least = b.add("Max", "x", b.const(-np.inf))
+    chosen = b.add("Where", b.add("Less", least, b.const(0.4)), *(b.const(number) for number in allowed))
+    kept = b.add("Where", b.add("IsNaN", chosen), b.const(2.0), chosen)
+    check_against_onnxruntime(b.model(b.add("Softmax", b.add("Add", "x", kept))))

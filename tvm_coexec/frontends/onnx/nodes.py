@@ -77,6 +77,8 @@ def cut_range(node: NodeProto, numbers: Mapping[str, np.ndarray]) -> dict[str, i
 
     None for other nodes.
     """
+    if node.op_type not in ("Gather", "Slice"):
+        return None
     operands = [numbers.get(name) for name in node.input[1:]]
     if not operands or any(array is None or array.size != 1 for array in operands):
         return None
