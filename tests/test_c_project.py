@@ -84,6 +84,22 @@ def test_a_folder_that_is_filled_by_others_meanwhile_is_told_by_its_name(tmp_pat
     assert caught.value.filename == str(tmp_path / "app") and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_folder_that_is_there_is_filled_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with whole_folder(".") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "file").write_text("whole")
+    assert Path("inner/file").read_text() == "whole"  # the folder that the process stands in was not replaced
+    assert list(tmp_path.iterdir()) == [tmp_path / "inner"]
+
+
+def test_a_folder_that_is_there_and_filled_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="not empty"), whole_folder(tmp_path) as partial:
+        (partial / "ours").touch()
+        (tmp_path / "theirs").touch()
+    assert list(tmp_path.iterdir()) == [tmp_path / "theirs"]
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_project_is_whole_or_is_not_there(
     is_there: bool, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

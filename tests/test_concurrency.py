@@ -156,7 +156,7 @@ chain(device, 2, 5, 64)[0].write(sys.argv[1])
 model = b.model(b.add("Relu", b.add("MatMul", "x", w)))
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    loaded = load(sys.argv[1], device=device)
+    loaded = load(sys.argv[1], device=device, adapt=True)
     built = tvm_coexec.build(model, device=device, split=0.5)
 assert len([one for one in told if "alone, on which both sides cannot run at once" in str(one.message)]) == 2, told
 x = np.ones((4, 64), np.float32)

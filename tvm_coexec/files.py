@@ -52,23 +52,45 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterato
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Fill a folder that takes the place of ``path``, which is empty or not there; if anything fails, that stays so."""
+    """Fill a folder that takes the place of ``path``, which is empty or not there; if anything fails, that stays so.
+
+    A folder that is there is not replaced: a shell may stand in it, or a disk be mounted there.
+    """
     place = Path(os.path.realpath(path))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=place.parent))
+        partial = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=place if place.is_dir() else place.parent))
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # by the name that the user knows
     try:
         yield partial
-        partial.chmod(0o755)
-        partial.replace(place)
+        if partial.parent == place:
+            _move_up(partial)
+        else:
+            partial.chmod(0o755)
+            partial.replace(place)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
             named = [str(name) for name in (error.filename, error.filename2) if name]  # of a copy or a move, both ends
             if not named or any(name.startswith(str(partial)) for name in named):
                 raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+        raise
+
+
+def _move_up(partial: Path) -> None:
+    """Move what a folder holds into the one that it lies in, which holds nothing else; all of it or nothing."""
+    place = partial.parent
+    if any(not entry.name.endswith(".partial") for entry in place.iterdir()):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), os.fspath(place))
+    moved: list[Path] = []
+    try:
+        for entry in list(partial.iterdir()):
+            moved.append(entry.rename(place / entry.name))
+        partial.rmdir()
+    except BaseException:
+        for entry in moved:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         raise
 
 

@@ -195,9 +195,9 @@ def open_device(
         PoCL's threads is settled by the first OpenCL query of the process.
     mechanism
         ``svm`` or ``event``; by default the best of them that the device has, but ``event`` where both sides share one
-        core. ``mapped``: flags in buffers that stay
-        mapped, of which OpenCL does not promise that they work. A probe of 100,000 hand-overs of data and flag in both
-        directions looks whether any is lost, in every process that opens the device so.
+        core. ``mapped``: flags in buffers that stay mapped, of which OpenCL does not promise that they work. A probe of
+        100,000 hand-overs of data and flag in both directions looks whether any is lost, in every process that opens
+        the device so.
 
     Raises
     ------

@@ -93,6 +93,7 @@ class Module:
         self._calls = 0
         with device.in_turn():
             yields = yields or device.shares_core  # else the driver's thread gets no turn
+            adapt = adapt and not device.shares_core  # where nothing is divided, nothing can be moved
             self._loaded = Loaded(package, device, file, timeout_s=timeout_s, yields=yields, adapt=adapt)
             for step in package.manifest.steps:
                 if step.seed is not None:
@@ -353,7 +354,7 @@ def load(
         Give up the CPU while waiting, at the price of a slower wake-up. On one core both sides always do.
     adapt
         Move units of divided layers toward the side that turns out faster than planned, where runs become shorter by
-        it; needs flags. :attr:`Module.adaptation` says what was moved.
+        it; needs flags. On one core nothing is moved. :attr:`Module.adaptation` says what was.
 
     Raises
     ------

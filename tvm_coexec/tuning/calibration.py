@@ -79,8 +79,9 @@ def calibrate(tuner: Tuner, until: float) -> None:
     began = time.monotonic()
     smallest = time_smallest_layer(tuner)
     first_run_s = time.monotonic() - began
-    overheads = measure_overheads(tuner, smallest, began + (until - began) / 4)
     planning = tuner.profile.planning or {}
+    known_us = planning.get("overheads", {}).get("gpu_alone_us", 0.0)
+    overheads = measure_overheads(tuner, smallest, began + (until - began) / 4, known_us)
     reads = _most_known(measure_reads(tuner, (began + until) / 2), planning.get("reads"))
     known = MemoryModel.from_json(planning["memory_model"]).activations if "memory_model" in planning else None
     network_s = 2 * _LAYERS * first_run_s  # each of its layers is compiled twice: alone, and in the network
@@ -108,7 +109,9 @@ def time_smallest_layer(tuner: Tuner) -> tuple[PointTimes, PointTimes]:
     return both, gpu
 
 
-def measure_overheads(tuner: Tuner, smallest: tuple[PointTimes, PointTimes], until: float) -> Overheads:
+def measure_overheads(
+    tuner: Tuner, smallest: tuple[PointTimes, PointTimes], until: float, known_us: float = 0.0
+) -> Overheads:
     """What synchronisation and launches add to a layer.
 
     Parameters
@@ -117,6 +120,8 @@ def measure_overheads(tuner: Tuner, smallest: tuple[PointTimes, PointTimes], unt
         What :func:`time_smallest_layer` found.
     until
         After this time, by :func:`time.monotonic`, no other larger layer is measured.
+    known_us
+        What layers on the GPU alone took beyond their kernels when an earlier tuning had time to measure larger ones.
     """
     both, gpu = smallest
     split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
@@ -124,7 +129,7 @@ def measure_overheads(tuner: Tuner, smallest: tuple[PointTimes, PointTimes], unt
     split_us, gpu_alone_us = max(float(split_us), 0.0), max(interval_us - kernel_us, 0.0)
     if tuner.target.hardware.opencl_type != "gpu":
         return Overheads(split_us, gpu_alone_us)
-    beyond_us = _beyond_kernels_us(tuner, interval_us, until)
+    beyond_us = _beyond_kernels_us(tuner, interval_us, until, known_us)
     interval_us = min([interval_us, *_intervals_us(tuner, until)])
     if interval_us < (1 + _LAUNCHES) * (kernel_us + beyond_us):
         return Overheads(split_us, gpu_alone_us)
@@ -155,9 +160,9 @@ def _intervals_us(tuner: Tuner, until: float) -> Iterator[float]:
         yield float(np.median(gpu.wall_us))
 
 
-def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float) -> float:
+def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float, known_us: float) -> float:
     """What layers on the GPU alone take beyond their kernels where these are longer than the interval of launches."""
-    beyond_us = 0.0
+    beyond_us = known_us
     for layer in _LARGER_LAYERS:
         if time.monotonic() > until:
             break
