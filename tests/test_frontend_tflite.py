@@ -194,6 +194,16 @@ def test_the_shape_of_a_scalar_has_no_elements(tmp_path: Path) -> None:
     check(writer.finish([x], [writer.add("MUL", [scalar, row], (5,), "Mul")]), tmp_path)
 
 
+def test_constant_that_the_process_may_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer()
+    x, shape = writer.tensor("x", (1, 1)), (20_000, 20_000)
+    filled = writer.add("FILL", [writer.integers(shape), writer.constant(np.float32(0.5))], shape, "Fill")
+    content = writer.finish([x], [writer.add("ADD", [x, filled], shape, "Add")])
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1 << 30, 1 << 30))
+    with pytest.raises(ModelError, match=r"^FILL \(tensor '\w+'\) makes a constant of 400000000 elements, more"):
+        graph_of(content, tmp_path)
+
+
 @pytest.mark.parametrize("is_constant", [False, True])
 def test_a_choice_between_graphs(is_constant: bool, tmp_path: Path) -> None:
     writer = Writer()

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tvm import IRModule, ir, relax
+from tvm import IRModule, ir, relax, tirx
 
 from tvm_coexec.errors import ModelError, last_line
 from tvm_coexec.frontends.relax.calls import static_type
 from tvm_coexec.frontends.relax.opaque import computed
-from tvm_coexec.frontends.trace import Source
+from tvm_coexec.frontends.trace import Source, check_size
 
 from .file import TYPES_OF_ARRAYS, FileOperator, FileTensor, Quantisation, TfliteFile
 
@@ -207,6 +207,10 @@ class Importer:
             module = self.builder.get()
         finally:
             self.builder = surrounding
+        for result in results:
+            sizes = getattr(result.ty, "shape", None)  # which are not known where they depend on the numbers
+            if isinstance(sizes, relax.ShapeExpr) and all(isinstance(size, tirx.IntImm) for size in sizes):
+                check_size(tuple(map(int, sizes)), str(conversion.operator.source))
         if all(isinstance(result, ir.GenericConst) for result in results):
             arrays = [result.value.numpy() for result in results]
         else:
