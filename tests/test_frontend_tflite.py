@@ -240,6 +240,19 @@ def test_a_choice_between_graphs_that_make_other_shapes_is_refused(tmp_path: Pat
         graph_of(writer.finish([condition, x], [chosen], others), tmp_path)
 
 
+def test_tensors_of_a_chosen_graph_are_told_from_those_around_it(tmp_path: Path) -> None:
+    """Else the check would compare one with another of the same name."""
+    writer = Writer()
+    condition, x = writer.tensor("condition", (), "bool"), writer.tensor("x", (2, 4))
+    chosen = writer.add("IF", [condition, x], (2, 4), "If", thenSubgraphIndex=1, elseSubgraphIndex=1)
+    inner = Writer(writer)
+    given = inner.tensor("x", (2, 4))
+    made = inner.add("TANH", [given], (2, 4))
+    inner.tensors[made].name = writer.tensors[chosen].name = "y"
+    graph = graph_of(writer.finish([condition, x], [chosen], [(inner, [given], [made])]), tmp_path)
+    assert {node.output for node in graph.nodes if node.layer.op == "rowwise"} == {"graph1/y", "graph1/y_2"}
+
+
 def test_variables_that_outlive_a_run_are_refused(tmp_path: Path) -> None:
     writer = Writer()
     x = writer.tensor("x", (2, 4))

@@ -122,6 +122,7 @@ class TfliteFile:
 
     def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None, number: int = 0) -> None:
         self.path = path
+        self._within = f"graph{number}/" if number else ""
         if not path.is_file():
             raise ModelError(f"there is no model file {str(path)!r}; give the path of a TFLite file")
         self.content = path.read_bytes()
@@ -174,6 +175,7 @@ class TfliteFile:
         native = self.graph.Tensors(index)
         shape, dtype = _numbers(native.ShapeAsNumpy()), _TYPES[native.Type()]
         name = native.Name().decode() if native.Name() else f"tensor{index}"
+        name = self._within + name  # graphs of a file may give their tensors the same names
         fixed = -1 not in _numbers(native.ShapeSignatureAsNumpy())
         stored = self._stored(index, native, shape, dtype)
         return FileTensor(index, name, shape, fixed, dtype, _quantisation(native, dtype), stored)
