@@ -108,9 +108,9 @@ class Package:
 
 
 def identity_of(path: str | os.PathLike[str]) -> bytes:
-    """What two files share only if they hold the same: their headers, which have a checksum of all else."""
+    """What two files share only if they hold the same: headers, which have a checksum of all else, and size."""
     with open_file(path) as file:
-        return file.read(_TABLE_AT)
+        return file.read(_TABLE_AT) + os.fstat(file.fileno()).st_size.to_bytes(8, "little")
 
 
 def write_sections(file: IO[bytes], sections: Mapping[str, Sequence[bytes | memoryview]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -44,10 +44,10 @@ _UNMEASURED_FACTOR = 1.1
 """Factor on a variant's time, on a layer of which others were measured. The best of many predictions is
 the one that errs most in its favour; what was measured is known."""
 
-_FEWER_THREADS_FACTOR = 1.3
-"""Factor on the time of a CPU's kernel by fewer threads than there are cores, on a layer for which it was not measured
-so. Of 16 layers on eight x86 cores all eight threads were best, or as good; predictions that err by 18 % took four for
-one of them, 1.8 times too slow."""
+_FEWER_THREADS_GAIN = 1.02
+"""By how much a CPU's kernel has to be faster by fewer threads than there are cores than the best by all of them, on a
+layer for which it was not measured so. Of 16 layers on eight x86 cores all eight threads were best, or as good; for one
+of them four were predicted to be faster by 0.2 %, and were 1.8 times too slow."""
 
 _MOST_SPLITS = 127
 """Splits of a layer that a network's plan chooses from; layers of more units are divided more coarsely."""
@@ -239,8 +239,7 @@ class Planner:
         predictor = self.cpu if side == "cpu" else self.gpu
         times_us = predictor.predict(Halves.grid(layer, variants, own, other)).reshape(len(variants), len(own))
         measured = self.measured.get((side, layer), frozenset())
-        fewer = [variant.threads > 0 and variant not in measured for variant in variants]
-        times_us *= np.where(fewer, _FEWER_THREADS_FACTOR, 1.0)[:, None]
+        times_us = _without_small_gains(variants, times_us, measured)
         if measured:
             times_us *= np.array([[1.0 if variant in measured else _UNMEASURED_FACTOR] for variant in variants])
             tried = [variant not in measured or self.surroundings.has_run(side, layer, variant) for variant in variants]
@@ -352,6 +351,20 @@ def _read_bytes(plan: LayerPlan) -> float:
     if plan.layer.axis == "lines":
         return sum({packing(plan.layer, variant): all_bytes for variant, all_bytes, _ in read}.values())
     return sum(all_bytes * units / plan.layer.units for _, all_bytes, units in read)
+
+
+def _without_small_gains(variants: Sequence[Variant], times_us: np.ndarray, measured: Set[Variant]) -> np.ndarray:
+    """Times that keep fewer threads from being chosen where all of them are predicted to be nearly as fast."""
+    by_all = [variant.threads == 0 for variant in variants]
+    if all(by_all) or not any(by_all):
+        return times_us
+    fewer = np.array([variant.threads > 0 and variant not in measured for variant in variants])[:, None]
+    best_us = times_us[by_all].min(axis=0)
+    return np.where(
+        fewer & (times_us * _FEWER_THREADS_GAIN > best_us),
+        np.maximum(times_us, np.nextafter(best_us, np.inf)),
+        times_us,
+    )
 
 
 def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:

@@ -13,8 +13,13 @@
 enum { KEPT_MODULES = 16, MAX_CORES = 256, MAX_COUNT = 1 << 20 };
 
 typedef struct {
+  coexec_header header;
+  long bytes;
+} file_identity;
+
+typedef struct {
   char* path;
-  coexec_header header; /* of the file when it was opened: the host may have sent another by that name */
+  file_identity identity; /* of the file when it was opened: the host may have sent another by that name */
   coexec_module* module;
 } open_module;
 
@@ -72,29 +77,30 @@ static coexec_status open_device(const char* request) {
   return status;
 }
 
-/* Headers have a checksum of all else, by which files are told apart: their times would not do, since two may be sent
-   within the clock's step. */
-static coexec_status read_header(const char* path, coexec_header* header) {
+/* Headers have a checksum of all else, by which whole files are told apart, and their size tells those that were cut
+   off: times would not do, since two may be sent within the clock's step. */
+static coexec_status read_identity(const char* path, file_identity* found) {
   FILE* file = fopen(path, "rb");
-  memset(header, 0, sizeof *header);
+  memset(found, 0, sizeof *found);
   if (!file) return fail(COEXEC_BAD_FILE, "there is no module at %s", path);
-  size_t count = fread(header, sizeof *header, 1, file);
+  size_t count = fread(&found->header, sizeof found->header, 1, file);
+  found->bytes = fseek(file, 0, SEEK_END) ? -1 : ftell(file);
   fclose(file);
   return count ? COEXEC_OK : fail(COEXEC_BAD_FILE, "%s is too short for a module", path);
 }
 
 coexec_status find_module(const char* request, path_finder find_path, coexec_module** module) {
-  coexec_header header;
+  file_identity identity;
   char* name = copy_value(request, "module");
   if (!name) return fail(COEXEC_BAD_ARGUMENT, "the request names no module");
   char* path = find_path(name);
   free(name);
   coexec_status status = !path ? COEXEC_BAD_ARGUMENT : device ? COEXEC_OK : open_device("");
-  if (!status) status = read_header(path, &header);
+  if (!status) status = read_identity(path, &identity);
   for (int32_t i = 0; !status && i < module_count; ++i)
     if (!strcmp(modules[i].path, path)) {
       open_module found = modules[i];
-      if (memcmp(&found.header, &header, sizeof header)) {
+      if (memcmp(&found.identity, &identity, sizeof identity)) {
         close_number(i);
         break;
       }
@@ -107,7 +113,7 @@ coexec_status find_module(const char* request, path_finder find_path, coexec_mod
   coexec_module_options options = {.timeout_ns = 1000 * number_of(request, "timeout_us", 0)};
   if (!status && module_count == KEPT_MODULES) close_number(0);
   if (!status) status = coexec_module_open(device, path, &options, module);
-  if (!status) modules[module_count++] = (open_module){path, header, *module};
+  if (!status) modules[module_count++] = (open_module){path, identity, *module};
   else free(path);
   return status;
 }
