@@ -42,7 +42,7 @@ _KINDS_OF_FACTS = {
     **dict.fromkeys(("cpu_features", "cpu_cores", "gpu_cores"), list),
     **dict.fromkeys(("max_group_size", "compute_units", "local_memory_bytes", "image_rows"), int),
 }
-"""Of what kind facts are that a build depends on."""
+"""The kind of value that each fact has on which a build depends."""
 
 
 def build(

@@ -45,7 +45,7 @@ _UNMEASURED_FACTOR = 1.1
 the one that errs most in its favour; what was measured is known."""
 
 _FEWER_THREADS_GAIN = 1.02
-"""By how much a CPU's kernel has to be faster by fewer threads than there are cores than the best by all of them, on a
+"""A CPU's kernel has to be so many times as fast by fewer threads than there are cores as the best by all of them, on a
 layer for which it was not measured so. Of 16 layers on eight x86 cores all eight threads were best, or as good; for one
 of them four were predicted to be faster by 0.2 %, and were 1.8 times too slow."""
 

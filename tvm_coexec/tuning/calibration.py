@@ -27,6 +27,7 @@ from .reading import measure_reads
 from .tuner import Tuner
 
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
+_ON_THE_GPU = Point(0, _OVERHEAD_LAYER.units, 25)
 
 _LAUNCHES = 0.2
 """Where the smallest layer takes a GPU so much longer than its kernel would in a long chain, it is launches that follow
@@ -105,7 +106,7 @@ def time_smallest_layer(tuner: Tuner) -> tuple[PointTimes, PointTimes]:
     """A layer so small that little but synchronisation and launches is left: halved, and on the GPU alone."""
     candidate, units = tuner.default_candidate(_OVERHEAD_LAYER), _OVERHEAD_LAYER.units
     half = units // 2
-    both, gpu = tuner.measure_now(candidate, [Point(half, units - half, 100), Point(0, units, 25)])
+    both, gpu = tuner.measure_now(candidate, [Point(half, units - half, 100), _ON_THE_GPU])
     return both, gpu
 
 
@@ -152,11 +153,11 @@ def measure_launches_again(tuner: Tuner) -> None:
 
 def _intervals_us(tuner: Tuner, until: float) -> Iterator[float]:
     """The interval of launches, measured again and again."""
-    candidate, point = tuner.default_candidate(_OVERHEAD_LAYER), Point(0, _OVERHEAD_LAYER.units, 25)
+    candidate = tuner.default_candidate(_OVERHEAD_LAYER)
     for _ in range(_LAUNCH_TRIALS):
         if time.monotonic() > until:
             return
-        (gpu,) = tuner.measure_now(candidate, [point], check=False)
+        (gpu,) = tuner.measure_now(candidate, [_ON_THE_GPU], check=False)
         yield float(np.median(gpu.wall_us))
 
 

@@ -64,7 +64,7 @@ def difference(
     step
         For floats that integers stand for, how far neighbours lie apart; 0 for others.
     rounding
-        By how much what is expected is wrong itself.
+        How far what is expected is off itself.
     """
     if not expected.size:
         return Difference(0.0, True, (), 0.0, 0.0)

@@ -40,7 +40,7 @@ class Evaluator(Protocol):
 
     @property
     def rounding(self) -> Mapping[str, float]:
-        """By how much the engine itself is wrong, of values that it only approximates."""
+        """How far the engine itself is off, for values that it only approximates."""
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         """Compute outputs or inner values by name from the inputs in the model's order."""

@@ -23,7 +23,7 @@ _VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Uns
 """Operators whose result holds the numbers of their first operand."""
 
 _SIGMOID_ROUNDING = 2.0**-22
-"""How far ONNX Runtime's sigmoid is off; those that are near 0 are off by a tenth by that."""
+"""How far ONNX Runtime's sigmoid is off: at -14.33 release 1.32 gives 5.7e-7 or 6.3e-7, where 6.0e-7 is right."""
 
 _INTEGER_PRODUCTS = frozenset(
     (

@@ -86,7 +86,7 @@ def _transposed(step: Conversion) -> relax.Expr:
 
 
 def _cast(step: Conversion) -> relax.Expr:
-    """Of complex numbers the real part; real numbers with nothing imaginary."""
+    """Cast complex numbers to their real part, and real numbers to complex ones without an imaginary part."""
     made = step.importer.file.tensors[step.operator.outputs[0]]
     if made.stored_dtype != "complex64":
         return relax.op.astype(_part(0)(step), made.dtype)
