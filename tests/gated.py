@@ -51,6 +51,9 @@ class Gated(Base):
     def own_parameters(self) -> dict[str, tuple[int, ...]]:
         return {"gain": (self.n,)}
 
+    def facts(self) -> dict[str, float]:
+        return super().facts() | {"gated:tensors": 2}
+
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
         first, second = (operands[name].astype(np.float64) for name in ("input", "input1"))
         return (first + operands["gain"]) * second

@@ -75,7 +75,10 @@ def test_it_is_described_to_predictors() -> None:
     halves = Halves.grid(LAYER, [variant], np.array([1.0, 5.0]), np.array([0.0, 0.0]))
     described = describe(halves, "cpu", Processor(1))
     assert described["flops"].tolist() == pytest.approx([2 * 5 * 133 / 5, 2 * 5 * 133])
-    assert FeatureSet.for_halves(halves).matrix(described).shape[0] == 2
+    features = FeatureSet.for_halves(halves)
+    columns = dict(zip(features.names, features.matrix(described).T.tolist(), strict=True))
+    assert columns["kind:gated"] == [1, 1] and columns["gated:tensors"] == [2, 2]
+    assert FeatureSet(features.names) == features, "as a predictor is read again"
 
 
 def test_it_survives_json_and_its_name_is_taken() -> None:

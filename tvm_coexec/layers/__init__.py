@@ -7,6 +7,7 @@ block of 1, 2 or 4 lines; for a row-wise operator it is a block of 8 rows. The G
 
 from .attention import Attention, PlaceRows
 from .base import (
+    KIND_PREFIX,
     ROW_BLOCK,
     SCRATCH,
     TILE,
@@ -26,7 +27,7 @@ from .layout import MAX_NARROW, ImageLayout, ImageLayouts
 from .matmul import MatMul, Matrices
 from .opaque import Opaque, Operand, constant_name
 from .rearrange import Digit, Rearrange
-from .registry import layer_from_json, layer_to_json, register
+from .registry import known_operators, layer_from_json, layer_to_json, register
 from .resize import Resize
 from .rowwise import RowWise
 from .steps import (
@@ -55,6 +56,7 @@ __all__ = [
     "GENERATOR_VERSION",
     "IMAGE_WIDTH",
     "KERNEL_TYPES",
+    "KIND_PREFIX",
     "MAX_NARROW",
     "PER_CHANNEL",
     "ROW_BLOCK",
@@ -100,6 +102,7 @@ __all__ = [
     "is_nonnegative",
     "item_bytes",
     "keeps_zero",
+    "known_operators",
     "layer_from_json",
     "layer_to_json",
     "line_block",

@@ -21,6 +21,9 @@ ROW_BLOCK = 8
 _MIN_LINES = 14
 """Lines of an image that is worth dividing by them: of fewer, a unit is too large a part."""
 
+KIND_PREFIX = "kind:"
+"""How the feature begins that says of which kind a layer is."""
+
 SCRATCH = "scratch_"
 """How the names of operands begin that only pass something on from one kernel of a half to its next."""
 
@@ -123,8 +126,15 @@ class Layer(Protocol):
     def reads_locally(self, role: str) -> bool:
         """Whether a unit needs only the same unit of the activation with a role, where that is divided as this is."""
 
+    @property
+    def kind_name(self) -> str:
+        """What the predictors know such layers by: all of one ``op``, or those that are computed alike."""
+
     def facts(self) -> dict[str, float]:
-        """What the predictors see of the layer besides its operations and bytes: its sizes and its kind."""
+        """What the predictors see of the layer besides its operations and bytes: its sizes and its kind.
+
+        A family adds features of its own under names that begin with its ``op`` and a colon.
+        """
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
         """Compute rows of the result in float64, the epilogue left out."""
@@ -190,6 +200,10 @@ class Base:
     def reads_locally(self: Layer, role: str) -> bool:
         return role == "residual" or self.channel_local
 
+    @property
+    def kind_name(self: Layer) -> str:
+        return self.op
+
     def facts(self: Layer) -> dict[str, float]:
         tiles = tile_count(self.out_channels, self.dtype)
         return {
@@ -198,7 +212,7 @@ class Base:
             "channels": self.out_channels,
             "channel_padding": tiles * tile_channels(self.dtype) / self.out_channels,
             "shared_bytes": 0,
-            f"kind:{self.op}": 1.0,
+            f"{KIND_PREFIX}{self.kind_name}": 1.0,
         }
 
 

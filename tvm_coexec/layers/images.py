@@ -111,19 +111,20 @@ class Pool(Base):
         own_line = self.kernel[0] == self.stride[0] == 1 and self.padding[::2] == (0, 0)
         return self.axis == "channels" or role == "residual" or own_line
 
+    @property
+    def kind_name(self) -> str:
+        return f"{self.kind}_pool"
+
     def facts(self) -> dict[str, float]:
-        facts = super().facts() | {
+        return super().facts() | {
             "reduction": math.prod(self.kernel),
             "output_width": self.out_w,
             "inputs": 1,
-            f"kind:{self.kind}_pool": 1.0,
             "kernel_height": self.kernel[0],
             "kernel_width": self.kernel[1],
             "stride": max(self.stride),
             "dilation": max(self.dilation),
         }
-        del facts[f"kind:{self.op}"]
-        return facts
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
         """A position of the window at a time."""

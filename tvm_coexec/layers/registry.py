@@ -26,6 +26,11 @@ def register(cls: Class) -> Class:
     return cls
 
 
+def known_operators() -> tuple[str, ...]:
+    """The names of all operators that there are layers of."""
+    return tuple(_LAYERS)
+
+
 def layer_to_json(layer: Layer) -> dict[str, Any]:
     """Describe a layer by plain values, ``op`` first; what most layers have in common is left out."""
     fields = dataclasses.asdict(layer)  # type: ignore[call-overload]
@@ -43,7 +48,7 @@ def layer_from_json(fields: Mapping[str, Any]) -> Any:
     rest = {key: value for key, value in fields.items() if key != "op"}
     cls = _LAYERS.get(fields.get("op", ""))
     if cls is None:
-        raise ValueError(f"unknown layer op {fields.get('op')!r}; known: {', '.join(_LAYERS)}")
+        raise ValueError(f"unknown layer op {fields.get('op')!r}; known: {', '.join(known_operators())}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in rest.items()}
     try:
         return cls(**values)

@@ -73,10 +73,12 @@ class RowWise(Base):
     def reads_locally(self, role: str) -> bool:
         return True
 
+    @property
+    def kind_name(self) -> str:
+        return self.kind
+
     def facts(self) -> dict[str, float]:
-        facts = super().facts() | {"channel_padding": 1.0, f"kind:{self.kind}": 1.0}
-        del facts[f"kind:{self.op}"]
-        return facts
+        return super().facts() | {"channel_padding": 1.0}
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
         x = operands["input"].astype(np.float64)

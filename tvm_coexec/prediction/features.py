@@ -13,7 +13,7 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import EPILOGUE_STEPS, AnyLayer, Pool, RowWise, Variant
+from tvm_coexec.layers import EPILOGUE_STEPS, KIND_PREFIX, AnyLayer, Variant, known_operators
 
 from .kernel_facts import IMPLEMENTATION_PREFIX, PARAMETER_PREFIX, implementation_feature, kernel_facts
 from .product_features import PRODUCT_NAMES, Processor, product_features
@@ -25,8 +25,6 @@ GROUPS = ("layer", "kernel", "dispatch", "contention")
 
 THREAD_NAMES = ("threads", "thread_units", "thread_flops")
 """Features where samples differ in threads: how many compute the half, and the most units and FLOPs of one of them."""
-
-_IMAGE_KINDS = ("concat", "elementwise", "local_norm", "rearrange", "resize", *(f"{kind}_pool" for kind in Pool.KINDS))
 
 _FIXED_NAMES: dict[str, tuple[str, ...]] = {
     "layer": (
@@ -47,10 +45,6 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "output_width",
         "inputs",
         "by_lines",
-        *(
-            f"kind:{kind}"
-            for kind in ("linear", "conv2d", "attention", "matmul", "place", *RowWise.KINDS, *_IMAGE_KINDS)
-        ),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -193,11 +187,13 @@ class FeatureSet:
 
     @classmethod
     def for_halves(cls, halves: Halves, groups: Sequence[str] = GROUPS) -> FeatureSet:
-        """The features of some groups; those of the kernels are named after the kernels met in ``halves``."""
+        """The features of some groups, and what the layers and kernels met in ``halves`` have of their own."""
+        layer_names = {name for layer, _ in halves.kernels for name in layer.facts() if ":" in name}
         kernel_names = {implementation_feature(layer, variant) for layer, variant in halves.kernels}
         kernel_names |= {f"{PARAMETER_PREFIX}{name}" for _, variant in halves.kernels for name, _ in variant.params}
         has_products = any(schedules.gpu_products.computes(variant) for _, variant in halves.kernels)
         names = _FIXED_NAMES | {
+            "layer": (*_FIXED_NAMES["layer"], *sorted(layer_names)),
             "kernel": (*_FIXED_NAMES["kernel"], *sorted(kernel_names)),
             "dispatch": (
                 *_FIXED_NAMES["dispatch"],
@@ -209,12 +205,13 @@ class FeatureSet:
 
     def __post_init__(self) -> None:
         fixed = {name for names in (*_FIXED_NAMES.values(), PRODUCT_NAMES, THREAD_NAMES) for name in names}
+        prefixes = (KIND_PREFIX, IMPLEMENTATION_PREFIX, PARAMETER_PREFIX, *(f"{op}:" for op in known_operators()))
         for name in self.names:
-            if name not in fixed and not name.startswith((IMPLEMENTATION_PREFIX, PARAMETER_PREFIX)):
+            if name not in fixed and not name.startswith(prefixes):
                 raise FileFormatError(f"this release computes no feature {name!r}; tune the profile again")
 
     def matrix(self, described: dict[str, np.ndarray]) -> np.ndarray:
-        """One row a half; kernels and epilogues that these halves do not have are zero."""
+        """One row a half; kinds, kernels and epilogues that these halves do not have are zero."""
         count = len(described["units"])
         matrix = np.zeros((count, len(self.names)), np.float32)
         for column, name in enumerate(self.names):
