@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,12 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tvm_coexec.frontends.tflite.file import TfliteFile
 
 from ..errors import ModelError, first_line
+from .evaluator import Evaluator
 from .litert_models import with_own_operators, with_wide_weights
 
 
-class LiteRtEvaluator:
+class LiteRtEvaluator(Evaluator):
     """A TFLite file in LiteRT."""
-
-    choices: Mapping[str, Sequence[int]] = {}
-    rounding: Mapping[str, float] = {}
 
     def __init__(self, path: Path) -> None:
         self.engine = f"LiteRT {ai_edge_litert.__version__}"

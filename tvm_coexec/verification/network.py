@@ -12,7 +12,8 @@ from ..errors import KernelError
 from ..graph import Graph, Node
 from ..layers import Opaque
 from .differences import Difference, difference
-from .evaluators import Evaluator, evaluator_for
+from .evaluator import Evaluator
+from .evaluators import evaluator_for
 from .inputs import nudged, random_inputs
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import ModelError, first_line
+from .evaluator import Evaluator
 from .recurrent_layouts import with_steps_first
 
 _LARGEST_PROTO = 2**31 - 2**20
@@ -58,7 +59,7 @@ def onnx_evaluator(model: onnx.ModelProto | str | os.PathLike[str]) -> OnnxRunti
             raise ModelError(f"neither ONNX Runtime nor ONNX's reference evaluator takes the model: {reason}") from None
 
 
-class _OnnxEvaluator:
+class _OnnxEvaluator(Evaluator):
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
         constants = {tensor.name for tensor in proto.graph.initializer}
@@ -66,12 +67,8 @@ class _OnnxEvaluator:
         self.outputs = [output.name for output in proto.graph.output]
         self.values = [name for node in proto.graph.node for name in node.output if name]
         self.steps = _steps(proto.graph)
-        self.rounding: Mapping[str, float] = {}
-        self.choices: dict[str, Sequence[int]] = {}
-        for value in proto.graph.input:
-            numbers = _choices(proto.graph, value) if value.name in self._inputs else ()
-            if numbers:
-                self.choices[value.name] = numbers
+        found = {value.name: _choices(proto.graph, value) for value in proto.graph.input if value.name in self._inputs}
+        self.choices = {name: numbers for name, numbers in found.items() if numbers}
 
 
 class OnnxRuntimeEvaluator(_OnnxEvaluator):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import ModelError, last_line
+from .evaluator import Evaluator
 
 
-class TorchEvaluator:
+class TorchEvaluator(Evaluator):
     """A program of ``torch.export``, run by torch; its inner values are what modules of a single operator give."""
-
-    choices: Mapping[str, Sequence[int]] = {}
-    rounding: Mapping[str, float] = {}
-    steps: Mapping[str, float] = {}
 
     def __init__(self, program: Any) -> None:
         # where it is not installed, type checkers do not find it
@@ -61,13 +58,8 @@ def _modules_of_one_node(program: Any) -> dict[str, str]:
     return {path: names[0] for path, names in nodes.items() if len(names) == 1}
 
 
-class RelaxEvaluator:
+class RelaxEvaluator(Evaluator):
     """A Relax module, compiled by TVM for the CPU without anything of this product; only its outputs are seen."""
-
-    choices: Mapping[str, Sequence[int]] = {}
-    rounding: Mapping[str, float] = {}
-    steps: Mapping[str, float] = {}
-    values: Sequence[str] = ()
 
     def __init__(self, module: Any) -> None:
         import tvm
