@@ -3,6 +3,7 @@
 #define now_ns simulated_ns
 #define thread_ns simulated_thread_ns
 #define nanosleep simulated_nap
+#include "waits.c"
 #include "run.c"
 
 enum { LOOK_NS = 1000 }; /* what a look at the clock takes */
@@ -42,7 +43,6 @@ int simulated_nap(const struct timespec* wanted, struct timespec* left) {
 void begin(int64_t timeout_ns) {
   program.timeout_ns = timeout_ns;
   program.has_run = 0;
-
   gpu_ns[0] = 0;
 }
 

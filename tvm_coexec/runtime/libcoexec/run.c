@@ -2,37 +2,13 @@
 #include "run.h"
 
 #include "flags.h"
+#include "waits.h"
 
 #include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <time.h>
-
-enum { CLOCK_INTERVAL = 1024, PATIENT_INTERVAL = 16 }; /* looks at a flag between two at the clock */
-enum { EVENT_PAUSES = 8 };                              /* between two looks at an event */
 
 static const int64_t LEAST_DRAIN_NS = 5000000000;
-
-/* While others want its core, a thread that spins or yields pays with its share of it, or with a turn of the scheduler's.
-   Asleep it saves the share, and is let in soon after it wakes: once, shortly before the GPU is expected to be done. */
-static const int64_t EARLY_NS = 15000, LEAST_NAP_NS = 30000, SHORT_NAP_NS = 50000, MOST_NAP_NS = 100000000;
-/* What a core may take to wake up that nobody wants: no sign of others. */
-static const int64_t WAKING_NS = 500000;
-static const int64_t LEAST_DISPLACED_NS = 50000;
-enum { DISPLACED_SHARE = 16, CROWDED_RUNS = 32, FORGETTING = 64, SHORTENING = 8 };
-
-static _Atomic int32_t* flag(const runnable* p, int word) { return (_Atomic int32_t*)(p->flags + word); }
-
-static coexec_status failed(runnable* p, coexec_status status, int32_t step) {
-  p->failed_step = step;
-  return status;
-}
-
-static coexec_status opencl_failed(runnable* p, int32_t step, int32_t error) {
-  p->opencl_error = error;
-  return failed(p, COEXEC_OPENCL_FAILED, step);
-}
 
 /* The queue may be awake in a lingering kernel, which makes way as soon as there is something to make way for. */
 static void set_active(const runnable* p, int32_t active) {
@@ -76,82 +52,6 @@ static coexec_status enqueue(runnable* p, const operation* op) {
   if (!error) error = cl->flush(p->queue);
   set_active(p, 1);
   return error ? opencl_failed(p, op->step, error) : COEXEC_OK;
-}
-
-/* Grows while this thread has no core. */
-static int64_t off_core_ns(void) { return now_ns() - thread_ns(); }
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* A signal may end it early. */
-static void nap(runnable* p, int64_t ns) {
-  struct timespec t = {ns / 1000000000, ns % 1000000000};
-  int64_t off_core = off_core_ns();
-  nanosleep(&t, NULL);
-  p->napped_ns += least(off_core_ns() - off_core, ns + WAKING_NS);
-}
-
-static int is_done(const runnable* p, const operation* op) {
-  return atomic_load_explicit(flag(p, FLAG_GPU_DONE), memory_order_acquire) >= op->step;
-}
-
-/* Sleep until shortly before the GPU is expected to be done, if it began when both sides were done before. */
-static void sleep_for_gpu(runnable* p, const operation* op) {
-  int64_t gpu_ns = p->gpu_ns[op - p->operations];
-  int64_t left_ns = gpu_ns ? p->start_ns + p->both_done_ns + gpu_ns - EARLY_NS - now_ns() : 0;
-  if (left_ns <= LEAST_NAP_NS || is_done(p, op)) return;
-  nap(p, least(left_ns, least(MOST_NAP_NS, p->timeout_ns)));
-  p->has_overslept = is_done(p, op);
-}
-
-static coexec_status wait_for_gpu(runnable* p, const operation* op) {
-  int is_crowded = p->device->crowded_runs > 0;
-  int64_t off_core = is_crowded ? off_core_ns() : 0, napped_ns = p->napped_ns;
-  int64_t deadline = is_crowded ? now_ns() + p->timeout_ns : 0;
-  p->has_overslept = 0;
-  if (is_crowded) sleep_for_gpu(p, op);
-  for (uint32_t spins = 1; !is_done(p, op); ++spins) {
-    if (spins == PATIENT_SPINS && !off_core) off_core = off_core_ns();
-    if (is_crowded && spins > PATIENT_SPINS) nap(p, SHORT_NAP_NS);
-    else relax(spins, p->yields);
-    if (spins % (spins > PATIENT_SPINS ? PATIENT_INTERVAL : CLOCK_INTERVAL)) continue;
-    int64_t now = now_ns();
-    if (!deadline) deadline = now + p->timeout_ns;
-    if (now > deadline) return failed(p, COEXEC_CPU_WAITED, op->step);
-  }
-  if (off_core) p->displaced_ns += off_core_ns() - off_core - (p->napped_ns - napped_ns);
-  int32_t gave_up = atomic_load_explicit(flag(p, FLAG_GPU_GAVE_UP), memory_order_acquire);
-  return gave_up ? failed(p, COEXEC_GPU_WAITED, gave_up) : COEXEC_OK;
-}
-
-/* After a wait: from when both sides were done before until now is the most that the GPU took. What was the least lately
-   is what it takes; where it was done before this thread woke up, nobody knows since when, and the next nap is shorter.
-   A first run tells nothing: drivers compile in it. */
-static void learn_gpu_time(runnable* p, int32_t operation) {
-  int64_t end_ns = p->operation_ns[2 * operation + 1], took_ns = end_ns - p->both_done_ns, *known = &p->gpu_ns[operation];
-  *known += p->has_overslept ? -(*known / SHORTENING) : *known / FORGETTING;
-  if (p->has_run && (!*known || took_ns < *known)) *known = took_ns;
-  p->both_done_ns = end_ns;
-}
-
-/* See a command end, spinning: a driver that waits in our place sleeps, and wakes up tens of microseconds later. */
-static coexec_status await_event(runnable* p, void* event, int32_t step) {
-  const opencl* cl = &p->device->cl;
-  int64_t deadline = 0;
-  int32_t state = 1, error = cl->flush(p->queue);
-  coexec_status status = COEXEC_OK;
-  for (uint32_t spins = 1; !error && !status; ++spins) {
-    error = cl->event_info(event, CL_EVENT_STATUS, sizeof state, &state, NULL);
-    if (error || state <= CL_STATUS_COMPLETE) break;
-    for (uint32_t pause = 0; pause < EVENT_PAUSES; ++pause) relax(spins, p->yields); /* the driver locks its events */
-    if (spins % PATIENT_INTERVAL) continue;
-    int64_t now = now_ns();
-    if (!deadline) deadline = now + p->timeout_ns;
-    if (now > deadline) status = failed(p, COEXEC_CPU_WAITED, step);
-  }
-  if (!error && state < 0) error = state;
-  cl->release_event(event);
-  return error ? opencl_failed(p, step, error) : status;
 }
 
 /* A copy to the device reads the host's memory until it ends: nobody waits for it but who writes there next, which may be
@@ -272,28 +172,12 @@ static coexec_status run_operations(runnable* p) {
   return drain(p, status);
 }
 
-/* Remember for some runs that others had the core for a part of one. */
-static void look_for_others(const runnable* p, int64_t off_core_ns) {
-  int64_t displaced_ns = off_core_ns - p->napped_ns;
-  coexec_device* d = p->device;
-  if (displaced_ns > LEAST_DISPLACED_NS && displaced_ns > (p->end_ns - p->start_ns) / DISPLACED_SHARE)
-    d->crowded_runs = CROWDED_RUNS;
-  else if (d->crowded_runs) --d->crowded_runs;
-}
-
-/* Let naps end on time, if there may be any; returns what to set back, or 0. */
-static int punctual(const runnable* p) {
-  int slack = p->device->crowded_runs ? prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0) : 0;
-  if (slack > 0) prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-  return slack > 0 ? slack : 0;
-}
-
 coexec_status run_once(runnable* p) {
   cpu_set_t before;
   p->opencl_error = p->failed_step = 0;
   p->text[0] = 0;
   p->displaced_ns = p->napped_ns = p->both_done_ns = 0;
-  int slack_ns = punctual(p);
+  int slack_ns = make_naps_punctual(p);
   int was_moved = move_to_first_core(p->device, &before);
   use_workspace(p->workspaces);
   if (p->threads > 1) wake_pool(p->device->pool, p->workspaces, p->threads);
@@ -303,7 +187,7 @@ coexec_status run_once(runnable* p) {
   coexec_status status = run_operations(p);
   read_clocks(&p->end_ns, &p->end_ticks);
   if (p->flags) look_for_others(p, off_core_ns() - off_core);
-  if (slack_ns) prctl(PR_SET_TIMERSLACK, (unsigned long)slack_ns, 0, 0, 0);
+  set_back_slack(slack_ns);
   if (!status) p->has_run = 1;
   if (p->launch_count) linger(p);
   if (p->threads > 1) rest_pool(p->device->pool);
