@@ -86,6 +86,10 @@ class TrackerConnection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Break the connection."""
         self._socket.close()
 
     def servers(self, key: str) -> int:

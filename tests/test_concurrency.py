@@ -146,6 +146,7 @@ from small_modules import chain, chain_of, expected
 import tvm_coexec
 from tvm_coexec.compiler.packaging import package
 from tvm_coexec.compiler.target import target_for
+from tvm_coexec.profile import Profile
 from tvm_coexec.runtime.device import open_device
 from tvm_coexec.runtime.module import load
 
@@ -154,11 +155,14 @@ w = b.weights(64, 96)
 device = open_device("pocl")
 chain(device, 2, 5, 64)[0].write(sys.argv[1])
 model = b.model(b.add("Relu", b.add("MatMul", "x", w)))
+with Profile.create(sys.argv[1] + ".profile", device.facts()) as profile:
+    profile.describe(planning={key: {} for key in ("overheads", "memory_model", "estimates_us", "noise")})
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     loaded = load(sys.argv[1], device=device, adapt=True)
-    built = tvm_coexec.build(model, device=device, split=0.5)
+    built = tvm_coexec.build(model, device=device, split=0.5, profile=profile.path)
 assert len([one for one in told if "alone, on which both sides cannot run at once" in str(one.message)]) == 2, told
+assert len([one for one in told if f"the profile {profile.path} is not used" in str(one.message)]) == 1, told
 x = np.ones((4, 64), np.float32)
 assert {layer.cpu_units - layer.layer.units for layer in built.plan.layers} == {0}
 assert np.isfinite(built(x)).all() and np.isfinite(loaded(np.ones((5, 64), np.float32))).all()

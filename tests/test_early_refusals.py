@@ -9,10 +9,12 @@ from onnx_builder import OnnxBuilder, linear
 from test_tuning import FACTS
 
 from tvm_coexec.profile import Profile
+from tvm_coexec.runtime.discovery import find_device
+from tvm_coexec.tuning.alone import alone_with_device
 
 EARLY = {
     "there is no model file": ["check no.onnx", "build no.onnx --split 0.5 --out z", "tune --out p --layers no.onnx"],
-    "the model has no nodes": ["check empty.onnx", "plan empty.onnx --profile p"],
+    "the model has no nodes": ["check empty.onnx", "plan empty.onnx --profile tuned"],
     "Wire format was corrupt": ["check noise.onnx", "build noise.onnx --split cpu --out z"],
     "is no TFLite model": ["check noise.tflite", "build noise.tflite --split cpu --out z"],
     "the shape [1, 2] does not fit": ["check m.onnx --shape x=1,2", "build m.onnx --split cpu --out z --shape x=1,2"],
@@ -23,30 +25,74 @@ EARLY = {
     "there is no profile at no": ["check m.onnx --profile no", "plan m.onnx --profile no", "profile show no"],
     "is a file, and a profile a folder": ["tune --out m.onnx", "tune --out m.onnx --device none"],
     "/proc/no/p cannot be used": ["tune --out /proc/no/p"],
+    "was not tuned to the end": [
+        "plan m.onnx --profile p",
+        "build m.onnx --profile p --out z",
+        "check m.onnx --profile p",
+    ],
+    "is out of reach": ["tune --out z --tracker 127.0.0.1:1 --key k", "run m.onnx --tracker 127.0.0.1:1 --key k"],
     "names a device at a tracker": ["devices --key k", "tune --out z --key k", "run m.onnx --key k"],
     "it does not begin as a module does": ["run noise.onnx", "inspect noise.onnx", "export noise.onnx --c-project c"],
 }
 """What is known without the compiler, without predictors and without a device, and the calls that are told so."""
 
+BEFORE_OPENING = {
+    "no OpenCL device is called 'none'": [
+        *("tune --out z --device none", "check m.onnx --device none"),
+        "build m.onnx --split cpu --out z --device none",
+    ],
+    "names core 65535": ["tune --out z --cpu-cores 65535", "build m.onnx --split cpu --out z --gpu-cores 65535"],
+    "each spins while it waits": ["tune --out z --device pocl --cpu-cores 0 --gpu-cores 0"],
+    "belongs to 'pocl: test'": [
+        *("tune --out tuned --device pocl", "build m.onnx --profile tuned --out z --device pocl"),
+        "check m.onnx --profile tuned --device pocl",
+    ],
+}
+"""What is known once the OpenCL devices of the machine are, none of which is opened."""
+
+HELD = {"is being tuned or measured by process": ["tune --out z --device pocl"]}
+
 
 def test_what_needs_no_compiler_is_told_before_one_is_loaded(tmp_path: Path) -> None:
+    _write_files(tmp_path)
+    _check_told(EARLY, {"tvm", "xgboost", "pyopencl", "onnxruntime"}, tmp_path)
+
+
+def test_what_needs_no_device_to_be_open_is_told_before_a_process_is_started_for_it(tmp_path: Path) -> None:
+    _write_files(tmp_path)
+    _check_told(BEFORE_OPENING, {"tvm", "xgboost", "onnxruntime"}, tmp_path)
+
+
+def test_a_device_that_is_held_is_told_before_a_process_is_started_for_it(tmp_path: Path) -> None:
+    with alone_with_device(find_device("pocl").name):
+        _check_told(HELD, {"tvm", "xgboost", "onnxruntime"}, tmp_path)
+
+
+def _write_files(folder: Path) -> None:
     builder = OnnxBuilder(x=(9, 64))
-    (tmp_path / "m.onnx").write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
+    (folder / "m.onnx").write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
     for name in ("noise.onnx", "noise.tflite"):
-        (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(3000))
-    (tmp_path / "empty.onnx").touch()
-    Profile.create(tmp_path / "p", FACTS).close()
+        (folder / name).write_bytes(np.random.default_rng(0).bytes(3000))
+    (folder / "empty.onnx").touch()
+    Profile.create(folder / "p", FACTS).close()
+    with Profile.create(folder / "tuned", FACTS) as profile:
+        profile.describe(planning={key: {} for key in ("overheads", "memory_model", "estimates_us", "noise")})
+
+
+def _check_told(told: dict[str, list[str]], heavy: set[str], folder: Path) -> None:
+    """Each call ends in a line with its message, before anything heavy is loaded and before a process is started."""
     code = f"""
-import contextlib, io, sys
+import contextlib, io, subprocess, sys
 from tvm_coexec.cli import main
-for message, calls in {EARLY}.items():
+subprocess.Popen = None
+for message, calls in {told}.items():
     for call in calls:
         with contextlib.redirect_stderr(io.StringIO()) as told:
             status = main(call.split())
         lines = told.getvalue().splitlines()
         assert status == 1 and len(lines) == 1 and message in lines[0], (call, status, lines)
-        loaded = {{"tvm", "xgboost", "pyopencl", "onnxruntime"}} & set(sys.modules)
+        loaded = {heavy} & set(sys.modules)
         assert not loaded, (call, loaded)
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

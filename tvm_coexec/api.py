@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,39 +11,27 @@ from typing import TYPE_CHECKING, Any
 from tvm_coexec.files import read_json
 
 from .compiler.packaging import package_plan
-from .compiler.target import target_for
+from .compiler.target import check_facts, target_for
 from .errors import InputError
 from .frontends import ReadModel, read_model
 from .graph import Graph
 from .layers import AnyLayer
 from .module.package import Package
 from .planning.division import Overheads
-from .planning.from_profile import planner
+from .planning.from_profile import check_tuned, planner
 from .planning.plan import Plan
 from .planning.rules import Split, check_split, plan_by_rule
 from .planning.split import Planner
 from .profile import Profile
+from .profile.profile import check_same_device
 from .profile.records import Sample
-from .runtime.device import Device, open_device
+from .runtime.device import Device, DeviceChoice
 from .runtime.loaded import TIMEOUT_S
 from .runtime.module import Module, warn_of_one_core
 from .tuning.splits import measure_splits
 
 if TYPE_CHECKING:
     from .frontends import Model, Shapes
-
-_NEEDED_FACTS = {
-    *("name", "label", "mechanism", "machine", "cpu_features", "cpu_cores"),
-    *("device_type", "max_group_size", "compute_units"),
-}
-
-
-_KINDS_OF_FACTS = {
-    **dict.fromkeys(("name", "label", "mechanism", "machine", "device_type"), str),
-    **dict.fromkeys(("cpu_features", "cpu_cores", "gpu_cores"), list),
-    **dict.fromkeys(("max_group_size", "compute_units", "local_memory_bytes", "image_rows"), int),
-}
-"""The kind of value that each fact has on which a build depends."""
 
 
 def build(
@@ -101,7 +90,8 @@ def build(
     """
     read = read_checked(model, shapes, [split], profile)
     if not isinstance(device, Device):
-        device = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
+        cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
+        device = open_for(profile, DeviceChoice(device, cpu, gpu))
     graph = read.to_graph()
     del read  # which holds the weights a second time
     module = build_graph(graph, device, profile=profile, split=split, timeout_s=timeout_s, yields=yields, adapt=adapt)
@@ -119,8 +109,19 @@ def read_checked(
     for split in splits:
         check_split(split, profile is not None)
     if profile is not None:
-        Profile.open(profile).close()
+        with Profile.open(profile) as opened:
+            check_tuned(opened)
     return read_model(model, shapes)
+
+
+def open_for(profile: str | os.PathLike[str] | None, choice: DeviceChoice) -> Device:
+    """Open a device of this machine, unless the profile is of another: that is told before much is done for it."""
+    if profile is not None:
+        here = choice.check()
+        if set(here["cpu_cores"]).isdisjoint(here["gpu_cores"]):  # on one core no profile is used
+            with Profile.open(profile) as opened:
+                check_same_device(opened.path, opened.facts, here)
+    return choice.open()
 
 
 def build_graph(
@@ -155,7 +156,9 @@ def plan_graph(
         return measure_splits(layers, device, profile)
 
     if device.shares_core:
-        profile = None  # which is of two cores
+        if profile is not None:
+            warnings.warn(f"the profile {profile} is not used: on one core nothing is planned by one", stacklevel=3)
+            profile = None
         if split not in ("cpu", "gpu"):
             warn_of_one_core(device)
             split = "cpu"
@@ -168,7 +171,17 @@ def _planner(profile: str | os.PathLike[str] | None, facts: Mapping[str, Any]) -
         return None
     with Profile.open(profile) as opened:
         opened.check_device(facts)
-        return planner(opened, target_for(opened.facts).hardware)
+        return planner_of(opened)
+
+
+def planner_of(profile: Profile) -> Planner:
+    """The planner of a tuned profile; the profile's facts have to be what a build needs."""
+    _check_own_facts(profile)
+    return planner(profile, target_for(profile.facts).hardware)
+
+
+def _check_own_facts(profile: Profile) -> None:
+    check_facts(profile.facts, f"the profile {profile.path}", "restore it, or tune into another directory")
 
 
 def package(
@@ -218,11 +231,14 @@ def facts_of(target: Device | Mapping[str, Any] | str | os.PathLike[str]) -> dic
     """What a device says of itself, from wherever that was kept; see :func:`package`."""
     if isinstance(target, Device):
         return target.facts()
+    remedy = "write it anew by `tvm-coexec devices --facts FILE`"
     if isinstance(target, Mapping):
-        return _checked(target, "the target")
+        check_facts(target, "the target", remedy)
+        return dict(target)
     path = Path(target)
     if path.is_dir():
         with Profile.open(path) as profile:
+            _check_own_facts(profile)
             return profile.facts
     try:
         facts = read_json(path)
@@ -234,23 +250,5 @@ def facts_of(target: Device | Mapping[str, Any] | str | os.PathLike[str]) -> dic
         raise InputError(
             f"{str(target)!r} holds no facts of a device ({error}); let `tvm-coexec devices --facts FILE` write it"
         ) from None
-    return _checked(facts, repr(str(target)))
-
-
-def _checked(facts: Any, owner: str) -> dict[str, Any]:
-    """The facts, if all that a build needs is there and of its kind."""
-    remedy = "write it anew by `tvm-coexec devices --facts FILE`"
-    missing = _NEEDED_FACTS - facts.keys() if isinstance(facts, Mapping) else _NEEDED_FACTS
-    if missing:
-        raise InputError(f"{owner} lacks {', '.join(sorted(missing))}; {remedy}")
-    wrong = [name for name, kind in _KINDS_OF_FACTS.items() if name in facts and not _is_kind(facts[name], kind)]
-    if wrong:
-        raise InputError(f"{owner} has wrong values of {', '.join(wrong)}; {remedy}")
+    check_facts(facts, repr(str(target)), remedy)
     return dict(facts)
-
-
-def _is_kind(value: Any, kind: type) -> bool:
-    """Whether a value of JSON is of a kind; lists are of texts, or of whole numbers."""
-    if isinstance(value, list):
-        return kind is list and all(type(one) in (str, int) for one in value)
-    return type(value) is kind

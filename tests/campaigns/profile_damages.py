@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -13,10 +14,10 @@ from damages import damaged
 from outcomes import Outcome
 from synthetic_device import OVERHEADS, PROCESSOR, measure, some_layers, variants
 
+from tvm_coexec.api import planner_of
 from tvm_coexec.errors import FileFormatError, InputError
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import Hardware, Linear
-from tvm_coexec.planning.from_profile import planner
+from tvm_coexec.layers import Linear
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rules import plan_by_rule
 from tvm_coexec.prediction.estimates import fit_estimates
@@ -27,8 +28,11 @@ from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, NetworkTimes
 from tvm_coexec.profile.trial_runs import TrialRun
 
-FACTS = {"name": "pretended: gpu", "label": "pretended", "mechanism": "svm", "cpu_cores": [1], "gpu_cores": [0]}
-HARDWARE = Hardware(64, 32, "cpu", 4096)
+FACTS = {
+    **{"name": "pretended: gpu", "label": "pretended", "mechanism": "svm", "cpu_cores": [1], "gpu_cores": [0]},
+    **{"machine": platform.machine(), "cpu_features": ["avx512f"], "device_type": "cpu"},
+    **{"max_group_size": 4096, "compute_units": 1},
+}
 
 
 @cache
@@ -40,7 +44,8 @@ def _network() -> Graph:
 
 
 def _plan(profile: Profile) -> Plan:
-    return plan_by_rule(_network(), "predicted", profile.facts, HARDWARE, planner(profile, HARDWARE), _measure_nothing)
+    found = planner_of(profile)
+    return plan_by_rule(_network(), "predicted", profile.facts, found.hardware, found, _measure_nothing)
 
 
 def _measure_nothing(_layers: object) -> None:

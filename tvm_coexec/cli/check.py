@@ -53,13 +53,13 @@ def run(
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
-    from tvm_coexec.api import build_graph, read_checked
-    from tvm_coexec.runtime.device import open_device
+    from tvm_coexec.api import build_graph, open_for, read_checked
+    from tvm_coexec.runtime.device import DeviceChoice
     from tvm_coexec.verification import NetworkCheck
 
     rules = {split: split_rule(split) for split in splits or _SPLITS}
     read = read_checked(model, shapes, rules.values(), profile)
-    opened = open_device(device, cpu_cores=cpu_cores, gpu_cores=gpu_cores)
+    opened = open_for(profile, DeviceChoice(device, cpu_cores, gpu_cores))
     graph = read.to_graph()
     del read  # which holds the weights a second time
     check = NetworkCheck(model, graph, seed)

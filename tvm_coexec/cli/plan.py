@@ -26,16 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, model: str, profile: Path, shapes: dict[str, tuple[int, ...]], out: Path | None) -> int:
-    from tvm_coexec.compiler.target import target_for
+    from tvm_coexec.api import planner_of
     from tvm_coexec.frontends import read_model
-    from tvm_coexec.planning.from_profile import planner
+    from tvm_coexec.planning.from_profile import check_tuned
     from tvm_coexec.planning.network import plan_network
     from tvm_coexec.profile import Profile
 
     check_out(out)
     with Profile.open(profile) as opened:
+        check_tuned(opened)
         read = read_model(model, shapes)
-        planned, facts = planner(opened, target_for(opened.facts).hardware), opened.facts
+        planned, facts = planner_of(opened), opened.facts
     plan = plan_network(read.to_graph(), planned, facts["label"], facts["mechanism"])
     print(plan)
     if out is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_coexec.errors import DeviceError
+from tvm_coexec.errors import DeviceError, InputError
 from tvm_coexec.layers import Hardware
 from tvm_coexec.machine.facts import instructions, instructions_here
 
@@ -48,6 +48,16 @@ _ARM_FEATURES = {  # what Linux calls a feature of an arm64 CPU, and LLVM
 }
 
 
+_KINDS_OF_FACTS = {
+    **dict.fromkeys(("name", "label", "mechanism", "machine", "device_type"), str),
+    **dict.fromkeys(("cpu_features", "cpu_cores", "gpu_cores"), list),
+    **dict.fromkeys(("max_group_size", "compute_units", "local_memory_bytes", "image_rows"), int),
+}
+"""The kind of value that each fact has on which a build depends."""
+
+_OPTIONAL_FACTS = {"gpu_cores", "local_memory_bytes", "image_rows"}
+
+
 @dataclass(frozen=True)
 class Target:
     """TVM's description of the CPU, the system whose libraries are linked, and what schedules are chosen for.
@@ -69,6 +79,24 @@ class Target:
     def key(self, side: str) -> str:
         """Names all of it that changes the code of a side's kernels; devices that are alike in that share them."""
         return str(self.llvm) if side == "cpu" else self.hardware.opencl_type
+
+
+def check_facts(facts: Any, owner: str, remedy: str) -> None:
+    """Refuse facts of ``owner`` that lack what a build needs, or have what is of another kind."""
+    known = facts.keys() if isinstance(facts, Mapping) else set[str]()
+    missing = _KINDS_OF_FACTS.keys() - _OPTIONAL_FACTS - known
+    if missing:
+        raise InputError(f"{owner} lacks {', '.join(sorted(missing))}; {remedy}")
+    wrong = [name for name, kind in _KINDS_OF_FACTS.items() if name in facts and not _is_kind(facts[name], kind)]
+    if wrong:
+        raise InputError(f"{owner} has wrong values of {', '.join(wrong)}; {remedy}")
+
+
+def _is_kind(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is of a kind; lists are of texts, or of whole numbers."""
+    if isinstance(value, list):
+        return kind is list and all(type(one) in (str, int) for one in value)
+    return type(value) is kind
 
 
 def target_for(facts: Mapping[str, Any]) -> Target:

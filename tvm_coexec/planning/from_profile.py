@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import Hardware
 from tvm_coexec.prediction.base_time import BaseTime
@@ -18,13 +20,7 @@ from .split import Planner
 
 def planner(profile: Profile, hardware: Hardware) -> Planner:
     """Make the planner of a tuned profile, for what its device's kernels are chosen by."""
-    known = profile.planning if isinstance(profile.planning, dict) else {}
-    missing = {"overheads", "memory_model", "estimates_us", "noise"} - known.keys()
-    if missing:
-        raise InputError(
-            f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
-            f" go on with `tvm-coexec tune --out {profile.path}`, its device and families"
-        )
+    known = _planning(profile)
     measured = profile.measured_variants()
     cpu, gpu = (LatencyPredictor.load(profile.predictor_path(side)) for side in ("cpu", "gpu"))
     threads = {variant.threads for (side, _), variants in measured.items() if side == "cpu" for variant in variants}
@@ -50,3 +46,19 @@ def planner(profile: Profile, hardware: Hardware) -> Planner:
         trial_runs=profile.trial_runs(),
         threads=tuple(sorted(threads)) if cpu.has_learned_threads else (0,),
     )
+
+
+def check_tuned(profile: Profile) -> None:
+    """Refuse a profile by which nothing can be planned, since its tuning did not come to its end."""
+    _planning(profile)
+
+
+def _planning(profile: Profile) -> dict[str, Any]:
+    known = profile.planning if isinstance(profile.planning, dict) else {}
+    missing = {"overheads", "memory_model", "estimates_us", "noise"} - known.keys()
+    if missing:
+        raise InputError(
+            f"{profile.path} was not tuned to the end or by an older release: it lacks {' and '.join(sorted(missing))};"
+            f" go on with `tvm-coexec tune --out {profile.path}`, its device and families"
+        )
+    return known

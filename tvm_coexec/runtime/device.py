@@ -123,15 +123,8 @@ class Device:
 
     def facts(self) -> dict[str, Any]:
         """Everything that a measurement on this device depends on, as JSON values."""
-        return {
-            **self.info.to_json(),
-            "label": self.label,
-            "is_bench": self.is_bench,
-            "cpu_cores": list(self.cpu_cores),
-            "gpu_cores": list(self.gpu_cores),
-            "notes": list(self.notes),
-            **machine_facts(self.cpu_cores[0]),
-        }
+        known = _facts(self.info, self.cpu_cores, self.gpu_cores)
+        return {**known, "label": self.label, "is_bench": self.is_bench, "notes": list(self.notes)}
 
     @property
     def shares_core(self) -> bool:
@@ -226,6 +219,11 @@ def _chosen(
     if info.device_type == "cpu":
         if mechanism is None and not set(bench_cpu).isdisjoint(bench_gpu):
             info = dataclasses.replace(info, mechanism="event", mechanism_reason=_ONE_CORE)
+        if not set(bench_cpu).isdisjoint(bench_gpu) and len(cores.usable_cores()) > 1:
+            raise DeviceError(
+                f"the CPU's side gets {cores.listed(bench_cpu)} and the OpenCL device {cores.listed(bench_gpu)}, but "
+                "each spins while it waits for the other; give them different --cpu-cores and --gpu-cores"
+            )
         return info, handle, bench_cpu, bench_gpu
     if gpu_chosen:
         raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
@@ -253,13 +251,25 @@ class DeviceChoice:
         fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
         return cls(**fields)
 
-    def check(self) -> None:
-        """Refuse a device, cores or a mechanism that there are not on this machine, and open nothing."""
-        _chosen(self.name, self.cpu_cores, self.gpu_cores, self.mechanism)
+    def check(self) -> dict[str, Any]:
+        """Refuse a device, cores or a mechanism that there are not on this machine, and open nothing.
+
+        Returns
+        -------
+        Of the device's facts those that are known before it is open.
+        """
+        info, _, cpu_cores, gpu_cores = _chosen(self.name, self.cpu_cores, self.gpu_cores, self.mechanism)
+        return _facts(info, cpu_cores, gpu_cores)
 
     def open(self) -> Device:
         """The device, in this process."""
         return open_device(self.name, cpu_cores=self.cpu_cores, gpu_cores=self.gpu_cores, mechanism=self.mechanism)
+
+
+def _facts(info: DeviceInfo, cpu_cores: tuple[int, ...], gpu_cores: tuple[int, ...]) -> dict[str, Any]:
+    """What is known of a device and its machine, as JSON values."""
+    chosen = {"cpu_cores": list(cpu_cores), "gpu_cores": list(gpu_cores)}
+    return {**info.to_json(), **chosen, **machine_facts(cpu_cores[0])}
 
 
 def _divide(
@@ -309,12 +319,6 @@ def _make(
 
 def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_cores: tuple[int, ...]) -> Device:
     """Open a CPU device whose threads run on ``gpu_cores`` alone."""
-    shared = set(cpu_cores) & set(gpu_cores)
-    if shared and len(cores.usable_cores()) > 1:
-        raise DeviceError(
-            f"the CPU's side gets {cores.listed(cpu_cores)} and the OpenCL device {cores.listed(gpu_cores)}, but each "
-            f"spins while it waits for the other; give them different --cpu-cores and --gpu-cores"
-        )
     for other in _confined:
         if other.info.alias == info.alias and other.gpu_cores != gpu_cores:
             raise DeviceError(
@@ -322,7 +326,7 @@ def _open_bench(info: DeviceInfo, handle: Any, cpu_cores: tuple[int, ...], gpu_c
                 f"{cores.listed(gpu_cores)} too; close() that device first"
             )
     notes = []
-    if shared:
+    if set(cpu_cores) & set(gpu_cores):
         notes.append("this process may use one core only: the CPU's side and the OpenCL device share it")
     part, count = workers.part_of(info, handle, len(gpu_cores))
     if count > len(gpu_cores):

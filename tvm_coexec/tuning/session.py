@@ -23,6 +23,21 @@ _FAR_SESSION_S = 600.0
 """Some drivers take minutes for the first launch of a layer's kernels; a call may take half of a session."""
 
 
+def check_session(choice: DeviceChoice, tracker: str | None, key: str | None) -> None:
+    """Refuse what :func:`open_session` cannot open, as far as that is told before anything heavy is loaded for it."""
+    from tvm_coexec.rpc.lease import TrackerConnection
+    from tvm_coexec.rpc.tracker import check_beside_tracker, parse_tracker
+
+    if tracker is None:
+        if key is not None:
+            raise InputError(f"the key {key!r} names a device at a tracker; name that too, with --tracker")
+        return
+    check_beside_tracker(choice)
+    if key is None:
+        raise InputError(f"name the device by --key; `tvm-coexec devices --tracker {tracker}` lists those there are")
+    TrackerConnection(parse_tracker(tracker), _SUMMARY_TIMEOUT_S).close()
+
+
 @contextmanager
 def open_session(
     choice: DeviceChoice, tracker: str | None = None, key: str | None = None, *, session_s: float = 0.0
@@ -35,16 +50,9 @@ def open_session(
         How long it lasts at least.
     """
     from tvm_coexec.rpc.client import SESSION_TIMEOUT_S, Session
-    from tvm_coexec.rpc.tracker import check_beside_tracker, device_key, use_tracker
+    from tvm_coexec.rpc.tracker import device_key, use_tracker
 
-    if tracker is not None:
-        check_beside_tracker(choice)
-        if key is None:
-            raise InputError(
-                f"name the device by --key; `tvm-coexec devices --tracker {tracker}` lists those there are"
-            )
-    if tracker is None and key is not None:
-        raise InputError(f"the key {key!r} names a device at a tracker; name that too, with --tracker")
+    check_session(choice, tracker, key)
     session_s = max(session_s, SESSION_TIMEOUT_S if tracker is None else _FAR_SESSION_S)
     with (
         use_tracker(tracker, choice) as address,

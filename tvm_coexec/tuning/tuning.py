@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from tvm_coexec.layers import AnyLayer, along_partition_axes
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.profile import Profile
+from tvm_coexec.profile.profile import check_same_device
 from tvm_coexec.runtime.device import DeviceChoice
 
 from .ahead import ModulesAhead, spare_cores
@@ -28,7 +29,7 @@ from .calibration import MOST_S, calibrate, measure_launches_again
 from .crew import PATIENCE_S
 from .fitting import fit, learn
 from .guided import first_candidates, search_variants
-from .session import open_fleet
+from .session import check_session, open_fleet
 from .trial_runs import MOST_RUNS, SESSION_S, TrialRunner
 from .tuner import Tuner
 from .watch import Watch
@@ -126,21 +127,28 @@ def tune(
     Profile.check_place(path)
     opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
     known = _facts_of(path) if opener == Profile.open else None
-    graphs = [model.to_graph().without_weights() for model in [read_model(model, shapes) for model in models]]
-    layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
-    budget = Budget(minutes)
+    choice, budget, models = DeviceChoice(device, cpu, gpu), Budget(minutes), list(models)
+    for model in models:
+        read_model(model, shapes)  # what is wrong with one is told now; kept, all of them might fill the memory
+    check_session(choice, tracker, key)
     with ExitStack() as stack:
+        if known is not None:
+            stack.enter_context(alone_with_profile(path))
+        if tracker is None:  # a tracker lends a device to one at a time
+            stack.enter_context(_alone_with(choice, path, known))
+        graphs = [read_model(model, shapes).to_graph().without_weights() for model in models]
+        layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
         with budget.spend("opening the device"):
-            sessions = stack.enter_context(open_fleet(DeviceChoice(device, cpu, gpu), tracker, key, known, _tell))
+            sessions = stack.enter_context(open_fleet(choice, tracker, key, known, _tell))
             facts = sessions[0].facts()
             for note in facts.get("notes", ()):
                 _tell(note)
-        # a tracker lends a device to one at a time
-        held = nullcontext() if tracker else alone_with_device(facts["name"])
         target = target_for(facts)
         modules = ModulesAhead(target, facts, spare_cores(facts, is_local=tracker is None))
-        with held, opener(path, facts) as profile, alone_with_profile(path), modules:
+        with opener(path, facts) as profile, modules:
+            if known is None:
+                stack.enter_context(alone_with_profile(path))
             watches = [Watch(session, target, facts, minutes) for session in sessions]
             tuner = _tuner(sessions, watches, profile, target, modules, is_lent=tracker is not None)
             _measure(budget, tuner, watches[0], check_layers(tuner, layers), chosen, trials)
@@ -194,6 +202,14 @@ def _tuner(
         patience_s=PATIENCE_S if is_lent else 0.0,
         tell=_tell,
     )
+
+
+def _alone_with(choice: DeviceChoice, path: Path, known: Mapping[str, Any] | None) -> AbstractContextManager[None]:
+    """Hold a device of this machine, which has to be the profile's: that is known before it is opened."""
+    here = choice.check()
+    if known is not None:
+        check_same_device(path, known, here)
+    return alone_with_device(here["name"])
 
 
 def _facts_of(path: Path) -> dict[str, Any]:
