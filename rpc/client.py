@@ -388,7 +388,7 @@ def _why_it_broke_off(error: RuntimeError) -> str:
     how = "was ended by its server (TVM's kShutdown)" if "kShutdown" in reason else f"broke off ({reason})"
     return (
         f"{how}: its process died, as by a kernel that crashes or for lack of memory, or its server was stopped; look"
-        " at what the server printed. TVM's server in Python ends with such a process: start it again, best by a loop"
+        " at what the server printed, and start it again where its tracker no longer lists it"
     )
 
 

@@ -54,6 +54,7 @@ class FarRuntime:
         is_like_this_one = triple == f"{platform.machine()}-linux-gnu"
         self.upload(library_file().read_bytes() if is_like_this_one else runtime_library(triple), _LIBRARY)
         self._wait_for(self._connection.load(_LIBRARY))
+        self.ask("guard")  # TVM's server in Python would stop serving when the session's process dies
         return triple
 
     def _triple(self) -> str:

@@ -280,8 +280,39 @@ def test_a_session_whose_process_dies_is_said_to_have_ended_so(tracker: TrackerA
     with stock_server(tracker, "dying"), Session(tracker, "dying") as session:
         session.facts()
         serving(session).kill()
-        with pytest.raises(SessionLostError, match=r"its process died.*start it again, best by a loop"):
+        with pytest.raises(SessionLostError, match=r"its process died.*start it again where its tracker no longer"):
             session.read_file("/proc/cpuinfo")
+        assert session.facts()["machine"] == platform.machine()  # its server outlived it
+
+
+_MEASURES_UNTIL_IT_IS_KILLED = """
+import sys
+from tvm_coexec.rpc.client import Session
+from tvm_coexec.rpc.lease import TrackerAddress
+
+with Session(TrackerAddress("127.0.0.1", int(sys.argv[1])), "left") as session:
+    session.facts()
+    print("measures", flush=True)
+    session.time_runs(sys.argv[2], [{}], repeats=10_000_000)
+"""
+
+
+def test_a_host_that_is_killed_leaves_a_server_that_serves_the_next_one(
+    tracker: TrackerAddress, tmp_path: Path
+) -> None:
+    with Session(tracker, "plain") as session:
+        facts = session.facts()
+    chain = tmp_path / "chain"
+    chain.write_bytes(halved_chain(Linear(16, 64, 64), 2, target_for(facts), facts).to_bytes())
+    command = [sys.executable, "-c", _MEASURES_UNTIL_IT_IS_KILLED, str(tracker.port), str(chain)]
+    with stock_server(tracker, "left"):
+        for pause_s in (0.0, 1.0):  # before and while the device computes
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as host:
+                assert host.stdout is not None and host.stdout.readline()
+                time.sleep(pause_s)
+                host.kill()
+            with Session(tracker, "left", request_timeout_s=50.0) as session:  # a session takes 60 s at most
+                assert session.facts() == facts
 
 
 @pytest.mark.slow

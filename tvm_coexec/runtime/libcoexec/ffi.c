@@ -129,6 +129,7 @@ static int answer_with(remote_function function, const any_value* arguments, int
     return answer_with(remote_##name, arguments, count, result);                                                       \
   }
 
+OFFER(guard)
 OFFER(facts)
 OFFER(text)
 OFFER(describe)

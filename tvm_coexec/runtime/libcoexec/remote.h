@@ -9,6 +9,9 @@ typedef char* (*path_finder)(const char* name);
 
 typedef coexec_status (*remote_function)(const char* request, path_finder find_path, answer* to);
 
+/* guard.c: has a server outlive this session, however it ends, where that serves it in a process of its own. */
+coexec_status remote_guard(const char* request, path_finder find_path, answer* to);
+
 coexec_status remote_facts(const char* request, path_finder find_path, answer* to);
 coexec_status remote_text(const char* request, path_finder find_path, answer* to);
 coexec_status remote_describe(const char* request, path_finder find_path, answer* to);
