@@ -19,8 +19,8 @@ FOLDERS = {
     "tvm_coexec.schedules": ROOT / "schedules",
 }
 
-BASIS = {"errors", "files", "layers", "version"}
-"""What every room may use: the vocabulary, one way to fail, one way to write files."""
+BASIS = {"cache", "errors", "files", "layers", "version"}
+"""What every room may use: the vocabulary, one way to fail, one way to write files, one to keep them."""
 
 MAY_IMPORT = {
     "layers": set(),

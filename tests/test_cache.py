@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvm_coexec.compiler.cache import Cache
+from tvm_coexec.cache import Cache
 
 
 def only_file(folder: Path) -> Path:

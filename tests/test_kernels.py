@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tvm_coexec import schedules
-from tvm_coexec.compiler.cache import Cache
+from tvm_coexec.cache import Cache
 from tvm_coexec.compiler.kernels import compile_half
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, PlaceRows, RowWise

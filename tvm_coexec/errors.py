@@ -51,7 +51,9 @@ def first_line(error: Exception) -> str:
 
 def readable(name: str, longest: int = 80) -> str:
     """What a model calls a part of it, for a line of text: without control characters, and of a bearable length."""
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+    shown = name
+    if not name.isprintable():
+        shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 

@@ -13,16 +13,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from tvm_coexec import layers, schedules
+from tvm_coexec.cache import Cache, digest_of, user_cache
 from tvm_coexec.errors import KernelError, last_line
 from tvm_coexec.layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from tvm_coexec.schedules.dispatch import Dispatch
 
 from . import broadcasts, vector_pointers
 from .broadcasts import with_short_broadcasts
-from .cache import Cache, digest_of
 from .target import Target
 from .vector_pointers import with_vector_pointers
 
@@ -55,7 +53,7 @@ class Kernel:
 @cache
 def kept_kernels() -> Cache:
     """What was compiled before."""
-    return Cache(Path(platformdirs.user_cache_path("tvm-coexec")) / "kernels", _MOST_CACHE_BYTES)
+    return user_cache("kernels", _MOST_CACHE_BYTES)
 
 
 def compile_half(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tvm_coexec.cache import user_cache
 from tvm_coexec.errors import DeviceError, InputError
 from tvm_coexec.layers import Hardware
-from tvm_coexec.machine.facts import instructions, instructions_here
+from tvm_coexec.machine.facts import cpus_here, instructions, instructions_here
 
 _VECTORS = (  # a CPU feature, the width of its vector registers in bytes, their number
     ("avx512f", 64, 32),
@@ -33,6 +35,8 @@ for Mali-G52 and G610 read late; they keep nothing in memory of kernels that nee
 
 _ORDINARY_MEMORY = 2
 """What OpenCL calls the type of local memory that is no memory of its own."""
+
+_MOST_NAMES_BYTES = 1 << 16
 
 ANDROID = "android29"
 """The oldest Android whose C library has all that the runtime calls."""
@@ -161,6 +165,13 @@ def _cpu_level(available: Iterable[str]) -> str:
 
 
 def _cpu_here() -> str:
-    from tvm.target.codegen import llvm_get_system_cpu
+    """LLVM's name of this machine's CPU: TVM tells it once, and takes a second to load, so it is kept."""
+    key = f"{importlib.metadata.version('apache-tvm')}\n{cpus_here()}"
+    kept = user_cache("processors", _MOST_NAMES_BYTES)
+    name = kept.get(key)
+    if name is None:
+        from tvm.target.codegen import llvm_get_system_cpu
 
-    return str(llvm_get_system_cpu())
+        name = str(llvm_get_system_cpu()).encode()
+        kept.put(key, name)
+    return name.decode()

@@ -13,6 +13,7 @@ from tvm_coexec.graph.layouts import fit_images
 
 from ..errors import ModelError
 from ..graph import Graph
+from .kept import form, kept_graph, key_of
 
 if TYPE_CHECKING:
     import onnx
@@ -34,22 +35,11 @@ class ReadModel:
 
     Attributes
     ----------
-    trace
-        Lists its operations.
+    to_graph
+        Forms its layers; see :func:`to_graph`.
     """
 
-    trace: Callable[[], Trace]
-
-    def to_graph(self) -> Graph:
-        """Form its layers; see :func:`to_graph`."""
-        from tvm_coexec.frontends.fusing.fuser import fuse
-        from tvm_coexec.frontends.patterns.activations import collapse_patterns
-        from tvm_coexec.frontends.patterns.attention import collapse_attention
-        from tvm_coexec.frontends.patterns.products import collapse_products
-
-        graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(self.trace())))))
-        graph.validate()
-        return graph
+    to_graph: Callable[[], Graph]
 
 
 def to_graph(model: Model, shapes: Shapes | None = None) -> Graph:
@@ -82,25 +72,50 @@ def read_model(model: Model, shapes: Shapes | None = None) -> ReadModel:
     if kind == "IRModule":
         from tvm_coexec.frontends.relax.module import trace_relax
 
-        return ReadModel(partial(trace_relax, model, shapes))
+        return ReadModel(partial(_formed, partial(trace_relax, model, shapes)))
     if kind == "ExportedProgram":
         if shapes:
             raise ModelError("shapes are given for a program of torch.export; export it with these shapes instead")
         from tvm_coexec.frontends.torch.program import trace_torch
 
-        return ReadModel(partial(trace_torch, cast("ExportedProgram", model)))
+        return ReadModel(partial(_formed, partial(trace_torch, cast("ExportedProgram", model))))
     if isinstance(model, str | os.PathLike):
-        path = Path(model)
-        return _read_tflite(path, shapes) if path.suffix == ".tflite" else _read_onnx(path, shapes)
+        return _read_file(Path(model), shapes)
     if kind == "ModelProto":
-        return _read_onnx(cast("onnx.ModelProto", model), shapes)
+        return ReadModel(partial(_formed, _read_onnx(cast("onnx.ModelProto", model), shapes)))
     raise ModelError(
         f"cannot build from a {kind}; give the path of an ONNX file or a TFLite file, a ModelProto, an "
         "ExportedProgram or an IRModule"
     )
 
 
-def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes) -> ReadModel:
+def _read_file(path: Path, shapes: Shapes) -> ReadModel:
+    """Read a file, or take what was read of the same file before."""
+    key = key_of(path, shapes)
+    kept = None if key is None else kept_graph(key)
+    if kept is not None:
+        return ReadModel(kept.told)
+    trace = _read_tflite(path, shapes) if path.suffix == ".tflite" else _read_onnx(path, shapes)
+
+    def to_graph() -> Graph:
+        return form(partial(_formed, trace), path, shapes, key).told()
+
+    return ReadModel(to_graph)
+
+
+def _formed(trace: Callable[[], Trace]) -> Graph:
+    """The layers of what a front end lists."""
+    from tvm_coexec.frontends.fusing.fuser import fuse
+    from tvm_coexec.frontends.patterns.activations import collapse_patterns
+    from tvm_coexec.frontends.patterns.attention import collapse_attention
+    from tvm_coexec.frontends.patterns.products import collapse_products
+
+    graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(trace())))))
+    graph.validate()
+    return graph
+
+
+def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes) -> Callable[[], Trace]:
     try:
         from tvm_coexec.frontends.onnx.file import read_onnx
     except ModuleNotFoundError as error:
@@ -114,10 +129,10 @@ def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes) -> ReadModel:
 
         return trace_onnx(proto)
 
-    return ReadModel(trace)
+    return trace
 
 
-def _read_tflite(path: Path, shapes: Shapes) -> ReadModel:
+def _read_tflite(path: Path, shapes: Shapes) -> Callable[[], Trace]:
     try:
         from tvm_coexec.frontends.tflite.file import TfliteFile
     except ModuleNotFoundError as error:
@@ -131,4 +146,4 @@ def _read_tflite(path: Path, shapes: Shapes) -> ReadModel:
 
         return trace_tflite(file)
 
-    return ReadModel(trace)
+    return trace

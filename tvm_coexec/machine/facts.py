@@ -27,6 +27,7 @@ _PACKAGES = {
 }
 _INSTRUCTIONS = re.compile(r"(avx|fma|f16c|bmi|sse|ssse|popcnt|movbe|aes|vaes|asimd|neon|sve|fphp|atomics)")
 """How the names of CPU features begin that a compiler makes use of."""
+_KIND_OF_CPU = re.compile(r"(vendor_id|cpu family|model|stepping|flags|Features|CPU)\b", re.ASCII)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -79,6 +80,12 @@ def check_cpu(built_for: Mapping[str, Any]) -> None:
 def instructions(features: Iterable[str]) -> frozenset[str]:
     """Keep those of a CPU's features that a compiler makes use of."""
     return frozenset(name for name in features if _INSTRUCTIONS.match(name))
+
+
+def cpus_here() -> str:
+    """What this machine says of its CPUs that stays as it is while they run: kinds, models and features."""
+    lines = dict.fromkeys(_CPUINFO.read_text().splitlines())
+    return "\n".join(line for line in lines if _KIND_OF_CPU.match(line))
 
 
 def instructions_here() -> frozenset[str]:

@@ -64,7 +64,7 @@ class Package:
             file,
             {name: [content] for name, content in tables.items()}
             | {
-                "description": [json.dumps(self.manifest.to_json(), separators=(",", ":")).encode()],
+                "description": [self.manifest.to_text().encode()],
                 "cpu_code": [self.library],
                 "opencl": [self.opencl_source.encode()],
                 "constants": list(self._constant_parts()),

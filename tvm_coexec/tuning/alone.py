@@ -13,7 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
-from tvm_coexec.compiler.cache import digest_of
+from tvm_coexec.cache import digest_of
 from tvm_coexec.errors import MeasurementError
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import platformdirs
+
 from tvm_coexec.files import whole_file
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -19,6 +21,11 @@ _KEPT_SHARE = 0.8
 """Share of the bound that is left when a cache held more."""
 _FRESH_S = 3600.0
 """An entry that was used so recently is not marked as used again; a file that is being written is no older."""
+
+
+def user_cache(room: str, most_bytes: int) -> Cache:
+    """What is kept in a room of the user's cache."""
+    return Cache(Path(platformdirs.user_cache_path("tvm-coexec")) / room, most_bytes)
 
 
 def digest_of(key: str) -> str:
@@ -99,8 +106,8 @@ class Cache:
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"what was compiled cannot be kept in {self.folder} ({error.strerror or error}), so that every build "
-                "takes longer; let XDG_CACHE_HOME name a folder that can be written",
+                f"what was read or compiled cannot be kept in {self.folder} ({error.strerror or error}), so that every "
+                "build takes longer; let XDG_CACHE_HOME name a folder that can be written",
                 stacklevel=2,
             )
 

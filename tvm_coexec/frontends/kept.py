@@ -1,0 +1,88 @@
+"""Graphs of files that were read before: building such a file again needs neither TVM nor the package of its format."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import pickle
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from tvm_coexec import graph as graphs
+from tvm_coexec import layers, schedules
+from tvm_coexec.cache import Cache, user_cache
+from tvm_coexec.graph import Graph
+
+_MOST_KEPT_BYTES = 1 << 29
+_MOST_MODEL_BYTES = 1 << 26
+"""Larger models take longer to compute than to read, and their weights' place on the disk would be large, too."""
+_READERS = ("apache-tvm", "apache-tvm-ffi", "numpy", "onnx", "tflite")
+_EXTERNAL = b"location"
+"""A word that every ONNX file holds whose weights lie in other files, of which its own bytes say nothing."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was read of a file: its graph, and what the user was told."""
+
+    graph: Graph
+    warnings: tuple[str, ...]
+
+    def told(self) -> Graph:
+        """The graph, once the user is told what there is to tell."""
+        for message in self.warnings:
+            warnings.warn(message, stacklevel=2)
+        return self.graph
+
+
+def key_of(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Names what is read of a file by its content and all that reads it; None if it is not to be kept."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_MODEL_BYTES:
+            return None
+        content = path.read_bytes()
+    except (OSError, ValueError):
+        return None
+    if path.suffix != ".tflite" and _EXTERNAL in content:
+        return None
+    return json.dumps([hashlib.sha256(content).hexdigest(), path.suffix, repr(shapes), _reader_key()])
+
+
+def kept_graph(key: str) -> Kept | None:
+    """What was read before."""
+    content = _kept_graphs().get(key)
+    # it may be trusted as the kernels that are kept beside it, which are code
+    return None if content is None else cast("Kept", pickle.loads(content))
+
+
+def form(read: Callable[[], Graph], path: Path, shapes: Mapping[str, Sequence[int]], key: str | None) -> Kept:
+    """Read a graph, and keep it if ``key`` still names what the file holds."""
+    with warnings.catch_warnings(record=True) as told:
+        graph = read()
+    kept = Kept(graph, tuple(dict.fromkeys(str(one.message) for one in told if one.category is UserWarning)))
+    if key is not None and key == key_of(path, shapes):
+        _kept_graphs().put(key, pickle.dumps(kept, protocol=5))
+    return kept
+
+
+def _kept_graphs() -> Cache:
+    return user_cache("graphs", _MOST_KEPT_BYTES)
+
+
+@functools.cache
+def _reader_key() -> str:
+    """Changes with what reads files: the packages, every line of the front ends, of graphs and of layers."""
+    digest = hashlib.sha256()
+    for name in _READERS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
+    for folder in (str(Path(__file__).parent), *graphs.__path__, *layers.__path__, *schedules.__path__):
+        for path in sorted(Path(folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
