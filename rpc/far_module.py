@@ -231,9 +231,9 @@ class FarModule:
         self._splits = [splits.get(name, units) for name, units in self.splits.items()]
 
     def randomize_inputs(self, seed: int = 0) -> None:
-        for place, name in enumerate(self.manifest.inputs):
+        for index, name in enumerate(self.manifest.inputs):
             if self._loaded.spec(name).dtype == "float32":
-                self._loaded.randomize(name, seed + place)
+                self._loaded.randomize(name, seed + index)
 
     def benchmark(self, *, repeats: int, warmup: int = 3) -> Benchmark:
         timing.check_runs(repeats, warmup)

@@ -100,7 +100,7 @@ def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, c
 def begin_kernel(operands: Sequence[Operand], vectors: Container[str] = ()) -> tuple[dict[str, Buffer], Any, Any]:
     """Name the kernel that is being built ``main``, and declare its arguments: its buffers, ``begin`` and ``count``.
 
-    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its place, in two digits. Buffers
+    TVM orders the pointers of an OpenCL kernel by name, so each name starts with its index, in two digits. Buffers
     named in ``vectors`` have elements of four floats: GPUs' compilers take ``vload4`` apart, but not these.
     """
     T.func_name("main")
@@ -133,7 +133,7 @@ class Description:
     output_row, residual_row, is_stored
         Where in memory a row of the output and of the residual lies, and whether it exists.
     output_tile, residual_tile
-        The place, among the tiles of such a row, of the layer's first one.
+        The index, among the tiles of such a row, of the layer's first one.
     is_needed
         Whether a term can change the result; the others are left out.
     weight

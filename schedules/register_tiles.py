@@ -123,7 +123,7 @@ def _registers(
 ) -> tuple[int, int] | None:
     """Hold a block's values in registers: vectors over the channels, everything else but the reduction unrolled.
 
-    Returns the places of the reduction's last loop and of the innermost one, which is another where steps are written
+    Returns the indices of the reduction's last loop and of the innermost one, which is another where steps are written
     out; None where nothing is reduced.
     """
     loops = sch.get_loops(block)[skip:]

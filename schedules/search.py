@@ -17,8 +17,8 @@ _WORTH_A_VECTOR = 0.9
 """Such a tile pays where it leaves out a tenth of what two vectors would compute in vain."""
 _NEAREST_CACHE_BYTES = 24 << 10
 """Weights that stay in the first-level cache, with room for a block of rows."""
-_PLACE_COST = 4.0
-"""Products that could be added up in the time that finding a row's own place in an image takes."""
+_POSITION_COST = 4.0
+"""Products that could be added up in the time that finding a row's own position in an image takes."""
 _UNROLLS = (1, 4)
 _ENOUGH_WRITTEN_OUT = 24
 """Multiply-adds in the body of the innermost loop beside which its own instructions do not count."""
@@ -125,7 +125,7 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
                 exposed = max(1.0, _ENOUGH_ACCUMULATORS / accumulators)
                 reload = 0.4 / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
                 crowded = 0.05 if left < hardware.vector_registers // 8 else 0.0
-                scattered = _PLACE_COST / (space.taps or math.inf) if (space.line or rows) % rows else 0.0
+                scattered = _POSITION_COST / (space.taps or math.inf) if (space.line or rows) % rows else 0.0
                 ranked.append((padding * exposed * (1 + reload + crowded + scattered), (rows, channels, k_split)))
     return [tile for _, tile in sorted(ranked)]
 

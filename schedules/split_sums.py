@@ -26,7 +26,7 @@ def scratch(parts: int, tiles: int, tile_elements: int) -> tuple[Operand, ...]:
 
 @dataclass
 class SplitSums:
-    """The sums of one work-item, and its place among those who add up the same.
+    """The sums of one work-item, and its index among those who add up the same.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class SplitSums:
     slices, slice_number
         Into which the work-group's items are divided, and the item's own.
     items, position
-        Items of a slice, and the item's place in it.
+        Items of a slice, and the item's index in it.
     is_first
         Whether it is the first item of the work-group.
     """

@@ -103,7 +103,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 )
 def test_places_of_maxima_are_refused(pooling: Callable[[torch.Tensor], Any]) -> None:
     program = torch.export.export(Function(pooling).eval(), (random_tensor(1, 4, 8, 6),))
-    with pytest.raises(ModelError, match=r"max_pool.* is read for the places of its maxima, which are not computed"):
+    with pytest.raises(ModelError, match=r"max_pool.* is read for the indices of its maxima, which are not computed"):
         to_graph(program)
 
 

@@ -35,7 +35,7 @@ def test_many_operands_are_joined_in_their_order(device: Device, axis: int, dtyp
     names = ["x", "negative"] * (MANY // 2)
     nodes = [helper.make_node("Neg", ["x"], ["negative"]), helper.make_node("Concat", names, ["y"], axis=axis)]
     shape = [3, 4]
-    result = [size * (MANY if place == axis else 1) for place, size in enumerate(shape)]
+    result = [size * (MANY if index == axis else 1) for index, size in enumerate(shape)]
     x = np.arange(12).reshape(shape).astype(helper.tensor_dtype_to_np_dtype(dtype))
     y = tvm_coexec.build(model(nodes, shape, result, dtype), device=device, split=0.5)(x)
     assert np.array_equal(y, np.concatenate([x, -x] * (MANY // 2), axis))
@@ -45,13 +45,13 @@ def test_a_long_chain_of_steps_becomes_layers_of_some_steps_each(device: Device)
     names = ["x", *(f"v{number}" for number in range(MANY - 1)), "y"]
     operators = ["Abs", "Neg", "Sigmoid"]
     nodes = [
-        helper.make_node(operators[place % 3], [read], [made]) for place, (read, made) in enumerate(pairwise(names))
+        helper.make_node(operators[index % 3], [read], [made]) for index, (read, made) in enumerate(pairwise(names))
     ]
     chain = model(nodes, [2, 8], [2, 8], TensorProto.FLOAT)
     assert 1 < len(to_graph(chain).nodes) < MANY / 8
     x = expected = np.linspace(-2, 2, 16, dtype=np.float32).reshape(2, 8)
-    for place in range(MANY):
-        expected = [np.abs, np.negative, lambda v: 1 / (1 + np.exp(-v))][place % 3](expected)
+    for index in range(MANY):
+        expected = [np.abs, np.negative, lambda v: 1 / (1 + np.exp(-v))][index % 3](expected)
     assert np.allclose(tvm_coexec.build(chain, device=device, split=0.5)(x), expected, atol=1e-6)
 
 

@@ -256,13 +256,13 @@ def test_what_is_equal_does_not_differ(array: np.ndarray) -> None:
 
 
 @given(arrays, st.integers(0, 29), st.floats(2e-3, 1e3))
-def test_a_large_difference_is_found_where_it_is(array: np.ndarray, place: int, share: float) -> None:
-    place %= len(array)
+def test_a_large_difference_is_found_where_it_is(array: np.ndarray, index: int, share: float) -> None:
+    index %= len(array)
     step = np.float32(share * (np.abs(array).max() or 1))
     found = array.copy()
-    found[place] += step
+    found[index] += step
     apart = difference(found, array)
-    assert not apart.is_allowed and apart.where == (place,)
+    assert not apart.is_allowed and apart.where == (index,)
     assert apart.size == pytest.approx(share, rel=0.02)
 
 

@@ -61,7 +61,7 @@ class NetworkBuilder:
         return self._store(np.array(values, np.int64))
 
     def integer(self, value: int) -> str:
-        """A constant without axes such as a place."""
+        """A constant without axes, such as an index."""
         return self._store(np.array(value, np.int64))
 
     def _store(self, array: np.ndarray) -> str:

@@ -53,12 +53,12 @@ def _with_stores(source: str, types: dict[str, str]) -> str:
 
 
 def _closing(source: str, start: int) -> int:
-    """Where the bracket is closed that was opened before a place."""
-    depth, place = 1, start
+    """Where the bracket is closed that was opened before an index."""
+    depth, index = 1, start
     while depth:
-        depth += {"(": 1, ")": -1}.get(source[place], 0)
-        place += 1
-    return place - 1
+        depth += {"(": 1, ")": -1}.get(source[index], 0)
+        index += 1
+    return index - 1
 
 
 def _is_multiple(offset: str) -> bool:

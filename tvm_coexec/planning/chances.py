@@ -12,9 +12,9 @@ from tvm_coexec.prediction.uncertainty import TAILS
 _TAIL = NormalDist().inv_cdf(TAILS[1])
 """Standard deviations from the middle to either end of an interval."""
 
-_PLACES = 24
-_NORMAL = np.array([NormalDist().inv_cdf((place + 0.5) / _PLACES) for place in range(_PLACES)])
-"""Places of a normal distribution that are equally likely."""
+_POINTS = 24
+_NORMAL = np.array([NormalDist().inv_cdf((index + 0.5) / _POINTS) for index in range(_POINTS)])
+"""Points of a normal distribution that are equally likely."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Time:
         """The time of the same with something after it that takes a known time."""
         return Time(self.us + us, self.low_us + us, self.high_us + us)
 
-    def at(self, places: np.ndarray) -> np.ndarray:
-        """The times at some places of a normal distribution, in standard deviations."""
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """The times at some points of a normal distribution, in standard deviations."""
         if self.us <= 0:
-            return np.zeros_like(places)
-        bounds_us = np.where(places < 0, self.low_us, self.high_us)
-        return self.us * (bounds_us / self.us) ** (np.abs(places) / _TAIL)
+            return np.zeros_like(points)
+        bounds_us = np.where(points < 0, self.low_us, self.high_us)
+        return self.us * (bounds_us / self.us) ** (np.abs(points) / _TAIL)
 
 
 NO_TIME = Time.sure(0.0)

@@ -37,16 +37,16 @@ def expected_time(
     usual = np.exp(stretch.log_factor)
     network = Time(usual, usual * np.exp(stretch.low), usual * np.exp(stretch.high))
     totals_us = []
-    for places in _draws(len(kernels) + 1) if uncertain else np.zeros((1, len(kernels) + 1)):
+    for points in _draws(len(kernels) + 1) if uncertain else np.zeros((1, len(kernels) + 1)):
         options = []
         for layer, (cpu, gpu) in zip(layers, halves, strict=True):
             factors = noise.factors(is_split=bool(layer.cpu_units and layer.gpu_units))
             cpu_us, gpu_us = (
-                factors[side] * float(time.at(places[kernels[layer.layer, side, variant]]))
+                factors[side] * float(time.at(points[kernels[layer.layer, side, variant]]))
                 for side, time, variant in (("cpu", cpu, layer.cpu), ("gpu", gpu, layer.gpu))
             )
             options.append(Option(layer.cpu_units, layer.gpu_units, cpu_us, gpu_us, layer.layer.axis))
-        totals_us.append(simulate(reads, options, costs) * float(network.at(places[-1])))
+        totals_us.append(simulate(reads, options, costs) * float(network.at(points[-1])))
     low_us, usual_us, high_us = np.quantile(totals_us, [TAILS[0], 0.5, TAILS[1]]).tolist()
     return Time(usual_us, low_us, high_us)
 

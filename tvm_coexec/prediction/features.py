@@ -100,10 +100,10 @@ class Halves:
     @classmethod
     def of(cls, works: Sequence[Work]) -> Halves:
         """Gather halves that were described one by one."""
-        places: dict[tuple[AnyLayer, Variant], int] = {}
-        kernel = [places.setdefault((work.layer, work.variant), len(places)) for work in works]
+        indices: dict[tuple[AnyLayer, Variant], int] = {}
+        kernel = [indices.setdefault((work.layer, work.variant), len(indices)) for work in works]
         return cls(
-            kernels=tuple(places),
+            kernels=tuple(indices),
             kernel=np.array(kernel, np.intp),
             units=np.array([work.units for work in works], float),
             other_units=np.array([work.other_units for work in works], float),

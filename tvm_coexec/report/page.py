@@ -184,12 +184,12 @@ def _predictions(observation: Observation) -> str:
     times_us = [time_us for *_, half in known for time_us in (half.predicted_us, half.measured_us)]
     low, high = math.log10(min(times_us)) - 0.1, math.log10(max(times_us)) + 0.1
 
-    def place(time_us: float) -> float:
+    def position(time_us: float) -> float:
         return _SCATTER * (math.log10(time_us) - low) / (high - low)
 
     points = "".join(
-        f"<circle class='{side}' r='4' fill-opacity='.75' cx='{40 + place(half.predicted_us):.1f}' "
-        f"cy='{_SCATTER + 10 - place(half.measured_us):.1f}' data-layer='{_text(layer.name)}'>"
+        f"<circle class='{side}' r='4' fill-opacity='.75' cx='{40 + position(half.predicted_us):.1f}' "
+        f"cy='{_SCATTER + 10 - position(half.measured_us):.1f}' data-layer='{_text(layer.name)}'>"
         f"<title>{_text(layer.name)}, {side.upper()}: predicted {half.predicted_us:.1f} µs, measured "
         f"{half.measured_us:.1f} µs</title></circle>"
         for side, layer, half in known

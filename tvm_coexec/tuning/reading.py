@@ -84,7 +84,7 @@ def _measured(tuner: Tuner, candidate: Candidate, looks: _Looks, until: float) -
         if time.monotonic() + needed_us / 1e6 < until:
             points = [point for part, count in repeats.items() for point in _points(part, count)]
             times = tuner.measure_now(candidate, points, check=False, walls=False)  # a reference would take longer
-            return {part: times[place : place + 3] for place, part in zip(range(0, len(times), 3), looks, strict=True)}
+            return {part: times[begin : begin + 3] for begin, part in zip(range(0, len(times), 3), looks, strict=True)}
     return looks
 
 

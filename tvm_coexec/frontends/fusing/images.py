@@ -216,12 +216,12 @@ def _add_concat(state: State, operation: Operation) -> None:
 def _joined(state: State, names: Sequence[str]) -> list[DraftTensor]:
     """What a concatenation takes for its operands: of concatenations that nothing else reads theirs, while few."""
     tensors: list[DraftTensor] = []
-    for place, name in enumerate(names, 1):
+    for index, name in enumerate(names, 1):
         tensor = state.values[name].tensor
         producer, own = tensor.producer, [tensor]
         if producer is not None and isinstance(producer.layer, Concat) and state.is_only_reader(name):
             own = [producer.input, *producer.others]
-        if len(tensors) + len(own) + len(names) - place > _MOST_OPERANDS:
+        if len(tensors) + len(own) + len(names) - index > _MOST_OPERANDS:
             own = [tensor]
         elif producer is not None and own != [tensor]:
             state.drafts.remove(producer)

@@ -16,7 +16,7 @@ _ON_LINES = ("conv1d", "group_norm", "instance_norm")
 """Operations that take ``[batch, channels, length]`` as an image of one line."""
 
 _Seen = tuple[int, tuple[int, ...]]
-"""The place of an operation in the trace, and the shape of the image that it reads."""
+"""The index of an operation in the trace, and the shape of the image that it reads."""
 
 
 class Readers:
@@ -26,10 +26,10 @@ class Readers:
         self.trace = trace
         self._images: dict[str, _Seen] = {}
         self._channels: dict[str, set[int]] = {}
-        for place, operation in reversed(list(enumerate(trace.operations))):
+        for index, operation in reversed(list(enumerate(trace.operations))):
             for name in dict.fromkeys(operation.inputs):
                 if name in trace.shapes:
-                    self._note(place, operation, name)
+                    self._note(index, operation, name)
 
     def tensor(self, name: str) -> DraftTensor:
         """The tensor of a value: an image if a reader takes it, or what follows from it, as one."""
@@ -39,15 +39,15 @@ class Readers:
         batch, channels, h, w = self._images[name][1]
         return DraftTensor(name, shape, channels, image=(batch, h, w, channels), channels_first=h * w > 1)
 
-    def _note(self, place: int, operation: Operation, name: str) -> None:
+    def _note(self, index: int, operation: Operation, name: str) -> None:
         """Remember what one operation says of a value that it reads; later operations were asked before."""
         shapes, output = self.trace.shapes, operation.output
         shape = shapes[name]
         goes_on = operation.op == "reshape" or operation.op in _ELEMENTWISE
         if len(shape) == 3 and operation.op in _ON_LINES:
-            self._images[name] = (place, (*shape[:2], 1, shape[2]))
+            self._images[name] = (index, (*shape[:2], 1, shape[2]))
         elif len(shape) == 4 and (operation.is_on_images or _is_scaled_as_image(self.trace, operation)):
-            self._images[name] = (place, shape)
+            self._images[name] = (index, shape)
         elif goes_on and output in self._images and math.prod(shapes[output]) == math.prod(shape):
             self._images[name] = min(self._images[output], self._images.get(name, self._images[output]))
         seen = self._channels.setdefault(name, set())

@@ -38,20 +38,20 @@ def _replacement(node: NodeProto) -> _Replacement | None:
 def _lstm(node: NodeProto, constants: dict[str, TensorProto]) -> Iterator[NodeProto]:
     """An LSTM whose weights were quantised alone: inputs and states need not be, and are not here."""
     inputs = [*node.input[:8], *[""] * (8 - len(node.input[:8]))]
-    for place, scale in ((1, 8), (2, 10)):
-        inputs[place] = f"{node.input[place]}/dequantised"
-        arrays = [_array(node, at, constants) for at in (place, scale, scale + 1)]
+    for index, scale in ((1, 8), (2, 10)):
+        inputs[index] = f"{node.input[index]}/dequantised"
+        arrays = [_array(node, at, constants) for at in (index, scale, scale + 1)]
         quantised, scales, zeros = (array.astype(np.float32) for array in arrays)
         scales, zeros = (array.reshape(len(quantised), 1, -1) for array in (scales, zeros))
         weights = ((quantised - zeros) * scales).transpose(0, 2, 1)
-        constants[inputs[place]] = numpy_helper.from_array(np.ascontiguousarray(weights), inputs[place])
+        constants[inputs[index]] = numpy_helper.from_array(np.ascontiguousarray(weights), inputs[index])
     lstm = helper.make_node("LSTM", inputs, list(node.output), name=node.name)
     lstm.attribute.extend(node.attribute)
     yield lstm
 
 
-def _array(node: NodeProto, place: int, constants: Mapping[str, TensorProto]) -> np.ndarray:
-    name = node.input[place] if place < len(node.input) else ""
+def _array(node: NodeProto, index: int, constants: Mapping[str, TensorProto]) -> np.ndarray:
+    name = node.input[index] if index < len(node.input) else ""
     if name not in constants:
         raise ModelError(f"{source_of(node)} has weights, scales or zero points that are no constants; make them some")
     array: np.ndarray = numpy_helper.to_array(constants[name])

@@ -195,15 +195,15 @@ def _pool_regions(call: Call) -> Any:
 
 
 def _one_hot(call: Call) -> Any:
-    """The last operand's second number where an index, counted from either end, names the place; else its first."""
+    """The last operand's second number where an index, counted from either end, names the position; else its first."""
     shape = call.result.shape
     axis = int(call.attributes.get("axis", -1)) % len(shape)
 
     def compute(given: te.Tensor, values: te.Tensor) -> te.Tensor:
         def element(*index: Any) -> Any:
             named = given[(*index[:axis], *index[axis + 1 :])].astype("int64")
-            place = tirx.Select(named < 0, named + shape[axis], named)
-            return tirx.Select(place == index[axis], values[1], values[0])
+            position = tirx.Select(named < 0, named + shape[axis], named)
+            return tirx.Select(position == index[axis], values[1], values[0])
 
         return te.compute(shape, element, name="one_hot")
 
@@ -211,15 +211,15 @@ def _one_hot(call: Call) -> Any:
 
 
 def _reverse_sequence(call: Call) -> Any:
-    """The first numbers along one axis from the last to the first, as many as there are for the place on another."""
+    """The first numbers along one axis from the last to the first, as many as there are for the position on another."""
     batch_axis, time_axis = call.attributes.get("batch_axis", 1), call.attributes.get("time_axis", 0)
 
     def compute(x: te.Tensor, lengths: te.Tensor) -> te.Tensor:
         def element(*index: Any) -> Any:
             time, length = index[time_axis], lengths[index[batch_axis]].astype("int64")
             length = tirx.min(length, call.type(0).shape[time_axis])
-            place = tirx.Select(time < length, length - 1 - time, time)
-            return x[(*index[:time_axis], place, *index[time_axis + 1 :])]
+            position = tirx.Select(time < length, length - 1 - time, time)
+            return x[(*index[:time_axis], position, *index[time_axis + 1 :])]
 
         return te.compute(x.shape, element, name="reversed")
 

@@ -15,7 +15,7 @@ from tvm_coexec.errors import ModelError
 from .call import Call, Converter
 
 _F = np.float32
-"""The precision in which ONNX Runtime computes places: what lies between two elements is rounded alike."""
+"""The precision in which ONNX Runtime computes coordinates: what lies between two elements is rounded alike."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ def _image(call: Call) -> relax.Expr:
         size=relax.ShapeExpr(call.result.shape[2:]),
         layout="NCHW",
         method="linear" if values.get("mode") == "linear" else "nearest_neighbor",
-        coordinate_transformation_mode=_place_mode(call),
+        coordinate_transformation_mode=_coordinate_mode(call),
         rounding_method=_nearest_mode(call),
     )
 
 
 def _is_old(call: Call) -> bool:
-    """Whether the operator is from before opset 11, which has no modes of places and of rounding."""
+    """Whether the operator is from before opset 11, which has no modes of coordinates and of rounding."""
     return call.node.proto.op_type == "Upsample" or call.node.opset < 11
 
 
-def _place_mode(call: Call) -> str:
+def _coordinate_mode(call: Call) -> str:
     return str(call.attributes.get("coordinate_transformation_mode", "asymmetric" if _is_old(call) else "half_pixel"))
 
 
@@ -92,7 +92,7 @@ def _is_known_to_relax(call: Call, axes: Mapping[int, _Axis]) -> bool:
         return False
     if any(not math.isclose(each.scale, each.after / each.before, rel_tol=1e-6) for each in axes.values()):
         return False
-    position = _place_mode(call)
+    position = _coordinate_mode(call)
     if mode == "nearest":
         whole = all(each.after % each.before == 0 for each in axes.values())
         return whole and position == "asymmetric" and _nearest_mode(call) == "floor"
@@ -109,13 +109,13 @@ def _axes(call: Call) -> dict[int, _Axis]:
     shape, after = call.type(0).shape, call.result.shape
     rank, values = len(shape), call.attributes
     listed = [int(axis) % rank for axis in values.get("axes", range(rank))]
-    roi_place, scales_place = (None, 1) if _is_old(call) else (1, 2)
-    scales = np.asarray(values["scales"]) if "scales" in values else call.array(scales_place)
+    roi_index, scales_index = (None, 1) if _is_old(call) else (1, 2)
+    scales = np.asarray(values["scales"]) if "scales" in values else call.array(scales_index)
     if scales is None or not scales.size:
         scales = np.array([after[axis] / shape[axis] for axis in listed])
         if values.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             scales[:] = _kept_ratio(call, [shape[axis] for axis in listed])
-    roi = call.array(roi_place) if roi_place is not None else None
+    roi = call.array(roi_index) if roi_index is not None else None
     if _cuts(values) and roi is None:
         raise ModelError(f"{call.node.source} cuts out a part that the model computes; make it a constant")
     if roi is None or roi.size != 2 * len(listed):
@@ -159,7 +159,7 @@ def _symmetric_offset(axis: _Axis, mode: str) -> np.float32:
 
 
 def _taps_of(axis: _Axis, values: Mapping[str, Any], call: Call) -> _Taps:
-    positions = _positions(axis, _place_mode(call))
+    positions = _positions(axis, _coordinate_mode(call))
     is_outside = np.zeros(axis.after, bool)
     if _cuts(values):
         is_outside = (positions < 0) | (positions > axis.before - 1)

@@ -68,10 +68,10 @@ def _construct(simplifier: Simplifier, node: NodeProto, scope: Scope, source: So
 
 
 def _position(simplifier: Simplifier, node: NodeProto, index: int, count: int, scope: Scope, source: Source) -> int:
-    """A place in a sequence, counted from its start."""
-    position = whole_number(simplifier, scope.find(node.input[index]), "a place in a sequence", source)
+    """A position in a sequence, counted from its start."""
+    position = whole_number(simplifier, scope.find(node.input[index]), "a position in a sequence", source)
     if not -count <= position < count:
-        raise ModelError(f"{source} takes place {position} of a sequence of {count}; export the model again")
+        raise ModelError(f"{source} takes element {position} of a sequence of {count}; export the model again")
     return position % count
 
 
@@ -82,16 +82,16 @@ def _at(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -
 
 def _insert(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     items = list(_items(node, scope, source))
-    has_place = len(node.input) > 2 and node.input[2]
-    position = whole_number(simplifier, scope.find(node.input[2]), "a place", source) if has_place else len(items)
+    has_position = len(node.input) > 2 and node.input[2]
+    position = whole_number(simplifier, scope.find(node.input[2]), "a position", source) if has_position else len(items)
     items.insert(position, scope.find(node.input[1]))
     return set_outputs(node, [items], scope)
 
 
 def _erase(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     items = list(_items(node, scope, source))
-    has_place = len(node.input) > 1 and node.input[1]
-    del items[_position(simplifier, node, 1, len(items), scope, source) if has_place else -1]
+    has_position = len(node.input) > 1 and node.input[1]
+    del items[_position(simplifier, node, 1, len(items), scope, source) if has_position else -1]
     return set_outputs(node, [items], scope)
 
 

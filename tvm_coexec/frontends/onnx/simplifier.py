@@ -313,7 +313,7 @@ def evaluate(node: NodeProto, arrays: Mapping[str, np.ndarray], opset: int) -> l
 
 
 def keeps_rows(node: NodeProto, counted: Sequence[int], model: SimpleModel) -> bool:
-    """Whether a node makes each row of its result of the same row of the operands at these places."""
+    """Whether a node makes each row of its result of the same row of the operands at these indices."""
     shapes = [model.types[name].shape for name in node.input if name]
     rows, result = shapes[counted[0]][0], model.types[node.output[0]].shape
     values = attributes(node)

@@ -65,12 +65,12 @@ def _opaque(trace: Trace, names: Sequence[str], axis: int) -> Callable[[], Opaqu
     def make() -> OpaqueCall:
         inputs = list(dict.fromkeys(name for name in names if name not in trace.constants))
         constants = list(dict.fromkeys(name for name in names if name in trace.constants))
-        places = {name: place for place, name in enumerate([*inputs, *constants])}
+        indices = {name: index for index, name in enumerate([*inputs, *constants])}
 
         def compute(*parameters: relax.Var) -> relax.Expr:
-            return relax.op.concat([parameters[places[name]] for name in names], axis)
+            return relax.op.concat([parameters[indices[name]] for name in names], axis)
 
-        text = written([_type(trace, name) for name in places], compute)
+        text = written([_type(trace, name) for name in indices], compute)
         return OpaqueCall(text, tuple(inputs), tuple(trace.constants[name] for name in constants))
 
     return make

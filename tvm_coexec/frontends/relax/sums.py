@@ -12,15 +12,15 @@ from tvm.script.ir_builder import tirx as T
 
 
 def running_sums(shape: tuple[int, ...], axis: int, exclusive: bool, reverse: bool) -> Callable[[te.Tensor], te.Tensor]:
-    """For each place on an axis the sum of all up to it, in reverse of all from it on; ``exclusive`` of it."""
+    """The sums of all elements up to each one of an axis, in reverse of all from it on; ``exclusive`` of it."""
     outer, extent, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
     def statement(data: Any, result: Any, dtype: str) -> Any:
         x, sums = T.buffer_proxy(data), T.buffer_proxy(result)
         with IRBuilder() as builder, T.serial(0, outer) as o, T.serial(0, extent) as e, T.serial(0, inner) as i:
-            place = extent - 1 - e if reverse else e
-            before = place + 1 if reverse else place - 1
-            at, last = (o * extent + place) * inner + i, (o * extent + before) * inner + i
+            index = extent - 1 - e if reverse else e
+            before = index + 1 if reverse else index - 1
+            at, last = (o * extent + index) * inner + i, (o * extent + before) * inner + i
             new = last if exclusive else at
             zero = tirx.const(0, dtype)
             first = zero if exclusive else x[at]

@@ -95,7 +95,7 @@ def _cast(step: Conversion) -> relax.Expr:
 
 
 def _product(step: Conversion) -> relax.Expr:
-    (a, b), (c, d) = ([_half(step.operand(place), index) for index in (0, 1)] for place in (0, 1))
+    (a, b), (c, d) = ([_half(step.operand(number), part) for part in (0, 1)] for number in (0, 1))
     real = relax.op.subtract(relax.op.multiply(a, c), relax.op.multiply(b, d))
     return relax.op.concat([real, relax.op.add(relax.op.multiply(a, d), relax.op.multiply(b, c))], -1)
 

@@ -54,7 +54,7 @@ def _check_is_computed(node: fx.Node) -> None:
         return
     if getattr(node.args[0].target, "__name__", "") in _MAXIMA_ALONE:
         raise ModelError(
-            f"{source_of(node)} is read for the places of its maxima, which are not computed; return the maxima alone"
+            f"{source_of(node)} is read for the indices of its maxima, which are not computed; return the maxima alone"
         )
 
 

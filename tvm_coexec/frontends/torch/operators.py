@@ -248,8 +248,8 @@ def _stable_sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
 def _extremes(importer: Importer, x: relax.Expr, count: int, axis: int, largest: bool) -> list[relax.Expr]:
     emit, shape = importer.block_builder.emit, tuple(int(size) for size in x.ty.shape)
     axis %= len(shape)
-    places = emit(importer.block_builder.call_te(extreme_indices(shape, axis, count, largest), x))
-    return [emit(relax.op.gather_elements(x, places, axis)), places]
+    indices = emit(importer.block_builder.call_te(extreme_indices(shape, axis, count, largest), x))
+    return [emit(relax.op.gather_elements(x, indices, axis)), indices]
 
 
 def _running_sum(node: fx.Node, importer: Importer) -> relax.Expr:
