@@ -101,7 +101,7 @@ class Measuring(ABC):
 
 
 def _try_once(module: Measurable, request: Any) -> _TrialTimes:
-    """One turn of a module."""
+    """Run one turn of a module."""
     latency_us = module.benchmark(repeats=request["repeats"], warmup=1).latency_us
     return latency_us, module.time_halves(repeats=request["timelines"])
 

@@ -45,7 +45,7 @@ class SessionFunctions(Measuring):
         return self._device().facts()
 
     def load(self, name: str) -> Module:
-        """The module, on the device; one whose file was not sent anew is there already, with all its constants."""
+        """Open the module on the device; one whose file was not sent anew is there already, with all its constants."""
         import tvm_ffi
 
         from tvm_coexec.runtime.module import load

@@ -81,7 +81,7 @@ class StockDevice(Measuring):
 
 
 def _chosen_cores(clusters: tuple[Cluster, ...], usable: set[int]) -> tuple[int, ...]:
-    """The big cores, the fastest first; the LITTLE ones alone where no others are usable."""
+    """Choose the big cores, the fastest first; the LITTLE ones alone where no others are usable."""
     ordered = sorted(clusters, key=lambda one: (one.role == LITTLE, -(one.highest_mhz or 0.0)))
     cores = [(core, one.role) for one in ordered for core in one.cores if core in usable or not usable]
     return tuple(core for core, role in cores if role != LITTLE) or tuple(core for core, _ in cores) or (0,)

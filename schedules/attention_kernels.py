@@ -104,7 +104,7 @@ class Steps:
         self._times_values(scores, packed, totals, item, head, block)
 
     def _query(self, block: Any, row: Any) -> Any:
-        """A query of a block; the last one stands in for those that fill up the last block."""
+        """Find a query of a block; the last one stands in for those that fill up the last block."""
         return T.min(block * self.rows + row, self.layer.queries - 1)
 
     def _scores(self, queries: Buffer, packed: Packed, scores: Buffer, mask_row: Callable[[Any], Any]) -> None:

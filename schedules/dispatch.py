@@ -39,13 +39,13 @@ class Dispatch:
 
 
 def rows_of_group(variant: Variant) -> int:
-    """Rows that a work-group computes; on the CPU those of a register tile."""
+    """Count the rows that a work-group computes; on the CPU those of a register tile."""
     params = dict(variant.params)
     return params["rows"] * params.get("row_threads", 1) * params.get("run", 1)
 
 
 def dense_dispatch(side: str, variant: Variant, rows: int, unit_rows: int | None = None, tiles: int = 1) -> Dispatch:
-    """Launch geometry of a dense kernel; if units are so many of its rows, each of them takes all ``tiles``."""
+    """Give the launch geometry of a dense kernel; if units are so many of its rows, each takes all ``tiles``."""
     of_side = cpu_dispatch if side == "cpu" else gpu_dispatch
     if unit_rows is None:
         return of_side(variant, rows)

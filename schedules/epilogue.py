@@ -45,7 +45,7 @@ _GELU_TANH = (math.sqrt(2 / math.pi), 0.044715)
 
 
 def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
-    """Horner's scheme; the highest power comes first."""
+    """Evaluate by Horner's scheme; the highest power comes first."""
     result = T.float32(coefficients[0])
     for coefficient in coefficients[1:]:
         result = result * x + T.float32(coefficient)

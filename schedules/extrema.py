@@ -49,7 +49,7 @@ def larger(a: Any, b: Any) -> Any:
 
 
 def smaller(a: Any, b: Any) -> Any:
-    """The smaller of two; see :func:`larger`."""
+    """Choose the smaller of two; see :func:`larger`."""
     return _keeping_nan(T.min, a, b)
 
 
@@ -63,7 +63,7 @@ def _keeping_nan(extremum: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
 
 
 def keeping_nan(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The same loops with such extrema: whoever made them did not think of NaN."""
+    """Rewrite loops with such extrema: whoever made them did not think of NaN."""
     return tvm_ffi.structural_map(
         function,
         [(tirx.Max, lambda found: larger(found.a, found.b)), (tirx.Min, lambda found: smaller(found.a, found.b))],

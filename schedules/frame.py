@@ -68,7 +68,7 @@ class Part:
 
     @classmethod
     def of(cls, begin: Any, count: Any, channels: int, rows: int, unit_rows: int | None) -> Part:
-        """Units ``[begin, begin + count)``: tiles of all rows or, where a unit has ``unit_rows``, rows of all tiles."""
+        """Take units ``[begin, begin + count)``: tiles of all rows or, if they have ``unit_rows``, rows of tiles."""
         if unit_rows is None:
             return cls(begin, count, 0, rows)
         # TVM's analysis multiplies an extent by its bound, which must stay within 32 bits.
@@ -168,7 +168,7 @@ class Description:
     finish: Callable[[dict[str, Buffer], list[Any], Any, Any], Any] | None = None
 
     def prim_func(self, together: int = TILE) -> Any:
-        """The description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores.
+        """Write the description as TIR: blocks ``accumulate``, ``stage_0`` … and, last, the one that stores.
 
         So many channels will be accumulated ``together``; none are where a tile holds no more channels.
         """

@@ -60,7 +60,7 @@ def _tiling(variant: Variant) -> Tiling | None:
 
 @lru_cache(maxsize=512)
 def variants(extents: Extents, hardware: Hardware) -> tuple[Variant, ...]:
-    """The search space of a product; nothing where no GPU computes it."""
+    """Give the search space of a product; nothing where no GPU computes it."""
     if hardware.opencl_type != "gpu":
         return ()
     ranked = _ranked(extents, hardware, *(_tilings() if hardware.has_local_memory else _plain_tilings(PlainTiling)))

@@ -59,7 +59,7 @@ def describe(layer: PixelLayer, pixels: Pixels[Pool], names: Sequence[str], side
 
 
 def _shapes(layer: PixelLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the operands: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
+    """Give operands' shapes: inputs as plain elements, what is as large as the output as pixels of whole tiles."""
     layouts = pixels.layouts
     shapes = {
         **step_shapes(layer),

@@ -55,7 +55,7 @@ def pack(layer: PixelLayer, params: Mapping[str, np.ndarray], variant: Variant) 
 
 
 def _positions(layer: Resize) -> np.ndarray:
-    """For each output line the input's line above it and the share of the one below; then the same for columns."""
+    """Give for each output line the input's line above it and the share of the one below; then the same for columns."""
     tables = []
     for axis, extent in enumerate((layer.out_h, layer.out_w)):
         last = layer.input[1 + axis] - 1

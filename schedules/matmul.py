@@ -97,7 +97,7 @@ def describe(layer: MatMul, variant: Variant, rows: int) -> Description:
 
 
 def _existing_row(layer: MatMul, row: Any) -> Any:
-    """The row itself; the last one stands in for those that fill up the last block."""
+    """Give the row itself; the last one stands in for those that fill up the last block."""
     from tvm.script.ir_builder import tirx as T
 
     return T.min(row, layer.rows - 1)

@@ -43,17 +43,17 @@ def error_bound(variant: Variant) -> float:
 
 
 def dispatch(layer: Opaque, side: str, variant: Variant) -> Dispatch:
-    """Launch geometry: one call."""
+    """A half is one call."""
     return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.output.rows)
 
 
 def default_variant(layer: Opaque, side: str, hardware: Hardware) -> Variant:
-    """The only variant; there is none for the GPU."""
+    """Give the only variant; there is none for the GPU."""
     return variants(layer, side, hardware)[0]
 
 
 def variants(layer: Opaque, side: str, hardware: Hardware) -> list[Variant]:
-    """One for the CPU, none for the GPU."""
+    """Give one variant for the CPU, none for the GPU."""
     return [Variant.make(IMPLEMENTATION)] if side == "cpu" else []
 
 

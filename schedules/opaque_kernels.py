@@ -61,7 +61,7 @@ def launches(
 
 
 def _tile(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
-    """Loops over repetitions and elements: LLVM 22 makes wrong AVX-512 code of the remainders in TVM's loops."""
+    """Split a loop into repetitions and elements: LLVM 22 makes wrong AVX-512 code of the remainders in TVM's loops."""
     shape, result = ([int(size) for size in each.ty.shape] for each in (call.args[0], call))
     sizes = [1] * (len(result) - len(shape)) + shape
 
@@ -110,7 +110,7 @@ def legalised(program: str) -> ir.IRModule:
 
 
 def _serial(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The same loops one after another: those that TVM spreads over threads call its run-time library."""
+    """Make the loops serial: those that TVM spreads over threads call its run-time library."""
 
     def loop(found: tirx.For) -> tirx.For:
         if found.kind != tirx.ForKind.PARALLEL:

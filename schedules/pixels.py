@@ -232,7 +232,7 @@ def operand_names(layer: Conv2d, weights: str) -> tuple[str, ...]:
 
 
 def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a kernel's buffers: the input as plain elements, the output as pixels of whole tiles."""
+    """Give the shapes of a kernel's buffers: the input as plain elements, the output as pixels of whole tiles."""
     layer, layouts = pixels.layer, pixels.layouts
     return {
         "input": (pixels.input_pixels * layouts.input.pixel(layer.in_channels),),

@@ -57,7 +57,7 @@ def error_bound(variant: Variant) -> float:
 
 
 def dispatch(layer: RowWise, side: str, variant: Variant) -> Dispatch:
-    """Launch geometry of a half: one work-group of one work-item a unit, or one of several for each row."""
+    """Give the launch geometry of a half: one work-group of one work-item a unit, or one of several for each row."""
     if variant.implementation == GROUPS:
         return Dispatch((ROW_BLOCK, 1), (variant["items"], 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)
     return Dispatch(grid=(1, 1), group=(1, 1), unit_axis=0, padded_rows=layer.units * ROW_BLOCK)

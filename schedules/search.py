@@ -175,7 +175,7 @@ def _cpu_variants(implementation: str, hardware: Hardware, tiles: list[RegisterT
 def _cpu_device_variants(
     implementation: str, hardware: Hardware, tiles: list[RegisterTile], space: Space
 ) -> list[Variant]:
-    """One work-item to a work-group: a CPU device runs a work-group's items one after the other."""
+    """Give a work-group one work-item: a CPU device runs a work-group's items one after the other."""
     lanes = hardware.lanes
     return [
         _gpu_variant(

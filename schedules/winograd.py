@@ -216,7 +216,7 @@ def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
 
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
-    """One kernel on the CPU and, in blocks, on a CPU device; else two there, three on a GPU."""
+    """Launch one kernel on the CPU and, in blocks, on a CPU device; else two there, three on a GPU."""
     from .frame import Launch, Operand
     from .winograd_kernels import cpu_kernel
     from .winograd_opencl import OpenCLKernels, blocked_launch

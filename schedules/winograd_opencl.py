@@ -29,7 +29,7 @@ _THREADS = ("threadIdx.x", "threadIdx.y")
 
 
 def blocked_launch(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, ...]) -> Launch:
-    """One kernel for all steps; a work-group for each core of the device."""
+    """Take one kernel for all steps, with a work-group for each core of the device."""
     workers = variant["workers"]
     shapes = scratch_shapes(tiles, variant, workers)
     all_operands = (*operands, *(Operand(name, shape) for name, shape in zip((SPREAD, PRODUCTS), shapes, strict=True)))

@@ -103,7 +103,7 @@ class WinogradTiles:
         return every(conditions)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the images: the input as plain elements, the output as pixels of whole tiles."""
+        """Give the shapes of the images: the input as plain elements, the output as pixels of whole tiles."""
         layer, layouts = self.layer, self.layouts
 
         def pixels(layout: ImageLayout, h: int, w: int) -> int:

@@ -79,7 +79,7 @@ def turns_us(fixed: Module, adapting: Module) -> tuple[float, float]:
 
 
 def run_us(module: Module, count: int) -> float:
-    """The mean of some runs; those of benchmarks would teach nothing."""
+    """Time some runs and give their mean; those of benchmarks would teach nothing."""
     start_ns = time.perf_counter_ns()
     for _ in range(count):
         module.run()

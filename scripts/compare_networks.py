@@ -112,7 +112,7 @@ class Compared:
 
     @property
     def speedup(self) -> float:
-        """Over the faster side alone."""
+        """How many times as fast as the faster side alone co-execution is."""
         return min(self.us("cpu"), self.us("gpu")) / self.us("coexec")
 
     def to_json(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Chain:
     overheads_us: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
-        """One round: runs, and the longer halves of each."""
+        """Measure one round: runs, and the longer halves of each."""
         runs = [run_and_longer_halves_us(self.module) for _ in range(RUNS_A_ROUND)]
         chain_us, halves_us = (list(times_us) for times_us in zip(*runs, strict=True))
         if not self.module.timeline_is_faithful:
@@ -61,7 +61,7 @@ class Chain:
 
     @property
     def shown_overhead(self) -> str:
-        """With the quartiles of the runs."""
+        """Show the overhead with the quartiles of the runs."""
         first, third = np.quantile(self.overheads_us, (0.25, 0.75))
         return f"{self.overhead_us_per_layer:.1f} ({first:.1f}–{third:.1f})"
 

@@ -100,7 +100,7 @@ class Judged:
 
 
 def tool(name: str) -> str:
-    """A program of LLVM: the newest that is installed."""
+    """Find a program of LLVM: the newest that is installed."""
     versions = [f"{name}-{number}" for number in range(30, 15, -1)]
     found = next(filter(None, map(shutil.which, versions)), None)
     if found is None:
@@ -143,7 +143,7 @@ def hottest_loop(code: list[tuple[int, str]]) -> list[str]:
 
 
 def blocks(code: list[tuple[int, str]]) -> Iterator[list[str]]:
-    """Basic blocks: what lies between the targets of branches and branches."""
+    """Cut code into basic blocks: what lies between the targets of branches and branches."""
     targets = {int(match[1], 16) for _, text in code if (match := _TARGET.match(text))}
     block: list[str] = []
     for address, text in code:

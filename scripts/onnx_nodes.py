@@ -221,7 +221,7 @@ _ELEMENTWISE = ("Add", "Concat", "Div", "MatMul", "Max", "Min", "Mul", "Pow", "S
 
 
 def table(outcomes: Sequence[tuple[Case, Outcome]]) -> str:
-    """A line for each operator: how many cases pass, and the reasons of the others."""
+    """Write a line for each operator: how many cases pass, and the reasons of the others."""
     lines = [f"| operator | cases | {' | '.join(VERDICTS)} | why |", "|---" * (len(VERDICTS) + 3) + "|"]
     for operator in sorted({case.operator for case, _ in outcomes}):
         own = [(case, outcome) for case, outcome in outcomes if case.operator == operator]

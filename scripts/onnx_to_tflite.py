@@ -51,7 +51,7 @@ class _Conversion:
                 self._join(parent, graph.slices(parent))
 
     def finish(self) -> bytes:
-        """The file; outputs that are no images have the axes that the model's user sees."""
+        """Give the file; outputs that are no images have the axes that the model's user sees."""
         outputs = []
         for tensor in map(self.graph.tensors.__getitem__, self.graph.outputs):
             number = self.numbers[tensor.name]

@@ -32,7 +32,7 @@ WARM_UP_S = 0.005
 
 
 def engine_cores(facts: Mapping[str, Any]) -> list[int]:
-    """For engines with one thread and with two: a core of the CPU's side, then those of the device that plays the GPU.
+    """Name the cores of engines with one thread, and with two: one of the CPU's side, then the GPU's of a bench device.
 
     Beside a GPU, they are more of the CPU's.
     """

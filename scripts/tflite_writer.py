@@ -30,7 +30,7 @@ class Writer:
     def tensor(
         self, name: str, shape: Sequence[int], dtype: str = "float32", scales: Sequence[float] = (), axis: int = 0
     ) -> int:
-        """A tensor; of one that is quantised, ``scales`` has a number for all or for each place on ``axis``."""
+        """Add a tensor; of one that is quantised, ``scales`` has a number for all or for each place on ``axis``."""
         tensor = schema.TensorT()
         tensor.name, tensor.shape, tensor.type = name, list(shape), TYPES[dtype]
         if scales:
@@ -101,7 +101,7 @@ class Writer:
     def finish(
         self, inputs: Sequence[int], outputs: Sequence[int], others: Sequence[tuple[Writer, list[int], list[int]]] = ()
     ) -> bytes:
-        """The file; ``others`` are further graphs of it, each with its inputs and outputs."""
+        """Give the file; ``others`` are further graphs of it, each with its inputs and outputs."""
         model = schema.ModelT()
         graphs = [self._graph(inputs, outputs), *(other._graph(*ends) for other, *ends in others)]
         model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, graphs, self.buffers, []

@@ -101,7 +101,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file; an ``OSError`` where it is none: a pipe is waited for, and ``/dev/zero`` read for ever."""
+    """Read a file; an ``OSError`` where it is none: a pipe is waited for, and ``/dev/zero`` read for ever."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
     return path.read_bytes()

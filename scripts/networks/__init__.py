@@ -29,7 +29,7 @@ NETWORKS: dict[str, Callable[..., onnx.ModelProto]] = {
 
 
 def network(name: str) -> onnx.ModelProto:
-    """A network of its published size; the same weights every time."""
+    """Make a network of its published size, with the same weights every time."""
     if name not in NETWORKS:
         raise InputError(f"no network named {name!r}: give the path of an ONNX file, or one of {', '.join(NETWORKS)}")
     return NETWORKS[name]()

@@ -70,7 +70,7 @@ class NetworkBuilder:
         return name
 
     def add(self, op: str, inputs: Sequence[str], channels: int | None = None, **attributes: Any) -> str:
-        """A node; ``channels`` are those of its first input if left out."""
+        """Add a node; ``channels`` are those of its first input if left out."""
         name = f"{op.lower()}{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
         self.channels[name] = self.channels[inputs[0]] if channels is None else channels

@@ -25,7 +25,7 @@ def check_parts() -> None:
 
 
 def run(command: Sequence[str], task: str) -> str:
-    """What a command prints; a command that fails is an error that names the task.
+    """Return what a command prints; a command that fails is an error that names the task.
 
     Parameters
     ----------

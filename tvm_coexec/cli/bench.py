@@ -137,7 +137,7 @@ def _line(number: int, minute: Minute) -> str:
 
 
 def _threads(ran_on: Sequence[int | None], asked: Sequence[int]) -> str:
-    """On which cores the CPU's threads ran, and where the system let one run elsewhere than was asked for."""
+    """Say on which cores the CPU's threads ran, and where the system let one run elsewhere than was asked for."""
     from tvm_coexec.machine.cores import listed
 
     worked = [(core, wanted) for core, wanted in zip(ran_on, asked, strict=False) if core is not None]
@@ -158,7 +158,7 @@ def _check_picture(path: Path) -> None:
 
 
 def _draw(path: Path, label: str, minutes: Sequence[Minute]) -> None:
-    """Times above; below the clocks, and the temperature of the hottest zone."""
+    """Draw the times above; below the clocks, and the temperature of the hottest zone."""
     from matplotlib import pyplot as plt
 
     at = [minute.ended_s / 60 for minute in minutes]

@@ -15,7 +15,7 @@ _MOST_DIGITS = 18
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """``--device``, passed on as ``device``: a name or None."""
+    """Add ``--device``, passed on as ``device``: a name or None."""
     parser.add_argument(
         "--device",
         metavar="NAME",
@@ -25,7 +25,7 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_core_options(parser: argparse.ArgumentParser) -> None:
-    """``--cpu-cores`` and ``--gpu-cores``, passed on as ``cpu_cores`` and ``gpu_cores``: a tuple or None."""
+    """Add ``--cpu-cores`` and ``--gpu-cores``, passed on as ``cpu_cores`` and ``gpu_cores``: a tuple or None."""
     parser.add_argument(
         "--cpu-cores", metavar="LIST", type=parse_cores, help="cores of the CPU's side, such as 1 or 0,4-7"
     )
@@ -38,7 +38,7 @@ def add_core_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tracker_options(parser: argparse.ArgumentParser) -> None:
-    """``--tracker`` and ``--key``, passed on as ``tracker`` and ``key``: texts or None."""
+    """Add ``--tracker`` and ``--key``, passed on as ``tracker`` and ``key``: texts or None."""
     parser.add_argument(
         "--tracker", metavar="HOST:PORT", help="an RPC tracker; by default one is started on loopback for this machine"
     )
@@ -46,14 +46,14 @@ def add_tracker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_timeout_option(parser: argparse.ArgumentParser) -> None:
-    """``--timeout``, passed on as ``timeout``: seconds."""
+    """Add ``--timeout``, passed on as ``timeout``: seconds."""
     parser.add_argument(
         "--timeout", type=float, default=5.0, metavar="S", help="bound on every wait (default: %(default)g s)"
     )
 
 
 def add_shape_option(parser: argparse.ArgumentParser) -> None:
-    """``--shape``, passed on as ``shapes``: a dict from inputs to shapes."""
+    """Add ``--shape``, passed on as ``shapes``: a dict from inputs to shapes."""
     parser.add_argument(
         "--shape",
         action=_AddShape,

@@ -96,8 +96,9 @@ def assign_buffers(
 
 
 def _free_since(tensors: Sequence[TensorSpec], steps: Sequence[StepSpec]) -> dict[str, int]:
-    """For each tensor that is no slice of another: the step after which its memory must not have been needed, or a side
-    may have to wait.
+    """Give for each tensor that is no slice the step after which its memory must not have been needed.
+
+    Otherwise a side may have to wait.
 
     It is the last one that both sides have done whenever a step writes into the tensor, if all steps are divided,
     so that none has to wait for the sake of memory. Where a step reads all channels, it has waited for whatever

@@ -171,7 +171,7 @@ def _object_code(module: Any, target: Target) -> bytes:
 
 
 def _opencl_source(module: Any, target: Target, symbol: str, operands: Sequence[Operand]) -> bytes:
-    """The kernel's source; its arguments must be the operands, then begin and count."""
+    """Give the kernel's source; its arguments must be the operands, then begin and count."""
     import tvm
 
     compiled = tvm.compile(module, target=tvm.target.Target("opencl", host="c"))  # what would launch it is thrown away

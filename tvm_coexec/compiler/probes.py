@@ -46,7 +46,7 @@ def package_halved(graph: Graph, target: Target, device: Mapping[str, Any]) -> P
 
 
 def halved_chain(layer: Linear, depth: int, target: Target, device: Mapping[str, Any]) -> Package:
-    """A module for measuring: equal layers in a chain, each as wide as its input, half of it on either side."""
+    """Build a module for measuring: equal layers in a chain, each as wide as its input, half of it on either side."""
     names = [f"t{index}" for index in range(depth + 1)]
     tensors = {name: Tensor(name, (layer.m, layer.n)) for name in names}
     nodes = [Node(f"layer{index}", layer, names[index], None, names[index + 1], {}) for index in range(depth)]

@@ -95,7 +95,7 @@ def _run(command: list[str], task: str) -> None:
 
 
 def c_compiler() -> str:
-    """Path of the C compiler: ``$CC``, ``cc``, ``gcc`` or ``clang``."""
+    """Find the C compiler: ``$CC``, ``cc``, ``gcc`` or ``clang``."""
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         found = shutil.which(name) if name else None
         if found:

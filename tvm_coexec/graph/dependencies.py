@@ -71,7 +71,7 @@ class Work:
 def network_reads(
     steps: Sequence[Step], parents: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable] | None = None
 ) -> list[tuple[Read, ...]]:
-    """For each step the steps whose outputs it reads, and those that used the memory that it overwrites.
+    """List for each step the steps whose outputs it reads, and those that used the memory that it overwrites.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def network_reads(
 def _overwrites(
     steps: Sequence[Step], parents: Mapping[str, Sequence[str]], memory: Mapping[str, Hashable]
 ) -> list[set[int]]:
-    """For each step those that wrote or read what was in the memory of its output before.
+    """List for each step those that wrote or read what was in the memory of its output before.
 
     Slices of one parent do not overwrite each other: each of them overwrites what was there before the first.
     """
@@ -135,7 +135,7 @@ def needs_other(side: str, reader: Divided, writer: Divided, read: Read) -> bool
 
 
 def waits_of(steps: Sequence[Work], waiting: str) -> dict[int, int]:
-    """For each step (from 1) before which side ``waiting`` has to wait: the other side's step that it waits for."""
+    """List by step (from 1) before which side ``waiting`` has to wait: the other side's step that it waits for."""
     waits: dict[int, int] = {}
     known = 0
     for number, step in enumerate(steps, 1):

@@ -163,7 +163,7 @@ class Conv2d(Base):
         return super().reads_locally(role) if self.axis == "channels" else role == "residual" or own_line
 
     def facts(self) -> dict[str, float]:
-        """With groups a half reads the input of its own channels alone, and by lines that of its own lines."""
+        """A half with groups reads the input of its own channels alone, and one by lines that of its own lines."""
         reads_all = self.groups == 1 and self.axis == "channels"
         return super().facts() | {
             "reduction": self.taps,
@@ -192,7 +192,7 @@ class Conv2d(Base):
 
 
 def _extents(name: str, value: Any, length: int) -> tuple[int, ...]:
-    """One number, a pair or, for a length of four, four numbers as ``length`` numbers."""
+    """Make ``length`` numbers of one, of a pair or, for a length of four, of four."""
     numbers = (value, value) if isinstance(value, int) else tuple(value)
     if len(numbers) not in (2, length):
         raise ValueError(f"{name} {value} of a convolution is neither one number nor {length}")

@@ -9,7 +9,7 @@ from .kinds import AnyLayer
 
 
 def by_lines(layer: AnyLayer) -> AnyLayer | None:
-    """The same layer, divided by lines; None where it cannot be."""
+    """Divide the same layer by lines; None where it cannot be."""
     has_axis = any(field.name == "axis" for field in dataclasses.fields(layer))
     return dataclasses.replace(layer, axis="lines") if has_axis and has_lines(layer) else None  # type: ignore
 

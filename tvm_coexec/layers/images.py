@@ -344,7 +344,7 @@ class LocalNorm(Base):
 def _rows_at(
     layer: Concat | Elementwise | LocalNorm, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None
 ) -> list[np.ndarray]:
-    """Some pixels of each operand; where an axis of one has a single element, that is the same for all pixels."""
+    """Take some pixels of each operand; where an axis of one has a single element, that is the same for all pixels."""
     batch, h, w, _ = layer.output_size
     names = ["input", *(f"input{number}" for number in range(1, len(layer.input_sizes)))]
     where = pixel_indices(layer, pixels)

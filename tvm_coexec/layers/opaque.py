@@ -111,7 +111,7 @@ class Opaque(Base):
 
     @property
     def flops(self) -> int:
-        """One for each element of the result: what the operator does with it is not known."""
+        """One is counted for each element of the result: what the operator does with it is not known."""
         return math.prod(self.output.shape)
 
     @property

@@ -113,14 +113,14 @@ class StepSpec:
 
     @property
     def arguments(self) -> Iterator[ArgumentSpec]:
-        """Those of all kernels of both halves."""
+        """The arguments of all kernels of both halves."""
         for half in (self.cpu, self.gpu):
             for launch in half.launches if half else ():
                 yield from launch.arguments
 
 
 def lifetimes(tensors: Iterable[TensorSpec], steps: Iterable[StepSpec]) -> dict[str, tuple[int, int]]:
-    """For each tensor that is no slice of another: the first and the last step, from 1, that touch it or its slices.
+    """Give for each tensor that is no slice the first and the last step, from 1, that touch it or its slices.
 
     What no step writes, an input, is there from 0 on.
     """
@@ -171,7 +171,7 @@ class Manifest:
 
     @cached_property
     def word_counts(self) -> dict[Source, int]:
-        """Words of all that kernels touch: enough for the padding of every kernel that touches it."""
+        """Count the words of all that kernels touch: enough for the padding of every kernel that touches it."""
         counts = {Source.tensor(tensor.name): tensor.memory_words for tensor in self.tensors}
         counts |= {constant.source: words(math.prod(constant.shape), constant.dtype) for constant in self.constants}
         for step in self.steps:
@@ -189,14 +189,14 @@ class Manifest:
         return {source: buffers.get(source, source) for source in self.word_counts}
 
     def memory_words(self) -> dict[Memory, int]:
-        """Words of each piece of memory: enough for all that lies there."""
+        """Count the words of each piece of memory: enough for all that lies there."""
         counts, words_of = self.word_counts, dict[Memory, int]()
         for source, memory in self.memory_of().items():
             words_of[memory] = max(words_of.get(memory, 0), counts[source])
         return words_of
 
     def reads(self) -> list[tuple[Read, ...]]:
-        """For each step those that it has to wait for: whose outputs it reads, or whose memory it overwrites."""
+        """Give for each step those that it has to wait for: whose outputs it reads, or whose memory it overwrites."""
         memory_of = {source.owner: memory for source, memory in self.memory_of().items() if source.kind == "tensor"}
         return network_reads(self.steps, self.parents(), memory_of)
 

@@ -52,7 +52,7 @@ class Package:
             self.write_to(file)
 
     def to_bytes(self) -> bytes:
-        """The file's content: the same for the same module, whenever it is made."""
+        """Make the file's content: the same for the same module, whenever it is made."""
         content = io.BytesIO()
         self.write_to(content)
         return content.getvalue()
@@ -72,7 +72,7 @@ class Package:
         )
 
     def _constant_parts(self) -> Iterator[bytes | memoryview]:
-        """The section of constants: each of these where it has its place, and zeros between them."""
+        """Make the section of constants: each of these at its offset, and zeros between them."""
         end = 0
         for source, offset in constant_offsets(self.manifest).items():
             array = np.asarray(self.constants[source], order="C")

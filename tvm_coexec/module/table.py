@@ -38,7 +38,7 @@ _MACHINE_AT, _MACHINE = 18, struct.Struct("<H")
 
 
 def _record(*fields: tuple[str, str]) -> np.dtype[Any]:
-    """A record without gaps: pairs of a type and the names that have it."""
+    """Describe a record without gaps: pairs of a type and the names that have it."""
     return np.dtype([(name, kind) for kind, names in fields for name in names.split()])
 
 

@@ -83,7 +83,7 @@ class Division:
 
     @property
     def times(self) -> tuple[Time, Time]:
-        """The CPU's half's and the GPU's; no time where there is none."""
+        """The times of the CPU's half and the GPU's; no time where there is none."""
         return self.cpu.time if self.cpu else NO_TIME, self.gpu.time if self.gpu else NO_TIME
 
 

@@ -46,7 +46,7 @@ class _Step:
 
 
 def reads_of(graph: Graph) -> list[tuple[Read, ...]]:
-    """For each node the nodes, counted from 1, whose outputs it reads, and along which axes it does so unit by unit."""
+    """List by node the nodes, counted from 1, whose outputs it reads, and along which axes it does so unit by unit."""
     parents = {name: graph.parents(name) for name in graph.tensors}
     lines = [replace(node, layer=along_partition_axes(node.layer)[-1]) for node in graph.nodes]
     own, also = (network_reads([_Step.of(node) for node in nodes], parents) for nodes in (graph.nodes, lines))
@@ -175,7 +175,7 @@ class _Menu:
         return (options[units] for units in (0, self.layer.units) if units in options)
 
     def _splits(self, axis: str) -> Iterator[Option]:
-        """The balanced split, and some beside it."""
+        """Give the balanced split, and some near it."""
         options = self._options[axis]
         splits = [units for units, option in sorted(options.items()) if option.cpu_units and option.gpu_units]
         if splits:

@@ -236,7 +236,7 @@ def synchronised_by(mechanism: str) -> str:
 
 
 def format_table(plan: Plan) -> str:
-    """The plan for the terminal: a line a layer, then a line a synchronisation."""
+    """Write the plan for the terminal: a line a layer, then a line a synchronisation."""
     names = [readable(layer.name) for layer in plan.layers]
     width = max([5, *map(len, names)])
     header = f"{'layer':{width}}  {'CPU':>5} {'GPU':>5} {'units':8} {'CPU us':>9} {'GPU us':>9} {'total us':>9}  why"
@@ -281,7 +281,7 @@ def _winograd_lines(layers: Iterable[LayerPlan]) -> list[str]:
 
 
 def _sync_lines(syncs: Sequence[Sync]) -> list[str]:
-    """The synchronisations for the terminal: a line each."""
+    """Write the synchronisations for the terminal, a line each."""
     if not syncs:
         return ["no synchronisations"]
     layers = ("the end" if sync.layer is None else readable(sync.layer) for sync in syncs)

@@ -172,7 +172,7 @@ def search(
 
 
 def _kept(reads: Sequence[Sequence[Read]]) -> Iterator[list[int]]:
-    """After each step: the steps so far that a later one reads."""
+    """List after each step the steps so far that a later one reads."""
     last_reader = {read.step: number for number, step in enumerate(reads, 1) for read in step}
     live: dict[int, None] = {}
     for number, step in enumerate(reads, 1):

@@ -201,7 +201,7 @@ class Planner:
         return [variant for position, variant in enumerate(known) if position < _PROMISING or variant in measured]
 
     def _variants(self, layer: AnyLayer, side: str) -> list[Variant]:
-        """The candidates of a side: of a kernel that was never measured nothing can be said."""
+        """List the candidates of a side: of a kernel that was never measured nothing can be said."""
         found = self._known_variants(layer, side)
         if not found:
             raise MeasurementError(
@@ -262,7 +262,7 @@ class Planner:
         own: np.ndarray,
         other: np.ndarray,
     ) -> list[Half]:
-        """At each split the best of some variants, from the times of all, with what its time may be off by."""
+        """Find at each split the best of some variants, from the times of all, with what its time may be off by."""
         predictor = self.cpu if side == "cpu" else self.gpu
         kernels, best, best_us = (
             [(layer, variant) for variant in variants],
@@ -296,7 +296,7 @@ class Planner:
         return min(self._divide(layer, variants, cpu_units), key=lambda division: division.total_us)
 
     def _divide(self, layer: AnyLayer, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> list[Division]:
-        """Some splits, each side with its best variant."""
+        """Divide the layer at some splits, each side with its best variant."""
         gpu_units = layer.units - cpu_units
         halves: dict[str, list[Half]] = {}
         for side, own, other in (("cpu", cpu_units, gpu_units), ("gpu", gpu_units, cpu_units)):
@@ -308,7 +308,7 @@ class Planner:
         ]
 
     def divisions(self, layer: AnyLayer) -> dict[int, Division]:
-        """Either side alone and every split, or many, by the CPU's units; without any knowledge the CPU alone."""
+        """List either side alone and every split, or many, by the CPU's units; without any knowledge the CPU alone."""
         splits = _spread(1, layer.units - 1, _MOST_SPLITS) if layer.units > 1 else np.array([], int)
         if not self.knows(layer):
             return self._estimated_divisions(layer, splits)

@@ -79,7 +79,7 @@ def _term(described: Mapping[str, np.ndarray], term: str) -> np.ndarray:
 
 
 def _non_negative_least_squares(matrix: np.ndarray, target: np.ndarray, sweeps: int = 500) -> np.ndarray:
-    """Coordinate descent; the few terms make its slow end harmless, since the trees correct what it leaves."""
+    """Fit by coordinate descent; the few terms make its slow end harmless, since the trees correct what it leaves."""
     gram, moments = matrix.T @ matrix, matrix.T @ target
     solution = np.zeros(len(moments))
     for _ in range(sweeps):

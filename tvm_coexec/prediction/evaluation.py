@@ -128,7 +128,7 @@ def noise_percent(samples: Sequence[Sample]) -> float:
 
 
 def format_table(evaluations: Sequence[Evaluation]) -> str:
-    """A table for the terminal: a line for each side and model."""
+    """Write a table for the terminal: a line for each side and model."""
     lines = [f"{'side':5}{'model':40}{'MAPE':>8}{'within 10 %':>13}"]
     for evaluation in evaluations:
         for name, score in evaluation.scores.items():
@@ -159,7 +159,7 @@ def _shape(layer: AnyLayer) -> AnyLayer:
 
 
 def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:
-    """Masks of the held-out samples; every fold has its share of each operator.
+    """Give masks of the held-out samples; every fold has its share of each operator.
 
     Every shape is held out once, but for one that is the only shape of its operator: no model could predict it.
     """

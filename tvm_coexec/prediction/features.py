@@ -211,7 +211,7 @@ class FeatureSet:
                 raise FileFormatError(f"this release computes no feature {name!r}; tune the profile again")
 
     def matrix(self, described: dict[str, np.ndarray]) -> np.ndarray:
-        """One row a half; kinds, kernels and epilogues that these halves do not have are zero."""
+        """Make one row a half; kinds, kernels and epilogues that these halves do not have are zero."""
         count = len(described["units"])
         matrix = np.zeros((count, len(self.names)), np.float32)
         for column, name in enumerate(self.names):

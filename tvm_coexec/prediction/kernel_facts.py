@@ -43,7 +43,7 @@ def _group_counts(launch: Dispatch) -> dict[str, float]:
 
 
 def _unit_groups(launch: Dispatch) -> float:
-    """Work-groups of a unit; a part of one where it computes several."""
+    """Count the work-groups of a unit; a part of one where it computes several."""
     return launch.grid[0] * launch.grid[1] / launch.together
 
 

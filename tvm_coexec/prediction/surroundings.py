@@ -47,7 +47,7 @@ class Stretch:
 
     @classmethod
     def of(cls, log_factors: Sequence[float]) -> Stretch:
-        """From the factors of some networks; the fewer they are, the less is certain of others."""
+        """Learn from the factors of some networks; the fewer they are, the less is certain of others."""
         count = len(log_factors)
         mean = sum(log_factors) / (count + _PRIOR)
         squares = sum((one - mean) ** 2 for one in log_factors) + UNKNOWN.high**2

@@ -1,4 +1,4 @@
-"""In what two profiles differ: their devices, and the times of what both have measured."""
+"""Tell in what two profiles differ: their devices, and the times of what both have measured."""
 
 from __future__ import annotations
 

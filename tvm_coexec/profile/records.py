@@ -99,7 +99,7 @@ class NetworkTimes:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> NetworkTimes:
-        """From lists of numbers; raises ``ValueError`` or ``TypeError`` where they are none."""
+        """Read lists of numbers; raises ``ValueError`` or ``TypeError`` where they are none."""
         halves_us = tuple((_floats(cpu_us), _floats(gpu_us)) for cpu_us, gpu_us in fields["halves_us"])
         return cls(_floats(fields["latency_us"]), halves_us)
 

@@ -351,7 +351,7 @@ class SampleStore:
 
 
 def _kernels(variants: Iterable[Variant]) -> frozenset[Variant]:
-    """Those of some variants, whatever the number of threads."""
+    """Give the kernels of some variants, whatever the number of threads."""
     return frozenset(variant.kernel for variant in variants)
 
 

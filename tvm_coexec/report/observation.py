@@ -63,7 +63,7 @@ class Observation:
     memory: MemoryUse
 
     def waited_us(self, side: str) -> float:
-        """For how long a side waited in the run of the timeline."""
+        """How long a side waited in the run of the timeline."""
         return sum(event.end_us - event.start_us for event in self.events if event.side == side and _waits(event))
 
 

@@ -247,7 +247,7 @@ class DeviceChoice:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> DeviceChoice:
-        """From the fields by name, lists standing for tuples."""
+        """Read the fields by name, lists standing for tuples."""
         fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
         return cls(**fields)
 

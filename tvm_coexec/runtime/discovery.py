@@ -91,7 +91,7 @@ class Found:
 
 
 def list_devices() -> list[DeviceInfo]:
-    """Every OpenCL device of this machine; the one that is used when none is named comes first."""
+    """List every OpenCL device of this machine; the one that is used when none is named comes first."""
     return [info for info, _ in discover().devices]
 
 

@@ -12,7 +12,7 @@ from tvm_coexec.errors import KernelError, first_line
 
 
 def build(context: Any, source: str) -> Any:
-    """Tiny kernels, compiled.
+    """Compile tiny kernels.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def build(context: Any, source: str) -> Any:
 
 
 def probe_kernel(context: Any, source: str, name: str) -> Any:
-    """One of the tiny kernels of a source.
+    """Make one of the tiny kernels of a source.
 
     Raises
     ------

@@ -225,7 +225,7 @@ def _repeats(tuner: Tuner, graph: Graph) -> int:
 
 
 def _ways(layer: AnyLayer) -> tuple[tuple[int, int], ...]:
-    """Either side alone, and both."""
+    """Give the points of either side alone, and of both."""
     half = layer.units // 2
     return (layer.units, 0), (0, layer.units), (half, layer.units - half)
 

@@ -62,7 +62,7 @@ class Record:
 
 
 def _counted(reasons: Iterable[str]) -> str:
-    """Reasons, each once, with how often."""
+    """List reasons, each once, with how often it was given."""
     return "; ".join(f"{reason}{f' ({n} times)' if n > 1 else ''}" for reason, n in Counter(reasons).items())
 
 

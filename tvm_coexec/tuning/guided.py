@@ -138,7 +138,7 @@ class _Search:
 
 
 def _expected_us(layer: AnyLayer, variants: Sequence[Variant], predictor: LatencyPredictor) -> np.ndarray:
-    """For each variant, the geometric mean of the times of the whole layer alone and of concurrent halves."""
+    """Predict for each variant the geometric mean of the times of the whole layer alone and of concurrent halves."""
     if not variants:
         return np.array([])
     half = layer.units / 2

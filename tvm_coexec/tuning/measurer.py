@@ -97,7 +97,7 @@ class Measurer:
         return Measurement(tuple(time for one in measured for time in one.points), max(errors, default=None))
 
     def _portions(self, candidate: Candidate, points: Sequence[Point]) -> list[list[Point]]:
-        """The points of each call; only a device that is slow needs more than one."""
+        """Divide points among calls; only a device that is slow needs more than one."""
         layer = candidate.layer
         unit_us = (self._watch.expected_us(layer) if self._watch else 0.0) / layer.units
         portions, left_us = [list[Point]()], _CALL_US
@@ -111,7 +111,7 @@ class Measurer:
         return portions
 
     def _ask_once(self, candidate: Candidate, points: Sequence[Point], *, check: bool, walls: bool) -> Measurement:
-        """One call to the device; once more, in a session of its own, where the first one was lost on the way.
+        """Call the device; once more, in a session of its own, where the first one was lost on the way.
 
         What ends a session twice, or gives a wrong result, is the candidate's fault where the device still computes
         something else; a server that was stopped, or a machine that stood still, ends it once. A device that fails
@@ -172,7 +172,7 @@ def _spread(point: PointTimes) -> float:
 
 
 def _joined(rounds: Sequence[PointTimes]) -> PointTimes:
-    """One point's times from all its rounds."""
+    """Join one point's times of all its rounds."""
 
     def times_us(name: str) -> tuple[float, ...]:
         return tuple(time_us for one in rounds for time_us in getattr(one, name))

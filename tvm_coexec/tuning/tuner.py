@@ -177,7 +177,7 @@ class Tuner:
     def ask(
         self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
     ) -> Measurement:
-        """One call to the first device; see :meth:`Measurer.ask`."""
+        """Call the first device; see :meth:`Measurer.ask`."""
         return self._first.ask(candidate, points, check=check, walls=walls)
 
     def module(self, candidate: Candidate) -> bytes:
@@ -231,7 +231,7 @@ def _draw(space: Sequence[Variant], rng: np.random.Generator) -> Variant:
 
 
 def repeats_for(layer: AnyLayer, slowness: float = 1.0) -> int:
-    """Repetitions of a point: many of a short layer, few of a long one.
+    """Choose the repetitions of a point: many of a short layer, few of a long one.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def repeats_for(layer: AnyLayer, slowness: float = 1.0) -> int:
 
 
 def training_points(layer: AnyLayer, slowness: float = 1.0) -> list[Point]:
-    """Each side alone, whole and in part, and both at work at a few splits around an even one and away from it."""
+    """List each side alone, whole and in part, and both at work at a few splits around an even one and away from it."""
     units, repeats = layer.units, repeats_for(layer, slowness)
     rng = np.random.default_rng(layer.flops % 2**32)
     low, high = max(units // 6, 1), units - max(units // 6, 1)  # where plans are found; slivers only measure launches

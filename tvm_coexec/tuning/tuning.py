@@ -263,7 +263,7 @@ def _check_families(families: Iterable[str]) -> list[str]:
 
 
 def check_layers(tuner: Tuner, layers: Iterable[AnyLayer]) -> list[AnyLayer]:
-    """Each layer once; an :class:`InputError` names one that the tuner's device cannot compute on both sides."""
+    """Try each layer once; an :class:`InputError` names one that the tuner's device cannot compute on both sides."""
     distinct = list(dict.fromkeys(layers))
     for layer in distinct:
         for side in ("cpu", "gpu"):
@@ -291,7 +291,7 @@ def _measure_layers(is_over: Callable[[], bool], tuner: Tuner, layers: Sequence[
 
 
 def _stream(families: Sequence[str]) -> Iterator[AnyLayer]:
-    """Rounds of every family's layers; a round has one of each family before it has more of any."""
+    """Give rounds of every family's layers; a round has one of each family before it has more of any."""
     streams = {name: FAMILIES[name]() for name in families}
     while True:
         for index in range(max(_SHARES.values())):

@@ -82,7 +82,7 @@ def linear_training_layers() -> Iterator[Linear]:
 
 
 def rowwise_training_layers() -> Iterator[RowWise]:
-    """Row-wise layers without end: layer normalisation, softmax and element-wise maps of the same row counts."""
+    """Draw row-wise layers without end: layer normalisation, softmax and element-wise maps of the same row counts."""
     rng = np.random.default_rng(_TRAINING_SEED)
     kinds = (("layer_norm", ()), ("softmax", ()), ("map", ("relu",)), ("map", ("residual",)), ("map", ("bias", "gelu")))
     while True:
@@ -281,7 +281,7 @@ def _random_arithmetic(rng: np.random.Generator, image: tuple[int, int, int, int
 
 
 def _channels(rng: np.random.Generator, size: int) -> int:
-    """Half of them multiples of a tile."""
+    """Draw numbers of channels, half of them multiples of a tile."""
     channels = _log_uniform(rng, 16, min(2048, max(64, 14000 // size)))
     return channels if rng.random() < 0.5 else max(TILE, round(channels / TILE) * TILE)
 

@@ -10,7 +10,7 @@ from ..graph import Graph
 
 
 def random_inputs(graph: Graph, choices: Mapping[str, Sequence[int]], seed: int) -> list[np.ndarray]:
-    """One array for each input of a graph, in its order.
+    """Draw one array for each input of a graph, in its order.
 
     Floats are normal numbers. Whole numbers are of those in ``choices``; inputs that are not there are 0 and 1, which
     every table and every mask has, and bytes are anything, as those of images are.

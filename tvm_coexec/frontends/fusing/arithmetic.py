@@ -29,7 +29,7 @@ class _Sizes:
 
 
 def add_arithmetic(state: State, operation: Operation) -> None:
-    """One layer; what follows becomes its epilogue. The square of an activation is a step of what makes it."""
+    """Add one layer; what follows becomes its epilogue. The square of an activation is a step of what makes it."""
     if operation.op == "multiply" and len(set(operation.inputs)) == 1:
         state.append_step(operation, operation.inputs[0], "square")
         return

@@ -249,7 +249,7 @@ class Fuser(State):
         self.set(operation, draft, value)
 
     def _add_residual(self, operation: Operation) -> None:
-        """A sum of two activations: a step of the node that makes one of them, the later one if both can take it.
+        """Make a sum of two activations a step of the node that makes one of them, the later one if both can take it.
 
         One that computes takes it before one that moves, which may come to cost nothing.
         """

@@ -32,7 +32,7 @@ class Readers:
                     self._note(index, operation, name)
 
     def tensor(self, name: str) -> DraftTensor:
-        """The tensor of a value: an image if a reader takes it, or what follows from it, as one."""
+        """Make the tensor of a value: an image if a reader takes it, or what follows from it, as one."""
         shape, dtype = self.trace.shapes[name], self.trace.dtypes.get(name, "float32")
         if name not in self._images or dtype != "float32":
             return DraftTensor(name, shape, self._last_axis(name), dtype=dtype)
@@ -57,7 +57,7 @@ class Readers:
             seen.update(self._channels.get(output, ()))
 
     def _last_axis(self, name: str) -> int:
-        """Channels of rows: those that the readers see, so that a model may begin by flattening its input."""
+        """Find the channels of rows: those that the readers see, so that a model may begin by flattening its input."""
         shape, seen = self.trace.shapes[name], self._channels.get(name, set())
         last = shape[-1] if shape else 1
         channels = next(iter(seen)) if len(seen) == 1 else last

@@ -76,7 +76,7 @@ def add_padding(state: State, operation: Operation) -> None:
 
 
 def add_joined(state: State, operation: Operation) -> None:
-    """A concatenation along any axis: each operand is put to its place among zeros, and added to those before."""
+    """Concatenate along any axis: each operand is put to its position among zeros, and added to those before."""
     source, axis = operation.source, operation.attributes["axis"]
     if len(operation.inputs) > _MOST_JOINED:
         raise ModelError(f"{source} joins {len(operation.inputs)} activations, each of which would be written anew")

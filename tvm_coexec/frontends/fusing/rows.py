@@ -116,7 +116,7 @@ def _matrices(value: Value, view: View, source: Source) -> Matrices:
 
 
 def add_slice(state: State, operation: Operation) -> None:
-    """Some rows of each item: a copy, since the layer that follows may need them in memory one behind the other."""
+    """Copy some rows of each item, since the layer that follows may need them in memory one behind the other."""
     source, axis = operation.source, operation.attributes["axis"]
     value = state.materialised(operation.inputs[0], source)
     channels = value.tensor.channels

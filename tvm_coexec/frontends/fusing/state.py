@@ -113,7 +113,7 @@ class State:
         return self.concrete(name)
 
     def materialised(self, name: str, source: Source) -> Value:
-        """A value with nothing pending: what was is applied by a map."""
+        """Give a value with nothing pending: what was is applied by a map."""
         value = self.value(name, source)
         if value.pending is None:
             return value

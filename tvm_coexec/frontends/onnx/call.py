@@ -28,11 +28,11 @@ class Call:
         return attributes(self.node.proto)
 
     def operand(self, index: int) -> relax.Expr | None:
-        """An operand; None if it is left out."""
+        """Give an operand; None if it is left out."""
         return self.operands[index] if index < len(self.operands) else None
 
     def array(self, index: int) -> np.ndarray | None:
-        """A constant operand; None for others."""
+        """Give a constant operand; None for others."""
         return self.model.constants.get(self.node.proto.input[index]) if self.operand(index) is not None else None
 
     def type(self, index: int) -> ValueType:

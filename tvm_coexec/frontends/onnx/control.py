@@ -118,7 +118,7 @@ def _choice(
 
 
 def _loop(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
-    """The iterations one after another; those that may not happen change nothing if they do not."""
+    """Write the iterations out one after another; those that may not happen change nothing if they do not."""
     body = attributes(node)["body"]
     limit, condition, *state = [scope.find(name) for name in [*node.input, "", ""][: max(len(node.input), 2)]]
     most = (

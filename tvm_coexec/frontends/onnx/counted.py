@@ -89,7 +89,7 @@ class _Suppression:
         self.most, self.overlap, self.least, self.centred, self.rows = most, overlap, least, centred, rows
 
     def statement(self, corners: Any, scores: Any, selected: Any, scratch: Any) -> Any:
-        """The loops; ``scratch`` says of each box whether it is left, and last which is the best."""
+        """Write the loops; ``scratch`` says of each box whether it is left, and last which is the best."""
         self.corners, self.scores, self.selected, self.left = (
             T.buffer_proxy(buffer) for buffer in (corners, scores, selected, scratch)
         )

@@ -138,7 +138,7 @@ def with_explicit_padding(node: NodeProto, shapes: Callable[[str], tuple[int, ..
 
 
 def window_padding(values: Mapping[str, Any], sizes: tuple[int, ...], kernel: tuple[int, ...]) -> list[int]:
-    """Padding of a convolution or pooling: before each axis, then behind each."""
+    """Give the padding of a convolution or pooling: before each axis, then behind each."""
     ones = [1] * len(kernel)
     rule = values.get("auto_pad", "NOTSET")
     if rule == "NOTSET":

@@ -76,7 +76,7 @@ def _recurrent(call: Call) -> Any:
     ]
 
     def part(begin: int, count: int) -> relax.Expr:
-        """Rows of all directions: ``[count, directions, batch, hidden]``."""
+        """Give the rows of all directions: ``[count, directions, batch, hidden]``."""
         rows = [relax.op.strided_slice(each, [0], [begin], [begin + count]) if kept else each for each in packed]
         rows = [relax.op.reshape(each, (count, 1, batch, hidden)) for each in rows]
         return rows[0] if directions == 1 else relax.op.concat(rows, axis=1)
@@ -279,7 +279,7 @@ class _Body:
                 self.output[(step * self.batch + b) * self.cell.hidden + j] = tirx.const(0, self.output.dtype)
 
     def _at(self, t: Any, b: Any) -> None:
-        """One step of one item: gates from the state before, then the state."""
+        """Compute one step of one item: gates from the state before, then the state."""
         hidden, width = self.cell.hidden, self.width
         row = (t * self.batch + b) * width
         gru = self.cell.operator == "GRU"

@@ -27,12 +27,12 @@ def _identity(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Sou
 
 
 def _clip(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
-    """Without bounds the same again."""
+    """Without bounds it gives its operand."""
     return not any(node.input[1:]) and not node.attribute and _identity(simplifier, node, scope, source)
 
 
 def _dropout(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
-    """Nothing, in inference: the mask lets everything through."""
+    """In inference it does nothing: the mask lets everything through."""
     meaning = scope.find(node.input[0])
     training = scope.find(node.input[2]) if len(node.input) > 2 else ""
     ratio = simplifier.constant(scope.find(node.input[1])) if len(node.input) > 1 else None

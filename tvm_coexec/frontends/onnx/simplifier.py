@@ -297,7 +297,7 @@ def _inferred_as_model(
 
 
 def evaluate(node: NodeProto, arrays: Mapping[str, np.ndarray], opset: int) -> list[np.ndarray] | None:
-    """What a node makes of constants; None if ONNX's evaluator does not know it, in its version or in the newest."""
+    """Compute a node of constants; None if ONNX's evaluator does not know it, in its version or in the newest."""
     inputs = [onnx.ValueInfoProto(name=name) for name in arrays]
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
     graph = helper.make_graph([node], "constant", inputs, outputs)

@@ -79,7 +79,7 @@ def type_of_array(array: np.ndarray) -> ValueType:
 
 
 def to_array(tensor: TensorProto) -> np.ndarray:
-    """A tensor of the model; numbers of two bytes become float32.
+    """Read a tensor of the model; numbers of two bytes become float32.
 
     Raises
     ------

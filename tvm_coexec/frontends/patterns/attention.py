@@ -39,7 +39,7 @@ class _Columns:
 
 class _Finder(HeadFinder):
     def attention(self, softmax: Operation) -> Operation | None:
-        """The attention around a softmax; None if it is something else."""
+        """Find the attention around a softmax; None if it is something else."""
         scores = self._scores(softmax)
         product, is_turned = self._product(softmax)
         if scores is None or product is None:
@@ -163,7 +163,7 @@ class _Finder(HeadFinder):
         return name, (items, of_heads, queries)
 
     def _mask_sizes(self, name: str, scores: tuple[int, ...], batch: int, heads: int) -> tuple[int, int, int] | None:
-        """For how many items, heads and queries a summand of scores has a row of keys; None if it has no such rows."""
+        """Count items, heads and queries for which a summand of scores has a row of keys; None if it has none."""
         constant = self.trace.constants.get(name)
         shape = self.trace.shapes[name] if constant is None else constant.shape
         if len(shape) > len(scores) or not shape or shape[-1] != scores[-1]:

@@ -59,7 +59,7 @@ class Moved:
         return replace(self, axes=tuple(self.axes[axis] for axis in axes))
 
     def cut(self, axis: int, begin: int, count: int, stride: int = 1) -> Moved | None:
-        """Some places along an axis; None if they are not whole ones of a digit."""
+        """Take some indices along an axis; None if they are not whole ones of a digit."""
         digits = merged(self.axes[axis])
         behind = math.prod(extent for extent, _, _ in digits[1:])
         if len(digits) > 1 and (stride != 1 or begin % behind or count % behind):
@@ -77,7 +77,7 @@ class Moved:
         return Moved(axes, tuple(-first for first in before))
 
     def repeated(self, factors: tuple[int, ...]) -> Moved:
-        """Each place of an axis so many times."""
+        """Take each index of an axis so many times."""
         axes = zip(self.axes, factors, strict=True)
         return replace(self, axes=tuple((*digits, (factor, 0, 0)) for digits, factor in axes))
 

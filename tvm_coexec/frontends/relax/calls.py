@@ -63,7 +63,7 @@ def operator_name(value: relax.Expr) -> str:
 
 
 def static_type(tensor_type: ir.Type, owner: str) -> tuple[tuple[int, ...], str]:
-    """Shape and type of elements; refused where a size is not fixed."""
+    """Give shape and type of elements; refused where a size is not fixed."""
     if not isinstance(tensor_type, relax.TensorType) or not isinstance(tensor_type.shape, relax.ShapeExpr):
         raise ModelError(f"{owner} is no tensor of known shape (it is {tensor_type}); give every tensor a fixed shape")
     for axis, size in enumerate(tensor_type.shape.values):

@@ -47,7 +47,7 @@ def _padded(step: Conversion, mode: str = "constant") -> relax.Expr:
 
 
 def _mirrored(step: Conversion) -> relax.Expr:
-    """MIRROR_PAD: the elements behind the edge again, in reverse; with the edge itself if it is symmetric."""
+    """MIRROR_PAD adds the elements behind the edge again, in reverse; with the edge itself if it is symmetric."""
     widths = step.in_order(step.constant(1).reshape(-1, 2).tolist())
     is_symmetric = step.options.Mode() == tflite.MirrorPadMode.SYMMETRIC
     value = step.operand(0)
@@ -61,7 +61,7 @@ def _mirrored(step: Conversion) -> relax.Expr:
 
 
 def _joined(step: Conversion) -> relax.Expr:
-    """A concatenation; LiteRT computes no activation after it, even where its options name one."""
+    """CONCATENATION joins operands; LiteRT computes no activation after it, even where its options name one."""
     return relax.op.concat(step.operands(), step.axis(step.options.Axis(), len(step.shape(0))))
 
 
@@ -87,7 +87,7 @@ def _parts(step: Conversion, split: relax.Expr) -> list[relax.Expr]:
 
 
 def _sliced(step: Conversion) -> relax.Expr:
-    """SLICE; a size of -1 is all that is left."""
+    """SLICE cuts out a part; a size of -1 is all that is left."""
     shape, begins, sizes = step.shape(0), step.integers(1), step.integers(2)
     ends = [extent if size < 0 else begin + size for extent, begin, size in zip(shape, begins, sizes, strict=True)]
     return _cut(step, begins, ends, [1] * len(shape))
@@ -106,7 +106,7 @@ def _cut(step: Conversion, begins: list[int], ends: list[int], strides: list[int
 
 
 def _strided_slice(step: Conversion) -> relax.Expr:
-    """A STRIDED_SLICE: bits of its masks say which bounds are left out, and which axes are dropped or new."""
+    """STRIDED_SLICE cuts with steps; bits of masks say which bounds are left out, which axes are dropped or new."""
     options, shape = step.options, step.shape(0)
     begins, ends, strides = (step.integers(position) for position in (1, 2, 3))
     ranges: list[tuple[int, int, int]] = []

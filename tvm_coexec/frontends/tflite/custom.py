@@ -33,7 +33,7 @@ def _biased_transpose_conv(step: Conversion) -> relax.Expr:
 
 
 def _landmarks_to_matrix(step: Conversion) -> relax.Expr:
-    """``Landmarks2TransformMatrix``: where the pixels of an upright crop around some landmarks are in the image.
+    """``Landmarks2TransformMatrix`` tells where the pixels of an upright crop around some landmarks are in the image.
 
     The crop is turned as the line between two landmarks is, and holds all the others of a list.
     """
@@ -63,7 +63,7 @@ def _inverse(cos: relax.Expr, sin: relax.Expr) -> relax.Expr:
 
 
 def _transform_landmarks(step: Conversion) -> relax.Expr:
-    """``TransformLandmarks``: places on a crop as places in the image; a third number of each stays."""
+    """``TransformLandmarks`` makes positions on a crop ones in the image; a third number of each stays."""
     landmarks = _landmarks(step)
     result = relax.op.matmul(_plane(landmarks), relax.op.permute_dims(_part(step, 0, 2)))
     result = relax.op.add(result, relax.op.permute_dims(_part(step, 3, 4)))
@@ -74,7 +74,7 @@ def _transform_landmarks(step: Conversion) -> relax.Expr:
 
 
 def _transform_image(step: Conversion) -> relax.Expr:
-    """``TransformTensorBilinear``: the pixels of a crop, between four of the image each, or 0 outside of it."""
+    """``TransformTensorBilinear`` gives the pixels of a crop, between four of the image each, or 0 outside of it."""
     options = flexbuffers.Loads(step.operator.custom_options)
     _, h, w, channels = step.shape(0)
     size = (options["output_height"], options["output_width"])
@@ -115,7 +115,7 @@ def _within(position: relax.Expr, extent: int) -> relax.Expr:
 
 
 def _landmarks(step: Conversion) -> relax.Expr:
-    """One landmark a row; the first version of these operators has them in images."""
+    """Put one landmark in a row; the first version of these operators has them in images."""
     shape = step.shape(0)
     if len(shape) != 3 or shape[0] != 1:
         raise ModelError(f"{step.source} has landmarks of shape {list(shape)}; known is its version 2 of [1, n, axes]")

@@ -16,7 +16,7 @@ from .importer import Conversion
 
 
 def _suppressed(step: Conversion) -> list[relax.Expr]:
-    """NON_MAX_SUPPRESSION_V4: places, as many as there may be, and how many there are; V5 has scores between them."""
+    """NON_MAX_SUPPRESSION_V4 gives indices, as many as may be, and how many there are; V5 has scores between them."""
     has_scores = len(step.operator.outputs) == 3
     if has_scores and step.has(5) and float(step.constant(5).item()):
         raise ModelError(f"{step.source} lowers the scores of boxes that overlap (sigma); set sigma to 0")
@@ -32,7 +32,7 @@ def _suppressed(step: Conversion) -> list[relax.Expr]:
 
 
 def _detections(step: Conversion) -> list[relax.Expr]:
-    """``TFLite_Detection_PostProcess``: boxes, classes, scores and how many there are, of one image."""
+    """``TFLite_Detection_PostProcess`` gives boxes, classes, scores and how many there are, of one image."""
     options, boxes = flexbuffers.Loads(step.operator.custom_options), step.shape(0)[1]
     classes, most = options["num_classes"], options["max_detections"]
     emit = step.importer.builder.emit

@@ -61,7 +61,7 @@ def _squared_difference(first: relax.Expr, second: relax.Expr) -> relax.Expr:
 
 
 def _divide(step: Conversion) -> relax.Expr:
-    """A quotient; of integers, rounded towards zero."""
+    """Divide; quotients of integers are rounded towards zero."""
     first, second = step.operands()
     if step.tensor(0).dtype.startswith("float"):
         return activated(relax.op.divide(first, second), step.options)
@@ -79,7 +79,7 @@ def _leaky_relu(step: Conversion) -> relax.Expr:
 
 
 def _prelu(step: Conversion) -> relax.Expr:
-    """Below zero, a slope; of one number for each channel where that is enough."""
+    """Below zero there is a slope, of one number for each channel where that is enough."""
     channels = step.shape(0)[-1]
     slopes = step.importer.constant(step.operator.inputs[1])
     if slopes is not None and (slopes.size == 1 or slopes.size == channels == slopes.shape[-1]):

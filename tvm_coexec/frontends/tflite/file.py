@@ -196,7 +196,7 @@ class TfliteFile:
         return elements[: math.prod(shape)].reshape(shape) if sparsity is None else _dense(sparsity, elements, shape)
 
     def _data(self, number: int) -> np.ndarray | None:
-        """Bytes of a buffer; large files have them behind the model itself."""
+        """Give the bytes of a buffer; large files have them behind the model itself."""
         buffer = self.model.Buffers(number)
         if buffer.Offset() > 1:
             return np.frombuffer(self.content, np.uint8, buffer.Size(), buffer.Offset())

@@ -64,7 +64,7 @@ def _stride(options: Any) -> tuple[int, int]:
 
 
 def _padding(step: Conversion, kernel: tuple[int, ...], dilation: tuple[int, int] = (1, 1)) -> list[int]:
-    """Top, left, bottom and right; where the sum is odd, one more behind."""
+    """Give the padding at top, left, bottom and right; where the sum is odd, one more behind."""
     if step.options.Padding() == tflite.Padding.VALID:
         return [0, 0, 0, 0]
     sums = same_padding(step.shape(0)[1:3], kernel, _stride(step.options), dilation)

@@ -346,7 +346,7 @@ class Conversion:
         return CHANNELS_FIRST.index(axis) if self.is_first else axis
 
     def in_order(self, numbers: Sequence[Any]) -> list[Any]:
-        """One number for each axis of the file, in the order of the operands' axes."""
+        """Put one number for each axis of the file in the order of the operands' axes."""
         return [numbers[axis] for axis in CHANNELS_FIRST] if self.is_first else list(numbers)
 
 

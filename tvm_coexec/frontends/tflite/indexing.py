@@ -64,7 +64,7 @@ def _extreme(make: Callable[..., relax.Expr]) -> Callable[[Conversion], relax.Ex
 
 
 def _top(step: Conversion) -> list[relax.Expr]:
-    """TOPK_V2 along the last axis: the largest and where they stand."""
+    """TOPK_V2 finds along the last axis the largest and where they stand."""
     shape = step.shape(0)
     axis, count = len(shape) - 1, step.integers(1)[0]
     builder, value = step.importer.builder, step.operand(0)
@@ -74,14 +74,14 @@ def _top(step: Conversion) -> list[relax.Expr]:
 
 
 def _diagonal(step: Conversion) -> relax.Expr:
-    """MATRIX_DIAG: zeros but for the last axis of the operand, which goes from corner to corner."""
+    """MATRIX_DIAG gives zeros but for the last axis of the operand, which goes from corner to corner."""
     dtype, extent = step.tensor(0).dtype, step.shape(0)[-1]
     is_there = relax.const(np.eye(extent, dtype=bool), "bool")
     return relax.op.where(is_there, relax.op.expand_dims(step.operand(0), -1), relax.const(0, dtype))
 
 
 def _with_diagonal(step: Conversion) -> relax.Expr:
-    """MATRIX_SET_DIAG: the operand with other numbers from corner to corner."""
+    """MATRIX_SET_DIAG gives the operand with other numbers from corner to corner."""
     h, w = step.shape(0)[-2:]
     padded = step.operand(1)
     if w > min(h, w):
@@ -92,7 +92,7 @@ def _with_diagonal(step: Conversion) -> relax.Expr:
 
 
 def _updated(step: Conversion) -> relax.Expr:
-    """DYNAMIC_UPDATE_SLICE at a place that is known: what is beside the update stays."""
+    """DYNAMIC_UPDATE_SLICE writes at a position that is known: what is beside the update stays."""
     shape, part = step.shape(0), step.shape(1)
     begins = [
         max(min(begin, whole - size), 0) for begin, whole, size in zip(step.integers(2), shape, part, strict=True)
@@ -104,7 +104,7 @@ def _updated(step: Conversion) -> relax.Expr:
 
 
 def _cumulated(step: Conversion) -> relax.Expr:
-    """CUMSUM: sums of all before each place on an axis."""
+    """CUMSUM gives the sums of all before each index of an axis."""
     shape, builder = step.shape(0), step.importer.builder
     compute = running_sums(shape, step.integers(1)[0] % len(shape), step.options.Exclusive(), step.options.Reverse())
     return builder.emit(builder.call_te(compute, builder.emit(step.operand(0))))

@@ -14,7 +14,7 @@ from .importer import Conversion
 
 
 def _real_spectrum(step: Conversion) -> relax.Expr:
-    """RFFT2D over the last two axes: products with waves, in which what is padded or cut off has no part."""
+    """RFFT2D works on the last two axes by products with waves, in which what is padded or cut off has no part."""
     *outer, h, w = step.shape(0)
     height, width = step.integers(1)
     kept = width // 2 + 1

@@ -43,14 +43,14 @@ NOT_DECOMPOSED = {
 
 
 def _arguments(node: fx.Node, importer: Importer, *defaults: Any) -> list[Any]:
-    """The positional arguments; the last ones that may be left out have ``defaults``."""
+    """Give the positional arguments; the last ones that may be left out have ``defaults``."""
     given = list(importer.retrieve_args(node))
     count = sum(1 for argument in node.target._schema.arguments if not argument.kwarg_only)
     return given + list(defaults[len(defaults) - (count - len(given)) :]) if len(given) < count else given
 
 
 def _attention(node: fx.Node, importer: Importer) -> relax.Expr:
-    """Products and a softmax; TVM's own converter swaps heads and rows, and takes no mask of booleans (as of 0.27)."""
+    """Multiply, and take a softmax; TVM's own converter swaps heads and rows, and takes no boolean mask (in 0.27)."""
     q, k, v, mask, _dropout, causal = _arguments(node, importer, None, 0.0, False)
     emit = importer.block_builder.emit
     if node.kwargs.get("enable_gqa", False):
@@ -75,7 +75,7 @@ def _attention(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 def _probabilities(scores: relax.Expr, importer: Importer, may_be_empty: bool) -> relax.Expr:
-    """The softmax of scores; as torch has it, a query for which no key counts has zeros."""
+    """Compute the softmax of scores; as torch has it, a query for which no key counts has zeros."""
     emit = importer.block_builder.emit
     softmax = emit(relax.op.nn.softmax(scores, -1))
     if not may_be_empty:
@@ -218,7 +218,7 @@ def _reduction(reduce: Callable[..., relax.Expr]) -> Callable[[Any, Importer], r
 
 
 def _adaptive_max_pool(node: fx.Node, importer: Importer) -> list[relax.Expr]:
-    """Maxima, without their places; the windows are those of a pooling where they are all of one size."""
+    """Compute maxima without their indices; the windows are those of a pooling where they are all of one size."""
     x, size = importer.env[node.args[0]], [int(length) for length in node.args[1]]
     shape = [int(length) for length in x.ty.shape]
     if len(shape) != 4 or shape[2] % size[0] or shape[3] % size[1]:
@@ -228,7 +228,7 @@ def _adaptive_max_pool(node: fx.Node, importer: Importer) -> list[relax.Expr]:
 
 
 def _top_k(node: fx.Node, importer: Importer) -> list[relax.Expr]:
-    """The largest or least numbers and their places; TVM's own sorting is a function of its run-time library."""
+    """Find the largest or least numbers and their indices; TVM's own sorting is a function of its run-time library."""
     x, count, axis, largest, _sorted = _arguments(node, importer, -1, True, True)
     return _extremes(importer, x, int(count), axis, bool(largest))
 
@@ -284,7 +284,7 @@ def _any(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 def _index(node: fx.Node, importer: Importer) -> relax.Expr:
-    """Numbers of places along some axes; TVM's converter knows only some cases (as of 0.27).
+    """Read at indices along some axes; TVM's converter knows only some cases (as of 0.27).
 
     The axes that are indexed come first and become one, along which rows are taken.
     """
