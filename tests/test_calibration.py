@@ -90,7 +90,21 @@ def test_launches_of_a_device_that_has_worked_may_follow_each_other_faster(tmp_p
 
 
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:
-    assert gpu_overheads(tmp_path / "p", [90.0] * 8) == Overheads(0.0, gpu_alone_us=0.0, gpu_interval_us=0.0)
+    assert gpu_overheads(tmp_path / "p", [90.0] * 8) == Overheads(0.0, gpu_alone_us=-2.0, gpu_interval_us=0.0)
+
+
+def test_launches_are_told_apart_by_the_kernel_of_the_same_trial(tmp_path: Path) -> None:
+    """A first kernel that takes as long as later launches do must not hide these."""
+    kernels_us = [8.0, 30.0, 5.0, 5.0, 5.0]
+    assert gpu_overheads(tmp_path / "p", kernels_us) == Overheads(1.0, -2.0, gpu_interval_us=6.0)
+
+
+def test_launches_that_bound_a_gpu_are_found_when_it_has_worked_for_a_while(tmp_path: Path) -> None:
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
+    one = Tuner(LaunchingSession([9.0, 4.0, 4.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    profile.describe(planning={"overheads": asdict(Overheads(5.0, -2.0))})
+    measure_launches_again(one)
+    assert profile.planning == {"overheads": asdict(Overheads(5.0, -2.0, gpu_interval_us=6.0))}
 
 
 def test_a_larger_layer_that_the_gpu_refuses_ends_no_calibration(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,9 +29,9 @@ from .tuner import Tuner
 _OVERHEAD_LAYER = Linear(8, 64, 64, ("bias",))
 _ON_THE_GPU = Point(0, _OVERHEAD_LAYER.units, 25)
 
-_LAUNCHES = 0.2
+_LAUNCHES = 0.05
 """Where the smallest layer takes a GPU so much longer than its kernel would in a long chain, it is launches that follow
-each other no faster. On an NVIDIA H200 they take 6 us, a small kernel 4 to 6 by its own events, and larger ones 2 us
+each other no faster. On an NVIDIA H200 they take 6 us, a small kernel 5 to 7 by its own events, and larger ones 2 us
 less than their events tell. A CPU device launches in less."""
 
 _LAUNCH_TRIALS = 3
@@ -126,39 +126,49 @@ def measure_overheads(
     """
     both, gpu = smallest
     split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
-    kernel_us, interval_us = float(np.median(gpu.gpu_us)), float(np.median(gpu.wall_us))
-    split_us, gpu_alone_us = max(float(split_us), 0.0), max(interval_us - kernel_us, 0.0)
+    split_us, kernel_us, wall_us = max(float(split_us), 0.0), _median(gpu.gpu_us), _median(gpu.wall_us)
     if tuner.target.hardware.opencl_type != "gpu":
-        return Overheads(split_us, gpu_alone_us)
-    beyond_us = _beyond_kernels_us(tuner, interval_us, until, known_us)
-    interval_us = min([interval_us, *_intervals_us(tuner, until)])
-    if interval_us < (1 + _LAUNCHES) * (kernel_us + beyond_us):
-        return Overheads(split_us, gpu_alone_us)
-    return Overheads(split_us, beyond_us, interval_us)
+        return Overheads(split_us, max(wall_us - kernel_us, 0.0))
+    beyond_us = _beyond_kernels_us(tuner, wall_us, until, known_us)
+    return Overheads(split_us, beyond_us, _interval_us([gpu, *_launches(tuner, until)], beyond_us))
 
 
 def measure_launches_again(tuner: Tuner) -> None:
-    """Store a shorter interval of launches, if the device reaches one now that it has worked for a while."""
+    """Store a shorter interval of a GPU's launches, if it reaches one now that it has worked for a while."""
     planning = tuner.profile.planning or {}
     overheads = planning.get("overheads", {})
-    interval_us = overheads.get("gpu_interval_us", 0.0)
-    if not interval_us:
+    if tuner.target.hardware.opencl_type != "gpu" or not overheads:
         return
     try:
-        interval_us = min([interval_us, *_intervals_us(tuner, math.inf)])
+        interval_us = _interval_us([*_launches(tuner, math.inf)], overheads["gpu_alone_us"])
     except (KernelError, RefusedError):
         return
-    tuner.profile.describe(planning={**planning, "overheads": {**overheads, "gpu_interval_us": interval_us}})
+    if interval_us and interval_us < (overheads["gpu_interval_us"] or math.inf):
+        tuner.profile.describe(planning={**planning, "overheads": {**overheads, "gpu_interval_us": interval_us}})
 
 
-def _intervals_us(tuner: Tuner, until: float) -> Iterator[float]:
-    """The interval of launches, measured again and again."""
+def _median(times_us: Sequence[float]) -> float:
+    return float(np.median(times_us))
+
+
+def _launches(tuner: Tuner, until: float) -> Iterator[PointTimes]:
+    """Times of the smallest layer on the GPU alone, measured again and again."""
     candidate = tuner.default_candidate(_OVERHEAD_LAYER)
     for _ in range(_LAUNCH_TRIALS):
         if time.monotonic() > until:
             return
         (gpu,) = tuner.measure_now(candidate, [_ON_THE_GPU], check=False)
-        yield float(np.median(gpu.wall_us))
+        yield gpu
+
+
+def _interval_us(trials: Sequence[PointTimes], beyond_us: float) -> float:
+    """The least time between two launches; none where the shortest of the trials is as long as its kernel.
+
+    The trial is judged by its own kernel: a GPU that has worked for a while runs that faster too.
+    """
+    shortest = min(trials, key=lambda trial: _median(trial.wall_us))
+    wall_us = _median(shortest.wall_us)
+    return wall_us if wall_us >= (1 + _LAUNCHES) * (_median(shortest.gpu_us) + beyond_us) else 0.0
 
 
 def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float, known_us: float) -> float:
@@ -171,8 +181,8 @@ def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float, known_us:
             (times,) = tuner.measure_now(tuner.default_candidate(layer), [Point(0, layer.units, 25)])
         except (KernelError, RefusedError):
             break
-        kernel_us = float(np.median(times.gpu_us))
-        beyond_us = float(np.clip(np.median(times.wall_us) - kernel_us, -interval_us, interval_us))
+        kernel_us = _median(times.gpu_us)
+        beyond_us = float(np.clip(_median(times.wall_us) - kernel_us, -interval_us, interval_us))
         if kernel_us > _LONG * interval_us:
             break
     return beyond_us
