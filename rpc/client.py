@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import time
@@ -14,12 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from tvm_coexec.errors import KernelError, MeasurementError, last_line
+from tvm_coexec.errors import FileFormatError, KernelError, MeasurementError, last_line
 from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
-from .connection import Connection, in_thread, watch_link
+from .connection import Connection, in_thread, watch_link, why_it_broke_off
 from .far_module import FarModule
-from .lease import Lease, TrackerAddress, request_lease
+from .lease import Lease, TrackerAddress, TrackerConnection, request_lease
 from .measuring import DeviceFaultError
 from .remote import FACTS, MEASURE, RUN, RUN_TRIALS
 from .stock import StockDevice
@@ -113,7 +112,19 @@ class Session:
         """Called with the facts of every device that is leased from now on; it refuses another than is wanted."""
 
     def __enter__(self) -> Session:
-        self.reconnect()
+        """Lease a device that answers: the tracker lends the key's next one where the first is not there."""
+        deadline = time.monotonic() + self._request_timeout_s
+        unanswered: MeasurementError | None = None
+        while not self.is_open:
+            self.address = ""
+            try:
+                self.reconnect()
+            except MeasurementError as error:
+                if self.address:
+                    unanswered = unanswered or error
+                if not self.address or time.monotonic() + _RETRY_S > deadline:
+                    raise (unanswered or error) from None
+                time.sleep(_RETRY_S)
         return self
 
     def __exit__(
@@ -264,15 +275,37 @@ class Session:
         return longer
 
     def _connect(self) -> Connection:
+        """Lease a device that the check does not refuse.
+
+        One that is refused is held meanwhile, so that the tracker lends another of the key: it lends what is free.
+        """
         self.close()
-        self._connection, self._sent = self._lease_and_connect(), {}
-        self._was_lent = True
+        refused: list[Connection] = []
+        try:
+            while True:
+                connection = self._connect_to_one()
+                try:
+                    if self.check is not None:
+                        self.check(self._call(connection, FACTS, None))
+                except FileFormatError:
+                    self._connection = None
+                    refused.append(connection)
+                    with TrackerConnection(self._tracker, self._request_timeout_s) as tracker:
+                        if tracker.servers(self._key) <= len(refused):
+                            raise
+                else:
+                    return connection
+        finally:
+            for one in refused:
+                one.shut_down()
+
+    def _connect_to_one(self) -> Connection:
+        connection = self._connection = self._lease_and_connect()
+        self._sent, self._was_lent = {}, True
         self._ends = time.monotonic() + self._session_timeout_s
-        is_ours = self._wait_for(self._connection.has(FACTS))
-        self._stock = None if is_ours else StockDevice(self._connection, self._wait_for)
-        if self.check is not None:
-            self.check(self._call(self._connection, FACTS, None))
-        return self._connection
+        is_ours = self._wait_for(connection.has(FACTS))
+        self._stock = None if is_ours else StockDevice(connection, self._wait_for)
+        return connection
 
     def _lease_and_connect(self) -> Connection:
         """Get the device: at once where it is asked for the first time, later on as soon as it is back."""
@@ -349,7 +382,7 @@ class Session:
             self.close()
             if time.monotonic() > self._ends - _CLOCKS_DIFFER_S:
                 raise self._time_is_over() from None
-            raise SessionLostError(f"the session on the device {self._key!r} {_why_it_broke_off(error)}") from None
+            raise SessionLostError(f"the session on the device {self._key!r} {why_it_broke_off(error)}") from None
 
     def _time_is_over(self) -> SessionLostError:
         return SessionLostError(
@@ -378,18 +411,6 @@ def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Con
             " the device has another address than its tracker sees, start it with --custom-addr ADDRESS, by a cable"
             f" after `adb forward tcp:{lease.port} tcp:{lease.port}` with --custom-addr 127.0.0.1"
         ) from None
-
-
-def _why_it_broke_off(error: RuntimeError) -> str:
-    """TVM says ``kShutdown`` where the other side closed the connection, for whatever reason."""
-    reason = last_line(error)
-    if os.strerror(errno.ETIMEDOUT) in reason:
-        return "broke off: the way to it is cut, or its machine stands still; check its network, or its cable"
-    how = "was ended by its server (TVM's kShutdown)" if "kShutdown" in reason else f"broke off ({reason})"
-    return (
-        f"{how}: its process died, as by a kernel that crashes or for lack of memory, or its server was stopped; look"
-        " at what the server printed, and start it again where its tracker no longer lists it"
-    )
 
 
 def _point_times(fields: dict[str, Any]) -> PointTimes:

@@ -9,6 +9,7 @@ as long as their connection, which is shut down before it goes: on one that is s
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tvm_coexec.errors import last_line
 
 _Result = TypeVar("_Result")
 
@@ -153,3 +156,15 @@ def in_thread(work: Callable[[], _Result]) -> Future[_Result]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def why_it_broke_off(error: RuntimeError) -> str:
+    """TVM says ``kShutdown`` where the other side closed the connection, for whatever reason."""
+    reason = last_line(error)
+    if os.strerror(errno.ETIMEDOUT) in reason:
+        return "broke off: the way to it is cut, or its machine stands still; check its network, or its cable"
+    how = "was ended by its server (TVM's kShutdown)" if "kShutdown" in reason else f"broke off ({reason})"
+    return (
+        f"{how}: its process died, as by a kernel that crashes or for lack of memory, or its server was stopped; look"
+        " at what the server printed, and start it again where its tracker no longer lists it"
+    )

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from test_api import block_model
 from tvm_coexec import cli, package
 from tvm_coexec.compiler.probes import halved_chain
 from tvm_coexec.compiler.target import target_for
-from tvm_coexec.errors import MeasurementError
+from tvm_coexec.errors import FileFormatError, MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.machine.clusters import BIG, LITTLE
 from tvm_coexec.machine.facts import versions
@@ -168,6 +168,29 @@ def test_devices_of_the_kind_that_most_are_work_together_and_another_is_named(kn
     (line,) = told
     assert "is of another kind, gpu: a phone's with driver 1.3 " in line
     assert "the others with key 'mixed' are gpu: a phone's with driver 1.2 " in line
+
+
+def test_a_session_that_lasts_skips_devices_of_another_kind(tracker: TrackerAddress) -> None:
+    def refuse(facts: Mapping[str, Any]) -> None:
+        if facts != FACTS:
+            raise FileFormatError("another kind")
+
+    with ExitStack() as servers:
+        for tell in (tell_facts, tell_facts_of_another_kind):
+            server = DeviceServer(tracker, "mixed", tell)
+            servers.callback(server.close)
+            server.wait_until_registered(threading.Event())
+        with Session(tracker, "mixed") as session:
+            session.check = refuse
+            for _ in range(4):  # the tracker lends them in turn
+                session.reconnect()
+                assert session.facts() == FACTS
+            with Session(tracker, "mixed") as other:  # the one that was refused is free again
+                assert other.facts() not in (FACTS, None)
+                other.check = lambda _: refuse({})
+                session.close()
+                with pytest.raises(FileFormatError):
+                    other.reconnect()
 
 
 def test_a_module_that_is_there_is_not_sent_again(tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tvm_coexec.profile.records import Point
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.connection import in_thread
-from tvm_coexec.rpc.lease import Lease, TrackerAddress
+from tvm_coexec.rpc.lease import Lease, TrackerAddress, request_lease
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
 from tvm_coexec.rpc.tracker import device_key, local_tracker
@@ -250,6 +250,26 @@ def test_a_mute_in_the_server_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tvm_coexec.rpc.client.request_lease", lambda *_, **__: lease)
         with pytest.raises(MeasurementError, match=r"does not answer \(not within 0.5 s\)"):
             Session(TrackerAddress("127.0.0.1", 1), KEY).reconnect()
+
+
+def test_a_session_begins_with_a_device_that_answers(tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvm_coexec.rpc.client._CONNECT_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        lent = [Lease("127.0.0.1", listening.getsockname()[1], "key:1")]
+        monkeypatch.setattr(
+            "tvm_coexec.rpc.client.request_lease",
+            lambda *asked, **how: lent.pop() if lent else request_lease(*asked, **how),
+        )
+        with Session(tracker, KEY) as session:
+            assert session.facts()["name"] == "pretended"
+        lent = 9 * [Lease("127.0.0.1", listening.getsockname()[1], "key:1")]
+        lasting, mute = (
+            Session(tracker, KEY, request_timeout_s=1.2),
+            pytest.raises(MeasurementError, match="not answer"),
+        )
+        with mute, lasting:
+            pass
+        assert 5 <= len(lent) < 8  # it was asked for again for as long as a device is waited for
 
 
 def test_a_device_in_use_is_waited_for_no_longer_than_asked(tracker: TrackerAddress) -> None:
