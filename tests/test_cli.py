@@ -287,22 +287,27 @@ def test_a_wrong_list_of_cores_is_refused(text: str) -> None:
 
 def test_profile_show_tells_what_counts_and_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = {"name": "pretended", "driver_version": "1.0", "mechanism": "svm", "cpu_model": "A core"}
+    facts |= {"versions": {"tvm": "0.27"}}
     variant, layer = Variant.make("direct", rows=6), Linear(3, 64, 64)
-    sample = Sample(layer, "cpu", variant, 2, 0, (1.0,))
+    sample, slower = (Sample(layer, "cpu", variant, 2, 0, (us,)) for us in (1.0, 1.5))
     with Profile.create(tmp_path / "p", facts) as profile:
         profile.add_samples([sample, sample])
     with (
         pytest.warns(UserWarning, match="driver"),
         Profile.open(tmp_path / "p", {**facts, "driver_version": "2.0"}) as newer,
     ):
-        newer.add_samples([sample])
+        newer.add_samples([slower])
         newer.add_failure(Candidate(layer, variant, variant), "the kernel hangs")
     assert cli.main(["profile", "show", str(tmp_path / "p")]) == 0
     shown = capsys.readouterr().out
-    assert "A core" in shown and "1 samples count; 2 are of another driver or of older kernels" in shown
+    assert "A core" in shown and "1 samples count; 2 are of another driver, TVM or kernels" in shown
+    assert "cpu: 1 halves were measured before as well; now they take 1.50 times as long" in shown
     assert "1 current failures: the kernel hangs" in shown
     rows = [line.split() for line in shown.splitlines() if line.endswith(("yes", "no"))]
-    assert [row[1:] for row in rows] == [["1.0", "1", "2", "0", "no"], ["2.0", "1", "1", "1", "yes"]]
+    assert [row[1:] for row in rows] == [
+        ["1.0", "0.27", "1", "2", "0", "no"],
+        ["2.0", "0.27", "1", "1", "1", "yes"],
+    ]
 
 
 LIMITED = """

@@ -56,7 +56,7 @@ def test_what_differs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with Profile.create(tmp_path / "a", FACTS) as a, Profile.create(tmp_path / "b", {**FACTS, "kernel": "6"}) as b:
         a.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE), times(GPU_ALONE)]))
         b.add_samples(samples_of(CANDIDATE, [slower]))
-        ratios = time_ratios(a, b)
+        ratios = time_ratios(a.samples(), b.samples())
     np.testing.assert_allclose(ratios["cpu"], [2.0])
     assert cli.main(["profile", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert capsys.readouterr().out.splitlines() == [

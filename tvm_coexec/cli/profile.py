@@ -1,7 +1,8 @@
 """Show what a profile knows, merge profiles of one kind of device, or show in what two differ.
 
-show: its device, what was measured when and of which origin, and how well it predicts. Samples of another driver, or of
-kernels of an older release, are kept, but only current ones are learned from.
+show: its device, what was measured when and of which origin, and how well it predicts. Samples of another driver, of
+another TVM, or of kernels of an older release are kept, but only current ones are learned from; halves that were
+measured again show how times have changed.
 
 merge: what several profiles hold goes into a new one, each sample once, and predictors are trained on all. diff: the
 devices' facts that differ, and how the times of halves that both have measured compare.
@@ -17,6 +18,8 @@ from tvm_coexec.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
 
     from tvm_coexec.profile import Profile
     from tvm_coexec.profile.store import Run
@@ -79,24 +82,25 @@ def _merge(profiles: Sequence[Path], out: Path) -> int:
 
 
 def _differences(own: Profile, other: Profile) -> Iterator[str]:
-    import numpy as np
-
     from tvm_coexec.profile.comparing import changed_facts, time_ratios
 
     for name, before, after in changed_facts(own.facts, other.facts):
         yield f"{name}: {before} here, {after} there"
     counts = [sum(run.samples for run in one.runs() if run.is_current) for one in (own, other)]
     yield f"samples that count: {counts[0]} here, {counts[1]} there"
-    for side, ratios in time_ratios(own, other).items():
+    for side, ratios in time_ratios(own.samples(), other.samples()).items():
         if not len(ratios):
             yield f"{side}: no half was measured in both"
             continue
-        low, high = np.percentile(ratios, [10, 90])
-        mean = np.exp(np.log(ratios).mean())
-        yield (
-            f"{side}: {len(ratios)} halves were measured in both; there they take {mean:.2f} times as long"
-            f" (geometric mean; 10 %: {low:.2f}, 90 %: {high:.2f})"
-        )
+        yield f"{side}: {len(ratios)} halves were measured in both; there they take {_times_as_long(ratios)}"
+
+
+def _times_as_long(ratios: np.ndarray) -> str:
+    import numpy as np
+
+    low, high = np.percentile(ratios, [10, 90])
+    mean = np.exp(np.log(ratios).mean())
+    return f"{mean:.2f} times as long (geometric mean; 10 %: {low:.2f}, 90 %: {high:.2f})"
 
 
 def _shown(profile: Profile) -> list[str]:
@@ -110,7 +114,7 @@ def _shown(profile: Profile) -> list[str]:
         f"tuned for  {', '.join(profile.families) or 'nothing to the end'}",
         "",
         *_table(runs),
-        *_changes(runs),
+        *_changes(profile, runs),
     ]
     lines += _reads((profile.planning or {}).get("reads", {}))
     lines += [f"{count} current failures: {reason}" for reason, count in profile.failures().items()]
@@ -137,11 +141,11 @@ def _reads(reads: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
 
 
 def _table(runs: Sequence[Run]) -> list[str]:
-    rows = [("started", "driver", "kernels", "samples", "failures", "counts")]
+    rows: list[tuple[str, ...]] = [("started", "driver", "TVM", "kernels", "samples", "failures", "counts")]
     for one in runs:
         counts = "yes" if one.is_current else "no"
-        driver = str(one.facts.get("driver_version"))
-        rows.append((one.started[:19], driver, str(one.generator), str(one.samples), str(one.failures), counts))
+        origin = (one.facts.get("driver_version"), one.compiler or "unknown", one.generator)
+        rows.append((one.started[:19], *map(str, (*origin, one.samples, one.failures)), counts))
     return _aligned(rows)
 
 
@@ -150,9 +154,19 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _changes(runs: Sequence[Run]) -> list[str]:
-    """What a changed driver or version of the kernels did to the samples before it."""
+def _changes(profile: Profile, runs: Sequence[Run]) -> list[str]:
+    """What another driver, TVM or version of the kernels did to the samples before it, and to the times."""
+    from tvm_coexec.profile.comparing import time_ratios
+
     current, older = (sum(one.samples for one in runs if one.is_current == which) for which in (True, False))
     if not older:
         return [f"all {current} samples count"]
-    return [f"{current} samples count; {older} are of another driver or of older kernels and are measured again"]
+    ratios = time_ratios(profile.samples(are_current=False), profile.samples())
+    return [
+        f"{current} samples count; {older} are of another driver, TVM or kernels than these and are measured again",
+        *(
+            f"{side}: {len(own)} halves were measured before as well; now they take {_times_as_long(own)}"
+            for side, own in ratios.items()
+            if len(own)
+        ),
+    ]

@@ -188,9 +188,9 @@ class Profile:
         """Store samples at once, all or none: when this returns, they survive whatever befalls the process."""
         self._store.add_samples(samples)
 
-    def samples(self) -> Iterator[Sample]:
-        """Every current sample, in the order of measuring: of this device, driver and version of the kernels."""
-        return self._store.samples()
+    def samples(self, *, are_current: bool = True) -> Iterator[Sample]:
+        """Every sample that is of this device, driver and version of the kernels, or every other, as they were measured."""
+        return self._store.samples(are_current=are_current)
 
     def runs(self) -> list[Run]:
         """The circumstances of all samples, the first run first."""

@@ -99,6 +99,11 @@ class Run:
     failures: int
     is_current: bool
 
+    @property
+    def compiler(self) -> str | None:
+        """TVM's version."""
+        return _compiler(self.facts)
+
 
 class SampleStore:
     """An open database; whatever a method has added is on disk when it returns.
@@ -181,9 +186,7 @@ class SampleStore:
 
     def _origin(self, facts: str) -> tuple[Any, ...]:
         known = self._facts(facts)
-        versions = known.get("versions")
-        compiler = versions.get("tvm") if isinstance(versions, dict) else None
-        return (*(known.get(name) for name in _ORIGIN_FACTS), compiler)
+        return (*(known.get(name) for name in _ORIGIN_FACTS), _compiler(known))
 
     def _is_current(self) -> str:
         """The condition in SQL that a row belongs to a current run."""
@@ -202,12 +205,13 @@ class SampleStore:
                 rows,
             )
 
-    def samples(self) -> Iterator[Sample]:
-        """Every current sample, in the order of measuring."""
+    def samples(self, *, are_current: bool = True) -> Iterator[Sample]:
+        """Every sample that is current, or every one that is not, in the order of measuring."""
+        wanted = self._is_current() if are_current else f"NOT ({self._is_current()})"
         with self._reading() as database:
             for row in database.execute(
                 "SELECT layer, side, variant, units, other_units, latency_us, other_variant, canary_us FROM samples"
-                f" WHERE {self._is_current()} ORDER BY id"
+                f" WHERE {wanted} ORDER BY id"
             ):
                 yield sample_of_row(self._path, row)
 
@@ -353,6 +357,11 @@ class SampleStore:
 def _kernels(variants: Iterable[Variant]) -> frozenset[Variant]:
     """Give the kernels of some variants, whatever the number of threads."""
     return frozenset(variant.kernel for variant in variants)
+
+
+def _compiler(facts: Mapping[str, Any]) -> str | None:
+    versions = facts.get("versions")
+    return versions.get("tvm") if isinstance(versions, dict) else None
 
 
 def now() -> str:
