@@ -125,6 +125,25 @@ def test_every_room_has_its_rules() -> None:
     assert rooms - {"cli"} == set(MAY_IMPORT)
 
 
+def outside_imports(path: Path) -> set[str]:
+    """What a file imports of others' packages and of Python's own, by their first names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", ["layers", "graph", "schedules", "prediction", "planning"])
+def test_planning_asks_nothing_of_this_machine(name: str) -> None:
+    """A plan for a device elsewhere is the same wherever it is made: what counts is in the device's facts."""
+    of_machine = {"ctypes", "multiprocessing", "os", "platform", "psutil", "pyopencl", "socket", "subprocess"}
+    files = {module: path for module, path in MODULES.items() if room(module) == name}
+    assert files and not {module for module, path in files.items() if outside_imports(path) & of_machine}
+
+
 def in_rings(edges: Mapping[str, set[str]]) -> set[str]:
     """What is reached from itself."""
 

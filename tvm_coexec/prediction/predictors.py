@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -186,7 +186,7 @@ class LatencyPredictor:
                 "tvm-coexec": __version__,
                 "xgboost": xgboost.__version__,  # of the module: the distribution may be xgboost-cpu
                 "numpy": np.__version__,
-                "python": platform.python_version(),
+                "python": ".".join(map(str, sys.version_info[:3])),
             },
         }
         booster = self.booster.copy()

@@ -189,7 +189,7 @@ class Profile:
         self._store.add_samples(samples)
 
     def samples(self, *, are_current: bool = True) -> Iterator[Sample]:
-        """Every sample that is of this device, driver and version of the kernels, or every other, as they were measured."""
+        """Every sample of this device, driver and version of the kernels, or every other one, as they were measured."""
         return self._store.samples(are_current=are_current)
 
     def runs(self) -> list[Run]:
