@@ -24,11 +24,11 @@ from tvm_coexec.layers import (
 )
 
 from .extrema import at_least, larger, smaller
-from .frame import Description, Operand, kept_where, one_if_channel
+from .frame import Description, kept_where, one_if_channel
 from .gather_kernels import only, rearrange, resize
 from .image_geometry import POSITIONS, common_run, fills_up, first_channels, input_names
 from .packing import step_shapes
-from .pixels import Pixels, every
+from .pixels import Pixels, describe_rows, every
 
 _LOWEST = float(np.finfo(np.float32).min)
 _SQUARED_SCALE = 2.0**-32
@@ -41,21 +41,7 @@ _MAX_WRITTEN_OUT = 64
 
 def describe(layer: PixelLayer, pixels: Pixels[Pool], names: Sequence[str], side: str) -> Description:
     """The layer as a dense kernel over the rows of ``pixels``, with operands of these names."""
-    layouts = pixels.layouts
-    shapes = _shapes(layer, pixels)
-    return Description(
-        layer=layer,
-        operands=tuple(Operand(name, shapes[name]) for name in names),
-        rows=pixels.rows,
-        unit_rows=pixels.unit_rows,
-        channels=layer.out_channels,
-        output_row=lambda row: pixels.output_pixel(layouts.output, row),
-        residual_row=lambda row: pixels.output_pixel(layouts.residual, row),
-        output_tile=layouts.output.first_tile,
-        residual_tile=layouts.residual.first_tile,
-        is_stored=pixels.is_stored,
-        **_reduction(layer, pixels, side),
-    )
+    return describe_rows(layer, pixels, names, _shapes(layer, pixels), **_reduction(layer, pixels, side))
 
 
 def _shapes(layer: PixelLayer, pixels: Pixels[Pool]) -> dict[str, tuple[int, ...]]:

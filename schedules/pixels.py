@@ -32,7 +32,9 @@ from .packing import step_shapes
 from .search import Space
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from tvm_coexec.layers import ImageLayer
 
     from .frame import Description
 
@@ -244,14 +246,25 @@ def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[in
 
 
 def describe(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...], **reduction: Any) -> Description:
+    """A convolution as a dense kernel over the rows of ``pixels``."""
+    names, shapes = operand_names(pixels.layer, weights), operand_shapes(pixels, weights, weights_shape)
+    return describe_rows(pixels.layer, pixels, names, shapes, **reduction)
+
+
+def describe_rows(
+    layer: ImageLayer,
+    pixels: Pixels[Any],
+    names: Iterable[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    **reduction: Any,
+) -> Description:
     """A dense kernel over the rows of ``pixels``; ``reduction`` holds the description's other fields."""
     from .frame import Description, Operand
 
-    layer, layouts = pixels.layer, pixels.layouts
-    shapes = operand_shapes(pixels, weights, weights_shape)
+    layouts = pixels.layouts
     return Description(
         layer=layer,
-        operands=tuple(Operand(name, shapes[name]) for name in operand_names(layer, weights)),
+        operands=tuple(Operand(name, shapes[name]) for name in names),
         rows=pixels.rows,
         unit_rows=pixels.unit_rows,
         channels=layer.out_channels,

@@ -24,7 +24,7 @@ from tvm_coexec.module.package import Package
 from tvm_coexec.runtime.device import Device, open_device
 
 DEPTH = 3
-OWN_WORDS = ["", "0", "slot 0", "slot 1", "tensor", "constant", "scratch", "cpu", "gpu", "gpu.scratch_0", "input"]
+OWN_WORDS = ["", "0", "buffer 0", "buffer 1", "tensor", "constant", "scratch", "cpu", "gpu", "gpu.scratch_0", "input"]
 OWN_WORDS += ["layer0.weights", "layer0.bias", "layer0", "weights", "bias", "output", "residual", "self", "file"]
 UGLY_NAMES = ["fc.bias", "a/b", "../a", "a\0b", "a\nb", "{}", "%s", "\ud800", "名", "x" * 70_000, "class", "-h", "a b"]
 
@@ -64,7 +64,7 @@ def memory_in_order(manifest: Manifest) -> list[tuple[int, ...]]:
 @settings(max_examples=40)
 @given(tensors=names, nodes=names)
 @example(tensors=["x", "layer0.bias", "layer0.weights", "y"], nodes=["layer0", "layer1", "layer2", "n"])
-@example(tensors=["slot 0", "slot 1", "slot 2", "gpu.scratch_0"], nodes=["slot 0", "slot 1", "tensor", "n"])
+@example(tensors=["buffer 0", "buffer 1", "buffer 2", "gpu.scratch_0"], nodes=["buffer 0", "buffer 1", "tensor", "n"])
 def test_memory_does_not_depend_on_names(tensors: list[str], nodes: list[str], tmp_path_factory: Any) -> None:
     device = pocl()
     graph, choices = chain_of(device, DEPTH, 5, 64)

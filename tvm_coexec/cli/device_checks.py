@@ -71,14 +71,14 @@ def flag_round_trip_us(context: Any, queue: Any, rounds: int = 2000) -> float:
     cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
     queue.flush()
     try:
-        answered_s = [_exchange(words, number) for number in range(1, rounds + 1)]
+        answered_s = [_answered_s(words, number) for number in range(1, rounds + 1)]
     finally:
         words[0] = rounds  # a kernel that was too slow runs through, and ends before its words are freed
         queue.finish()
     return float(np.median(np.diff(answered_s))) * 1e6
 
 
-def _exchange(words: Any, number: int) -> float:
+def _answered_s(words: Any, number: int) -> float:
     """Store a number, spin until it is answered, and return the time then."""
     words[0] = number
     deadline = time.perf_counter() + _ANSWER_TIMEOUT_S

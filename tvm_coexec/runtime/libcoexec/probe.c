@@ -8,11 +8,11 @@
 
 /* Data goes round a window that is larger than a first-level cache is associative, so that lines are met in all states.
    A launch is short, and waits for little in it: a GPU that draws the screen too has no patience with kernels that spin. */
-enum { HAND_OVERS = 100000, IN_A_LAUNCH = 1000, SLOTS = 256, SLOT_WORDS = 32, MOST_DELAYS = 50 };
+enum { HAND_OVERS = 100000, IN_A_LAUNCH = 1000, PARTS = 256, PART_WORDS = 32, MOST_DELAYS = 50 };
 static const double GPU_WAIT_S = 0.1;
 static const int64_t CPU_WAIT_NS = INT64_C(2000000000);
 
-/* What is handed over: the CPU's data and the GPU's answers, each word telling the round and the place. */
+/* What is handed over: the CPU's data and the GPU's answers, each word telling the round and its index. */
 enum { SENT = 0, ANSWERED, MEMORIES };
 
 typedef struct {
@@ -27,15 +27,15 @@ static _Atomic int32_t* flag(const hand_over* h, int word) {
   return (_Atomic int32_t*)words_of(&h->device->flags.block) + word;
 }
 
-static uint32_t* slot_of(const hand_over* h, int memory, int32_t number) {
-  return (uint32_t*)(void*)h->memory[memory].host + (size_t)(number % SLOTS) * SLOT_WORDS;
+static uint32_t* words_at(const hand_over* h, int memory, int32_t number) {
+  return (uint32_t*)(void*)h->memory[memory].host + (size_t)(number % PARTS) * PART_WORDS;
 }
 
 /* One round: data and a flag to the GPU, data and a flag back. */
-static outcome exchange(const hand_over* h, int32_t number) {
-  uint32_t *sent = slot_of(h, SENT, number), *answered = slot_of(h, ANSWERED, number);
+static outcome go_round(const hand_over* h, int32_t number) {
+  uint32_t *sent = words_at(h, SENT, number), *answered = words_at(h, ANSWERED, number);
   int64_t deadline = 0;
-  for (uint32_t word = 0; word < SLOT_WORDS; ++word) sent[word] = (uint32_t)number * SLOT_WORDS + word;
+  for (uint32_t word = 0; word < PART_WORDS; ++word) sent[word] = (uint32_t)number * PART_WORDS + word;
   atomic_store_explicit(flag(h, FLAG_CPU_DONE), number, memory_order_release);
   for (uint32_t spins = 1; atomic_load_explicit(flag(h, FLAG_GPU_DONE), memory_order_acquire) != number; ++spins) {
     relax(spins, 0);
@@ -44,8 +44,8 @@ static outcome exchange(const hand_over* h, int32_t number) {
     if (!deadline) deadline = now_ns() + CPU_WAIT_NS;
     if (now_ns() > deadline) return DELAYED;
   }
-  for (uint32_t word = 0; word < SLOT_WORDS; ++word)
-    if (answered[word] != ~((uint32_t)number * SLOT_WORDS + word)) return LOST;
+  for (uint32_t word = 0; word < PART_WORDS; ++word)
+    if (answered[word] != ~((uint32_t)number * PART_WORDS + word)) return LOST;
   return ALL_SEEN;
 }
 
@@ -62,7 +62,7 @@ static outcome launch(const hand_over* h, int32_t* number, int32_t* error) {
   if (!*error) *error = cl->flush(h->device->queue);
   if (*error) return LOST;
   while (seen == ALL_SEEN && *number < last) {
-    seen = exchange(h, *number);
+    seen = go_round(h, *number);
     *number += seen == ALL_SEEN;
   }
   atomic_store_explicit(flag(h, FLAG_ABORT), 1, memory_order_release); /* its waits are over, if any are left */
@@ -87,7 +87,7 @@ static coexec_status hand_all_over(const hand_over* h) {
 
 coexec_status probe_mapped_memory(coexec_device* d) {
   static const size_t nothing[MEMORIES];
-  size_t bytes = (size_t)SLOTS * SLOT_WORDS * sizeof(uint32_t);
+  size_t bytes = (size_t)PARTS * PART_WORDS * sizeof(uint32_t);
   hand_over h = {.device = d, .memory = {{.bytes = bytes}, {.bytes = bytes}}};
   uint32_t limit = (uint32_t)(GPU_WAIT_S * d->flags.rounds_per_s);
   cpu_set_t before;
