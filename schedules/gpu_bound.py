@@ -24,15 +24,14 @@ Columns = Mapping[str, np.ndarray]
 
 _UNIT_LANES = 128
 """Multiply-adds of a compute unit in a cycle."""
-_REGISTERS = 65536
-_UNIT_ITEMS = 2048
+_REGISTERS, _UNIT_ITEMS = 65536, 2048
+"""Registers of a compute unit, and the work-items that it holds at most."""
 _UNIT_LOCAL = 4
 """Local memory of a compute unit, over what one work-group may have."""
 _OTHER_REGISTERS = 26
 """Registers that an item needs besides those of its sums and operands: for addresses and counters."""
-_LOCAL_BYTES = 165.0
-_GLOBAL_BYTES = 17.0
-"""Bytes that a compute unit reads in a cycle."""
+_LOCAL_BYTES, _GLOBAL_BYTES = 165.0, 17.0
+"""Bytes that a compute unit reads in a cycle of local and of global memory."""
 _LATENCY = 1000.0
 """Cycles from a read of global memory to the products, barriers included."""
 _BUSY_ITEMS = 130

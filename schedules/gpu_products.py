@@ -37,11 +37,14 @@ _COLUMNS = (32, 64, 128)
 _DEPTHS = (8, 16, 32)
 _SLICES = (1, 2, 4)
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+"""Sizes that tilings are made of: an item's rows and columns, items and columns of a work-group, the depth of a chunk,
+and slices and parts of the reduction."""
 _ITEMS = (32, 512)
 """Fewest and most items of a work-group: a GPU runs 32 or 64 side by side."""
 _READING_COLUMNS = (TILE, TILE // 2, TILE // 4)
 _READING_SLICES = (8, 16, 32, 64, 128)
 _READING_PARTS = (1, 2, 4, 8)
+"""The same of kernels that read weights for few rows: columns of a work-group, slices and parts of the reduction."""
 
 
 _TILINGS: dict[str, type[Tiling]] = {kind.implementation: kind for kind in (Tiling, PlainTiling, ImageTiling)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tvm_coexec.layers import FLOAT32, TILE, Hardware, Variant, item_bytes
 
 _MAX_ROWS = 14
+"""Rows of a register tile at most: with two vectors of channels they fill the 32 registers of AVX-512."""
 _ENOUGH_ACCUMULATORS = 8
 """Independent multiply-adds in flight that hide their latency on every core met so far."""
 _FEW_REGISTERS = 16
@@ -20,6 +21,7 @@ _NEAREST_CACHE_BYTES = 24 << 10
 _POSITION_COST = 4.0
 """Products that could be added up in the time that finding a row's own position in an image takes."""
 _UNROLLS = (1, 4)
+"""Steps of the reduction that are written out one after the other."""
 _ENOUGH_WRITTEN_OUT = 24
 """Multiply-adds in the body of the innermost loop beside which its own instructions do not count."""
 WEIGHT_COST = 4

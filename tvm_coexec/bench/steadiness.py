@@ -25,6 +25,7 @@ _SLOW_US, _FEW_RUNS, _FEW_LOOKS = 2e4, 2, 2
 _SLOWER = 1.25
 """Times as long as at best, from which on the machine counts as unsteady; cores that are far apart make it 1.9."""
 _FIRST_LOOKS = 10
+"""Looks from whose best time on the machine is judged."""
 _PAUSE_S = 0.2
 """Between looks, and before the next try: a host may move a virtual core when it wakes up."""
 

@@ -20,8 +20,8 @@ __kernel void busy(__global float* out, int steps) {
   out[get_global_id(0)] = value;
 }
 """
-_BUSY_STEPS = 40_000
-_GROUPS_PER_WORKER = 64
+_BUSY_STEPS, _GROUPS_PER_WORKER = 40_000, 64
+"""Steps of a work-item, and work-groups for each worker, that keep all of them busy for long enough to be seen."""
 _POLL_S = 0.0002
 
 

@@ -47,7 +47,7 @@ from .steps import (
     step_operands,
 )
 from .types import FLOAT32, KERNEL_TYPES, TILE_BYTES, item_bytes, sum_type
-from .variants import GENERATOR_VERSION, IMAGE_WIDTH, Hardware, Variant, grid_for
+from .variants import GENERATOR_VERSION, IMAGE_WIDTH, Hardware, Variant, by_threads, grid_for
 
 __all__ = [
     "ACTIVATIONS",
@@ -91,6 +91,7 @@ __all__ = [
     "Variant",
     "along_partition_axes",
     "by_lines",
+    "by_threads",
     "channel_constants",
     "check_epilogue",
     "clip",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +104,11 @@ class Variant:
     def __str__(self) -> str:
         threads = [f"{_THREADS}={self.threads}"] if self.threads else []
         return " ".join([self.implementation, *(f"{name}={value}" for name, value in self.params), *threads])
+
+
+def by_threads(variants: Sequence[Variant], counts: Iterable[int]) -> list[Variant]:
+    """Let every number of threads compute every variant; the numbers change slowest."""
+    return [replace(variant, threads=count) for count in counts for variant in variants]
 
 
 def grid_for(grid: tuple[int, int], unit_axis: int | None, units: int, together: int = 1) -> tuple[int, int]:

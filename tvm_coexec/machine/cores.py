@@ -22,8 +22,8 @@ _IDLE_WINDOW_S = 0.003
 _IDLE_SHARE = 0.5
 """Share of its CPU time under work that a worker may use in as long a rest: Intel's look for more for 0.8 ms."""
 
-_ROUNDS = 60
-_QUIET_ROUNDS = 3
+_ROUNDS, _QUIET_ROUNDS = 60, 3
+"""How often workers are looked for at most, and rounds without a new one after which all are found."""
 
 
 def usable_cores() -> tuple[int, ...]:

@@ -13,6 +13,8 @@ _TAIL = NormalDist().inv_cdf(TAILS[1])
 """Standard deviations from the middle to either end of an interval."""
 
 _POINTS = 24
+"""Values of each of two times, of which all pairs are compared."""
+
 _NORMAL = np.array([NormalDist().inv_cdf((index + 0.5) / _POINTS) for index in range(_POINTS)])
 """Points of a normal distribution that are equally likely."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError, MeasurementError
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import AnyLayer, Hardware, Variant, along_partition_axes
+from tvm_coexec.layers import AnyLayer, Hardware, Variant, along_partition_axes, by_threads
 from tvm_coexec.prediction.base_time import BaseTime
 from tvm_coexec.prediction.estimates import estimate_us
 from tvm_coexec.prediction.features import Halves
@@ -194,7 +194,7 @@ class Planner:
         failed = self.failed.get((side, layer), frozenset())
         known = [variant for variant in variants if variant not in failed and predictor.knows(layer, variant)]
         if side == "cpu":
-            return [replace(variant, threads=threads) for threads in self.threads for variant in known]
+            return by_threads(known, self.threads)
         if self.hardware.opencl_type != "gpu":
             return known
         measured = self.measured.get((side, layer), frozenset())

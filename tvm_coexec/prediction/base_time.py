@@ -30,7 +30,10 @@ THREAD_TERMS = ("thread_units", "thread_flops")
 FLOPS_TERMS = ("constant", "flops")
 
 _REWEIGHTINGS = 5
+"""Times that the fit is repeated with samples weighed by how far they were off, so that outliers count for little."""
+
 _SMALL_ERROR = 0.05
+"""Relative error below which a sample counts for no more."""
 
 
 @dataclass(frozen=True)

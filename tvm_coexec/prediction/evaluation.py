@@ -26,8 +26,10 @@ FLOPS_REGRESSION = "linear regression on FLOPs"
 
 _QUIET_PERCENT, _DISTURBED_PERCENT = 4.0, 10.0
 _FOLDS = 5
+"""Parts of the shapes, each of which is held out once."""
 _TOO_FEW = "held-out errors need two shapes of one kind of layer; tune for longer"
 _NEVER = -1
+"""The part of what is never held out."""
 _SEED = 0
 
 _Predict = Callable[[Sequence[Sample]], np.ndarray]

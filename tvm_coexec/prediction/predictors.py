@@ -51,6 +51,7 @@ _CHECKSUM_PATTERN = re.compile(rb"sha256:([0-9a-f]{64})")
 _NO_CHECKSUM = b"sha256:" + b"0" * 64
 
 _ROUNDS = 300
+"""Trees of a predictor."""
 _DEPTHS, _MANY_SAMPLES = (3, 5), 2000
 """Depths of trees that learn from fewer samples, and from so many: on those of an H200 and of a disturbed bench device
 deeper trees gain 2 % of the halves from 2,800 samples on, and lose as many below 1,300."""
@@ -79,6 +80,7 @@ _NORMAL_DISTANCE = 1.4826
 """The standard deviation of a normal distribution over the median distance from its middle."""
 
 _LABEL_QUANTILE = 0.1
+"""The quantile of a sample's repetitions that is learned; see :func:`labels_us`."""
 
 _LEAST_SPREAD = 0.02
 """Relative spread of a sample's repetitions that every device may have."""

@@ -24,6 +24,7 @@ TAILS = ((1 - INSIDE) / 2, (1 + INSIDE) / 2)
 """Shares of the measurements below either end."""
 
 _ROUNDS = 40
+"""Trees of each quantile."""
 _PARAMETERS: dict[str, Any] = {
     "objective": "reg:quantileerror",
     "quantile_alpha": TAILS,

@@ -15,9 +15,8 @@ from tvm_coexec.runtime.usage import MemoryUse
 COMPUTES = frozenset({"call", "kernel"})
 """Kinds of events in which a side does work of the network."""
 
-_ROUNDS = 5
-_HALVES = 7
-_TIMELINES = 5
+_ROUNDS, _HALVES, _TIMELINES = 5, 7, 5
+"""Turns of every division, repetitions of every half, and runs of which the median's timeline is shown."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ nothing better (Chen et al., "Learning to Optimize Tensor Programs", NeurIPS 201
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from tvm_coexec import schedules
-from tvm_coexec.layers import AnyLayer, Variant
+from tvm_coexec.layers import AnyLayer, Variant, by_threads
 from tvm_coexec.prediction.features import Halves
 from tvm_coexec.prediction.predictors import LatencyPredictor
 from tvm_coexec.profile.records import Candidate, VariantSets
@@ -43,7 +42,7 @@ def first_candidates(tuner: Tuner, layer: AnyLayer) -> list[Candidate]:
         list({(one.implementation, operands(layer, one)): one for one in reversed(space)}.values())[::-1]
         for space in spaces
     ]
-    firsts[0] += [replace(firsts[0][0], threads=threads) for threads in tuner.threads if threads]
+    firsts[0] += by_threads(firsts[0][:1], filter(None, tuner.threads))
     count = max(len(variants) for variants in firsts)
     return [Candidate(layer, *(variants[index % len(variants)] for variants in firsts)) for index in range(count)]
 

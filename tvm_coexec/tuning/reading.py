@@ -23,18 +23,21 @@ _LONG_US = 1e5
 """A cache that is read for so long would hold a gigabyte on any device but an emulated one, which has none."""
 
 _POINT_US = 5e4
+"""A part is read for about this long."""
 _REPEATS, _FEW_REPEATS = (6, 30), (3, 3)
 """How often a part is read, within bounds; the latter where there is not time enough for more."""
 
 _READS = 4
 """Times that a part is read for each repetition: by either side alone, and by both, whose times need two programs."""
 _FEWEST_PARTS = 2
+"""Parts without whose times there is nothing to compare."""
 
 _QUANTILE = 0.1
 """The quantile of the repetitions that counts, which predictors learn of other layers too."""
 
 
 _WAYS = ((1, 0), (0, 1), (1, 1))
+"""How many of a part each side reads: the CPU alone, the GPU alone, both."""
 
 _Looks = Mapping[int, Sequence[PointTimes]]
 """Parts of the layer by their units, each with its times in every way."""

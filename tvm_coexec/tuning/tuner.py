@@ -11,7 +11,7 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.compiler.target import Target
-from tvm_coexec.layers import AnyLayer, Linear, Variant
+from tvm_coexec.layers import AnyLayer, Linear, Variant, by_threads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
 
@@ -38,8 +38,8 @@ _REPEATS = (6, 24)
 _FEW_REPEATS = 3
 """Repetitions of a point of which one takes longer than that: disturbances are short beside it."""
 
-_LAUNCH_FLOPS_PER_US = 5e4
-_BYTES_PER_US = 2e4
+_LAUNCH_FLOPS_PER_US, _BYTES_PER_US = 5e4, 2e4
+"""What a server's core computes and reads in a microsecond: a layer's time is guessed by it before it is measured."""
 
 Work = tuple[Candidate, Sequence[Point], bool]
 """What is measured of a candidate, and whether it is measured again where the profile holds it."""
@@ -191,8 +191,7 @@ class Tuner:
 
     def ways(self, layer: AnyLayer, side: str) -> list[Variant]:
         """The search space of a side by every number of threads, all cores first."""
-        threads = self.threads if side == "cpu" else (0,)
-        return [replace(variant, threads=count) for count in threads for variant in self.variants(layer, side)]
+        return by_threads(self.variants(layer, side), self.threads if side == "cpu" else (0,))
 
     def default_candidate(self, layer: AnyLayer) -> Candidate:
         family = schedules.family(layer)

@@ -19,6 +19,7 @@ _LAYER = Linear(64, 512, 512, ("bias",))
 """It takes a server's core a third of a millisecond: long enough for a clock, and short for a measurement."""
 
 _EVERY_S = 4.0
+"""How often the canary runs."""
 _MOST_SHARE = 0.1
 """The share of a tuning's time that the canary takes at most: of a slow device."""
 
