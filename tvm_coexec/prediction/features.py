@@ -13,7 +13,7 @@ import numpy as np
 
 from tvm_coexec import schedules
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.layers import EPILOGUE_STEPS, KIND_PREFIX, AnyLayer, Variant, known_operators
+from tvm_coexec.layers import EPILOGUE_STEPS, KIND_PREFIX, AnyLayer, Pool, RowWise, Variant, known_operators
 
 from .kernel_facts import IMPLEMENTATION_PREFIX, PARAMETER_PREFIX, implementation_feature, kernel_facts
 from .product_features import PRODUCT_NAMES, Processor, product_features
@@ -25,6 +25,13 @@ GROUPS = ("layer", "kernel", "dispatch", "contention")
 
 THREAD_NAMES = ("threads", "thread_units", "thread_flops")
 """Features where samples differ in threads: how many compute the half, and the most units and FLOPs of one of them."""
+
+_KINDS = (
+    *("linear", "conv2d", "attention", "matmul", "place", *RowWise.KINDS),
+    *("concat", "elementwise", "local_norm", "rearrange", "resize", *(f"{kind}_pool" for kind in Pool.KINDS)),
+)
+"""Kinds that each predictor has a column for, even where no layer is of them: a tree draws some of all columns, and its
+parameters were chosen for so many. Further kinds get theirs where there are such layers."""
 
 _FIXED_NAMES: dict[str, tuple[str, ...]] = {
     "layer": (
@@ -45,6 +52,7 @@ _FIXED_NAMES: dict[str, tuple[str, ...]] = {
         "output_width",
         "inputs",
         "by_lines",
+        *(f"{KIND_PREFIX}{kind}" for kind in _KINDS),
         *(f"epilogue:{step}" for step in EPILOGUE_STEPS),
     ),
     "kernel": ("accumulators", "steps_per_item"),
@@ -193,7 +201,7 @@ class FeatureSet:
         kernel_names |= {f"{PARAMETER_PREFIX}{name}" for _, variant in halves.kernels for name, _ in variant.params}
         has_products = any(schedules.gpu_products.computes(variant) for _, variant in halves.kernels)
         names = _FIXED_NAMES | {
-            "layer": (*_FIXED_NAMES["layer"], *sorted(layer_names)),
+            "layer": (*_FIXED_NAMES["layer"], *sorted(layer_names - set(_FIXED_NAMES["layer"]))),
             "kernel": (*_FIXED_NAMES["kernel"], *sorted(kernel_names)),
             "dispatch": (
                 *_FIXED_NAMES["dispatch"],
