@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import asdict
 from functools import lru_cache
 
 from tvm_coexec import schedules
 from tvm_coexec.layers import TILE, Hardware, Linear, Variant
 from tvm_coexec.planning.division import Overheads
 from tvm_coexec.prediction.features import Processor
+from tvm_coexec.prediction.memory_model import MemoryModel, Rates
+from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor, train
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile.records import Sample
@@ -23,6 +26,15 @@ _ALONE_US, _CONCURRENT_US = (
 )
 PROCESSOR = Processor(workers=1, reads=Reads.of(_AMOUNTS, _ALONE_US, _CONCURRENT_US))
 OVERHEADS = Overheads(split_us=4.0)
+RATES = Rates({"cpu": 20e3, "gpu": 18e3}, {"cpu": 12e3, "gpu": 10e3})
+PLANNING = {
+    "overheads": asdict(OVERHEADS),
+    "reads": {side: asdict(PROCESSOR.reads) for side in ("cpu", "gpu")},
+    "memory_model": asdict(MemoryModel(RATES, RATES, CACHE_BYTES)),
+    "estimates_us": {side: {"constant": 1.0, "flops": 1e-5, "bytes": 1e-5} for side in ("cpu", "gpu")},
+    "noise": asdict(Noise({"cpu": 1.1, "gpu": 1.2}, {"cpu": 1.1, "gpu": 1.2})),
+}
+"""What a profile of it keeps for planning besides the predictors."""
 
 _GFLOPS = {"cpu": 110.0, "gpu": 100.0}
 _LAUNCH_US = {"cpu": 0.5, "gpu": 3.0}

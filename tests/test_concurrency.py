@@ -143,6 +143,7 @@ import numpy as np
 from onnx_builder import OnnxBuilder
 from dataclasses import replace
 from small_modules import chain, chain_of, expected
+from synthetic_device import PLANNING
 import tvm_coexec
 from tvm_coexec.compiler.packaging import package
 from tvm_coexec.compiler.target import target_for
@@ -156,7 +157,7 @@ device = open_device("pocl")
 chain(device, 2, 5, 64)[0].write(sys.argv[1])
 model = b.model(b.add("Relu", b.add("MatMul", "x", w)))
 with Profile.create(sys.argv[1] + ".profile", device.facts()) as profile:
-    profile.describe(planning={key: {} for key in ("overheads", "memory_model", "estimates_us", "noise")})
+    profile.describe(planning=PLANNING)
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     loaded = load(sys.argv[1], device=device, adapt=True)

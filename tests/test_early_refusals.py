@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from onnx_builder import OnnxBuilder, linear
+from synthetic_device import PLANNING
 from test_tuning import FACTS
 
 from tvm_coexec.profile import Profile
@@ -76,7 +77,7 @@ def _write_files(folder: Path) -> None:
     (folder / "empty.onnx").touch()
     Profile.create(folder / "p", FACTS).close()
     with Profile.create(folder / "tuned", FACTS) as profile:
-        profile.describe(planning={key: {} for key in ("overheads", "memory_model", "estimates_us", "noise")})
+        profile.describe(planning=PLANNING)
 
 
 def _check_told(told: dict[str, list[str]], heavy: set[str], folder: Path) -> None:

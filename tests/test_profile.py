@@ -125,12 +125,14 @@ def test_trial_runs_come_back_by_network_and_in_order(tmp_path: Path) -> None:
 
 
 def test_conclusions_come_back(tmp_path: Path) -> None:
+    score = {"mape_percent": 4.5, "within_10_percent": 90.0}
+    report = {"cpu": {"inside_percent": 80.0, "scores": {"all features": score}}}
     with Profile.create(tmp_path / "p", FACTS) as profile:
         assert (profile.families, profile.report, profile.planning) == ((), None, None)
-        profile.describe(families=["linear"], report={"cpu": {"mape": 4.5}})
+        profile.describe(families=["linear"], report=report)
         profile.describe(planning={"sync_us": 1.5})
     with Profile.open(tmp_path / "p") as profile:
-        assert profile.families == ("linear",) and profile.report == {"cpu": {"mape": 4.5}}
+        assert profile.families == ("linear",) and profile.report == report
         assert profile.planning == {"sync_us": 1.5} and profile.facts == FACTS
         assert profile.predictor_path("gpu") == tmp_path / "p" / "gpu.ubj"
 

@@ -23,7 +23,7 @@ def test_every_sample_is_merged_once_and_those_of_another_driver_stay_apart(tmp_
         a.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
         a.add_failure(CANDIDATE, "the kernel hangs")
         a.add_trial_runs([TRIAL_RUN])
-        a.describe(families=["linear"], planning={"overheads": 1})
+        a.describe(families=["linear"], planning={"overheads": {"split_us": 1}})
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     with Profile.open(tmp_path / "b", FACTS) as b:
         b.add_samples(samples_of(CANDIDATE, [times(GPU_ALONE)]))
@@ -40,7 +40,7 @@ def test_every_sample_is_merged_once_and_those_of_another_driver_stay_apart(tmp_
         ]
         assert len(list(merged.samples())) == 4 and merged.failures() == {"the kernel hangs": 1}
         assert [len(runs) for runs in merged.trial_runs().values()] == [1]
-        assert merged.families == ("conv2d", "linear") and merged.planning == {"overheads": 1}
+        assert merged.families == ("conv2d", "linear") and merged.planning == {"overheads": {"split_us": 1}}
 
 
 def test_profiles_of_other_devices_are_not_merged(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from damages import damaged
 from outcomes import Outcome
-from synthetic_device import OVERHEADS, PROCESSOR, measure, some_layers, variants
+from synthetic_device import PLANNING, PROCESSOR, measure, some_layers, variants
 
 from tvm_coexec.api import planner_of
 from tvm_coexec.errors import FileFormatError, InputError
@@ -21,8 +20,6 @@ from tvm_coexec.layers import Linear
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rules import plan_by_rule
 from tvm_coexec.prediction.estimates import fit_estimates
-from tvm_coexec.prediction.memory_model import MemoryModel, Rates
-from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import train
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, NetworkTimes
@@ -60,14 +57,8 @@ def _undamaged() -> Path:
     path = Path(folder.name) / "profile"
     layers = some_layers(8, seed=3)
     samples = [sample for side in ("cpu", "gpu") for sample in measure(layers, side)]
-    rates = Rates({"cpu": 20e3, "gpu": 18e3}, {"cpu": 12e3, "gpu": 10e3})
-    planning = {
-        "overheads": asdict(OVERHEADS),
-        "reads": {side: asdict(PROCESSOR.reads) for side in ("cpu", "gpu")},
-        "memory_model": asdict(MemoryModel(rates, rates, 1 << 20)),
-        "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()},
-        "noise": asdict(Noise.of(samples)),
-    }
+    estimates_us = {side: dict(one.coefficients) for side, one in fit_estimates(samples).items()}
+    planning = {**PLANNING, "estimates_us": estimates_us}
     with Profile.create(path, FACTS) as profile:
         profile.add_samples(samples)
         for side in ("cpu", "gpu"):

@@ -16,17 +16,15 @@ from types import TracebackType
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.files import read_json, whole_folder, write_json
+from tvm_coexec.files import whole_folder, write_json
 from tvm_coexec.layers import GENERATOR_VERSION
 
+from .description import DESCRIPTION, FORMAT, read_description
 from .records import Candidate, Point, Sample, VariantSets
-from .rows import damaged
 from .store import VERSION, Run, SampleStore, now
 from .trial_runs import TrialRun
 
-FORMAT = "tvm-coexec profile"
-
-_DESCRIPTION, DATABASE = "profile.json", "samples.sqlite"
+DATABASE = "samples.sqlite"
 
 
 class Profile:
@@ -83,7 +81,7 @@ class Profile:
         with whole_folder(path) as folder:
             SampleStore.create(folder / DATABASE)
             description = {"format": FORMAT, "version": VERSION, "created": now(), "device": dict(facts)}
-            write_json(folder / _DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
+            write_json(folder / DESCRIPTION, {**description, "families": [], "report": None, "planning": None})
         return cls.open(path, facts)
 
     @classmethod
@@ -102,7 +100,7 @@ class Profile:
             The directory is no profile, is damaged or of another version, or belongs to another device.
         """
         path = Path(path)
-        description = _read_description(path)
+        description = read_description(path)
         if facts is not None:
             check_same_device(path, description["device"], facts)
         store = SampleStore(path / DATABASE)
@@ -175,10 +173,10 @@ class Profile:
         given = {"families": None if families is None else list(families), "report": report, "planning": planning}
         new = {name: value for name, value in given.items() if value is not None}
         self._description = {
-            **_read_description(self.path),
+            **read_description(self.path),
             **new,
         }  # of which another process may have written the rest
-        write_json(self.path / _DESCRIPTION, self._description)
+        write_json(self.path / DESCRIPTION, self._description)
 
     def predictor_path(self, side: str) -> Path:
         """Where the predictor of ``cpu`` or ``gpu`` is kept, whether it is there yet or not."""
@@ -227,28 +225,6 @@ class Profile:
     def trial_runs(self) -> dict[str, list[TrialRun]]:
         """The current trial runs of each network, by its fingerprint, in the order in which they were added."""
         return self._store.trial_runs()
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = read_json(path / _DESCRIPTION)
-    except (FileNotFoundError, NotADirectoryError):
-        is_foreign = path.exists() and not (path.is_dir() and not any(path.iterdir()))
-        remedy = "name the folder that was tuned" if is_foreign else f"make one with `tvm-coexec tune --out {path}`"
-        raise FileFormatError(f"there is no profile at {path}; {remedy}") from None
-    except (OSError, ValueError) as error:
-        raise damaged(path / _DESCRIPTION, error) from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise FileFormatError(f"{path} is no profile; make one with `tvm-coexec tune`")
-    if description.get("version") != VERSION:
-        raise FileFormatError(
-            f"{path} is a profile of version {description.get('version')}, this program reads version {VERSION};"
-            " tune again, or use the program that wrote it"
-        )
-    missing = {"created", "device", "families", "report", "planning"} - description.keys()
-    if missing or not isinstance(description["device"], dict):
-        raise damaged(path / _DESCRIPTION, f"{', '.join(sorted(missing)) or 'the device'} cannot be found")
-    return description
 
 
 def check_same_device(path: Path, own: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
