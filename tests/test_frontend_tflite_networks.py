@@ -14,8 +14,8 @@ from tflite_writer import TYPES, Writer
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.fusing.fuser import fuse
-from tvm_coexec.frontends.tflite.file import TfliteFile
 from tvm_coexec.frontends.tflite.model import trace_tflite
+from tvm_coexec.frontends.tflite.states import read_tflite
 
 
 def convolved(writer: Writer, source: int, channels: int, kernel: int = 1, scales: Sequence[float] = ()) -> int:
@@ -127,7 +127,7 @@ def test_shapes_that_are_computed_are_known_when_built(tmp_path: Path) -> None:
 def test_inputs_take_other_shapes(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     path.write_bytes(network("squeeze and excite"))
-    graph = fuse(trace_tflite(TfliteFile(path, {"image": (2, 5, 7, 3)})))
+    graph = fuse(trace_tflite(read_tflite(path, {"image": (2, 5, 7, 3)})))
     assert graph.tensors["image"].shape == (2, 5, 7, 3)
     interpreter = Interpreter(str(path))
     interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], (2, 5, 7, 3))
@@ -139,9 +139,9 @@ def test_inputs_take_other_shapes(tmp_path: Path) -> None:
     (result,) = evaluate(graph, {"image": image}).values()
     np.testing.assert_allclose(result, expected, atol=1e-4)
     with pytest.raises(ModelError, match=r"input 'image' is \[1, 8, 8, 3\]; the shape \[5, 7, 3\] does not fit"):
-        TfliteFile(path, {"image": (5, 7, 3)})
+        read_tflite(path, {"image": (5, 7, 3)})
     with pytest.raises(ModelError, match="a shape is given for 'x'; the inputs are image"):
-        TfliteFile(path, {"x": (5, 7, 3)})
+        read_tflite(path, {"x": (5, 7, 3)})
 
 
 def test_what_a_model_cannot_tell_before_it_runs(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from reference import evaluate
 from tflite_writer import Writer
 
 import tvm_coexec
-from tvm_coexec import cli
+from tvm_coexec import api, cli
 from tvm_coexec.api import build_graph
 from tvm_coexec.errors import KernelError
-from tvm_coexec.frontends import ReadModel, to_graph
+from tvm_coexec.frontends import ReadModel, read_model, to_graph
 from tvm_coexec.graph import Graph
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.verification import NetworkCheck
@@ -75,8 +75,12 @@ def test_the_first_node_that_differs_is_named(device: Device, spoilt_node: str, 
 
 def spoil_what_is_read(monkeypatch: pytest.MonkeyPatch, node: str) -> None:
     """Let every graph that is formed from now on have one node with other weights."""
-    right = ReadModel.to_graph
-    monkeypatch.setattr(ReadModel, "to_graph", lambda self: spoilt(right(self), node))
+
+    def read_and_spoil(model: Any, shapes: Any) -> ReadModel:
+        read = read_model(model, shapes)
+        return ReadModel(lambda: spoilt(read.to_graph(), node))
+
+    monkeypatch.setattr(api, "read_model", read_and_spoil)
 
 
 def test_build_raises_what_the_check_finds(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ def _lines(manifest: Manifest, sizes: dict[str, int]) -> Iterator[str]:
         for tensor in manifest.tensors:
             if tensor.name in names:
                 yield f"{kind} {readable(tensor.name)}: {tensor.dtype} {tensor.shape}"
+    for state in manifest.states:
+        first = f"{state.initial[0]:g}" if len(state.initial) == 1 else "numbers of the model"
+        yield f"state {readable(state.input)}: output {readable(state.output)} of the run before, at first {first}"
     memory = manifest.memory_words()
     yield f"{len(memory)} blocks of memory, {4 * sum(memory.values())} bytes; {len(manifest.tensors)} tensors"
     for number, (step, reads) in enumerate(zip(manifest.steps, manifest.reads(), strict=True), 1):

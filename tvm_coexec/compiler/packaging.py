@@ -21,7 +21,7 @@ from tvm_coexec.layers import (
     layer_to_json,
     line_block,
 )
-from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec
+from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StateSpec, StepSpec
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.tensors import ConstantSpec, Source, TensorSpec
 from tvm_coexec.planning.synchronisations import synchronisations
@@ -92,6 +92,7 @@ def package(
         outputs=tuple(graph.outputs),
         steps=tuple(steps),
         plan={},
+        states=tuple(StateSpec.of(name, state.output, state.initial) for name, state in graph.states.items()),
     )
     kept, may_wait = {*graph.inputs, *graph.outputs}, device["mechanism"] != "event"
     assigned = assign_buffers(manifest.tensors, steps, manifest.tensor_words(), kept, may_wait=may_wait)

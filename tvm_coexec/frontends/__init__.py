@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -110,9 +110,10 @@ def _formed(trace: Callable[[], Trace]) -> Graph:
     from tvm_coexec.frontends.patterns.attention import collapse_attention
     from tvm_coexec.frontends.patterns.products import collapse_products
 
-    graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(trace())))))
+    traced = trace()
+    graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(traced)))))
     graph.validate()
-    return graph
+    return replace(graph, states=traced.states)
 
 
 def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes) -> Callable[[], Trace]:
@@ -134,12 +135,12 @@ def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes) -> Callable[[], Tr
 
 def _read_tflite(path: Path, shapes: Shapes) -> Callable[[], Trace]:
     try:
-        from tvm_coexec.frontends.tflite.file import TfliteFile
+        from tvm_coexec.frontends.tflite.states import read_tflite
     except ModuleNotFoundError as error:
         if error.name != "tflite":
             raise
         raise ModelError("reading TFLite models needs the package tflite; install tvm-coexec[tflite]") from error
-    file = TfliteFile(path, shapes)
+    file = read_tflite(path, shapes)
 
     def trace() -> Trace:
         from tvm_coexec.frontends.tflite.model import trace_tflite

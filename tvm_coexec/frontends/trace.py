@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.graph import State
 
 COMPUTED_WIDER = "what the model has in float16 or bfloat16 is computed in float32"
 """The warning of every front end that widens such a model."""
@@ -93,7 +94,8 @@ class Trace:
     """Operations in execution order.
 
     ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value,
-    ``dtypes`` those that are not float32, and ``counts`` the outputs that say how many rows of others count.
+    ``dtypes`` those that are not float32, ``counts`` the outputs that say how many rows of others count, and ``states``
+    the inputs that go on from run to run.
     """
 
     inputs: list[str]
@@ -103,6 +105,7 @@ class Trace:
     operations: list[Operation]
     dtypes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, str] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
 
     def scalar(self, name: str) -> float | None:
         """The number that a constant of one element holds; None for all else."""

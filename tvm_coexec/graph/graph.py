@@ -118,14 +118,23 @@ class Node:
         return tuple(dict.fromkeys(name for name in self.reads if name not in far))
 
 
+@dataclass(frozen=True)
+class State:
+    """An input that goes on from run to run: what it is in the first, and the output that it is in the next."""
+
+    output: str
+    initial: np.ndarray
+
+
 @dataclass
 class Graph:
-    """Nodes in an order in which they can run, and every tensor that they touch."""
+    """Nodes in an order in which they can run, and every tensor that they touch; ``states`` are known by input."""
 
     tensors: dict[str, Tensor]
     inputs: list[str]
     outputs: list[str]
     nodes: list[Node]
+    states: dict[str, State] = field(default_factory=dict)
 
     def consumers(self, tensor: str) -> list[Node]:
         """Nodes that read ``tensor``, in execution order."""

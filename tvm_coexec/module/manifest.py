@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.graph.dependencies import Read, network_reads
 from tvm_coexec.layers import IMAGE_WIDTH, TILE, ImageLayout, grid_for
@@ -17,7 +19,7 @@ from tvm_coexec.layers import IMAGE_WIDTH, TILE, ImageLayout, grid_for
 from .tensors import ConstantSpec, Memory, Source, TensorSpec, words
 
 FORMAT = "tvm-coexec module"
-VERSION = 14
+VERSION = 15
 
 _MOST_WORDS = 2**40
 """The largest tensor that is believed: what is damaged may ask for any."""
@@ -134,6 +136,28 @@ def lifetimes(tensors: Iterable[TensorSpec], steps: Iterable[StepSpec]) -> dict[
 
 
 @dataclass(frozen=True)
+class StateSpec:
+    """An input that goes on from run to run: the output that it is in the next, and what it is in the first.
+
+    ``initial`` has all elements one after the other, or the one that all of them are.
+    """
+
+    input: str
+    output: str
+    initial: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, output: str, initial: np.ndarray) -> StateSpec:
+        values = initial.reshape(-1).tolist()
+        return cls(name, output, tuple(values[:1] if len(set(values)) == 1 else values))
+
+    def first(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """The input of the first run."""
+        elements = np.array(self.initial, dtype)
+        return np.full(shape, elements) if elements.size == 1 else elements.reshape(shape)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything but the code and the constants."""
 
@@ -144,6 +168,7 @@ class Manifest:
     outputs: tuple[str, ...]
     steps: tuple[StepSpec, ...]
     plan: dict[str, Any]
+    states: tuple[StateSpec, ...] = ()
 
     def to_text(self) -> str:
         """JSON, of which :meth:`from_json` reads the fields."""
@@ -230,6 +255,7 @@ def _fields(part: Any) -> dict[str, Any]:
 
 _NESTED = {
     "tensors": TensorSpec,
+    "states": StateSpec,
     "constants": ConstantSpec,
     "steps": StepSpec,
     "arguments": ArgumentSpec,

@@ -158,6 +158,23 @@ class Module:
         return {name: self._loaded.spec(name).shape for name in self.manifest.inputs}
 
     @property
+    def initial_states(self) -> dict[str, np.ndarray]:
+        """Those inputs that go on from run to run, by name, as they are in the first run; see :meth:`next_states`."""
+        specs = {state.input: self._loaded.spec(state.input) for state in self.manifest.states}
+        return {
+            state.input: state.first(specs[state.input].shape, specs[state.input].dtype)
+            for state in self.manifest.states
+        }
+
+    def next_states(self, results: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The states of the next run, from the results of one: ``module(x, **states)``.
+
+        A model that keeps values from run to run, as TFLite's variables are, is given them as inputs and makes the
+        next ones as outputs: a module itself keeps nothing, so that one serves several streams.
+        """
+        return {state.input: results[state.output] for state in self.manifest.states}
+
+    @property
     def inputs(self) -> dict[str, np.ndarray]:
         """Views ``[rows, channels]`` or ``[batch, h, w, channels]`` of the inputs, to be written before :meth:`run`."""
         return {name: self._loaded.view(name) for name in self.manifest.inputs}

@@ -12,10 +12,11 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tvm_coexec.frontends.tflite.file import TfliteFile
+from tvm_coexec.frontends.tflite.states import read_tflite
 
 from ..errors import ModelError, first_line
 from .evaluator import Evaluator
-from .litert_models import with_own_operators, with_wide_weights
+from .litert_models import with_own_operators, with_wide_weights, without_variables
 
 
 class LiteRtEvaluator(Evaluator):
@@ -23,9 +24,10 @@ class LiteRtEvaluator(Evaluator):
 
     def __init__(self, path: Path) -> None:
         self.engine = f"LiteRT {ai_edge_litert.__version__}"
+        file = read_tflite(path, {})
         try:
             self._interpreter: Any = Interpreter(
-                model_content=with_wide_weights(with_own_operators(path.read_bytes())),
+                model_content=with_wide_weights(with_own_operators(without_variables(path.read_bytes(), file))),
                 experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
                 experimental_preserve_all_tensors=True,
             )
@@ -34,7 +36,7 @@ class LiteRtEvaluator(Evaluator):
         self.outputs = [detail["name"] for detail in self._interpreter.get_output_details()]
         self._indices = {detail["name"]: detail["index"] for detail in self._interpreter.get_tensor_details()}
         self.values = list(self._indices)
-        self.steps = _steps(TfliteFile(path))
+        self.steps = _steps(file)
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         details = self._interpreter.get_input_details()

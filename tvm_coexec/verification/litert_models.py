@@ -1,6 +1,7 @@
-"""TFLite files as LiteRT can judge them: without MediaPipe's own operators, and with weights that are floats.
+"""TFLite files as LiteRT can judge them: without variables and MediaPipe's own operators, and with weights that are
+floats.
 
-LiteRT has no kernels for the former, and beside weights of 8 bits it rounds the activations to 8 bits as well.
+LiteRT has no kernels for MediaPipe's, and beside weights of 8 bits it rounds the activations to 8 bits as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from ..errors import ModelError
+from ..frontends.tflite.file import TfliteFile
 
 BIASED_TRANSPOSE = b"Convolution2DTransposeBias"
 
@@ -22,6 +24,32 @@ _ROUNDING = (
     schema.BuiltinOperator.FULLY_CONNECTED,
 )
 """Operators of which LiteRT rounds the activations where their weights are integers."""
+
+
+def without_variables(content: bytes, file: TfliteFile) -> bytes:
+    """The file whose variables are inputs and outputs, those of ``file``."""
+    if not file.states:
+        return content
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+    graph.inputs, graph.outputs = list(file.inputs), list(file.outputs)
+    kept, handles, same = [], dict[int, str](), dict[int, int]()
+    present: dict[str, int] = {}
+    for operator in graph.operators:
+        code = model.operatorCodes[operator.opcodeIndex].builtinCode
+        operator.inputs = [
+            same.get(index, index) for index in ([] if operator.inputs is None else list(operator.inputs))
+        ]
+        if code == schema.BuiltinOperator.VAR_HANDLE:
+            handles[operator.outputs[0]] = operator.builtinOptions.sharedName
+        elif code == schema.BuiltinOperator.READ_VARIABLE:
+            same[operator.outputs[0]] = present.setdefault(handles[operator.inputs[0]], operator.outputs[0])
+        elif code == schema.BuiltinOperator.ASSIGN_VARIABLE:
+            present[handles[operator.inputs[0]]] = operator.inputs[1]
+        elif code != schema.BuiltinOperator.CALL_ONCE:
+            kept.append(operator)
+    graph.operators, model.subgraphs = kept, model.subgraphs[:1]
+    return _packed(model)
 
 
 def with_own_operators(content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""TFLite's choice between two graphs of a file."""
+"""TFLite's choice between two graphs of a file, and what it reads of its variables."""
 
 from __future__ import annotations
 
@@ -29,5 +29,10 @@ def _if(step: Conversion) -> list[relax.Expr]:
     return [relax.op.where(chosen, *pair) for pair in zip(yes, no, strict=True)]
 
 
-CONVERTERS: dict[str, Callable[[Conversion], list[relax.Expr]]] = {"IF": _if}
+def _read_variable(step: Conversion) -> list[relax.Expr]:
+    """What was assigned before, by ``states.py`` the operand."""
+    return [step.operand(0)]
+
+
+CONVERTERS: dict[str, Callable[[Conversion], list[relax.Expr]]] = {"IF": _if, "READ_VARIABLE": _read_variable}
 """Operators whose operands and results are in the file's own order of axes."""

@@ -15,6 +15,7 @@ import tflite
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Source
+from tvm_coexec.graph import State
 
 _BUILTIN_OPERATORS = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
 _BUILTIN_OPTIONS = {code: name for name, code in vars(tflite.BuiltinOptions).items() if isinstance(code, int)}
@@ -43,6 +44,12 @@ class Quantisation:
         """The numbers that integers stand for."""
         scale, zero_point = (self._along_axis(array, integers.ndim) for array in (self.scale, self.zero_point))
         return ((integers.astype(np.float64) - zero_point) * scale).astype(np.float32)
+
+    def is_same(self, other: Quantisation | None) -> bool:
+        """Whether integers stand for the same numbers by both."""
+        if other is None:
+            return False
+        return np.array_equal(self.scale, other.scale) and np.array_equal(self.zero_point, other.zero_point)
 
     def _along_axis(self, array: np.ndarray, rank: int) -> np.ndarray:
         if array.size == 1:
@@ -104,15 +111,19 @@ class TfliteFile:
 
     Parameters
     ----------
-    shapes
-        Shapes that inputs, by name, have instead of the file's.
     number
         Which graph of the file.
+    content
+        What the file holds, if it was read before.
 
     Attributes
     ----------
     input_shapes
         The shape of each input, by its tensor's number.
+    output_names
+        What the outputs are called.
+    states
+        Inputs that go on from run to run.
 
     Raises
     ------
@@ -120,12 +131,12 @@ class TfliteFile:
         The file cannot be read, or an input cannot have its shape or its type.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]] | None = None, number: int = 0) -> None:
+    def __init__(self, path: Path, number: int = 0, content: bytes | None = None) -> None:
         self.path = path
         self._within = f"graph{number}/" if number else ""
         if not path.is_file():
             raise ModelError(f"there is no model file {str(path)!r}; give the path of a TFLite file")
-        self.content = path.read_bytes()
+        self.content = path.read_bytes() if content is None else content
         if self.content[4:8] != b"TFL3":
             raise ModelError(f"{str(path)!r} is no TFLite model; convert it again")
         try:
@@ -139,28 +150,35 @@ class TfliteFile:
             self.tensors = [self._tensor(index) for index in range(self.graph.TensorsLength())]
             self.operators = [self._operator(index) for index in range(self.graph.OperatorsLength())]
             self._check_numbers()
+            if number == 0 and not self.outputs:
+                raise ValueError("it has no outputs")
         except _DAMAGE as error:
             raise ModelError(f"{str(path)!r} is a damaged TFLite model ({error}); convert it again") from error
-        self.input_shapes = self._bind_shapes(shapes or {})
+        self.input_shapes = {index: self.tensors[index].shape for index in self.inputs}
+        self.output_names = [self.tensors[index].name for index in self.outputs]
+        self.states: dict[str, State] = {}
 
-    def _bind_shapes(self, shapes: Mapping[str, Sequence[int]]) -> dict[int, tuple[int, ...]]:
+    def inner(self, number: int) -> TfliteFile:
+        """Another graph of the file."""
+        return TfliteFile(self.path, number, self.content)
+
+    def bind_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Let inputs have these shapes, by name, instead of the file's."""
         inputs = {self.tensors[index].name: index for index in self.inputs}
         unknown = sorted(set(shapes) - set(inputs))
         if unknown:
             raise ModelError(
                 f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}"
             )
-        bound = {}
         for index in self.inputs:
             tensor = self.tensors[index]
-            shape = bound[index] = tuple(shapes.get(tensor.name, tensor.shape))
+            shape = self.input_shapes[index] = tuple(shapes.get(tensor.name, tensor.shape))
             if tensor.stored_dtype not in TYPES_OF_ARRAYS:
                 raise ModelError(
                     f"input {tensor.name!r} is {tensor.stored_dtype}; supported are {', '.join(TYPES_OF_ARRAYS)}"
                 )
             if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
                 raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
-        return bound
 
     def _check_numbers(self) -> None:
         """Refuse numbers of tensors that there are not; an operand that is left out is -1."""
@@ -168,8 +186,8 @@ class TfliteFile:
         made = [number for operator in self.operators for number in operator.outputs]
         read = [number for operator in self.operators for number in operator.inputs if number != -1]
         wrong = [number for number in (*self.inputs, *self.outputs, *made, *read) if not 0 <= number < count]
-        if wrong or not self.outputs:
-            raise ValueError(f"no tensor has the number {wrong[0]}" if wrong else "it has no outputs")
+        if wrong:
+            raise ValueError(f"no tensor has the number {wrong[0]}")
 
     def _tensor(self, index: int) -> FileTensor:
         native = self.graph.Tensors(index)

@@ -20,7 +20,7 @@ from tvm_coexec.frontends.relax.calls import static_type
 from tvm_coexec.frontends.relax.opaque import computed
 from tvm_coexec.frontends.trace import Source, check_size
 
-from .file import TYPES_OF_ARRAYS, FileOperator, FileTensor, Quantisation, TfliteFile
+from .file import TYPES_OF_ARRAYS, FileOperator, FileTensor, TfliteFile
 
 CHANNELS_FIRST = (0, 3, 1, 2)
 """The file's axes of an image in the order that layers expect."""
@@ -29,9 +29,9 @@ _CHANNELS_LAST = (0, 2, 3, 1)
 _INTEGER_RANGES = {name: (np.iinfo(name).min, np.iinfo(name).max) for name in ("int8", "int16", "uint8")}
 _KEEPING = (
     *("BATCH_TO_SPACE_ND", "CONCATENATION", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND", "MAXIMUM"),
-    *("MAX_POOL_2D", "MINIMUM", "MIRROR_PAD", "PACK", "PAD", "REDUCE_MAX", "REDUCE_MIN", "RELU", "RESHAPE"),
-    *("RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT_V2", "SLICE", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH", "SPLIT"),
-    *("SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK"),
+    *("MAX_POOL_2D", "MINIMUM", "MIRROR_PAD", "PACK", "PAD", "READ_VARIABLE", "REDUCE_MAX", "REDUCE_MIN", "RELU"),
+    *("RESHAPE", "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "SELECT_V2", "SLICE", "SPACE_TO_BATCH_ND"),
+    *("SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK"),
 )
 """Operators that make no other numbers than they read, and 0."""
 
@@ -86,7 +86,7 @@ def import_file(file: TfliteFile, converters: Callable[[TfliteFile, FileOperator
         return [importer.output(file.tensors[index]) for index in file.outputs]
 
     values = _written(importer.builder, parameters, results)
-    outputs = [(file.tensors[index].name, value) for index, value in zip(file.outputs, values, strict=True)]
+    outputs = list(zip(file.output_names, values, strict=True))
     return Imported(importer.builder.get(), outputs, importer.names, importer.sources, importer.wholes)
 
 
@@ -111,7 +111,7 @@ class Importer:
         """What another graph of the file makes of some values, written where this one is."""
         if number in self.within:
             raise ModelError(f"graph {number} of the file runs itself, which no module can; convert the model again")
-        inner = Importer(TfliteFile(self.file.path, number=number), self.converters)
+        inner = Importer(self.file.inner(number), self.converters)
         inner.within = self.within | {number}
         inner.builder, inner.is_resized = self.builder, self.is_resized
         inner.names, inner.sources, inner.wholes = self.names, self.sources, self.wholes
@@ -234,11 +234,11 @@ class Importer:
 
     def _is_on_grid(self, operator: FileOperator, result: FileTensor) -> bool:
         """Whether an operator only passes on numbers that the result's integers can stand for."""
-        if operator.code not in _KEEPING:
+        if operator.code not in _KEEPING or result.quantisation is None:
             return False
         operands = [self.file.tensors[index] for index in operator.inputs if index >= 0]
         read = [tensor.quantisation for tensor in operands if tensor.is_quantised and tensor.stored is None]
-        return all(_is_same(quantisation, result.quantisation) for quantisation in read)
+        return all(result.quantisation.is_same(quantisation) for quantisation in read)
 
     def _value(self, tensor: FileTensor) -> relax.Expr:
         if tensor.constant is not None:
@@ -380,12 +380,6 @@ def _parameters(tensor: FileTensor) -> tuple[relax.Expr, relax.Expr]:
         relax.const(quantisation.scale.item(), "float32"),
         relax.const(int(quantisation.zero_point.reshape(-1)[0]), "int32"),
     )
-
-
-def _is_same(first: Quantisation | None, second: Quantisation | None) -> bool:
-    if first is None or second is None:
-        return False
-    return np.array_equal(first.scale, second.scale) and np.array_equal(first.zero_point, second.zero_point)
 
 
 def _on_grid(value: relax.Expr, tensor: FileTensor) -> relax.Expr:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.module import Naming, bindings, trace_function
 from tvm_coexec.frontends.trace import Source, Trace, claim_name
@@ -46,7 +48,7 @@ def trace_tflite(file: TfliteFile) -> Trace:
     """
     _check_operators(file)
     imported = import_file(file, _converter)
-    return trace_function(imported.module, _naming(imported))
+    return replace(trace_function(imported.module, _naming(imported)), states=file.states)
 
 
 def _check_operators(file: TfliteFile) -> None:
