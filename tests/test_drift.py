@@ -27,6 +27,16 @@ def test_what_was_measured_while_a_side_was_slow_is_corrected() -> None:
     assert drift_percent(samples) == pytest.approx(100 * 0.5 * 8 / 40, rel=0.05)
 
 
+def test_a_device_that_is_slow_beside_others_is_corrected_alone() -> None:
+    samples = [
+        replace(measured(slow, slow * (1 + number / 1e4)), run=device)
+        for number in range(12)
+        for device, slow in ((1, 1.0), (2, 8.0 if 4 <= number < 9 else 1.0), (3, 1.1))
+    ]
+    usual = [sample.median_us for sample in at_usual_speed(samples)]
+    assert usual == pytest.approx([usual[0]] * len(usual), rel=0.01)
+
+
 def test_one_disturbed_run_of_the_canary_corrects_nothing() -> None:
     canaries = np.linspace(1.0, 1.001, 20)
     canaries[7] = 4.0

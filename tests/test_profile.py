@@ -345,3 +345,16 @@ def test_a_profile_opened_without_facts_takes_no_samples(tmp_path: Path) -> None
     Profile.create(tmp_path / "p", FACTS).close()
     with Profile.open(tmp_path / "p") as profile, pytest.raises(ValueError, match="can only be read"):
         profile.add_samples([])
+
+
+def test_devices_of_one_kind_have_runs_of_their_own(tmp_path: Path) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        for device in ("a", "b", "a"):
+            profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]), device)
+        profile.add_failure(CANDIDATE, "of whichever")
+        first, second, third = (sample.run for sample in profile.samples())
+        assert first == third != second
+        assert [(run.samples, run.is_current) for run in profile.runs()] == [(2, True), (1, True)]
+    with Profile.open(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+        assert [sample.run for sample in profile.samples()][-1] == second  # the latest of such facts goes on

@@ -150,9 +150,9 @@ def test_a_search_offers_other_counts_of_kernels_that_were_measured_alone(wide_t
     measured: list[Variant] = []
     add = wide_tuner.profile.add_samples
 
-    def note(found: Sequence[Sample]) -> None:
+    def note(found: Sequence[Sample], device: str) -> None:
         measured.extend(dict.fromkeys(one.variant for one in found if one.side == "cpu"))
-        add(found)
+        add(found, device)
 
     wide_tuner.profile.add_samples = note  # type: ignore[method-assign]
     search_variants(wide_tuner, [LAYER], lambda: predictors, lambda: False)

@@ -60,12 +60,16 @@ def _slowness(samples: Sequence[Sample]) -> np.ndarray:
     slowness = np.ones(len(samples))
     for side in ("cpu", "gpu"):
         own = [number for number, sample in enumerate(samples) if sample.side == side and sample.canary_us > 0]
-        if own:
-            canary_us = np.array([samples[number].canary_us for number in own])
-            begins = np.flatnonzero(np.diff(canary_us, prepend=0.0))
-            runs_us = canary_us[begins]
-            near_us = [
-                np.median(runs_us[max(run - _NEIGHBOURS, 0) : run + _NEIGHBOURS + 1]) for run in range(len(runs_us))
-            ]
-            slowness[own] = np.repeat(near_us, np.diff(begins, append=len(own))) / np.median(canary_us)
+        usual_us = np.median([samples[number].canary_us for number in own]) if own else 1.0
+        for device in {samples[number].run for number in own}:  # devices that measured by turns
+            its = [number for number in own if samples[number].run == device]
+            slowness[its] = _smooth(np.array([samples[number].canary_us for number in its])) / usual_us
     return slowness
+
+
+def _smooth(canary_us: np.ndarray) -> np.ndarray:
+    """What the canary took about when each sample was measured, in the order of measuring."""
+    begins = np.flatnonzero(np.diff(canary_us, prepend=0.0))
+    runs_us = canary_us[begins]
+    near_us = [np.median(runs_us[max(run - _NEIGHBOURS, 0) : run + _NEIGHBOURS + 1]) for run in range(len(runs_us))]
+    return np.repeat(near_us, np.diff(begins, append=len(canary_us)))

@@ -182,9 +182,16 @@ class Profile:
         """Where the predictor of ``cpu`` or ``gpu`` is kept, whether it is there yet or not."""
         return self.path / f"{side}.ubj"
 
-    def add_samples(self, samples: Iterable[Sample]) -> None:
-        """Store samples at once, all or none: when this returns, they survive whatever befalls the process."""
-        self._store.add_samples(samples)
+    def add_samples(self, samples: Iterable[Sample], device: str = "") -> None:
+        """Store samples at once, all or none: when this returns, they survive whatever befalls the process.
+
+        Parameters
+        ----------
+        device
+            Names the one that measured them, where several of a kind do: each has runs of its own, since each is now
+            and then as slow as no other.
+        """
+        self._store.add_samples(samples, device)
 
     def samples(self, *, are_current: bool = True) -> Iterator[Sample]:
         """Every sample of this device, driver and version of the kernels, or every other one, as they were measured."""

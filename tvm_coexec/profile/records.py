@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tvm_coexec.layers import AnyLayer, Variant
@@ -35,6 +35,8 @@ class Sample:
         How the other side computed; None where this side was measured alone.
     canary_us
         What the side took for the canary at about the same time, which tells how fast it was; 0 where none ran.
+    run
+        The run of a profile that it is of; 0 of one that comes of no profile. A run is of one device.
     """
 
     layer: AnyLayer
@@ -45,6 +47,7 @@ class Sample:
     latency_us: tuple[float, ...]
     other_variant: Variant | None = None
     canary_us: float = 0.0
+    run: int = field(default=0, compare=False)
 
     @property
     def median_us(self) -> float:

@@ -49,7 +49,7 @@ def kernel_of_row(path: Path, layer: str, variant: str) -> tuple[AnyLayer, Varia
 
 def sample_of_row(path: Path, row: tuple[Any, ...]) -> Sample:
     """The sample that a row holds."""
-    layer, side, variant, units, other_units, latency_us, other, canary_us = row
+    layer, side, variant, units, other_units, latency_us, other, canary_us, run = row
     computed, by = kernel_of_row(path, layer, variant)
     try:
         counts = int(units), int(other_units)
@@ -58,4 +58,4 @@ def sample_of_row(path: Path, row: tuple[Any, ...]) -> Sample:
     except (ValueError, TypeError) as error:
         raise damaged(path, f"the units or times of layer {layer} cannot be read: {error}") from None
     other_by = None if other is None else kernel_of_row(path, layer, other)[1]
-    return Sample(computed, side, by, *counts, times_us, other_by, canary_us)
+    return Sample(computed, side, by, *counts, times_us, other_by, canary_us, run)

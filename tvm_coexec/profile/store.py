@@ -117,7 +117,7 @@ class SampleStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._here: str | None = None
-        self._run: int | None = None
+        self._runs: dict[str, int] = {}
         self._current: set[int] | None = None
         try:
             self._database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S)
@@ -148,7 +148,7 @@ class SampleStore:
 
         The run is stored with the first thing that is measured in it: whoever only looks leaves nothing behind.
         """
-        self._here, self._run, self._current = json.dumps(dict(facts), sort_keys=True), None, None
+        self._here, self._runs, self._current = json.dumps(dict(facts), sort_keys=True), {}, None
         with self._reading() as database:
             row = database.execute("SELECT facts FROM runs ORDER BY id DESC LIMIT 1").fetchone()
         return None if row is None else self._facts(row[0])
@@ -192,9 +192,9 @@ class SampleStore:
         """The condition in SQL that a row belongs to a current run."""
         return f"run IN ({', '.join(map(str, sorted(self._current_runs())))})"
 
-    def add_samples(self, samples: Iterable[Sample]) -> None:
-        """Store samples, all or none."""
-        run, measured = self._current_run(), now()
+    def add_samples(self, samples: Iterable[Sample], device: str = "") -> None:
+        """Store samples, all or none; see :meth:`Profile.add_samples`."""
+        run, measured = self._current_run(device), now()
         rows = [
             (run, measured, *half_key(sample), json.dumps(sample.latency_us), sample.canary_us) for sample in samples
         ]
@@ -210,8 +210,8 @@ class SampleStore:
         wanted = self._is_current() if are_current else f"NOT ({self._is_current()})"
         with self._reading() as database:
             for row in database.execute(
-                "SELECT layer, side, variant, units, other_units, latency_us, other_variant, canary_us FROM samples"
-                f" WHERE {wanted} ORDER BY id"
+                "SELECT layer, side, variant, units, other_units, latency_us, other_variant, canary_us, run"
+                f" FROM samples WHERE {wanted} ORDER BY id"
             ):
                 yield sample_of_row(self._path, row)
 
@@ -319,23 +319,25 @@ class SampleStore:
         except (ValueError, TypeError) as error:
             raise damaged(self._path, f"the facts of a run cannot be read: {error}") from None
 
-    def _current_run(self) -> int:
-        """The number of this run, which is stored now if it is not yet."""
+    def _current_run(self, device: str = "") -> int:
+        """The number of this run by a device, or by any where none is named; it is stored now if it is not yet."""
         if self._here is None:
             raise ValueError("a profile that was opened without the device's facts can only be read")
-        if self._run is None:
+        if not device and self._runs:
+            return next(iter(self._runs.values()))
+        if device not in self._runs:
             with self._transaction() as database:
                 row = database.execute("SELECT id, facts, generator FROM runs ORDER BY id DESC LIMIT 1").fetchone()
-                if row is not None and row[1:] == (self._here, GENERATOR_VERSION):
-                    self._run = int(row[0])
+                if not self._runs and row is not None and row[1:] == (self._here, GENERATOR_VERSION):
+                    self._runs[device] = int(row[0])
                 else:
-                    self._run = database.execute(
+                    added = database.execute(
                         "INSERT INTO runs (started, generator, facts) VALUES (?, ?, ?)",
                         (now(), GENERATOR_VERSION, self._here),
-                    ).lastrowid
+                    )
+                    self._runs[device] = int(added.lastrowid or 0)
             self._current = None
-        assert self._run is not None
-        return self._run
+        return self._runs[device]
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

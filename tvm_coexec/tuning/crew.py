@@ -38,11 +38,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: with samples, or with a reason that is the candidate's fault."""
+    """How a trial ended: with samples, or with a reason that is the candidate's fault.
+
+    Parameters
+    ----------
+    device
+        Names the device that measured it, where there are several.
+    """
 
     trial: Trial
     samples: Sequence[Sample] = ()
     failure: str | None = None
+    device: str = ""
 
 
 @dataclass
@@ -190,7 +197,7 @@ class Crew:
         record.measured += 1
         self._took_s.append(time.monotonic() - begun_s)
         self._free.append(measurer)
-        return Outcome(trial, samples)
+        return Outcome(trial, samples, device=measurer.session.address if self._size > 1 else "")
 
     def _send_away(self, measurer: Measurer) -> None:
         self._busy[in_thread(partial(_bring_back, measurer, self._is_over))] = (measurer, None, time.monotonic())

@@ -156,7 +156,7 @@ class Tuner:
         for outcome in self.crew.take():
             candidate = outcome.trial.candidate
             if outcome.failure is None:
-                self.profile.add_samples(outcome.samples)
+                self.profile.add_samples(outcome.samples, outcome.device)
             else:
                 self.profile.add_failure(candidate, outcome.failure)
             yield self._works.pop(candidate)

@@ -49,7 +49,7 @@ class Watch:
         self._long_us = min(_LONG_US, _LONG_SHARE * 60e6 * minutes)
         cpu, gpu = (family(_LAYER).default_variant(_LAYER, side, target.hardware) for side in ("cpu", "gpu"))
         self._session, self._module = session, single_layer(_LAYER, cpu, gpu, target, facts).to_bytes()
-        self._next_s, self._times_us = -np.inf, dict.fromkeys(("cpu", "gpu"), 0.0)
+        self._next_s, self._times_us, self._device = -np.inf, dict.fromkeys(("cpu", "gpu"), 0.0), session.address
 
     def look_once(self) -> None:
         """Run the canary a single time, to know how fast the device is about."""
@@ -76,7 +76,8 @@ class Watch:
     def canary_us(self) -> dict[str, float]:
         """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""
         began_s = time.monotonic()
-        if began_s >= self._next_s:
+        if began_s >= self._next_s or self._session.address != self._device:  # a new lease may be of another device
+            self._device = self._session.address
             repeats = _REPEATS if max(self._times_us.values()) < _SLOW_US else _FEW_REPEATS
             points = [Point(_LAYER.units, 0, repeats), Point(0, _LAYER.units, repeats)]
             try:
