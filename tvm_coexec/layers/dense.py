@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Base, Size, check_axis, pixel_indices, units_along
+from .base import Base, Size, check_axis, pixel_indices
 from .registry import register
+from .windows import Windowed
 
 
 @register
@@ -71,7 +72,7 @@ class Linear(Base):
 
 @register
 @dataclass(frozen=True)
-class Conv2d(Base):
+class Conv2d(Windowed):
     """A convolution of ``[batch, h, w, in_channels]``, followed by the steps of ``epilogue``, in order.
 
     ``kernel``, ``stride``, ``dilation`` and ``padding`` may be given as one number or as a pair (height, width), the
@@ -109,18 +110,6 @@ class Conv2d(Base):
         super().__post_init__()
         check_axis(self)
 
-    def _out(self, size: int, axis: int) -> int:
-        padded = size + self.padding[axis] + self.padding[axis + 2]
-        return (padded - self.dilation[axis] * (self.kernel[axis] - 1) - 1) // self.stride[axis] + 1
-
-    @property
-    def out_h(self) -> int:
-        return self._out(self.h, 0)
-
-    @property
-    def out_w(self) -> int:
-        return self._out(self.w, 1)
-
     @property
     def taps(self) -> int:
         """Products that are added up for one output element."""
@@ -139,10 +128,6 @@ class Conv2d(Base):
         return self.groups == self.in_channels == self.out_channels
 
     @property
-    def units(self) -> int:
-        return units_along(self)
-
-    @property
     def flops(self) -> int:
         return 2 * self.batch * self.out_h * self.out_w * self.out_channels * self.taps
 
@@ -159,8 +144,7 @@ class Conv2d(Base):
         return {"weights": (self.out_channels, self.in_channels // self.groups, *self.kernel)}
 
     def reads_locally(self, role: str) -> bool:
-        own_line = self.kernel[0] == self.stride[0] == 1 and self.padding[::2] == (0, 0)
-        return super().reads_locally(role) if self.axis == "channels" else role == "residual" or own_line
+        return super().reads_locally(role) if self.axis == "channels" else role == "residual" or self.reads_own_line
 
     def facts(self) -> dict[str, float]:
         """A half with groups reads the input of its own channels alone, and one by lines that of its own lines."""
@@ -168,12 +152,8 @@ class Conv2d(Base):
         return super().facts() | {
             "reduction": self.taps,
             "shared_bytes": self.item_bytes * self.batch * self.h * self.w * self.in_channels if reads_all else 0,
-            "kernel_height": self.kernel[0],
-            "kernel_width": self.kernel[1],
-            "stride": max(self.stride),
-            "dilation": max(self.dilation),
             "group_channels": self.in_channels // self.groups,
-            "output_width": self.out_w,
+            **self.window_facts(),
         }
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:

@@ -16,11 +16,7 @@ import numpy as np
 
 from .base import Base, Size, check_axis, pixel_indices, units_along
 from .registry import register
-
-
-def window_count(size: int, kernel: int, stride: int, dilation: int, padding: int) -> int:
-    """Windows that fit along one axis of ``size`` pixels and ``padding`` more."""
-    return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+from .windows import Windowed
 
 
 def _check_sizes(layer: Pool | Concat | Elementwise | LocalNorm, *sizes: int) -> None:
@@ -30,7 +26,7 @@ def _check_sizes(layer: Pool | Concat | Elementwise | LocalNorm, *sizes: int) ->
 
 @register
 @dataclass(frozen=True)
-class Pool(Base):
+class Pool(Windowed):
     """The maximum or average of each window of each channel, followed by the steps of ``epilogue``.
 
     ``kind`` is ``max``, ``average`` or ``mean_square``, the average of the squares. ``padding`` is (top, left, bottom,
@@ -70,18 +66,6 @@ class Pool(Base):
         super().__post_init__()
         check_axis(self)
 
-    def _out(self, size: int, axis: int) -> int:
-        padding = self.padding[axis] + self.padding[axis + 2]
-        return window_count(size, self.kernel[axis], self.stride[axis], self.dilation[axis], padding)
-
-    @property
-    def out_h(self) -> int:
-        return self._out(self.h, 0)
-
-    @property
-    def out_w(self) -> int:
-        return self._out(self.w, 1)
-
     @property
     def input_sizes(self) -> tuple[Size, ...]:
         return ((self.batch, self.h, self.w, self.channels),)
@@ -95,10 +79,6 @@ class Pool(Base):
         return self.channels
 
     @property
-    def units(self) -> int:
-        return units_along(self)
-
-    @property
     def flops(self) -> int:
         return self.batch * self.out_h * self.out_w * self.channels * self.kernel[0] * self.kernel[1]
 
@@ -108,23 +88,14 @@ class Pool(Base):
         return self.item_bytes * self.batch * self.channels * (self.h * self.w + outputs)
 
     def reads_locally(self, role: str) -> bool:
-        own_line = self.kernel[0] == self.stride[0] == 1 and self.padding[::2] == (0, 0)
-        return self.axis == "channels" or role == "residual" or own_line
+        return self.axis == "channels" or role == "residual" or self.reads_own_line
 
     @property
     def kind_name(self) -> str:
         return f"{self.kind}_pool"
 
     def facts(self) -> dict[str, float]:
-        return super().facts() | {
-            "reduction": math.prod(self.kernel),
-            "output_width": self.out_w,
-            "inputs": 1,
-            "kernel_height": self.kernel[0],
-            "kernel_width": self.kernel[1],
-            "stride": max(self.stride),
-            "dilation": max(self.dilation),
-        }
+        return super().facts() | {"reduction": math.prod(self.kernel), "inputs": 1, **self.window_facts()}
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
         """A position of the window at a time."""
