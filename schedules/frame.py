@@ -32,9 +32,6 @@ Condition = Callable[..., Any]
 """A condition on a row (and, for a term, the reduction's indices); None where it always holds."""
 
 
-"""What ``decompose_reduction`` calls the block that adds terms to an accumulator."""
-
-
 @dataclass(frozen=True)
 class Operand:
     """A kernel argument: its name in the step that calls it, and its shape as the kernel sees it.

@@ -15,6 +15,7 @@ from .frame import Description, Launch
 from .prefetch import Nest, prefetch_weights
 
 _UPDATE = "accumulate_update"
+"""What ``decompose_reduction`` calls the block that adds terms to an accumulator."""
 
 
 def _inner_blocks(sch: s_tir.Schedule, description_stages: int) -> list[Any]:

@@ -7,7 +7,7 @@ from slow import slow_except
 from synthetic_device import HARDWARE, PROCESSOR, latency_us, measure, some_layers, trained, variants
 
 from tvm_coexec.errors import FileFormatError, MeasurementError
-from tvm_coexec.layers import Conv2d, Linear, RowWise, Variant, along_partition_axes
+from tvm_coexec.layers import Conv2d, Elementwise, Linear, RowWise, Variant, along_partition_axes
 from tvm_coexec.prediction import predictors
 from tvm_coexec.prediction.base_time import LAYER_TERMS, BaseTime
 from tvm_coexec.prediction.evaluation import (
@@ -77,6 +77,17 @@ def test_neither_does_the_axis_along_which_it_is_divided():
     samples = [Sample(way, "cpu", variant, 2, 0, (10.0,)) for way in ways]
     with pytest.raises(MeasurementError, match="two shapes of one kind of layer"):
         evaluate(samples, "cpu", PROCESSOR)
+
+
+def test_arithmetic_divided_along_either_axis_is_one_shape():
+    sums = [Elementwise("add", size, size) for size in ((1, 28, 28, 64), (1, 14, 14, 128))]
+    layers = [way for layer in sums for way in along_partition_axes(layer)]
+    samples = []
+    for layer in layers:
+        for variant in family(layer).variants(layer, "cpu", HARDWARE)[:2]:
+            units = range(1, min(layer.units, 8) + 1)
+            samples += [Sample(layer, "cpu", variant, count, 0, (5.0 + count,) * 3) for count in units]
+    assert (len(layers), evaluate(samples, "cpu", PROCESSOR).shapes) == (4, 2)
 
 
 def test_scores_are_relative_errors():

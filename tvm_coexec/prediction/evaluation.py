@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.layers import AnyLayer, Attention, Concat, Conv2d, Opaque, Pool
+from tvm_coexec.layers import AnyLayer
 from tvm_coexec.profile.records import Sample
 
 from .base_time import FLOPS_TERMS, BaseTime
@@ -31,6 +31,8 @@ _TOO_FEW = "held-out errors need two shapes of one kind of layer; tune for longe
 _NEVER = -1
 """The part of what is never held out."""
 _SEED = 0
+_PLAIN: dict[str, Any] = {"epilogue": (), "axis": "channels"}
+"""Fields in which layers of one shape may differ."""
 
 _Predict = Callable[[Sequence[Sample]], np.ndarray]
 
@@ -155,9 +157,9 @@ def _verdict(evaluation: Evaluation) -> str:
 
 
 def _shape(layer: AnyLayer) -> AnyLayer:
-    if isinstance(layer, Conv2d | Pool):
-        return replace(layer, epilogue=(), axis="channels")
-    return layer if isinstance(layer, Concat | Attention | Opaque) else replace(layer, epilogue=())
+    """What layers have in common that differ in their epilogues alone, or in the axis that they are divided along."""
+    names = {field.name for field in fields(layer)}
+    return replace(layer, **{name: value for name, value in _PLAIN.items() if name in names})
 
 
 def _folds(samples: Sequence[Sample]) -> Iterator[np.ndarray]:

@@ -80,5 +80,5 @@ def _register_tile(layer: AnyLayer, variant: Variant, products_per_item: float) 
         return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
     params = dict(variant.params)
     channels = params.get("channels", TILE // params.get("channel_threads", 1))
-    accumulators = params["rows"] * channels * params.get("k_split", 1)
+    accumulators = params.get("rows", 1) * channels * params.get("k_split", 1)
     return {"accumulators": accumulators, "steps_per_item": products_per_item / accumulators}
