@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_builder import OnnxBuilder
 
 import tvm_coexec
 from tvm_coexec.errors import DeviceError, FileFormatError, InputError, ModelError
@@ -117,6 +118,16 @@ def test_a_model_that_was_tuned_for_keeps_the_best_plan_that_was_tried(
 def test_a_path_builds_as_the_model_does(model: onnx.ModelProto, device: Device, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     assert tvm_coexec.build(tmp_path / "m.onnx", device=device, split="cpu").sync_count == 0
+
+
+def test_an_input_without_axes_may_be_a_scalar_of_numpy(device: Device) -> None:
+    b = OnnxBuilder(x=(3, 40), s=())
+    module = tvm_coexec.build(b.model(b.add("Mul", b.add("Relu", "x"), "s")), device=device, split="cpu")
+    x = np.linspace(-1, 1, 120, dtype=np.float32).reshape(3, 40)
+    for factor in (np.float32(2), np.array(2, np.float32)):
+        np.testing.assert_allclose(module(x, factor), 2 * np.maximum(x, 0), rtol=1e-6)
+    with pytest.raises(InputError, match=r"float32 array of shape \(\), not float64"):
+        module(x, np.float64(2))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from reference import evaluate
 from tflite_writer import TYPES, Writer
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends import to_graph
 
 X = (1, 6, 7, 5)
 
@@ -170,6 +172,35 @@ def test_complex_numbers_change_shape_and_are_multiplied(tmp_path: Path) -> None
     found = evaluate(graph, {"sound": sound}).values()
     for result, array in zip(found, (total_of_both.real, total_of_both.imag, (expected**2).real), strict=True):
         np.testing.assert_allclose(result, array, atol=1e-4)
+
+
+def test_complex_numbers_are_multiplied_by_constants(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("sound", (2, 1, 12))
+    spectrum = writer.add("RFFT2D", [x, writer.integers((1, 12))], (2, 1, 7), "Rfft2d")
+    factors = (numbers(1, 7) + 1j * numbers(1, 7)).astype(np.complex64)
+    product = writer.add("MUL", [spectrum, writer.constant(factors)], (2, 1, 7), "Mul")
+    for number in (spectrum, product):
+        writer.tensors[number].type = TYPES["complex64"]
+    parts = [writer.add(operator, [product], (2, 1, 7)) for operator in ("REAL", "IMAG")]
+    graph = graph_of(writer.finish([x], parts), tmp_path)
+    sound = numbers(2, 1, 12)
+    expected = np.fft.rfft(sound) * factors
+    for result, part in zip(evaluate(graph, {"sound": sound}).values(), (expected.real, expected.imag), strict=True):
+        np.testing.assert_allclose(result, part, atol=1e-4)
+
+
+def test_shapes_that_a_file_leaves_open_are_told(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (1, 4))
+    writer.tensors[x].shapeSignature = [-1, 4]
+    path = tmp_path / "model.tflite"
+    path.write_bytes(writer.finish([x], [writer.add("RELU", [x], (1, 4))]))
+    with pytest.warns(UserWarning, match=r"that the model leaves open: built is for --shape x=1,4"):
+        assert to_graph(path).tensors["x"].shape == (1, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert to_graph(path, {"x": (3, 4)}).tensors["x"].shape == (3, 4)
 
 
 def test_what_is_not_known_of_complex_numbers_is_refused(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ INDEXING: dict[str, Build] = {
         sampling_ratio=2,
         spatial_scale=0.5,
     ),
+    "average regions that end before they begin": lambda b: b.add(
+        "RoiAlign",
+        b.add("Unsqueeze", "x", b.const([0], "int64")),
+        b.const([[4, 3, 1, 1], [5, 4, 0.5, 3.5], [0, 0, 4, 4]]),
+        b.const([0, 0, 0], "int64"),
+        output_height=2,
+        output_width=3,
+    ),
     "slice from beyond": lambda b: b.add("Slice", "x", b.const([-9, 1], "int64"), b.const([9, 99], "int64")),
     "slice backwards": lambda b: b.add(
         "Slice", "x", *(b.const(each, "int64") for each in ([9, -1], [-9, 0], [2, 1], [-2, -1]))
@@ -318,6 +326,12 @@ def boxes(b: OnnxBuilder, **values: Any) -> str:
     ]
     limits = [b.const([9], "int64"), b.const([0.1]), b.const([0.2])]
     return b.add("NonMaxSuppression", "places", "scores", *limits, **values)
+
+
+@pytest.mark.parametrize("scales", [[1, 1, 0.6, 0.5], [1, 1, 0.4, 1.5]])
+def test_images_of_old_models_shrink_to_the_next_pixel(scales: list[float]) -> None:
+    b = OnnxBuilder(opset=10, x=(1, 3, 7, 6))
+    check_against_onnxruntime(b.model(b.add("Resize", "x", b.const(scales))))
 
 
 @pytest.mark.slow

@@ -175,6 +175,20 @@ def test_nan_is_where_onnxruntime_has_it(op: str, split: Any, device: Device) ->
     check(module(**{name: {"x": x, "z": z}[name] for name in module.input_shapes}), expected)
 
 
+@pytest.mark.parametrize("factor", [INF, -INF, NAN, 3e38])
+def test_products_with_what_is_no_number_come_after_sums(factor: float, device: Device) -> None:
+    b = OnnxBuilder(x=(4, 40))
+    weights = np.random.default_rng(0).uniform(-4, 4, (40, 40)).astype(np.float32)
+    weights[:, 3] = 0
+    scaled = b.add("Mul", b.add("MatMul", "x", b.const(weights)), b.const(factor))
+    model = b.model(scaled)
+    x = np.random.default_rng(1).standard_normal((4, 40)).astype(np.float32) * 1e-3
+    with np.errstate(all="ignore"):
+        expected = (x @ weights) * np.float32(factor)
+    for split in ("cpu", 0.5, "gpu"):
+        check(tvm_coexec.build(model, device=device, split=split)(x), expected, tolerance=1e-4)
+
+
 @pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
 def test_extrema_of_axes_keep_nan(op: str, device: Device) -> None:
     builder = OnnxBuilder(17, x=(2, 64))

@@ -243,6 +243,8 @@ class Module:
             if name not in names or name in bound:
                 raise InputError(f"input {name!r} is unknown or given twice; the inputs are {', '.join(names)}")
             bound[name] = array
+        # numpy makes scalars of arrays without axes
+        bound = {name: np.asarray(array) if isinstance(array, np.generic) else array for name, array in bound.items()}
         missing = [name for name in names if name not in bound]
         if missing:
             raise InputError(f"missing input {', '.join(missing)}")

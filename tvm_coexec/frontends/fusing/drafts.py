@@ -14,6 +14,8 @@ from tvm_coexec.graph import Graph, Image, Node, Tensor
 from tvm_coexec.graph.graph import AnyLayer
 from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, step_operands
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 _MOST_STEPS = 16
 """Steps after which another layer begins: kernels with hundreds of them take minutes to compile."""
 
@@ -100,7 +102,7 @@ class Draft:
 
     def can_fold(self, affine: Affine) -> bool:
         """Whether an affine function of the result can be taken into the parameters, or into a first bias."""
-        scales = affine.scale is None or self._factors() is not None
+        scales = affine.scale is None or self._factors(affine.scale) is not None
         shifts = affine.shift is None or self._summand() != "" or "bias" not in self.epilogue
         return self.takes_steps and scales and shifts
 
@@ -133,16 +135,24 @@ class Draft:
         pairs = zip(reversed(self.epilogue), reversed(step_operands(self.epilogue)), strict=True)
         return [operand or "" for _, operand in takewhile(lambda pair: pair[0] in steps, pairs)]
 
-    def _factors(self) -> list[str] | None:
-        """The parameters that a factor of the result multiplies: those of the last steps, or the layer's own too."""
+    def _factors(self, scale: np.ndarray) -> list[str] | None:
+        """The parameters that a factor of the result multiplies: those of the last steps, or the layer's own too.
+
+        None if there are none, or if products would overflow, as those with infinity do: their sums are NaN.
+        """
         affine = self._last_operands(("bias", "scale"))
         factor = next((index for index, name in enumerate(affine) if name.startswith("scale")), None)
         if factor is not None:
-            return affine[: factor + 1]
-        return list(self.params) if len(affine) == len(self.epilogue) and self._has_factors else None
+            names = affine[: factor + 1]
+        elif len(affine) == len(self.epilogue) and self._has_factors:
+            names = list(self.params)
+        else:
+            return None
+        largest = max((np.abs(self.params[name]).max(initial=0.0) for name in names), default=0.0)
+        return names if largest * np.abs(scale).max(initial=0.0) <= _LARGEST else None
 
     def _scale(self, scale: np.ndarray) -> None:
-        names = self._factors()
+        names = self._factors(scale)
         if names is None:
             self.append_constant("scale", scale)
         for name in names or ():

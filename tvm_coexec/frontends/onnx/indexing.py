@@ -171,6 +171,7 @@ def _pool_regions(call: Call) -> Any:
     """Averages of regions. Maxima are ONNX's of weighted corners, which Relax's operator does not take.
 
     Half a pixel is one of the image, while Relax scales all that it is given: TVM's converter moves boxes too far.
+    A box that ends before it begins has no points to take where their number is the box's own.
     """
     values, boxes = call.attributes, call.operand(1)
     if values.get("mode", "avg") != "avg":
@@ -183,15 +184,22 @@ def _pool_regions(call: Call) -> Any:
         boxes = relax.op.subtract(boxes, call.constant(np.array(0.5 / scale), dtype))
     images = _indices(call, 2, np.array(call.type(0).shape[0]))
     images = relax.op.astype(relax.op.expand_dims(images, 1), dtype)
-    return relax.op.vision.roi_align(
+    ratio = values.get("sampling_ratio", 0)
+    pooled = relax.op.vision.roi_align(
         call.operand(0),
         relax.op.concat([images, boxes], axis=1),
         pooled_size=call.result.shape[2:],
         spatial_scale=scale,
-        sample_ratio=values.get("sampling_ratio", 0),
+        sample_ratio=ratio,
         aligned=is_aligned,
         layout="NCHW",
     )
+    if not is_aligned or ratio > 0:
+        return pooled
+    begins, ends = (relax.op.strided_slice(boxes, [1], [first], [first + 2]) for first in (0, 2))
+    narrower = relax.op.min(relax.op.subtract(ends, begins), axis=1, keepdims=True)
+    has_points = relax.op.expand_dims(relax.op.greater(narrower, call.constant(np.array(0), dtype)), [2, 3])
+    return relax.op.where(has_points, pooled, call.constant(np.array(0), dtype))
 
 
 def _one_hot(call: Call) -> Any:

@@ -165,7 +165,9 @@ def _taps_of(axis: _Axis, values: Mapping[str, Any], call: Call) -> _Taps:
         is_outside = (positions < 0) | (positions > axis.before - 1)
     mode = values.get("mode", "nearest")
     if mode == "nearest":
-        nearest = _rounded(positions, _nearest_mode(call))
+        # before opset 11 nothing says how positions are rounded: ONNX Runtime does so where an image shrinks
+        is_old_shrinking = _is_old(call) and axis.scale < 1
+        nearest = _rounded(positions, "ceil" if is_old_shrinking else _nearest_mode(call))
         return _Taps(np.clip(nearest, 0, axis.before - 1)[:, None], np.ones((axis.after, 1)), is_outside)
     shrink = min(axis.scale, 1.0) if values.get("antialias", 0) else 1.0
     kernel, radius = (_hat, 1) if mode == "linear" else (_cubic(values.get("cubic_coeff_a", -0.75)), 2)

@@ -89,6 +89,8 @@ class FileTensor:
         """The numbers that a constant stands for."""
         if self.stored is None:
             return None
+        if self.stored_dtype == "complex64":
+            return self.stored.view(np.float32).reshape(self.computed_shape)
         return self.stored.astype(self.dtype) if self.quantisation is None else self.quantisation.real(self.stored)
 
 
@@ -281,6 +283,7 @@ _READERS = {
         "uint16",
         "uint32",
         "uint64",
+        "complex64",
     )
 } | {
     "bool": lambda data: data.astype(bool),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 from tvm_coexec.errors import ModelError
@@ -47,8 +48,18 @@ def trace_tflite(file: TfliteFile) -> Trace:
         No layer can compute what is in it.
     """
     _check_operators(file)
+    _warn_of_open_shapes(file)
     imported = import_file(file, _converter)
     return replace(trace_function(imported.module, _naming(imported)), states=file.states)
+
+
+def _warn_of_open_shapes(file: TfliteFile) -> None:
+    """Tell for which shapes a module is built whose inputs may have others, if these are the file's own."""
+    inputs = [file.tensors[index] for index in file.inputs]
+    asked = [one for one in inputs if not one.has_fixed_shape and file.input_shapes[one.index] == one.shape]
+    if asked:
+        options = " ".join(f"--shape {one.name}={','.join(map(str, one.shape))}" for one in asked)
+        warnings.warn(f"inputs have dimensions that the model leaves open: built is for {options}", stacklevel=2)
 
 
 def _check_operators(file: TfliteFile) -> None:
