@@ -1,11 +1,16 @@
 """Files are written whole or not at all: whoever else writes there, whatever fails, whatever is there."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tvm_coexec.files import read_json, whole_file
+from tvm_coexec.files import is_vacant, read_json, whole_file, whole_folder
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -63,3 +68,33 @@ def test_numbers_that_are_not_finite_are_no_json(text: str, tmp_path: Path) -> N
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match="is no finite number"):
         read_json(tmp_path / "x.json")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tvm_coexec.files import whole_file, whole_folder
+with whole_folder(sys.argv[1]), whole_file(Path(sys.argv[1]) / "file") as file:
+    file.write(b"half")
+    file.flush()
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_wrote_is_removed_by_the_next_and_what_one_writes_stays(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        partials = list(tmp_path.iterdir())
+        for partial in partials:
+            os.utime(partial, (time.time() - 1000, time.time() - 1000))
+        with whole_file(tmp_path / "other") as file:
+            file.write(b"whole")
+        assert len(partials) == 2 and {*partials, tmp_path / "other"} == set(tmp_path.iterdir())
+        (tmp_path / "other").unlink()
+        process.send_signal(signal.SIGKILL)
+    assert is_vacant(tmp_path)
+    with whole_folder(tmp_path) as folder:
+        (folder / "new").touch()
+    assert list(tmp_path.iterdir()) == [tmp_path / "new"]

@@ -33,7 +33,7 @@ def test_constant_that_the_process_may_not_hold(monkeypatch):
 
 def test_tensors_of_more_axes_than_arrays_have():
     b = OnnxBuilder(x=(1,) * 70)
-    with pytest.raises(ModelError, match="tensor 'x' has 70 axes, and numpy's arrays 32 at most"):
+    with pytest.raises(ModelError, match="tensor 'x' has 70 axes, and arrays of numpy 1 have 32 at most"):
         to_graph(b.model(b.add("Relu", "x")))
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
+import re
 import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
+_OLD_S = 10.0
+"""What is younger may not be locked yet by who has just made it."""
 
 
 @contextmanager
@@ -32,9 +38,10 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = True) -> Iterato
         with place.open("wb") as file:
             yield file
         return
-    partial = place.with_name(f".{secrets.token_hex(8)}.partial")  # a name of its own: others may write, too
+    partial = _partial_in(place.parent)
     try:
         with partial.open("xb") as file:
+            _lock(file.fileno())
             yield file
             file.flush()
             if durable:
@@ -59,10 +66,13 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     place = Path(os.path.realpath(path))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=place if place.is_dir() else place.parent))
+        partial = _partial_in(place if place.is_dir() else place.parent)
+        partial.mkdir(0o700)
+        held = os.open(partial, os.O_RDONLY)
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from None  # by the name that the user knows
     try:
+        _lock(held)
         yield partial
         if partial.parent == place:
             _move_up(partial)
@@ -76,12 +86,51 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if not named or any(name.startswith(str(partial)) for name in named):
                 raise OSError(error.errno, error.strerror, os.fspath(path)) from None
         raise
+    finally:
+        os.close(held)
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether nothing is in a folder but what processes have not written to the end, or is no folder there."""
+    return not folder.is_dir() or all(_PARTIAL.fullmatch(entry.name) for entry in folder.iterdir())
+
+
+def _partial_in(folder: Path) -> Path:
+    """A name of its own for what is being written, since others may write there, too.
+
+    What was left there by processes that were killed is removed: whoever still writes holds a lock.
+    """
+    with suppress(OSError):
+        for entry in folder.iterdir():
+            if _PARTIAL.fullmatch(entry.name):
+                _remove_unless_held(entry)
+    return folder / f".{secrets.token_hex(8)}.partial"
+
+
+def _remove_unless_held(partial: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            if time.time() - os.fstat(descriptor).st_mtime < _OLD_S or not _lock(descriptor):
+                return
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock what is open, until it is closed or its process ends; whether that was possible."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _move_up(partial: Path) -> None:
     """Move what a folder holds into the one that it lies in, which holds nothing else; all of it or nothing."""
     place = partial.parent
-    if any(not entry.name.endswith(".partial") for entry in place.iterdir()):
+    if not is_vacant(place):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), os.fspath(place))
     moved: list[Path] = []
     try:
@@ -94,20 +143,21 @@ def _move_up(partial: Path) -> None:
         raise
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: str | os.PathLike[str], values: Any) -> None:
     """Write a file of JSON, whole or not at all."""
     with whole_file(path) as file:
         file.write(f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: str | os.PathLike[str]) -> bytes:
     """Read a file; an ``OSError`` where it is none: a pipe is waited for, and ``/dev/zero`` read for ever."""
+    path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
     return path.read_bytes()
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """What a file of JSON holds; an ``OSError`` where it cannot be read, a ``ValueError`` where it is no JSON."""
     try:
         return json.loads(read_file(path).decode(), parse_constant=_finite, parse_float=_finite)

@@ -91,7 +91,7 @@ def check_out(path: Path | None, option: str = "--out") -> None:
 def whole_number(text: str) -> int:
     """Read a number that is not negative."""
     if not _is_whole(text):
-        raise argparse.ArgumentTypeError(f"{text[:_MOST_DIGITS]!r} is no whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text[:_MOST_DIGITS]!r} is no whole number of {_MOST_DIGITS} digits at most")
     return int(text)
 
 

@@ -238,7 +238,8 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         )
     if len(tensor.shape) > _MOST_AXES:
         raise ModelError(
-            f"tensor {name!r} has {len(tensor.shape)} axes, and numpy's arrays {_MOST_AXES} at most; join some of them"
+            f"tensor {name!r} has {len(tensor.shape)} axes, and arrays of numpy 1 have {_MOST_AXES} at most; "
+            "join some of them"
         )
     if math.prod(tensor.shape) > _MOST_ELEMENTS:
         raise ModelError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.files import read_json
+from tvm_coexec.files import is_vacant, read_json
 
 from .rows import damaged
 from .store import VERSION
@@ -55,7 +55,7 @@ def read_description(path: Path) -> dict[str, Any]:
     try:
         description = read_json(path / DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError):
-        is_foreign = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+        is_foreign = path.exists() and not (path.is_dir() and is_vacant(path))
         remedy = "name the folder that was tuned" if is_foreign else f"make one with `tvm-coexec tune --out {path}`"
         raise FileFormatError(f"there is no profile at {path}; {remedy}") from None
     except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.files import whole_folder, write_json
+from tvm_coexec.files import is_vacant, whole_folder, write_json
 from tvm_coexec.layers import GENERATOR_VERSION
 
 from .description import DESCRIPTION, FORMAT, read_description
@@ -76,7 +76,7 @@ class Profile:
         """
         path = Path(path)
         cls.check_place(path)
-        if path.exists() and any(path.iterdir()):
+        if not is_vacant(path):
             raise FileFormatError(f"{path} exists already; open it to go on with its tuning, or choose another place")
         with whole_folder(path) as folder:
             SampleStore.create(folder / DATABASE)

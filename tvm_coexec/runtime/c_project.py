@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from tvm_coexec.errors import InputError
-from tvm_coexec.files import whole_file, whole_folder
+from tvm_coexec.files import is_vacant, whole_file, whole_folder
 from tvm_coexec.module.package import Package
 
 _TEMPLATE = Path(__file__).with_name("c_project")
@@ -35,7 +35,7 @@ def write_c_project(module: str | os.PathLike[str], folder: str | os.PathLike[st
     place = Path(folder)
     if place.exists() and not place.is_dir():
         raise InputError(f"{place} is a file, and a project a folder; name one that does not exist")
-    if place.exists() and any(place.iterdir()):
+    if not is_vacant(place):
         raise InputError(f"{place} is not empty; name a folder that does not exist")
     package = Package.read(module)
     with whole_folder(place) as partial:

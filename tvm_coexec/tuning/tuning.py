@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.compiler.target import Target, target_for
 from tvm_coexec.errors import InputError, KernelError, MeasurementError
+from tvm_coexec.files import is_vacant
 from tvm_coexec.frontends import read_model
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, along_partition_axes
@@ -125,7 +126,7 @@ def tune(
         raise InputError(f"there must be a trial at least, got {trials}")
     path = Path(out)
     Profile.check_place(path)
-    opener = Profile.open if path.is_dir() and any(path.iterdir()) else Profile.create
+    opener = Profile.create if is_vacant(path) else Profile.open
     known = _facts_of(path) if opener == Profile.open else None
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
     choice, budget, models = DeviceChoice(device, cpu, gpu), Budget(minutes), list(models)
