@@ -14,13 +14,14 @@ import os
 import select
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.version import __version__
+
+from .ending import ended_by_signals
 
 COMMANDS = (
     "devices",
@@ -61,12 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_where: f"tvm-coexec: warning: {message}\n"
     values = vars(_parser().parse_args(argv))
     command = _module(values.pop("command"))
-    is_main = threading.current_thread() is threading.main_thread()  # of which alone Python lets signals be caught
-    before = signal.signal(signal.SIGTERM, _end) if is_main else None
     try:
-        status = int(command.run(**values))
-        _flush()  # so that what cannot be written is an error here, not while the interpreter ends
-        return status
+        with ended_by_signals():
+            status = int(command.run(**values))
+            _flush()  # so that what cannot be written is an error here, not while the interpreter ends
+            return status
     except (CoexecError, OSError, MemoryError) as error:  # what the system refuses is no bug of ours
         gone = isinstance(error, BrokenPipeError) and _reader_is_gone()
         _drop_what_cannot_be_written()
@@ -76,15 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("tvm-coexec: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _end(number: int, _: object) -> NoReturn:
-    """End as the signal would, but leave no half of a file behind."""
-    raise SystemExit(128 + number)
+        return 128 + signal.SIGINT
 
 
 def one_line(error: Exception) -> str:

@@ -1,0 +1,53 @@
+"""A signal ends a command wherever it arrives, in a line, and lets it tidy up."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = """
+import os, signal, sys, time, weakref
+from tvm_coexec import cli
+from tvm_coexec.cli import devices
+
+class Thing:
+    pass
+
+def tell():
+    os.kill(os.getpid(), int(sys.argv[1]))
+
+def in_a_finalizer():
+    thing = Thing()
+    weakref.finalize(thing, tell)
+
+def in_a_library_that_goes_on():
+    try:
+        tell()
+    except BaseException:
+        pass
+
+def in_a_command():
+    try:
+        tell()
+    finally:
+        time.sleep(1.5)
+        print("tidied up", flush=True)
+
+def run(**_):
+    globals()[sys.argv[2]]()
+    time.sleep(60)
+    return 0
+
+devices.run = run
+sys.exit(cli.main(["devices"]))
+"""
+
+
+@pytest.mark.parametrize("where", ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_command"])
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "tvm-coexec: interrupted\n"), (signal.SIGTERM, "")])
+def test_a_signal_ends_a_command_wherever_it_arrives(number: int, told: str, where: str) -> None:
+    command = [sys.executable, "-c", COMMAND, str(int(number)), where]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    tidied = "tidied up\n" if where == "in_a_command" else ""
+    assert (done.returncode, done.stderr, done.stdout) == (128 + number, told, tidied)

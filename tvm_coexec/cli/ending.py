@@ -1,0 +1,60 @@
+"""Ends a command that a signal tells to end, wherever the signal arrives."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_ENDS = (KeyboardInterrupt, SystemExit)
+_AGAIN_S = 0.5
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Turn SIGINT into a ``KeyboardInterrupt`` and SIGTERM into a ``SystemExit``, so that nothing is left half done.
+
+    Python drops what is raised while it calls a finalizer or a function for C, and so do some libraries: where neither
+    is on its way any more after a while, it is raised again.
+    """
+    if threading.current_thread() is not threading.main_thread():  # of which alone Python lets signals be caught
+        yield
+        return
+    told: list[int] = []
+    before: dict[int, Any] = {}
+
+    def end(number: int, _: object) -> None:
+        told.append(number)
+        before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, look_again))
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def look_again(_number: int, _: object) -> None:
+        if not _is_on_its_way():
+            end(told[-1], None)
+
+    def drop(lost: Any) -> None:
+        if not issubclass(lost.exc_type, _ENDS):
+            unraisable(lost)
+
+    unraisable, sys.unraisablehook = sys.unraisablehook, drop
+    before |= {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if told:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = unraisable
+
+
+def _is_on_its_way() -> bool:
+    """Whether the command is just being ended, which may take its time."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, _ENDS):
+        error = error.__context__
+    return error is not None
