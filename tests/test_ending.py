@@ -27,6 +27,12 @@ def in_a_library_that_goes_on():
     except BaseException:
         pass
 
+def in_a_library_that_makes_another_error():
+    try:
+        tell()
+    except BaseException:
+        raise RuntimeError from None
+
 def in_a_command():
     try:
         tell()
@@ -44,7 +50,9 @@ sys.exit(cli.main(["devices"]))
 """
 
 
-@pytest.mark.parametrize("where", ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_command"])
+@pytest.mark.parametrize(
+    "where", ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_library_that_makes_another_error", "in_a_command"]
+)
 @pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "tvm-coexec: interrupted\n"), (signal.SIGTERM, "")])
 def test_a_signal_ends_a_command_wherever_it_arrives(number: int, told: str, where: str) -> None:
     command = [sys.executable, "-c", COMMAND, str(int(number)), where]

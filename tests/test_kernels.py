@@ -1,6 +1,9 @@
 """Compiled kernels: the cache that they are kept in, and what their OpenCL source looks like."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,8 @@ from tvm_coexec import schedules
 from tvm_coexec.cache import Cache
 from tvm_coexec.compiler.kernels import compile_half
 from tvm_coexec.compiler.target import Target
-from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, PlaceRows, RowWise
+from tvm_coexec.errors import KernelError
+from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, PlaceRows, RowWise, Variant
 
 CPU_DEVICE = Target((("kind", "llvm"),), Hardware(64, 32, "cpu"))
 GPU = Target((("kind", "llvm"),), Hardware(64, 32, "gpu"))
@@ -38,6 +42,37 @@ def test_a_damaged_entry_of_the_cache_is_compiled_again(tmp_path: Path, monkeypa
         entry.write_bytes(damaged)
         assert compile_half(layer, "gpu", variant, CPU_DEVICE) == compiled
         assert entry.read_bytes() == whole
+
+
+ON_A_FULL_DISK = """
+import resource, tempfile
+from test_kernels import CPU_DEVICE, Linear, compile_half, schedules
+import tvm
+layer = Linear(3, 5, 7, ())
+variant = schedules.family(layer).default_variant(layer, "cpu", CPU_DEVICE.hardware)
+tempfile.gettempdir()  # which is looked for once, by writing there
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+try:
+    compile_half(layer, "cpu", variant, CPU_DEVICE)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_disk_without_room_is_an_error_of_ours(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ON_A_FULL_DISK]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    where = Path(__file__).parent
+    done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr
+
+
+def test_a_variant_that_divides_by_zero_is_refused() -> None:
+    layer = Linear(3, 5, 7, ())
+    variant = schedules.family(layer).default_variant(layer, "gpu", CPU_DEVICE.hardware)
+    edited = {**variant.to_json(), "channel_threads": 0}
+    with pytest.raises(KernelError, match="does not compile: integer division or modulo by zero"):
+        compile_half(layer, "gpu", Variant.from_json(edited), CPU_DEVICE)
 
 
 def test_devices_that_need_the_same_code_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def ended_by_signals() -> Iterator[None]:
         told.append(number)
         before.setdefault(signal.SIGALRM, signal.signal(signal.SIGALRM, look_again))
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        raise _end_by(number)
 
     def look_again(_number: int, _: object) -> None:
         if not _is_on_its_way():
@@ -44,12 +44,20 @@ def ended_by_signals() -> Iterator[None]:
     before |= {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Exception as error:
+        if told:  # TVM, for one, makes an error without a text of it
+            raise _end_by(told[-1]) from error
+        raise
     finally:
         if told:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
         sys.unraisablehook = unraisable
+
+
+def _end_by(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _is_on_its_way() -> bool:

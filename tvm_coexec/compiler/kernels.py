@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _MOST_CACHE_BYTES = 1 << 30
 
+_ROOM_BYTES = 1 << 20
+"""No kernel's object code is larger."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -155,7 +158,7 @@ def _generate(
             code = _object_code(named, target) if is_cpu else _opencl_source(named, target, symbol, operands)
             described = tuple((one.name, tuple(one.shape), one.dtype, one.is_image) for one in operands)
             kernels.append(Kernel(symbol, side, code, described, launch.dispatch))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
         raise KernelError(f"{what} does not compile: {last_line(error)}") from error
     return tuple(kernels)
 
@@ -166,6 +169,7 @@ def _object_code(module: Any, target: Target) -> bytes:
     compiled = tvm.compile(module, target=tvm.target.Target(target.llvm_options()))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.o"
+        path.write_bytes(bytes(_ROOM_BYTES))  # an error of ours where there is none: LLVM ends the process
         compiled.mod.write_to_file(str(path), "o")
         return path.read_bytes()
 
