@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from tvm_coexec.errors import FileFormatError, readable
@@ -206,12 +206,12 @@ class Plan:
                 if name is not None and name not in names:
                     raise ValueError(f"a synchronisation names the layer {name!r}, which the plan does not hold")
 
-    def write(self, path: str | os.PathLike[str]) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the plan as indented JSON."""
         write_json(path, self.to_json())
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Plan:
+    def read(cls, path: str | Path) -> Plan:
         """Inverse of :meth:`write`."""
         try:
             values = read_json(path)
