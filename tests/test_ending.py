@@ -49,6 +49,8 @@ devices.run = run
 sys.exit(cli.main(["devices"]))
 """
 
+IGNORE = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
+
 
 @pytest.mark.parametrize(
     "where", ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_library_that_makes_another_error", "in_a_command"]
@@ -59,3 +61,10 @@ def test_a_signal_ends_a_command_wherever_it_arrives(number: int, told: str, whe
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     tidied = "tidied up\n" if where == "in_a_command" else ""
     assert (done.returncode, done.stderr, done.stdout) == (128 + number, told, tidied)
+
+
+def test_a_signal_that_is_ignored_ends_nothing() -> None:
+    code = COMMAND.replace("time.sleep(60)", "print('went on')").replace("def tell", f"{IGNORE}\n\ndef tell")
+    command = [sys.executable, "-c", code, str(int(signal.SIGINT)), "in_a_command"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "tidied up\nwent on\n")

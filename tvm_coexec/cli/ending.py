@@ -41,7 +41,9 @@ def ended_by_signals() -> Iterator[None]:
             unraisable(lost)
 
     unraisable, sys.unraisablehook = sys.unraisablehook, drop
-    before |= {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
+            before[number] = signal.signal(number, end)
     try:
         yield
     except Exception as error:
@@ -51,8 +53,8 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         if told:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for own, handler in before.items():
+            signal.signal(own, handler)
         sys.unraisablehook = unraisable
 
 
