@@ -181,6 +181,12 @@ def test_no_file_of_the_c_library_calls_what_calls_it(tmp_path: Path) -> None:
     assert edges["module"] and not in_rings(edges)
 
 
+def test_the_readme_of_the_tests_names_none_that_are_not_there() -> None:
+    folder = Path(__file__).parent
+    named = re.findall(r"`([\w*]+\.py)`", (folder / "README.md").read_text())
+    assert len(named) > 10 and not [name for name in named if not list(folder.glob(name))]
+
+
 @pytest.mark.parametrize("name", sorted([*MAY_IMPORT, "cli"]))
 def test_the_readme_of_a_room_names_its_files_and_none_that_are_not_there(name: str) -> None:
     folder = FOLDERS.get(f"tvm_coexec.{name}", FOLDERS["tvm_coexec"] / name)

@@ -23,8 +23,9 @@ ROUNDS = 3
 _CALL_US = 30e6
 """What a call to the device may take by what is expected: its session must not end before it."""
 
-_WARM_UPS, _PROGRAMS = 2, 2
-"""How often a layer runs before it is timed, and how often that is done: for the GPU's times, and for the CPU's."""
+_EXPECTED_WARM_UPS, _PROGRAMS = 2, 2
+"""By these a call is expected to last: how often ``time_step`` runs a layer before it is timed, and how often that
+is done, for the GPU's times, and for the CPU's."""
 
 _DISTURBED, _LEAST_SPREAD = 3.0, 0.05
 """A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""
@@ -102,7 +103,8 @@ class Measurer:
         unit_us = (self._watch.expected_us(layer) if self._watch else 0.0) / layer.units
         portions, left_us = [list[Point]()], _CALL_US
         for point in points:
-            expected_us = _PROGRAMS * (_WARM_UPS + point.repeats) * max(point.cpu_units, point.gpu_units) * unit_us
+            runs = _PROGRAMS * (_EXPECTED_WARM_UPS + point.repeats)
+            expected_us = runs * max(point.cpu_units, point.gpu_units) * unit_us
             if expected_us > left_us and portions[-1]:
                 portions.append([])
                 left_us = _CALL_US
