@@ -61,6 +61,7 @@ def test_adapting_needs_flags(device: Device) -> None:
     assert not Module(package, events).adaptation.partition("0 moves helped")[0]
 
 
+@pytest.mark.slow
 def test_results_stay_right_beside_a_program_that_wants_the_core(device: Device) -> None:
     """Its waits sleep then, until shortly before the GPU is expected to be done."""
     package, nodes = chain(device, 4, 48, 192)

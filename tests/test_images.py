@@ -124,7 +124,7 @@ def test_work_groups_of_a_gpu(layer: PixelLayer, device: Device) -> None:
         assert Half(layer, variant, device).error(0, layer.units) < TOLERANCE, str(variant)
 
 
-@pytest.mark.parametrize("layer", [POOLS[0], POOLS[1], CONCATS[1]], ids=str)
+@pytest.mark.parametrize("layer", slow_except([POOLS[0], POOLS[1], CONCATS[1]], 1, 2), ids=str)
 @pytest.mark.parametrize("hardware", [CPU, NARROW_CPU], ids=["wide", "narrow"])
 def test_the_search_space(layer: PixelLayer, hardware: Hardware) -> None:
     found = images.variants(layer, "cpu", hardware)

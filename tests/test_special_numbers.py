@@ -82,7 +82,7 @@ def test_activations(activation: str, n: int, device: Device) -> None:
 
 
 @pytest.mark.parametrize("kind", ["softmax", "layer_norm"])
-@pytest.mark.parametrize("n", [64, 70])
+@pytest.mark.parametrize("n", slow_except([64, 70], 1))
 def test_rows(kind: str, n: int, device: Device) -> None:
     """A row with NaN is NaN, one of -inf alone as well, and no other row is touched."""
     layer = RowWise(kind, 16, n, epsilon=1e-5)
@@ -109,6 +109,7 @@ def test_pools(kind: str, window: Any, device: Device) -> None:
         check(result, expected)
 
 
+@pytest.mark.slow
 def test_local_norm(device: Device) -> None:
     layer = LocalNorm(3, 5, 70, 5, 1e-4, 0.75, 1.0)
     x = np.random.default_rng(0).standard_normal(layer.input_sizes[0], np.float32)

@@ -67,6 +67,7 @@ def true_us(plan: LayerPlan) -> float:
     return max(cpu_us, gpu_us) + (synthetic.OVERHEADS.split_us if plan.cpu and plan.gpu else 0.0)
 
 
+@pytest.mark.slow
 def test_layers_that_were_never_measured_get_the_threads_that_suit_them() -> None:
     layers = synthetic.some_layers(40, seed=9)
     ratios = {

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from slow import slow_except
 
 from tvm_coexec import schedules
 from tvm_coexec.compiler.probes import single_layer
@@ -53,7 +54,7 @@ def test_weights_that_are_larger_than_an_image_stay_in_a_buffer() -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["svm", "event", "mapped"])
-@pytest.mark.parametrize("layer", LAYERS, ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, 0), ids=str)
 def test_every_split_of_a_module_is_exact(layer: Linear | Conv2d, mechanism: str, device: Device) -> None:
     opened = open_device(device.info.alias, mechanism=mechanism)
     if not opened.info.image_rows:
