@@ -94,6 +94,18 @@ def test_sums_of_all_before(axis: int, ways: dict[str, int]) -> None:
     check_against_onnxruntime(b.model(b.add("CumSum", "x", b.const(axis, "int64"), **ways)))
 
 
+@pytest.mark.parametrize("axes", [{}, {"axes": [1, -1]}])
+def test_images_are_normalised_over_axes(axes: dict[str, Any]) -> None:
+    b = OnnxBuilder(x=(2, 3, 4, 5))
+    b.nodes.append(helper.make_node("MeanVarianceNormalization", ["x"], ["y"], "n0", **axes))
+    model = helper.make_model(
+        helper.make_graph(b.nodes, "test", b.inputs, [helper.make_tensor_value_info("y", 1, (2, 3, 4, 5))]),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
+    check_against_onnxruntime(model)
+
+
 @pytest.mark.parametrize("reverse", [0, 1])
 def test_sums_of_infinite_numbers(reverse: int) -> None:
     b = OnnxBuilder(x=(2, 6))

@@ -190,6 +190,17 @@ def test_products_with_what_is_no_number_come_after_sums(factor: float, device: 
         check(tvm_coexec.build(model, device=device, split=split)(x), expected, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+@pytest.mark.parametrize("last", [0, 1])
+def test_places_of_extrema_pass_over_nan_as_onnxruntime_does(op: str, last: int, device: Device) -> None:
+    x = np.array([[1, NAN, 3, 2], [NAN, 1, 3, 2], [3, NAN, 1, 2], [NAN] * 4, [2, 1, 1, 2]], np.float32)
+    for keepdims in (0, 1):
+        b = OnnxBuilder(x=x.shape)
+        model = b.model(b.add(op, "x", axis=1, select_last_index=last, keepdims=keepdims))
+        (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+        np.testing.assert_array_equal(tvm_coexec.build(model, device=device, split="cpu")(x), expected)
+
+
 @pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
 def test_extrema_of_axes_keep_nan(op: str, device: Device) -> None:
     builder = OnnxBuilder(17, x=(2, 64))

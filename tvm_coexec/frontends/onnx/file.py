@@ -37,6 +37,7 @@ def read_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]]
     _check_opset(proto)
     _check_names(proto.graph)
     replace_contributed(proto)
+    _write_axes(proto.graph)
     _check_operators(proto)
     bind_shapes(proto.graph, shapes)
     _check_consistency(proto, model)
@@ -80,6 +81,13 @@ def _check_names(graph: onnx.GraphProto) -> None:
     for name in names:
         if isinstance(name, bytes):
             raise ModelError(f"the model's name {name!r} is no UTF-8; export it again")
+
+
+def _write_axes(graph: onnx.GraphProto) -> None:
+    """Write the axes of normalisations that are the usual ones: ONNX's own inference misses them."""
+    for node in graph.node:
+        if node.op_type == "MeanVarianceNormalization" and not node.attribute:
+            node.attribute.append(onnx.helper.make_attribute("axes", [0, 2, 3]))
 
 
 def _check_operators(model: onnx.ModelProto) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -242,7 +242,41 @@ def _top_k(call: Call) -> Any:
     return [relax.op.gather_elements(call.operand(0), positions, axis), positions]
 
 
+def _extreme_position(*, largest: bool) -> Converter:
+    """The place of the first number along an axis, or the last, that none exceeds; the first number may be NaN."""
+
+    def convert(call: Call) -> Any:
+        axis, shape = _axis(call), call.type(0).shape
+        is_kept, takes_last = (bool(call.attributes.get(name, usual)) for name, usual in _KEEPING_AND_LAST)
+
+        def later(before: Sequence[Any], one: Sequence[Any]) -> tuple[Any, Any]:
+            low, high = (before[1], one[1]) if largest else (one[1], before[1])
+            is_taken = tirx.any(before[0] < 0, low <= high if takes_last else low < high)
+            place, number = (tirx.Select(is_taken, *pair) for pair in zip(one, before, strict=True))
+            return place, number
+
+        def nothing(*dtypes: str) -> tuple[Any, Any]:
+            return tirx.const(-1, dtypes[0]), tirx.const(0, dtypes[1])
+
+        def compute(x: te.Tensor) -> te.Tensor:
+            place, extreme = te.reduce_axis((0, shape[axis]), "place"), te.comm_reducer(later, nothing)
+
+            def element(*index: Any) -> Any:
+                read = (*index[:axis], place.var, *index[axis + is_kept :])
+                return extreme((place.var.astype("int64"), x[read]), axis=place)
+
+            return te.compute(call.result.shape, element, name="extreme")[0]
+
+        return call.loops(compute, call.operand(0))
+
+    return convert
+
+
+_KEEPING_AND_LAST = (("keepdims", 1), ("select_last_index", 0))
+
 CONVERTERS: Mapping[str, Converter] = {
+    "ArgMax": _extreme_position(largest=True),
+    "ArgMin": _extreme_position(largest=False),
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
