@@ -215,7 +215,7 @@ class Session:
         return [list(times_us) for times_us in self._call(connection, RUN, request)["latency_us"]]
 
     def run_trials(
-        self, modules: Sequence[bytes], canary: bytes, *, rounds: int, repeats: int, timelines: int
+        self, modules: Sequence[bytes], canary: bytes | None, *, rounds: int, repeats: int, timelines: int
     ) -> list[NetworkTimes]:
         """Time whole runs of modules in turn, and the halves of their layers as they run in the network.
 
@@ -224,8 +224,8 @@ class Session:
         modules
             Contents of module files.
         canary
-            Likewise, of the one that tells whether the machine is as fast as at its best: if not, turns are put off
-            or repeated, for a minute in all.
+            Likewise, of the one that tells whether a bench device is as fast as at its best: if not, turns are put
+            off or repeated, for a minute in all. None: turns are taken as they come.
         rounds
             How often every module has its turn.
         repeats, timelines
@@ -236,7 +236,7 @@ class Session:
             "modules": [
                 self._upload(connection, module, f"trial-{index}.module") for index, module in enumerate(modules)
             ],
-            "canary": self._upload(connection, canary, "canary.module"),
+            "canary": None if canary is None else self._upload(connection, canary, "canary.module"),
             "rounds": rounds,
             "repeats": repeats,
             "timelines": timelines,

@@ -93,8 +93,10 @@ class Measuring(ABC):
             order.reverse()
         return answers
 
-    def _steadiness(self, name: str) -> Callable[[], bool]:
-        """Tells whether the machine is steady; the session's first canary knows its best ever since."""
+    def _steadiness(self, name: str | None) -> Callable[[], bool]:
+        """Tells whether a bench device is steady; the session's first canary knows its best ever since."""
+        if name is None:
+            return lambda: True
         if self._canary is None:
             self._canary = Canary.of(self.load(name))
         return self._canary.is_steady

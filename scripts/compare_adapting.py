@@ -131,7 +131,9 @@ def main() -> None:
     options = parser.parse_args()
     device = open_device(options.device)
     measured = measure(Linear(options.rows, 768, 768, ("bias",)), device, options.kind, options.rounds)
-    report = Report(options.out, f"Splits that adapt, beside a program that does: {options.kind}", device.facts())
+    report = Report(
+        options.out, f"Splits that adapt, and a program that takes the CPU's core ({options.kind})", device.facts()
+    )
     quiet, disturbed = (np.median(measured[name], axis=0) for name in ("quiet_us", "disturbed_us"))
     rows = [
         ["alone", float(quiet[0]), float(quiet[1]), f"{100 * measured['cost']:+.1f} %"],

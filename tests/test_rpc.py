@@ -93,6 +93,13 @@ def test_networks_are_tried_in_turn(tracker: TrackerAddress) -> None:
     assert first.halves_us == second.halves_us == (((1.0,) * 6, (2.0,) * 6), ((), (3.0,) * 6))
 
 
+def test_without_a_canary_turns_are_taken_as_they_come(tracker: TrackerAddress) -> None:
+    network = json.dumps({"do": "work", "name": "a"}).encode()
+    with Session(tracker, KEY) as session:
+        (times,) = session.run_trials([network], None, rounds=2, repeats=1, timelines=1)
+    assert times.latency_us == (1.0, 2.0)
+
+
 def test_a_network_is_tried_again_where_the_machine_was_unsteady(tracker: TrackerAddress) -> None:
     network = json.dumps({"do": "work", "name": "a"}).encode()
     with Session(tracker, KEY) as session:

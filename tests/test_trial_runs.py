@@ -39,11 +39,13 @@ class FakeSession:
     def __init__(self, times: Times) -> None:
         self.times = times
         self.asked: list[list[Plan]] = []
+        self.canaries: list[bytes | None] = []
 
     def run_trials(
-        self, modules: Sequence[bytes], canary: bytes, *, rounds: int, repeats: int, timelines: int
+        self, modules: Sequence[bytes], canary: bytes | None, *, rounds: int, repeats: int, timelines: int
     ) -> list[NetworkTimes]:
         assert canary not in modules
+        self.canaries.append(canary)
         self.asked.append([plan_in(module) for module in modules])
         assert max(map(len, modules)) < 4 * 256 * 256, "weights are not sent"
         answers = []
@@ -91,6 +93,14 @@ def test_plans_learn_until_nothing_better_comes_and_the_last_run_is_by_the_best(
     assert sum(layer.gpu_units for layer in runs[-1].plan.layers) < sum(layer.gpu_units for layer in first[0].layers)
 
 
+@pytest.mark.parametrize("is_bench", [True, False])
+def test_only_a_bench_device_is_watched_by_a_canary(is_bench: bool, tmp_path: Path) -> None:
+    session = FakeSession(slow_gpu)
+    with Profile.create(tmp_path / "p", {**FACTS, "label": "pretended", "is_bench": is_bench}) as profile:
+        run_trials_with(session, profile)
+    assert session.canaries and all((canary is not None) == is_bench for canary in session.canaries)
+
+
 def test_a_kernel_that_is_better_in_the_network_than_alone_is_found(profile: Profile) -> None:
     usual: list[Variant | None] = []
 
@@ -126,7 +136,7 @@ def test_a_worse_plan_does_not_win(profile: Profile) -> None:
 def test_a_burst_of_other_work_does_not_decide(profile: Profile) -> None:
     class Disturbed(FakeSession):
         def run_trials(
-            self, modules: Sequence[bytes], canary: bytes, *, rounds: int, repeats: int, timelines: int
+            self, modules: Sequence[bytes], canary: bytes | None, *, rounds: int, repeats: int, timelines: int
         ) -> list[NetworkTimes]:
             answers = super().run_trials(modules, canary, rounds=rounds, repeats=repeats, timelines=timelines)
             if len(answers) == 1:

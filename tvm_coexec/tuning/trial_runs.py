@@ -67,7 +67,7 @@ class TrialRunner:
         self, planner: Planner, session: Session, profile: Profile, target: Target, facts: Mapping[str, Any]
     ) -> None:
         self.planner, self.session, self.profile, self.target, self.facts = planner, session, profile, target, facts
-        self._canary = canary(target, facts).to_bytes()
+        self._canary = canary(target, facts).to_bytes() if facts.get("is_bench") else None
 
     def run_trials(self, graph: Graph) -> Iterator[TrialRun]:
         """Run a network by ever better plans, and store the runs as they come; the last one stored is by the best.
