@@ -94,6 +94,14 @@ def test_sums_of_all_before(axis: int, ways: dict[str, int]) -> None:
     check_against_onnxruntime(b.model(b.add("CumSum", "x", b.const(axis, "int64"), **ways)))
 
 
+@pytest.mark.parametrize("power", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 2, 6), (2, 3, 6, 5), (1, 2, 6, 5, 4)])
+def test_lengths_of_windows_that_reach_beyond_the_padding(shape: tuple[int, ...], power: int) -> None:
+    b, axes = OnnxBuilder(x=shape), len(shape) - 2
+    window = {"kernel_shape": [3] * axes, "strides": [2] * axes, "pads": [1] * 2 * axes}
+    check_against_onnxruntime(b.model(b.add("LpPool", "x", p=power, ceil_mode=1, **window)))
+
+
 @pytest.mark.parametrize("axes", [{}, {"axes": [1, -1]}])
 def test_images_are_normalised_over_axes(axes: dict[str, Any]) -> None:
     b = OnnxBuilder(x=(2, 3, 4, 5))

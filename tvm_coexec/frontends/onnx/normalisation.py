@@ -1,7 +1,8 @@
-"""Normalisations, for tensors of any number of axes."""
+"""Normalisations, and lengths of windows, for tensors of any number of axes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,4 +39,29 @@ def _batch_normalise(call: Call) -> Any:
     return relax.op.add(call.builder.emit(relax.op.multiply(x, scale)), shift)
 
 
-CONVERTERS: Mapping[str, Converter] = {"BatchNormalization": _batch_normalise}
+def _pool_lengths(call: Call) -> Any:
+    """Lengths of windows that reach beyond the padding, of which TVM counts the elements that they have."""
+    values, shape = call.attributes, call.type(0).shape
+    axes = range(len(shape) - 2)
+    if not values.get("ceil_mode") or values.get("auto_pad", "NOTSET") != "NOTSET" or len(axes) not in _AVERAGES:
+        return None
+    window, power = list(values["kernel_shape"]), float(values.get("p", 2))
+    strides, dilations = (list(values.get(name, [1] * len(axes))) for name in ("strides", "dilations"))
+    begins = list(values.get("pads", [0] * len(axes)))[: len(axes)]
+    widths = [0] * 4
+    for axis in axes:
+        reach = (call.result.shape[axis + 2] - 1) * strides[axis] + dilations[axis] * (window[axis] - 1) + 1
+        widths += [begins[axis], max(reach - begins[axis] - shape[axis + 2], 0)]
+
+    def number(value: float) -> relax.Expr:
+        return call.constant(value, call.type(0).dtype)
+
+    powers = call.builder.emit(relax.op.nn.pad(relax.op.power(relax.op.abs(call.operand(0)), number(power)), widths))
+    means = _AVERAGES[len(axes)](powers, window, strides, dilation=dilations, count_include_pad=True)
+    return relax.op.power(relax.op.multiply(means, number(math.prod(window))), number(1 / power))
+
+
+_AVERAGES = {1: relax.op.nn.avg_pool1d, 2: relax.op.nn.avg_pool2d, 3: relax.op.nn.avg_pool3d}
+"""Relax's averages by the number of axes that windows have."""
+
+CONVERTERS: Mapping[str, Converter] = {"BatchNormalization": _batch_normalise, "LpPool": _pool_lengths}
