@@ -3,13 +3,20 @@
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from small_modules import chain
+
+from tvm_coexec.runtime.device import Device
 
 COMMAND = """
 import os, signal, sys, time, weakref
 from tvm_coexec import cli
 from tvm_coexec.cli import devices
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets what runs in the background ignore
 
 class Thing:
     pass
@@ -68,3 +75,15 @@ def test_a_signal_that_is_ignored_ends_nothing() -> None:
     command = [sys.executable, "-c", code, str(int(signal.SIGINT)), "in_a_command"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "tidied up\nwent on\n")
+
+
+def test_a_long_benchmark_is_interrupted(device: Device, tmp_path: Path) -> None:
+    chain(device, 1, 8, 64)[0].write(tmp_path / "m.coexec")
+    command = [sys.executable, "-m", "tvm_coexec", "run", "m.coexec", "--device", device.info.alias]
+    command += ["--benchmark", "1000000", "--out", "y.npz"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "y.npz").exists():  # which is written before anything is timed
+            time.sleep(0.05)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert (process.communicate()[1], process.returncode) == ("", 128 + signal.SIGTERM)

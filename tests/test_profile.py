@@ -358,3 +358,21 @@ def test_devices_of_one_kind_have_runs_of_their_own(tmp_path: Path) -> None:
     with Profile.open(tmp_path / "p", FACTS) as profile:
         profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
         assert [sample.run for sample in profile.samples()][-1] == second  # the latest of such facts goes on
+
+
+@pytest.mark.parametrize("name", ["", "profile.json", "samples.sqlite"])
+def test_a_place_where_nothing_can_be_written_is_refused_at_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Profile.create(tmp_path / "p", FACTS).close()
+    refused = tmp_path / "p" / name
+    monkeypatch.setattr("os.access", lambda path, _mode: Path(path) != refused)
+    with pytest.raises(OSError, match="Permission denied") as caught:
+        Profile.check_place(tmp_path / "p")
+    assert caught.value.filename == str(refused)
+
+
+def test_what_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "profile.json").mkdir()
+    with pytest.raises(FileFormatError, match=r"profile.json cannot be read \(.*\); check the path"):
+        Profile.open(tmp_path)

@@ -60,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may have what the terminal cannot show
     warnings.formatwarning = lambda message, *_where: f"tvm-coexec: warning: {message}\n"
-    values = vars(_parser().parse_args(argv))
-    command = _module(values.pop("command"))
     try:
         with ended_by_signals():
+            values = vars(_parser().parse_args(argv))
+            command = _module(values.pop("command"))
             status = int(command.run(**values))
             _flush()  # so that what cannot be written is an error here, not while the interpreter ends
             return status

@@ -146,7 +146,11 @@ def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
         return Path(path).open("rb")
     except FileNotFoundError:
         raise FileFormatError(f"there is no module at {os.fspath(path)}; make one with `tvm-coexec build`") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise FileFormatError(
+            f"{os.fspath(path)} cannot be read ({error.strerror}); check the path, and who may read there"
+        ) from None
+    except ValueError as error:
         raise _damaged(path, error) from None
 
 

@@ -58,7 +58,11 @@ def read_description(path: Path) -> dict[str, Any]:
         is_foreign = path.exists() and not (path.is_dir() and is_vacant(path))
         remedy = "name the folder that was tuned" if is_foreign else f"make one with `tvm-coexec tune --out {path}`"
         raise FileFormatError(f"there is no profile at {path}; {remedy}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise FileFormatError(
+            f"{path / DESCRIPTION} cannot be read ({error.strerror}); check the path, and who may read there"
+        ) from None
+    except ValueError as error:
         raise damaged(path / DESCRIPTION, error) from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise FileFormatError(f"{path} is no profile; make one with `tvm-coexec tune`")

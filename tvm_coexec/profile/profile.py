@@ -7,6 +7,7 @@ are the predictors.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import warnings
@@ -40,16 +41,19 @@ class Profile:
 
     @staticmethod
     def check_place(path: str | os.PathLike[str]) -> None:
-        """Refuse a place where no profile is and none can be made; what takes long need not begin then.
+        """Refuse a place where a profile can be neither made nor added to; what takes long need not begin then.
 
         Raises
         ------
         FileFormatError, OSError
-            There is a file, or no folder can be made there.
+            There is a file, no folder can be made there, or the one that is there cannot be written to.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise FileFormatError(f"{path} is a file, and a profile a folder; choose another place")
+        for place in (path, path / DESCRIPTION, path / DATABASE):
+            if place.exists() and not os.access(place, os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(place))
         if not path.exists():
             nearest = next(folder for folder in path.absolute().parents if folder.exists())
             try:

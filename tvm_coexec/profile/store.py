@@ -350,7 +350,8 @@ class SampleStore:
             yield self._database
         except sqlite3.OperationalError as error:
             raise FileFormatError(
-                f"{self._path} cannot be used ({error}); free the disk, or end what else writes to it"
+                f"{self._path} cannot be used ({error}); free the disk, end what else writes to it, or check who may "
+                "write there"
             ) from None
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise damaged(self._path, error) from None

@@ -30,6 +30,10 @@ TIMEOUT_S = 5.0
 _FIRST_LAUNCH_S = 600.0
 """Bound on a kernel's first launch, for which some drivers compile it: for minutes."""
 
+_FIRST_RUNS = 100
+_LONGEST_CALL_US = 500e3
+"""How many runs are timed by the first call of the C library, which no signal interrupts, and how long others take."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -232,10 +236,16 @@ class Loaded:
             self.check(status)
 
     def benchmark_us(self, *, warmup: int, repeats: int) -> list[float]:
-        """Wall times of whole runs, after some that do not count."""
-        latency_ns = (ctypes.c_int64 * repeats)()
-        self.check(library().coexec_benchmark(self.handle.pointer, warmup, repeats, latency_ns))
-        return [one_ns / 1e3 for one_ns in latency_ns]
+        """Wall times of whole runs, after some that do not count; Ctrl-C ends many within a second."""
+        latency_us: list[float] = []
+        count = min(repeats, _FIRST_RUNS)
+        while count:
+            latency_ns = (ctypes.c_int64 * count)()
+            self.check(library().coexec_benchmark(self.handle.pointer, warmup, count, latency_ns))
+            latency_us += [one_ns / 1e3 for one_ns in latency_ns]
+            warmup, mean_us = 0, sum(latency_us) / len(latency_us)
+            count = min(repeats - len(latency_us), max(1, int(_LONGEST_CALL_US / mean_us)))
+        return latency_us
 
     def network(self, *, timeline: bool) -> Program:
         """The program of all steps, for their present splits; with a ``timeline`` every command of the GPU is timed."""
