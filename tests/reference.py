@@ -215,7 +215,7 @@ def _row_wise(layer: RowWise, value: np.ndarray, params: Mapping[str, np.ndarray
 
 
 def _taps(layer: Conv2d | Pool, image: np.ndarray, fill: float) -> Iterator[tuple[int, int, np.ndarray]]:
-    """For each place of a kernel: the pixels that it meets, as ``[batch, out_h, out_w, channels]``."""
+    """List for each index of a kernel the pixels that it meets, as ``[batch, out_h, out_w, channels]``."""
     top, left, bottom, right = layer.padding
     padded = np.pad(image, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
     for y in range(layer.kernel[0]):

@@ -58,14 +58,14 @@ FACTS = {
 
 
 def tell_facts() -> None:
-    """In the server's process."""
+    """Tell facts in the server's process."""
     import tvm_ffi
 
     tvm_ffi.register_global_func(remote.FACTS, lambda _: json.dumps({"result": FACTS}), override=True)
 
 
 def tell_facts_of_another_kind() -> None:
-    """In the server's process."""
+    """Tell facts in the server's process."""
     import tvm_ffi
 
     facts = {**FACTS, "driver_version": "1.3"}

@@ -53,7 +53,7 @@ def renamed(graph: Graph, tensors: dict[str, str], nodes: dict[str, str]) -> Gra
 
 
 def memory_in_order(manifest: Manifest) -> list[tuple[int, ...]]:
-    """For each kernel's arguments the numbers of their memory, counted as it first appears."""
+    """List for each kernel's arguments the numbers of their memory, counted as it first appears."""
     memory_of, numbers = manifest.memory_of(), dict[Any, int]()
     return [
         tuple(numbers.setdefault(memory_of[one.source], len(numbers)) for one in step.arguments)

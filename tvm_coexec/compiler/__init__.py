@@ -1,1 +1,1 @@
-"""From a graph and a plan to a module's package: target, kernels, buffers, the toolchain."""
+"""Turns a graph and a plan into a module's package: target, kernels, buffers, the toolchain."""

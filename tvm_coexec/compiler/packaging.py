@@ -1,4 +1,4 @@
-"""From a graph and a choice for each layer to a module's package: compiled code, packed constants, manifest."""
+"""Turns a graph and a choice for each layer into a module's package: compiled code, packed constants, manifest."""
 
 from __future__ import annotations
 

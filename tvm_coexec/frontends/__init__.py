@@ -1,4 +1,4 @@
-"""From a model, in the user's format, to a graph of layers."""
+"""Turns a model, in the user's format, into a graph of layers."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Reads:
 
     @classmethod
     def of(cls, amount_bytes: Sequence[float], alone_us: Sequence[float], concurrent_us: Sequence[float]) -> Reads:
-        """From the times that reading took."""
+        """Learn from the times that reading took."""
         amounts = np.asarray(amount_bytes, float)
         return cls(tuple(amounts.tolist()), *(_rates(amounts, np.asarray(us)) for us in (alone_us, concurrent_us)))
 

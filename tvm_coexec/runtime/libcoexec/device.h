@@ -26,7 +26,7 @@ typedef struct {
   memory_block block; /* whose first word is 1 while a run is under way */
 } device_flags;
 
-/* Of coexec_mechanism. */
+/* The names of coexec_mechanism's values. */
 enum { MECHANISMS = COEXEC_MAPPED + 1 };
 extern const char* const mechanism_names[MECHANISMS];
 
