@@ -22,8 +22,9 @@ _POSITION_COST = 4.0
 """Products that could be added up in the time that finding a row's own position in an image takes."""
 _UNROLLS = (1, 4)
 """Steps of the reduction that are written out one after the other."""
-_ENOUGH_WRITTEN_OUT = 24
-"""Multiply-adds in the body of the innermost loop beside which its own instructions do not count."""
+_ENOUGH_WRITTEN_OUT, _ENOUGH_NARROW = 24, 28
+"""Multiply-adds in the body of the innermost loop beside which its own instructions do not count, and those of narrow
+vectors, of which a large core computes four a cycle: by LLVM's model of neoverse-v1 24 take 88 % of its peak, 96 98."""
 WEIGHT_COST = 4
 """Multiply-adds that reading a weight costs, where the weights do not stay in a cache."""
 _FEW_ROWS = range(8, 257)
@@ -70,10 +71,19 @@ class Space:
     weighted: bool = False
 
 
-_NARROW_LANES, _WRITTEN_OUT_TAPS = 4, 32
+NARROW_LANES, _WRITTEN_OUT_TAPS = 4, 32
 """LLVM writes so short a reduction out as a whole and reads ahead in it, for which narrow vectors take more registers:
 of LLVM's models of Arm's cores, each took 27 taps at 97 % of its peak or better with half of the registers for sums,
 and at 56 to 77 % with three quarters of them, since sums were then kept on the stack."""
+
+_SUMS_OF_EIGHT = {(False, False): 8, (False, True): 5, (True, False): 5, (True, True): 4}
+"""Registers of eight that sums of narrow vectors may take, by whether cores run in order, and whether LLVM is left to
+write out the reduction, as of Winograd's products. By LLVM's models, more sums are kept on the stack: 56x56 pixels of
+64 channels take neoverse-v1 98 % of its peak by 20 sums and 85 by 24, cortex-a55 85 by 16 and 70 by 20; a linear layer
+of 196 rows takes cortex-a55 84 % by 20 and 69 by 24."""
+_RELOAD, _CROWDED_RELOAD = 0.4, 0.8
+"""What reading weights again costs a tile of one row, and one that may not have all registers: by the same models, two
+rows of 32 channels take cortex-a55 65 % of its peak, five of 16 83."""
 
 RegisterTile = tuple[int, int, int]
 """``(rows, channels, k_split)``."""
@@ -107,7 +117,7 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
     The estimate counts padded rows, weights read again for each block of rows, and latency that stays exposed.
     """
     lanes = hardware.lanes
-    is_written_out = lanes <= _NARROW_LANES and (space.taps or math.inf) <= _WRITTEN_OUT_TAPS
+    most, reload_cost = _limits(hardware, space)
     ranked = []
     for channels in {TILE, max(TILE // 2, lanes), max(TILE // 4, lanes)}:
         vectors = channels // lanes
@@ -121,15 +131,25 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
                 left = hardware.vector_registers - accumulators - vectors * k_split
                 if space.reduction % k_split or left < 1:  # one is for the element of the input
                     continue
-                if is_written_out and accumulators > hardware.vector_registers // 2:
+                if accumulators > most:
                     continue
                 padding = space.padded_rows(rows) / space.rows * _filled_up(space.channels, channels)
                 exposed = max(1.0, _ENOUGH_ACCUMULATORS / accumulators)
-                reload = 0.4 / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
+                reload = reload_cost / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
                 crowded = 0.05 if left < hardware.vector_registers // 8 else 0.0
                 scattered = _POSITION_COST / (space.taps or math.inf) if (space.line or rows) % rows else 0.0
                 ranked.append((padding * exposed * (1 + reload + crowded + scattered), (rows, channels, k_split)))
     return [tile for _, tile in sorted(ranked)]
+
+
+def _limits(hardware: Hardware, space: Space) -> tuple[int, float]:
+    """The sums beside which LLVM keeps all that it reads ahead in registers, and what reading weights costs a row."""
+    if hardware.lanes > NARROW_LANES:
+        return hardware.vector_registers, _RELOAD
+    if (space.taps or math.inf) <= _WRITTEN_OUT_TAPS:
+        return hardware.vector_registers // 2, _RELOAD
+    eighths = _SUMS_OF_EIGHT[hardware.in_order, space.reduction == 1]
+    return hardware.vector_registers * eighths // 8, _RELOAD if eighths == 8 else _CROWDED_RELOAD
 
 
 def _filled_up(channels: int, together: int) -> float:
@@ -141,12 +161,17 @@ def _saves(channels: int, together: int) -> bool:
     return _filled_up(channels, together) <= _WORTH_A_VECTOR * _filled_up(channels, 2 * together)
 
 
-def _orders(space: Space, rows: int) -> tuple[int, ...]:
-    """Weights that are always near need no tile to be finished first: a block of rows is, which is stored in one go."""
+def _orders(hardware: Hardware, space: Space, rows: int) -> tuple[int, ...]:
+    """Weights that are always near need no tile to be finished first: a block of rows is, which is stored in one go.
+
+    So is it on cores that run in order, by LLVM's model of cortex-a55 in 85 % of the time.
+    """
     if space.rows <= rows:
         return (0,)
     weight_bytes = item_bytes(FLOAT32) * (space.taps or math.inf) * space.channels
-    return (1,) if weight_bytes <= _NEAREST_CACHE_BYTES else (0, 1)
+    if weight_bytes <= _NEAREST_CACHE_BYTES:
+        return (1,)
+    return (1, 0) if hardware.in_order else (0, 1)
 
 
 def _unrolls(hardware: Hardware, space: Space, tile: RegisterTile) -> list[int]:
@@ -154,7 +179,8 @@ def _unrolls(hardware: Hardware, space: Space, tile: RegisterTile) -> list[int]:
     rows, channels, k_split = tile
     vectors = channels // hardware.lanes
     fitting = [unroll for unroll in _UNROLLS if (space.reduction // k_split) % unroll == 0]
-    return sorted(fitting, key=lambda unroll: unroll * rows * vectors * k_split < _ENOUGH_WRITTEN_OUT)
+    enough = _ENOUGH_NARROW if hardware.lanes <= NARROW_LANES else _ENOUGH_WRITTEN_OUT
+    return sorted(fitting, key=lambda unroll: unroll * rows * vectors * k_split < enough)
 
 
 def _cpu_variants(implementation: str, hardware: Hardware, tiles: list[RegisterTile], space: Space) -> list[Variant]:
@@ -169,7 +195,7 @@ def _cpu_variants(implementation: str, hardware: Hardware, tiles: list[RegisterT
             **_prefetch(space),
         )
         for rows, channels, k_split in tiles[:6]
-        for order in _orders(space, rows)
+        for order in _orders(hardware, space, rows)
         for unroll in _unrolls(hardware, space, (rows, channels, k_split))
     ]
 
@@ -191,7 +217,7 @@ def _cpu_device_variants(
             **_prefetch(space),
         )
         for rows, channels, k_split in tiles[:6]
-        for order in _orders(space, rows)
+        for order in _orders(hardware, space, rows)
         for unroll in _unrolls(hardware, space, (rows, channels, k_split))
     ]
 

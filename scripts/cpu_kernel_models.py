@@ -23,7 +23,7 @@ from reporting import describe, markdown_table, run_main
 
 from tvm_coexec import schedules
 from tvm_coexec.compiler.kernels import compile_half
-from tvm_coexec.compiler.target import Target
+from tvm_coexec.compiler.target import Target, target_for
 from tvm_coexec.errors import InputError, ToolchainError
 from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, Variant
@@ -35,23 +35,31 @@ class Core:
 
     Parameters
     ----------
+    target
+        What code is made for that it runs.
     peak
         float32 FMAs a cycle, each lane of a vector counted.
     """
 
-    triple: str
-    vector_bytes: int
-    registers: int
+    target: Target
     peak: int
 
 
-_ARM = "aarch64-linux-gnu"
+def _phone(core: str) -> Target:
+    """The target of a phone with such a core, by its facts."""
+    gpu = {"device_type": "gpu", "max_group_size": 256, "compute_units": 1}
+    features = ["asimd", "atomics", "asimdrdm", "asimddp", "asimdhp", "lrcpc"]
+    cpu = {"machine": "aarch64", "is_android": True, "cpu_features": features, "cpu_cores": [0]}
+    return target_for({**cpu, **gpu, "clusters": [{"name": core, "cores": [0]}]})
+
+
+_X86 = "x86_64-linux-gnu"
 CORES = {
-    "cortex-a55": Core(_ARM, 16, 32, 4),
-    "neoverse-n1": Core(_ARM, 16, 32, 8),
-    "neoverse-n2": Core(_ARM, 16, 32, 8),
-    "neoverse-v1": Core(_ARM, 16, 32, 16),
-    "znver3": Core("x86_64-linux-gnu", 32, 16, 16),
+    "cortex-a55": Core(_phone("Cortex-A55"), 4),
+    "neoverse-n1": Core(_phone("Cortex-A76"), 8),
+    "neoverse-n2": Core(_phone("Cortex-A710"), 8),
+    "neoverse-v1": Core(_phone("Cortex-X1"), 16),
+    "znver3": Core(Target((("kind", "llvm"), ("mtriple", _X86), ("mcpu", "znver3")), Hardware(32, 16), _X86), 16),
 }
 
 _RELU, _RELU6 = ("bias", "relu"), ("bias", "relu6")
@@ -111,14 +119,12 @@ def tool(name: str) -> str:
 def judge(layer: AnyLayer, variant: Variant, cpu: str) -> list[Judged]:
     """The kernels of a half, in their order; those without FMAs are left out."""
     core = CORES[cpu]
-    hardware = Hardware(core.vector_bytes, core.registers, "gpu", 256, 1)
-    target = Target((("kind", "llvm"), ("mtriple", core.triple), ("mcpu", cpu)), hardware, core.triple)
     judged = []
-    for kernel in compile_half(layer, "cpu", variant, target):
+    for kernel in compile_half(layer, "cpu", variant, core.target):
         loop = hottest_loop(disassembled(kernel.code))
         if not fmas(loop):
             continue
-        a_cycle = fmas(loop) / cycles(loop, core.triple, cpu)
+        a_cycle = fmas(loop) / cycles(loop, str(core.target.triple), cpu)
         stack = sum(bool(_STACK.search(line)) for line in loop)
         judged.append(Judged(describe(layer), str(variant), cpu, a_cycle, core.peak, stack, len(loop)))
     return judged
@@ -185,8 +191,7 @@ def judge_all(cpus: list[str]) -> list[Judged]:
     judged = []
     for layer in LAYERS:
         for cpu in cpus:
-            core = CORES[cpu]
-            hardware = Hardware(core.vector_bytes, core.registers, "gpu", 256, 1)
+            hardware = CORES[cpu].target.hardware
             judged += judge(layer, schedules.family(layer).default_variant(layer, "cpu", hardware), cpu)
     return judged
 

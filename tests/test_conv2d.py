@@ -193,3 +193,19 @@ def test_a_short_reduction_leaves_registers_of_narrow_vectors_for_what_is_read_a
         sums = variant["rows"] * variant["channels"] // hardware.lanes * variant["k_split"]
         assert sums <= (registers or hardware.vector_registers)
     assert Half(layer, variants(layer, "cpu", hardware)[0]).worst_error() < TOLERANCE
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_kernels_of_narrow_vectors_leave_registers_for_what_is_read_ahead(in_order: bool) -> None:
+    """LLVM keeps sums on the stack where more registers are taken: Winograd's products, and all on cores in order."""
+    hardware = Hardware(16, 32, "gpu", 256, 1, in_order=in_order)
+    most = {"winograd": 16 if in_order else 20, "direct": 20 if in_order else 28, "depthwise": 14}
+    for layer in (conv(17, 17, 64, 64, 3, padding=1), conv(17, 17, 64, 64, 3, padding=1, groups=64)):
+        space = variants(layer, "cpu", hardware)
+        for variant in space:
+            assert variant["rows"] * variant["channels"] // hardware.lanes <= most[variant.implementation]
+        for implementation in {variant.implementation for variant in space}:
+            first = next(variant for variant in space if variant.implementation == implementation)
+            assert Half(layer, first).worst_error() < TOLERANCE
+    dense = variants(conv(14, 14, 512, 128, 1), "cpu", hardware)[0]
+    assert dense["order"] == in_order and dense["unroll"] == 4

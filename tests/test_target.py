@@ -65,20 +65,33 @@ def test_another_kind_of_cpu_is_refused() -> None:
 @pytest.mark.parametrize(
     ("features", "expected"),
     [
-        (["fp", "asimd", "crc32"], ("+neon",)),
-        (["asimd", "atomics", "asimdrdm", "asimddp", "asimdhp"], ("+neon", "+lse", "+rdm", "+dotprod", "+fullfp16")),
+        (["fp", "asimd", "crc32"], "+neon -lse -rdm -dotprod -fullfp16 -rcpc -i8mm -bf16"),
+        (
+            ["asimd", "atomics", "asimdrdm", "asimddp", "asimdhp", "lrcpc"],
+            "+neon +lse +rdm +dotprod +fullfp16 +rcpc -i8mm -bf16",
+        ),
     ],
 )
-def test_a_phone_gets_the_instructions_that_its_facts_name(features: list[str], expected: tuple[str, ...]) -> None:
+def test_a_phone_gets_the_instructions_that_its_facts_name(features: list[str], expected: str) -> None:
     target = target_for({"machine": "aarch64", "cpu_features": features, **OPENCL})
     assert dict(target.llvm) == {
         "kind": "llvm",
         "mtriple": "aarch64-linux-gnu",
-        "mcpu": "generic",
-        "mattr": expected,
+        "mcpu": "cortex-a76",
+        "mattr": tuple(expected.split()),
     }
     assert target.triple == "aarch64-linux-gnu"
     assert (target.hardware.vector_bytes, target.hardware.vector_registers) == (16, 32)
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="needs another machine than an arm64 one")
+@pytest.mark.parametrize(("cores", "in_order"), [([0, 1], True), ([1, 2], False), ([2, 3], False), ([], False)])
+def test_code_is_made_for_cores_that_run_in_order_where_all_of_them_do(cores: list[int], in_order: bool) -> None:
+    clusters = [{"name": "Cortex-A55", "cores": [0, 1]}, {"name": "Cortex-A76", "cores": [2]}]
+    facts = {"machine": "aarch64", "cpu_features": ["asimd"], "clusters": clusters, "cpu_cores": cores, **OPENCL}
+    target = target_for(facts)
+    assert target.hardware.in_order is in_order
+    assert dict(target.llvm)["mcpu"] == ("cortex-a55" if in_order else "cortex-a76")
 
 
 def test_android_is_a_system_of_its_own() -> None:

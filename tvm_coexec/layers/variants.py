@@ -8,7 +8,7 @@ from typing import Any
 
 from .types import FLOAT32, item_bytes
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Version of what makes kernels of variants. Whoever changes the code of a variant so that it takes another time, or no
 longer fails, raises it: what was measured of older kernels then counts no more, and their failures are tried again."""
 
@@ -44,6 +44,8 @@ class Hardware:
         Whether the OpenCL device has memory of its own for work-groups; else theirs is ordinary memory.
     image_rows
         Most rows, of :data:`IMAGE_WIDTH` pixels of four floats, of an image over a buffer; 0 where there are none.
+    in_order
+        Whether the CPU's cores run instructions in the order of the program, so that what is read late stops them.
     """
 
     vector_bytes: int = 16
@@ -56,6 +58,7 @@ class Hardware:
     reads_late: bool = False
     has_local_memory: bool = True
     image_rows: int = 0
+    in_order: bool = False
 
     @property
     def lanes(self) -> int:

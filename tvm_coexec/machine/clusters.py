@@ -7,7 +7,7 @@ here keeps its numbers for a name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,7 +58,7 @@ _CORES = {  # by implementer and part
 }
 
 _FRUGAL = re.compile(r"Cortex-A(32|35|53|55|510|520)$|Kryo \dxx Silver$")
-"""Cores that are designed to be the LITTLE ones beside others."""
+"""Cores that are designed to be the LITTLE ones beside others. They run instructions in the order of the program."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,13 @@ def clusters_of(kinds: Mapping[int, tuple[str, float | None]]) -> tuple[Cluster,
         for name, mhz in dict.fromkeys(kinds.values())
     ]
     return tuple(replace(one, role=role) for one, role in zip(found, _roles(found), strict=True))
+
+
+def run_in_order(clusters: Iterable[Mapping[str, Any]], cores: Iterable[int]) -> bool:
+    """Whether these cores of a device, described by its facts, are all known to run instructions in their order."""
+    names = {core: str(one["name"]) for one in clusters for core in one["cores"]}
+    used = [_FRUGAL.match(names.get(core, "")) for core in cores]
+    return bool(used) and all(used)
 
 
 def _roles(found: Sequence[Cluster]) -> list[str]:
