@@ -12,10 +12,11 @@ from tvm_coexec.module.manifest import Manifest, StepSpec
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import block_numbers
 from tvm_coexec.module.tensors import Source, TensorSpec
-from tvm_coexec.runtime import timing
 from tvm_coexec.runtime.library import ACTIONS
-from tvm_coexec.runtime.loaded import Span
 from tvm_coexec.runtime.module import Benchmark
+from tvm_coexec.timing import layers
+from tvm_coexec.timing.layers import Event, StepTimes, check_runs
+from tvm_coexec.timing.programs import Span
 from tvm_coexec.verification import checking
 
 from .far_runtime import FarRuntime
@@ -218,10 +219,10 @@ class FarModule:
             results[name] = results[name][: int(results[count].item())]
         return {name: array for name, array in results.items() if name not in counts.values()}
 
-    def profile(self, *, warmup: int = 3) -> list[timing.Event]:
+    def profile(self, *, warmup: int = 3) -> list[Event]:
         program = self._loaded.network(timeline=True)
         program.run_warm(warmup)
-        return timing.timeline(self._loaded, program)
+        return layers.timeline(self._loaded, program)
 
     @property
     def splits(self) -> dict[str, int]:
@@ -236,18 +237,18 @@ class FarModule:
                 self._loaded.randomize(name, seed + index)
 
     def benchmark(self, *, repeats: int, warmup: int = 3) -> Benchmark:
-        timing.check_runs(repeats, warmup)
+        check_runs(repeats, warmup)
         return self._loaded.benchmark(self._splits, warmup=warmup, repeats=repeats)
 
     def time_halves(self, *, repeats: int, warmup: int = 2) -> list[tuple[list[float], list[float]]]:
         self._loaded.benchmark(self._splits, warmup=0, repeats=1)  # divides it so
         program = self._loaded.network(timeline=True)
-        return timing.time_halves(program, len(self._splits), repeats=repeats, warmup=warmup)
+        return layers.time_halves(program, len(self._splits), repeats=repeats, warmup=warmup)
 
     def time_step(
         self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2, walls: bool = True
-    ) -> timing.StepTimes:
-        return timing.time_step(self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
+    ) -> StepTimes:
+        return layers.time_step(self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
 
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:
         self._send_constants(step)

@@ -15,7 +15,7 @@ import threading
 from typing import Any, TextIO
 
 from tvm_coexec.errors import CoexecError, last_line
-from tvm_coexec.runtime.device import DeviceChoice
+from tvm_coexec.opencl.choice import DeviceChoice
 
 from .lease import TrackerAddress
 from .remote import register

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from tvm_coexec.bench.steadiness import Canary, Turns
 from tvm_coexec.errors import DeviceError, KernelError
 from tvm_coexec.runtime.module import Benchmark
-from tvm_coexec.runtime.timing import StepTimes
+from tvm_coexec.timing.layers import StepTimes
 
 _PATIENCE_S = 60.0
 """What a request may spend on a machine that is unsteady: its session must not end before it."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, last_line
 from tvm_coexec.module.package import identity_of
-from tvm_coexec.runtime.device import Device, DeviceChoice
+from tvm_coexec.opencl.choice import DeviceChoice
+from tvm_coexec.runtime.device import Device, open_chosen
 
 from .measuring import DeviceFaultError, Measuring
 
@@ -63,7 +64,7 @@ class SessionFunctions(Measuring):
     def _device(self) -> Device:
         if self._opened is None:
             try:
-                self._opened = self._choice.open()
+                self._opened = open_chosen(self._choice)
             except DeviceError as error:
                 raise DeviceFaultError(str(error)) from None
         return self._opened

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tvm_coexec.cli.options import add_core_options, add_device_option
 from tvm_coexec.errors import CoexecError, MeasurementError
-from tvm_coexec.runtime.device import DeviceChoice
+from tvm_coexec.opencl.choice import DeviceChoice
 
 from .lease import TrackerAddress, TrackerConnection
 from .remote import register

@@ -15,7 +15,7 @@ from tvm_coexec.machine.clusters import LITTLE, Cluster, clusters_in, frequency_
 from tvm_coexec.machine.cores import listed
 from tvm_coexec.machine.facts import cpu_facts, versions
 from tvm_coexec.module.package import Package
-from tvm_coexec.runtime.discovery import alias_of, mechanism_of
+from tvm_coexec.opencl.discovery import alias_of, mechanism_of
 
 from .connection import Connection
 from .far_module import FarModule

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from tvm_coexec.errors import DeviceError, InputError, MeasurementError
-from tvm_coexec.runtime.device import DeviceChoice
+from tvm_coexec.opencl.choice import DeviceChoice
 
 from .lease import TrackerAddress
 

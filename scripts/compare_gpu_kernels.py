@@ -24,11 +24,12 @@ from reporting import Report, bars, describe, geometric_mean, markdown_table, me
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear, Variant, layer_to_json
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point
-from tvm_coexec.runtime.device import Device, DeviceChoice
+from tvm_coexec.runtime.device import Device, open_chosen
 from tvm_coexec.tuning.session import open_session
 from tvm_coexec.tuning.tuner import Tuner, repeats_for
 from tvm_coexec.tuning.workloads import layers_named
@@ -208,7 +209,7 @@ def main() -> None:
     with Profile.open(options.profile) as profile:
         report = Report(options.out, "The GPU's kernels compared with others'", profile.facts)
         choice = DeviceChoice.again(profile.facts)
-        with closing(choice.open()) as device, open_session(choice) as session:
+        with closing(open_chosen(choice)) as device, open_session(choice) as session:
             tuner = Tuner(session, profile, target_for(session.facts()))
             plans = planner(profile, tuner.target.hardware)
             report.collect(layers, partial(compare, tuner, plans, device), partial(write, measured_peaks(device)))

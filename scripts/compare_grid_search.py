@@ -22,12 +22,12 @@ from steady_layers import Program, Rounds, SteadyTimer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import AnyLayer, Conv2d, along_partition_axes, layer_to_json
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point
-from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.tuning.session import open_session
 from tvm_coexec.tuning.tuner import Tuner
 from tvm_coexec.tuning.watch import Watch

@@ -32,10 +32,11 @@ from tvm_coexec.bench.steadiness import Canary, Turn, Turns
 from tvm_coexec.compiler.probes import canary as canary_package
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import FileFormatError, InputError, ModelError
+from tvm_coexec.module.usage import MemoryUse
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.profile import Profile
-from tvm_coexec.runtime.device import Device, DeviceChoice
+from tvm_coexec.runtime.device import Device, open_chosen
 from tvm_coexec.runtime.module import Module
-from tvm_coexec.runtime.usage import MemoryUse
 
 SPLITS = {"cpu": "cpu", "gpu": "gpu", "coexec": "predicted"}
 THREADS = (1, 2)
@@ -372,7 +373,7 @@ def main() -> None:
     with Profile.open(options.profile) as profile:
         facts = profile.facts
     cores = engine_cores(facts)
-    device = DeviceChoice.again(facts).open()
+    device = open_chosen(DeviceChoice.again(facts))
     canary = canary_on(device)
 
     def compare_named(name: str) -> Compared:

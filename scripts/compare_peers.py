@@ -25,11 +25,11 @@ from steady_layers import Program, SteadyTimer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError
 from tvm_coexec.layers import AnyLayer, Linear, layer_to_json
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate
-from tvm_coexec.runtime.device import DeviceChoice
 from tvm_coexec.tuning.session import open_session
 from tvm_coexec.tuning.tuner import Tuner, repeats_for
 from tvm_coexec.tuning.workloads import NAMED, layers_named

@@ -18,9 +18,9 @@ from hypothesis import settings
 import tvm_coexec
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.layers import Linear
+from tvm_coexec.opencl.discovery import find_device
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.runtime.device import Device, open_device
-from tvm_coexec.runtime.discovery import find_device
 
 RUNTIMES = ("pocl", "intel")
 

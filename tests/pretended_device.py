@@ -13,9 +13,8 @@ import cloudpickle
 import psutil
 
 from tvm_coexec.errors import KernelError
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.rpc import remote
-from tvm_coexec.runtime import device as device_module
-from tvm_coexec.runtime.device import DeviceChoice
 
 ordered: list[str] = []
 """In the process of a session: the networks that ran, one after the other."""
@@ -88,7 +87,7 @@ def prepare_pretended_device() -> None:
     """In the server's process: put a device and modules in the place of the real ones."""
     opened = []
 
-    def open_device(*_: object, **__: object) -> types.SimpleNamespace:
+    def open_chosen(choice: DeviceChoice) -> types.SimpleNamespace:
         opened.append(os.getpid())
         facts = {"name": "pretended", "opened_by": opened, "pid": os.getpid()}
         device = types.SimpleNamespace(facts=lambda: facts, hang=None)
@@ -98,7 +97,7 @@ def prepare_pretended_device() -> None:
     def load(path: str, *, device: types.SimpleNamespace) -> PretendedModule:
         return PretendedModule(json.loads(Path(path).read_bytes()))
 
-    device_module.open_device = open_device  # type: ignore[assignment]
+    remote.open_chosen = open_chosen  # type: ignore[assignment]
     module = types.ModuleType("tvm_coexec.runtime.module")
     module.load = load  # type: ignore[attr-defined]
     sys.modules[module.__name__] = module

@@ -10,7 +10,7 @@ import pytest
 
 import tvm_coexec
 from tvm_coexec.errors import MeasurementError
-from tvm_coexec.runtime.discovery import find_device
+from tvm_coexec.opencl.discovery import find_device
 from tvm_coexec.tuning import alone
 from tvm_coexec.tuning.alone import alone_with_device, alone_with_profile
 

@@ -14,8 +14,8 @@ from tvm_coexec.cli import main
 from tvm_coexec.compiler.toolchain import c_compiler
 from tvm_coexec.files import whole_folder
 from tvm_coexec.module.package import Package
+from tvm_coexec.opencl.loader import intel_library, opencl_loader
 from tvm_coexec.runtime.device import Device
-from tvm_coexec.runtime.loader import intel_library, opencl_loader
 from tvm_coexec.runtime.module import Module
 
 PLATFORMS = {"pocl": "Portable Computing Language", "intel": "Intel(R) OpenCL"}

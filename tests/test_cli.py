@@ -20,10 +20,10 @@ from tvm_coexec.cli.options import parse_cores
 from tvm_coexec.compiler import toolchain
 from tvm_coexec.errors import DeviceError, ToolchainError
 from tvm_coexec.layers import Linear, Variant
+from tvm_coexec.opencl import loader
+from tvm_coexec.opencl.discovery import find_device, list_devices
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Sample
-from tvm_coexec.runtime import loader
-from tvm_coexec.runtime.discovery import find_device, list_devices
 from tvm_coexec.tuning.workloads import vit_base
 
 NO_ROOM = "the output or a temporary file cannot be written (No space left on device); free some space there"

@@ -17,10 +17,11 @@ from tvm_coexec.bench.workers import busy_runner
 from tvm_coexec.cli.device_checks import check_arithmetic, flag_round_trip_us
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.machine import cores
+from tvm_coexec.opencl import probe
+from tvm_coexec.opencl.choice import DeviceChoice
+from tvm_coexec.opencl.discovery import DeviceInfo, Found, list_devices
 from tvm_coexec.runtime import device as device_module
-from tvm_coexec.runtime import probe
-from tvm_coexec.runtime.device import Device, DeviceChoice, open_device
-from tvm_coexec.runtime.discovery import DeviceInfo, Found, list_devices
+from tvm_coexec.runtime.device import Device, open_chosen, open_device
 
 USABLE = cores.usable_cores()
 needs_two_cores = pytest.mark.skipif(len(USABLE) < 2, reason="needs two cores")
@@ -225,7 +226,7 @@ def test_threads_beyond_the_cores_are_moved_too_and_noted() -> None:
 
 
 def test_listing_before_opening_changes_nothing(device_name: str) -> None:
-    listing = "from tvm_coexec.runtime.discovery import list_devices; list_devices()"
+    listing = "from tvm_coexec.opencl.discovery import list_devices; list_devices()"
     opened = open_elsewhere(repr(device_name), before=listing)
     assert opened["notes"] == open_elsewhere(repr(device_name))["notes"]
     assert opened["where"] == [opened["gpu_cores"]] * len(opened["gpu_cores"])  # type: ignore[arg-type]
@@ -283,7 +284,7 @@ def test_a_device_is_opened_again_by_its_facts(device_name: str) -> None:
     facts = open_device(device_name, mechanism="event").facts()
     choice = DeviceChoice.again(facts)
     assert DeviceChoice.from_json(json.loads(json.dumps(dataclasses.asdict(choice)))) == choice
-    assert choice.open().facts() == facts
+    assert open_chosen(choice).facts() == facts
 
 
 def test_a_choice_that_is_left_open_stays_open() -> None:

@@ -12,8 +12,8 @@ import pyopencl as cl
 import pytest
 
 from tvm_coexec.errors import DeviceError
-from tvm_coexec.runtime import discovery, loader
-from tvm_coexec.runtime.discovery import DeviceInfo, find_device, list_devices
+from tvm_coexec.opencl import discovery, loader
+from tvm_coexec.opencl.discovery import DeviceInfo, find_device, list_devices
 
 SVM = cl.device_svm_capabilities
 FINE = SVM.COARSE_GRAIN_BUFFER | SVM.FINE_GRAIN_BUFFER
@@ -170,14 +170,14 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_importing_does_not_start_opencl() -> None:
-    code = "import sys, tvm_coexec.runtime.discovery, tvm_coexec.runtime.device; print('pyopencl' in sys.modules)"
+    code = "import sys, tvm_coexec.opencl.discovery, tvm_coexec.runtime.device; print('pyopencl' in sys.modules)"
     assert run_python(code) == "False"
 
 
 def test_looking_leaves_the_environment_as_it_was() -> None:
     code = (
         "import os; before = dict(os.environ)\n"
-        "from tvm_coexec.runtime.discovery import list_devices; list_devices()\n"
+        "from tvm_coexec.opencl.discovery import list_devices; list_devices()\n"
         "print({k: v for k, v in os.environ.items() if before.get(k) != v and k != 'PYOPENCL_HOME'})"
     )
     assert run_python(code) == "{}"
@@ -186,7 +186,7 @@ def test_looking_leaves_the_environment_as_it_was() -> None:
 def test_the_users_choice_of_drivers_is_respected(tmp_path: Path) -> None:
     code = (
         "from tvm_coexec.errors import DeviceError\n"
-        "from tvm_coexec.runtime.discovery import find_device\n"
+        "from tvm_coexec.opencl.discovery import find_device\n"
         "try: find_device()\n"
         "except DeviceError as error: print(error)"
     )

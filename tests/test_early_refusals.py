@@ -9,8 +9,8 @@ from onnx_builder import OnnxBuilder, linear
 from synthetic_device import PLANNING
 from test_tuning import FACTS
 
+from tvm_coexec.opencl.discovery import find_device
 from tvm_coexec.profile import Profile
-from tvm_coexec.runtime.discovery import find_device
 from tvm_coexec.tuning.alone import alone_with_device
 
 EARLY = {

@@ -31,6 +31,8 @@ from tvm_coexec.errors import FileFormatError, MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.machine.clusters import BIG, LITTLE
 from tvm_coexec.machine.facts import versions
+from tvm_coexec.opencl.choice import DeviceChoice
+from tvm_coexec.opencl.loader import opencl_loader
 from tvm_coexec.rpc import remote, stock
 from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.far_module import FarLoaded
@@ -40,8 +42,7 @@ from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.measuring import DeviceFaultError
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.tracker import local_tracker
-from tvm_coexec.runtime.device import Device, DeviceChoice
-from tvm_coexec.runtime.loader import opencl_loader
+from tvm_coexec.runtime.device import Device
 from tvm_coexec.tuning.session import open_fleet
 
 FACTS = {

@@ -21,6 +21,7 @@ from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.profile.records import Point
 from tvm_coexec.rpc import remote
 from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
@@ -29,7 +30,6 @@ from tvm_coexec.rpc.lease import Lease, TrackerAddress, request_lease
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
 from tvm_coexec.rpc.tracker import device_key, local_tracker
-from tvm_coexec.runtime.device import DeviceChoice
 
 KEY = "pretended"
 SHORT_S = 2.0

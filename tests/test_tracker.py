@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from tvm_coexec.errors import DeviceError, MeasurementError
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.rpc import client
 from tvm_coexec.rpc.client import Session, SessionLostError
 from tvm_coexec.rpc.lease import Lease, TrackerAddress, TrackerConnection, request_lease
 from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
-from tvm_coexec.runtime.device import DeviceChoice
 
 
 def free_port() -> int:
@@ -87,7 +87,7 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_started(choice: D
 @pytest.mark.slow
 def test_a_killed_parent_leaves_no_process_behind() -> None:
     script = (
-        "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.runtime.device import DeviceChoice\n"
+        "from tvm_coexec.rpc.tracker import local_tracker\nfrom tvm_coexec.opencl.choice import DeviceChoice\n"
         "with local_tracker(DeviceChoice()): print('started', flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1) as parent:

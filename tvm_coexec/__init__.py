@@ -13,15 +13,15 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .api import build, package
+    from .opencl.discovery import list_devices
     from .runtime.device import open_device
-    from .runtime.discovery import list_devices
     from .runtime.module import Module, load
     from .tuning import tune
 
 _PUBLIC = {
     "Module": ".runtime.module",
     "build": ".api",
-    "list_devices": ".runtime.discovery",
+    "list_devices": ".opencl.discovery",
     "load": ".runtime.module",
     "open_device": ".runtime.device",
     "package": ".api",

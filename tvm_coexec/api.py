@@ -17,6 +17,7 @@ from .frontends import ReadModel, read_model
 from .graph import Graph
 from .layers import AnyLayer
 from .module.package import Package
+from .opencl.choice import DeviceChoice
 from .planning.division import Overheads
 from .planning.from_profile import check_tuned, planner
 from .planning.plan import Plan
@@ -25,7 +26,7 @@ from .planning.split import Planner
 from .profile import Profile
 from .profile.profile import check_same_device
 from .profile.records import Sample
-from .runtime.device import Device, DeviceChoice
+from .runtime.device import Device, open_chosen
 from .runtime.loaded import TIMEOUT_S
 from .runtime.module import Module, warn_of_one_core
 from .tuning.splits import measure_splits
@@ -121,7 +122,7 @@ def open_for(profile: str | os.PathLike[str] | None, choice: DeviceChoice) -> De
         if set(here["cpu_cores"]).isdisjoint(here["gpu_cores"]):  # on one core no profile is used
             with Profile.open(profile) as opened:
                 check_same_device(opened.path, opened.facts, here)
-    return choice.open()
+    return open_chosen(choice)
 
 
 def build_graph(

@@ -10,8 +10,8 @@ import numpy as np
 
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.machine import cores
-from tvm_coexec.runtime.discovery import DeviceInfo
-from tvm_coexec.runtime.probe import probe_kernel
+from tvm_coexec.opencl.discovery import DeviceInfo
+from tvm_coexec.opencl.probe import probe_kernel
 
 _SOURCE = """
 __kernel void busy(__global float* out, int steps) {

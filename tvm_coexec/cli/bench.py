@@ -74,7 +74,7 @@ def run(
     tracker: str | None,
     key: str | None,
 ) -> int:
-    from tvm_coexec.runtime.device import DeviceChoice
+    from tvm_coexec.opencl.choice import DeviceChoice
 
     if not 0 < minutes <= _MOST_MINUTES:
         raise InputError(f"--minutes must be positive, {_MOST_MINUTES:g} at most, got {minutes:g}")

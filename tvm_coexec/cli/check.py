@@ -54,7 +54,7 @@ def run(
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
     from tvm_coexec.api import build_graph, open_for, read_checked
-    from tvm_coexec.runtime.device import DeviceChoice
+    from tvm_coexec.opencl.choice import DeviceChoice
     from tvm_coexec.verification import NetworkCheck
 
     rules = {split: split_rule(split) for split in splits or _SPLITS}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.errors import KernelError, SyncTimeoutError
-from tvm_coexec.runtime.probe import probe_kernel
+from tvm_coexec.opencl.probe import probe_kernel
 
 _SOURCE = """
 __kernel void iota(__global int* out) { out[get_global_id(0)] = get_global_id(0) * 3; }

@@ -24,9 +24,9 @@ from tvm_coexec.files import write_json
 from .options import add_core_options, add_device_option, check_out
 
 if TYPE_CHECKING:
+    from tvm_coexec.opencl.choice import DeviceChoice
+    from tvm_coexec.opencl.discovery import DeviceInfo
     from tvm_coexec.rpc.fleet import FleetDevice
-    from tvm_coexec.runtime.device import DeviceChoice
-    from tvm_coexec.runtime.discovery import DeviceInfo
 
 EXAMPLES = """\
 examples:
@@ -68,10 +68,10 @@ def run(
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
 ) -> int:
-    from tvm_coexec.runtime.device import DeviceChoice
+    from tvm_coexec.opencl.choice import DeviceChoice
 
     if tracker is not None:
-        from tvm_coexec.runtime.device import DeviceChoice
+        from tvm_coexec.opencl.choice import DeviceChoice
 
         if facts is not None:
             return _write_far_facts(facts, tracker, key, DeviceChoice(device, cpu_cores, gpu_cores))
@@ -82,7 +82,7 @@ def run(
         raise InputError("--key names a device at a tracker; name that too, with --tracker")
     if device or cpu_cores or gpu_cores:
         raise InputError("--device and cores choose of which device --facts are written; name its file, too")
-    from tvm_coexec.runtime.discovery import find_device, list_devices
+    from tvm_coexec.opencl.discovery import find_device, list_devices
 
     default = find_device()  # an error with the remedy where there is no device
     devices = list_devices()

@@ -61,7 +61,7 @@ def run(*, device: str | None, tracker: str | None, key: str | None) -> int:
 
 
 def _check_device(report: _Report, name: str | None) -> None:
-    from tvm_coexec.runtime.discovery import list_devices
+    from tvm_coexec.opencl.discovery import list_devices
 
     report.check("OpenCL drivers", _opencl_drivers)
     for info in list_devices():
@@ -75,9 +75,9 @@ def _check_device(report: _Report, name: str | None) -> None:
 
 
 def _check_remote(report: _Report, device: str | None, tracker: str | None, key: str | None) -> None:
+    from tvm_coexec.opencl.choice import DeviceChoice
     from tvm_coexec.rpc.client import Session
     from tvm_coexec.rpc.tracker import check_beside_tracker, parse_tracker
-    from tvm_coexec.runtime.device import DeviceChoice
 
     check_beside_tracker(DeviceChoice(device))
     if tracker is None or key is None:
@@ -142,7 +142,7 @@ def _tvm() -> str:
 
 
 def _opencl_loader() -> str:
-    from tvm_coexec.runtime.loader import import_opencl
+    from tvm_coexec.opencl.loader import import_opencl
 
     try:
         pyopencl = import_opencl()
@@ -154,8 +154,8 @@ def _opencl_loader() -> str:
 
 
 def _opencl_drivers() -> str:
-    from tvm_coexec.runtime.discovery import discover
-    from tvm_coexec.runtime.loader import INTEL_PACKAGE, drivers_limited_by, intel_library
+    from tvm_coexec.opencl.discovery import discover
+    from tvm_coexec.opencl.loader import INTEL_PACKAGE, drivers_limited_by, intel_library
 
     found = discover()
     if found.problems:

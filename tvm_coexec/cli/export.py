@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(*, module: str, c_project: Path) -> int:
-    from tvm_coexec.runtime.c_project import write_c_project
+    from tvm_coexec.compiler.c_project import write_c_project
 
     write_c_project(module, c_project)
     print(f"{c_project}: cmake -S {c_project} -B {c_project}/build && cmake --build {c_project}/build")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from tvm_coexec.opencl.choice import DeviceChoice
     from tvm_coexec.rpc.far_module import FarModule
-    from tvm_coexec.runtime.device import DeviceChoice
     from tvm_coexec.runtime.module import Module
 
 

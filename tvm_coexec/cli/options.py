@@ -97,7 +97,7 @@ def whole_number(text: str) -> int:
 
 def number_of_runs(text: str) -> int:
     """Read how often something is run, at least once."""
-    from tvm_coexec.runtime.timing import MOST_RUNS
+    from tvm_coexec.timing.layers import MOST_RUNS
 
     if not _is_whole(text) or not 1 <= int(text) <= MOST_RUNS:
         raise argparse.ArgumentTypeError(f"{text[:_MOST_DIGITS]!r} is no whole number from 1 to {MOST_RUNS}")

@@ -81,7 +81,7 @@ def run(
     key: str | None,
 ) -> int:
     check_out(out)
-    from tvm_coexec.runtime.device import DeviceChoice
+    from tvm_coexec.opencl.choice import DeviceChoice
 
     choice = DeviceChoice(device, cpu_cores, gpu_cores)
     with opened(module, choice, tracker, key, timeout_s=timeout) as one:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_coexec.errors import KernelError
+from tvm_coexec.module.usage import MemoryUse
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.runtime.module import Benchmark, Event, Module
-from tvm_coexec.runtime.usage import MemoryUse
 
 COMPUTES = frozenset({"call", "kernel"})
 """Kinds of events in which a side does work of the network."""

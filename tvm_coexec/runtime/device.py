@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -15,15 +15,13 @@ from typing import Any
 from tvm_coexec.bench import workers
 from tvm_coexec.errors import DeviceError, SyncTimeoutError, first_line
 from tvm_coexec.machine import cores
-from tvm_coexec.machine.facts import machine_facts
+from tvm_coexec.opencl.caches import program_cache
+from tvm_coexec.opencl.choice import DeviceChoice, facts_of
+from tvm_coexec.opencl.discovery import DeviceInfo
+from tvm_coexec.opencl.loader import opencl_loader
 
 from . import library
-from .caches import program_cache
-from .discovery import MECHANISMS, DeviceInfo, discover, select
 from .handle import Handle
-from .loader import opencl_loader
-
-_ONE_CORE = "both sides have one core, which a side that waited for a flag would keep from the other"
 
 _confined: weakref.WeakSet[Device] = weakref.WeakSet()
 """Open CPU devices: the threads of one driver cannot serve two of them on different cores."""
@@ -123,7 +121,7 @@ class Device:
 
     def facts(self) -> dict[str, Any]:
         """Everything that a measurement on this device depends on, as JSON values."""
-        known = _facts(self.info, self.cpu_cores, self.gpu_cores)
+        known = facts_of(self.info, self.cpu_cores, self.gpu_cores)
         return {**known, "label": self.label, "is_bench": self.is_bench, "notes": list(self.notes)}
 
     @property
@@ -197,105 +195,20 @@ def open_device(
     DeviceError
         The device is missing or ambiguous, or lacks what is asked of it; or the probe has found a loss.
     """
-    info, handle, cpu_chosen, gpu_chosen = _chosen(name, cpu_cores, gpu_cores, mechanism)
+    cpu_asked, gpu_asked = (None if asked is None else tuple(asked) for asked in (cpu_cores, gpu_cores))
+    return open_chosen(DeviceChoice(name, cpu_asked, gpu_asked, mechanism))
+
+
+def open_chosen(choice: DeviceChoice) -> Device:
+    """Open a device as :func:`open_device` does."""
+    info, handle, cpu_chosen, gpu_chosen = choice.find()
     if info.device_type == "cpu":
         device = _open_bench(info, handle, cpu_chosen, gpu_chosen)
     else:
         device = _make(info, handle, cpu_chosen)
-    if mechanism == "mapped":
+    if choice.mechanism == "mapped":
         _ = device.handle  # the library probes the device when it opens it
     return device
-
-
-def _chosen(
-    name: str | None, cpu_cores: Iterable[int] | None, gpu_cores: Iterable[int] | None, mechanism: str | None
-) -> tuple[DeviceInfo, Any, tuple[int, ...], tuple[int, ...]]:
-    """What :func:`open_device` opens: the device with its pyopencl object, and the cores of both sides."""
-    gpu_chosen = None if gpu_cores is None else cores.check_cores(gpu_cores, "--gpu-cores")
-    cpu_chosen = None if cpu_cores is None else cores.check_cores(cpu_cores, "--cpu-cores")
-    bench_gpu, bench_cpu = _divide(gpu_chosen, cpu_chosen)
-    info, handle = select(discover(len(bench_gpu)), name)
-    info = _with_mechanism(info, mechanism)
-    if info.device_type == "cpu":
-        if mechanism is None and not set(bench_cpu).isdisjoint(bench_gpu):
-            info = dataclasses.replace(info, mechanism="event", mechanism_reason=_ONE_CORE)
-        if not set(bench_cpu).isdisjoint(bench_gpu) and len(cores.usable_cores()) > 1:
-            raise DeviceError(
-                f"the CPU's side gets {cores.listed(bench_cpu)} and the OpenCL device {cores.listed(bench_gpu)}, but "
-                "each spins while it waits for the other; give them different --cpu-cores and --gpu-cores"
-            )
-        return info, handle, bench_cpu, bench_gpu
-    if gpu_chosen:
-        raise DeviceError(f"--gpu-cores is for OpenCL CPU devices; {info.name} is none and has no cores to choose")
-    return info, handle, cpu_chosen or cores.usable_cores(), ()
-
-
-@dataclasses.dataclass(frozen=True)
-class DeviceChoice:
-    """A device of a machine, its cores and its mechanism; None leaves a choice to :func:`open_device`."""
-
-    name: str | None = None
-    cpu_cores: tuple[int, ...] | None = None
-    gpu_cores: tuple[int, ...] | None = None
-    mechanism: str | None = None
-
-    @classmethod
-    def again(cls, facts: Mapping[str, Any]) -> DeviceChoice:
-        """The device that has these facts, opened as it was when they were asked for."""
-        cpu_cores, gpu_cores = (tuple(facts[f"{side}_cores"]) or None for side in ("cpu", "gpu"))
-        return cls(facts["name"], cpu_cores, gpu_cores, facts["mechanism"])
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> DeviceChoice:
-        """Read the fields by name, lists standing for tuples."""
-        fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
-        return cls(**fields)
-
-    def check(self) -> dict[str, Any]:
-        """Refuse a device, cores or a mechanism that there are not on this machine, and open nothing.
-
-        Returns
-        -------
-        Of the device's facts those that are known before it is open.
-        """
-        info, _, cpu_cores, gpu_cores = _chosen(self.name, self.cpu_cores, self.gpu_cores, self.mechanism)
-        return _facts(info, cpu_cores, gpu_cores)
-
-    def open(self) -> Device:
-        """The device, in this process."""
-        return open_device(self.name, cpu_cores=self.cpu_cores, gpu_cores=self.gpu_cores, mechanism=self.mechanism)
-
-
-def _facts(info: DeviceInfo, cpu_cores: tuple[int, ...], gpu_cores: tuple[int, ...]) -> dict[str, Any]:
-    """What is known of a device and its machine, as JSON values."""
-    chosen = {"cpu_cores": list(cpu_cores), "gpu_cores": list(gpu_cores)}
-    return {**info.to_json(), **chosen, **machine_facts(cpu_cores[0])}
-
-
-def _divide(
-    gpu_chosen: tuple[int, ...] | None, cpu_chosen: tuple[int, ...] | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Cores of an OpenCL CPU device and of the CPU's side: as chosen, the side left open gets the cores that remain."""
-    default_gpu, default_cpu = cores.default_cores()
-    if gpu_chosen is None and cpu_chosen is None:
-        return default_gpu, default_cpu
-    usable = cores.usable_cores()
-    gpu = gpu_chosen or tuple(core for core in usable if core not in (cpu_chosen or ())) or usable
-    cpu = cpu_chosen or tuple(core for core in usable if core not in gpu) or usable
-    return gpu, cpu
-
-
-def _with_mechanism(info: DeviceInfo, mechanism: str | None) -> DeviceInfo:
-    if mechanism is None or mechanism == info.mechanism:
-        return info
-    if mechanism not in MECHANISMS:
-        raise DeviceError(f"there is no mechanism {mechanism!r}; choose from {', '.join(MECHANISMS)}")
-    if mechanism == "svm":
-        raise DeviceError(f"{info.name} has {info.mechanism_reason}, which the mechanism 'svm' needs; use 'event'")
-    reason = "as asked for"
-    if mechanism == "mapped":
-        reason += "; OpenCL does not promise that it works, a probe of 100,000 hand-overs lost none here"
-    return dataclasses.replace(info, mechanism=mechanism, mechanism_reason=reason)
 
 
 def _make(

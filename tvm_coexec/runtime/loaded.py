@@ -6,9 +6,8 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import block_numbers
 from tvm_coexec.module.tensors import Source, TensorSpec
+from tvm_coexec.timing.programs import Span
 
 from . import library as c
 from .handle import Handle
@@ -33,42 +33,6 @@ _FIRST_LAUNCH_S = 600.0
 _FIRST_RUNS = 100
 _LONGEST_CALL_US = 500e3
 """How many runs are timed by the first call of the C library, which no signal interrupts, and how long others take."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """What one side did in a run: ``step`` counts from 1, and is 0 for the inputs; times from the run's start."""
-
-    side: str
-    action: str
-    step: int
-    awaited: int
-    start_us: float
-    end_us: float
-
-
-class AnyProgram(Protocol):
-    """What measuring asks of a program, wherever it runs."""
-
-    timeline_is_faithful: bool
-
-    def run(self) -> None: ...
-    def run_for(self, warm_ns: int) -> None: ...
-    def run_warm(self, warmup: int) -> None: ...
-    def run_often(self, count: int) -> list[list[Span]]: ...
-    def spans(self) -> Iterator[Span]: ...
-
-
-class AnyLoaded(Protocol):
-    """What measuring asks of a module, wherever it has been opened."""
-
-    manifest: Manifest
-
-    def view(self, name: str) -> np.ndarray: ...
-    def publish(self, names: Sequence[str]) -> None: ...
-    def chain(
-        self, step: int, cpu_units: int, gpu_units: int, count: int = 1, *, timeline: bool = False
-    ) -> AnyProgram: ...
 
 
 class Program:

@@ -17,13 +17,13 @@ from tvm_coexec.machine.cores import listed
 from tvm_coexec.machine.facts import check_cpu
 from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package, open_file
+from tvm_coexec.module.usage import MemoryUse, activation_bound_bytes
+from tvm_coexec.timing import layers
+from tvm_coexec.timing.layers import Event, StepTimes, check_runs
 from tvm_coexec.verification import checking
 
-from . import timing
 from .device import Device, open_device
 from .loaded import TIMEOUT_S, Loaded, Program
-from .timing import Event
-from .usage import MemoryUse, activation_bound_bytes
 
 if TYPE_CHECKING:
     from tvm_coexec.planning.plan import Plan
@@ -274,7 +274,7 @@ class Module:
     @_in_turn
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""
-        timing.check_runs(repeats, warmup)
+        check_runs(repeats, warmup)
         self.device.check_usable()
         latency_us = self._loaded.benchmark_us(repeats=repeats, warmup=warmup)
         return Benchmark(tuple(latency_us), self.device.threads_ran_on())
@@ -284,7 +284,7 @@ class Module:
         """What both sides did, and waited for, in one warm run."""
         program = self._program(timeline=True)
         program.run_warm(warmup)
-        return timing.timeline(self._loaded, program)
+        return layers.timeline(self._loaded, program)
 
     @property
     @_in_turn
@@ -309,12 +309,12 @@ class Module:
         none.
         """
         program = self._program(timeline=True)
-        return timing.time_halves(program, len(self.manifest.steps), repeats=repeats, warmup=warmup)
+        return layers.time_halves(program, len(self.manifest.steps), repeats=repeats, warmup=warmup)
 
     @_in_turn
     def time_step(
         self, step: int, cpu_units: int, gpu_units: int, *, repeats: int, warmup: int = 2, walls: bool = True
-    ) -> timing.StepTimes:
+    ) -> StepTimes:
         """Time one layer as it runs inside a network: again and again in one program, all synchronisation included.
 
         Parameters
@@ -326,7 +326,7 @@ class Module:
         walls
             Whether walls of the GPU alone are wanted, which take a device with memory of its own a while.
         """
-        return timing.time_step(self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
+        return layers.time_step(self._loaded, step, cpu_units, gpu_units, repeats=repeats, warmup=warmup, walls=walls)
 
     @_in_turn
     def check_step(self, step: int, cpu_units: int, gpu_units: int, *, seed: int = 0) -> float:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec.errors import InputError, MeasurementError
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.profile.kind import Kind, kind_of
-from tvm_coexec.runtime.device import DeviceChoice
 
 if TYPE_CHECKING:
     from tvm_coexec.rpc.client import Session

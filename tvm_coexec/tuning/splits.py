@@ -15,11 +15,11 @@ import numpy as np
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.layers import AnyLayer
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.planning.division import Overheads
 from tvm_coexec.planning.measured import plan_measured
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, Sample
-from tvm_coexec.runtime.device import DeviceChoice
 
 from .alone import alone_with_device, alone_with_profile
 from .calibration import measure_overheads, time_smallest_layer

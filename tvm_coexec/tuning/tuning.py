@@ -17,11 +17,11 @@ from tvm_coexec.files import is_vacant
 from tvm_coexec.frontends import read_model
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, along_partition_axes
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.profile import check_same_device
-from tvm_coexec.runtime.device import DeviceChoice
 
 from .ahead import ModulesAhead, spare_cores
 from .alone import alone_with_device, alone_with_profile

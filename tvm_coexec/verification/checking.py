@@ -20,7 +20,7 @@ from tvm_coexec.layers import (
 )
 from tvm_coexec.module.manifest import StepSpec
 from tvm_coexec.module.tensors import Source
-from tvm_coexec.runtime.loaded import AnyLoaded
+from tvm_coexec.timing.programs import AnyLoaded
 
 from .reference import evaluate, relative_error
 

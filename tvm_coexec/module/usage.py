@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_coexec.module.manifest import Manifest, lifetimes
+from .manifest import Manifest, lifetimes
 
 _WORD_BYTES = 4
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tvm_coexec.errors import InputError
 
-from .loaded import AnyLoaded, AnyProgram, Span
+from .programs import AnyLoaded, AnyProgram, Span
 
 _GPU_CHAIN_US = 2000.0
 """What a chain of layers takes the GPU that is compared with a single one: long enough for the mean of its layers."""

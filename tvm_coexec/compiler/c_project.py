@@ -9,9 +9,9 @@ from pathlib import Path
 from tvm_coexec.errors import InputError
 from tvm_coexec.files import is_vacant, whole_file, whole_folder
 from tvm_coexec.module.package import Package
+from tvm_coexec.runtime.library import SOURCE_FOLDER
 
 _TEMPLATE = Path(__file__).with_name("c_project")
-_LIBRARY = Path(__file__).with_name("libcoexec")
 _MODULE = "model.coexec"
 
 
@@ -41,7 +41,7 @@ def write_c_project(module: str | os.PathLike[str], folder: str | os.PathLike[st
     with whole_folder(place) as partial:
         shutil.copytree(_TEMPLATE, partial, dirs_exist_ok=True)
         (partial / "libcoexec").mkdir()
-        for source in sorted(_LIBRARY.glob("*.[ch]")):
+        for source in sorted(SOURCE_FOLDER.glob("*.[ch]")):
             shutil.copyfile(source, partial / "libcoexec" / source.name)
         with whole_file(partial / _MODULE) as file:
             package.write_to(file)

@@ -1,0 +1,1 @@
+"""How long a module and its parts take, wherever it runs."""
