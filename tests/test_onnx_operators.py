@@ -94,6 +94,24 @@ def test_sums_of_all_before(axis: int, ways: dict[str, int]) -> None:
     check_against_onnxruntime(b.model(b.add("CumSum", "x", b.const(axis, "int64"), **ways)))
 
 
+def test_the_upper_bound_of_a_range_is_the_last_word() -> None:
+    b = OnnxBuilder(x=(9,))
+    check_against_onnxruntime(b.model(b.add("Clip", "x", b.const(2.0), b.const(1.0))))
+
+
+def test_whole_numbers_have_bounds() -> None:
+    b = OnnxBuilder(x=(3, 4))
+    whole_numbers = b.add("Cast", b.add("Mul", "x", b.const(9.0)), to=TensorProto.INT64)
+    limited = b.add("Clip", whole_numbers, b.const(-2, "int64"), b.const(3, "int64"))
+    check_against_onnxruntime(b.model(limited))
+
+
+def test_truth_values_are_compared() -> None:
+    b = OnnxBuilder(x=(3, 4))
+    positive, small = (b.add("Greater", "x", b.const(limit)) for limit in (0.0, 1.0))
+    check_against_onnxruntime(b.model(b.add("Cast", b.add("Equal", positive, small), to=TensorProto.FLOAT)))
+
+
 @pytest.mark.parametrize("power", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(1, 2, 6), (2, 3, 6, 5), (1, 2, 6, 5, 4)])
 def test_lengths_of_windows_that_reach_beyond_the_padding(shape: tuple[int, ...], power: int) -> None:

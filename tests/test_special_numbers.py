@@ -161,7 +161,7 @@ def test_attention(device: Device) -> None:
 
 
 @pytest.mark.one_runtime
-@pytest.mark.parametrize("op", ["Relu", "Clip", "Max", "Min", "Softmax", "Sigmoid", "PRelu"])
+@pytest.mark.parametrize("op", ["Relu", "Clip", "Max", "Min", "Softmax", "Sigmoid", "Sign", "PRelu"])
 @pytest.mark.parametrize("split", ["cpu", 0.5])
 def test_nan_is_where_onnxruntime_has_it(op: str, split: Any, device: Device) -> None:
     builder = OnnxBuilder(17, x=(2, 64), z=(2, 64))

@@ -144,15 +144,32 @@ def _cumulated(call: Call) -> Any:
     return call.loops(running_sums(shape, axis, exclusive, reverse), call.operand(0))
 
 
+def _sign(call: Call) -> Any:
+    """What is no number has no sign."""
+    if not call.type(0).dtype.startswith("float"):
+        return None
+    x = call.operand(0)
+    return relax.op.where(relax.op.isnan(x), x, relax.op.sign(x))
+
+
+def _equal(call: Call) -> Any:
+    """LLVM compares truth values as if they were floats."""
+    if call.type(0).dtype != "bool":
+        return None
+    return relax.op.equal(*(relax.op.astype(call.operand(index), "uint8") for index in range(2)))
+
+
 CONVERTERS: Mapping[str, Converter] = {
     "BitCast": _cast_bits,
     "BitShift": _shift_bits,
     "CumSum": _cumulated,
     "DepthToSpace": _depth_to_space,
+    "Equal": _equal,
     "IsInf": _is_infinite,
     "LpNormalization": _normalise_lengths,
     "Mod": _mod,
     "Pow": _pow,
+    "Sign": _sign,
     "SpaceToDepth": _space_to_depth,
     "Tile": _tile,
 }

@@ -59,6 +59,9 @@ def _known(model: SimpleModel, by_name: Mapping[str, relax.Expr]) -> dict[relax.
     numbers = {name: array for name, array in model.constants.items() if array.size <= _SMALL}
     known = {}
     for node in model.nodes:
+        made = model.types.get(node.proto.output[0])
+        if made is None or made.dtype != "float32":
+            continue  # no layer with kernels of its own takes it
         variable = by_name.get(node.proto.output[0])
         try:
             operation = known_operation(node.proto, node.source, numbers) if isinstance(variable, relax.Var) else None

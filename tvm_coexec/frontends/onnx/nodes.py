@@ -68,7 +68,7 @@ def _step(
         return op, inputs, {"numbers": given} if given else {}
     low = _number(inputs[1:2], numbers, values.get("min", -math.inf), source)
     high = _number(inputs[2:3], numbers, values.get("max", math.inf), source)
-    op, limits = limited(low, high)
+    op, limits = limited(min(low, high), high)  # the upper bound is the last word
     return op, inputs[:1], limits
 
 
