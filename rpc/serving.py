@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tvm_coexec.errors import last_line
+
 from .door import Client, Door
 from .lease import TrackerAddress
 from .registration import Registration
@@ -126,10 +128,19 @@ class _Serving:
         self._forget_tracker()
         os.chdir(folder)
         import tvm_ffi
-        from tvm.rpc import _ffi_api
 
         tvm_ffi.register_global_func("tvm.rpc.server.workpath", lambda name: str(Path(folder, name)), override=True)
+        answer(connection)
+
+
+def answer(connection: socket.socket) -> None:
+    """Answer a client until it goes; one that was killed resets the connection, and is told of in a line."""
+    from tvm.rpc import _ffi_api
+
+    try:
         _ffi_api.ServerLoop(connection.fileno())
+    except RuntimeError as error:  # of the connection: what a function raises goes to the client
+        print(f"tvm-coexec: a session broke off: {last_line(error)}", file=sys.stderr, flush=True)
 
 
 def end_with(parent: int) -> None:

@@ -11,6 +11,7 @@ from tvm.rpc.base import RPC_CODE_MISMATCH, RPC_CODE_SUCCESS, RPC_MAGIC
 
 from tvm_coexec.rpc import door as door_module
 from tvm_coexec.rpc.door import Door
+from tvm_coexec.rpc.serving import answer
 
 GREETING = b"client:key:0.5 -timeout=7"
 
@@ -132,3 +133,15 @@ def test_there_is_a_port_for_the_second_and_none_beyond_the_range(door: Door) ->
     second = Door("127.0.0.1", (door.port, 9990), "key")
     assert second.port > door.port
     second.close()
+
+
+def test_a_client_that_resets_its_connection_is_told_of_in_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+        served, _ = listening.accept()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()  # with a reset, as the system does for a process that is killed with answers unread
+        answer(served)
+        served.detach()  # TVM has closed it
+    said = capfd.readouterr().err
+    assert said.startswith("tvm-coexec: a session broke off: ") and len(said.splitlines()) == 1

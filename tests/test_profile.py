@@ -376,3 +376,15 @@ def test_what_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
     (tmp_path / "profile.json").mkdir()
     with pytest.raises(FileFormatError, match=r"profile.json cannot be read \(.*\); check the path"):
         Profile.open(tmp_path)
+
+
+def test_a_database_that_another_process_keeps_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Profile.create(tmp_path / "p", FACTS).close()
+    monkeypatch.setattr(store, "_BUSY_TIMEOUT_S", 0.1)
+    database = sqlite3.connect(tmp_path / "p" / "samples.sqlite", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(FileFormatError, match=r"cannot be used \(database is locked\); .* end what else writes"):
+        Profile.open(tmp_path / "p")
+    database.close()

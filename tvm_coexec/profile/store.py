@@ -105,6 +105,10 @@ class Run:
         return _compiler(self.facts)
 
 
+_LOCKED = "database is locked"
+"""SQLite's words for a file that another process keeps for itself."""
+
+
 class SampleStore:
     """An open database; whatever a method has added is on disk when it returns.
 
@@ -130,7 +134,7 @@ class SampleStore:
             fault = str(error)
         if fault is not None:
             self.close()
-            raise damaged(path, fault)
+            raise self._unusable(fault) if fault == _LOCKED else damaged(path, fault)
 
     @staticmethod
     def create(path: Path) -> None:
@@ -344,15 +348,18 @@ class SampleStore:
         with self._reading() as database, database:
             yield database
 
+    def _unusable(self, error: object) -> FileFormatError:
+        return FileFormatError(
+            f"{self._path} cannot be used ({error}); free the disk, end what else writes to it, or check who may "
+            "write there"
+        )
+
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._database
         except sqlite3.OperationalError as error:
-            raise FileFormatError(
-                f"{self._path} cannot be used ({error}); free the disk, end what else writes to it, or check who may "
-                "write there"
-            ) from None
+            raise self._unusable(error) from None
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise damaged(self._path, error) from None
 
