@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "schedules": set(),
     "graph": set(),
     "frontends": {"graph", "schedules"},
-    "module": {"graph"},
+    "module": {"graph", "machine"},
     "timing": {"module"},
     "profile": {"graph", "planning"},
     "prediction": {"profile", "graph", "schedules"},

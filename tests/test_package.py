@@ -161,6 +161,22 @@ def test_foreign_manifests_are_refused(change: dict[str, Any], message: str, dev
         load(path, device=device)
 
 
+def test_the_c_library_refuses_code_for_instructions_that_the_cpu_lacks(device: Device) -> None:
+    """An app has no Python that looks first, and such code would end its process."""
+    built = one_layer(LAYER, device)
+
+    def with_features(features: list[str]) -> Package:
+        facts = {**built.manifest.device, "cpu_features": features}
+        return replace(built, manifest=replace(built.manifest, device=facts))
+
+    features = built.manifest.device["cpu_features"]
+    for own in (features, [], ["tsc_of_another_kind"]):  # the last is none that a compiler makes use of
+        assert Module(with_features(own), device).check_step(0, 1, 1) < 1e-5
+    for missing in ("avx9000", "sse4", "asimd" if "avx" in features else "avx"):  # "sse4" begins other features' names
+        with pytest.raises(FileFormatError, match=f"for a CPU with {missing}, which this one lacks; build the module"):
+            Module(with_features([*features, missing]), device)
+
+
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -25,7 +25,9 @@ _PACKAGES = {
     "xgboost": ("xgboost", "xgboost-cpu"),
     "numpy": ("numpy",),
 }
-_INSTRUCTIONS = re.compile(r"(avx|fma|f16c|bmi|sse|ssse|popcnt|movbe|aes|vaes|asimd|neon|sve|fphp|atomics)")
+_INSTRUCTIONS = re.compile(
+    r"(avx|fma|f16c|bmi|sse|ssse|popcnt|movbe|aes|vaes|asimd|neon|sve|fphp|atomics|lrcpc|i8mm|bf16)"
+)
 """How the names of CPU features begin that a compiler makes use of."""
 _KIND_OF_CPU = re.compile(r"(vendor_id|cpu family|model|stepping|flags|Features|CPU)\b", re.ASCII)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}

@@ -25,7 +25,7 @@ from .manifest import Manifest
 from .table import Tables, constant_offsets
 from .tensors import Source
 
-MAGIC, VERSION = b"COEXEC\r\n", 2
+MAGIC, VERSION = b"COEXEC\r\n", 3
 SECTIONS = (
     *("description", "strings", "numbers", "blocks", "tensors", "inputs", "outputs", "steps", "reads", "launches"),
     *("arguments", "cpu_code", "opencl", "constants", "facts"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tvm_coexec.layers import ROW_BLOCK, TILE, Variant
+from tvm_coexec.machine.facts import instructions
 
 from .manifest import ArgumentSpec, LaunchSpec, Manifest, StepSpec
 from .tensors import Source, TensorSpec
@@ -60,7 +61,7 @@ LAUNCH = np.dtype(
     ]
 )
 ARGUMENT = _record(("<u4", "block type_code type_bits rank shape is_image"))
-FACTS = _record(("<u4", "machine chain_row_words opencl_version needs"))
+FACTS = _record(("<u4", "machine chain_row_words opencl_version needs cpu_features"))
 
 
 def constant_offsets(manifest: Manifest) -> dict[Source, int]:
@@ -103,7 +104,7 @@ class Tables:
             "reads": _table(READ, self._reads),
             "launches": _table(LAUNCH, self._launches),
             "arguments": _table(ARGUMENT, self._arguments),
-            "facts": _table(FACTS, [_facts(manifest, library, opencl_source)]),
+            "facts": _table(FACTS, [(*_facts(manifest, library, opencl_source), self._cpu_features())]),
             "strings": bytes(self._strings),
             "numbers": np.array(self._numbers, "<i8").tobytes(),
         }
@@ -113,6 +114,10 @@ class Tables:
             self._string_offsets[text] = len(self._strings)
             self._strings += text.replace("\0", "�").encode(errors="replace") + b"\0"
         return self._string_offsets[text]
+
+    def _cpu_features(self) -> int:
+        """The features that the code may make use of, as the facts of the device name them."""
+        return self._string(" ".join(sorted(instructions(self._manifest.device.get("cpu_features", ())))))
 
     def _extents(self, shape: Sequence[int]) -> int:
         key = tuple(shape)

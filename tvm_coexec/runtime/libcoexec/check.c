@@ -1,12 +1,21 @@
 /* Checks a file's tables: once they are found right, nothing that is read of them has to be asked for again. */
+#define _GNU_SOURCE
 #include "file.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { MAX_ARGUMENTS = 1024, MAX_ARGUMENT_RANK = 16 };
 
 static const uint64_t MAX_BLOCK_BYTES = UINT64_C(1) << 46;
 static const uint64_t MAX_GROUPS = INT32_MAX;
+
+#if defined(__x86_64__) || defined(__i386__)
+static const char features_key[] = "flags"; /* of a line of /proc/cpuinfo */
+#else
+static const char features_key[] = "Features";
+#endif
 
 #if defined(__x86_64__)
 static const uint32_t own_machine = 62;
@@ -69,6 +78,44 @@ uint64_t tensor_row_bytes(const coexec_tensor_record* t) {
 /* Whether [first, first + count) lies in a table of `all`. */
 static int is_inside(uint64_t first, uint64_t count, uint64_t all) { return first <= all && count <= all - first; }
 
+/* The features that Linux tells of the first CPU, to be freed; NULL where it tells none. */
+static char* own_features(void) {
+  FILE* cpus = fopen("/proc/cpuinfo", "re");
+  char* line = NULL;
+  size_t room = 0;
+  int found = 0;
+  while (cpus && !found && getline(&line, &room, cpus) > 0)
+    found = !strncmp(line, features_key, sizeof features_key - 1);
+  if (cpus) fclose(cpus);
+  if (found) return line;
+  free(line);
+  return NULL;
+}
+
+static int has_word(const char* words, const char* word, size_t length) {
+  for (const char* at = words; (at = strstr(at, word)); ++at) {
+    int begins = at == words || strchr(" \t:", at[-1]), ends = strchr(" \t\n", at[length]) != NULL; /* the NUL too */
+    if (begins && ends) return 1;
+  }
+  return 0;
+}
+
+/* Code for other instructions would end the process. Where Linux tells nothing, nothing can be said of it. */
+static coexec_status check_features(const module_file* f) {
+  if (f->facts->cpu_features >= f->string_bytes) return wrong("table of facts", 0, "names no CPU features");
+  char* needed = strdup(f->strings + f->facts->cpu_features);
+  char* own = needed && *needed ? own_features() : NULL;
+  coexec_status status = needed ? COEXEC_OK : fail(COEXEC_NO_MEMORY, "there is no memory to open the module");
+  char* rest = NULL;
+  for (char* word = own ? strtok_r(needed, " ", &rest) : NULL; word && !status; word = strtok_r(NULL, " ", &rest))
+    if (!has_word(own, word, strlen(word)))
+      status = fail(COEXEC_BAD_FILE, "the module was built for a CPU with %s, which this one lacks; build the module for "
+                    "this machine", word);
+  free(own);
+  free(needed);
+  return status;
+}
+
 static coexec_status check_facts(const module_file* f) {
   if (f->fact_count != 1) return wrong("table of facts of", f->fact_count, "records");
   if (f->facts->machine != own_machine)
@@ -78,7 +125,7 @@ static coexec_status check_facts(const module_file* f) {
     return fail(COEXEC_BAD_FILE, "the module needs what this release does not know; update tvm-coexec");
   if (f->string_bytes && f->strings[f->string_bytes - 1]) return wrong("string at the end of", f->string_bytes, "bytes has no end");
   if (!f->step_count) return wrong("table of", 0, "steps");
-  return COEXEC_OK;
+  return check_features(f);
 }
 
 /* The code is an ELF library for this machine, as far as its first bytes say. */

@@ -1,4 +1,4 @@
-/* The file of a module, version 2 of this format: docs/module-format.md says it in words.
+/* The file of a module, version 3 of this format: docs/module-format.md says it in words.
  *
  * A header, the table of sections, and the sections, each from a multiple of 64 bytes on, the constants' from one of
  * 16,384: the largest page of a phone. All numbers are little-endian. Tables are arrays of the records below.
@@ -10,7 +10,7 @@
 
 #define COEXEC_MAGIC "COEXEC\r\n" /* damaged where line ends are converted */
 
-enum { COEXEC_FORMAT_VERSION = 2, COEXEC_SECTION_ALIGNMENT = 64, COEXEC_CONSTANTS_ALIGNMENT = 16384 };
+enum { COEXEC_FORMAT_VERSION = 3, COEXEC_SECTION_ALIGNMENT = 64, COEXEC_CONSTANTS_ALIGNMENT = 16384 };
 
 typedef enum {
   COEXEC_SECTION_DESCRIPTION = 1, /* JSON for tools; the runtime reads nothing of it */
@@ -48,6 +48,7 @@ typedef struct {
   uint32_t chain_row_words; /* 64-bit words of a row of the chained entry's table; 0 where no kernel is chained */
   uint32_t opencl_version;  /* the OpenCL C that the source needs, 120, 200 or 300 */
   uint32_t needs;           /* bits of coexec_need */
+  uint32_t cpu_features;    /* offset among the strings: what the CPU has to have, in Linux's words, with spaces between */
 } coexec_facts;
 
 typedef enum {
