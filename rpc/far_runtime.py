@@ -22,8 +22,8 @@ _ANDROID_LOADER = b"/system/bin/linker"
 
 _WAIT_US = 120_000_000
 """How long a side waits for the other: some drivers take a minute or more for a kernel's first launch."""
-_DEVICE_STATUSES = {"5", "8"}
-"""Values of ``coexec_status`` for a GPU that hangs, and for a device that cannot be opened."""
+_GPU_HANGS, _NO_DEVICE = "5", "8"
+"""Values of ``coexec_status``: the device is of no use in this process, and no device can be opened."""
 
 
 class FarRuntime:
@@ -37,6 +37,7 @@ class FarRuntime:
 
     def __init__(self, connection: Connection, wait_for: Callable[[Future[Any]], Any]) -> None:
         self._connection, self._wait_for = connection, wait_for
+        self._hangs = False
 
     def upload(self, content: bytes, name: str) -> None:
         """Send a file."""
@@ -75,7 +76,8 @@ class FarRuntime:
         Raises
         ------
         DeviceFaultError, KernelError
-            It failed, and the device is at fault, or what was asked is.
+            It failed, and the device is at fault, or what was asked is. What a GPU hangs at is; the device then is
+            for whatever else the session asks for.
         """
         if "module" in values:
             values["timeout_us"] = _WAIT_US
@@ -83,7 +85,8 @@ class FarRuntime:
         answer = [(key, value) for key, _, value in lines]
         failed = dict(answer[:2])
         if "status" in failed:
-            is_fault = failed["status"] in _DEVICE_STATUSES
+            is_fault = failed["status"] == _NO_DEVICE or (self._hangs and failed["status"] == _GPU_HANGS)
+            self._hangs |= failed["status"] == _GPU_HANGS
             raise (DeviceFaultError if is_fault else KernelError)(failed.get("error", "no reason is given"))
         return answer
 

@@ -27,7 +27,7 @@ from test_api import block_model
 from tvm_coexec import cli, package
 from tvm_coexec.compiler.probes import halved_chain
 from tvm_coexec.compiler.target import target_for
-from tvm_coexec.errors import FileFormatError, MeasurementError
+from tvm_coexec.errors import FileFormatError, KernelError, MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.machine.clusters import BIG, LITTLE
 from tvm_coexec.machine.facts import versions
@@ -249,6 +249,17 @@ def test_an_older_c_runtime_is_named() -> None:
     loaded = FarLoaded(runtime, "m", types.SimpleNamespace(tensors=[], steps=[]))  # type: ignore[arg-type]
     with pytest.raises(DeviceFaultError, match="the C runtime that is loaded there is older; end its server"):
         loaded.benchmark([1], warmup=0, repeats=2)
+
+
+def test_what_hangs_a_phone_s_gpu_is_at_fault_and_then_the_device_is() -> None:
+    answers = iter(["status=5\nerror=the kernel of 'a' hangs", "status=5\nerror=an earlier kernel hangs", "ok=1"])
+    connection = types.SimpleNamespace(call=lambda *_: next(answers))
+    runtime = FarRuntime(connection, lambda answer: answer)  # type: ignore[arg-type]
+    with pytest.raises(KernelError, match="the kernel of 'a' hangs"):
+        runtime.ask("run", module="a")
+    with pytest.raises(DeviceFaultError, match="an earlier kernel hangs"):
+        runtime.ask("run", module="b")
+    assert runtime.ask("list") == [("ok", "1")]
 
 
 def test_a_module_runs_on_a_device_whose_server_has_nothing_of_ours(

@@ -138,6 +138,44 @@ def test_what_loses_two_sessions_is_not_tried_again(tmp_path: Path) -> None:
     assert one.profile.failure(candidate) == "the session broke off"
 
 
+class HangingSession(FakeSession):
+    """A device that is of no use in a session once a kernel hung in it; all but what is harmless does."""
+
+    def __init__(self, hangs: int) -> None:
+        super().__init__()
+        self.hangs, self.is_spoilt = hangs, False
+
+    def reconnect(self) -> None:
+        super().reconnect()
+        self.is_spoilt = False
+
+    def measure(self, module: bytes, points: list[Point], **options: object) -> Measurement:
+        if self.is_spoilt:
+            raise DeviceFailedError("an earlier kernel hangs")
+        if points != [Point(1, 1)] and self.hangs:
+            self.hangs -= 1
+            self.is_spoilt = True
+            raise RefusedError("its kernel hangs")
+        return super().measure(module, points, **options)
+
+
+def test_a_kernel_that_hangs_twice_is_blamed_and_the_tuning_goes_on(tmp_path: Path) -> None:
+    one = tuner(HangingSession(hangs=2), tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) == "its kernel hangs"
+    other = one.candidates(LAYER)[1]
+    one.measure(other, training_points(LAYER))
+    assert one.profile.failure(other) is None and len(list(one.profile.samples())) > 0
+
+
+def test_a_kernel_that_hangs_once_is_measured(tmp_path: Path) -> None:
+    one = tuner(HangingSession(hangs=1), tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) is None and len(list(one.profile.samples())) > 0
+
+
 def test_a_device_that_fails_whatever_it_computes_ends_the_tuning_and_blames_nobody(tmp_path: Path) -> None:
     one = tuner(FakeSession(lost=3), tmp_path / "p")
     candidate = one.default_candidate(LAYER)

@@ -34,6 +34,14 @@ _MOST_REPEATED = 0.2
 """Share of all points that is measured twice at most."""
 
 
+class _SpoiltError(DeviceFailedError):
+    """A candidate was refused, and the device computes nothing since, as after a kernel that hangs."""
+
+    def __init__(self, error: DeviceFailedError, refusal: RefusedError) -> None:
+        super().__init__(str(error))
+        self.refusal = refusal
+
+
 class Measurer:
     """A device that is asked one thing after the other.
 
@@ -115,9 +123,9 @@ class Measurer:
     def _ask_once(self, candidate: Candidate, points: Sequence[Point], *, check: bool, walls: bool) -> Measurement:
         """Call the device; once more, in a session of its own, where the first one was lost on the way.
 
-        What ends a session twice, or gives a wrong result, is the candidate's fault where the device still computes
-        something else; a server that was stopped, or a machine that stood still, ends it once. A device that fails
-        twice is nobody's fault here.
+        What ends a session twice, or twice leaves the device of no use for its session, or gives a wrong result, is
+        the candidate's fault where the device still computes something else; a server that was stopped, or a machine
+        that stood still, ends it once. A device that fails twice by itself is nobody's fault here.
         """
         module = self._module(candidate)
         try:
@@ -131,12 +139,19 @@ class Measurer:
             self.session.reconnect()
             self.check_that_the_device_works()
             raise
+        except _SpoiltError as error:
+            self.session.reconnect()
+            self.check_that_the_device_works()
+            raise error.refusal from None
 
     def _measure(self, module: bytes, points: Sequence[Point], *, check: bool, walls: bool) -> Measurement:
         try:
             return self.session.measure(module, points, check=check, walls=walls)
-        except RefusedError:
-            self.check_that_the_device_works()
+        except RefusedError as refusal:
+            try:
+                self.check_that_the_device_works()
+            except DeviceFailedError as error:
+                raise _SpoiltError(error, refusal) from None
             raise
 
     def check_that_the_device_works(self) -> None:
