@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -262,6 +263,18 @@ def test_samples_and_failures_of_older_kernels_count_no_more(tmp_path: Path, mon
         profile.add_samples(samples_of(CANDIDATE, [times(GPU_ALONE)]))
         assert [sample.side for sample in profile.samples()] == ["gpu"]
         assert [(run.samples, run.failures, run.is_current) for run in profile.runs()] == [(1, 1, False), (1, 0, True)]
+
+
+def test_layers_that_only_an_older_release_had_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE), times(GPU_ALONE)]))
+    with closing(sqlite3.connect(tmp_path / "p" / "samples.sqlite")) as database, database:
+        database.execute("UPDATE samples SET layer = replace(layer, 'linear', 'fully_connected') WHERE side = 'gpu'")
+    with Profile.open(tmp_path / "p") as profile, pytest.raises(FileFormatError, match="unknown layer op 'fully_"):
+        list(profile.samples())
+    monkeypatch.setattr(store, "GENERATOR_VERSION", store.GENERATOR_VERSION + 1)
+    with Profile.open(tmp_path / "p") as profile:
+        assert [sample.side for sample in profile.samples(are_current=False)] == ["cpu"]
 
 
 def test_who_only_looks_leaves_no_run_behind(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ class Profile:
         self._store.add_samples(samples, device)
 
     def samples(self, *, are_current: bool = True) -> Iterator[Sample]:
-        """Every sample of this device, driver and version of the kernels, or every other one, as they were measured."""
+        """Every sample of this device, driver and version of the kernels, or what can be read of others, in order."""
         return self._store.samples(are_current=are_current)
 
     def runs(self) -> list[Run]:

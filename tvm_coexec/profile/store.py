@@ -210,14 +210,20 @@ class SampleStore:
             )
 
     def samples(self, *, are_current: bool = True) -> Iterator[Sample]:
-        """Every sample that is current, or every one that is not, in the order of measuring."""
+        """Every sample that is current, or every other one that this release can read, in the order of measuring."""
         wanted = self._is_current() if are_current else f"NOT ({self._is_current()})"
         with self._reading() as database:
             for row in database.execute(
                 "SELECT layer, side, variant, units, other_units, latency_us, other_variant, canary_us, run"
                 f" FROM samples WHERE {wanted} ORDER BY id"
             ):
-                yield sample_of_row(self._path, row)
+                try:
+                    sample = sample_of_row(self._path, row)
+                except FileFormatError:
+                    if are_current:
+                        raise
+                    continue  # an older release had layers and parameters that this one lacks
+                yield sample
 
     def measured_variants(self) -> VariantSets:
         """What there are current samples of."""
