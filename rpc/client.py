@@ -293,6 +293,9 @@ class Session:
                     with TrackerConnection(self._tracker, self._request_timeout_s) as tracker:
                         if tracker.servers(self._key) <= len(refused):
                             raise
+                except MeasurementError:
+                    self.close()  # nobody may use what was not checked
+                    raise
                 else:
                     return connection
         finally:

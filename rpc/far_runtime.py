@@ -94,7 +94,12 @@ class FarRuntime:
         request = "\n".join(
             f"{key}={int(value) if isinstance(value, bool) else value}" for key, value in values.items()
         )
-        return str(self._wait_for(self._connection.call(f"{_LIBRARY}:coexec_{function}", request)))
+        try:
+            return str(self._wait_for(self._connection.call(f"{_LIBRARY}:coexec_{function}", request)))
+        except AttributeError:  # what TVM raises where a library has no such function
+            raise DeviceFaultError(
+                "the C runtime that is loaded there is older; end its server, and start it anew"
+            ) from None
 
     def file(self, path: str) -> str:
         """What a file of the device holds; nothing where it cannot be read."""

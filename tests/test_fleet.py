@@ -34,8 +34,7 @@ from tvm_coexec.machine.facts import versions
 from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.opencl.loader import opencl_loader
 from tvm_coexec.rpc import remote, stock
-from tvm_coexec.rpc.client import RefusedError, Session, SessionLostError
-from tvm_coexec.rpc.far_module import FarLoaded
+from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
 from tvm_coexec.rpc.far_runtime import FarRuntime
 from tvm_coexec.rpc.fleet import fleet
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
@@ -71,6 +70,14 @@ def tell_facts_of_another_kind() -> None:
 
     facts = {**FACTS, "driver_version": "1.3"}
     tvm_ffi.register_global_func(remote.FACTS, lambda _: json.dumps({"result": facts}), override=True)
+
+
+def fail() -> None:
+    """Tell of a fault in the server's process."""
+    import tvm_ffi
+
+    fault = {"error": "the GPU is gone", "of_device": True}
+    tvm_ffi.register_global_func(remote.FACTS, lambda _: json.dumps(fault), override=True)
 
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -194,6 +201,21 @@ def test_a_session_that_lasts_skips_devices_of_another_kind(tracker: TrackerAddr
                     other.reconnect()
 
 
+def test_a_device_that_cannot_be_checked_is_not_used(tracker: TrackerAddress) -> None:
+    with ExitStack() as servers:
+        server = DeviceServer(tracker, "failing", fail)
+        servers.callback(server.close)
+        server.wait_until_registered(threading.Event())
+        session = Session(tracker, "failing", request_timeout_s=2.0)
+        session.check = lambda _: None
+        with pytest.raises(DeviceFailedError, match="reports: the GPU is gone"):
+            servers.enter_context(session)
+        assert not session.is_open
+        with pytest.raises(DeviceFailedError):
+            session.reconnect()
+        assert not session.is_open
+
+
 def test_a_module_that_is_there_is_not_sent_again(tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[str] = []
     upload = FarRuntime.upload
@@ -245,10 +267,12 @@ def test_modules_that_were_sent_within_one_step_of_the_clock_are_told_apart(
 
 
 def test_an_older_c_runtime_is_named() -> None:
-    runtime = types.SimpleNamespace(ask=lambda *_, **__: [("latency_ns", "1000,1000")])
-    loaded = FarLoaded(runtime, "m", types.SimpleNamespace(tensors=[], steps=[]))  # type: ignore[arg-type]
+    def call(function: str, _: str) -> None:
+        raise AttributeError(f"Module has no function {function!r}")
+
+    runtime = FarRuntime(types.SimpleNamespace(call=call), lambda answer: answer)  # type: ignore[arg-type]
     with pytest.raises(DeviceFaultError, match="the C runtime that is loaded there is older; end its server"):
-        loaded.benchmark([1], warmup=0, repeats=2)
+        runtime.ask("guard")
 
 
 def test_what_hangs_a_phone_s_gpu_is_at_fault_and_then_the_device_is() -> None:
