@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import tempfile
+import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from test_tuning import FACTS
 from tvm_coexec import cli
 from tvm_coexec.api import facts_of
 from tvm_coexec.cli.run import _load
-from tvm_coexec.errors import CoexecError
+from tvm_coexec.errors import CoexecError, InputError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.module.package import Package
 from tvm_coexec.planning.plan import Plan
@@ -30,12 +32,15 @@ def _profile_of(path: Path) -> None:
     Profile.open(folder)
 
 
+TYPES = {"x": (np.dtype(np.float32), (4,))}
+"""The inputs of a module, by name."""
+
 READERS: dict[str, Callable[[Path], object]] = {
     "module": Package.read,
     "plan": Plan.read,
     "layers": layers_named,
     "facts": facts_of,
-    "input": lambda path: _load(str(path)),
+    "input": lambda path: _load(str(path), "x", TYPES),
     "predictor": LatencyPredictor.load,
     "profile": _profile_of,
     "ONNX": to_graph,
@@ -94,9 +99,67 @@ def test_what_is_no_file_of_its_kind_is_refused_in_a_line(
 def test_a_broken_header_of_an_input_is_refused_in_a_line(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(CoexecError, match=r"cannot read .*x\.npy as \.npy or \.npz \(.*\); save it anew") as caught:
-        _load(str(path))
+    told = r"cannot read .*x\.npy as \.npy or \.npz \(.*\); save it anew|must be a float32 array of shape \(4,\), not "
+    with pytest.raises(CoexecError, match=told) as caught:
+        _load(str(path), "x", TYPES)
     assert "\n" not in str(caught.value)
+
+
+def bomb(path: Path) -> None:
+    """An archive of half a megabyte with an array of half a gigabyte."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as entry:
+        np.lib.format.write_array_header_1_0(entry, {"descr": "<f4", "fortran_order": False, "shape": (1 << 27,)})
+        for _ in range(1 << 9):
+            entry.write(bytes(1 << 20))
+
+
+def sparse(path: Path) -> None:
+    """An array of four gigabytes of which nothing is on the disk."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 30,)})
+        file.truncate((1 << 32) + 128)
+
+
+def endless_header(path: Path) -> None:
+    """An archive with an array whose header is of half a gigabyte."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as entry:
+        entry.write(b"\x93NUMPY\x02\x00" + (1 << 29).to_bytes(4, "little"))
+        for _ in range(1 << 9):
+            entry.write(b" " * (1 << 20))
+
+
+def nameless(path: Path) -> None:
+    np.savez(path.open("wb"), y=np.zeros(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (bomb, r"must be a float32 array of shape \(4,\), not float32 \(134217728,\)"),
+        (sparse, r"must be a float32 array of shape \(4,\), not float32 \(1073741824,\)"),
+        (endless_header, r"cannot read .* \(EOF: reading array header"),
+        (nameless, r"input 'y' is unknown; the inputs are x$"),
+    ],
+)
+def test_an_input_that_is_another_is_refused_before_its_data_are_read(
+    make: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "x")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=message):
+            _load(str(tmp_path / "x"), "x", TYPES)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed, np.save])
+def test_an_input_is_read_as_it_was_saved(save: Callable[..., None], tmp_path: Path) -> None:
+    x = np.arange(4, dtype=np.float32)
+    with (tmp_path / "x").open("wb") as file:
+        save(file, **({"arr": x} if save is np.save else {"x": x}))
+    np.testing.assert_array_equal(_load(str(tmp_path / "x"), "x", TYPES)["x"], x, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +174,7 @@ def test_an_input_that_is_no_array_is_not_to_be_unpickled(content: bytes | None,
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CoexecError, match=message):
-        _load(str(path))
+        _load(str(path), "x", TYPES)
 
 
 @pytest.mark.parametrize(

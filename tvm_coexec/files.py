@@ -149,12 +149,18 @@ def write_json(path: str | os.PathLike[str], values: Any) -> None:
         file.write(f"{json.dumps(values, indent=1, allow_nan=False)}\n".encode())
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Read a file; an ``OSError`` where it is none: a pipe is waited for, and ``/dev/zero`` read for ever."""
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to be read; an ``OSError`` where it is none: pipes are waited for, and ``/dev/zero`` has no end."""
     path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
-    return path.read_bytes()
+    return path.open("rb")
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Read a file whole; see :func:`open_file`."""
+    with open_file(path) as file:
+        return file.read()
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

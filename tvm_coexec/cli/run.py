@@ -11,10 +11,10 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from tvm_coexec.errors import first_line, readable
-from tvm_coexec.files import read_file
+from tvm_coexec.files import open_file
 
 from .opening import opened, random_inputs
 from .options import (
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from tvm_coexec.rpc.far_module import FarModule
     from tvm_coexec.runtime.module import Module
 
-_ARRAYS = (b"\x93NUMPY", b"PK")
+_ARRAY = b"\x93NUMPY"
+_ARRAYS = (_ARRAY, b"PK")
 """How files of one array, and of several by name, begin."""
+
+_LONGEST_HEADER = 10_000
+"""Bytes of an array's header at most, as numpy has it."""
 
 _LONGEST_NAME = 65_000
 """Bytes; the file format counts them by 16 bits."""
@@ -93,7 +97,7 @@ def _show(
     module: Module | FarModule, label: str, inputs: Sequence[str], out: Path | None, benchmark: int, *, timeline: bool
 ) -> None:
     arrays = _arrays(inputs, module)
-    results = module(**arrays) if isinstance(arrays, Mapping) else module(*arrays)
+    results = module(**arrays)
     named = results if isinstance(results, Mapping) else {module.manifest.outputs[0]: results}
     for name, array in named.items():
         print(f"{readable(name)}: {array.dtype} {array.shape}, from {array.min():.6g} to {array.max():.6g}")
@@ -107,12 +111,29 @@ def _show(
             print(f"{event.start_us:10.1f} {took_us:9.1f} us  {event.side} {event.kind:12} {readable(event.step)}")
 
 
-def _arrays(files: Sequence[str], module: Module | FarModule) -> dict[str, np.ndarray] | list[np.ndarray]:
-    """The inputs, by name or in order, from files or at random."""
+def _arrays(files: Sequence[str], module: Module | FarModule) -> dict[str, np.ndarray]:
+    """The inputs by name, from files or at random.
+
+    Raises
+    ------
+    InputError
+        The files are not the inputs: for one that says so, its data are not read, which may be any number of bytes.
+    """
+    from tvm_coexec.errors import InputError
+
     if not files:
         return random_inputs(module)
-    loaded = [_load(file) for file in files]
-    return loaded[0] if len(loaded) == 1 and isinstance(loaded[0], dict) else loaded
+    shapes = module.input_shapes
+    types = {name: (view.dtype, shapes[name]) for name, view in module.inputs.items()}
+    if len(files) > len(types):
+        names = ", ".join(map(readable, types))
+        raise InputError(f"the module takes {len(types)} inputs ({names}), {len(files)} files were given")
+    if len(files) == 1:
+        return _load(files[0], next(iter(types)), types)
+    arrays: dict[str, np.ndarray] = {}
+    for file, name in zip(files, types, strict=False):
+        arrays |= _load(file, name, {name: types[name]})
+    return arrays
 
 
 def _save(out: Path, named: Mapping[str, np.ndarray]) -> None:
@@ -147,20 +168,54 @@ def _can_name_an_entry(name: str) -> bool:
         return False
 
 
-def _load(file: str) -> Any:
-    import numpy as np
-
+def _load(file: str, own: str, types: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    """The arrays in a file by the inputs' names; an array alone is the input ``own``."""
     from tvm_coexec.errors import InputError
 
     try:
-        raw = read_file(Path(file))
+        with open_file(file) as opened:
+            begins = opened.read(max(map(len, _ARRAYS)))
+            opened.seek(0)
+            if begins.startswith(_ARRAY):
+                return {own: _array(opened, file, own, types)}
+            if begins and not begins.startswith(_ARRAYS):
+                raise InputError(
+                    f"cannot read {file} as .npy or .npz (it begins as neither does); save it anew with numpy"
+                )
+            with zipfile.ZipFile(opened) as archive:
+                arrays = {}
+                for entry in archive.infolist():
+                    name = entry.filename.removesuffix(".npy")
+                    with archive.open(entry) as member:
+                        arrays[name] = _array(member, file, name, types)
+                return arrays
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {file} ({error.strerror}); name a .npy or .npz file") from None
-    if raw and not raw.startswith(_ARRAYS):
-        raise InputError(f"cannot read {file} as .npy or .npz (it begins as neither does); save it anew with numpy")
-    try:
-        content = np.load(io.BytesIO(raw), allow_pickle=False)
-        return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else content
     except Exception as error:  # numpy raises whatever a damaged header leads it to
         reason = first_line(error) if str(error) else type(error).__name__
         raise InputError(f"cannot read {file} as .npy or .npz ({reason}); save it anew with numpy") from None
+
+
+def _array(
+    stream: IO[bytes], file: str, name: str, types: Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+) -> np.ndarray:
+    """Read an array once its header is seen to be the input's: a file of little can be unpacked to gigabytes."""
+    from numpy.lib import format as npy
+
+    from tvm_coexec.errors import InputError
+
+    if name not in types:
+        names = ", ".join(map(readable, types))
+        raise InputError(f"{file}: input {readable(name)!r} is unknown; the inputs are {names}")
+    header = io.BytesIO(stream.read(_LONGEST_HEADER))
+    read_header = npy.read_array_header_1_0 if npy.read_magic(header) == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_header(header)
+    if (dtype, shape) != types[name]:
+        wanted, wanted_shape = types[name]
+        raise InputError(
+            f"{file}: input {readable(name)!r} must be a {wanted} array of shape {wanted_shape}, not {dtype} {shape}"
+        )
+    stream.seek(0)
+    return npy.read_array(stream, allow_pickle=False)
