@@ -16,7 +16,8 @@ from tvm_coexec.runtime.module import Benchmark
 from tvm_coexec.timing.layers import StepTimes
 
 _PATIENCE_S = 60.0
-"""What a request may spend on a machine that is unsteady: its session must not end before it."""
+"""What a request may spend on a machine that is unsteady: its session must not end before it. Where that was in vain
+the session's next one may spend half as much: a machine that others use all day would else be waited for each time."""
 
 _TrialTimes = tuple[Sequence[float], Sequence[tuple[list[float], list[float]]]]
 """The times of whole runs, and those of each layer's halves."""
@@ -47,6 +48,7 @@ class Measuring(ABC):
 
     def __init__(self) -> None:
         self._canary: Canary | None = None
+        self._patience_s = _PATIENCE_S
 
     @abstractmethod
     def facts(self, request: Any) -> dict[str, Any]:
@@ -81,7 +83,7 @@ class Measuring(ABC):
         answers: list[dict[str, Any]] = [
             {"latency_us": [], "halves_us": [([], []) for _ in module.splits]} for module in modules
         ]
-        turns: Turns[_TrialTimes] = Turns(self._steadiness(request["canary"]), _PATIENCE_S)
+        turns: Turns[_TrialTimes] = Turns(self._steadiness(request["canary"]), self._patience_s)
         order = list(zip(modules, answers, strict=True))
         for _ in range(request["rounds"]):
             for module, answer in order:
@@ -91,6 +93,7 @@ class Measuring(ABC):
                     for side in (0, 1):
                         kept[side].extend(new[side])
             order.reverse()
+        self._patience_s = _PATIENCE_S if turns.is_patient else self._patience_s / 2
         return answers
 
     def _steadiness(self, name: str | None) -> Callable[[], bool]:

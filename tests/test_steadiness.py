@@ -1,6 +1,7 @@
 """What is timed is timed again where the machine is unsteady, and nothing that was timed is lost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,7 @@ from tvm_coexec.bench import steadiness
 from tvm_coexec.bench.steadiness import Canary, Turn, Turns
 from tvm_coexec.compiler.probes import canary
 from tvm_coexec.compiler.target import target_for
+from tvm_coexec.rpc.measuring import Measuring
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
 
@@ -56,7 +58,39 @@ def test_turns_share_their_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(steadiness, "time", clock)
     turns: Turns[int] = Turns(lambda: False, patience_s=0.9)
+    assert turns.is_patient
     assert [turns.take(lambda: 1).put_off for _ in range(3)] == [5, 0, 0]
+    assert not turns.is_patient
+
+
+def test_a_machine_that_is_never_steady_is_waited_for_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, steady, waits_s = Clock(), [False, False, False, True, False], list[float]()
+    monkeypatch.setattr(steadiness, "time", clock)
+    module = SimpleNamespace(
+        splits={},
+        randomize_inputs=lambda: None,
+        benchmark=lambda **_: SimpleNamespace(latency_us=[1.0]),
+        time_halves=lambda **_: [],
+    )
+
+    class Session(Measuring):
+        def facts(self, request: object) -> dict[str, object]:
+            return {}
+
+        def load(self, name: str) -> object:  # type: ignore[override]
+            return module
+
+        def _steadiness(self, name: str | None) -> Callable[[], bool]:
+            return lambda: steady[0]
+
+    session = Session()
+    request = {"modules": ["m"], "canary": "c", "rounds": 2, "repeats": 1, "timelines": 0}
+    while steady:
+        began_s = clock.monotonic()
+        session.run_trials(request)
+        waits_s.append(clock.monotonic() - began_s)
+        del steady[0]
+    assert waits_s == pytest.approx([60, 30, 15, 0, 60], abs=0.5)
 
 
 @pytest.fixture

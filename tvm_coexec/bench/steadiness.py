@@ -109,11 +109,16 @@ class Turns(Generic[Taken]):
         self._is_steady = is_steady
         self._patience_s = patience_s
 
+    @property
+    def is_patient(self) -> bool:
+        """Whether more may be spent on waiting."""
+        return self._patience_s > 0
+
     def take(self, take: Callable[[], Taken]) -> Turn[Taken]:
         """Time something."""
         repeated: list[Taken] = []
         put_off = 0
-        while self._patience_s > 0:
+        while self.is_patient:
             start_s = time.monotonic()
             if self._is_steady():
                 taken = take()
