@@ -64,6 +64,13 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert not left_over.exists()
 
 
+def test_what_would_push_out_all_the_rest_is_not_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 6000)
+    cache.put("small", b"content")
+    cache.put("large", bytes(5000))
+    assert (cache.get("small"), cache.get("large")) == (b"content", None)
+
+
 @pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache"])
 def test_a_folder_that_cannot_be_used_costs_one_warning(place: str) -> None:
     cache = Cache(Path(place), 1 << 20)

@@ -70,7 +70,20 @@ def test_a_file_read_before_needs_neither_tvm_nor_the_package_of_its_format(tmp_
     assert told == ["['onnx', 'tvm']", "[]"]
 
 
-def test_the_user_is_told_the_same_again(tmp_path: Path) -> None:
+def test_shapes_count_whatever_holds_them(tmp_path: Path) -> None:
+    class Shapes(dict[str, tuple[int, ...]]):
+        def __repr__(self) -> str:
+            return "shapes"
+
+    builder = OnnxBuilder(x=("rows", 64))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
+    assert [to_graph(path, Shapes(x=(rows, 64))).tensors["x"].shape for rows in (3, 4)] == [(3, 64), (4, 64)]
+    assert kept.key_of(path, {"x": [3, 64]}) == kept.key_of(path, Shapes(x=(3, 64)))
+
+
+def widened(folder: Path) -> Path:
+    """A model in float16, of which the user is told that it is computed in float32."""
     builder = OnnxBuilder(x=(5, 64))
     model = builder.model(linear(builder, "x", 64, 96))
     for value in (*model.graph.input, *model.graph.output):
@@ -79,8 +92,18 @@ def test_the_user_is_told_the_same_again(tmp_path: Path) -> None:
         constant.CopyFrom(
             onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(constant).astype(np.float16), constant.name)
         )
-    path = tmp_path / "half.onnx"
+    path = folder / "half.onnx"
     path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("is_ignored_first", [False, True])
+def test_the_user_is_told_the_same_again(is_ignored_first: bool, tmp_path: Path) -> None:
+    path = widened(tmp_path)
+    if is_ignored_first:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            to_graph(path)
     heard = []
     for _ in range(2):
         with warnings.catch_warnings(record=True) as told:

@@ -54,7 +54,8 @@ class Cache:
         """What was put under the key; None if there is nothing, or something else."""
         path = self._path(key)
         try:
-            whole = path.read_bytes()
+            with path.open("rb") as file:
+                checksum, content = file.read(_CHECKSUM_BYTES), file.read()
             if time.time() - path.stat().st_mtime > _FRESH_S:
                 os.utime(path)  # the age by which entries are evicted
         except FileNotFoundError:
@@ -62,16 +63,18 @@ class Cache:
         except OSError as error:
             self._warn(error)
             return None
-        content = whole[_CHECKSUM_BYTES:]
-        return content if whole[:_CHECKSUM_BYTES] == _checksum(key, content) else None
+        return content if checksum == _checksum(key, content) else None
 
     def put(self, key: str, content: bytes) -> None:
-        """Keep something under a key, in the place of what may be there."""
+        """Keep something under a key, in the place of what may be there; not what would push out all the rest."""
+        if len(content) > _KEPT_SHARE * self.most_bytes:
+            return
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path, durable=False) as file:  # what a loss of power leaves of it has another checksum
-                file.write(_checksum(key, content) + content)
+                file.write(_checksum(key, content))
+                file.write(content)
             if self._puts % _PUTS_BETWEEN_EVICTIONS == 0:
                 self._evict()
             self._puts += 1
@@ -113,4 +116,6 @@ class Cache:
 
 
 def _checksum(key: str, content: bytes) -> bytes:
-    return hashlib.sha256(hashlib.sha256(key.encode()).digest() + content).digest()
+    digest = hashlib.sha256(hashlib.sha256(key.encode()).digest())
+    digest.update(content)  # which may be large, and is not copied
+    return digest.digest()

@@ -47,11 +47,12 @@ def key_of(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
         if not path.is_file() or path.stat().st_size > _MOST_MODEL_BYTES:
             return None
         content = path.read_bytes()
-    except (OSError, ValueError):
+        asked = sorted((name, tuple(shape)) for name, shape in shapes.items())
+    except (OSError, ValueError, TypeError):  # what is no shape is told by those who read
         return None
     if path.suffix != ".tflite" and _EXTERNAL in content:
         return None
-    return json.dumps([hashlib.sha256(content).hexdigest(), path.suffix, repr(shapes), _reader_key()])
+    return json.dumps([hashlib.sha256(content).hexdigest(), path.suffix, repr(asked), _reader_key()])
 
 
 def kept_graph(key: str) -> Kept | None:
@@ -64,6 +65,7 @@ def kept_graph(key: str) -> Kept | None:
 def form(read: Callable[[], Graph], path: Path, shapes: Mapping[str, Sequence[int]], key: str | None) -> Kept:
     """Read a graph, and keep it if ``key`` still names what the file holds."""
     with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")  # whoever reads it next may want to hear what this process ignores
         graph = read()
     kept = Kept(graph, tuple(dict.fromkeys(str(one.message) for one in told if one.category is UserWarning)))
     if key is not None and key == key_of(path, shapes):
