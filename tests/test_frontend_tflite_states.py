@@ -142,6 +142,30 @@ def test_a_variable_that_nothing_assigns_is_a_constant(tmp_path: Path) -> None:
     np.testing.assert_allclose(next(iter(evaluate(graph, {"x": array}).values())), array + 5, rtol=1e-6)
 
 
+def running_sum(folder: Path, first: np.ndarray) -> Path:
+    """A file that adds up what it is given."""
+    writer = Writer()
+    x = writer.tensor("x", (1, 4))
+    begun(writer)
+    handle = variable(writer, "total")
+    total = writer.add("ADD", [read(writer, handle, (1, 4)), x], (1, 4), "Add")
+    assign(writer, handle, total)
+    path = folder / "model.tflite"
+    path.write_bytes(writer.finish([x], [total], [beginning(writer, total=first)]))
+    return path
+
+
+def test_a_variable_has_the_shape_that_it_is_given_if_its_first_values_are_all_the_same(tmp_path: Path) -> None:
+    path = running_sum(tmp_path, np.full((1, 4), 2, np.float32))
+    graph = to_graph(path, {"x": (3, 4), "total": (3, 4)})
+    np.testing.assert_array_equal(graph.states["total"].initial, np.full((3, 4), 2, np.float32))
+    with pytest.raises(ModelError, match=r"^state 'total' is \[1, 4\] at first, \[1, 4\] in a run and \[3, 4\] in the"):
+        to_graph(path, {"x": (3, 4)})
+    path = running_sum(tmp_path, np.arange(4, dtype=np.float32).reshape(1, 4))
+    with pytest.raises(ModelError, match=r"^variable 'total' is \[3, 4\], and its first values are \[1, 4\]; give"):
+        to_graph(path, {"x": (3, 4), "total": (3, 4)})
+
+
 def test_a_variable_without_a_first_value_is_refused(tmp_path: Path) -> None:
     writer = Writer()
     x = writer.tensor("x", (1, 4))

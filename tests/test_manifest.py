@@ -1,13 +1,15 @@
 """What a module file says of its tensors, and that it reads back as it was written."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import ImageLayout, Linear, layer_to_json
-from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StepSpec
+from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manifest, StateSpec, StepSpec
 from tvm_coexec.module.tensors import Source, TensorSpec
 
 IMAGE = TensorSpec.of_size("x", (2, 3, 5, 40), ImageLayout((1, 2)))
@@ -70,4 +72,18 @@ def test_a_tensor_that_no_memory_holds_is_damage(size: int) -> None:
     fields = json.loads(manifest(step(1, Source.constant("a", "weights"))).to_text())
     fields["tensors"][2]["shape"] = [8, size]
     with pytest.raises(FileFormatError, match=r"damaged \(no memory holds '.*' of shape"):
+        Manifest.from_json(fields)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"input": "x"}, {"output": "z"}, {"initial": [1.0, 2.0]}, {"initial": ["1"]}, {"initial": []}, {"initial": 3}],
+)
+def test_states_that_are_none_are_damage(damage: dict[str, Any]) -> None:
+    initial = np.arange(120, dtype=np.float32).reshape(ROWS.shape)
+    written = replace(manifest(step(1, Source.constant("a", "weights"))), states=(StateSpec.of("y", "y", initial),))
+    fields = json.loads(written.to_text())
+    np.testing.assert_array_equal(Manifest.from_json(fields).states[0].first(ROWS.shape, "float32"), initial)
+    fields["states"][0] |= damage
+    with pytest.raises(FileFormatError, match="damaged"):
         Manifest.from_json(fields)

@@ -112,8 +112,9 @@ def _formed(trace: Callable[[], Trace]) -> Graph:
 
     traced = trace()
     graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(traced)))))
+    graph = replace(graph, states=traced.states)
     graph.validate()
-    return replace(graph, states=traced.states)
+    return graph
 
 
 def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes) -> Callable[[], Trace]:

@@ -185,6 +185,18 @@ class Graph:
         for name in [*self.outputs, *self.tensors]:
             if name not in available:
                 raise ModelError(f"tensor {name!r} is computed by no node; remove it, or add the node that makes it")
+        self._check_states()
+
+    def _check_states(self) -> None:
+        for name, state in self.states.items():
+            if name not in self.inputs or state.output not in self.outputs:
+                raise ModelError(f"state {name!r} is no input, or {state.output!r} no output; add them to the graph's")
+            now, following = (list(self.tensors[one].shape) for one in (name, state.output))
+            if not now == following == list(state.initial.shape):
+                raise ModelError(
+                    f"state {name!r} is {list(state.initial.shape)} at first, {now} in a run and {following} in the "
+                    f"next; give its input a shape that stays, as by `--shape {name}={','.join(map(str, following))}`"
+                )
 
     def _check_tensors(self) -> None:
         seen_by_user = {*self.inputs, *self.outputs}

@@ -188,6 +188,7 @@ class Manifest:
             manifest = _read(cls, {key: value for key, value in fields.items() if key not in ("format", "version")})
             manifest._check_sources()
             manifest._check_sizes()
+            manifest._check_states()
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
         if not isinstance(manifest.device, dict) or not isinstance(manifest.plan, dict):
@@ -236,6 +237,16 @@ class Manifest:
                     f"the module's manifest is damaged (no memory holds {tensor.name!r} of shape {tensor.shape}); "
                     "build the module again"
                 )
+
+    def _check_states(self) -> None:
+        tensors = {tensor.name: tensor for tensor in self.tensors}
+        for state in self.states:
+            if state.input not in self.inputs or state.output not in self.outputs:
+                raise ValueError(f"state {state.input!r} is no input, or {state.output!r} no output")
+            if not isinstance(state.initial, tuple) or not all(isinstance(one, int | float) for one in state.initial):
+                raise ValueError(f"state {state.input!r} has first values that are no numbers")
+            tensor = tensors[state.input]
+            state.first(tensor.shape, tensor.dtype)
 
     def _check_sources(self) -> None:
         known = {Source.tensor(tensor.name) for tensor in self.tensors}

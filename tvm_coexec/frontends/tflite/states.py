@@ -23,7 +23,23 @@ def read_tflite(path: Path, shapes: Mapping[str, Sequence[int]]) -> TfliteFile:
     file = TfliteFile(path)
     _expose_variables(file)
     file.bind_shapes(shapes)
+    for index in file.inputs:
+        name = file.tensors[index].name
+        if (state := file.states.get(name)) is not None:
+            file.states[name] = replace(state, initial=_in_shape(file.input_shapes[index], name, state.initial))
     return file
+
+
+def _in_shape(shape: tuple[int, ...], name: str, initial: np.ndarray) -> np.ndarray:
+    """The first values of a variable; where these are all the same, it may have another shape than they."""
+    if initial.shape == shape:
+        return initial
+    if initial.size and (initial == initial.flat[0]).all():
+        return np.full(shape, initial.flat[0])
+    raise ModelError(
+        f"variable {name!r} is {list(shape)}, and its first values are {list(initial.shape)}; give it their shape, or "
+        "convert the model with others"
+    )
 
 
 def _expose_variables(file: TfliteFile) -> None:
