@@ -120,6 +120,14 @@ def test_lengths_of_windows_that_reach_beyond_the_padding(shape: tuple[int, ...]
     check_against_onnxruntime(b.model(b.add("LpPool", "x", p=power, ceil_mode=1, **window)))
 
 
+def test_a_window_over_padding_alone_is_refused_as_in_other_poolings() -> None:
+    window = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1}
+    for operator in ("LpPool", "AveragePool", "MaxPool"):
+        b = OnnxBuilder(x=(1, 2, 7, 8))
+        with pytest.raises(ModelError, match=f"^{operator} .* where ONNX says float32\\[1, 2, 4, 5\\]"):
+            to_graph(b.model(b.add(operator, "x", **window)))
+
+
 @pytest.mark.parametrize("axes", [{}, {"axes": [1, -1]}])
 def test_images_are_normalised_over_axes(axes: dict[str, Any]) -> None:
     b = OnnxBuilder(x=(2, 3, 4, 5))

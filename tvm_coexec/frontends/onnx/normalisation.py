@@ -50,6 +50,8 @@ def _pool_lengths(call: Call) -> Any:
     begins = list(values.get("pads", [0] * len(axes)))[: len(axes)]
     widths = [0] * 4
     for axis in axes:
+        if (call.result.shape[axis + 2] - 1) * strides[axis] >= begins[axis] + shape[axis + 2]:
+            return None  # by ONNX's inference a window holds padding alone; ONNX Runtime leaves that out
         reach = (call.result.shape[axis + 2] - 1) * strides[axis] + dilations[axis] * (window[axis] - 1) + 1
         widths += [begins[axis], max(reach - begins[axis] - shape[axis + 2], 0)]
 
