@@ -20,7 +20,7 @@ from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import NetworkTimes
 from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
-from tvm_coexec.rpc.client import RefusedError
+from tvm_coexec.rpc.client import RefusedError, SessionLostError
 from tvm_coexec.tuning.trial_runs import MOST_RUNS, TrialRunner
 
 GRAPH = network(*[Linear(48, 256, 256)] * 3)
@@ -91,6 +91,29 @@ def test_plans_learn_until_nothing_better_comes_and_the_last_run_is_by_the_best(
     assert last[0].layers == runs[-1].plan.layers
     assert runs[-1].usual_us == min(run.usual_us for run in runs) < runs[0].usual_us
     assert sum(layer.gpu_units for layer in runs[-1].plan.layers) < sum(layer.gpu_units for layer in first[0].layers)
+
+
+def test_a_session_that_is_lost_once_costs_no_plan(profile: Profile) -> None:
+    class Losing(FakeSession):
+        def run_trials(self, *modules: Any, **options: Any) -> list[NetworkTimes]:
+            answers = super().run_trials(*modules, **options)
+            if len(self.asked) % 2:
+                raise SessionLostError("the link is down")
+            return answers
+
+    session = Losing(slow_gpu)
+    runs = run_trials_with(session, profile)
+    assert session.asked[::2] == session.asked[1::2] and len(session.asked) > 4
+    assert runs[-1].usual_us < runs[0].usual_us
+
+
+def test_one_that_is_lost_twice_is_told(profile: Profile) -> None:
+    class Lost(FakeSession):
+        def run_trials(self, *modules: Any, **options: Any) -> list[NetworkTimes]:
+            raise SessionLostError("the kernel hangs")
+
+    with pytest.raises(SessionLostError, match="the kernel hangs"):
+        run_trials_with(Lost(slow_gpu), profile)
 
 
 @pytest.mark.parametrize("is_bench", [True, False])

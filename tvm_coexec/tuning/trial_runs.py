@@ -11,6 +11,7 @@ take then comes from the whole time of the trial runs, not from one minute of it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.store import now
 from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
-from tvm_coexec.rpc.client import Session
+from tvm_coexec.rpc.client import Session, SessionLostError
 
 _CURIOUS_PLANS, _PLANS = 4, 2
 """Plans that are tried at most, each of which has learned from those before: with and without hopes for new kernels.
@@ -103,7 +104,12 @@ class TrialRunner:
         repeats = int(np.clip(_TURN_US / max(plans[-1].total_us, 1.0), 2, 20))
         turn_us = (repeats + _UNCOUNTED) * plans[-1].total_us
         rounds = int(np.clip(_ALL_US / (len(plans) * max(turn_us, 1.0)), *_ROUNDS))
-        times = self.session.run_trials(modules, self._canary, rounds=rounds, repeats=repeats, timelines=_TIMELINES)
+        counts = {"rounds": rounds, "repeats": repeats, "timelines": _TIMELINES}
+        ask = partial(self.session.run_trials, modules, self._canary, **counts)
+        try:
+            times = ask()
+        except SessionLostError:  # the next call has a session of its own, maybe on another device of the key
+            times = ask()
         network = fingerprint(graph)
         ran_at = now()
         runs = [TrialRun(network, plan, one, ran_at) for plan, one in zip(plans, times, strict=True)]
