@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import closing
@@ -391,13 +392,34 @@ def test_what_cannot_be_read_is_told_as_such(tmp_path: Path) -> None:
         Profile.open(tmp_path)
 
 
-def test_a_database_that_another_process_keeps_is_not_called_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+KEEPER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("BEGIN EXCLUSIVE")
+print("kept", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_keeps_a_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Profile.create(tmp_path / "p", FACTS).close()
     monkeypatch.setattr(store, "_BUSY_TIMEOUT_S", 0.1)
-    database = sqlite3.connect(tmp_path / "p" / "samples.sqlite", isolation_level=None)
-    database.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(FileFormatError, match=r"cannot be used \(database is locked\); .* end what else writes"):
-        Profile.open(tmp_path / "p")
-    database.close()
+    command = [sys.executable, "-c", KEEPER, str(tmp_path / "p" / "samples.sqlite")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
+        assert keeper.stdout is not None and keeper.stdout.readline() == b"kept\n"
+        with pytest.raises(FileFormatError, match=rf"sqlite is locked by process {keeper.pid} \(python.*\); wait"):
+            Profile.open(tmp_path / "p")
+        keeper.communicate()
+    Profile.open(tmp_path / "p").close()
+
+
+def test_a_tuning_waits_for_who_reads_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_BUSY_TIMEOUT_S", 0.0)
+    with Profile.create(tmp_path / "p", FACTS) as profile:
+        reader = sqlite3.connect(tmp_path / "p" / "samples.sqlite", isolation_level=None, check_same_thread=False)
+        reader.execute("BEGIN EXCLUSIVE")
+        ending = threading.Timer(0.5, reader.close)
+        ending.start()
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+        ending.join()
+        assert len(list(profile.samples())) == 1

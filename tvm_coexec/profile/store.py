@@ -19,6 +19,7 @@ from typing import Any
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant
 
+from .locks import lockers
 from .records import Candidate, Point, Sample, VariantSets
 from .rows import candidate_key, damaged, half_key, kernel_of_row, sample_of_row
 from .trial_runs import TrialRun
@@ -31,7 +32,8 @@ _FAILURES_LAST = timedelta(days=7)
 _ORIGIN_FACTS = ("name", "cpu_model", "driver_version", "mechanism")
 """What two runs must have in common for the times of one to be true of the other, besides TVM's version."""
 
-_BUSY_TIMEOUT_S = 30
+_BUSY_TIMEOUT_S, _BUSY_TIMEOUT_OF_RUNS_S = 4.0, 30.0
+"""How long others' locks are waited for: somebody waits for who opens a profile, and a tuning would lose hours."""
 _SCHEMA = f"""
 PRAGMA user_version = {VERSION};
 CREATE TABLE runs (
@@ -154,6 +156,7 @@ class SampleStore:
         """
         self._here, self._runs, self._current = json.dumps(dict(facts), sort_keys=True), {}, None
         with self._reading() as database:
+            database.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_OF_RUNS_S * 1e3:.0f}")
             row = database.execute("SELECT facts FROM runs ORDER BY id DESC LIMIT 1").fetchone()
         return None if row is None else self._facts(row[0])
 
@@ -355,6 +358,9 @@ class SampleStore:
             yield database
 
     def _unusable(self, error: object) -> FileFormatError:
+        if str(error) == _LOCKED:
+            holders = " and ".join(lockers(self._path)) or "another process"
+            return FileFormatError(f"{self._path} is locked by {holders}; wait until that has ended, or end it")
         return FileFormatError(
             f"{self._path} cannot be used ({error}); free the disk, end what else writes to it, or check who may "
             "write there"
