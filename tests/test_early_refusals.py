@@ -40,7 +40,7 @@ EARLY = {
 BEFORE_OPENING = {
     "no OpenCL device is called 'none'": [
         *("tune --out z --device none", "check m.onnx --device none"),
-        "build m.onnx --split cpu --out z --device none",
+        *("build m.onnx --split cpu --out z --device none", "doctor --device none"),
     ],
     "names core 65535": ["tune --out z --cpu-cores 65535", "build m.onnx --split cpu --out z --gpu-cores 65535"],
     "each spins while it waits": ["tune --out z --device pocl --cpu-cores 0 --gpu-cores 0"],

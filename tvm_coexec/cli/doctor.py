@@ -52,12 +52,26 @@ def run(*, device: str | None, tracker: str | None, key: str | None) -> int:
     if tracker is not None or key is not None:
         _check_remote(report, device, tracker, key)
         return report.summary()
+    if device is not None:
+        _refuse_unknown(device)
     report.check("C compiler", _c_compiler)
     report.check("TVM", _tvm)
     if report.check("OpenCL loader", _opencl_loader):
         _check_device(report, device)
     report.check("RPC tracker", _tracker)
     return report.summary()
+
+
+def _refuse_unknown(device: str) -> None:
+    """Refuse a name that no device has; where drivers fail, the checks say which, and it may be that device's."""
+    from tvm_coexec.opencl.discovery import find_device
+
+    try:
+        _opencl_loader()
+        _opencl_drivers()
+    except CoexecError:
+        return
+    find_device(device)
 
 
 def _check_device(report: _Report, name: str | None) -> None:
