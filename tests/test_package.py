@@ -4,6 +4,8 @@ import io
 import json
 import os
 import platform
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,41 @@ def test_foreign_code_is_refused(device: Device, tmp_path: Path, section: str, c
     rewrite(path, **{section: content})
     with pytest.raises((FileFormatError, KernelError), match=message):
         load(path, device=device)
+
+
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [(18, b"\xb7\0" if platform.machine() == "x86_64" else b"\x3e\0"), (4, b"\1"), (5, b"\2"), (18, b"\0\x3e")],
+    ids=["another CPU's", "of 32 bits", "big-endian", "of no CPU's kind"],
+)
+def test_code_for_other_machines_is_refused_though_every_checksum_is_right(
+    place: int, content: bytes, device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.coexec"
+    built = one_layer(LAYER, device)
+    built.write(path)
+    code = built.library
+    rewrite(path, cpu_code=code[:place] + content + code[place + len(content) :])
+    assert cli.main(["run", str(path), "--device", device.info.alias]) == 1
+    told = "the module's CPU code is no library for this machine; build the module for it"
+    assert capsys.readouterr().err == f"tvm-coexec: error: {told}\n"
+
+
+def test_a_file_of_the_other_byte_order_is_refused_though_every_checksum_is_right(
+    device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.coexec"
+    content = one_layer(LAYER, device).to_bytes()
+    little, checksum, section = package._HEADER, package._CHECKSUM, package._SECTION
+    magic, version, count, nbytes, _ = little.unpack_from(content)
+    end = package._TABLE_AT + count * section.size
+    table = b"".join(struct.pack(">IIQQ", *entry) for entry in section.iter_unpack(content[package._TABLE_AT : end]))
+    header = struct.pack(">8sIIQI", magic, version, count, nbytes, zlib.crc32(table))
+    path.write_bytes(header + struct.pack(">I", zlib.crc32(header)) + table + content[end:])
+    assert checksum.size + len(header) + len(table) == end
+    assert cli.main(["run", str(path), "--device", device.info.alias]) == 1
+    told = f"{path} has format version 50331648, this release reads 3; build it again"
+    assert capsys.readouterr().err == f"tvm-coexec: error: {told}\n"
 
 
 def test_a_file_that_is_cut_while_it_is_used_ends_in_nothing_but_an_error(device: Device, tmp_path: Path) -> None:
