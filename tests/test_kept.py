@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,17 @@ def test_the_user_is_told_the_same_again(is_ignored_first: bool, tmp_path: Path)
             to_graph(path)
         heard.append([str(one.message) for one in told])
     assert heard[0] == heard[1] and len(heard[0]) == 1 and "float32" in heard[0][0]
+
+
+def test_threads_read_in_turn(tmp_path: Path) -> None:
+    paths = [saved(tmp_path / f"{seed}.onnx", seed=seed) for seed in range(6)]
+    expected = [to_graph(onnx.load(path)) for path in paths]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with ThreadPoolExecutor(len(paths)) as pool:
+            assert all(map(same, pool.map(to_graph, paths), expected))
+        warnings.warn("as before", stacklevel=1)
+    assert [str(one.message) for one in told] == ["as before"]
 
 
 def test_weights_in_other_files_are_read_again(tmp_path: Path) -> None:

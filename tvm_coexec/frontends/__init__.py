@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     Model: TypeAlias = str | os.PathLike[str] | onnx.ModelProto | IRModule | ExportedProgram
 
+_one_at_a_time = threading.RLock()
+"""Held while a model becomes a graph: TVM's builder and what is recorded of warnings are the whole process's."""
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
 """Shapes of inputs by name, for dimensions that a model leaves open."""
@@ -98,7 +101,9 @@ def _read_file(path: Path, shapes: Shapes) -> ReadModel:
     trace = _read_tflite(path, shapes) if path.suffix == ".tflite" else _read_onnx(path, shapes)
 
     def to_graph() -> Graph:
-        return form(partial(_formed, trace), path, shapes, key).told()
+        with _one_at_a_time:
+            made = form(partial(_formed, trace), path, shapes, key)
+        return made.told()
 
     return ReadModel(to_graph)
 
@@ -110,8 +115,9 @@ def _formed(trace: Callable[[], Trace]) -> Graph:
     from tvm_coexec.frontends.patterns.attention import collapse_attention
     from tvm_coexec.frontends.patterns.products import collapse_products
 
-    traced = trace()
-    graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(traced)))))
+    with _one_at_a_time:
+        traced = trace()
+        graph = fit_images(fuse(collapse_products(collapse_attention(collapse_patterns(traced)))))
     graph = replace(graph, states=traced.states)
     graph.validate()
     return graph
