@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import InputError, KernelError, SyncTimeoutError
 from tvm_coexec.layers import AnyLayer, Concat, Conv2d, Elementwise, Linear, LocalNorm, Pool, Rearrange, Resize, RowWise
 from tvm_coexec.module.tensors import Source
+from tvm_coexec.runtime import loaded
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
 from tvm_coexec.verification.reference import relative_error
@@ -186,6 +188,24 @@ def test_the_timeline_has_both_sides_and_their_waits(device: Device) -> None:
 def test_benchmark_keeps_every_sample(device: Device) -> None:
     built, _ = chain(device, 2, 5, 64)
     assert len(Module(built, device).benchmark(repeats=7).latency_us) == 7
+
+
+@pytest.mark.parametrize(("run_ms", "most"), [(2000, 1), (200, 2), (1, 500)])
+def test_no_call_times_runs_for_longer_than_a_signal_may_wait(
+    run_ms: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def coexec_benchmark(_: object, warmup: int, repeats: int, latency_ns: Any) -> int:
+        asked.append((warmup, repeats))
+        latency_ns[:] = [run_ms * 10**6] * repeats
+        return 0
+
+    monkeypatch.setattr(loaded, "library", lambda: SimpleNamespace(coexec_benchmark=coexec_benchmark))
+    module: Any = SimpleNamespace(check=lambda _: None, handle=SimpleNamespace(pointer=None))
+    assert loaded.Loaded.benchmark_us(module, warmup=3, repeats=1200) == [run_ms * 1e3] * 1200
+    assert asked[0] == (3, 1) and {warmup for warmup, _ in asked[1:]} == {0}
+    assert max(repeats for _, repeats in asked) == most
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,8 @@ TIMEOUT_S = 5.0
 _FIRST_LAUNCH_S = 600.0
 """Bound on a kernel's first launch, for which some drivers compile it: for minutes."""
 
-_FIRST_RUNS = 100
 _LONGEST_CALL_US = 500e3
-"""How many runs are timed by the first call of the C library, which no signal interrupts, and how long others take."""
+"""How long a call of the C library takes that times runs, if one is not longer: no signal interrupts it."""
 
 
 class Program:
@@ -202,7 +201,7 @@ class Loaded:
     def benchmark_us(self, *, warmup: int, repeats: int) -> list[float]:
         """Wall times of whole runs, after some that do not count; Ctrl-C ends many within a second."""
         latency_us: list[float] = []
-        count = min(repeats, _FIRST_RUNS)
+        count = 1  # which tells how long the others will take
         while count:
             latency_ns = (ctypes.c_int64 * count)()
             self.check(library().coexec_benchmark(self.handle.pointer, warmup, count, latency_ns))
