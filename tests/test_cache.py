@@ -64,6 +64,13 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert not left_over.exists()
 
 
+def test_a_process_keeps_the_bound_too(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 6000)
+    for number in range(12):
+        cache.put(str(number), bytes(1000))
+    assert sum(size for _, size, _ in cache._files()) <= 6000 and cache.get("11") == bytes(1000)
+
+
 def test_what_would_push_out_all_the_rest_is_not_kept(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 6000)
     cache.put("small", b"content")

@@ -114,6 +114,14 @@ def test_the_user_is_told_the_same_again(is_ignored_first: bool, tmp_path: Path)
     assert heard[0] == heard[1] and len(heard[0]) == 1 and "float32" in heard[0][0]
 
 
+def test_a_cache_that_cannot_be_used_costs_one_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "model.onnx")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    with pytest.warns(UserWarning, match="XDG_CACHE_HOME") as told:
+        assert same(to_graph(path), to_graph(path))
+    assert len(told) == 1
+
+
 def test_threads_read_in_turn(tmp_path: Path) -> None:
     paths = [saved(tmp_path / f"{seed}.onnx", seed=seed) for seed in range(6)]
     expected = [to_graph(onnx.load(path)) for path in paths]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import os
 import time
 import warnings
@@ -16,7 +18,9 @@ import platformdirs
 from tvm_coexec.files import whole_file
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
-_PUTS_BETWEEN_EVICTIONS = 64
+_SHARE_BETWEEN_EVICTIONS = 0.01
+"""Share of the bound that is put before a cache is looked at again."""
+
 _KEPT_SHARE = 0.8
 """Share of the bound that is left when a cache held more."""
 _FRESH_S = 3600.0
@@ -24,8 +28,13 @@ _FRESH_S = 3600.0
 
 
 def user_cache(room: str, most_bytes: int) -> Cache:
-    """What is kept in a room of the user's cache."""
-    return Cache(Path(platformdirs.user_cache_path("tvm-coexec")) / room, most_bytes)
+    """What is kept in a room of the user's cache, one for a process: it warns once."""
+    return _cache_in(Path(platformdirs.user_cache_path("tvm-coexec")) / room, most_bytes)
+
+
+@functools.cache
+def _cache_in(folder: Path, most_bytes: int) -> Cache:
+    return Cache(folder, most_bytes)
 
 
 def digest_of(key: str) -> str:
@@ -47,7 +56,7 @@ class Cache:
 
     folder: Path
     most_bytes: int
-    _puts: int = 0
+    _unseen_bytes: float = math.inf
     _has_warned: bool = False
 
     def get(self, key: str) -> bytes | None:
@@ -75,9 +84,10 @@ class Cache:
             with whole_file(path, durable=False) as file:  # what a loss of power leaves of it has another checksum
                 file.write(_checksum(key, content))
                 file.write(content)
-            if self._puts % _PUTS_BETWEEN_EVICTIONS == 0:
+            self._unseen_bytes += len(content)
+            if self._unseen_bytes > _SHARE_BETWEEN_EVICTIONS * self.most_bytes:
                 self._evict()
-            self._puts += 1
+                self._unseen_bytes = 0
         except OSError as error:
             self._warn(error)
 
