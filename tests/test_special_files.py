@@ -235,7 +235,16 @@ def test_a_lack_of_temporary_folders_is_told_with_a_remedy(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("cpu_features", None), ("cpu_features", [None]), ("device_type", []), ("compute_units", "x"), ("machine", 1)],
+    [
+        *(
+            ("cpu_features", None),
+            ("cpu_features", [None]),
+            ("device_type", []),
+            ("compute_units", "x"),
+            ("machine", 1),
+        ),
+        *(("clusters", None), ("clusters", [None]), ("clusters", [{"cores": [0]}]), ("clusters", [{"name": "a core"}])),
+    ],
 )
 def test_facts_of_a_wrong_kind_are_refused_in_a_line(name: str, value: object, tmp_path: Path) -> None:
     path = tmp_path / "facts.json"

@@ -99,6 +99,8 @@ def check_facts(facts: Any, owner: str, remedy: str) -> None:
     if missing:
         raise InputError(f"{owner} lacks {', '.join(sorted(missing))}; {remedy}")
     wrong = [name for name, kind in _KINDS_OF_FACTS.items() if name in facts and not _is_kind(facts[name], kind)]
+    if not _are_clusters(facts.get("clusters", [])):
+        wrong.append("clusters")
     if wrong:
         raise InputError(f"{owner} has wrong values of {', '.join(wrong)}; {remedy}")
 
@@ -108,6 +110,14 @@ def _is_kind(value: Any, kind: type) -> bool:
     if isinstance(value, list):
         return kind is list and all(type(one) in (str, int) for one in value)
     return type(value) is kind
+
+
+def _are_clusters(value: Any) -> bool:
+    """Whether a value of JSON is what :func:`run_in_order` reads: a list of objects, each with a name and its cores."""
+    return isinstance(value, list) and all(
+        isinstance(one, Mapping) and _is_kind(one.get("name"), str) and _is_kind(one.get("cores"), list)
+        for one in value
+    )
 
 
 def target_for(facts: Mapping[str, Any]) -> Target:
