@@ -71,11 +71,10 @@ def run(
     from tvm_coexec.opencl.choice import DeviceChoice
 
     if tracker is not None:
-        from tvm_coexec.opencl.choice import DeviceChoice
-
+        choice = DeviceChoice(device, cpu_cores, gpu_cores)
         if facts is not None:
-            return _write_far_facts(facts, tracker, key, DeviceChoice(device, cpu_cores, gpu_cores))
-        return _list_fleet(tracker, DeviceChoice(device, cpu_cores, gpu_cores), as_json=as_json)
+            return _write_far_facts(facts, tracker, key, choice)
+        return _list_fleet(tracker, choice, as_json=as_json)
     if facts is not None:
         return _write_facts(facts, device, cpu_cores, gpu_cores)
     if key is not None:
