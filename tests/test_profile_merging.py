@@ -10,7 +10,7 @@ from test_profile import CANDIDATE, CPU_ALONE, FACTS, GPU_ALONE, TRIAL_RUN, time
 
 from tvm_coexec import cli
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.profile import Profile
+from tvm_coexec.profile import Profile, store
 from tvm_coexec.profile.comparing import time_ratios
 from tvm_coexec.profile.merging import merge
 from tvm_coexec.profile.records import Point, PointTimes, samples_of
@@ -41,6 +41,18 @@ def test_every_sample_is_merged_once_and_those_of_another_driver_stay_apart(tmp_
         assert len(list(merged.samples())) == 4 and merged.failures() == {"the kernel hangs": 1}
         assert [len(runs) for runs in merged.trial_runs().values()] == [1]
         assert merged.families == ("conv2d", "linear") and merged.planning == {"overheads": {"split_us": 1}}
+
+
+def test_devices_that_began_at_once_keep_runs_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs bear no device, and the same samples are those of a copy, unless the profile has them twice itself."""
+    monkeypatch.setattr(store, "now", lambda: "2026-11-30T12:00:00.000+00:00")
+    with Profile.create(tmp_path / "a", FACTS) as a:
+        for device in ("phone:1", "phone:2"):
+            a.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]), device)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    merge(tmp_path / "all", [tmp_path / "a", tmp_path / "b"])
+    with Profile.open(tmp_path / "all") as merged:
+        assert [run.samples for run in merged.runs()] == [1, 1]
 
 
 def test_profiles_of_other_devices_are_not_merged(tmp_path: Path) -> None:

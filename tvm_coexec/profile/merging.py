@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -57,8 +57,9 @@ def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]
                 database.execute(f"ATTACH ? AS source{number}", (str(path.absolute() / DATABASE),))
             try:
                 with database:
+                    copied: dict[int, set[int]] = {number: set() for number in range(len(paths))}
                     for _, number, run in sorted(runs):
-                        _copy_run(database, f"source{number}", run)
+                        copied[number].add(_copy_run(database, f"source{number}", run, copied[number]))
             except sqlite3.DatabaseError as error:
                 raise damaged(Path(out) / DATABASE, error) from None
         made.describe(families=sorted(families), planning=planning)
@@ -68,27 +69,32 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path / DATABASE)
 
 
-def _copy_run(database: sqlite3.Connection, source: str, run: int) -> None:
-    """Copy a run and its rows; those that are there already, from another copy of the same profile, are left out."""
+def _copy_run(database: sqlite3.Connection, source: str, run: int, copied: Collection[int]) -> int:
+    """Copy a run and its rows; those that are there already, from another copy of the same profile, are left out.
+
+    Devices of one kind may have begun at once: their runs, of which ``copied`` are there, are not the same for that.
+
+    Returns
+    -------
+    The run's number here.
+    """
     circumstances = database.execute(
         f"SELECT started, generator, facts FROM {source}.runs WHERE id = ?", (run,)
     ).fetchone()
-    known = database.execute(
-        "SELECT id FROM main.runs WHERE started = ? AND generator = ? AND facts = ?", circumstances
-    ).fetchone()
-    into = (
-        known[0]
-        if known
-        else database.execute(
-            "INSERT INTO main.runs (started, generator, facts) VALUES (?, ?, ?)", circumstances
-        ).lastrowid
-    )
+    alike = database.execute(
+        "SELECT id FROM main.runs WHERE started = ? AND generator = ? AND facts = ? ORDER BY id", circumstances
+    ).fetchall()
+    into = next((int(number) for (number,) in alike if number not in copied), None)
+    if into is None:
+        added = database.execute("INSERT INTO main.runs (started, generator, facts) VALUES (?, ?, ?)", circumstances)
+        into = int(added.lastrowid or 0)
     for table, columns in _COLUMNS.items():
         names = columns.split(", ")
-        alike = [f"own.{name} {'=' if name in _LOOKED_UP[table] else 'IS'} theirs.{name}" for name in names]
+        same = [f"own.{name} {'=' if name in _LOOKED_UP[table] else 'IS'} theirs.{name}" for name in names]
         database.execute(
             f"INSERT INTO main.{table} (run, {columns}) SELECT ?, {', '.join(f'theirs.{name}' for name in names)}"
             f" FROM {source}.{table} AS theirs WHERE theirs.run = ? AND NOT EXISTS (SELECT 1 FROM main.{table} AS own"
-            f" WHERE own.run = ? AND {' AND '.join(alike)}) ORDER BY theirs.id",
+            f" WHERE own.run = ? AND {' AND '.join(same)}) ORDER BY theirs.id",
             (into, run, into),
         )
+    return into
