@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import tvm_coexec
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.runtime.device import Device
+from tvm_coexec.verification.litert_evaluator import LiteRtEvaluator
 from tvm_coexec.verification.network import NetworkCheck
 
 
@@ -140,6 +142,41 @@ def test_a_variable_that_nothing_assigns_is_a_constant(tmp_path: Path) -> None:
     assert graph.inputs == ["x"] and not graph.states
     array = numbers(1, 4)
     np.testing.assert_allclose(next(iter(evaluate(graph, {"x": array}).values())), array + 5, rtol=1e-6)
+
+
+def scaled_sum() -> bytes:
+    """A sum that is read again as an output, beside a variable that nothing assigns."""
+    writer = Writer()
+    x = writer.tensor("x", (1, 4))
+    begun(writer)
+    total, factor = variable(writer, "total"), variable(writer, "factor")
+    scaled = writer.add("MUL", [x, read(writer, factor, (1, 4))], (1, 4), "Mul")
+    assign(writer, total, writer.add("ADD", [read(writer, total, (1, 4)), scaled], (1, 4), "Add"))
+    first = {"total": np.ones((1, 4), np.float32), "factor": np.full((1, 4), 3, np.float32)}
+    return writer.finish([x], [read(writer, total, (1, 4))], [beginning(writer, **first)])
+
+
+def test_litert_judges_what_is_read_again_and_what_nothing_assigns(tmp_path: Path) -> None:
+    graph, evaluator = graph_of(scaled_sum(), tmp_path), LiteRtEvaluator(tmp_path / "model.tflite")
+    arrays = [numbers(1, 4), numbers(1, 4)]
+    judged = evaluator.run(arrays, evaluator.outputs)
+    results = list(evaluate(graph, dict(zip(graph.inputs, arrays, strict=True))).values())
+    assert graph.inputs == ["x", "total"] and len(results) == len(evaluator.outputs) == 2
+    for name, result in zip(evaluator.outputs, results, strict=True):
+        np.testing.assert_allclose(judged[name], arrays[1] + 3 * arrays[0], rtol=1e-6)
+        np.testing.assert_allclose(result, arrays[1] + 3 * arrays[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("damage", [{"builtinOptions": None, "builtinOptionsType": 0}, {"outputs": []}])
+def test_operators_of_variables_that_lack_what_they_need_are_damage(damage: dict[str, Any], tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (1, 4))
+    value = read(writer, variable(writer, "total"), (1, 4))
+    for name, left in damage.items():
+        setattr(writer.operators[0], name, left)
+    total = writer.add("ADD", [x, value], (1, 4), "Add")
+    with pytest.raises(ModelError, match="is a damaged TFLite model"):
+        graph_of(writer.finish([x], [total]), tmp_path)
 
 
 def running_sum(folder: Path, first: np.ndarray) -> Path:

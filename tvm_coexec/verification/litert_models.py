@@ -26,30 +26,45 @@ _ROUNDING = (
 """Operators of which LiteRT rounds the activations where their weights are integers."""
 
 
+_OF_VARIABLES = tuple(
+    getattr(schema.BuiltinOperator, name) for name in ("CALL_ONCE", "VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
+)
+
+
 def without_variables(content: bytes, file: TfliteFile) -> bytes:
     """The file whose variables are inputs and outputs, those of ``file``."""
     if not file.states:
         return content
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     graph = model.subgraphs[0]
-    graph.inputs, graph.outputs = list(file.inputs), list(file.outputs)
-    kept, handles, same = [], dict[int, str](), dict[int, int]()
-    present: dict[str, int] = {}
+    same: dict[int, int] = {}
+    for again in (operator for operator in file.operators if operator.code == "READ_VARIABLE"):
+        same[again.outputs[0]] = same.get(again.inputs[0], again.inputs[0])
+    kept = []
     for operator in graph.operators:
         code = model.operatorCodes[operator.opcodeIndex].builtinCode
-        operator.inputs = [
-            same.get(index, index) for index in ([] if operator.inputs is None else list(operator.inputs))
-        ]
-        if code == schema.BuiltinOperator.VAR_HANDLE:
-            handles[operator.outputs[0]] = operator.builtinOptions.sharedName
-        elif code == schema.BuiltinOperator.READ_VARIABLE:
-            same[operator.outputs[0]] = present.setdefault(handles[operator.inputs[0]], operator.outputs[0])
-        elif code == schema.BuiltinOperator.ASSIGN_VARIABLE:
-            present[handles[operator.inputs[0]]] = operator.inputs[1]
-        elif code != schema.BuiltinOperator.CALL_ONCE:
+        operator.inputs = [same.get(index, index) for index in _numbers(operator.inputs)]
+        if code not in _OF_VARIABLES:
             kept.append(operator)
-    graph.operators, model.subgraphs = kept, model.subgraphs[:1]
+        elif code == schema.BuiltinOperator.READ_VARIABLE:
+            _let_be_constant(model, graph, operator.outputs[0], file)
+    graph.operators, graph.inputs = kept, list(file.inputs)
+    graph.outputs = [same.get(index, index) for index in file.outputs]
     return _packed(model)
+
+
+def _let_be_constant(model: Any, graph: Any, index: int, file: TfliteFile) -> None:
+    """Store the numbers of a variable that nothing assigns."""
+    if (stored := file.tensors[index].stored) is None:
+        return
+    graph.tensors[index].buffer = len(model.buffers)
+    model.buffers.append(schema.BufferT())
+    model.buffers[-1].data = np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
+
+
+def _numbers(values: Any) -> list[int]:
+    """The numbers of a vector, which is None where it is empty."""
+    return [] if values is None else list(values)
 
 
 def with_own_operators(content: bytes) -> bytes:

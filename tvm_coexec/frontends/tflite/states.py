@@ -21,7 +21,10 @@ _NEXT = "/next"
 def read_tflite(path: Path, shapes: Mapping[str, Sequence[int]]) -> TfliteFile:
     """Read a file whose variables become inputs and outputs; ``shapes`` has those of inputs, by name."""
     file = TfliteFile(path)
-    _expose_variables(file)
+    try:
+        _expose_variables(file)
+    except (AttributeError, IndexError) as error:  # an operator of variables lacks its options or operands
+        raise ModelError(f"{str(path)!r} is a damaged TFLite model ({error}); convert it again") from error
     file.bind_shapes(shapes)
     for index in file.inputs:
         name = file.tensors[index].name
