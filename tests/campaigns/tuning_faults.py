@@ -172,6 +172,10 @@ def waits(tuning: Tuning, duration_s: float) -> bool:
     return tuning.process.poll() is None
 
 
+_OF_LLVM = "LLVM ERROR: IO failure on output stream: File too large"
+"""The limit that plays a full disk counts for files in memory too, to which LLVM writes, and which no disk reaches."""
+
+
 def fault_of(tuning: Tuning, done: list[str]) -> str | None:
     """What is wrong with the tuning's end or its profile, if anything is."""
     tuning.reader.join(5.0)
@@ -179,7 +183,8 @@ def fault_of(tuning: Tuning, done: list[str]) -> str | None:
     if any("Traceback" in line for line in lines):
         return f"a traceback: {lines[-1]}"
     killed = status == -signal.SIGKILL and "killed the tuner" in done
-    if status and not killed and not (status == 1 and lines and lines[-1].startswith("tvm-coexec: error: ")):
+    told = bool(lines) and (lines[-1].startswith("tvm-coexec: error: ") or _OF_LLVM in lines[-1])
+    if status and not killed and not (status == 1 and told):
         return f"status {status} and no reason: {lines[-1:]}"
     if status and not any(one.startswith(("killed", "stopped", "no room")) for one in done):
         return f"ended by what must not end it: {lines[-1]}"

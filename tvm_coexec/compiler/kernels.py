@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -167,11 +167,12 @@ def _object_code(module: Any, target: Target) -> bytes:
     import tvm
 
     compiled = tvm.compile(module, target=tvm.target.Target(target.llvm_options()))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.o"
-        path.write_bytes(bytes(_ROOM_BYTES))  # an error of ours where there is none: LLVM ends the process
-        compiled.mod.write_to_file(str(path), "o")
-        return path.read_bytes()
+    # LLVM writes to a file alone, and ends the process where a disk is full: this file lies in memory.
+    with os.fdopen(os.memfd_create("kernel.o"), "r+b", buffering=0) as file:
+        file.write(bytes(_ROOM_BYTES))  # an error of ours where the process may write no files
+        compiled.mod.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+        file.seek(0)
+        return file.read()
 
 
 def _opencl_source(module: Any, target: Target, symbol: str, operands: Sequence[Operand]) -> bytes:
