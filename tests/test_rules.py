@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_device import HARDWARE
@@ -11,7 +12,7 @@ from test_network_plan import network, planner
 from tvm_coexec import schedules
 from tvm_coexec.errors import InputError
 from tvm_coexec.graph import Graph
-from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear
+from tvm_coexec.layers import AnyLayer, Conv2d, Hardware, Linear, Variant
 from tvm_coexec.planning.division import Overheads
 from tvm_coexec.planning.plan import Plan
 from tvm_coexec.planning.rules import Split, plan_by_rule
@@ -46,6 +47,21 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
         planned(network(LAYERS[0]), plan)
     with pytest.raises(InputError, match="the plan's layer 'n1' is not the model's 'n1'"):
         planned(network(LAYERS[0], Linear(9, 96, 64)), plan)
+
+
+@pytest.mark.parametrize("side", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    "change", [{"rows": 1000}, {"implementation": "magic"}, {"colour": 1}, {"order": 7}, {"unroll": 60_000}], ids=str
+)
+def test_a_plan_with_a_kernel_that_there_is_none_of_is_refused(change: dict[str, Any], side: str) -> None:
+    """Some, TVM compiles for hours; others end in errors of its own."""
+    plan = planned(network(*LAYERS), 0.5)
+    variant = getattr(plan.layers[0], side)
+    edited = Variant.from_json(variant.to_json() | change)
+    layers = (replace(plan.layers[0], **{side: edited}), *plan.layers[1:])
+    told = rf"the plan's variant .* of layer '{plan.layers[0].name}' is none that the {side} of this device has; plan"
+    with pytest.raises(InputError, match=told):
+        planned(network(*LAYERS), replace(plan, layers=layers))
 
 
 @pytest.mark.parametrize(("failed", "cpu_units"), [(1, 4), (None, 8)], ids=["the first", "all"])

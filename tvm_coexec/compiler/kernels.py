@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _MOST_CACHE_BYTES = 1 << 30
 
+_LONGEST_REASON = 300
+"""Characters of what TVM says; it may print an expression as long as a kernel."""
+
 _ROOM_BYTES = 1 << 20
 """No kernel's object code is larger."""
 
@@ -159,7 +162,7 @@ def _generate(
             described = tuple((one.name, tuple(one.shape), one.dtype, one.is_image) for one in operands)
             kernels.append(Kernel(symbol, side, code, described, launch.dispatch))
     except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
-        raise KernelError(f"{what} does not compile: {last_line(error)}") from error
+        raise KernelError(f"{what} does not compile: {last_line(error)[:_LONGEST_REASON]}") from error
     return tuple(kernels)
 
 

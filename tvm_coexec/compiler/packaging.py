@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec import schedules
+from tvm_coexec.errors import KernelError, readable
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.graph.layouts import image_layouts, node_layouts
 from tvm_coexec.layers import (
@@ -177,8 +178,11 @@ class Halves:
         self._specs: dict[str, HalfSpec] = {}
 
     def add(self, side: str, variant: Variant, target: Target) -> None:
-        """Compile a half."""
-        kernels = compile_half(self.layer, side, variant, target, self.layouts)
+        """Compile a half; a :class:`KernelError` names the layer."""
+        try:
+            kernels = compile_half(self.layer, side, variant, target, self.layouts)
+        except KernelError as error:
+            raise KernelError(f"layer {readable(self.name)!r} on the {side}: {error}") from error
         self._specs[side] = HalfSpec(variant.to_json(), self._launches(kernels))
 
     def clear_halo(self, output: TensorSpec, target: Target) -> None:

@@ -18,6 +18,9 @@ few pixels, which divide this number, and no device has narrower ones."""
 
 _THREADS, _MOST_THREADS = "threads", 1024
 
+_MOST_OF_PARAMETER = (1 << 31) - 1
+"""Kernels count by 32 bits."""
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -95,10 +98,12 @@ class Variant:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Variant:
-        """Inverse of :meth:`to_json`; raises ``ValueError`` for what is no whole number, or no number of threads."""
+        """Inverse of :meth:`to_json`; raises ``ValueError`` for what no variant can have."""
         rest = {key: value for key, value in fields.items() if key != "implementation"}
-        if not all(type(value) is int for value in rest.values()):
-            raise ValueError(f"parameters of a kernel are whole numbers: {rest}")
+        if not isinstance(fields["implementation"], str):
+            raise ValueError(f"{fields['implementation']!r} is no kernel's implementation")
+        if not all(type(value) is int and 0 <= value <= _MOST_OF_PARAMETER for value in rest.values()):
+            raise ValueError(f"parameters of a kernel are whole numbers from 0 to {_MOST_OF_PARAMETER}: {rest}")
         threads = rest.pop(_THREADS, 0)
         if not 0 <= threads <= _MOST_THREADS:
             raise ValueError(f"no half is computed by {threads} threads")

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from tvm_coexec import schedules
-from tvm_coexec.errors import InputError
+from tvm_coexec.errors import InputError, readable
 from tvm_coexec.graph import Graph, Node
 from tvm_coexec.layers import AnyLayer, Hardware, Variant, along_partition_axes
 from tvm_coexec.prediction.noise import Noise
@@ -82,6 +82,7 @@ def plan_by_rule(
     label, mechanism = facts["label"], facts["mechanism"]
     if isinstance(split, Plan):
         _check_fit(split, graph, mechanism)
+        _check_variants(split, hardware)
         return replace(split, device=label)
     if split == "predicted" and found is not None:
         return plan_network(graph, found, label, mechanism)
@@ -106,6 +107,37 @@ def _check_fit(plan: Plan, graph: Graph, mechanism: str) -> None:
             raise InputError(
                 f"the plan's layer {planned.name!r} is not the model's {node.name!r}; plan this model again"
             )
+
+
+def _check_variants(plan: Plan, hardware: Hardware) -> None:
+    """Refuse kernels that no layer has, and larger ones than there are candidates: compilers work on such for hours."""
+    for planned in plan.layers:
+        for side, variant in (("cpu", planned.cpu), ("gpu", planned.gpu)):
+            if variant is None:
+                continue
+            largest = _largest(planned.layer, side, hardware).get(_form(variant))
+            if largest is None or any(value > largest[key] for key, value in variant.params):
+                raise InputError(
+                    f"the plan's variant {variant} of layer {readable(planned.name)!r} is none that the {side} of this "
+                    "device has; plan again"
+                )
+
+
+def _form(variant: Variant) -> tuple[str, ...]:
+    """What a variant is but for the values of its parameters."""
+    return (variant.implementation, *(key for key, _ in variant.params))
+
+
+@lru_cache(maxsize=4096)
+def _largest(layer: AnyLayer, side: str, hardware: Hardware) -> Mapping[tuple[str, ...], Mapping[str, int]]:
+    """The largest value of each parameter among the candidates of each form."""
+    family = schedules.family(layer)
+    largest: dict[tuple[str, ...], dict[str, int]] = {}
+    for variant in (*family.variants(layer, side, hardware), family.default_variant(layer, side, hardware)):
+        known = largest.setdefault(_form(variant), {})
+        for key, value in variant.params:
+            known[key] = max(value, known.get(key, 0))
+    return largest
 
 
 def _rule(
