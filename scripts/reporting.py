@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from tvm_coexec.cli import one_line
+from tvm_coexec.cli.ending import ended_by_signals
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
@@ -165,15 +167,14 @@ def bars(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float]],
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script; what a user can repair is one line and a non-zero exit, a bug keeps its traceback.
-
-    A request to terminate breaks it off as Ctrl-C does, so that what was measured is written.
-    """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Run a script as the command line runs a command: what a user can repair, and what a signal ends, is one line."""
+    name = Path(sys.argv[0]).name
     try:
-        main()
-    except (CoexecError, OSError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        with ended_by_signals():
+            main()
+    except (CoexecError, OSError, MemoryError) as error:
+        print(f"{name}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

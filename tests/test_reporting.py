@@ -1,6 +1,9 @@
 """Reports: layers' names in a table's cells, and what is written when measuring breaks off."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,3 +85,42 @@ def test_what_takes_long_is_written_in_between_for_the_case_of_a_kill(
     assert Report(str(tmp_path), "N", {"label": "a device", "mechanism": "svm"}).collect([1, 2, 3], measure, write)
     assert json.loads((tmp_path / "result.json").read_text())["title"] == "N"
     assert capsys.readouterr().out.count("# N\n") == 1, "it is shown once"
+
+
+SCRIPT = """
+import os, signal, sys, time
+from reporting import Report, run_main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets what runs in the background ignore
+
+def measure(item):
+    if item == 3:
+        try:
+            os.kill(os.getpid(), int(sys.argv[1]))
+        except BaseException:
+            pass  # as libraries do
+        time.sleep(60)
+    return item
+
+def write(measured, report):
+    report.write({"measured": list(measured)}, "text", lambda axes: None)
+
+def main():
+    Report(sys.argv[2], "N", {"label": "a device", "mechanism": "svm"}).collect([1, 2, 3, 4], measure, write)
+
+sys.argv[0] = "compare.py"
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "compare.py: interrupted"), (signal.SIGTERM, None)])
+def test_a_signal_ends_a_script_wherever_it_arrives_and_what_was_measured_is_kept(
+    number: int, told: str | None, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(int(number)), str(tmp_path)]
+    scripts = Path(__file__).parent.parent / "scripts"
+    done = subprocess.run(command, cwd=scripts, capture_output=True, text=True, check=False, timeout=50)
+    lines = [line for line in done.stderr.splitlines() if "comparing" not in line and line.strip()]  # of the progress
+    assert (done.returncode, lines) == (128 + number, [told] if told else [])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["measured"] == [1, 2] and result["title"] == "N (broken off: 2 of 4)"
