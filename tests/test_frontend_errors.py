@@ -37,6 +37,21 @@ def test_tensors_of_more_axes_than_arrays_have():
         to_graph(b.model(b.add("Relu", "x")))
 
 
+@pytest.mark.parametrize(
+    ("operator", "others", "attributes"),
+    [
+        ("MaxPool", [], {"kernel_shape": [20, 20]}),
+        ("AveragePool", [], {"kernel_shape": [20, 20]}),
+        ("Pad", [[-9] * 8], {}),
+    ],
+)
+def test_results_that_would_be_smaller_than_nothing(operator, others, attributes):
+    b = OnnxBuilder(x=(1, 4, 8, 8))
+    constants = [b.const(other, "int64") for other in others]
+    with pytest.raises(ModelError, match=rf"^{operator} \(.*\) makes a tensor of shape \(.*-1.*\), which there is not"):
+        to_graph(b.model(b.add(operator, "x", *constants, **attributes)))
+
+
 def test_constant_that_no_memory_holds():
     b = OnnxBuilder(x=(4, 4))
     huge = b.add("Expand", b.const([[1.0]], "float32"), b.const([1 << 22, 1 << 22], "int64"))

@@ -54,7 +54,18 @@ class State:
         return draft
 
     def new_opaque(self, opaque: OpaqueCall, values: list[Value], tensor: DraftTensor, source: Source) -> None:
-        """Let the tensor be what an opaque layer makes of the values."""
+        """Let the tensor be what an opaque layer makes of the values.
+
+        Raises
+        ------
+        ModelError
+            The tensor has negative extents: TVM only subtracts, say a window from an image that is smaller.
+        """
+        if min(tensor.shape, default=0) < 0:
+            raise ModelError(
+                f"{source} makes a tensor of shape {tensor.shape}, which there is not; is a window or what is cut off "
+                "larger than the input?"
+            )
         batch = tensor.image[0] if tensor.image else tensor.rows
         result = _operand(Value(tensor, tensor.shape, batch))
         constants = tuple((array.shape, str(array.dtype)) for array in opaque.constants)
