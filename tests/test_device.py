@@ -53,7 +53,7 @@ def info(**changes: object) -> DeviceInfo:
 
 @pytest.fixture
 def only_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_module, "discover", lambda worker_count: Found([(info(), None)], []))
+    monkeypatch.setattr("tvm_coexec.opencl.choice.discover", lambda worker_count: Found([(info(), None)], []))
 
 
 @needs_two_cores

@@ -35,11 +35,12 @@ def test_tflite_files_that_are_none(tmp_path: Path) -> None:
         to_graph(path)
 
 
-def test_tflite_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tflite_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(24))
     monkeypatch.setitem(sys.modules, "tflite", None)
     monkeypatch.delitem(sys.modules, "tvm_coexec.frontends.tflite.file", raising=False)
     with pytest.raises(ModelError, match=r"needs the package tflite; install tvm-coexec\[tflite\]"):
-        to_graph("model.tflite")
+        to_graph(tmp_path / "model.tflite")
 
 
 def _fully_connected(tflite: Any, weights: np.ndarray, bias: np.ndarray) -> bytes:

@@ -266,7 +266,7 @@ def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: t
         {"noise": other_sides},
     ):
         changed.write_text(json.dumps({**content, "planning": {**content["planning"], **wrong}}))
-        with Profile.open(changed.parent) as profile, pytest.raises(FileFormatError, match="damaged"):
+        with pytest.raises(FileFormatError, match="damaged"), Profile.open(changed.parent) as profile:
             planner(profile, Hardware())
 
 

@@ -100,13 +100,13 @@ class Variant:
     def from_json(cls, fields: Mapping[str, Any]) -> Variant:
         """Inverse of :meth:`to_json`; raises ``ValueError`` for what no variant can have."""
         rest = {key: value for key, value in fields.items() if key != "implementation"}
+        threads = rest.pop(_THREADS, 0)
+        if type(threads) is not int or not 0 <= threads <= _MOST_THREADS:
+            raise ValueError(f"no half is computed by {threads} threads")
         if not isinstance(fields["implementation"], str):
             raise ValueError(f"{fields['implementation']!r} is no kernel's implementation")
         if not all(type(value) is int and 0 <= value <= _MOST_OF_PARAMETER for value in rest.values()):
             raise ValueError(f"parameters of a kernel are whole numbers from 0 to {_MOST_OF_PARAMETER}: {rest}")
-        threads = rest.pop(_THREADS, 0)
-        if not 0 <= threads <= _MOST_THREADS:
-            raise ValueError(f"no half is computed by {threads} threads")
         return replace(cls.make(fields["implementation"], **rest), threads=threads)
 
     def __str__(self) -> str:

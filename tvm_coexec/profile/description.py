@@ -75,7 +75,8 @@ def read_description(path: Path) -> dict[str, Any]:
         _check(description, _KINDS, "")
         planning = description["planning"] or {}
         _check(planning, {name: kind for name, kind in _PLANNING.items() if name in planning}, "planning")
-        if len({len(column) for reads in planning.get("reads", {}).values() for column in reads.values()}) > 1:
+        reads = planning.get("reads")
+        if reads and len({len(reads[side][column]) for side in _SIDES for column in _READS}) > 1:
             raise ValueError("reads have columns of several lengths")
     except ValueError as error:
         raise damaged(path / DESCRIPTION, error) from None
