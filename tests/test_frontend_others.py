@@ -38,7 +38,8 @@ def test_tflite_files_that_are_none(tmp_path: Path) -> None:
 def test_tflite_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(24))
     monkeypatch.setitem(sys.modules, "tflite", None)
-    monkeypatch.delitem(sys.modules, "tvm_coexec.frontends.tflite.file", raising=False)
+    for name in [name for name in sys.modules if name.startswith("tvm_coexec.frontends.tflite")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModelError, match=r"needs the package tflite; install tvm-coexec\[tflite\]"):
         to_graph(tmp_path / "model.tflite")
 
