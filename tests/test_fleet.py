@@ -149,7 +149,7 @@ def test_a_device_whose_server_has_nothing_of_ours_is_checked_from_end_to_end(
 
 
 def test_a_network_is_timed_on_a_device_whose_server_has_nothing_of_ours(tracker: TrackerAddress) -> None:
-    with Session(tracker, "plain") as session:
+    with Session(tracker, "plain", session_timeout_s=300.0) as session:  # a busy machine is waited for, for a minute
         facts = session.facts()
         target = target_for(facts)
         chain = halved_chain(Linear(16, 64, 64), 2, target, facts).to_bytes()
