@@ -76,8 +76,8 @@ class FarRuntime:
         Raises
         ------
         DeviceFaultError, KernelError
-            It failed, and the device is at fault, or what was asked is. What a GPU hangs at is; the device then is
-            for whatever else the session asks for.
+            It failed, and the device is at fault, or what was asked is. The first call that the GPU hangs at is at
+            fault itself; for those after it in the session the device is.
         """
         if "module" in values:
             values["timeout_us"] = _WAIT_US

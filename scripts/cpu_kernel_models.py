@@ -46,7 +46,7 @@ class Core:
 
 
 def _phone(core: str) -> Target:
-    """The target of a phone with such a core, by its facts."""
+    """Make the target of a phone with such a core, as the phone's facts would."""
     gpu = {"device_type": "gpu", "max_group_size": 256, "compute_units": 1}
     features = ["asimd", "atomics", "asimdrdm", "asimddp", "asimdhp", "lrcpc"]
     cpu = {"machine": "aarch64", "is_android": True, "cpu_features": features, "cpu_cores": [0]}

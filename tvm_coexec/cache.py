@@ -8,7 +8,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,15 @@ def user_cache(room: str, most_bytes: int) -> Cache:
 @functools.cache
 def _cache_in(folder: Path, most_bytes: int) -> Cache:
     return Cache(folder, most_bytes)
+
+
+def digest_of_sources(versions: Iterable[str], places: Iterable[str]) -> str:
+    """Digest versions of packages and the text of Python files, named or in folders, for keys of what they make."""
+    digest = hashlib.sha256("\n".join(versions).encode())
+    for place in map(Path, places):
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def digest_of(key: str) -> str:

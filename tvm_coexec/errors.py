@@ -49,6 +49,11 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def cannot_read(path: object, error: OSError) -> str:
+    """Say that a file is there and cannot be read, with the remedy."""
+    return f"{path} cannot be read ({error.strerror}); check the path, and who may read there"
+
+
 def readable(name: str, longest: int = 80) -> str:
     """What a model calls a part of it, for a line of text: without control characters, and of a bearable length."""
     shown = name

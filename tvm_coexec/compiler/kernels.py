@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -10,11 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_coexec import layers, schedules
-from tvm_coexec.cache import Cache, digest_of, user_cache
+from tvm_coexec.cache import Cache, digest_of, digest_of_sources, user_cache
 from tvm_coexec.errors import KernelError, last_line
 from tvm_coexec.layers import AnyLayer, ImageLayouts, Variant, layer_to_json
 from tvm_coexec.schedules.dispatch import Dispatch
@@ -138,13 +136,10 @@ def _from_bytes(content: bytes, side: str) -> tuple[Kernel, ...]:
 @cache
 def _generator_key() -> str:
     """Changes with TVM and with every line of the schedules, of the layers that they compute, and of this text."""
-    digest = hashlib.sha256(importlib.metadata.version("apache-tvm").encode())
-    for file in (__file__, broadcasts.__file__, vector_pointers.__file__):
-        digest.update(Path(file).read_bytes())
-    for folder in (*schedules.__path__, *layers.__path__):
-        for path in sorted(Path(folder).glob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = (__file__, broadcasts.__file__, vector_pointers.__file__)
+    return digest_of_sources(
+        [importlib.metadata.version("apache-tvm")], [*files, *schedules.__path__, *layers.__path__]
+    )
 
 
 def _generate(

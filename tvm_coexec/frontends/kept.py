@@ -16,7 +16,7 @@ from typing import cast
 
 from tvm_coexec import graph as graphs
 from tvm_coexec import layers, schedules
-from tvm_coexec.cache import Cache, user_cache
+from tvm_coexec.cache import Cache, digest_of_sources, user_cache
 from tvm_coexec.graph import Graph
 
 _MOST_KEPT_BYTES = 1 << 29
@@ -80,11 +80,9 @@ def _kept_graphs() -> Cache:
 @functools.cache
 def _reader_key() -> str:
     """Changes with what reads files: the packages, every line of the front ends, of graphs and of layers."""
-    digest = hashlib.sha256()
+    versions = []
     for name in _READERS:
         with suppress(importlib.metadata.PackageNotFoundError):
-            digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
-    for folder in (str(Path(__file__).parent), *graphs.__path__, *layers.__path__, *schedules.__path__):
-        for path in sorted(Path(folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+    folders = (str(Path(__file__).parent), *graphs.__path__, *layers.__path__, *schedules.__path__)
+    return digest_of_sources(versions, folders)

@@ -18,7 +18,7 @@ from typing import IO
 
 import numpy as np
 
-from tvm_coexec.errors import FileFormatError
+from tvm_coexec.errors import FileFormatError, cannot_read
 from tvm_coexec.files import whole_file
 
 from .manifest import Manifest
@@ -147,9 +147,7 @@ def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
     except FileNotFoundError:
         raise FileFormatError(f"there is no module at {os.fspath(path)}; make one with `tvm-coexec build`") from None
     except OSError as error:
-        raise FileFormatError(
-            f"{os.fspath(path)} cannot be read ({error.strerror}); check the path, and who may read there"
-        ) from None
+        raise FileFormatError(cannot_read(os.fspath(path), error)) from None
     except ValueError as error:
         raise _damaged(path, error) from None
 

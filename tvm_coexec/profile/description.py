@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tvm_coexec.errors import FileFormatError
+from tvm_coexec.errors import FileFormatError, cannot_read
 from tvm_coexec.files import is_vacant, read_json
 
 from .rows import damaged
@@ -59,9 +59,7 @@ def read_description(path: Path) -> dict[str, Any]:
         remedy = "name the folder that was tuned" if is_foreign else f"make one with `tvm-coexec tune --out {path}`"
         raise FileFormatError(f"there is no profile at {path}; {remedy}") from None
     except OSError as error:
-        raise FileFormatError(
-            f"{path / DESCRIPTION} cannot be read ({error.strerror}); check the path, and who may read there"
-        ) from None
+        raise FileFormatError(cannot_read(path / DESCRIPTION, error)) from None
     except ValueError as error:
         raise damaged(path / DESCRIPTION, error) from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:

@@ -24,8 +24,8 @@ _CALL_US = 30e6
 """What a call to the device may take by what is expected: its session must not end before it."""
 
 _EXPECTED_WARM_UPS, _PROGRAMS = 2, 2
-"""By these a call is expected to last: how often ``time_step`` runs a layer before it is timed, and how often that
-is done, for the GPU's times, and for the CPU's."""
+"""How often ``time_step`` runs a layer before it is timed, and how many programs it times: one for the GPU's times, and
+one for the CPU's. They say how long a call is expected to last."""
 
 _DISTURBED, _LEAST_SPREAD = 3.0, 0.05
 """A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""

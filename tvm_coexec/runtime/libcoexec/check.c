@@ -92,7 +92,8 @@ static char* own_features(void) {
   return NULL;
 }
 
-static int has_word(const char* words, const char* word, size_t length) {
+static int has_word(const char* words, const char* word) {
+  size_t length = strlen(word);
   for (const char* at = words; (at = strstr(at, word)); ++at) {
     int begins = at == words || strchr(" \t:", at[-1]), ends = strchr(" \t\n", at[length]) != NULL; /* the NUL too */
     if (begins && ends) return 1;
@@ -108,7 +109,7 @@ static coexec_status check_features(const module_file* f) {
   coexec_status status = needed ? COEXEC_OK : fail(COEXEC_NO_MEMORY, "there is no memory to open the module");
   char* rest = NULL;
   for (char* word = own ? strtok_r(needed, " ", &rest) : NULL; word && !status; word = strtok_r(NULL, " ", &rest))
-    if (!has_word(own, word, strlen(word)))
+    if (!has_word(own, word))
       status = fail(COEXEC_BAD_FILE, "the module was built for a CPU with %s, which this one lacks; build the module for "
                     "this machine", word);
   free(own);
