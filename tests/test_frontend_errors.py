@@ -52,6 +52,43 @@ def test_results_that_would_be_smaller_than_nothing(operator, others, attributes
         to_graph(b.model(b.add(operator, "x", *constants, **attributes)))
 
 
+@pytest.mark.parametrize(
+    ("operator", "attributes", "message"),
+    [
+        ("Softmax", {"axis": 2**62}, "has 4611686018427387904 as its attribute 'axis', beyond 2147483647"),
+        ("Concat", {"axis": -(2**62)}, "has -4611686018427387904 as its attribute 'axis'"),
+        ("MaxPool", {"kernel_shape": [2**31, 1]}, "has 2147483648 as its attribute 'kernel_shape'"),
+        ("LRN", {"size": -3}, "sums over -3 of 4 channels; supported are odd numbers"),
+        ("LRN", {"size": 4}, "sums over 4 of 4 channels"),
+        ("LpNormalization", {"axis": 4}, "has the axis 4, of a tensor with 4"),
+    ],
+)
+def test_numbers_of_axes_and_sizes_that_there_are_not(operator, attributes, message):
+    b = OnnxBuilder(x=(1, 4, 8, 8))
+    with pytest.raises(ModelError, match=rf"^{operator} \(node 'n0'\) {message}"):
+        to_graph(b.model(b.add(operator, "x", **attributes)))
+
+
+@pytest.mark.parametrize(
+    ("operator", "operand", "attributes"),
+    [
+        ("CumSum", 9, {}),
+        ("CumSum", -3, {}),
+        ("GatherElements", np.zeros((4, 8)), {"axis": 9}),
+        ("ReverseSequence", np.ones(8), {"batch_axis": 9}),
+    ],
+)
+def test_axes_that_onnx_does_not_look_at(operator, operand, attributes):
+    b = OnnxBuilder(x=(4, 8))
+    with pytest.raises(ModelError, match=rf"^{operator} \(node 'n0'\) has the axis -?\d, of a tensor with 2; export"):
+        to_graph(b.model(b.add(operator, "x", b.const(operand, "int64"), **attributes)))
+
+
+def test_bounds_may_be_any_whole_number():
+    b = OnnxBuilder(opset=9, x=(4, 5))
+    check_against_onnxruntime(b.model(b.add("Slice", "x", axes=[0], starts=[1], ends=[2**63 - 1])))
+
+
 def test_constant_that_no_memory_holds():
     b = OnnxBuilder(x=(4, 4))
     huge = b.add("Expand", b.const([[1.0]], "float32"), b.const([1 << 22, 1 << 22], "int64"))

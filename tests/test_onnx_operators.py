@@ -285,6 +285,20 @@ def test_recurrent_operators(name: str, lengths: list[int] | None) -> None:
     check_against_onnxruntime(b.model(out, *(f"{out}.{position}" for position in range(1, outputs))))
 
 
+@pytest.mark.parametrize("sizes", [(1, 3, 8, 5), (2, 3, 4, 5, 6), (1, 3, 1, 4)])
+@pytest.mark.parametrize("corners", [0, 1])
+def test_grids_of_any_number_of_images(sizes: tuple[int, ...], corners: int) -> None:
+    axes = len(sizes) - 2
+    b = OnnxBuilder(x=(sizes[0], axes, axes + 1))
+    check_against_onnxruntime(b.model(b.add("AffineGrid", "x", b.const(sizes, "int64"), align_corners=corners)))
+
+
+def test_a_grid_without_points_is_refused() -> None:
+    b = OnnxBuilder(x=(1, 2, 3))
+    with pytest.raises(ModelError, match=r"^AffineGrid \(node 'n0'\) has the size \[1, 3, 0, 4\], and takes"):
+        to_graph(b.model(b.add("AffineGrid", "x", b.const([1, 3, 0, 4], "int64"))))
+
+
 def test_the_last_states_of_sequences_that_come_first() -> None:
     """ONNX Runtime has no kernel of this layout: the one that it has judges, on what was transposed."""
     results = []

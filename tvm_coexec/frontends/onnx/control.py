@@ -12,7 +12,7 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Source
 
 from .simplifier import Handler, RulesError, Simplifier
-from .values import Meaning, Scope, attributes, to_array
+from .values import Meaning, Scope, attributes, axis_within, to_array
 
 _MOST_ITERATIONS = 4096
 
@@ -176,7 +176,8 @@ def _scan(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
     state: list[Meaning] = list(found[: len(found) - count])
     scanned = found[len(found) - count :]
     ranks = [len(simplifier.model.types[name].shape) for name in scanned]
-    axes = [axis % rank for axis, rank in zip(values.get("scan_input_axes", [0] * count), ranks, strict=True)]
+    given_axes = values.get("scan_input_axes", [0] * count)
+    axes = [axis_within(axis, rank, source) for axis, rank in zip(given_axes, ranks, strict=True)]
     length = simplifier.model.types[scanned[0]].shape[axes[0]]
     backwards = values.get("scan_input_directions", [0] * count)
     outputs = len(body.output) - len(state)
@@ -196,7 +197,8 @@ def _scan(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
     lists: list[Meaning] = []
     for items, axis, back in zip(listed, values.get("scan_output_axes", [0] * outputs), directions, strict=True):
         rank = len(simplifier.model.types[items[0]].shape) + 1
-        lists.append(stacked(simplifier, items[::-1] if back else items, axis % rank, scope, source))
+        ordered = items[::-1] if back else items
+        lists.append(stacked(simplifier, ordered, axis_within(axis, rank, source), scope, source))
     return set_outputs(node, [*state, *lists], scope)
 
 

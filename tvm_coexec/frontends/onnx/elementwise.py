@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx, topi
 
+from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.blocks import depth_to_space, space_to_depth
 from tvm_coexec.frontends.relax.sums import running_sums
 
 from .call import Call, Converter
+from .values import axis_within
 
 
 def _broadcast(call: Call, element: Callable[..., Any]) -> relax.Expr:
@@ -119,6 +121,7 @@ def _normalise_lengths(call: Call) -> Any:
     """Elements over the sum of their absolute values, or over the root of the sum of squares; zeros stay zeros."""
     x, dtype = call.operand(0), call.type(0).dtype
     axis, power = call.attributes.get("axis", -1), call.attributes.get("p", 2)
+    axis = axis_within(axis, len(call.type(0).shape), call.node.source)
     sizes = relax.op.abs(x) if power == 1 else relax.op.multiply(x, x)
     total = call.builder.emit(relax.op.sum(call.builder.emit(sizes), axis, keepdims=True))
     length = total if power == 1 else call.builder.emit(relax.op.sqrt(total))
@@ -139,7 +142,9 @@ def _cumulated(call: Call) -> Any:
     shape, position = call.type(0).shape, call.array(1)
     if position is None or not shape:
         return None
-    axis = int(position.reshape(())) % len(shape)
+    if position.size != 1:
+        raise ModelError(f"{call.node.source} has {position.size} axes, and takes one; export the model again")
+    axis = axis_within(int(position.reshape(())), len(shape), call.node.source)
     exclusive, reverse = (bool(call.attributes.get(name, 0)) for name in ("exclusive", "reverse"))
     return call.loops(running_sums(shape, axis, exclusive, reverse), call.operand(0))
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 from onnx import FunctionProto, NodeProto, defs
 
-from tvm_coexec.frontends.trace import Source
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.trace import Source, check_size
 
+from .control import new_constant, new_value, set_outputs
 from .simplifier import Handler, Simplifier
-from .values import Scope
+from .values import Scope, attributes
 
 _FUNCTIONS = (
-    "AffineGrid",
     "Attention",
     "CausalConvWithState",
     "Celu",
@@ -91,4 +93,32 @@ def _expand_statistics(simplifier: Simplifier, node: NodeProto, scope: Scope, so
     return any(node.output[1:]) and _expand(simplifier, node, scope, source)
 
 
-HANDLERS: Mapping[str, Handler] = dict.fromkeys(_FUNCTIONS, _expand) | {"LayerNormalization": _expand_statistics}
+def _affine_grid(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """Map a grid's points by a matrix for each image, of which ONNX's own nodes take two or more."""
+    count, _, *sizes = _sizes_of_grid(simplifier.constant(scope.find(node.input[1])), source)
+    corners = attributes(node).get("align_corners", 0)
+    # where there is a single point, ONNX Runtime takes the last corner
+    axes = [np.linspace(1, -1, size)[::-1] if corners else (2 * np.arange(size) + 1) / size - 1 for size in sizes]
+    points = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(sizes)], axis=-1)
+    matrices = str(scope.find(node.input[0]))
+    dtype, rank = simplifier.model.types[matrices].dtype, len(sizes)
+    grid = new_constant(simplifier, points.reshape(1, -1, rank + 1).astype(dtype), f"{source.name}/grid")
+    turned = new_value(simplifier, "Transpose", [matrices], scope, source, perm=[0, 2, 1])
+    mapped = new_value(simplifier, "MatMul", [grid, turned], scope, source)
+    shape = new_constant(simplifier, np.array([count, *sizes, rank]), f"{source.name}/shape")
+    return set_outputs(node, [new_value(simplifier, "Reshape", [mapped, shape], scope, source)], scope)
+
+
+def _sizes_of_grid(sizes: np.ndarray | None, source: Source) -> list[int]:
+    if sizes is None:
+        raise ModelError(f"{source} has a size that the model computes; make it a constant")
+    if sizes.shape not in ((4,), (5,)) or min(sizes) < 1:
+        raise ModelError(f"{source} has the size {sizes.tolist()}, and takes 4 or 5 numbers above 0; export it again")
+    check_size(tuple(sizes.tolist()), str(source))
+    return [int(size) for size in sizes]
+
+
+HANDLERS: Mapping[str, Handler] = dict.fromkeys(_FUNCTIONS, _expand) | {
+    "AffineGrid": _affine_grid,
+    "LayerNormalization": _expand_statistics,
+}

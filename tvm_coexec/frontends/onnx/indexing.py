@@ -15,6 +15,7 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.sorting import extreme_indices
 
 from .call import Call, Converter
+from .values import axis_within
 
 
 def _indices(call: Call, position: int, extents: np.ndarray) -> relax.Expr:
@@ -37,8 +38,8 @@ def _indices(call: Call, position: int, extents: np.ndarray) -> relax.Expr:
     return call.loops(compute, call.operand(position), call.constant(extents, dtype))
 
 
-def _axis(call: Call, default: int = 0) -> int:
-    return int(call.attributes.get("axis", default)) % len(call.type(0).shape)
+def _axis(call: Call, default: int = 0, name: str = "axis") -> int:
+    return axis_within(call.attributes.get(name, default), len(call.type(0).shape), call.node.source)
 
 
 def _gather(call: Call) -> Any:
@@ -205,7 +206,7 @@ def _pool_regions(call: Call) -> Any:
 def _one_hot(call: Call) -> Any:
     """The last operand's second number where an index, counted from either end, names the position; else its first."""
     shape = call.result.shape
-    axis = int(call.attributes.get("axis", -1)) % len(shape)
+    axis = axis_within(call.attributes.get("axis", -1), len(shape), call.node.source)
 
     def compute(given: te.Tensor, values: te.Tensor) -> te.Tensor:
         def element(*index: Any) -> Any:
@@ -220,7 +221,7 @@ def _one_hot(call: Call) -> Any:
 
 def _reverse_sequence(call: Call) -> Any:
     """The first numbers along one axis from the last to the first, as many as there are for the position on another."""
-    batch_axis, time_axis = call.attributes.get("batch_axis", 1), call.attributes.get("time_axis", 0)
+    batch_axis, time_axis = _axis(call, 1, "batch_axis"), _axis(call, 0, "time_axis")
 
     def compute(x: te.Tensor, lengths: te.Tensor) -> te.Tensor:
         def element(*index: Any) -> Any:

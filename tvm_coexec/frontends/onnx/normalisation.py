@@ -66,4 +66,19 @@ def _pool_lengths(call: Call) -> Any:
 _AVERAGES = {1: relax.op.nn.avg_pool1d, 2: relax.op.nn.avg_pool2d, 3: relax.op.nn.avg_pool3d}
 """Relax's averages by the number of axes that windows have."""
 
-CONVERTERS: Mapping[str, Converter] = {"BatchNormalization": _batch_normalise, "LpPool": _pool_lengths}
+
+def _check_neighbours(call: Call) -> None:
+    """Look at how many channels a normalisation sums over; TVM is right for those that are left."""
+    size, channels = call.attributes["size"], call.type(0).shape[1]
+    if size % 2 == 0 or not 0 < size < 2 * channels:
+        raise ModelError(
+            f"{call.node.source} sums over {size} of {channels} channels; supported are odd numbers from 1 on, and "
+            "less than twice as many as there are channels"
+        )
+
+
+CONVERTERS: Mapping[str, Converter] = {
+    "BatchNormalization": _batch_normalise,
+    "LRN": _check_neighbours,
+    "LpPool": _pool_lengths,
+}

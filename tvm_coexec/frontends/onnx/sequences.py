@@ -12,7 +12,7 @@ from tvm_coexec.frontends.trace import Source
 
 from .control import body_results, new_constant, new_value, set_outputs, stacked, whole_number
 from .simplifier import Handler, Simplifier
-from .values import Meaning, Scope, attributes
+from .values import Meaning, Scope, attributes, axis_within
 
 
 def _items(node: NodeProto, scope: Scope, source: Source, position: int = 0) -> list[Meaning]:
@@ -105,14 +105,14 @@ def _concat(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Sourc
     axis = values["axis"]
     if values.get("new_axis", 0):
         rank = len(simplifier.model.types[items[0]].shape) + 1
-        return set_outputs(node, [stacked(simplifier, items, axis % rank, scope, source)], scope)
+        return set_outputs(node, [stacked(simplifier, items, axis_within(axis, rank, source), scope, source)], scope)
     return set_outputs(node, [new_value(simplifier, "Concat", items, scope, source, axis=axis)], scope)
 
 
 def _split(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     values, name = attributes(node), str(scope.find(node.input[0]))
     shape = simplifier.model.types[name].shape
-    axis = values.get("axis", 0) % len(shape)
+    axis = axis_within(values.get("axis", 0), len(shape), source)
     sizes = [1] * shape[axis]
     keeps = values.get("keepdims", 1) or len(node.input) > 1
     if len(node.input) > 1 and node.input[1]:

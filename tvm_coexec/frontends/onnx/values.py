@@ -24,6 +24,11 @@ DTYPES = {
 DOMAINS = ("", "ai.onnx", "ai.onnx.preview")
 """Whose operators can be read."""
 
+_LIMIT = 2**31
+
+_LARGE = ("ends", "starts", "value_int", "value_ints")
+"""Attributes that may be any whole number: constants, and bounds that are far away where they mean the end."""
+
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Types of elements that are computed as float32."""
 
@@ -105,6 +110,37 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return [_decoded(item) for item in value]
     return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def axis_within(axis: int, rank: int, source: Source) -> int:
+    """Count an axis from the first one.
+
+    Raises
+    ------
+    ModelError
+        A tensor of so many axes has none of that number: not everywhere does ONNX's inference look.
+    """
+    if not -rank <= axis < rank:
+        raise ModelError(f"{source} has the axis {axis}, of a tensor with {rank}; export the model again")
+    return int(axis) % rank
+
+
+def check_whole_numbers(node: NodeProto, source: Source) -> None:
+    """Refuse axes, sizes and the like that have more than 32 bits: ONNX and TVM drop the others, or quote their code.
+
+    Raises
+    ------
+    ModelError
+        Naming the attribute.
+    """
+    for attribute in node.attribute:
+        if attribute.name not in _LARGE:
+            for number in (attribute.i, *attribute.ints):
+                if not -_LIMIT <= number < _LIMIT:
+                    raise ModelError(
+                        f"{source} has {number} as its attribute {attribute.name!r}, beyond {_LIMIT - 1}; "
+                        "export the model again"
+                    )
 
 
 def source_of(node: NodeProto) -> Source:
