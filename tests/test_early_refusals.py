@@ -39,34 +39,43 @@ EARLY = {
 
 BEFORE_OPENING = {
     "no OpenCL device is called 'none'": [
-        *("tune --out z --device none", "check m.onnx --device none"),
-        *("build m.onnx --split cpu --out z --device none", "doctor --device none"),
+        *("check m.onnx --device none", "build m.onnx --split cpu --out z --device none", "doctor --device none")
     ],
-    "names core 65535": ["tune --out z --cpu-cores 65535", "build m.onnx --split cpu --out z --gpu-cores 65535"],
-    "each spins while it waits": ["tune --out z --device pocl --cpu-cores 0 --gpu-cores 0"],
+    "names core 65535": ["build m.onnx --split cpu --out z --gpu-cores 65535"],
     "belongs to 'pocl: test'": [
-        *("tune --out tuned --device pocl", "build m.onnx --profile tuned --out z --device pocl"),
-        "check m.onnx --profile tuned --device pocl",
+        *("build m.onnx --profile tuned --out z --device pocl", "check m.onnx --profile tuned --device pocl")
     ],
 }
 """What is known once the OpenCL devices of the machine are, none of which is opened."""
 
+BEFORE_TUNING = {
+    "no OpenCL device is called 'none'": ["tune --out z --device none"],
+    "names core 65535": ["tune --out z --cpu-cores 65535"],
+    "each spins while it waits": ["tune --out z --device pocl --cpu-cores 0 --gpu-cores 0"],
+    "belongs to 'pocl: test'": ["tune --out tuned --device pocl"],
+}
+"""What another process tells a tuning, since the one that tunes starts no driver."""
+
 HELD = {"is being tuned or measured by process": ["tune --out z --device pocl"]}
+
+NO_PROCESS = "subprocess.Popen = None"
+"""What makes each attempt to start a process fail."""
 
 
 def test_what_needs_no_compiler_is_told_before_one_is_loaded(tmp_path: Path) -> None:
     _write_files(tmp_path)
-    _check_told(EARLY, {"tvm", "xgboost", "pyopencl", "onnxruntime"}, tmp_path)
+    _check_told(EARLY, {"tvm", "xgboost", "pyopencl", "onnxruntime"}, tmp_path, NO_PROCESS)
 
 
 def test_what_needs_no_device_to_be_open_is_told_before_a_process_is_started_for_it(tmp_path: Path) -> None:
     _write_files(tmp_path)
-    _check_told(BEFORE_OPENING, {"tvm", "xgboost", "onnxruntime"}, tmp_path)
+    _check_told(BEFORE_OPENING, {"tvm", "xgboost", "onnxruntime"}, tmp_path, NO_PROCESS)
 
 
-def test_a_device_that_is_held_is_told_before_a_process_is_started_for_it(tmp_path: Path) -> None:
+def test_what_a_tuning_cannot_do_is_told_before_a_compiler_or_a_driver_is_loaded(tmp_path: Path) -> None:
+    _write_files(tmp_path)
     with alone_with_device(find_device("pocl").name):
-        _check_told(HELD, {"tvm", "xgboost", "onnxruntime"}, tmp_path)
+        _check_told(BEFORE_TUNING | HELD, {"tvm", "xgboost", "pyopencl", "onnxruntime"}, tmp_path)
 
 
 def _write_files(folder: Path) -> None:
@@ -80,12 +89,12 @@ def _write_files(folder: Path) -> None:
         profile.describe(planning=PLANNING)
 
 
-def _check_told(told: dict[str, list[str]], heavy: set[str], folder: Path) -> None:
-    """Each call ends in a line with its message, before anything heavy is loaded and before a process is started."""
+def _check_told(told: dict[str, list[str]], heavy: set[str], folder: Path, first: str = "") -> None:
+    """Each call ends in a line with its message, before anything heavy is loaded."""
     code = f"""
 import contextlib, io, subprocess, sys
 from tvm_coexec.cli import main
-subprocess.Popen = None
+{first}
 for message, calls in {told}.items():
     for call in calls:
         with contextlib.redirect_stderr(io.StringIO()) as told:

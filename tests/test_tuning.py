@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -248,6 +250,22 @@ def test_what_tuning_cannot_do_is_said(tmp_path: Path) -> None:
         ),
     ):
         planner(profile, Hardware())
+
+
+@pytest.mark.slow
+@pytest.mark.one_runtime
+def test_who_has_tuned_may_fork_and_open_the_device(tmp_path: Path, device_name: str) -> None:
+    code = f"""
+import os, tvm_coexec
+from tvm_coexec.layers import Linear
+tvm_coexec.tune("p", device={device_name!r}, minutes=0.01, layers=[Linear(9, 64, 96)])
+forked = os.fork()
+if not forked:
+    tvm_coexec.open_device({device_name!r}).close()
+    os._exit(0)
+assert os.waitpid(forked, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from tvm_coexec.files import is_vacant
 from tvm_coexec.frontends import read_model
 from tvm_coexec.graph import Graph
 from tvm_coexec.layers import AnyLayer, along_partition_axes
+from tvm_coexec.opencl.apart import check_apart
 from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
@@ -207,7 +208,7 @@ def _tuner(
 
 def _alone_with(choice: DeviceChoice, path: Path, known: Mapping[str, Any] | None) -> AbstractContextManager[None]:
     """Hold a device of this machine, which has to be the profile's: that is known before it is opened."""
-    here = choice.check()
+    here = check_apart(choice)
     if known is not None:
         check_same_device(path, known, here)
     return alone_with_device(here["name"])
