@@ -56,9 +56,11 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_other_weights_shapes_and_front_ends_are_other_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "model.onnx")
-    keys = {kept.key_of(path, {}), kept.key_of(path, {"x": (5, 64)}), kept.key_of(saved(path, channels=64), {})}
+    keys = {kept.key_of(path, {}, {}), kept.key_of(path, {"x": (5, 64)}, {})}
+    keys |= {kept.key_of(path, {}, {"x": value}) for value in (2, 3, 3.0, [3, 3])}
+    keys |= {kept.key_of(saved(path, channels=64), {}, {})}
     monkeypatch.setattr(kept, "_reader_key", lambda: "of another release")
-    assert len({*keys, kept.key_of(path, {})} - {None}) == 4
+    assert len({*keys, kept.key_of(path, {}, {})} - {None}) == 8
 
 
 def test_a_file_read_before_needs_neither_tvm_nor_the_package_of_its_format(tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_shapes_count_whatever_holds_them(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
     assert [to_graph(path, Shapes(x=(rows, 64))).tensors["x"].shape for rows in (3, 4)] == [(3, 64), (4, 64)]
-    assert kept.key_of(path, {"x": [3, 64]}) == kept.key_of(path, Shapes(x=(3, 64)))
+    assert kept.key_of(path, {"x": [3, 64]}, {}) == kept.key_of(path, Shapes(x=(3, 64)), {})
 
 
 def widened(folder: Path) -> Path:

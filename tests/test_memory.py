@@ -57,8 +57,8 @@ def test_what_was_read_of_a_file_is_let_go_before_kernels_are_built(
     path.write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
     read: list[weakref.ref[ReadModel]] = []
 
-    def read_and_note(model: Any, shapes: Any) -> ReadModel:
-        found = read_model(model, shapes)
+    def read_and_note(*arguments: Any) -> ReadModel:
+        found = read_model(*arguments)
         read.append(weakref.ref(found))
         return found
 

@@ -76,8 +76,8 @@ def test_the_first_node_that_differs_is_named(device: Device, spoilt_node: str, 
 def spoil_what_is_read(monkeypatch: pytest.MonkeyPatch, node: str) -> None:
     """Let every graph that is formed from now on have one node with other weights."""
 
-    def read_and_spoil(model: Any, shapes: Any) -> ReadModel:
-        read = read_model(model, shapes)
+    def read_and_spoil(*arguments: Any) -> ReadModel:
+        read = read_model(*arguments)
         return ReadModel(lambda: spoilt(read.to_graph(), node))
 
     monkeypatch.setattr(api, "read_model", read_and_spoil)

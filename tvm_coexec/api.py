@@ -32,7 +32,7 @@ from .runtime.module import Module, warn_of_one_core
 from .tuning.splits import measure_splits
 
 if TYPE_CHECKING:
-    from .frontends import Model, Shapes
+    from .frontends import Model, Shapes, Values
 
 
 def build(
@@ -48,6 +48,7 @@ def build(
     adapt: bool = False,
     check: bool = False,
     shapes: Shapes | None = None,
+    values: Values | None = None,
 ) -> Module:
     """Build a module whose layers run on the CPU and the GPU at the same time.
 
@@ -79,6 +80,9 @@ def build(
         ONNX Runtime or ONNX's reference evaluator, LiteRT, or torch itself.
     shapes
         Shapes of inputs by name, where the model leaves dimensions open: ``{"x": (1, 3, 320, 320)}``.
+    values
+        Values of inputs by name that are always the same, such as a rate: ``{"sr": 16000}``. They are constants of the
+        module, which has no such inputs: what follows from them is computed now. A number stands for all elements.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def build(
     KernelError
         The check finds an output that differs; the first node whose value differs is named.
     """
-    read = read_checked(model, shapes, [split], profile)
+    read = read_checked(model, shapes, values, [split], profile)
     if not isinstance(device, Device):
         cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
         device = open_for(profile, DeviceChoice(device, cpu, gpu))
@@ -104,7 +108,11 @@ def build(
 
 
 def read_checked(
-    model: Model, shapes: Shapes | None, splits: Iterable[Split], profile: str | os.PathLike[str] | None
+    model: Model,
+    shapes: Shapes | None,
+    values: Values | None,
+    splits: Iterable[Split],
+    profile: str | os.PathLike[str] | None,
 ) -> ReadModel:
     """Read a model, once rules and profile were looked at: what is wrong with any is told before a device is opened."""
     for split in splits:
@@ -112,7 +120,7 @@ def read_checked(
     if profile is not None:
         with Profile.open(profile) as opened:
             check_tuned(opened)
-    return read_model(model, shapes)
+    return read_model(model, shapes, values)
 
 
 def open_for(profile: str | os.PathLike[str] | None, choice: DeviceChoice) -> Device:
@@ -192,6 +200,7 @@ def package(
     profile: str | os.PathLike[str] | None = None,
     split: Split = "predicted",
     shapes: Shapes | None = None,
+    values: Values | None = None,
 ) -> Package:
     """Build a module for a device that need not be at hand; ``write`` makes its file, to be loaded there.
 
@@ -206,7 +215,7 @@ def package(
         The device's profile; by default the target, if that is one.
     split
         As for :func:`build`, but for ``"measured"``.
-    shapes
+    shapes, values
         As for :func:`build`.
 
     Raises
@@ -223,7 +232,7 @@ def package(
     def measure(layers: Sequence[AnyLayer]) -> tuple[Sequence[Sample], Overheads]:
         raise InputError("split='measured' needs the device: open it and use build(), or tune a profile on it")
 
-    built_for, graph = target_for(facts), read_checked(model, shapes, [split], profile).to_graph()
+    built_for, graph = target_for(facts), read_checked(model, shapes, values, [split], profile).to_graph()
     plan = plan_by_rule(graph, split, facts, built_for.hardware, _planner(profile, facts), measure)
     return package_plan(graph, plan, built_for, facts, _progress)
 

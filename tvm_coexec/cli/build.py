@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tvm_coexec.errors import InputError
 
-from .options import add_core_options, add_device_option, add_shape_option, check_out
+from .options import add_core_options, add_device_option, add_given_options, check_out
 
 EXAMPLES = """\
 examples:
@@ -20,6 +20,7 @@ examples:
   tvm-coexec build model.onnx --device pocl --split measured --out model.coexec
   tvm-coexec build model.onnx --device pocl --split 0.5 --out model.coexec
   tvm-coexec build model.onnx --shape image=1,3,320,320 --profile profile --out model.coexec
+  tvm-coexec build speech.onnx --value rate=16000 --device pocl --split 0.5 --out model.coexec
   tvm-coexec build model.onnx --device pocl --plan plan.json --out model.coexec
   tvm-coexec build model.onnx --target board.json --split 0.5 --out model.coexec
 """
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="predicted, measured, cpu, gpu, or the CPU's share from 0 to 1 (default: predicted)",
     )
     parser.add_argument("--plan", type=Path, metavar="FILE", help="divide as `tvm-coexec plan --out FILE` planned")
-    add_shape_option(parser)
+    add_given_options(parser)
     parser.add_argument(
         "--target",
         metavar="FILE",
@@ -54,6 +55,7 @@ def run(
     split: str | None,
     plan: Path | None,
     shapes: dict[str, tuple[int, ...]],
+    values: dict[str, list[float]],
     target: str | None,
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
@@ -69,7 +71,7 @@ def run(
     if target is not None:
         if device or cpu_cores or gpu_cores:
             raise InputError("--target names a device that is not at hand; leave out --device and cores")
-        packed = package(model, target, profile=profile, split=rule, shapes=shapes)
+        packed = package(model, target, profile=profile, split=rule, shapes=shapes, values=values)
         packed.write(out)
         print(f"{Plan.from_json(packed.manifest.plan)}\nmodule: {out}, for {packed.manifest.device['label']}")
         return 0
@@ -79,6 +81,7 @@ def run(
         profile=profile,
         split=rule,
         shapes=shapes,
+        values=values,
         cpu_cores=cpu_cores,
         gpu_cores=gpu_cores,
     )

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from .build import split_rule
-from .options import add_core_options, add_device_option, add_shape_option, whole_number
+from .options import add_core_options, add_device_option, add_given_options, whole_number
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=whole_number, default=0, metavar="N", help="of the random inputs (default: %(default)s)"
     )
-    add_shape_option(parser)
+    add_given_options(parser)
     add_device_option(parser)
     add_core_options(parser)
 
@@ -49,6 +49,7 @@ def run(
     splits: list[str] | None,
     seed: int,
     shapes: dict[str, tuple[int, ...]],
+    values: dict[str, list[float]],
     device: str | None,
     cpu_cores: tuple[int, ...] | None,
     gpu_cores: tuple[int, ...] | None,
@@ -58,7 +59,7 @@ def run(
     from tvm_coexec.verification import NetworkCheck
 
     rules = {split: split_rule(split) for split in splits or _SPLITS}
-    read = read_checked(model, shapes, rules.values(), profile)
+    read = read_checked(model, shapes, values, rules.values(), profile)
     opened = open_for(profile, DeviceChoice(device, cpu_cores, gpu_cores))
     graph = read.to_graph()
     del read  # which holds the weights a second time

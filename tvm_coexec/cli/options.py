@@ -52,8 +52,8 @@ def add_timeout_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_shape_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--shape``, passed on as ``shapes``: a dict from inputs to shapes."""
+def add_given_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--shape`` and ``--value``, passed on as ``shapes`` and ``values``: dicts from inputs to what they have."""
     parser.add_argument(
         "--shape",
         action=_AddShape,
@@ -62,6 +62,28 @@ def add_shape_option(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT=SIZES",
         help="shape of an input whose dimensions the model leaves open, such as x=1,3,320,320; may be repeated",
     )
+    parser.add_argument(
+        "--value",
+        action=_AddValue,
+        dest="values",
+        default={},
+        metavar="INPUT=NUMBERS",
+        help="what an input always is, which is a constant then, such as rate=16000; may be repeated",
+    )
+
+
+class _AddValue(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        name, equals, numbers = str(values).rpartition("=")
+        try:
+            read = [_number(number.strip()) for number in numbers.split(",")]
+        except ValueError:
+            read = []
+        if not equals or not read:
+            raise argparse.ArgumentError(
+                self, f"cannot read {values!r}; write an input's name and numbers, as rate=16000"
+            )
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), name: read if len(read) > 1 else read[0]})
 
 
 class _AddShape(argparse.Action):
@@ -107,6 +129,11 @@ def number_of_runs(text: str) -> int:
 def _is_whole(text: str) -> bool:
     """Whether a text is a number of digits alone, and not of so many that Python refuses to read them."""
     return text.isdecimal() and len(text) <= _MOST_DIGITS
+
+
+def _number(text: str) -> float:
+    """A whole number as it is, since floats do not hold all; else a float."""
+    return int(text) if _is_whole(text.removeprefix("-")) else float(text)
 
 
 def parse_cores(text: str) -> tuple[int, ...]:

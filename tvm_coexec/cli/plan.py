@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_shape_option, check_out
+from .options import add_given_options, check_out
 
 EXAMPLES = """\
 examples:
@@ -21,11 +21,18 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="an ONNX or TFLite file")
     parser.add_argument("--profile", required=True, type=Path, metavar="DIR", help="made by `tvm-coexec tune`")
-    add_shape_option(parser)
+    add_given_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the plan as JSON, too")
 
 
-def run(*, model: str, profile: Path, shapes: dict[str, tuple[int, ...]], out: Path | None) -> int:
+def run(
+    *,
+    model: str,
+    profile: Path,
+    shapes: dict[str, tuple[int, ...]],
+    values: dict[str, list[float]],
+    out: Path | None,
+) -> int:
     from tvm_coexec.api import planner_of
     from tvm_coexec.frontends import read_model
     from tvm_coexec.planning.from_profile import check_tuned
@@ -35,7 +42,7 @@ def run(*, model: str, profile: Path, shapes: dict[str, tuple[int, ...]], out: P
     check_out(out)
     with Profile.open(profile) as opened:
         check_tuned(opened)
-        read = read_model(model, shapes)
+        read = read_model(model, shapes, values)
         planned, facts = planner_of(opened), opened.facts
     plan = plan_network(read.to_graph(), planned, facts["label"], facts["mechanism"])
     print(plan)

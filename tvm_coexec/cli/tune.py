@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_core_options, add_device_option, add_shape_option, add_tracker_options
+from .options import add_core_options, add_device_option, add_given_options, add_tracker_options
 
 EXAMPLES = """\
 examples:
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "which is then run by several plans too, of a JSON file with a list, or a set such as vit-base; several may be "
         "given",
     )
-    add_shape_option(parser)
+    add_given_options(parser)
     add_tracker_options(parser)
 
 
@@ -63,6 +63,7 @@ def run(
     trials: int | None,
     layers: list[str],
     shapes: dict[str, tuple[int, ...]],
+    values: dict[str, list[float]],
     tracker: str | None,
     key: str | None,
 ) -> int:
@@ -81,6 +82,7 @@ def run(
         layers=[layer for name in layers if name not in models for layer in layers_named(name)],
         models=models,
         shapes=shapes,
+        values=values,
         tracker=tracker,
         key=key,
         cpu_cores=cpu_cores,

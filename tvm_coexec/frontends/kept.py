@@ -12,12 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from tvm_coexec import graph as graphs
 from tvm_coexec import layers, schedules
 from tvm_coexec.cache import Cache, digest_of_sources, user_cache
 from tvm_coexec.graph import Graph
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _MOST_KEPT_BYTES = 1 << 29
 _MOST_MODEL_BYTES = 1 << 26
@@ -41,18 +46,23 @@ class Kept:
         return self.graph
 
 
-def key_of(path: Path, shapes: Mapping[str, Sequence[int]]) -> str | None:
+def key_of(path: Path, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike]) -> str | None:
     """Names what is read of a file by its content and all that reads it; None if it is not to be kept."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_MODEL_BYTES:
             return None
         content = path.read_bytes()
         asked = sorted((name, tuple(shape)) for name, shape in shapes.items())
+        fixed = sorted((name, *_digest(np.asarray(value))) for name, value in values.items())
     except (OSError, ValueError, TypeError):  # what is no shape is told by those who read
         return None
     if path.suffix != ".tflite" and _EXTERNAL in content:
         return None
-    return json.dumps([hashlib.sha256(content).hexdigest(), path.suffix, repr(asked), _reader_key()])
+    return json.dumps([hashlib.sha256(content).hexdigest(), path.suffix, repr(asked), repr(fixed), _reader_key()])
+
+
+def _digest(array: np.ndarray) -> tuple[str, tuple[int, ...], str]:
+    return str(array.dtype), array.shape, hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def kept_graph(key: str) -> Kept | None:
@@ -62,13 +72,13 @@ def kept_graph(key: str) -> Kept | None:
     return None if content is None else cast("Kept", pickle.loads(content))
 
 
-def form(read: Callable[[], Graph], path: Path, shapes: Mapping[str, Sequence[int]], key: str | None) -> Kept:
+def form(read: Callable[[], Graph], key: str | None, key_now: Callable[[], str | None]) -> Kept:
     """Read a graph, and keep it if ``key`` still names what the file holds."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")  # whoever reads it next may want to hear what this process ignores
         graph = read()
     kept = Kept(graph, tuple(dict.fromkeys(str(one.message) for one in told if one.category is UserWarning)))
-    if key is not None and key == key_of(path, shapes):
+    if key is not None and key == key_now():
         _kept_graphs().put(key, pickle.dumps(kept, protocol=5))
     return kept
 

@@ -94,8 +94,8 @@ class Trace:
     """Operations in execution order.
 
     ``outputs`` pairs the name that the user sees with the value; ``shapes`` holds every input and value,
-    ``dtypes`` those that are not float32, ``counts`` the outputs that say how many rows of others count, and ``states``
-    the inputs that go on from run to run.
+    ``dtypes`` those that are not float32, ``counts`` the outputs that say how many rows of others count, ``states``
+    the inputs that go on from run to run, and ``fixed`` the values of inputs that the user made constants.
     """
 
     inputs: list[str]
@@ -106,6 +106,7 @@ class Trace:
     dtypes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, str] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
+    fixed: dict[str, np.ndarray] = field(default_factory=dict)
 
     def scalar(self, name: str) -> float | None:
         """The number that a constant of one element holds; None for all else."""

@@ -128,13 +128,17 @@ class State:
 
 @dataclass
 class Graph:
-    """Nodes in an order in which they can run, and every tensor that they touch; ``states`` are known by input."""
+    """Nodes in an order in which they can run, and every tensor that they touch.
+
+    ``states`` are known by input; ``fixed`` has the values of inputs of the model that are constants of this graph.
+    """
 
     tensors: dict[str, Tensor]
     inputs: list[str]
     outputs: list[str]
     nodes: list[Node]
     states: dict[str, State] = field(default_factory=dict)
+    fixed: dict[str, np.ndarray] = field(default_factory=dict)
 
     def consumers(self, tensor: str) -> list[Node]:
         """Nodes that read ``tensor``, in execution order."""

@@ -45,7 +45,7 @@ from .workloads import (
 )
 
 if TYPE_CHECKING:
-    from tvm_coexec.frontends import Model, Shapes
+    from tvm_coexec.frontends import Model, Shapes, Values
     from tvm_coexec.rpc.client import Session
 
 FAMILIES: dict[str, Callable[[], Iterator[AnyLayer]]] = {
@@ -78,6 +78,7 @@ def tune(
     layers: Iterable[AnyLayer] = (),
     models: Iterable[Model] = (),
     shapes: Shapes | None = None,
+    values: Values | None = None,
     tracker: str | None = None,
     key: str | None = None,
     cpu_cores: Sequence[int] | None = None,
@@ -103,8 +104,8 @@ def tune(
     models
         Models whose layers are measured likewise, and which are then run by several plans, of which they keep the best.
         What :func:`tvm_coexec.build` takes.
-    shapes
-        Shapes of the models' inputs by name, where they leave dimensions open.
+    shapes, values
+        Of the models' inputs by name, as for :func:`tvm_coexec.build`.
     tracker, key
         ``host:port`` of an RPC tracker and the key of the device there. By default a tracker and a server for the
         local device are started on loopback.
@@ -132,14 +133,14 @@ def tune(
     cpu, gpu = (None if cores is None else tuple(cores) for cores in (cpu_cores, gpu_cores))
     choice, budget, models = DeviceChoice(device, cpu, gpu), Budget(minutes), list(models)
     for model in models:
-        read_model(model, shapes)  # what is wrong with one is told now; kept, all of them might fill the memory
+        read_model(model, shapes, values)  # what is wrong with one is told now; kept, all of them might fill the memory
     check_session(choice, tracker, key)
     with ExitStack() as stack:
         if known is not None:
             stack.enter_context(alone_with_profile(path))
         if tracker is None:  # a tracker lends a device to one at a time
             stack.enter_context(_alone_with(choice, path, known))
-        graphs = [read_model(model, shapes).to_graph().without_weights() for model in models]
+        graphs = [read_model(model, shapes, values).to_graph().without_weights() for model in models]
         layers = [*layers, *(layer for graph in graphs for layer in layers_of(graph))]
         with budget.spend("opening the device"):
             sessions = stack.enter_context(open_fleet(choice, tracker, key, known, _tell))

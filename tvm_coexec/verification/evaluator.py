@@ -15,8 +15,8 @@ class Evaluator(ABC):
     ----------
     engine
         What the user knows the engine as.
-    outputs
-        Names of the model's outputs, in its order.
+    inputs, outputs
+        Names of the model's inputs and outputs, in its order.
     values
         Names of the inner values that can be seen.
     choices
@@ -28,6 +28,7 @@ class Evaluator(ABC):
     """
 
     engine: str
+    inputs: Sequence[str]
     outputs: Sequence[str]
     values: Sequence[str] = ()
     choices: Mapping[str, Sequence[int]] = {}

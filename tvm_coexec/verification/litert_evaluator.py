@@ -33,6 +33,7 @@ class LiteRtEvaluator(Evaluator):
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{self.engine} refuses the model: {first_line(error)}") from None
+        self.inputs = [file.tensors[index].name for index in file.inputs]
         self.outputs = [detail["name"] for detail in self._interpreter.get_output_details()]
         self._indices = {detail["name"]: detail["index"] for detail in self._interpreter.get_tensor_details()}
         self.values = list(self._indices)

@@ -99,10 +99,17 @@ class NetworkCheck:
         self.arrays, self._nudged = arrays, nudged(arrays)
         self._expected, self._leeway = self._expect(self._evaluator.outputs)
 
+    def _run(self, arrays: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Compute values by name; the model has inputs, too, that are constants of the graph."""
+        fixed, given = self._graph.fixed, iter(arrays)
+        if fixed:
+            arrays = [fixed[name] if name in fixed else next(given) for name in self._evaluator.inputs]
+        return self._evaluator.run(arrays, names)
+
     def _expect(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, float, float]]]:
         """Values by name, and the leeway of each: what rounding of the inputs makes of it, its step, its rounding."""
-        expected = self._evaluator.run(self.arrays, names)
-        others = self._evaluator.run(self._nudged, names)
+        expected = self._run(self.arrays, names)
+        others = self._run(self._nudged, names)
         leeway = {}
         for name, array in expected.items():
             step = self._evaluator.steps.get(name, 0.0)

@@ -63,11 +63,11 @@ class _OnnxEvaluator(Evaluator):
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._proto = proto
         constants = {tensor.name for tensor in proto.graph.initializer}
-        self._inputs = [value.name for value in proto.graph.input if value.name not in constants]
+        self.inputs = [value.name for value in proto.graph.input if value.name not in constants]
         self.outputs = [output.name for output in proto.graph.output]
         self.values = [name for node in proto.graph.node for name in node.output if name]
         self.steps = _steps(proto.graph)
-        found = {value.name: _choices(proto.graph, value) for value in proto.graph.input if value.name in self._inputs}
+        found = {value.name: _choices(proto.graph, value) for value in proto.graph.input if value.name in self.inputs}
         self.choices = {name: numbers for name, numbers in found.items() if numbers}
 
 
@@ -88,7 +88,7 @@ class OnnxRuntimeEvaluator(_OnnxEvaluator):
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
         inner = tuple(name for name in wanted if name not in self.outputs)
-        given = dict(zip(self._inputs, arrays, strict=True))
+        given = dict(zip(self.inputs, arrays, strict=True))
         try:
             results = self._session(inner).run(list(wanted), given)
         except Exception as error:  # it has a class of its own for every kind of failure
@@ -130,7 +130,7 @@ class ReferenceEvaluator(_OnnxEvaluator):
         self._reference = Reference(proto)
 
     def run(self, arrays: Sequence[np.ndarray], wanted: Sequence[str]) -> dict[str, np.ndarray]:
-        given = dict(zip(self._inputs, arrays, strict=True))
+        given = dict(zip(self.inputs, arrays, strict=True))
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")

@@ -20,6 +20,7 @@ class TorchEvaluator(Evaluator):
         torch: Any = importlib.import_module("torch")
         self._torch, self._module = torch, program.module()
         self.engine = f"torch {torch.__version__}"
+        self.inputs = list(program.graph_signature.user_inputs)
         self.outputs = list(program.graph_signature.user_outputs)
         self._nodes = _modules_of_one_node(program)
         self.values = list(self._nodes)
@@ -72,6 +73,7 @@ class RelaxEvaluator(Evaluator):
         except Exception as error:  # TVM's passes raise whatever they stumble over
             raise ModelError(f"{self.engine} cannot compile the module: {last_line(error)}") from None
         result = module["main"].ret_ty
+        self.inputs = [parameter.name for parameter in module["main"].params]
         fields = getattr(result, "fields", None)
         self.outputs = ["output"] if fields is None else [f"output {index}" for index in range(len(fields))]
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
 from tvm_coexec.errors import ModelError, in_one_line
 
 from .contributed import replace_contributed
-from .shapes import bind_shapes
+from .shapes import bind_inputs
 from .values import DOMAINS, attributes, source_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
 
 _OLDEST_OPSET = 7
 
@@ -19,10 +24,13 @@ _IR_WITHOUT_LISTED_CONSTANTS = 4
 """From this version on constants need not be inputs too; older files that break the rule mean the same."""
 
 
-def read_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+def read_onnx(
+    model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike]
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """Read a model that follows ONNX's rules, all its operators ONNX's own and all its inputs' shapes known.
 
-    ``shapes`` has those of inputs whose dimensions the model leaves open.
+    ``shapes`` has those of inputs whose dimensions the model leaves open, ``values`` what other inputs are, of which
+    the model has constants then; these are returned, too.
 
     Raises
     ------
@@ -39,9 +47,9 @@ def read_onnx(model: onnx.ModelProto | Path, shapes: Mapping[str, Sequence[int]]
     replace_contributed(proto)
     _write_axes(proto.graph)
     _check_operators(proto)
-    bind_shapes(proto.graph, shapes)
+    fixed = bind_inputs(proto.graph, shapes, values)
     _check_consistency(proto, model)
-    return proto
+    return proto, fixed
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -1,23 +1,35 @@
-"""Shapes of a model's inputs: those that it leaves open are given by the user."""
+"""Shapes of a model's inputs, and values: those that it leaves open are given by the user."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from onnx import GraphProto, TensorProto, ValueInfoProto
+import numpy as np
+from onnx import GraphProto, TensorProto, ValueInfoProto, numpy_helper
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.fixed import as_constant, check_values, shapes_of_values
 
 from .values import DTYPES
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _Dimension = int | str
 """A size, or the name of what is open (empty if it has none)."""
 
 
-def bind_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Write the given shapes into the graph's inputs.
+def bind_inputs(
+    graph: GraphProto, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike]
+) -> dict[str, np.ndarray]:
+    """Write the given shapes into the graph's inputs, and make constants of those whose values are given.
 
     Dimensions of one name are given by any input that has it. What some exporters write as a size below 0 is open.
+
+    Returns
+    -------
+    The constants.
 
     Raises
     ------
@@ -33,6 +45,8 @@ def bind_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
     unknown = sorted(set(shapes) - set(inputs))
     if unknown:
         raise ModelError(f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}")
+    arrays = check_values(values, inputs)
+    shapes = shapes_of_values(arrays, shapes, (name for name, value in inputs.items() if _is_open(value)))
     named: dict[str, int] = {}
     for name, value in inputs.items():
         _check_type(value, name in shapes)
@@ -43,6 +57,25 @@ def bind_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
             if dimension.dim_param in named:
                 dimension.dim_value = named[dimension.dim_param]
     _check_bound(inputs)
+    return _fixed(graph, inputs, arrays)
+
+
+def _is_open(value: ValueInfoProto) -> bool:
+    return not value.type.tensor_type.HasField("shape") or any(isinstance(size, str) for size in _dimensions(value))
+
+
+def _fixed(
+    graph: GraphProto, inputs: Mapping[str, ValueInfoProto], values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Put constants in the places of inputs."""
+    fixed = {}
+    for name, value in values.items():
+        tensor = inputs[name].type.tensor_type
+        sizes = [size.dim_value for size in tensor.shape.dim]
+        fixed[name] = as_constant(name, value, DTYPES[tensor.elem_type], sizes)
+        graph.initializer.append(numpy_helper.from_array(fixed[name], name))
+        graph.input.remove(inputs[name])
+    return fixed
 
 
 def _check_type(value: ValueInfoProto, is_given: bool) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tvm import IRModule, ir, relax, tirx
+from tvm import IRModule, ir, relax
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import OpaqueCall, Operation, Source, Trace, check_size, claim_name
 
 from . import images as relax_images
 from . import steps as relax_steps
+from .binding import bound
 from .calls import (
     OPERATIONS,
     attributes_of,
@@ -28,6 +29,9 @@ from .calls import (
 )
 from .joining import MOST_OPERANDS, add_concat, part_of
 from .opaque import cut_out, evaluate, written
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,14 @@ class Naming:
     inner: set[relax.Var] = field(default_factory=set)
 
 
-def trace_relax(module: IRModule, shapes: Mapping[str, Sequence[int]] | None = None) -> Trace:
+def trace_relax(
+    module: IRModule,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    values: Mapping[str, ArrayLike] | None = None,
+) -> Trace:
     """List the operations of a module's function ``main``, called by the names of their variables.
 
-    ``shapes`` has those of parameters whose dimensions are symbolic.
+    ``shapes`` has those of parameters whose dimensions are symbolic, ``values`` what other parameters always are.
 
     Raises
     ------
@@ -69,35 +77,18 @@ def trace_relax(module: IRModule, shapes: Mapping[str, Sequence[int]] | None = N
         raise ModelError(f"the Relax module has no function 'main', only {functions}; rename the one to build")
     if not isinstance(module["main"], relax.Function):
         raise ModelError("the Relax module's 'main' is a function of loops; call such another name")
-    module = _bound(module, shapes or {})
+    module, fixed = bound(module, shapes or {}, values or {})
     function = module["main"]
-    values: dict[relax.Var, str] = {}
+    names: dict[relax.Var, str] = {}
     sources: dict[relax.Var, Source] = {}
     taken: set[str] = set()
     for variable in function.params:
-        values[variable] = claim_name(variable.name, taken)
+        names[variable] = claim_name(variable.name, taken)
     for binding in bindings(function):
-        values[binding.var] = claim_name(binding.var.name, taken)
-        sources[binding.var] = Source(operator_name(binding.value), values[binding.var], "variable")
-    outputs = [(values.get(value, "output"), value) for value in returned(function)]
-    return trace_function(module, Naming(values, sources, outputs))
-
-
-def _bound(module: IRModule, shapes: Mapping[str, Sequence[int]]) -> IRModule:
-    """The module with numbers in place of the dimensions that the shapes fix."""
-    parameters = {parameter.name: parameter for parameter in module["main"].params}
-    numbers: dict[Any, int] = {}
-    for name, shape in shapes.items():
-        if name not in parameters:
-            raise ModelError(f"a shape is given for {name!r}; the inputs are {', '.join(parameters)}")
-        declared = list(parameters[name].ty.shape.values)
-        open_sizes = [size for size in declared if not isinstance(size, tirx.IntImm)]
-        pairs = list(zip(declared, shape, strict=False))
-        fits = all(size == int(own) for own, size in pairs if own not in open_sizes)
-        if len(declared) != len(shape) or not fits:
-            raise ModelError(f"input {name!r} is {declared}; the shape {list(shape)} does not fit")
-        numbers |= {own: size for own, size in pairs if own in open_sizes}
-    return relax.transform.BindSymbolicVars(numbers, "main")(module) if numbers else module
+        names[binding.var] = claim_name(binding.var.name, taken)
+        sources[binding.var] = Source(operator_name(binding.value), names[binding.var], "variable")
+    outputs = [(names.get(value, "output"), value) for value in returned(function)]
+    return replace(trace_function(module, Naming(names, sources, outputs)), fixed=fixed)
 
 
 def trace_function(module: IRModule, naming: Naming) -> Trace:

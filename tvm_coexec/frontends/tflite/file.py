@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tflite
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.fixed import as_constant, check_values, shapes_of_values
 from tvm_coexec.frontends.trace import Source
 from tvm_coexec.graph import State
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _BUILTIN_OPERATORS = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
 _BUILTIN_OPTIONS = {code: name for name, code in vars(tflite.BuiltinOptions).items() if isinstance(code, int)}
@@ -126,6 +130,10 @@ class TfliteFile:
         What the outputs are called.
     states
         Inputs that go on from run to run.
+    fixed
+        The values of inputs that the user made constants.
+    is_resized
+        Some input has another shape than in the file.
 
     Raises
     ------
@@ -159,19 +167,24 @@ class TfliteFile:
         self.input_shapes = {index: self.tensors[index].shape for index in self.inputs}
         self.output_names = [self.tensors[index].name for index in self.outputs]
         self.states: dict[str, State] = {}
+        self.fixed: dict[str, np.ndarray] = {}
+        self.is_resized = False
 
     def inner(self, number: int) -> TfliteFile:
         """Another graph of the file."""
         return TfliteFile(self.path, number, self.content)
 
-    def bind_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Let inputs have these shapes, by name, instead of the file's."""
+    def bind_inputs(self, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike]) -> None:
+        """Let inputs have these shapes, by name, instead of the file's, and others be constants."""
         inputs = {self.tensors[index].name: index for index in self.inputs}
         unknown = sorted(set(shapes) - set(inputs))
         if unknown:
             raise ModelError(
                 f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}"
             )
+        arrays = check_values(values, inputs)
+        changeable = (name for name, index in inputs.items() if not self.tensors[index].has_fixed_shape)
+        shapes = shapes_of_values(arrays, shapes, changeable)
         for index in self.inputs:
             tensor = self.tensors[index]
             shape = self.input_shapes[index] = tuple(shapes.get(tensor.name, tensor.shape))
@@ -181,6 +194,17 @@ class TfliteFile:
                 )
             if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
                 raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
+            self.is_resized |= shape != tensor.shape
+        for name, value in arrays.items():
+            self._fix(self.tensors[inputs[name]], value)
+
+    def _fix(self, tensor: FileTensor, value: np.ndarray) -> None:
+        """Make a constant of an input."""
+        shape = self.input_shapes[tensor.index]
+        constant = self.fixed[tensor.name] = as_constant(tensor.name, value, tensor.stored_dtype, shape)
+        self.tensors[tensor.index] = replace(tensor, shape=shape, stored=constant)
+        self.inputs = tuple(index for index in self.inputs if index != tensor.index)
+        self.states.pop(tensor.name, None)
 
     def _check_numbers(self) -> None:
         """Refuse numbers of tensors that there are not; an operand that is left out is -1."""

@@ -97,7 +97,7 @@ class Importer:
         self.file = file
         self.converters = converters
         self.builder = relax.BlockBuilder()
-        self.is_resized = False
+        self.is_resized = file.is_resized
         self.in_file_order: dict[int, relax.Expr] = {}
         self.channels_first: dict[int, relax.Expr] = {}
         self.stored: dict[int, relax.Expr] = {}
@@ -123,7 +123,6 @@ class Importer:
     def parameter(self, tensor: FileTensor) -> relax.Var:
         """An input, in the type that the file gives it."""
         shape = self.file.input_shapes[tensor.index]
-        self.is_resized |= shape != tensor.shape
         variable = relax.Var(f"input{tensor.index}", relax.TensorType(shape, tensor.stored_dtype))
         self.names[variable] = tensor.name
         self.stored[tensor.index] = variable

@@ -50,7 +50,7 @@ def trace_tflite(file: TfliteFile) -> Trace:
     _check_operators(file)
     _warn_of_open_shapes(file)
     imported = import_file(file, _converter)
-    return replace(trace_function(imported.module, _naming(imported)), states=file.states)
+    return replace(trace_function(imported.module, _naming(imported)), states=file.states, fixed=file.fixed)
 
 
 def _warn_of_open_shapes(file: TfliteFile) -> None:

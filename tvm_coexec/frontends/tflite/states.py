@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,18 +15,26 @@ from tvm_coexec.graph import State
 
 from .file import FileOperator, TfliteFile
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 _NEXT = "/next"
 """What stands behind the name of a variable in that of the output that has its next value."""
 
 
-def read_tflite(path: Path, shapes: Mapping[str, Sequence[int]]) -> TfliteFile:
-    """Read a file whose variables become inputs and outputs; ``shapes`` has those of inputs, by name."""
+def read_tflite(
+    path: Path, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike] | None = None
+) -> TfliteFile:
+    """Read a file whose variables become inputs and outputs.
+
+    ``shapes`` has those of inputs, and ``values`` what other inputs always are, by name.
+    """
     file = TfliteFile(path)
     try:
         _expose_variables(file)
     except (AttributeError, IndexError) as error:  # an operator of variables lacks its options or operands
         raise ModelError(f"{str(path)!r} is a damaged TFLite model ({error}); convert it again") from error
-    file.bind_shapes(shapes)
+    file.bind_inputs(shapes, values or {})
     for index in file.inputs:
         name = file.tensors[index].name
         if (state := file.states.get(name)) is not None:

@@ -1,0 +1,61 @@
+"""Inputs whose values the user fixes when a model is built: they are constants of it then."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from tvm_coexec.errors import ModelError
+
+
+def check_values(values: Mapping[str, object], inputs: Collection[str]) -> dict[str, np.ndarray]:
+    """The values as arrays, of inputs that there are; at least one input has to be left.
+
+    Raises
+    ------
+    ModelError
+        Naming the first value that is none of numbers, or whose input there is not.
+    """
+    unknown = sorted(set(values) - set(inputs))
+    if unknown:
+        raise ModelError(f"a value is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}")
+    if values and len(values) == len(inputs):
+        raise ModelError("values are given for all inputs, so that nothing is left to compute; leave one of them out")
+    arrays = {}
+    for name, value in values.items():
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise ModelError(f"the value of input {name!r} is no array ({error}); give it numbers") from None
+        if array.dtype.kind not in "biuf":
+            raise ModelError(f"the value of input {name!r} is of type {array.dtype}; give it numbers")
+        arrays[name] = array
+    return arrays
+
+
+def shapes_of_values(
+    values: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], open_inputs: Iterable[str]
+) -> dict[str, Sequence[int]]:
+    """The shapes that are given, and those of values of inputs that leave dimensions open; a number has none."""
+    return {name: values[name].shape for name in open_inputs if name in values and values[name].ndim} | dict(shapes)
+
+
+def as_constant(name: str, value: np.ndarray, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    """What an input always is: an array of its type and shape, all elements alike where the value is a number.
+
+    Raises
+    ------
+    ModelError
+        The value has another shape, or the type cannot hold it.
+    """
+    if value.size != 1 and value.shape != tuple(shape):
+        raise ModelError(f"input {name!r} is {list(shape)}; its value is {list(value.shape)}, give one of that shape")
+    with np.errstate(all="ignore"):
+        array = value.astype(dtype)
+    is_float = np.dtype(dtype).kind == "f"
+    is_held = np.isfinite(array) == np.isfinite(value) if is_float else array == value
+    if not is_held.all():
+        raise ModelError(f"input {name!r} is {dtype}, which cannot be {value[~is_held].flat[0]}; give it another value")
+    filled = array if array.shape == tuple(shape) else np.full(shape, array.reshape(()))
+    return np.ascontiguousarray(filled).reshape(shape)
