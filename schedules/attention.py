@@ -1,4 +1,4 @@
-"""Attention: scores of every query and key, their softmax, and its products with the values, a head at a time.
+"""Attention scores every query with every key, and multiplies their softmax with the values, a head at a time.
 
 Operands: ``input``, ``input1`` and ``input2`` (queries, keys and values; ``[rows, row stride]``), ``input3`` or
 ``mask`` ``[mask rows, keys]`` (rows of whole tiles), ``output [rows, row stride]``. In OpenCL a first kernel packs a
@@ -36,7 +36,7 @@ def operand_names(layer: Attention, variant: Variant) -> tuple[str, ...]:
 
 
 def pack(layer: Attention, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """A constant mask as the kernels read it, from ``[mask rows, keys]``."""
+    """Pack a constant mask ``[mask rows, keys]`` as the kernels read it."""
     if layer.mask != "constant":
         return {}
     packed = np.zeros((layer.mask_rows, row_tiles(layer.keys) * TILE), np.float32)
@@ -45,7 +45,7 @@ def pack(layer: Attention, params: Mapping[str, np.ndarray], variant: Variant) -
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -81,7 +81,7 @@ def default_variant(layer: Attention, side: str, hardware: Hardware) -> Variant:
 
 
 def variants(layer: Attention, side: str, hardware: Hardware) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     if side == "gpu" and hardware.opencl_type == "gpu":
         threads = [count for count in _GPU_THREADS if count <= hardware.max_group_size] or [1]
         single = [_variant(rows, 4, 8, row_threads=count) for rows in (4, 2, 1) for count in threads]
@@ -109,7 +109,7 @@ def _variant(rows: int, lanes: int, channels: int, **params: int) -> Variant:
 
 
 def operands(layer: Attention, variant: Variant) -> tuple[Operand, ...]:
-    """Every buffer of a half but scratch."""
+    """List every buffer of a half but scratch."""
     from .frame import Operand
 
     sizes = dict(zip(("input", "input1", "input2", "input3"), layer.input_sizes, strict=False))
@@ -119,7 +119,7 @@ def operands(layer: Attention, variant: Variant) -> tuple[Operand, ...]:
 
 
 def build(layer: Attention, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """The one kernel of the CPU's half or of a GPU's work-groups, or the two of an OpenCL device's items."""
+    """Build the one kernel of the CPU's half or of a GPU's work-groups, or the two of an OpenCL device's items."""
     from .attention_groups import GroupKernel
     from .attention_kernels import cpu_launch, opencl_launches
 

@@ -1,4 +1,4 @@
-"""Attention as TIR.
+"""This file writes attention as TIR.
 
 A head's keys are packed in panels ``[panels, head_dim, channels]``, so that scores are computed like a dense layer's
 results, and its values in rows that are filled up to whole vectors. What is added to the scores of every query is
@@ -46,7 +46,7 @@ class Steps:
         self.blocks = -(-layer.queries // self.rows)
 
     def packed_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of a head's keys, values and summands."""
+        """Give the shapes of a head's keys, values and summands."""
         layer, lanes = self.layer, self.lanes
         panels = -(-self.key_vectors * lanes // self.width)
         return (
@@ -183,7 +183,7 @@ class Steps:
             T.buffer_store(target, T.float32(value), [lane])
 
     def _fold(self, wide: Buffer, combine: Callable[[Any, Any], Any]) -> Any:
-        """All lanes combined, half of them at a time."""
+        """Combine all lanes, half of them at a time."""
         size = self.lanes
         while size > 4:
             size //= 2
@@ -230,7 +230,7 @@ class Steps:
                 T.buffer_store(self.buffers["output"], T.float32(0), [item * layer.queries + query, c])
 
     def for_heads(self, unit: Any, body: Callable[[Any, Any], None]) -> None:
-        """``body(number, head)`` for the heads of a unit."""
+        """Run ``body(number, head)`` for the heads of a unit."""
         layer = self.layer
         with T.serial(0, layer.unit_heads) as number:
             head = unit * layer.unit_heads + number

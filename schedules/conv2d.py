@@ -39,7 +39,7 @@ def operand_names(layer: Conv2d, variant: Variant) -> tuple[str, ...]:
 
 
 def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants as the kernels of a variant read them."""
+    """Pack constants as the kernels of a variant read them."""
     module = _implementation(variant)
     weights = {module.weights_name(variant): module.pack_weights(layer, params["weights"], variant)}
     return weights | pack_steps(layer, params)
@@ -51,7 +51,7 @@ def default_variant(layer: Conv2d, side: str, hardware: Hardware) -> Variant:
 
 
 def variants(layer: Conv2d, side: str, hardware: Hardware) -> list[Variant]:
-    """The search space of one side, the most promising first.
+    """List the search space of one side, the most promising first.
 
     A variant suits every layout, not equally: blocks of pixels that run across the lines of an image lose by a halo.
     """
@@ -68,13 +68,13 @@ def terms(layer: Conv2d, variant: Variant) -> int:
 
 
 def weights_name(variant: Variant) -> str:
-    """The name of the packed weights that the kernels of a variant read."""
+    """Name the packed weights that the kernels of a variant read."""
     name: str = _implementation(variant).weights_name(variant)
     return name
 
 
 def weight_bytes(layer: Conv2d, variant: Variant) -> int:
-    """Bytes of the weights as the kernels of a variant read them."""
+    """Count the bytes of the weights as the kernels of a variant read them."""
     size: int = _implementation(variant).weight_bytes(layer, variant)
     return size
 
@@ -85,7 +85,7 @@ def extents(layer: Conv2d) -> Extents:
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     bound: float = _implementation(variant).error_bound(variant)
     return bound
 

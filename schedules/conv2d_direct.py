@@ -1,4 +1,4 @@
-"""Direct convolution: any kernel, stride, padding, dilation and groups, as a dense kernel over the output's pixels.
+"""Direct convolution is a dense kernel over the output's pixels, for any window, stride, padding, dilation and groups.
 
 A pointwise layer is the linear kernel over all pixels. A network's first layer reads an image without padding
 channels, where a line of the kernel is one run of ``kernel width · channels`` values.
@@ -57,7 +57,7 @@ def _span(layer: Conv2d) -> int:
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -71,7 +71,7 @@ def _taps(layer: Conv2d) -> int:
 
 
 def weight_bytes(layer: Conv2d, _variant: Variant) -> int:
-    """Bytes of the weights."""
+    """Count the bytes of the weights."""
     return layer.weight_bytes
 
 
@@ -93,7 +93,7 @@ def weights_name(variant: Variant) -> str:
 
 
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
-    """Weights ``[out, in / groups, kernel]`` as the kernels read them."""
+    """Pack weights ``[out, in / groups, kernel]`` as the kernels read them."""
     group_out, group_in = layer.out_channels // layer.groups, layer.in_channels // layer.groups
     span = _span(layer)
     packed = np.zeros((tile_count(layer.out_channels), *layer.kernel, span, TILE), np.float32)
@@ -107,7 +107,7 @@ def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.nda
 
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     space = pixels.space(
         layer,
         layouts,
@@ -143,7 +143,7 @@ def _skips(layer: Conv2d, layouts: ImageLayouts, block: int) -> list[int]:
 
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     from .register_tiles import launch
 
     params = dict(variant.params)
@@ -155,7 +155,7 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
 
 
 def _describe(pixels: Pixels[Conv2d], k_split: int, skip: int) -> Description:
-    """The layer as a dense kernel over the rows of ``pixels``."""
+    """Describe the layer as a dense kernel over the rows of ``pixels``."""
     from tvm.script.ir_builder import tirx as T
 
     layer, layouts = pixels.layer, pixels.layouts

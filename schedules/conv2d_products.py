@@ -51,7 +51,7 @@ def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
 
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     return gpu_products.launches(_product(layer, layouts), variant)
 
 

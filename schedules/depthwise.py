@@ -39,7 +39,7 @@ def cost(layer: Conv2d) -> float:
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -49,7 +49,7 @@ def terms(layer: Conv2d, variant: Variant) -> int:
 
 
 def weight_bytes(layer: Conv2d, _variant: Variant) -> int:
-    """Bytes of the weights."""
+    """Count the bytes of the weights."""
     return layer.weight_bytes
 
 
@@ -59,18 +59,18 @@ def weights_name(variant: Variant) -> str:
 
 
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
-    """Weights ``[channels, 1, kernel]`` as the kernels read them."""
+    """Pack weights ``[channels, 1, kernel]`` as the kernels read them."""
     return np.ascontiguousarray(in_tiles(weights.reshape(layer.out_channels, -1).T).transpose(1, 0, 2))
 
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     space = pixels.space(layer, layouts, reduction=1, taps=layer.taps)
     return dense_variants(IMPLEMENTATION, side, hardware, space, partial(_register_tiles, layer))
 
 
 def _register_tiles(layer: Conv2d, hardware: Hardware, space: Space) -> list[RegisterTile]:
-    """Tiles that leave half of the registers to what they read, by estimated cost.
+    """List tiles that leave half of the registers to what they read, by estimated cost.
 
     The estimate counts padded rows, and the input that a line of the kernel reads for a block of pixels. Of narrow
     vectors a tile takes few channels of many pixels, which share more of what they read, and leaves registers for
@@ -92,7 +92,7 @@ def _register_tiles(layer: Conv2d, hardware: Hardware, space: Space) -> list[Reg
 
 
 def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     from .register_tiles import launch
 
     params = dict(variant.params)

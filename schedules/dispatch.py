@@ -26,7 +26,7 @@ class Dispatch:
     together: int = 1
 
     def grid_for(self, units: int) -> tuple[int, int]:
-        """Work-groups on each axis for a number of units."""
+        """Count the work-groups on each axis for a number of units."""
         return grid_for(self.grid, self.unit_axis, units, self.together)
 
     def groups(self, units: int) -> int:

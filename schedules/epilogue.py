@@ -75,7 +75,7 @@ class Epilogue:
         return lambda v: _polynomial(r(v), _EXP_SERIES) * power(v)
 
     def _sigmoid_times(self, x: Stage, argument: Stage) -> Stage:
-        """``x · sigmoid(argument)``."""
+        """Compute ``x · sigmoid(argument)``."""
         negative = self.exp(lambda v: T.float32(0) - argument(v))
         return lambda v: x(v) / (T.float32(1) + negative(v))
 
@@ -83,7 +83,7 @@ class Epilogue:
         return self._sigmoid_times(lambda _: T.float32(1), argument)
 
     def activation(self, name: str, numbers: Sequence[float], value: Stage) -> Stage:
-        """The function of a name, with its numbers, of a value."""
+        """Apply the function of a name, with its numbers, to a value."""
         if name in _SIMPLE:
             return _SIMPLE[name](self.keep(value), *map(T.float32, numbers))
         if name == "clip":
@@ -112,7 +112,7 @@ class Epilogue:
         return lambda v: T.float32(factor) * at_least(0.0, x(v)) + below * (power(v) - T.float32(1))
 
     def _softplus(self, x: Stage) -> Stage:
-        """``max(x, 0) + log(1 + exp(-|x|))``."""
+        """Compute ``max(x, 0) + log(1 + exp(-|x|))``."""
         t = self.keep(self.exp(lambda v: T.min(x(v), T.float32(0) - x(v))))
         z = self.keep(lambda v: t(v) / (T.float32(2) + t(v)))
         return lambda v: at_least(0.0, x(v)) + z(v) * _polynomial(z(v) * z(v), _LOG_SERIES)

@@ -39,7 +39,7 @@ def at_most(high: float, x: Any) -> Any:
 
 
 def clamp(x: Any, low: float, high: float) -> Any:
-    """``x`` within bounds."""
+    """Limit ``x`` to bounds."""
     return at_least(low, at_most(high, x))
 
 

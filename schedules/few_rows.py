@@ -48,11 +48,11 @@ class Reading:
         return self.slice_items * self.slices
 
     def local_bytes(self, rows: int) -> int:
-        """Local memory of a work-group."""
+        """Count the bytes of local memory of a work-group."""
         return self.slices // 2 * rows * self.columns * 4 + (16 if self.parts > 1 else 0)
 
     def steps(self, reduction: int) -> int:
-        """Vectors of the reduction that an item multiplies, one after the other."""
+        """Count the vectors of the reduction that an item multiplies, one after the other."""
         return -(-reduction // (LANES * self.slices * self.parts))
 
     def dispatch(self, extents: Extents) -> Dispatch:

@@ -1,4 +1,4 @@
-"""The kernel of :mod:`.few_rows`."""
+"""This file builds the kernel of :mod:`.few_rows`."""
 
 from __future__ import annotations
 

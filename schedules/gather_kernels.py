@@ -1,4 +1,4 @@
-"""Kernels of images whose elements come from other places: rearranged ones, and interpolated ones."""
+"""These kernels fetch an image's elements from other places: they rearrange and interpolate images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rearrange(layer: Rearrange, pixels: Pixels[Pool]) -> dict[str, Any]:
 
 
 def _positions(layer: Rearrange, out: list[Any]) -> list[Any]:
-    """The place in the input of one of the output."""
+    """Compute the place in the input of one of the output."""
     position: list[Any] = [T.int32(offset) for offset in layer.offsets]
     for axis in range(4):
         rest, index = 1, out[axis] + layer.starts[axis] if layer.starts[axis] else out[axis]

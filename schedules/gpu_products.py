@@ -85,13 +85,13 @@ def _best(ranked: list[tuple[float, Tiling | Reading]], most: int) -> list[tuple
 def _ranked(
     extents: Extents, hardware: Hardware, tilings: list[Tiling], columns: Columns
 ) -> list[tuple[float, Tiling | Reading]]:
-    """Tilings with their cycles, the best few of each shape of tiles."""
+    """Rank tilings by their cycles, and keep the best few of each shape of tiles."""
     cycles = tile_steps(extents, columns).cycles(hardware)
     return list(_various(sorted(zip(cycles, tilings, strict=True), key=lambda pair: pair[0])))
 
 
 def _various(ranked: list[tuple[float, Tiling]]) -> Iterator[tuple[float, Tiling | Reading]]:
-    """The best few of each shape of tiles."""
+    """Keep the best few of each shape of tiles."""
     alike: dict[tuple[int, ...], int] = {}
     for cycles, tiling in ranked:
         shape = (tiling.rows, tiling.columns, tiling.item_rows, tiling.item_columns)
@@ -102,7 +102,7 @@ def _various(ranked: list[tuple[float, Tiling]]) -> Iterator[tuple[float, Tiling
 
 @cache
 def _tilings() -> tuple[list[Tiling], Columns]:
-    """Every tiling, and its properties."""
+    """List every tiling with its properties."""
     shapes = itertools.product(_ITEM_ROWS, _ITEM_COLUMNS, _ITEMS_DOWN, _COLUMNS)
     found = (
         Tiling(item_rows * down, columns, item_rows, item_columns, depth, slices, parts)
@@ -114,7 +114,7 @@ def _tilings() -> tuple[list[Tiling], Columns]:
 
 @cache
 def _plain_tilings(kind: type[PlainTiling]) -> tuple[list[Tiling], Columns]:
-    """Every tiling of a kind of kernels without local memory, and its properties."""
+    """List every tiling of a kind of kernels without local memory, with its properties."""
     shapes = itertools.product(_ITEM_ROWS, _ITEM_COLUMNS, _ITEMS_DOWN, _COLUMNS, _PARTS)
     return _of_fit_groups(
         kind(item_rows * down, columns, item_rows, item_columns, parts=parts)
@@ -157,7 +157,7 @@ def accumulators(extents: Extents, variant: Variant) -> int:
 
 
 def launches(product: Product, variant: Variant) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     from .few_rows_kernel import FewRowsKernel
     from .plain_tiles_kernel import PlainTileKernel
     from .split_sums import scratch

@@ -1,4 +1,4 @@
-"""The kernel that clears a halo."""
+"""This file builds the kernel that clears a halo."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _MAX_WRITTEN_OUT = 64
 
 
 def describe(layer: PixelLayer, pixels: Pixels[Pool], names: Sequence[str], side: str) -> Description:
-    """The layer as a dense kernel over the rows of ``pixels``, with operands of these names."""
+    """Describe the layer as a dense kernel over the rows of ``pixels``, with operands of these names."""
     return describe_rows(layer, pixels, names, _shapes(layer, pixels), **_reduction(layer, pixels, side))
 
 
@@ -138,7 +138,7 @@ def _is_inside(layer: Pool, pixels: Pixels[Pool], row: Any, taps: tuple[Any, Any
 
 
 def _average_factor(layer: Pool, pixels: Pixels[Pool], row: Any) -> Any:
-    """One over the taps that count."""
+    """Divide one by the number of taps that count."""
     if layer.count_padding or not any(layer.padding):
         return T.float32(1 / (layer.kernel[0] * layer.kernel[1]))
     _image, *position = pixels.position(row)

@@ -1,4 +1,4 @@
-"""Pooling, concatenation, arithmetic and local normalisation of images, as kernels of the dense frame.
+"""Pooling, concatenation, arithmetic and local normalisation of images are kernels of the dense frame.
 
 A unit is a tile of 32 output channels or, of a pooling, a block of lines, and the rows of the frame are the output's
 pixels. Operands are ``input``,
@@ -49,7 +49,7 @@ def operand_names(layer: PixelLayer, variant: Variant) -> tuple[str, ...]:
 
 
 def pack(layer: PixelLayer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants as the kernels read them: those of the epilogue, and the places of a resized image."""
+    """Pack the constants of the epilogue, and the places of a resized image, as the kernels read them."""
     packed = pack_steps(layer, params)
     return packed | {POSITIONS: _positions(layer)} if isinstance(layer, Resize) else packed
 
@@ -65,7 +65,7 @@ def _positions(layer: Resize) -> np.ndarray:
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -80,7 +80,7 @@ def default_variant(layer: PixelLayer, side: str, hardware: Hardware) -> Variant
 
 
 def variants(layer: PixelLayer, side: str, hardware: Hardware) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     layouts = ImageLayouts.alone(layer)
     read = window(layer)
     found = dense_variants(
@@ -103,7 +103,7 @@ def _with_whole_runs(variant: Variant, run: int) -> Variant:
 
 
 def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[RegisterTile]:
-    """Blocks of pixels that leave half of the registers to what they read, by estimated cost.
+    """List blocks of pixels that leave half of the registers to what they read, by estimated cost.
 
     The estimate counts padded rows, the input that a line of the window reads for a block, and the work to find
     where a block lies: it is done once where blocks divide the image's lines.
@@ -120,7 +120,7 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
 
 
 def build(layer: PixelLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     from .image_kernels import describe
     from .register_tiles import launch
 

@@ -1,4 +1,4 @@
-"""Linear layers: ``[m, k] × [k, n]``, reduced over ``k``.
+"""Linear layers multiply ``[m, k] × [k, n]``, reduced over ``k``.
 
 Operands: ``input [rows, row stride]``, ``weights [tiles, k, 32]``, the epilogue's constants ``[tiles, 32]`` (zero
 where a tile has no channel), ``residual`` and ``output [rows, row tiles, 32]``. Rows are padded to a whole number of
@@ -33,13 +33,13 @@ def operand_names(layer: Linear, variant: Variant) -> tuple[str, ...]:
 
 
 def pack(layer: Linear, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants as the kernels read them, from ``weights [k, n]`` and vectors of ``n`` elements."""
+    """Pack ``weights [k, n]`` and vectors of ``n`` elements as the kernels read them."""
     weights = np.ascontiguousarray(in_tiles(params["weights"]).transpose(1, 0, 2))
     return {"weights": weights} | pack_steps(layer, params)
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -61,7 +61,7 @@ def default_variant(layer: Linear, side: str, hardware: Hardware) -> Variant:
 
 
 def variants(layer: Linear, side: str, hardware: Hardware) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     space = Space(
         rows=layer.m, padded_rows=lambda block: -(-layer.m // block) * block, reduction=layer.k, weighted=True
     )
@@ -70,7 +70,7 @@ def variants(layer: Linear, side: str, hardware: Hardware) -> list[Variant]:
 
 
 def describe(layer: Linear, variant: Variant, rows: int) -> Description:
-    """The layer as a dense kernel over ``rows`` padded rows."""
+    """Describe the layer as a dense kernel over ``rows`` padded rows."""
     from .frame import Description
 
     k_split = variant["k_split"]
@@ -123,7 +123,7 @@ def _product(layer: Linear, variant: Variant) -> Product:
 
 
 def build(layer: Linear, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     from .register_tiles import launch
 
     if gpu_products.computes(variant):

@@ -30,12 +30,12 @@ def operand_names(layer: MatMul, variant: Variant) -> tuple[str, ...]:
 
 
 def pack(layer: MatMul, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants of the epilogue as the kernels read them."""
+    """Pack the constants of the epilogue as the kernels read them."""
     return pack_steps(layer, params)
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -50,13 +50,13 @@ def default_variant(layer: MatMul, side: str, hardware: Hardware) -> Variant:
 
 
 def variants(layer: MatMul, side: str, hardware: Hardware) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     space = Space(rows=layer.rows, padded_rows=lambda block: -(-layer.rows // block) * block, reduction=layer.k)
     return dense_variants(IMPLEMENTATION, side, hardware, space)
 
 
 def describe(layer: MatMul, variant: Variant, rows: int) -> Description:
-    """The layer as a dense kernel over ``rows`` padded rows."""
+    """Describe the layer as a dense kernel over ``rows`` padded rows."""
     from .frame import Description, Operand, one_if_channel
 
     k_split = variant["k_split"]
@@ -132,7 +132,7 @@ def _within(layer: MatMul, column: Any, columns: int) -> Any:
 
 
 def build(layer: MatMul, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     from .register_tiles import launch
 
     params = dict(variant.params)

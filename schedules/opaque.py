@@ -38,7 +38,7 @@ def pack(layer: Opaque, params: Mapping[str, np.ndarray], variant: Variant) -> d
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -58,7 +58,7 @@ def variants(layer: Opaque, side: str, hardware: Hardware) -> list[Variant]:
 
 
 def build(layer: Opaque, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """Kernels that copy the inputs, the operator's own, and one that copies the output."""
+    """Build kernels that copy the inputs, the operator's own, and one that copies the output."""
     from .opaque_kernels import launches
 
     if side != "cpu":

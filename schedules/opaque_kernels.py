@@ -1,4 +1,4 @@
-"""The kernels of an opaque layer: copies out of the network's layouts, Relax's own loops, a copy back."""
+"""An opaque layer's kernels copy out of the network's layouts, run Relax's own loops, and copy back."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ _LOOPS = {"relax.tile": _tile}
 
 
 def legalised(program: str) -> ir.IRModule:
-    """The program with its operators replaced by loops.
+    """Replace the program's operators by loops.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def program_steps(module: ir.IRModule, inputs: Sequence[str], result: str) -> li
 
 
 def _names_of_result(module: ir.IRModule) -> tuple[relax.Var, int]:
-    """The variable that the program's value comes from, and its place there."""
+    """Find the variable that the program's value comes from, and its place there."""
     bound = {binding.var: binding.value for binding in _bindings(module)}
     value, index = module["main"].body.body, 0
     while isinstance(bound.get(value), relax.Var | relax.TupleGetItem):
@@ -235,7 +235,7 @@ def _image(seen: Seen) -> tuple[int, int, int, int]:
 
 
 def _memory(seen: Seen, layout: ImageLayout) -> tuple[int, int, int, int]:
-    """Extents of the tensor in the network, halo and padding included."""
+    """Give the extents of the tensor in the network, halo and padding included."""
     batch, h, w, channels = _image(seen)
     return batch, *layout.extents(h, w), layout.pixel(channels)
 

@@ -18,7 +18,7 @@ def in_tiles(values: np.ndarray) -> np.ndarray:
 
 
 def pack_steps(layer: Layer, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The constants of a layer's epilogue, each ``[tiles, 32]``."""
+    """Pack the constants of a layer's epilogue, each as ``[tiles, 32]``."""
     return {name: in_tiles(params[name]) for name in channel_constants(layer.epilogue)}
 
 

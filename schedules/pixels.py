@@ -48,7 +48,7 @@ def _round_up(value: int, step: int) -> int:
 
 @dataclass(frozen=True)
 class Pixels(Generic[Windowed]):
-    """The rows of a layer's frame.
+    """The rows of a layer's frame, each of which is a pixel of the output.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class Pixels(Generic[Windowed]):
         return row // self.unit_rows * self._unit_positions + row % self.unit_rows
 
     def position(self, row: Any) -> tuple[Any, Any, Any]:
-        """Image, line and column of a row."""
+        """Locate a row's pixel: its image, line and column."""
         return self._position(self._in_line(row))
 
     def _position(self, number: Any) -> tuple[Any, Any, Any]:
@@ -182,13 +182,13 @@ class Pixels(Generic[Windowed]):
         return max(layer.batch * image, *(self._input_pixel(position, *corner) + 1 for position in self._line_ends()))
 
     def output_pixels(self, layout: ImageLayout) -> int:
-        """Pixels of the output or the residual in memory, slack for rows without a pixel included."""
+        """Count the pixels of the output or the residual in memory, slack for rows without a pixel included."""
         layer = self.layer
         image = math.prod(layout.extents(layer.out_h, layer.out_w))
         return max(layer.batch * image, *(self._output_pixel(layout, position) + 1 for position in self._line_ends()))
 
     def output_shape(self, layout: ImageLayout) -> tuple[int, int, int]:
-        """The output or the residual as a buffer of whole tiles."""
+        """Give the shape of the output or the residual as a buffer of whole tiles."""
         return self.output_pixels(layout), layout.tiles(self.layer.out_channels), TILE
 
     def dispatch(self, side: str, variant: Variant) -> Dispatch:
@@ -246,7 +246,7 @@ def operand_shapes(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[in
 
 
 def describe(pixels: Pixels[Conv2d], weights: str, weights_shape: tuple[int, ...], **reduction: Any) -> Description:
-    """A convolution as a dense kernel over the rows of ``pixels``."""
+    """Describe a convolution as a dense kernel over the rows of ``pixels``."""
     names, shapes = operand_names(pixels.layer, weights), operand_shapes(pixels, weights, weights_shape)
     return describe_rows(pixels.layer, pixels, names, shapes, **reduction)
 

@@ -28,12 +28,12 @@ def operand_names(layer: PlaceRows, variant: Variant) -> tuple[str, ...]:
 
 
 def pack(layer: PlaceRows, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants as the kernels read them, from ``summand [out_rows, channels]`` and ``bias [channels]``."""
+    """Pack ``summand [out_rows, channels]`` and ``bias [channels]`` as the kernels read them."""
     return {name: in_tiles(values) for name, values in params.items()}
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -54,13 +54,13 @@ def steps_per_item(layer: PlaceRows) -> int:
 
 
 def variants(layer: PlaceRows, side: str, hardware: Hardware) -> list[Variant]:
-    """The one variant of a side."""
+    """List the one variant of a side."""
     lanes = 4 if side == "gpu" and hardware.opencl_type == "gpu" else hardware.lanes
     return [Variant.make(IMPLEMENTATION, lanes=lanes)]
 
 
 def operands(layer: PlaceRows, variant: Variant) -> tuple[Operand, ...]:
-    """The kernel's arguments."""
+    """List the kernel's arguments."""
     from .frame import Operand
 
     tiles, stride = tile_count(layer.channels), row_tiles(layer.channels)
@@ -76,7 +76,7 @@ def operands(layer: PlaceRows, variant: Variant) -> tuple[Operand, ...]:
 
 
 def build(layer: PlaceRows, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     import tvm
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T

@@ -1,4 +1,4 @@
-"""Dense products as kernels of a real GPU see them: rows of an input times packed weights, whatever the layer.
+"""Kernels of a real GPU see every dense layer as rows of an input times packed weights.
 
 A row of the output adds up ``taps × span`` products. Its input lies in ``taps`` runs of ``span`` elements, at distances
 from the row's first element that are the same for all rows. Weights are ``[tiles, taps · span, 32]``. Work-items move
@@ -148,7 +148,7 @@ def registers(size: int, dtype: str = "float32") -> Any:
 
 
 def load_vector(buffer: Any, first: Any) -> Any:
-    """Four elements of an array of floats as one value."""
+    """Read four elements of an array of floats as one value."""
     from tvm.script.ir_builder import tirx as T
 
     return buffer[T.Ramp(first, 1, LANES)]
@@ -162,7 +162,7 @@ def store_vector(buffer: Any, first: Any, value: Any) -> None:
 
 
 def lane_of(vector: Any, lane: int) -> Any:
-    """An element of a vector."""
+    """Read an element of a vector."""
     from tvm import tirx
 
     return tirx.Shuffle([vector], [tirx.IntImm("int32", lane)])

@@ -156,7 +156,7 @@ def _registers(
 
 
 def launch(description: Description, side: str, variant: Variant, params: Mapping[str, int]) -> Launch:
-    """A dense kernel, scheduled for a side by ``params``, the variant's own but for those that described it."""
+    """Schedule a dense kernel for a side by ``params``, the variant's own but for those that described it."""
     schedule = schedule_cpu if side == "cpu" else schedule_gpu
     tiles = tile_count(description.channels)
     dispatch = dense_dispatch(side, variant, description.rows, description.unit_rows, tiles)

@@ -1,4 +1,4 @@
-"""Row-wise operators: layer normalisation, softmax over the channels, and element-wise maps.
+"""Row-wise operators are layer normalisation, softmax over the channels, and element-wise maps.
 
 A unit is a block of 8 rows. Operands: ``input [rows, row tiles, 32]``, for layer normalisation ``gamma`` and ``beta
 [tiles, 32]``, then what the epilogue reads, then ``output [rows, row tiles, 32]``. Channels that only fill up a tile
@@ -46,13 +46,13 @@ def operand_names(layer: RowWise, variant: Variant) -> tuple[str, ...]:
 
 
 def pack(layer: RowWise, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, np.ndarray]:
-    """Constants as the kernels read them, from vectors of ``n`` elements."""
+    """Pack vectors of ``n`` elements as the kernels read them."""
     names = (name for name in operand_names(layer, variant) if name not in ("input", "residual", "output"))
     return {name: in_tiles(params[name]) for name in names}
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return ERROR_BOUND
 
 
@@ -74,7 +74,7 @@ def default_variant(layer: RowWise, side: str, hardware: Hardware) -> Variant:
 
 
 def variants(layer: RowWise, side: str, hardware: Hardware) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     if side == "gpu" and hardware.opencl_type == "gpu":
         fitting = [items for items in _ITEMS if items <= hardware.max_group_size] or [1]
         fitting.sort(key=lambda items: abs(math.log2(layer.n / items / _ITEM_CHANNELS)))
@@ -83,7 +83,7 @@ def variants(layer: RowWise, side: str, hardware: Hardware) -> list[Variant]:
 
 
 def operands(layer: RowWise, variant: Variant) -> tuple[Operand, ...]:
-    """The kernel's arguments."""
+    """List the kernel's arguments."""
     from .frame import Operand
 
     activation = (layer.units * ROW_BLOCK, row_tiles(layer.n), TILE)
@@ -93,7 +93,7 @@ def operands(layer: RowWise, variant: Variant) -> tuple[Operand, ...]:
 
 
 def build(layer: RowWise, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:
-    """The one kernel of a half."""
+    """Build the one kernel of a half."""
     from .frame import Launch
     from .rows import group_rows, schedule_rows
 

@@ -1,4 +1,4 @@
-"""The search space of dense kernels: register tiles and work-groups that suit a number of rows."""
+"""The search space of dense kernels has the register tiles and work-groups that suit a number of rows."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def dense_variants(
     space: Space,
     rank: Callable[[Hardware, Space], list[RegisterTile]] | None = None,
 ) -> list[Variant]:
-    """Parameters of ``register_tiles.schedule_cpu`` or ``.schedule_gpu``, and ``k_split``; the most promising first.
+    """List parameters of ``register_tiles.schedule_cpu`` or ``.schedule_gpu``, and ``k_split``, most promising first.
 
     ``rank`` lists register tiles, the best first, where the family's kernels are not bound by their accumulators.
     """
@@ -240,7 +240,7 @@ def _run(rows: int, hardware: Hardware, space: Space) -> dict[str, int]:
 
 
 def _gpu_variants(implementation: str, hardware: Hardware, space: Space) -> list[Variant]:
-    """Work-groups of up to 256 items, each with a few rows of four or eight channels."""
+    """List work-groups of up to 256 items, each with a few rows of four or eight channels."""
     found = []
     for rows in (4, 8, 2, 1):
         for row_threads in (8, 4, 16, 1):

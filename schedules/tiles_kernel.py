@@ -1,4 +1,4 @@
-"""The kernel of :mod:`.tiles`: operands pass through local memory, sums stay in registers.
+"""In the kernel of :mod:`.tiles` operands pass through local memory, and sums stay in registers.
 
 It is written as TIR directly, as Winograd's are, not scheduled: TVM's double buffering cannot be told that a load into
 registers comes before the products and its store after them, and it knows no sum over work-groups.
@@ -113,7 +113,7 @@ class TileKernel:
             T.buffer_store(self.weight_tiles, T.min(tile, product.extents.tiles - 1), [load])
 
     def _loaded(self, load: int) -> Any:
-        """Which vector of a chunk an item loads, of the input's rows or of the steps of the weights."""
+        """Say which vector of a chunk an item loads, of the input's rows or of the steps of the weights."""
         return self.position + load * self.tiling.slice_items
 
     def _shared_out(self, load: int, vectors: int) -> Any:

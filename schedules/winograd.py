@@ -1,4 +1,4 @@
-"""Winograd's convolution for 3×3 kernels of stride 1: fewer products, of transformed tiles.
+"""Winograd's convolution for 3×3 kernels of stride 1 takes fewer products, of transformed tiles.
 
 F(4×4, 3×3) needs a quarter of the direct form's products, F(2×2, 3×3) 4/9. Their results differ from exact ones by
 some 1e-5 and 3e-7 of the largest output. Weights are ``[tiles, points², in, 32]``, transformed when they are packed.
@@ -53,13 +53,13 @@ def weights_name(variant: Variant) -> str:
 
 
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
-    """Weights ``[out, in, 3, 3]`` as the kernels read them."""
+    """Pack weights ``[out, in, 3, 3]`` as the kernels read them."""
     factors = transform_weights(weights, variant["m"])
     return np.ascontiguousarray(in_tiles(factors.T).transpose(2, 0, 1, 3))
 
 
 def error_bound(variant: Variant) -> float:
-    """Largest error of a result, relative to the largest value of the output."""
+    """Bound the error of a result, relative to the largest value of the output."""
     return _ERROR_BOUNDS[variant["m"]]
 
 
@@ -69,7 +69,7 @@ def terms(layer: Conv2d, variant: Variant) -> int:
 
 
 def weight_bytes(layer: Conv2d, variant: Variant) -> int:
-    """Bytes of the transformed weights."""
+    """Count the bytes of the transformed weights."""
     return _weight_bytes(layer, variant["m"])
 
 
@@ -90,7 +90,7 @@ def _cost(layer: Conv2d, m: int) -> float:
 
 
 def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts) -> list[Variant]:
-    """The search space of one side, the most promising first."""
+    """List the search space of one side, the most promising first."""
     search = _cpu_variants if side == "cpu" else _cpu_device_variants
     if side == "gpu" and hardware.opencl_type == "gpu":
         if layer.axis == "lines":
@@ -122,7 +122,7 @@ def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
 
 
 def _blocks(tiles: WinogradTiles, rows: int, workers: int = 1) -> list[dict[str, int]]:
-    """How many groups of tiles a worker transforms before it multiplies them, and in which order; the best first."""
+    """Choose how many groups of tiles a worker transforms before it multiplies them, and the order; best first."""
     groups = -(-tiles.at_once // (rows * workers))
     group_bytes = tiles.layer.item_bytes * tiles.points**2 * rows * tiles.layer.in_channels
     cuts = {min(groups, max(1, round(_CACHE_BYTES * part / group_bytes))) for part in _BLOCK_PARTS}

@@ -1,4 +1,4 @@
-"""Winograd's convolution as TIR: transform the input, multiply at each point, transform back and store.
+"""Winograd's convolution as TIR transforms the input, multiplies at each point, transforms back and stores.
 
 A *group* is the tiles that one register block or work-group multiplies. Between the steps, the transformed input lies
 in ``[points², groups · chunks · tiles of a group, lanes]``, a chunk being ``lanes`` input channels, and the products in
@@ -166,7 +166,7 @@ def _registers(shape: tuple[int, ...]) -> Buffer:
 
 
 def cpu_kernel(tiles: WinogradTiles, variant: Variant, operands: tuple[Operand, ...]) -> tvm.IRModule:
-    """All three steps, block by block."""
+    """Run all three steps, block by block."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         buffers, begin, count = begin_kernel(operands)
         part = part_of(tiles, begin, count)
@@ -182,7 +182,7 @@ def part_of(tiles: WinogradTiles, begin: Any, count: Any) -> Part:
 
 
 def scratch_shapes(tiles: WinogradTiles, variant: Variant, workers: int = 1) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of the transformed input and of the products of :class:`Blocks`, for so many who work side by side."""
+    """Give the shapes of the transformed input and the products of :class:`Blocks`, for workers side by side."""
     rows, groups = variant["rows"], variant["block_groups"]
     return (
         spread_shape(tiles, workers * groups * rows, variant["lanes"]),
@@ -191,7 +191,7 @@ def scratch_shapes(tiles: WinogradTiles, variant: Variant, workers: int = 1) -> 
 
 
 def spread_shape(tiles: WinogradTiles, rows: int, lanes: int) -> tuple[int, int, int]:
-    """Shape of the transformed input of so many tiles.
+    """Give the shape of the transformed input of so many tiles.
 
     The points of a tile, which are written one after the other, are an odd number of vectors apart: else they could
     all fall into one set of the cache.

@@ -1,4 +1,4 @@
-"""The steps of Winograd's convolution as OpenCL kernels, one after the other in the queue.
+"""The steps of Winograd's convolution are OpenCL kernels, which run one after the other in the queue.
 
 A real GPU runs three: transform, multiply, transform back. On a CPU device, where one work-item fills a core, a single
 one takes all steps block by block, as on the CPU; or the last two are one, and the products stay in the item's own
@@ -79,7 +79,7 @@ class OpenCLKernels:
         self.stored = tuple(named[name] for name in (*fused_operands(tiles.layer.epilogue), "output"))
 
     def separate(self) -> tuple[Launch, ...]:
-        """Three kernels, for a GPU."""
+        """Build three kernels, for a GPU."""
         return (
             self._launch((self.input, self.spread), self.groups, self._spread),
             self._launch((self.spread, self.weights, self.products), self.groups * self.squared, self._multiply),
@@ -87,7 +87,7 @@ class OpenCLKernels:
         )
 
     def joined(self) -> tuple[Launch, ...]:
-        """Two kernels, for a CPU device."""
+        """Build two kernels, for a CPU device."""
         return (
             self._launch((self.input, self.spread), self.groups, self._spread),
             self._launch((self.spread, self.weights, *self.stored), self.groups, self._multiply_and_gather),

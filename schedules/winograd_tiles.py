@@ -18,7 +18,7 @@ def weights_name(m: int) -> str:
 
 @dataclass(frozen=True)
 class WinogradTiles:
-    """The tiles of a layer's output, counted line by line through all images."""
+    """The tiles of a layer's output, which are counted line by line through all images."""
 
     layer: Conv2d
     layouts: ImageLayouts
@@ -61,7 +61,7 @@ class WinogradTiles:
         return self.count if self.unit_count is None else -(-self.count // 2)
 
     def _corner(self, tile: Any) -> tuple[Any, Any, Any]:
-        """Image, line and column of a tile's first output pixel."""
+        """Locate a tile's first output pixel: its image, line and column."""
         line, column = tile // self.columns, tile % self.columns
         if self.layer.batch == 1:
             return 0, line * self.m, column * self.m

@@ -1,4 +1,4 @@
-"""The transforms of Winograd's convolution F(m×m, 3×3): matrices of one dimension, applied to lines, then to columns.
+"""Winograd's convolution F(m×m, 3×3) transforms by matrices of one dimension: first lines, then columns.
 
 A tile of m×m outputs comes from (m+2)² products for each pair of an input and an output channel. The interpolation
 points are 0, ±1, infinity, and for m = 4 also ±2.
@@ -47,14 +47,14 @@ OUTPUT: dict[int, Matrix] = {
 
 
 def transform_weights(weights: np.ndarray, m: int) -> np.ndarray:
-    """Weights ``[out, in, 3, 3]`` as ``[out, in, (m+2)²]``, computed in float64."""
+    """Transform weights ``[out, in, 3, 3]`` to ``[out, in, (m+2)²]``, in float64."""
     matrix = np.array(WEIGHTS[m], np.float64)
     kernels = weights.reshape(*weights.shape[:2], 9).astype(np.float64)
     return kernels @ np.kron(matrix, matrix).T
 
 
 def apply(matrix: Matrix, values: Sequence[Any]) -> list[Any]:
-    """The product of a matrix and a vector of expressions.
+    """Multiply a matrix and a vector of expressions.
 
     Points ±p give pairs of lines that differ in the sign of some entries: their two parts are computed once.
     """

@@ -87,7 +87,7 @@ def run_us(module: Module, count: int) -> float:
 
 
 def opened(package: Package, device: Device, *, adapt: bool) -> Module:
-    """The module, warm."""
+    """Load the module, and warm it up."""
     module = Module(package, device, adapt=adapt)
     module.randomize_inputs()
     run_us(module, INFERENCES)
@@ -95,7 +95,7 @@ def opened(package: Package, device: Device, *, adapt: bool) -> Module:
 
 
 def measure(layer: Linear, device: Device, kind: str, rounds: int) -> dict[str, Any]:
-    """Rounds without a competitor, then with one."""
+    """Time rounds without a competitor, then with one."""
     facts = device.facts()
     package = halved_chain(layer, DEPTH, target_for(facts), facts)
     fixed = opened(package, device, adapt=False)

@@ -64,7 +64,7 @@ class Compared:
         return median_us(self.samples_us["own"])
 
     def over(self, rival: str) -> float | None:
-        """Our time over another's."""
+        """Divide our time by another's."""
         return self.own_us / median_us(self.samples_us[rival]) if rival in self.samples_us else None
 
     @property
@@ -134,7 +134,7 @@ def layers_of(names: Sequence[str]) -> list[AnyLayer]:
 
 
 def summary_of(compared: Sequence[Compared], peaks: Peaks) -> dict[str, float]:
-    """Geometric means over all layers, of the plan's choice also over the layers of each family."""
+    """Average over all layers (geometrically), the plan's choice also over the layers of each family."""
     summary = {
         "max_rel_error": max(one.max_rel_error for one in compared),
         "peak_gflops": peaks.gflops,

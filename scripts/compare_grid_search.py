@@ -109,7 +109,7 @@ class Compared:
 
 
 def layers_of(name: str) -> list[AnyLayer]:
-    """A named set or a file, or the distinct convolutions of a network."""
+    """Give the layers of a named set or a file, or the distinct convolutions of a network."""
     if name in NAMED or name not in NETWORKS:
         return layers_named(name)
     return list(dict.fromkeys(node.layer for node in to_graph(network(name)).nodes if isinstance(node.layer, Conv2d)))
@@ -122,7 +122,7 @@ def chunks(points: Sequence[Point]) -> Iterator[list[Point]]:
 
 
 def some_splits(units: int, most: int | None) -> list[int]:
-    """Every split, or at most so many, evenly spread from either side alone to the other."""
+    """List every split, or at most so many, evenly spread from either side alone to the other."""
     return sorted({round(split) for split in np.linspace(0, units, min(most or units + 1, units + 1)).tolist()})
 
 
@@ -152,7 +152,7 @@ def _kernels(tuner: Tuner, plans: Planner, way: AnyLayer) -> Candidate:
 
 
 def _measure_in_turn(tuner: Tuner, plans: Planner, timer: SteadyTimer, compared: Compared) -> None:
-    """Best, planned and alone, one after the other, several times over.
+    """Measure the best split, the planned one and each side alone in turn, several times over.
 
     A side alone may use whichever kernel is fastest for it: a planned one, the default, or the predictor's choice.
     """
@@ -219,7 +219,7 @@ def _shown_split(grid: Grid, cpu_units: int) -> str:
 
 
 def draw(axes: Any, layers: Sequence[Compared]) -> None:
-    """Speedups over the faster side alone."""
+    """Draw the speedups over the faster side alone."""
     series = {
         "planned": [c.single_us / c.us("planned") for c in layers],
         "best of the grid": [c.single_us / c.us("best") for c in layers],

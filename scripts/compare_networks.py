@@ -52,7 +52,7 @@ Timer = Callable[[int], Sequence[float]]
 
 @dataclass
 class Compared:
-    """One network's figures: samples of every contender, and what became of the engines."""
+    """The figures of one network: samples of every contender, and what became of the engines."""
 
     name: str
     predicted_us: float
@@ -148,7 +148,7 @@ def peer_key(engine: str, threads: int) -> str:
 
 
 def models_named(names: str) -> dict[str, Callable[[], onnx.ModelProto]]:
-    """How to make each model of a list such as ``resnet18,model.onnx``."""
+    """Say how to make each model of a list such as ``resnet18,model.onnx``."""
     models: dict[str, Callable[[], onnx.ModelProto]] = {}
     for name in names.split(","):
         if Path(name).suffix == ".onnx":
@@ -174,7 +174,7 @@ def _read(path: str) -> onnx.ModelProto:
 
 
 def random_inputs(model: onnx.ModelProto, seed: int = 1) -> dict[str, np.ndarray]:
-    """Normal numbers, or numbers of rows of the table that integer inputs choose from."""
+    """Draw normal numbers, or numbers of rows of the table that integer inputs choose from."""
     rng = np.random.default_rng(seed)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     inputs = {}
@@ -348,7 +348,7 @@ def _ms(us: float) -> str:
 
 
 def draw(axes: Any, compared: Sequence[Compared]) -> None:
-    """Speeds compared with the faster side alone; engines with two threads."""
+    """Draw speeds compared with the faster side alone; engines have two threads."""
     series = {"co-executed": [one.speedup for one in compared]}
     for engine in PEERS:
         key = peer_key(engine, 2)

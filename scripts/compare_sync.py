@@ -90,7 +90,7 @@ def run_and_longer_halves_us(module: Module) -> tuple[float, float]:
 
 
 def halved(layer: Linear, depth: int, device: Device) -> Chain:
-    """``depth`` layers one after the other, half of each on either side."""
+    """Build ``depth`` layers one after the other, half of each on either side."""
     facts = device.facts()
     module = Module(halved_chain(layer, depth, target_for(facts), facts), device)
     module.randomize_inputs()
@@ -98,7 +98,7 @@ def halved(layer: Linear, depth: int, device: Device) -> Chain:
 
 
 def measure(layer: Linear, devices: Sequence[Device], rounds: int) -> list[Chain]:
-    """Chains of a layer, of every depth, on each of the devices (one by another mechanism) in turn."""
+    """Time chains of a layer, of every depth, on each of the devices (one by another mechanism) in turn."""
     chains = []
     for depth in (1, DEPTH):
         turn = [halved(layer, depth, device) for device in devices]

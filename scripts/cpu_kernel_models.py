@@ -131,7 +131,7 @@ def judge(layer: AnyLayer, variant: Variant, cpu: str) -> list[Judged]:
 
 
 def disassembled(code: bytes) -> list[tuple[int, str]]:
-    """Address and text of each instruction of an object file."""
+    """Give the address and text of each instruction of an object file."""
     with tempfile.NamedTemporaryFile(suffix=".o") as file:
         file.write(code)
         file.flush()
@@ -187,7 +187,7 @@ def _output(command: list[str], text: str | None = None) -> str:
 
 
 def judge_all(cpus: list[str]) -> list[Judged]:
-    """Every layer's default variant on every core."""
+    """Judge every layer's default variant on every core."""
     judged = []
     for layer in LAYERS:
         for cpu in cpus:

@@ -76,7 +76,7 @@ def shell(number: int, command: Sequence[str]) -> int:
 
 
 def _start_tracker() -> TrackerAddress:
-    """TVM's tracker, at an address of its own."""
+    """Start TVM's tracker, at an address of its own."""
     address = TrackerAddress(TRACKER.address, _TRACKER_PORT)
     if TRACKER.is_up() and not TRACKER.processes():  # it was killed
         TRACKER.down()

@@ -54,7 +54,7 @@ class Peaks:
 
 
 def measured_peaks(device: Device) -> Peaks:
-    """The fastest of a few repeats and vector widths."""
+    """Give the fastest of a few repeats and vector widths."""
     return Peaks(max(map(_gflops(device), _WIDTHS)), max(map(_gbytes(device), _WIDTHS)))
 
 
@@ -107,7 +107,7 @@ def _kernel(device: Device, source: str, width: int) -> Any:
 
 
 def _best_ns(device: Device, kernel: Any, items: int) -> float:
-    """The shortest time of a kernel by the device's own clock."""
+    """Measure the shortest time of a kernel by the device's own clock."""
     import pyopencl as cl
 
     queue = cl.CommandQueue(device.context, properties=cl.command_queue_properties.PROFILING_ENABLE)

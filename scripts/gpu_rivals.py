@@ -1,4 +1,4 @@
-"""Other kernels for the layers of a GPU: cuBLAS and cuDNN through torch, CLBlast, and TVM's dlight.
+"""Rivals of our kernels for a GPU's layers are cuBLAS and cuDNN through torch, CLBlast, and TVM's dlight.
 
 All compute the layer without bias or activation. What OpenCL runs is measured in calls that follow each other in one
 queue, and compared with numpy's result once.
@@ -172,7 +172,7 @@ def _dlight(layer: AnyLayer, device: Device) -> Rival | None:
 
 
 def _dlight_kernel(product: tuple[int, int, int], most_items: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-    """OpenCL C, work-groups and their size of ``x [rows, reduction] · weights [columns, reduction]ᵀ``."""
+    """Give the OpenCL C, work-groups and their size of ``x [rows, reduction] · weights [columns, reduction]ᵀ``."""
     import tvm
     from tvm import s_tir, te
     from tvm.s_tir import dlight

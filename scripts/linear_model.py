@@ -1,4 +1,4 @@
-"""A single linear layer as an ONNX model, for other engines."""
+"""Other engines get a single linear layer as an ONNX model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ACTIVATION_NODES = {
 
 
 def linear_model(layer: Linear, copies: int = 1, seed: int = 0) -> onnx.ModelProto:
-    """``copies`` of a layer with the same random weights, each with an input, and a residual, of its own."""
+    """Make ``copies`` of a layer with the same random weights, each with an input, and a residual, of its own."""
     rng = np.random.default_rng(seed)
     weights = rng.standard_normal((layer.k, layer.n), np.float32) / np.float32(np.sqrt(layer.k))
     constants = {"weights": weights, "bias": rng.standard_normal(layer.n, np.float32)}

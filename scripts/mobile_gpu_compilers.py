@@ -80,7 +80,7 @@ class Results:
         self._kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def compiled(self, gpu: str, sources: dict[str, Source]) -> dict[str, Compiled | str]:
-        """Each kernel, or why the compiler refuses it."""
+        """Compile each kernel, or say why the compiler refuses it."""
         keys = {symbol: self._key(gpu, symbol, source.code) for symbol, source in sources.items()}
         missing = [symbol for symbol, key in keys.items() if key not in self._kept]
         for begin in range(0, len(missing), _TOGETHER):
@@ -100,7 +100,7 @@ class Results:
 
 
 def compare(models: list[str], gpus: list[str], most: int, results: Results) -> dict[str, Any]:
-    """Rows of each network and GPU, and what became of every kernel."""
+    """Give rows for each network and GPU, and what became of every kernel."""
     rows, kernels = [], []
     for model in models:
         found = {driver: dict(kernels_of(model, target_for(PHONES[driver]), most)) for driver in _drivers(gpus)}

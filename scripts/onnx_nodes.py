@@ -131,7 +131,7 @@ def cases() -> tuple[Case, ...]:
 
 
 def of_operators(names: Sequence[str]) -> Iterator[Case]:
-    """The cases of some operators."""
+    """Give the cases of some operators."""
     return (case for case in cases() if case.operator in names)
 
 

@@ -171,7 +171,7 @@ class _Conversion:
         return self.writer.add("MUL", inputs, self.writer.shape(operand), "Mul")
 
     def _gather(self, node: Node, layer: Opaque) -> int:
-        """Rows of a table by their numbers.
+        """Gather rows of a table by their numbers.
 
         The front end wraps numbers that count from the table's end, in layers of the same operator. TFLite refuses such
         numbers when it meets them, and no text has them: the wrapping is left out.
@@ -214,7 +214,7 @@ class _Conversion:
     def _padded(
         self, node: Node, layer: Conv2d | Pool, zero_pads: bool = True, same_counts: bool = False
     ) -> tuple[int, int]:
-        """The kind of padding, and what to read: the input, or the input with zeros around it."""
+        """Give the kind of padding, and what to read: the input, or the input with zeros around it."""
         source = self.numbers[node.input]
         if not any(layer.padding):
             return schema.Padding.VALID, source
@@ -247,7 +247,7 @@ def _fused(steps: list[str]) -> int:
 
 
 def convert(path: Path) -> bytes:
-    """The TFLite file of an ONNX file.
+    """Convert an ONNX file to a TFLite file.
 
     Raises
     ------

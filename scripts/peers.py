@@ -68,7 +68,7 @@ def openvino(path: Path, inputs: Inputs, threads: int) -> Prepared:
 
 
 def ncnn(path: Path, inputs: Inputs, threads: int) -> Prepared:
-    """ncnn, its network converted by pnnx, with packed layouts and Winograd, without half precision."""
+    """Open the network in ncnn: converted by pnnx, with packed layouts and Winograd, without half precision."""
     import ncnn as engine
 
     net = engine.Net()
@@ -119,7 +119,7 @@ def _pnnx_type(array: np.ndarray) -> str:
 
 
 def litert(path: Path, inputs: Inputs, threads: int) -> Prepared:
-    """LiteRT with XNNPACK, on a TFLite file, or on a network converted by ``onnx_to_tflite.py``."""
+    """Open a TFLite file, or a network that ``onnx_to_tflite.py`` converts, in LiteRT with XNNPACK."""
     from ai_edge_litert.interpreter import Interpreter
     from onnx_to_tflite import UnsupportedError, convert
 

@@ -90,7 +90,7 @@ def tried(name: str, options: Options, bound_s: float) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A row for every model, then the reasons by how many models each stops."""
+    """Write a row for every model, then the reasons by how many models each stops."""
     lines = []
     for row in rows:
         read, check = row.stages.get("read", {}), row.stages.get("check", {})

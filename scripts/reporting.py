@@ -40,7 +40,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def describe(layer: AnyLayer) -> str:
-    """A layer in a table's cell."""
+    """Describe a layer in a table's cell."""
     if isinstance(layer, Linear):
         sizes = f"{layer.m}×{layer.k}×{layer.n}"
     elif isinstance(layer, Conv2d):
@@ -155,7 +155,7 @@ class Report:
 
 
 def bars(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float]], unit: str) -> None:
-    """Grouped bars, one group a name."""
+    """Draw grouped bars, one group a name."""
     width = 0.8 / len(series)
     indices = np.arange(len(names))
     for number, (label, values) in enumerate(series.items()):

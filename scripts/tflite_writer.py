@@ -1,4 +1,4 @@
-"""A TFLite file, operator by operator."""
+"""Write a TFLite file operator by operator."""
 
 from __future__ import annotations
 

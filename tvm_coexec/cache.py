@@ -47,7 +47,7 @@ def digest_of_sources(versions: Iterable[str], places: Iterable[str]) -> str:
 
 
 def digest_of(key: str) -> str:
-    """A short name for a key."""
+    """Make a short name for a key."""
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""The errors that users meet. Each message names the cause and the remedy, in that order."""
+"""Users meet these errors. Each message names the cause and the remedy, in that order."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def in_one_line(error: Exception, most: int = 400) -> str:
 
 
 def last_line(error: Exception, otherwise: str = "no reason given") -> str:
-    """The line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
+    """Find the line of an error's message that names the cause; compilers and TVM put a trace in front of it."""
     lines = [line for line in str(error).strip().splitlines() if any(map(str.isalnum, line))]
     named = [line for line in lines if line.startswith("error: ")]  # TVM's parser shows the place below
     return _PRINTED_OPERATOR.sub(r"\1", (named or lines)[-1]) if lines else otherwise

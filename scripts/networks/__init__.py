@@ -1,4 +1,4 @@
-"""The networks that comparisons measure, as ONNX models: the published topologies with random weights.
+"""Comparisons measure these networks: ONNX models of the published topologies with random weights.
 
 Weights are scaled so that activations stay near 1, and batch normalisation has statistics that change something.
 """

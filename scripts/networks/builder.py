@@ -47,7 +47,7 @@ class NetworkBuilder:
         return cls(name, (1, 3, size, size), width)
 
     def wide(self, channels: int) -> int:
-        """A published number of channels, scaled."""
+        """Scale a published number of channels."""
         return max(round(channels * self.width), 1)
 
     def normal(self, shape: Sequence[int], deviation: float) -> np.ndarray:
@@ -57,11 +57,11 @@ class NetworkBuilder:
         return self._store(array.astype(np.float32, copy=False))
 
     def integers(self, *values: int) -> str:
-        """A constant vector such as a shape."""
+        """Add a constant vector such as a shape."""
         return self._store(np.array(values, np.int64))
 
     def integer(self, value: int) -> str:
-        """A constant without axes, such as an index."""
+        """Add a constant without axes, such as an index."""
         return self._store(np.array(value, np.int64))
 
     def _store(self, array: np.ndarray) -> str:
@@ -135,7 +135,7 @@ class NetworkBuilder:
         return self.add("Gemm", [x, self.constant(weights), self.constant(bias)], n, transB=1)
 
     def classifier(self, x: str, classes: int) -> str:
-        """Global average pooling and one linear layer."""
+        """Add global average pooling and one linear layer."""
         flat = self.add("Flatten", [self.add("GlobalAveragePool", [x])])
         return self.linear(flat, self.channels[x], classes)
 
@@ -152,5 +152,5 @@ def _pair(value: Extent) -> tuple[int, int]:
 
 
 def conv_bn_relu(b: NetworkBuilder, x: str, channels: int, kernel: Extent, stride: int = 1, padding: Extent = 0) -> str:
-    """A convolution without bias, its channels scaled by the network's width, normalised."""
+    """Add a convolution without bias, its channels scaled by the network's width, and normalise its result."""
     return b.relu(b.batch_norm(b.conv(x, b.wide(channels), kernel, stride, padding)))

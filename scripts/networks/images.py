@@ -1,4 +1,4 @@
-"""Convolutional networks for images: chains of blocks."""
+"""Convolutional networks for images are chains of blocks."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def _resnet(
 
 
 def resnet18(size: int = 224, width: float = 1.0, classes: int = 1000) -> onnx.ModelProto:
-    """He et al., 2016."""
+    """Make the network of He et al., 2016."""
     return _resnet("resnet18", _basic_block, (2, 2, 2, 2), size, width, classes)
 
 
 def resnet50(size: int = 224, width: float = 1.0, classes: int = 1000) -> onnx.ModelProto:
-    """He et al., 2016, with the stride in the 3×3 convolutions."""
+    """Make the network of He et al., 2016, with the stride in the 3×3 convolutions."""
     return _resnet("resnet50", _bottleneck, (3, 4, 6, 3), size, width, classes)
 
 
 def vgg16(size: int = 224, width: float = 1.0, classes: int = 1000) -> onnx.ModelProto:
-    """Simonyan and Zisserman, 2015, configuration D."""
+    """Make the network of Simonyan and Zisserman, 2015, configuration D."""
     b = NetworkBuilder.for_images("vgg16", size, width)
     x = "input"
     for channels, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
@@ -72,7 +72,7 @@ def vgg16(size: int = 224, width: float = 1.0, classes: int = 1000) -> onnx.Mode
 
 
 def mobilenet_v2(size: int = 224, width: float = 1.0, classes: int = 1000) -> onnx.ModelProto:
-    """Sandler et al., 2018, table 2."""
+    """Make the network of Sandler et al., 2018, table 2."""
     b = NetworkBuilder.for_images("mobilenet_v2", size, width)
     x = b.relu6(b.batch_norm(b.conv("input", b.wide(32), 3, 2, 1)))
     stages = (
@@ -94,7 +94,7 @@ def _inverted_residual(b: NetworkBuilder, x: str, expansion: int, channels: int,
 
 
 def squeezenet(size: int = 224, width: float = 1.0, classes: int = 1000) -> onnx.ModelProto:
-    """Iandola et al., 2016, version 1.1."""
+    """Make the network of Iandola et al., 2016, version 1.1."""
     b = NetworkBuilder.for_images("squeezenet", size, width)
     x = b.relu(b.conv("input", b.wide(64), 3, 2, bias=True))
     for squeeze, expand, pooled in (

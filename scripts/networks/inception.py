@@ -1,4 +1,4 @@
-"""Inception-v3: blocks of parallel chains of convolutions."""
+"""Inception-v3 consists of blocks of parallel chains of convolutions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .builder import Extent, NetworkBuilder, conv_bn_relu
 
 
 def inception_v3(size: int = 299, width: float = 1.0, classes: int = 1000) -> onnx.ModelProto:
-    """Szegedy et al., 2016, without the auxiliary classifier."""
+    """Make the network of Szegedy et al., 2016, without the auxiliary classifier."""
     b = NetworkBuilder.for_images("inception_v3", size, width)
     x = conv_bn_relu(b, conv_bn_relu(b, "input", 32, 3, 2), 32, 3)
     x = b.max_pool(conv_bn_relu(b, x, 64, 3, 1, 1), 3, 2)

@@ -1,4 +1,4 @@
-"""Transformer encoders, written as exports of PyTorch models write them."""
+"""Transformer encoders are written as exports of PyTorch models write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .builder import NetworkBuilder
 
 
 def vit_b16(size: int = 224, width: float = 1.0, classes: int = 1000, depth: int = 12) -> onnx.ModelProto:
-    """Dosovitskiy et al., 2021, table 1: pre-normalised blocks, classified by the class token."""
+    """Make the network of Dosovitskiy et al., 2021, table 1: pre-normalised blocks, classified by the class token."""
     b = NetworkBuilder.for_images("vit_b16", size, width)
     heads, patch = b.wide(12), 16
     hidden, patches = 64 * heads, (size // patch) ** 2
@@ -28,7 +28,7 @@ def vit_b16(size: int = 224, width: float = 1.0, classes: int = 1000, depth: int
 
 
 def minilm(size: int = 128, width: float = 1.0, depth: int = 6, words: int = 30522) -> onnx.ModelProto:
-    """The encoder of Wang et al., 2020, with 6 layers of 384 channels: token numbers in, one vector a token out."""
+    """Make the encoder of Wang et al., 2020, 6 layers of 384 channels, from token numbers to one vector a token."""
     b = NetworkBuilder("minilm", (1, size), width, TensorProto.INT64)
     heads = b.wide(12)
     hidden = 32 * heads
@@ -60,7 +60,7 @@ def _layer_norm(b: NetworkBuilder, x: str, epsilon: float) -> str:
 
 
 def _mlp(b: NetworkBuilder, x: str) -> str:
-    """Two linear layers with the exact GELU between them."""
+    """Add two linear layers with the exact GELU between them."""
     channels = b.channels[x]
     hidden = _linear(b, x, 4 * channels)
     error = b.add("Erf", [b.add("Div", [hidden, b.constant(np.array(math.sqrt(2)))])])

@@ -73,7 +73,7 @@ def _each_core(clusters: tuple[Cluster, ...]) -> list[Cluster]:
 
 
 def _files(clusters: tuple[Cluster, ...]) -> Iterator[tuple[str, object]]:
-    """Each file below ``/sys`` with its content."""
+    """List each file below ``/sys`` with its content."""
     cores = _each_core(clusters)
     cpus, everyone = "devices/system/cpu", f"0-{len(cores) - 1}"
     for name in ("online", "possible", "present"):

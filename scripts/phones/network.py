@@ -1,4 +1,4 @@
-"""Networks of their own for phones and their tracker: a namespace and an address each, on a bridge of this machine.
+"""Phones and their tracker each get a namespace and an address of their own, on a bridge of this machine.
 
 Whatever runs in a namespace is ended with it, so that the kernel alone knows what runs: no file can be out of date.
 """
@@ -71,7 +71,7 @@ TRACKER = Host("cotracker", 2)
 
 
 def phone(number: int) -> Host:
-    """The phone of a number, from 1 on."""
+    """Give the phone of a number, from 1 on."""
     return Host(f"cophone{number}", 10 + number)
 
 

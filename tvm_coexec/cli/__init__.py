@@ -1,4 +1,4 @@
-"""The command line. Each subcommand is a module here, loaded when it is named; heavy imports wait until it runs.
+"""Each subcommand of the command line is a module here, loaded when it is named; heavy imports wait until it runs.
 
 A subcommand's module has a docstring, whose first line is its summary; ``EXAMPLES``, the end of its help;
 ``add_arguments(parser)``; and ``run(**values)``, which gets plain values and returns the exit status.

@@ -53,7 +53,7 @@ def check_arithmetic(context: Any, queue: Any) -> None:
 
 
 def flag_round_trip_us(context: Any, queue: Any, rounds: int = 2000) -> float:
-    """Median time from a word stored by the CPU to the GPU's answer seen by the CPU, in fine-grained SVM.
+    """Measure the median time from a word that the CPU stores to its sight of the GPU's answer, in fine-grained SVM.
 
     Raises
     ------

@@ -112,7 +112,7 @@ def _show(
 
 
 def _arrays(files: Sequence[str], module: Module | FarModule) -> dict[str, np.ndarray]:
-    """The inputs by name, from files or at random.
+    """Give the inputs by name, from files or at random.
 
     Raises
     ------

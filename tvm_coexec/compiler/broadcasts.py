@@ -8,7 +8,7 @@ _VECTOR = re.compile(r"\(\((?:float|half|double|char|short|int|long|uchar|ushort
 
 
 def with_short_broadcasts(source: str) -> str:
-    """The source with every vector of equal numbers written by one of them, which means the same.
+    """Write every vector of equal numbers in a source by one of them, which means the same.
 
     A kernel that broadcasts long expressions may be a tenth as long then, and compiles so much faster.
     """

@@ -1,4 +1,4 @@
-"""A C project around a module: an example application, the runtime's sources, and how to build them."""
+"""A C project around a module has an example application, the runtime's sources, and how to build them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries by which layers' kernels themselves await the CPU's flag and store the GPU's: one launch instead of three.
+"""By these entries kernels of layers await the CPU's flag and store the GPU's themselves: one launch instead of three.
 
 An entry ``<symbol>_step`` is for one kernel. Where a device has nothing to gain from its kernels being launched one by
 one, all of them are in one entry, which goes through a table of steps: a whole network is a single launch. It writes
@@ -160,7 +160,7 @@ class _Kernel:
         return f"{self.symbol}_group({names}, get_group_id(0), get_group_id(1));"
 
     def plain_entry(self) -> str:
-        """The entry for devices without flags."""
+        """Write the entry for devices without flags."""
         return f"__kernel void {self.symbol}_step({self._parameters}) {{ {self._call} }}\n"
 
     def entry(self, group: tuple[int, int]) -> str:
@@ -195,6 +195,6 @@ def _kernels(source: str) -> Iterator[_Kernel]:
 
 
 def _typed(parameter: str) -> tuple[str, str]:
-    """Type and name of a parameter: ``__global float* restrict`` and ``p00_input_ptr``."""
+    """Split a parameter into type and name: ``__global float* restrict`` and ``p00_input_ptr``."""
     kind, name = re.fullmatch(r"\s*(.*?)(\w+)\s*", parameter).groups()  # type: ignore[union-attr]
     return kind.strip(), name

@@ -113,7 +113,7 @@ def _from_cache(
 
 
 def _to_bytes(kernels: Sequence[Kernel]) -> bytes:
-    """A line that describes the kernels, then the code of each."""
+    """Write a line that describes the kernels, then the code of each."""
     heads = [
         {"symbol": k.symbol, "bytes": len(k.code), "operands": k.operands, "dispatch": asdict(k.dispatch)}
         for k in kernels

@@ -126,7 +126,7 @@ def package_plan(
 
 
 def _roles(node: Node) -> dict[str, str | None]:
-    """The tensors of a node by their roles."""
+    """List the tensors of a node by their roles."""
     others = {f"input{index}": name for index, name in enumerate(node.others, 1)}
     return {"input": node.input, **others, "residual": node.residual, "output": node.output}
 

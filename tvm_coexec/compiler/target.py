@@ -121,7 +121,7 @@ def _are_clusters(value: Any) -> bool:
 
 
 def target_for(facts: Mapping[str, Any]) -> Target:
-    """The target of a device.
+    """Make the target of a device.
 
     Parameters
     ----------

@@ -72,7 +72,7 @@ def _support(compiler: tuple[str, ...]) -> bytes:
 
 @lru_cache(maxsize=4)
 def runtime_library(triple: str) -> bytes:
-    """The C library that runs modules, for another machine.
+    """Build the C library that runs modules, for another machine.
 
     Raises
     ------

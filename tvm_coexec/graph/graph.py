@@ -141,7 +141,7 @@ class Graph:
     fixed: dict[str, np.ndarray] = field(default_factory=dict)
 
     def consumers(self, tensor: str) -> list[Node]:
-        """Nodes that read ``tensor``, in execution order."""
+        """List the nodes that read ``tensor``, in execution order."""
         return [node for node in self.nodes if tensor in node.reads]
 
     def slices(self, tensor: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Layers of transformers that mix rows: attention, and the placing of rows among others."""
+"""Two layers of transformers mix rows: attention, and the one that places rows among others."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class Attention(Base):
         return result.transpose(0, 2, 1, 3).reshape(-1, self.out_channels)
 
     def _heads_of(self, rows: np.ndarray, index: int) -> np.ndarray:
-        """Columns of one of the three operands, ``[batch, heads, rows, columns of a head]``."""
+        """View one of the three operands as ``[batch, heads, rows, columns of a head]``."""
         starts = self.offsets[index] + self.head_steps[index] * np.arange(self.heads)
         columns = starts[:, None] + np.arange(self.head_dims[index])
         return rows[:, columns].astype(np.float64).reshape(self.batch, -1, *columns.shape).transpose(0, 2, 1, 3)

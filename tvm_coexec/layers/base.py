@@ -39,7 +39,7 @@ def line_block(lines: int) -> int:
 
 
 def row_tiles(channels: int, dtype: str = FLOAT32) -> int:
-    """Tiles from one row of an activation to the next, in memory.
+    """Count the tiles from one row of an activation to the next, in memory.
 
     Rows whose distance is a multiple of 2 KiB fall into few cache sets, so such rows get one tile of padding.
     """
@@ -121,7 +121,7 @@ class Layer(Protocol):
         """Shapes of all constants, as a model gives them: packed by nobody yet."""
 
     def parameter_dtype(self, name: str) -> str:
-        """The type of one of the constants."""
+        """Give the type of one of the constants."""
 
     def reads_locally(self, role: str) -> bool:
         """Whether a unit needs only the same unit of the activation with a role, where that is divided as this is."""
@@ -131,7 +131,7 @@ class Layer(Protocol):
         """What the predictors know such layers by: all of one ``op``, or those that are computed alike."""
 
     def facts(self) -> dict[str, float]:
-        """What the predictors see of the layer besides its operations and bytes: its sizes and its kind.
+        """Say what predictors see of the layer besides its operations and bytes: its sizes and its kind.
 
         A family adds features of its own under names that begin with its ``op`` and a colon.
         """
@@ -232,7 +232,7 @@ class _Divisible(Protocol):
 
 
 def units_along(layer: _Divisible) -> int:
-    """Units of an image layer along its axis."""
+    """Count the units of an image layer along its axis."""
     if layer.axis == "channels":
         return tile_count(layer.out_channels, layer.dtype)
     return -(-layer.out_h // line_block(layer.out_h))
@@ -254,12 +254,12 @@ def has_lines(layer: _Divisible) -> bool:
 
 
 def pixel_indices(layer: Layer, pixels: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    """The image, line and column of pixels of an image layer's output, or of all of them."""
+    """Give the image, line and column of pixels of an image layer's output, or of all of them."""
     sizes = layer.output_size[:-1]
     return np.unravel_index(np.arange(math.prod(sizes)) if pixels is None else pixels, sizes)
 
 
 def some_rows(image: np.ndarray, pixels: np.ndarray | None) -> np.ndarray:
-    """The channels of an image's pixels, or of some of them."""
+    """Give the channels of an image's pixels, or of some of them."""
     rows = image.reshape(-1, image.shape[-1])
     return rows if pixels is None else rows[pixels]

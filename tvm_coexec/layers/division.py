@@ -1,4 +1,4 @@
-"""The partition axes of a layer: its channels or rows, and an image's lines as well."""
+"""A layer is divided along partition axes: its channels or rows, and an image's lines as well."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Pool(Windowed):
         return super().facts() | {"reduction": math.prod(self.kernel), "inputs": 1, **self.window_facts()}
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
-        """A position of the window at a time."""
+        """Compute a position of the window at a time."""
         x = operands["input"].astype(np.float64)
         image, line, column = pixel_indices(self, pixels)
         is_max = self.kind == "max"

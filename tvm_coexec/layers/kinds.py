@@ -1,4 +1,4 @@
-"""The layers of the product's own families, as types."""
+"""The layers of the product's own families have these types."""
 
 from __future__ import annotations
 

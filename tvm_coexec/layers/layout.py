@@ -32,7 +32,7 @@ class ImageLayout:
         return self.parent_tiles is not None
 
     def extents(self, h: int, w: int) -> tuple[int, int]:
-        """Lines in memory of an image of ``h`` lines and ``w`` columns, and pixels from one line to the next."""
+        """Count lines in memory of an image of ``h`` lines and ``w`` columns, and pixels from one line to the next."""
         return h + 2 * self.halo[0], w + 2 * self.halo[1]
 
     def pixel_at(self, h: int, w: int, image: Any, line: Any, column: Any) -> Any:

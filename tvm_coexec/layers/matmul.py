@@ -1,4 +1,4 @@
-"""Matrix products of two activations."""
+"""This layer multiplies the matrices of two activations."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Matrices:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def row(self, item: Any, head: Any, i: Any, j: Any) -> Any:
-        """The tensor's row of an element of a matrix."""
+        """Compute the tensor's row of an element of a matrix."""
         return self.first[0] + sum(step * at for step, at in zip(self.row_steps, (item, head, i, j), strict=True))
 
     def channel(self, item: Any, head: Any, i: Any, j: Any) -> Any:
-        """The tensor's channel of an element of a matrix."""
+        """Compute the tensor's channel of an element of a matrix."""
         return self.first[1] + sum(step * at for step, at in zip(self.channel_steps, (item, head, i, j), strict=True))
 
     def of(self, rows: np.ndarray, *extents: int) -> np.ndarray:
-        """The matrices themselves, ``[item, head, i, j]`` of these extents, from the tensor's rows."""
+        """View a tensor's rows as the matrices themselves, ``[item, head, i, j]`` of these extents."""
         at = np.indices(extents)
         elements: np.ndarray = rows[self.row(*at), self.channel(*at)]
         return elements

@@ -1,4 +1,4 @@
-"""The elements of an image, or of rows, in other places: what chains of reshapes, transposes and slices become."""
+"""Chains of reshapes, transposes and slices become one layer, which puts elements of images or rows in other places."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Rearrange(Base):
         super().__post_init__()
 
     def axis_digits(self, axis: int) -> tuple[Digit, ...]:
-        """The digits of one axis of the output, the first of which counts most."""
+        """List the digits of one axis of the output, the first of which counts most."""
         return tuple(digit for digit in self.digits if digit[0] == axis)
 
     def reach(self, axis: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Images made larger or smaller by linear interpolation."""
+"""This layer makes images larger or smaller by linear interpolation."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Resize(Base):
         return super().facts() | {"reduction": 4, "output_width": self.out_w, "inputs": 1}
 
     def evaluate(self, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
-        """Lines, then columns, between those of the input."""
+        """Interpolate lines, then columns, between those of the input."""
         x = operands["input"].astype(np.float64)
         for axis, count in enumerate((self.out_h, self.out_w)):
             last = self.input[1 + axis] - 1

@@ -52,17 +52,17 @@ _NONNEGATIVE = ("abs", "exp", "inverse_root", "relu", "relu6", "sigmoid", "hard_
 
 
 def step(name: str, *numbers: float) -> str:
-    """The text of a step."""
+    """Write a step as text."""
     return f"{name}({','.join(repr(float(number)) for number in numbers)})" if numbers else name
 
 
 def step_name(text: str) -> str:
-    """The name of a step, without its numbers."""
+    """Name a step, without its numbers."""
     return text.partition("(")[0]
 
 
 def step_numbers(text: str) -> tuple[float, ...]:
-    """The numbers of a step."""
+    """Read the numbers of a step."""
     numbers = text.partition("(")[2].removesuffix(")")
     return tuple(float(number) for number in numbers.split(",")) if numbers else ()
 
@@ -93,7 +93,7 @@ def step_operands(epilogue: Sequence[str]) -> tuple[str | None, ...]:
 
 
 def fused_operands(epilogue: Sequence[str]) -> tuple[str, ...]:
-    """The operands of an epilogue in order."""
+    """List the operands of an epilogue in order."""
     return tuple(operand for operand in step_operands(epilogue) if operand is not None)
 
 
@@ -117,7 +117,7 @@ def is_nonnegative(text: str) -> bool:
 
 
 def elu(alpha: float = 1.0, factor: float = 1.0) -> str:
-    """The exponential linear unit, or with a factor SELU."""
+    """Write the step of the exponential linear unit, or with a factor of SELU."""
     return step("elu", alpha, factor)
 
 

@@ -20,7 +20,7 @@ def item_bytes(dtype: str) -> int:
 
 
 def tile_channels(dtype: str) -> int:
-    """Channels in a tile."""
+    """Count the channels of a tile."""
     return TILE_BYTES // item_bytes(dtype)
 
 

@@ -120,7 +120,7 @@ def by_threads(variants: Sequence[Variant], counts: Iterable[int]) -> list[Varia
 
 
 def grid_for(grid: tuple[int, int], unit_axis: int | None, units: int, together: int = 1) -> tuple[int, int]:
-    """Work-groups of a launch on both axes, from those of one unit.
+    """Count the work-groups of a launch on both axes, from those of one unit.
 
     The units multiply those on ``unit_axis``, where a work-group computes so many of them ``together``.
     """

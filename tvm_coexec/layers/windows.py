@@ -42,7 +42,7 @@ class Windowed(Base):
         return self.kernel[0] == self.stride[0] == 1 and self.padding[::2] == (0, 0)
 
     def window_facts(self) -> dict[str, float]:
-        """What the predictors see of the window."""
+        """Say what the predictors see of the window."""
         return {
             "kernel_height": self.kernel[0],
             "kernel_width": self.kernel[1],

@@ -90,12 +90,12 @@ class Cluster:
 
 
 def clusters() -> tuple[Cluster, ...]:
-    """The clusters of this machine, in the order of their cores."""
+    """List the clusters of this machine, in the order of their cores."""
     return clusters_in(_CPUINFO.read_text(), _highest_khz)
 
 
 def clusters_in(cpuinfo: str, highest_khz: Callable[[int], str] = lambda core: "") -> tuple[Cluster, ...]:
-    """The clusters of this machine or of another.
+    """List the clusters of this machine or of another.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ def check_cores(chosen: Iterable[int], option: str) -> tuple[int, ...]:
 
 
 def listed(cores: Iterable[int]) -> str:
-    """``core 0`` or ``cores 0, 2``, those of many left out after the first."""
+    """Write ``core 0`` or ``cores 0, 2``, and leave out those of many after the first."""
     numbers = [str(core) for core in cores]
     if len(numbers) > _LISTED:
         numbers[_LISTED:] = [f"... {numbers[-1]}"]
@@ -122,7 +122,7 @@ def _has_worked(busy_ns: float, idle_ns: float) -> bool:
 
 
 def _cpu_times() -> dict[int, int]:
-    """Nanoseconds on a CPU so far, by thread id."""
+    """Read the nanoseconds that each thread was on a CPU so far, by thread id."""
     times = {}
     for task in _TASKS.iterdir():
         thread = int(task.name)

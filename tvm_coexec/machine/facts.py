@@ -48,7 +48,7 @@ def machine_facts(core: int) -> dict[str, Any]:
 
 
 def versions(*names: str) -> dict[str, str | None]:
-    """Versions of this program and of libraries here, of ``tvm``, ``pyopencl``, ``xgboost`` and ``numpy``."""
+    """List the versions of this program and of the libraries ``tvm``, ``pyopencl``, ``xgboost`` and ``numpy`` here."""
     return {"tvm_coexec": __version__} | {name: _version(*_PACKAGES[name]) for name in names}
 
 

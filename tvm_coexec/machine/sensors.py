@@ -1,4 +1,4 @@
-"""Clocks of cores and temperatures of zones, as Linux and Android tell them in files: of this machine or of another."""
+"""Linux and Android tell clocks of cores and temperatures of zones in files: of this machine or of another."""
 
 from __future__ import annotations
 

@@ -68,11 +68,11 @@ class LaunchSpec:
         return f"{self.symbol}_kernel" if self.entry == "kernel" else f"{self.symbol}_step"
 
     def grid_for(self, units: int) -> tuple[int, int]:
-        """Work-groups on both axes for a number of units."""
+        """Count the work-groups on both axes for a number of units."""
         return grid_for(self.grid, self.unit_axis, units, self.together)
 
     def sizes(self, units: int) -> tuple[int, int]:
-        """Work-items on both axes for a number of units."""
+        """Count the work-items on both axes for a number of units."""
         columns, lines = self.grid_for(units)
         return columns * self.group[0], lines * self.group[1]
 
@@ -206,7 +206,7 @@ class Manifest:
         return counts
 
     def tensor_words(self) -> dict[str, int]:
-        """Words of all tensors, by their names; see :attr:`word_counts`."""
+        """Count the words of all tensors, by their names; see :attr:`word_counts`."""
         return {source.owner: count for source, count in self.word_counts.items() if source.kind == "tensor"}
 
     def memory_of(self) -> dict[Source, Memory]:

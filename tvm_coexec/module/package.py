@@ -184,7 +184,7 @@ def read_sections(view: memoryview, path: str | os.PathLike[str]) -> dict[str, m
 
 
 def section_sizes(path: str | os.PathLike[str]) -> dict[str, int]:
-    """The bytes of each section of a file."""
+    """Count the bytes of each section of a file."""
     with open_file(path) as file:
         return {name: len(section) for name, section in read_sections(_mapped(file, path), path).items()}
 

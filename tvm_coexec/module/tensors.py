@@ -29,17 +29,17 @@ class Source:
 
     @classmethod
     def tensor(cls, name: str) -> Source:
-        """The activation of that name."""
+        """Name an activation as the source."""
         return cls("tensor", name)
 
     @classmethod
     def constant(cls, step: str, role: str) -> Source:
-        """A constant of a step, which both sides read."""
+        """Name a constant of a step, which both sides read, as the source."""
         return cls("constant", step, role)
 
     @classmethod
     def scratch(cls, side: str, role: str) -> Source:
-        """What a side's own kernels pass on to each other."""
+        """Name what a side's own kernels pass on to each other as the source."""
         return cls("scratch", side, role)
 
     def __str__(self) -> str:
@@ -137,7 +137,7 @@ class TensorSpec:
         return (batch, *self.layout.extents(h, w))
 
     def view(self, memory: np.ndarray) -> np.ndarray:
-        """The elements of the tensor in its memory, without padding or halo: ``[rows, channels]``, or the image."""
+        """View the tensor's elements in its memory, without padding or halo: ``[rows, channels]``, or the image."""
         elements = memory[: self.memory_words].view(self.dtype)
         whole = elements[: self.memory_rows * self.row_elements].reshape(*self._extents, self.row_elements)
         if self.layout is not None and self.image is not None:

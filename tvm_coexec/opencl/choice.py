@@ -48,7 +48,7 @@ class DeviceChoice:
         return facts_of(info, cpu_cores, gpu_cores)
 
     def find(self) -> tuple[DeviceInfo, Any, tuple[int, ...], tuple[int, ...]]:
-        """The device with its pyopencl object, and the cores of the CPU's and of the GPU's side.
+        """Find the device with its pyopencl object, and the cores of the CPU's and of the GPU's side.
 
         Raises
         ------

@@ -96,7 +96,7 @@ def list_devices() -> list[DeviceInfo]:
 
 
 def find_device(name: str | None = None) -> DeviceInfo:
-    """The device that ``name`` means.
+    """Find the device that ``name`` means.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def discover(worker_count: int | None = None) -> Found:
 
 
 def select(found: Found, name: str | None) -> tuple[DeviceInfo, Any]:
-    """The device among ``found`` that ``name`` means, with its pyopencl object."""
+    """Select the device among ``found`` that ``name`` means, with its pyopencl object."""
     if not found.devices:
         raise DeviceError(_nothing_found(found))
     if name is None:
@@ -207,7 +207,7 @@ def _describe(platform: Any, device: Any, worker_count: int) -> DeviceInfo:
 
 
 def alias_of(platform_name: str) -> str:
-    """A short word for a platform."""
+    """Give a short word for a platform."""
     lowered = platform_name.lower()
     for part, alias in _ALIASES:
         if part in lowered:

@@ -45,7 +45,7 @@ class Time:
         return Time(self.us + us, self.low_us + us, self.high_us + us)
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """The times at some points of a normal distribution, in standard deviations."""
+        """Give the times at some points of a normal distribution, in standard deviations."""
         if self.us <= 0:
             return np.zeros_like(points)
         bounds_us = np.where(points < 0, self.low_us, self.high_us)

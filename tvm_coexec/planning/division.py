@@ -88,7 +88,7 @@ class Division:
 
 
 def side_alone(side: str, layer: AnyLayer, half: Half, overheads: Overheads) -> Division:
-    """All of a layer on one side."""
+    """Put all of a layer on one side."""
     if side == "cpu":
         return Division(layer.units, half, None, half.us)
     return Division(0, None, half, overheads.costs().launched_us(half.us))

@@ -37,7 +37,7 @@ def plan_measured(name: str, layer: AnyLayer, samples: Iterable[Sample], overhea
 
 
 def _measured_halves(layer: AnyLayer, samples: Iterable[Sample]) -> dict[tuple[str, int, int], Half]:
-    """The best variant for each ``(side, units, other units)``, by the median of its newest repetitions."""
+    """Find the best variant for each ``(side, units, other units)``, by the median of its newest repetitions."""
     repetitions_us: dict[tuple[tuple[str, int, int], Variant], list[float]] = {}
     for sample in newest(sample for sample in samples if sample.layer == layer):
         key = (sample.side, sample.units, sample.other_units), sample.variant

@@ -1,4 +1,4 @@
-"""The plan of a whole network: splits and variants of all layers together.
+"""The plan of a whole network chooses splits and variants of all layers together.
 
 A layer's best split depends on those around it: a channel-local layer follows the layer that it reads, as one of single
 lines does along these, a small one stays where its input is, and one that follows an uneven layer may let the other

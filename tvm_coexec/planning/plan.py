@@ -212,7 +212,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
-        """Inverse of :meth:`write`."""
+        """Read what :meth:`write` wrote."""
         try:
             values = read_json(path)
         except OSError as error:

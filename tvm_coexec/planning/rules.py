@@ -130,7 +130,7 @@ def _form(variant: Variant) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _largest(layer: AnyLayer, side: str, hardware: Hardware) -> Mapping[tuple[str, ...], Mapping[str, int]]:
-    """The largest value of each parameter among the candidates of each form."""
+    """Find the largest value of each parameter among the candidates of each form."""
     family = schedules.family(layer)
     largest: dict[tuple[str, ...], dict[str, int]] = {}
     for variant in (*family.variants(layer, side, hardware), family.default_variant(layer, side, hardware)):
@@ -143,7 +143,7 @@ def _largest(layer: AnyLayer, side: str, hardware: Hardware) -> Mapping[tuple[st
 def _rule(
     graph: Graph, split: Split, hardware: Hardware, found: Planner | None, measure: Measure
 ) -> Callable[[Node], LayerPlan]:
-    """How to plan one node."""
+    """Say how one node is planned."""
 
     def fixed(node: Node, cpu_units: int) -> LayerPlan:
         if found is not None and found.knows(node.layer):

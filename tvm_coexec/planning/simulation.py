@@ -155,7 +155,7 @@ def search(
     costs: Costs,
     width: int = BEAM_WIDTH,
 ) -> tuple[Option, ...]:
-    """The division of every step with about the least time for the whole network.
+    """Search the division of every step with about the least time for the whole network.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def _kept(reads: Sequence[Sequence[Read]]) -> Iterator[list[int]]:
 
 
 def _best(states: list[State], width: int) -> list[State]:
-    """The most promising states, half of them by the later clock, half by the sum of both.
+    """Keep the most promising states, half of them by the later clock, half by the sum of both.
 
     Where branches run side by side a good plan may look unbalanced for a while: the sum is what it will come to.
     """

@@ -174,7 +174,7 @@ class Planner:
         return min((self.plan_layer(name, way) for way in ways), key=lambda plan: plan.total_us)
 
     def plan_split(self, name: str, layer: AnyLayer, cpu_units: int) -> LayerPlan:
-        """The best variants for a split that somebody else chose."""
+        """Choose the best variants for a split that somebody else chose."""
         if not 0 <= cpu_units <= layer.units:
             raise InputError(
                 f"layer {name!r} has {layer.units} units, the CPU cannot compute {cpu_units}; choose 0 to {layer.units}"
@@ -235,7 +235,7 @@ class Planner:
     def _times_us(
         self, side: str, layer: AnyLayer, variants: list[Variant], own: np.ndarray, other: np.ndarray
     ) -> np.ndarray:
-        """Times of a side's halves ``[variants, splits]``, from the units of this side and of the other."""
+        """Predict the times of a side's halves ``[variants, splits]``, from the units of this side and of the other."""
         predictor = self.cpu if side == "cpu" else self.gpu
         times_us = predictor.predict(Halves.grid(layer, variants, own, other)).reshape(len(variants), len(own))
         measured = self.measured.get((side, layer), frozenset())
@@ -292,7 +292,7 @@ class Planner:
             candidates = _spread(low, high, _GRID)
 
     def _best(self, layer: AnyLayer, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> Division:
-        """The best of some splits, each side with its best variant."""
+        """Choose the best of some splits, each side with its best variant."""
         return min(self._divide(layer, variants, cpu_units), key=lambda division: division.total_us)
 
     def _divide(self, layer: AnyLayer, variants: dict[str, list[Variant]], cpu_units: np.ndarray) -> list[Division]:
@@ -345,7 +345,7 @@ class Planner:
 
 
 def _read_bytes(plan: LayerPlan) -> float:
-    """Weights that the kernels of a layer read: each half those of its own channels, by lines all of its kind."""
+    """Count the weights that a layer's kernels read: each half those of its own channels, by lines all of its kind."""
     halves = ((plan.cpu, plan.cpu_units), (plan.gpu, plan.gpu_units))
     read = [(variant, packed_bytes(plan.layer, variant), units) for variant, units in halves if variant]
     if plan.layer.axis == "lines":
@@ -379,5 +379,5 @@ def _shortlist(variants: Sequence[Variant]) -> list[Variant]:
 
 
 def _spread(low: int, high: int, count: int) -> np.ndarray:
-    """Up to ``count`` whole numbers from ``low`` to ``high``, evenly spread."""
+    """Choose up to ``count`` whole numbers from ``low`` to ``high``, evenly spread."""
     return np.unique(np.linspace(low, high, min(count, high - low + 1)).round().astype(int))

@@ -1,4 +1,7 @@
-"""A few-term model of a half's time. Trees correct it; alone they could not reach beyond the sizes that they saw."""
+"""A model of a few terms estimates a half's time.
+
+Trees correct it; alone they could not reach beyond the sizes that they saw.
+"""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def fit_estimates(samples: Sequence[Sample]) -> dict[str, BaseTime]:
 
 
 def estimate_us(estimate: BaseTime, layer: AnyLayer, units: np.ndarray) -> np.ndarray:
-    """The time of so many units of a layer."""
+    """Estimate the time of so many units of a layer."""
     return estimate.predict(_describe(layer, np.asarray(units, float)))
 
 

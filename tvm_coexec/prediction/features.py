@@ -1,4 +1,4 @@
-"""What the predictors see of a half: the layer, the chosen kernel, its launch, and the other side's work meanwhile.
+"""Predictors see of a half the layer, the chosen kernel, its launch, and the other side's work meanwhile.
 
 Halves are kept as columns, because planning asks for every split of a layer at once.
 """
@@ -119,7 +119,7 @@ class Halves:
 
     @classmethod
     def grid(cls, layer: AnyLayer, variants: Sequence[Variant], units: np.ndarray, other_units: np.ndarray) -> Halves:
-        """Every variant at every pair of ``units`` and ``other_units``; variants change slowest."""
+        """List every variant at every pair of ``units`` and ``other_units``; variants change slowest."""
         return cls(
             kernels=tuple((layer, variant) for variant in variants),
             kernel=np.repeat(np.arange(len(variants)), len(units)),
@@ -129,7 +129,7 @@ class Halves:
 
 
 def describe(halves: Halves, side: str, processor: Processor) -> dict[str, np.ndarray]:
-    """Every quantity known of the halves, by name, one value a half."""
+    """Describe the halves by every quantity that is known of them, one value a half."""
     known = _gather(halves, side)
     units, other_units = halves.units, halves.other_units
     rows_ratio = known["padded_rows"] / known["rows"]

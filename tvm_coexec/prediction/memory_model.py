@@ -78,7 +78,7 @@ class MemoryModel:
         units: np.ndarray,
         concurrent: np.ndarray,
     ) -> np.ndarray:
-        """Times of halves whose weights come from memory.
+        """Predict the times of halves whose weights come from memory.
 
         Reading and computing overlap, the better the shorter one of them is: the root of the sum of their squares. By
         lines both sides read all weights, which come from memory once for both.
@@ -102,7 +102,7 @@ class MemoryModel:
 
 
 def fetched_bytes(layer: AnyLayer, variant: Variant) -> float:
-    """Bytes that come from memory where the kernels of a variant read a layer's weights.
+    """Count the bytes that come from memory where the kernels of a variant read a layer's weights.
 
     A kernel that computes a part of a tile's channels at a time reads the tile in as many passes, each with gaps, which
     prefetching fills: with half of the channels, weights arrive at 10 GB/s instead of 27 on an x86 core.
@@ -116,5 +116,5 @@ def packed_bytes(layer: AnyLayer, variant: Variant) -> int:
 
 
 def packing(layer: AnyLayer, variant: Variant) -> str:
-    """Variants of the same packing read the same weights."""
+    """Name the packing of a variant's weights: variants of the same packing read the same."""
     return schedules.conv2d.weights_name(variant) if isinstance(layer, Conv2d) else ""

@@ -142,7 +142,7 @@ class LatencyPredictor:
         return set(THREAD_NAMES) <= set(self.features.names)
 
     def knows(self, layer: AnyLayer, variant: Variant) -> bool:
-        """Whether the training samples held kernels like this one, or the predictor looks at no kernels."""
+        """Tell whether the training samples held kernels like this one, or the predictor looks at no kernels."""
         return not self.implementations or implementation_feature(layer, variant) in self.features.names
 
     def predict(self, halves: Halves) -> np.ndarray:

@@ -54,7 +54,7 @@ class Processor:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Processor:
-        """Inverse of :func:`dataclasses.asdict`."""
+        """Read what :func:`dataclasses.asdict` made."""
         return cls(**{**values, "reads": Reads.from_json(values["reads"])})
 
 

@@ -65,7 +65,7 @@ class Residuals:
         return cls(layers, {kernel: layers[kernel[0]].and_also(known) for kernel, known in kernels.items()})
 
     def factors(self, kernels: Sequence[Kernel]) -> np.ndarray:
-        """Factors on the predicted times of kernels."""
+        """Give factors on the predicted times of kernels."""
         return np.exp([self._of(kernel).log_error for kernel in kernels])
 
     def uncertainty_factors(self, kernels: Sequence[Kernel]) -> np.ndarray:

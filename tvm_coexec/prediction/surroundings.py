@@ -114,7 +114,7 @@ class Surroundings:
         return cls(usual, {}, by_operator, Stretch.of(stretches) if stretches else UNKNOWN)
 
     def factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
-        """Factors on the expected times of a layer's halves, an entry a variant."""
+        """Give factors on the expected times of a layer's halves, an entry a variant."""
         log_factor = self.usual.get(side, 0.0) + self.by_operator.get(side, {}).get(layer.op, 0.0)
         own = self.residuals.get(side, Residuals()).factors([(layer, variant) for variant in variants])
         factors: np.ndarray = np.exp(log_factor) * own
@@ -126,7 +126,7 @@ class Surroundings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Surroundings:
-        """Inverse of :meth:`to_json`."""
+        """Read what :meth:`to_json` made."""
         return cls(dict(values["usual"]), {}, dict(values["by_operator"]), Stretch(**values["stretch"]))
 
     def uncertainty_factors(self, side: str, layer: AnyLayer, variants: Sequence[Variant]) -> np.ndarray:
@@ -136,7 +136,7 @@ class Surroundings:
         return self.residuals[side].uncertainty_factors([(layer, variant) for variant in variants])
 
     def has_run(self, side: str, layer: AnyLayer, variant: Variant) -> bool:
-        """Whether a kernel ran in the network."""
+        """Tell whether a kernel ran in the network."""
         return side in self.residuals and (layer, variant) in self.residuals[side].kernels
 
 
@@ -186,7 +186,7 @@ class _Half:
 
 
 def _halves_by_layer(trial_runs: Iterable[TrialRun], side: Side, expect: Expect) -> Iterable[list[_Half]]:
-    """The halves that ran on a side, for each layer of the network; equal layers at two places in it stay two."""
+    """List the halves that ran on a side, for each layer of the network; equal layers at two places in it stay two."""
     found: dict[int, dict[Sample, _Half]] = defaultdict(dict)
     for trial_run in trial_runs:
         for number, sample in trial_run.samples(side):

@@ -66,7 +66,7 @@ class Uncertainty:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Uncertainty:
-        """Inverse of :meth:`to_json`."""
+        """Read what :meth:`to_json` made."""
         import xgboost
 
         booster = xgboost.Booster({"nthread": 1})

@@ -1,4 +1,4 @@
-"""Layers, variants and samples as the columns of a profile's database, and back."""
+"""Layers, variants and samples become columns of a profile's database here, and are read from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database of a profile: every repetition of every measurement, the candidates that failed, and trial runs.
+"""The database of a profile keeps every repetition of every measurement, the candidates that failed, and trial runs.
 
 Its tables are plain: layers, variants and facts are JSON, times are arrays of microseconds. Every row knows its run,
 and a run its origin: the device, its driver and the version of the kernels. What was measured of another driver or of
@@ -243,7 +243,7 @@ class SampleStore:
         return {key: _kernels(variants) - measured.get(key, frozenset()) for key, variants in failed.items()}
 
     def _variants(self, query: str) -> VariantSets:
-        """Sides, layers and variants, by the first two."""
+        """List variants by side and layer."""
         with self._reading() as database:
             rows = database.execute(query).fetchall()
         found: dict[tuple[str, AnyLayer], set[Variant]] = {}
@@ -301,7 +301,7 @@ class SampleStore:
         return dict(rows)
 
     def _stands(self) -> str:
-        """The condition in SQL that a failure still counts."""
+        """Write the condition in SQL that a failure still counts."""
         since = (datetime.now(timezone.utc) - _FAILURES_LAST).isoformat(timespec="milliseconds")
         return f"{self._is_current()} AND failed >= '{since}'"
 
@@ -387,7 +387,7 @@ def _compiler(facts: Mapping[str, Any]) -> str | None:
 
 
 def now() -> str:
-    """The time of day as ISO 8601, UTC."""
+    """Tell the time of day as ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 

@@ -57,17 +57,17 @@ class TrialRun:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the network and the time."""
+        """Write all but the network and the time as JSON."""
         return {"plan": self.plan.to_json(), **asdict(self.times)}
 
     @classmethod
     def from_json(cls, network: str, ran_at: str, values: Mapping[str, Any]) -> TrialRun:
-        """Inverse of :meth:`to_json`."""
+        """Read what :meth:`to_json` made."""
         times = NetworkTimes.from_json(values)
         return cls(network, Plan.from_json(values["plan"]), times, ran_at)
 
     def samples(self, side: Side) -> Iterator[tuple[int, Sample]]:
-        """A side's halves as they ran, with the number of their layer."""
+        """List a side's halves as they ran, with the number of their layer."""
         own, other = (0, 1) if side == "cpu" else (1, 0)
         for number, (layer, times_us) in enumerate(zip(self.plan.layers, self.times.halves_us, strict=True)):
             variants, units = (layer.cpu, layer.gpu), (layer.cpu_units, layer.gpu_units)

@@ -24,7 +24,7 @@ _MIB = 2**20
 
 
 def write_page(observation: Observation, title: str) -> str:
-    """The page's HTML."""
+    """Write the page's HTML."""
     sections = [
         _head(observation, title),
         _timeline(observation),
@@ -176,7 +176,7 @@ def _times(half: Half) -> tuple[str, str]:
 
 
 def _predictions(observation: Observation) -> str:
-    """Every half's measured time over the predicted one, on logarithmic axes; nothing where no plan predicts."""
+    """Draw every half's measured time over the predicted one, on logarithmic axes; nothing where no plan predicts."""
     halves = [(side, layer, getattr(layer, side)) for layer in observation.layers for side in ("cpu", "gpu")]
     known = [(side, layer, half) for side, layer, half in halves if half.predicted_us > 0 and half.measured_us > 0]
     if not known:

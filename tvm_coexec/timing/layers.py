@@ -113,7 +113,7 @@ def _added_us(single_us: Sequence[float], chain_us: Sequence[float], further: in
 
 
 def _cpu_times_us(spans: list[Span]) -> dict[int, float]:
-    """The CPU halves' own times, by their steps."""
+    """Read the CPU halves' own times, by their steps."""
     return {span.step: span.end_us - span.start_us for span in spans if (span.side, span.action) == ("cpu", "call")}
 
 

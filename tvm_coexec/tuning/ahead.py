@@ -90,5 +90,5 @@ class ModulesAhead:
 
 
 def module_of(candidate: Candidate, target: Target, facts: Mapping[str, Any]) -> bytes:
-    """A module file of the candidate alone, compiled here and now."""
+    """Compile a module file of the candidate alone, here and now."""
     return single_layer(candidate.layer, candidate.cpu, candidate.gpu, target, facts).to_bytes()

@@ -41,7 +41,7 @@ def alone_with_device(name: str) -> Iterator[None]:
 
 
 def _this_boot() -> str:
-    """What all containers of a machine see, and no other machine."""
+    """Name this boot by what all containers of a machine see, and no other machine."""
     try:
         return _BOOT.read_text().strip()
     except OSError:

@@ -113,7 +113,7 @@ def time_smallest_layer(tuner: Tuner) -> tuple[PointTimes, PointTimes]:
 def measure_overheads(
     tuner: Tuner, smallest: tuple[PointTimes, PointTimes], until: float, known_us: float = 0.0
 ) -> Overheads:
-    """What synchronisation and launches add to a layer.
+    """Measure what synchronisation and launches add to a layer.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def _median(times_us: Sequence[float]) -> float:
 
 
 def _launches(tuner: Tuner, until: float) -> Iterator[PointTimes]:
-    """Times of the smallest layer on the GPU alone, measured again and again."""
+    """Measure the smallest layer on the GPU alone, again and again."""
     candidate = tuner.default_candidate(_OVERHEAD_LAYER)
     for _ in range(_LAUNCH_TRIALS):
         if time.monotonic() > until:
@@ -191,7 +191,7 @@ def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float, known_us:
 def measure_memory(
     tuner: Tuner, overheads: Overheads, reads: Mapping[str, Reads], until: float, known: Rates | None = None
 ) -> MemoryModel:
-    """What weights that come from memory, and activations that come from elsewhere, add to the times of halves.
+    """Measure what weights from memory, and activations from elsewhere, add to the times of halves.
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def _trial(
 
 
 def _handing_over() -> Graph:
-    """Blocks that expand, filter and narrow an image, each at half the size of the one before."""
+    """Make blocks that expand, filter and narrow an image, each at half the size of the one before."""
     layers: list[Conv2d] = []
     for size, channels, expanded, following in _STAGES:
         window, half = Conv2d(size, size, expanded, expanded, (3, 3), (2, 2), (1, 1, 1, 1), groups=expanded), size // 2

@@ -25,7 +25,7 @@ def processors(profile: Profile) -> dict[str, Processor]:
 
 
 def learn(profile: Profile) -> dict[str, LatencyPredictor]:
-    """A predictor of each side, from the newest sample of each half."""
+    """Train a predictor of each side, from the newest sample of each half."""
     samples = at_usual_speed(newest(profile.samples()))
     return {
         side: train([sample for sample in samples if sample.side == side], side, processor)

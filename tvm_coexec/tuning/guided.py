@@ -117,7 +117,7 @@ class _Search:
         return [one for one in ways if one.kernel not in failed and (not one.threads or one.kernel in tried)]
 
     def _promising(self, side: str, layer: AnyLayer, times_us: Mapping[Variant, float]) -> dict[Variant, float]:
-        """Variants worth a measurement, with the times that they promise."""
+        """List variants worth a measurement, with the times that they promise."""
         known = self.measured.get((side, layer), frozenset())
         limit_us = _PROMISING * min((us for variant, us in times_us.items() if variant in known), default=np.inf)
         new = {variant: us for variant, us in times_us.items() if variant not in known and us <= limit_us}

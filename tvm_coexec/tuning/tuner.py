@@ -123,7 +123,7 @@ class Tuner:
             yield from self._finished()
 
     def repeats(self, layer: AnyLayer) -> int:
-        """Repetitions of a point of the layer, on a device as fast as the first one."""
+        """Say how often a point of the layer is repeated, on a device as fast as the first one."""
         return repeats_for(layer, self._slowness)
 
     def points(self, layer: AnyLayer) -> list[Point]:
@@ -181,16 +181,16 @@ class Tuner:
         return self._first.ask(candidate, points, check=check, walls=walls)
 
     def module(self, candidate: Candidate) -> bytes:
-        """A module file of the candidate alone."""
+        """Give a module file of the candidate alone."""
         return self._modules.take(candidate)
 
     def variants(self, layer: AnyLayer, side: str) -> list[Variant]:
-        """The search space of a side, the most promising first."""
+        """List the search space of a side, the most promising first."""
         found: list[Variant] = schedules.family(layer).variants(layer, side, self.target.hardware)
         return found
 
     def ways(self, layer: AnyLayer, side: str) -> list[Variant]:
-        """The search space of a side by every number of threads, all cores first."""
+        """List the search space of a side by every number of threads, all cores first."""
         return by_threads(self.variants(layer, side), self.threads if side == "cpu" else (0,))
 
     def default_candidate(self, layer: AnyLayer) -> Candidate:

@@ -1,4 +1,4 @@
-"""Layers by name: what tuning trains on, and what comparisons measure."""
+"""Tuning trains on these layers, and comparisons measure them, by their names."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _MAP_EPILOGUES = (("residual", "relu"), ("residual",), ("relu",), ("silu",), ("h
 
 
 def vit_base() -> list[Linear]:
-    """The distinct linear layers of ViT-Base/16 at 224 pixels (Dosovitskiy et al., 2021, table 1): 197 tokens."""
+    """List the distinct linear layers of ViT-Base/16 at 224 pixels (Dosovitskiy et al., 2021, table 1): 197 tokens."""
     width, hidden, patches = 768, 3072, VIT_TOKENS - 1
     return [
         Linear(patches, width, width, ("bias",)),
@@ -66,7 +66,7 @@ def vit_base() -> list[Linear]:
 
 
 def linear_test_layers() -> list[Linear]:
-    """40 linear layers that no tuning trains on: M 1 to 512, K and N 64 to 4096, log-uniform, half of them ragged."""
+    """List 40 linear layers that no tuning trains on: M 1 to 512, K, N 64 to 4096, log-uniform, half of them ragged."""
     rng = np.random.default_rng(_TEST_SEED)
     return [_random_linear(rng, ("bias",)) for _ in range(_TEST_COUNT)]
 
@@ -92,7 +92,7 @@ def rowwise_training_layers() -> Iterator[RowWise]:
 
 
 def attention_test_layers() -> list[Attention]:
-    """Attention of ViT-Base/16 at 224 pixels, and of a text encoder of 12 heads of 32 channels and 128 tokens."""
+    """List attention of ViT-Base/16 at 224 pixels, and of a text encoder of 12 heads of 32 channels and 128 tokens."""
     return [_self_attention(1, 12, VIT_TOKENS, 64), _self_attention(1, 12, 128, 32)]
 
 
@@ -108,7 +108,7 @@ def attention_training_layers() -> Iterator[Attention | MatMul]:
 
 
 def _scores(layer: Attention) -> MatMul:
-    """The products of queries and keys alone, a row of keys for each query of each head."""
+    """Make the products of queries and keys alone, a row of keys for each query of each head."""
     side, (q, k, _v) = layer.queries, layer.offsets
     size = (layer.batch * side, layer.channels[0])
     queries = Matrices(size, (0, q), (side, 0, 1, 0), (0, layer.head_dim, 0, 1))
@@ -117,7 +117,7 @@ def _scores(layer: Attention) -> MatMul:
 
 
 def _weighted_values(layer: Attention) -> MatMul:
-    """The products of weights and values alone, heads side by side."""
+    """Make the products of weights and values alone, heads side by side."""
     side, heads = layer.queries, layer.heads
     weights = Matrices((layer.batch * heads * side, side), (0, 0), (heads * side, side, 1, 0), (0, 0, 0, 1))
     size = (layer.batch * side, layer.channels[2])
@@ -131,7 +131,7 @@ def _self_attention(batch: int, heads: int, tokens: int, head_dim: int) -> Atten
 
 
 def resnet18() -> list[Conv2d]:
-    """The distinct convolutions of ResNet-18 at 224 pixels (He et al., 2016, table 1), batch norm folded."""
+    """List the distinct convolutions of ResNet-18 at 224 pixels (He et al., 2016, table 1), batch norm folded."""
     layers = [Conv2d(224, 224, 3, 64, (7, 7), (2, 2), (3,) * 4, epilogue=_BIAS_RELU)]
     size, channels = 56, 64
     for width in (64, 128, 256, 512):
@@ -144,7 +144,7 @@ def resnet18() -> list[Conv2d]:
 
 
 def resnet50() -> list[Conv2d]:
-    """The distinct convolutions of ResNet-50 at 224 pixels, strides in the 3×3 layers, batch norm folded."""
+    """List the distinct convolutions of ResNet-50 at 224 pixels, strides in the 3×3 layers, batch norm folded."""
     layers = [Conv2d(224, 224, 3, 64, (7, 7), (2, 2), (3,) * 4, epilogue=_BIAS_RELU)]
     size, channels = 56, 64
     for width in (64, 128, 256, 512):
@@ -164,7 +164,7 @@ def resnet50() -> list[Conv2d]:
 
 
 def vgg16() -> list[Conv2d]:
-    """The distinct convolutions of VGG-16 at 224 pixels (Simonyan and Zisserman, 2015, table 1)."""
+    """List the distinct convolutions of VGG-16 at 224 pixels (Simonyan and Zisserman, 2015, table 1)."""
     layers, size, channels = [], 224, 3
     for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
         for _ in range(depth):
@@ -200,7 +200,7 @@ def _shape(layer: Conv2d) -> Conv2d:
 
 
 def _random_conv2d(rng: np.random.Generator) -> Conv2d:
-    """A pointwise, dense, first or depthwise layer; the smaller the image, the more channels, as in networks."""
+    """Draw a pointwise, dense, first or depthwise layer; the smaller the image, the more channels, as in networks."""
     kind = rng.choice(("pointwise", "dense", "first", "depthwise"), p=(0.35, 0.4, 0.07, 0.18))
     epilogue = _CONV_EPILOGUES[rng.integers(len(_CONV_EPILOGUES))]
     size = _log_uniform(rng, 5, 128)
@@ -244,7 +244,7 @@ def images_training_layers() -> Iterator[PixelLayer]:
 
 
 def _random_move(rng: np.random.Generator, image: tuple[int, int, int, int]) -> Rearrange | Resize:
-    """An image twice as large, or with more channels, some of them, or shuffled ones."""
+    """Draw a layer that doubles an image, or gives it more channels, some of them, or shuffled ones."""
     _, h, w, channels = image
     kind = str(rng.choice(("resized", "repeated", "padded", "cut", "shuffled")))
     if kind == "resized":
@@ -263,7 +263,7 @@ def _random_move(rng: np.random.Generator, image: tuple[int, int, int, int]) -> 
 
 
 def _random_pool(rng: np.random.Generator, size: int, channels: int) -> Pool:
-    """A pooling between two stages of a network, or one beside the convolutions of an inception block."""
+    """Draw a pooling between two stages of a network, or one beside the convolutions of an inception block."""
     kind = "max" if rng.random() < 0.6 else "average"
     if rng.random() < 0.4:
         return Pool(kind, size, size, channels, (3, 3), (1, 1), (1,) * 4, count_padding=bool(rng.random() < 0.5))
@@ -273,7 +273,7 @@ def _random_pool(rng: np.random.Generator, size: int, channels: int) -> Pool:
 
 
 def _random_arithmetic(rng: np.random.Generator, image: tuple[int, int, int, int]) -> Elementwise:
-    """Mostly a product with one number for each channel, as in squeeze and excitation."""
+    """Draw arithmetic, mostly a product with one number for each channel, as in squeeze and excitation."""
     if rng.random() < 0.6:
         return Elementwise("multiply", image, (1, 1, 1, image[3]))
     kind = str(rng.choice(Elementwise.KINDS))
@@ -308,7 +308,7 @@ NAMED: dict[str, Callable[[], Sequence[AnyLayer]]] = {
 
 
 def layers_named(name: str | os.PathLike[str]) -> list[AnyLayer]:
-    """Layers of a named set, of an ONNX or TFLite model, or of a JSON file with a list of layers.
+    """Read the layers of a named set, of an ONNX or TFLite model, or of a JSON file with a list of layers.
 
     An entry of the list is such as ``{"op": "linear", "m": 1, "k": 64, "n": 64}``. Of a model come the layers that can
     be tuned, each once.
@@ -347,7 +347,7 @@ def layers_of(graph: Graph) -> list[AnyLayer]:
 
 
 def _layers_in(path: Path) -> list[AnyLayer]:
-    """The list of layers in a JSON file."""
+    """Read the list of layers in a JSON file."""
     try:
         entries = read_json(path)
     except OSError as error:

@@ -47,7 +47,7 @@ def _params_of(layer: AnyLayer, seed: int) -> Mapping[str, np.ndarray]:
 
 
 def random_constants(step: StepSpec) -> dict[Source, np.ndarray]:
-    """The constants of a step with a seed, packed as its halves read them."""
+    """Draw the constants of a step by a seed, packed as its halves read them."""
     layer = layer_from_json(step.layer)
     assert step.seed is not None
     params = random_params(layer, step.seed)

@@ -120,7 +120,7 @@ def _widen_weights(model: Any, graph: Any, operator: Any) -> bool:
 
 
 def _replace(model: Any, graph: Any, operator: Any) -> None:
-    """A transposed convolution of a stated size, with a bias."""
+    """Write a transposed convolution of a stated size, with a bias."""
     image, weights, bias = operator.inputs
     size = graph.tensors[operator.outputs[0]].shape
     if operator.customOptions is None:
@@ -135,7 +135,7 @@ def _replace(model: Any, graph: Any, operator: Any) -> None:
 
 
 def _constant(model: Any, graph: Any, array: np.ndarray) -> int:
-    """A new constant's number."""
+    """Add a constant, and give its number."""
     buffer, tensor = schema.BufferT(), schema.TensorT()
     buffer.data = array.view(np.uint8)
     tensor.name, tensor.shape, tensor.type = f"shape/{len(graph.tensors)}", list(array.shape), schema.TensorType.INT32

@@ -181,7 +181,7 @@ def _visible(graph: Graph) -> Iterator[str]:
 
 
 def _with_outputs(graph: Graph, module: Module, names: Sequence[str]) -> Module:
-    """The module's network, divided in the same way, with further outputs."""
+    """Build the module's network anew, divided in the same way, with further outputs."""
     from tvm_coexec.compiler.packaging import package_plan
     from tvm_coexec.compiler.target import target_for
 

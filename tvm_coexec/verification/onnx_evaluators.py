@@ -96,7 +96,7 @@ class OnnxRuntimeEvaluator(_OnnxEvaluator):
         return dict(zip(wanted, results, strict=True))
 
     def _session(self, inner: tuple[str, ...]) -> Any:
-        """The model with inner values among its outputs."""
+        """Open the model with inner values among its outputs."""
         import onnxruntime
 
         if inner not in self._sessions:
@@ -181,7 +181,7 @@ def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 
 
 def _readers(graph: onnx.GraphProto, name: str) -> Iterator[tuple[onnx.NodeProto, int]]:
-    """Nodes that read an input's numbers, and where among their operands."""
+    """List the nodes that read an input's numbers, and where among their operands."""
     followed = {name}
     for node in graph.node:
         if node.op_type in _VIEWS and node.input[0] in followed:

@@ -76,7 +76,7 @@ _ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def evaluate(layer: AnyLayer, operands: Mapping[str, np.ndarray], pixels: np.ndarray | None = None) -> np.ndarray:
-    """Rows of the layer's output in float64.
+    """Compute rows of the layer's output in float64.
 
     Parameters
     ----------
