@@ -93,6 +93,19 @@ def test_sleeping_does_not_add_to_the_bound_of_a_wait(waits: Waits) -> None:
     assert not waits.run(40_000) and waits.length_us < 41_000  # what the failed wait took says nothing of the GPU
 
 
+@pytest.mark.parametrize("crowded_runs", [0, 1])
+def test_what_is_stopped_for_longer_than_a_wait_goes_on(waits: Waits, crowded_runs: int) -> None:
+    """As by Ctrl-Z; a GPU that does not come is given up as long after as without."""
+    waits.library.begin(50_000 * US)
+    waits.set("stops_after_ns", 30_000)
+    waits.set("stopped_ns", 60_000_000)
+    assert not waits.run(40_000, crowded_runs=crowded_runs)
+    assert 60_040_000 <= waits.length_us < 60_050_000
+    assert waits.run(10_000_000, crowded_runs=crowded_runs)
+    assert 60_050_000 <= waits.length_us < 60_070_000
+    waits.set("stopped_ns", 0)
+
+
 def test_a_nap_that_a_signal_ends_counts_for_as_long_as_it_was(waits: Waits) -> None:
     waits.set("nap_ends_after_ns", 20)
     for _ in range(3):

@@ -9,9 +9,10 @@
 enum { LOOK_NS = 1000 }; /* what a look at the clock takes */
 
 int64_t gpu_takes_ns, wakes_late_ns, nap_ends_after_ns = INT64_MAX, slack_while_napping;
+int64_t stops_after_ns, stopped_ns; /* once, the GPU's side too */
 
 static _Alignas(128) int32_t flags[FLAG_BLOCK_WORDS];
-static int64_t clock_ns = 1000000000, asleep_ns, gpu_done_ns, operation_ns[2], gpu_ns[1];
+static int64_t clock_ns = 1000000000, asleep_ns, gpu_done_ns, stops_at_ns, operation_ns[2], gpu_ns[1];
 static const operation wait = {COEXEC_WAIT, 1, 0, 0};
 static coexec_device device;
 static runnable program = {.device = &device, .operations = &wait, .operation_count = 1, .flags = flags, .threads = 1,
@@ -19,6 +20,12 @@ static runnable program = {.device = &device, .operations = &wait, .operation_co
 
 static void pass(int64_t ns) {
   clock_ns += ns;
+  if (stops_at_ns && clock_ns >= stops_at_ns) {
+    clock_ns += stopped_ns;
+    gpu_done_ns += stopped_ns;
+    asleep_ns += stopped_ns;
+    stops_at_ns = 0;
+  }
   if (clock_ns >= gpu_done_ns) atomic_store((_Atomic int32_t*)flags + FLAG_GPU_DONE, 1);
 }
 
@@ -50,6 +57,7 @@ void begin(int64_t timeout_ns) {
 int32_t run(int32_t crowded_runs) {
   if (crowded_runs >= 0) device.crowded_runs = crowded_runs;
   gpu_done_ns = clock_ns + gpu_takes_ns;
+  stops_at_ns = stopped_ns ? clock_ns + stops_after_ns : 0;
   return run_once(&program);
 }
 

@@ -128,11 +128,11 @@ static coexec_status drain(runnable* p, coexec_status status) {
   void* event = NULL;
   if (p->flags) atomic_store_explicit(flag(p, FLAG_ABORT), 1, memory_order_release);
   if (!p->queue || cl->marker(p->queue, 0, NULL, &event) || cl->flush(p->queue)) return status;
-  int64_t deadline = now_ns() + drain_bound_ns(p->timeout_ns);
+  bound end = {0};
   int32_t state = 1;
   while (!cl->event_info(event, CL_EVENT_STATUS, sizeof state, &state, NULL) && state > CL_STATUS_COMPLETE) {
     relax(0, 1);
-    if (now_ns() > deadline) {
+    if (is_over(&end, drain_bound_ns(p->timeout_ns))) {
       status = COEXEC_GPU_HANGS;
       break;
     }

@@ -25,6 +25,9 @@ enum { DISPLACED_SHARE = 16, CROWDED_RUNS = 32 };
 /* What the GPU takes is raised by so small a part at each wait, that it be forgotten, and lowered where a nap was too long. */
 enum { FORGETTING = 64, SHORTENING = 8 };
 
+/* No thread waits for a core for so long between two looks at the clock: the whole process was stopped. */
+static const int64_t STOPPED_NS = 1000000000;
+
 int64_t off_core_ns(void) { return now_ns() - thread_ns(); }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -50,10 +53,19 @@ static void sleep_for_gpu(runnable* p, const operation* op) {
   p->has_overslept = is_done(p, op);
 }
 
+int is_over(bound* b, int64_t most_ns) {
+  int64_t now = now_ns();
+  if (!b->end_ns) b->end_ns = now + most_ns;
+  else if (now - b->seen_ns > STOPPED_NS) b->end_ns += now - b->seen_ns;
+  b->seen_ns = now;
+  return now > b->end_ns;
+}
+
 coexec_status wait_for_gpu(runnable* p, const operation* op) {
   int is_crowded = p->device->crowded_runs > 0;
   int64_t off_core = is_crowded ? off_core_ns() : 0, napped_ns = p->napped_ns;
-  int64_t deadline = is_crowded ? now_ns() + p->timeout_ns : 0;
+  bound end = {0};
+  if (is_crowded) is_over(&end, p->timeout_ns);
   p->has_overslept = 0;
   if (is_crowded) sleep_for_gpu(p, op);
   for (uint32_t spins = 1; !is_done(p, op); ++spins) {
@@ -61,9 +73,7 @@ coexec_status wait_for_gpu(runnable* p, const operation* op) {
     if (is_crowded && spins > PATIENT_SPINS) nap(p, SHORT_NAP_NS);
     else relax(spins, p->yields);
     if (spins % (spins > PATIENT_SPINS ? PATIENT_INTERVAL : CLOCK_INTERVAL)) continue;
-    int64_t now = now_ns();
-    if (!deadline) deadline = now + p->timeout_ns;
-    if (now > deadline) return failed(p, COEXEC_CPU_WAITED, op->step);
+    if (is_over(&end, p->timeout_ns)) return failed(p, COEXEC_CPU_WAITED, op->step);
   }
   if (off_core) p->displaced_ns += off_core_ns() - off_core - (p->napped_ns - napped_ns);
   int32_t gave_up = atomic_load_explicit(flag(p, FLAG_GPU_GAVE_UP), memory_order_acquire);
@@ -83,7 +93,7 @@ void learn_gpu_time(runnable* p, int32_t operation) {
 /* See a command end, spinning: a driver that waits in our place sleeps, and wakes up tens of microseconds later. */
 coexec_status await_event(runnable* p, void* event, int32_t step) {
   const opencl* cl = &p->device->cl;
-  int64_t deadline = 0;
+  bound end = {0};
   int32_t state = 1, error = cl->flush(p->queue);
   coexec_status status = COEXEC_OK;
   for (uint32_t spins = 1; !error && !status; ++spins) {
@@ -91,9 +101,7 @@ coexec_status await_event(runnable* p, void* event, int32_t step) {
     if (error || state <= CL_STATUS_COMPLETE) break;
     for (uint32_t pause = 0; pause < EVENT_PAUSES; ++pause) relax(spins, p->yields); /* the driver locks its events */
     if (spins % PATIENT_INTERVAL) continue;
-    int64_t now = now_ns();
-    if (!deadline) deadline = now + p->timeout_ns;
-    if (now > deadline) status = failed(p, COEXEC_CPU_WAITED, step);
+    if (is_over(&end, p->timeout_ns)) status = failed(p, COEXEC_CPU_WAITED, step);
   }
   if (!error && state < 0) error = state;
   cl->release_event(event);

@@ -16,6 +16,14 @@ static inline coexec_status opencl_failed(runnable* p, int32_t step, int32_t err
   return failed(p, COEXEC_OPENCL_FAILED, step);
 }
 
+/* The end of a wait, none at first. For as long as the process is stopped, as by Ctrl-Z, it is put off. */
+typedef struct {
+  int64_t end_ns, seen_ns;
+} bound;
+
+/* Whether a wait of `most_ns` is over, which begins with the first call. */
+int is_over(bound* b, int64_t most_ns);
+
 /* Wait until the GPU has done an operation's step. */
 coexec_status wait_for_gpu(runnable* p, const operation* op);
 
