@@ -19,7 +19,7 @@ from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 from .connection import Connection, in_thread, watch_link, why_it_broke_off
 from .far_module import FarModule
 from .lease import Lease, TrackerAddress, TrackerConnection, request_lease
-from .measuring import DeviceFaultError
+from .measuring import DeviceFaultError, WrongResultError
 from .remote import FACTS, MEASURE, RUN, RUN_TRIALS
 from .stock import StockDevice
 
@@ -44,6 +44,10 @@ _Result = TypeVar("_Result")
 
 class RefusedError(MeasurementError):
     """The device is well and the session goes on; the module or the request is at fault."""
+
+
+class WrongError(RefusedError):
+    """The device is well, and what it computes by the module is wrong."""
 
 
 class DeviceFailedError(MeasurementError):
@@ -354,7 +358,9 @@ class Session:
         response = json.loads(self._wait_for(connection.call(function, json.dumps(request))))
         if "error" in response:
             kind = DeviceFailedError if response.get("of_device") else RefusedError
-            raise kind(f"the device {self._key!r} reports: {response['error']}")
+            raise (WrongError if response.get("is_wrong") else kind)(
+                f"the device {self._key!r} reports: {response['error']}"
+            )
         return response["result"]
 
     def _call_stock(self, stock: StockDevice, function: str, request: Any) -> Any:
@@ -365,7 +371,8 @@ class Session:
         except DeviceFaultError as error:
             raise DeviceFailedError(f"the device {self._key!r} reports: {last_line(error)}") from None
         except KernelError as error:
-            raise RefusedError(f"the device {self._key!r} reports: {last_line(error)}") from None
+            kind = WrongError if isinstance(error, WrongResultError) else RefusedError
+            raise kind(f"the device {self._key!r} reports: {last_line(error)}") from None
 
     def _wait_for(self, exchange: futures.Future[_Result]) -> _Result:
         from tvm.error import RPCSessionTimeoutError

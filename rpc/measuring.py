@@ -27,6 +27,10 @@ class DeviceFaultError(DeviceError):
     """The device is at fault, whatever the module is."""
 
 
+class WrongResultError(KernelError):
+    """A kernel computes something else than its layer."""
+
+
 class Measurable(Protocol):
     """What is asked of a module; see :class:`tvm_coexec.runtime.module.Module`."""
 
@@ -116,7 +120,7 @@ def _check(module: Measurable, request: Any) -> float:
     for cpu_units, gpu_units in dict.fromkeys((point["cpu_units"], point["gpu_units"]) for point in request["points"]):
         error = module.check_step(request["step"], cpu_units, gpu_units, seed=request["seed"])
         if not error <= bound:
-            raise KernelError(
+            raise WrongResultError(
                 f"the result with {cpu_units} CPU and {gpu_units} GPU units is wrong by {error:.2g}, the bound is"
                 f" {bound:g}; choose other variants"
             )

@@ -18,7 +18,7 @@ from tvm_coexec.module.package import identity_of
 from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.runtime.device import Device, open_chosen
 
-from .measuring import DeviceFaultError, Measuring
+from .measuring import DeviceFaultError, Measuring, WrongResultError
 
 if TYPE_CHECKING:
     from tvm_coexec.runtime.module import Module
@@ -92,7 +92,9 @@ def _answering(function: Callable[[Any], Any]) -> Callable[[str], str]:
         try:
             return json.dumps({"result": function(json.loads(request))})
         except CoexecError as error:
-            return json.dumps({"error": last_line(error), "of_device": isinstance(error, DeviceFaultError)})
+            kinds = {"of_device": DeviceFaultError, "is_wrong": WrongResultError}
+            told = {name: isinstance(error, kind) for name, kind in kinds.items()}
+            return json.dumps({"error": last_line(error), **told})
         except Exception as error:  # whatever it is, the caller on the other machine has to learn of it
             traceback.print_exc(file=sys.stderr)
             return json.dumps({"error": f"{type(error).__name__}: {last_line(error)}", "of_device": False})

@@ -16,7 +16,7 @@ from tvm_coexec.planning.division import Overheads
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes
-from tvm_coexec.rpc.client import Measurement, RefusedError
+from tvm_coexec.rpc.client import Measurement, WrongError
 from tvm_coexec.tuning.calibration import (
     calibrate,
     measure_launches_again,
@@ -112,7 +112,7 @@ def test_a_larger_layer_that_the_gpu_refuses_ends_no_calibration(tmp_path: Path)
         def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
             if self.kernels_us[0] == REFUSED:
                 self.kernels_us.pop(0)
-                raise RefusedError("the result is wrong")
+                raise WrongError("the result is wrong")
             return super().measure(module, points)
 
     profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})

@@ -24,7 +24,7 @@ from tvm_coexec.layers import Linear
 from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.profile.records import Point
 from tvm_coexec.rpc import remote
-from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
+from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError, WrongError
 from tvm_coexec.rpc.connection import in_thread
 from tvm_coexec.rpc.lease import Lease, TrackerAddress, request_lease
 from tvm_coexec.rpc.server import DeviceServer
@@ -120,7 +120,7 @@ def test_the_device_is_opened_once_a_session_in_a_process_of_its_own(tracker: Tr
 @pytest.mark.parametrize("wrong", ["be wrong", "be nan"])
 def test_a_wrong_result_has_no_time(tracker: TrackerAddress, wrong: str) -> None:
     with Session(tracker, KEY) as session:
-        with pytest.raises(RefusedError, match=r"2 CPU and 3 GPU units is wrong by (0\.5|nan)"):
+        with pytest.raises(WrongError, match=r"2 CPU and 3 GPU units is wrong by (0\.5|nan)"):
             session.measure(orders(wrong), POINTS)
         assert session.measure(orders(wrong), POINTS, check=False).max_rel_error is None
 

@@ -20,7 +20,7 @@ from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
+from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 from tvm_coexec.tuning import tune
 from tvm_coexec.tuning.tuner import Tuner, repeats_for, training_points
 from tvm_coexec.tuning.tuning import check_layers, run_all_trials
@@ -138,6 +138,27 @@ def test_what_loses_two_sessions_is_not_tried_again(tmp_path: Path) -> None:
     candidate = one.default_candidate(LAYER)
     one.measure(candidate, training_points(LAYER))
     assert one.profile.failure(candidate) == "the session broke off"
+
+
+@pytest.mark.parametrize(("error", "is_blamed"), [(RefusedError, False), (WrongError, True)])
+def test_a_candidate_is_refused_twice_but_wrong_once(
+    error: type[RefusedError], is_blamed: bool, tmp_path: Path
+) -> None:
+    """A driver whose compiler was killed refuses once, and so does one that was stopped for longer than a wait."""
+
+    errors = [error("what is asked for")]
+
+    class Refusing(FakeSession):
+        def measure(self, module: bytes, points: list[Point], **options: object) -> Measurement:
+            if points != [Point(1, 1)] and errors:
+                raise errors.pop()
+            return super().measure(module, points, **options)
+
+    one = tuner(Refusing(), tmp_path / "p")
+    candidate = one.default_candidate(LAYER)
+    one.measure(candidate, training_points(LAYER))
+    assert one.profile.failure(candidate) == ("what is asked for" if is_blamed else None)
+    assert bool(list(one.profile.samples())) != is_blamed
 
 
 class HangingSession(FakeSession):

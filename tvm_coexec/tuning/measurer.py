@@ -10,7 +10,7 @@ import numpy as np
 
 from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.profile.records import Candidate, Point, PointTimes, Sample, samples_of
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
+from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 
 from .watch import Watch
 
@@ -121,16 +121,19 @@ class Measurer:
         return portions
 
     def _ask_once(self, candidate: Candidate, points: Sequence[Point], *, check: bool, walls: bool) -> Measurement:
-        """Call the device; once more, in a session of its own, where the first one was lost on the way.
+        """Call the device; once more, in a session of its own, where the first call gave no result.
 
-        What ends a session twice, or twice leaves the device of no use for its session, or gives a wrong result, is
-        the candidate's fault where the device still computes something else; a server that was stopped, or a machine
-        that stood still, ends it once. A device that fails twice by itself is nobody's fault here.
+        What ends a session twice, or is refused twice, or twice leaves the device of no use for its session, or gives
+        a wrong result, is the candidate's fault where the device still computes something else; a process that was
+        stopped or killed, a driver's compiler among them, or a machine that stood still, ends it once. A device that
+        fails twice by itself is nobody's fault here.
         """
         module = self._module(candidate)
         try:
             return self._measure(module, points, check=check, walls=walls)
-        except (SessionLostError, DeviceFailedError) as error:
+        except WrongError:  # a kernel that is right at times may be planned no more than one that never is
+            raise
+        except (SessionLostError, DeviceFailedError, RefusedError) as error:
             self._interruptions.append((self.session.address, str(error)))
             self.session.reconnect()
         try:
