@@ -51,7 +51,9 @@ def test_a_plan_that_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize("side", ["cpu", "gpu"])
 @pytest.mark.parametrize(
-    "change", [{"rows": 1000}, {"implementation": "magic"}, {"colour": 1}, {"order": 7}, {"unroll": 60_000}], ids=str
+    "change",
+    [{"rows": 1000}, {"implementation": "magic"}, {"colour": 1}, {"order": 7}, {"unroll": 60_000}, {"rows": 1}],
+    ids=str,
 )
 def test_a_plan_with_a_kernel_that_there_is_none_of_is_refused(change: dict[str, Any], side: str) -> None:
     """Some, TVM compiles for hours; others end in errors of its own."""

@@ -47,6 +47,7 @@ CAMPAIGNS = {
     "tflite_damages": Bars(refused=0, longest_s=600),
     "module_damages": Bars(refused=0, longest_s=600),
     "profile_damages": Bars(refused=0, longest_s=600),
+    "plan_damages": Bars(refused=0, longest_s=600),
     "cache_damages": Bars(refused=0, longest_s=600),
     "tuning_faults": Bars(refused=0, longest_s=1200, at_once=1),
     "long_tunings": Bars(refused=0, longest_s=14400, at_once=1, is_named=True),

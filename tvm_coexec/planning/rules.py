@@ -110,34 +110,20 @@ def _check_fit(plan: Plan, graph: Graph, mechanism: str) -> None:
 
 
 def _check_variants(plan: Plan, hardware: Hardware) -> None:
-    """Refuse kernels that no layer has, and larger ones than there are candidates: compilers work on such for hours."""
+    """Refuse kernels that are no candidates: of others compilers make wrong ones, or work on them for hours."""
     for planned in plan.layers:
         for side, variant in (("cpu", planned.cpu), ("gpu", planned.gpu)):
-            if variant is None:
-                continue
-            largest = _largest(planned.layer, side, hardware).get(_form(variant))
-            if largest is None or any(value > largest[key] for key, value in variant.params):
+            if variant is not None and variant.kernel not in _candidates(planned.layer, side, hardware):
                 raise InputError(
                     f"the plan's variant {variant} of layer {readable(planned.name)!r} is none that the {side} of this "
                     "device has; plan again"
                 )
 
 
-def _form(variant: Variant) -> tuple[str, ...]:
-    """What a variant is but for the values of its parameters."""
-    return (variant.implementation, *(key for key, _ in variant.params))
-
-
 @lru_cache(maxsize=4096)
-def _largest(layer: AnyLayer, side: str, hardware: Hardware) -> Mapping[tuple[str, ...], Mapping[str, int]]:
-    """Find the largest value of each parameter among the candidates of each form."""
-    family = schedules.family(layer)
-    largest: dict[tuple[str, ...], dict[str, int]] = {}
-    for variant in (*family.variants(layer, side, hardware), family.default_variant(layer, side, hardware)):
-        known = largest.setdefault(_form(variant), {})
-        for key, value in variant.params:
-            known[key] = max(value, known.get(key, 0))
-    return largest
+def _candidates(layer: AnyLayer, side: str, hardware: Hardware) -> frozenset[Variant]:
+    """List what a planner may choose from."""
+    return frozenset(schedules.family(layer).variants(layer, side, hardware))
 
 
 def _rule(
