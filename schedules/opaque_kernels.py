@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -87,15 +88,22 @@ _LOOPS = {"relax.tile": _tile}
 """Operators whose loops are others than TVM's own."""
 
 
+@lru_cache(maxsize=256)
+def parsed(program: str) -> ir.IRModule:
+    """Read a program, which its reader must not change: of a recurrent operator's TVM takes half a second."""
+    return tvm.script.from_source(program)
+
+
+@lru_cache(maxsize=256)
 def legalised(program: str) -> ir.IRModule:
-    """Replace the program's operators by loops.
+    """Replace the program's operators by loops, once for the check of a model and the code that it gets.
 
     Raises
     ------
     UnsupportedError
         Relax cannot do that for all of them.
     """
-    module = relax.transform.LegalizeOps(_LOOPS)(tvm.script.from_source(program))
+    module = relax.transform.LegalizeOps(_LOOPS)(parsed(program))
     for binding in _bindings(module):
         value = binding.value
         if isinstance(value, ir.Call) and value.op.name != "relax.call_tir":

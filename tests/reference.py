@@ -263,7 +263,9 @@ def _compute_program(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray
     import tvm
     from tvm import relax
 
-    executable = tvm.compile(tvm.script.from_source(layer.program), target="llvm")
+    from tvm_coexec.schedules.opaque_kernels import parsed
+
+    executable = tvm.compile(parsed(layer.program), target="llvm")
     read = [values[name] for name in (node.input, *node.others)]
     seen = [_as_seen(operand, rows) for operand, rows in zip(layer.inputs, read, strict=True)]
     arrays = [tvm.runtime.tensor(array) for array in (*seen, *node.params.values())]

@@ -30,4 +30,8 @@ def test_what_is_built_is_right(operator: str, device: Device) -> None:
 def test_the_table_counts_every_case(device: Device) -> None:
     outcomes = [(case, run(case, device)) for case in of_operators(["Relu"])]
     assert f"| Relu | {len(outcomes)} | {len(outcomes)} | 0 | 0 |" in table(outcomes)
+
+
+@pytest.mark.slow
+def test_there_are_cases_of_every_operator() -> None:
     assert {case.operator for case in cases()} >= set(OPERATORS)
