@@ -9,7 +9,7 @@ from pathlib import Path
 from tvm_coexec.compiler.toolchain import c_compiler
 from tvm_coexec.runtime.library import SOURCE_FOLDER
 
-STRICT = ("-std=c11", "-O2", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror")
+STRICT = ("-std=c11", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror")
 
 
 @cache

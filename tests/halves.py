@@ -106,7 +106,9 @@ class Half:
         assert self.layer.epilogue.count("residual") == ("residual" in buffers)
         return buffers
 
+    @cached_property
     def expected(self) -> np.ndarray:
+        """The whole output in float64, of the operands as they are when it is asked for first."""
         if not isinstance(self.layer, Conv2d):
             return evaluate_layer(self.layer, self.params, self.images)
         value = convolve(self.layer, self.images["input"], self.params["weights"])
@@ -117,7 +119,7 @@ class Half:
 
     def error(self, begin: int, end: int) -> float:
         """Compute units ``[begin, end)`` only; the largest error relative to the largest value of the whole output."""
-        output, expected = self.buffers["output"], self.expected()
+        output, expected = self.buffers["output"], self.expected
         output[:] = np.nan
         for kernel in self.kernels:
             if end > begin:
@@ -221,13 +223,13 @@ class OpenCLKernel:
         queue, geometry = self.device.queue, self.launch.dispatch
         buffers = [pair for pair in zip(self.memory, self.arrays, strict=True) if isinstance(pair[0], cl.Buffer)]
         for memory, array in buffers:
-            cl.enqueue_copy(queue, memory, array)
+            cl.enqueue_copy(queue, memory, array, is_blocking=False)
         self.kernel.set_args(*self.memory, np.int32(begin), np.int32(count))
         grid = geometry.grid_for(count)
         sizes = tuple(groups * size for groups, size in zip(grid, geometry.group, strict=True))
         cl.enqueue_nd_range_kernel(queue, self.kernel, sizes, geometry.group)
         for memory, array in buffers:
-            cl.enqueue_copy(queue, array, memory)
+            cl.enqueue_copy(queue, array, memory, is_blocking=False)
         queue.finish()
 
 

@@ -164,7 +164,7 @@ def test_a_maximum_below_zero_is_not_the_padding() -> None:
     half = Half(layer, images.variants(layer, "cpu", CPU)[0], None, layouts)
     for array in (half.images["input"], half.buffers["input"]):
         np.copyto(array, -np.abs(array) - (array != 0))
-    assert half.expected().max() < -1
+    assert half.expected.max() < -1
     assert half.error(0, 1) < TOLERANCE
 
 
@@ -188,7 +188,7 @@ def test_layers_become_plain_values_and_back(layer: PixelLayer) -> None:
 def test_the_product_s_own_reference_agrees_on_some_pixels() -> None:
     for layer in LAYERS:
         half = Half(layer, images.default_variant(layer, "cpu", CPU))
-        expected = half.expected().reshape(-1, layer.out_channels)
+        expected = half.expected.reshape(-1, layer.out_channels)
         pixels = np.arange(0, len(expected), 3)
         residual = {"residual": half.images["residual"].reshape(expected.shape)[pixels]}
         result = evaluate(layer, half.images | half.params | residual, pixels)

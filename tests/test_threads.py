@@ -138,7 +138,6 @@ def test_paces_stay_numbers_however_often_threads_are_interrupted(tmp_path: Path
     command = [
         c_compiler(),
         "-std=c11",
-        "-O2",
         "-pthread",
         f"-I{SOURCE_FOLDER}",
         *program,
