@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tvm_coexec import cache as cache_module
 from tvm_coexec.cache import Cache
 
 
@@ -76,6 +77,28 @@ def test_what_would_push_out_all_the_rest_is_not_kept(tmp_path: Path) -> None:
     cache.put("small", b"content")
     cache.put("large", bytes(5000))
     assert (cache.get("small"), cache.get("large")) == (b"content", None)
+
+
+def test_what_another_user_wrote_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is run as code, and whoever may write in a folder may put it there."""
+    cache = Cache(tmp_path, 1 << 20)
+    cache.put("key", b"content")
+    monkeypatch.setattr(cache_module, "_ROOT", -1)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert cache.get("key") is None
+    assert cache.get("key") == b"content"
+
+
+def test_an_entry_that_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 20)
+    path = cache._path("key")
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.warns(UserWarning, match="no regular file"):
+        assert cache.get("key") is None
+    cache.put("key", b"content")
+    assert path.is_fifo()
 
 
 @pytest.mark.parametrize("place", ["/dev/null/cache", "/proc/cache"])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
-from tvm_coexec.files import whole_file
+from tvm_coexec.files import open_file, whole_file
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _SHARE_BETWEEN_EVICTIONS = 0.01
@@ -23,6 +23,8 @@ _SHARE_BETWEEN_EVICTIONS = 0.01
 
 _KEPT_SHARE = 0.8
 """Share of the bound that is left when a cache held more."""
+_ROOT = 0
+
 _FRESH_S = 3600.0
 """An entry that was used so recently is not marked as used again; a file that is being written is no older."""
 
@@ -72,7 +74,9 @@ class Cache:
         """What was put under the key; None if there is nothing, or something else."""
         path = self._path(key)
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
+                if os.fstat(file.fileno()).st_uid not in (os.geteuid(), _ROOT):
+                    return None  # what is kept is run as code, and a folder may let others write
                 checksum, content = file.read(_CHECKSUM_BYTES), file.read()
             if time.time() - path.stat().st_mtime > _FRESH_S:
                 os.utime(path)  # the age by which entries are evicted
@@ -88,6 +92,8 @@ class Cache:
         if len(content) > _KEPT_SHARE * self.most_bytes:
             return
         path = self._path(key)
+        if path.exists() and not path.is_file():
+            return  # which a pipe, for one, would wait for ever with
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path, durable=False) as file:  # what a loss of power leaves of it has another checksum

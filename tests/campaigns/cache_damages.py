@@ -1,4 +1,4 @@
-"""Damaged entries of the caches, of kernels and of built programs: each is noticed and made anew, at no one's cost."""
+"""Damaged entries of caches, of graphs, kernels and built programs: each is noticed, and made anew at no one's cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ INPUT = np.random.default_rng(0).standard_normal((8, 64), np.float32)
 def _result(cache_folder: Path) -> np.ndarray:
     """What a layer computes that is built by way of a cache, by a device that has built nothing yet."""
     builder = OnnxBuilder(x=INPUT.shape)
-    model = builder.model(linear(builder, "x", 64, 40))
+    model = cache_folder / "model.onnx"
+    model.write_bytes(builder.model(linear(builder, "x", 64, 40)).SerializeToString())
     os.environ["XDG_CACHE_HOME"] = str(cache_folder)
     kept_kernels.cache_clear()
     device = open_device(os.environ.get("CAMPAIGN_DEVICE") or None)
@@ -48,7 +49,7 @@ def trial(seed: int) -> Outcome:
     full, expected = _undamaged()
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(full.name, folder, dirs_exist_ok=True)
-        entries = _entries(Path(folder), ("kernels", "programs")[random.integers(0, 2)])
+        entries = _entries(Path(folder), ("graphs", "kernels", "programs")[random.integers(0, 3)])
         # programs of a driver that keeps them by itself are none of this package's
         entries = entries or _entries(Path(folder), "kernels")
         entry = entries[random.integers(0, len(entries))]
