@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -16,9 +15,9 @@ from typing import Any, TypeVar
 from tvm_coexec.errors import FileFormatError, KernelError, MeasurementError, last_line
 from tvm_coexec.profile.records import NetworkTimes, Point, PointTimes
 
-from .connection import Connection, in_thread, watch_link, why_it_broke_off
+from .connection import Connection, connect_to, why_it_broke_off
 from .far_module import FarModule
-from .lease import Lease, TrackerAddress, TrackerConnection, request_lease
+from .lease import TrackerAddress, TrackerConnection, request_lease
 from .measuring import DeviceFaultError, WrongResultError
 from .remote import FACTS, MEASURE, RUN, RUN_TRIALS
 from .stock import StockDevice
@@ -29,8 +28,10 @@ REQUEST_TIMEOUT_S = 20.0
 _RETURN_TIMEOUT_S = 120.0
 """How long a device that was there is waited for: its server, or its tracker, may be started anew, or stand still."""
 
+_HELD_S = 2.0
+"""How long a device that is refused is held while another one of its key is asked for: a free one is lent at once."""
+
 _RETRY_S = 0.5
-_CONNECT_TIMEOUT_S = 10.0
 _GRACE_S = 5.0
 """What the server is given to report that a session's time is over, before the client gives up on the server."""
 
@@ -164,6 +165,7 @@ class Session:
         check: bool = True,
         walls: bool = True,
         seed: int = 0,
+        name: str = "measured.module",
     ) -> Measurement:
         """Time one layer of a module on the device.
 
@@ -183,10 +185,12 @@ class Session:
             Whether walls of the GPU alone are wanted, which are not what its half takes.
         seed
             Seed of the random operands of the check.
+        name
+            The module's file there, which stays loaded until another one is sent by its name.
         """
         connection = self._renew()
         request = {
-            "module": self._upload(connection, module),
+            "module": self._upload(connection, module, name),
             "step": step,
             "points": [asdict(point) for point in points],
             "check": check,
@@ -281,19 +285,23 @@ class Session:
     def _connect(self) -> Connection:
         """Lease a device that the check does not refuse.
 
-        One that is refused is held meanwhile, so that the tracker lends another of the key: it lends what is free.
+        One that is refused is held meanwhile, so that the tracker lends another of the key, if one is free.
         """
         self.close()
         refused: list[Connection] = []
+        refusal: FileFormatError | None = None
         try:
             while True:
-                connection = self._connect_to_one()
+                try:
+                    connection = self._connect_to_one(self._patience_s if refusal is None else _HELD_S)
+                except MeasurementError as error:
+                    raise refusal or error from None
                 try:
                     if self.check is not None:
                         self.check(self._call(connection, FACTS, None))
-                except FileFormatError:
-                    self._connection = None
+                except FileFormatError as error:
                     refused.append(connection)
+                    self._connection, refusal = None, error
                     with TrackerConnection(self._tracker, self._request_timeout_s) as tracker:
                         if tracker.servers(self._key) <= len(refused):
                             raise
@@ -306,26 +314,30 @@ class Session:
             for one in refused:
                 one.shut_down()
 
-    def _connect_to_one(self) -> Connection:
-        connection = self._connection = self._lease_and_connect()
+    @property
+    def _patience_s(self) -> float:
+        """How long to wait for a device: longer where one was lent before, which may be on its way back."""
+        return max(self._request_timeout_s, self.return_timeout_s if self._was_lent else 0.0)
+
+    def _connect_to_one(self, patience_s: float) -> Connection:
+        connection = self._connection = self._lease_and_connect(patience_s)
         self._sent, self._was_lent = {}, True
         self._ends = time.monotonic() + self._session_timeout_s
         is_ours = self._wait_for(connection.has(FACTS))
         self._stock = None if is_ours else StockDevice(connection, self._wait_for)
         return connection
 
-    def _lease_and_connect(self) -> Connection:
+    def _lease_and_connect(self, patience_s: float) -> Connection:
         """Get the device: at once where it is asked for the first time, later on as soon as it is back."""
         import tvm.rpc  # noqa: F401 - which takes seconds, and a lease does not wait for that
 
-        patience_s = max(self._request_timeout_s, self.return_timeout_s) if self._was_lent else self._request_timeout_s
         deadline = time.monotonic() + patience_s
         while True:
             timeout_s = round(max(deadline - time.monotonic(), 0.1), 1)
             try:
                 lease = request_lease(self._tracker, self._key, priority=self._priority, timeout_s=timeout_s)
                 self.address = lease.address
-                return _connect_to(lease, self._session_timeout_s, max(1.0, deadline - time.monotonic()))
+                return connect_to(lease, self._session_timeout_s, max(1.0, deadline - time.monotonic()))
             except MeasurementError:
                 is_in_vain = self._tracker.has_ended() or time.monotonic() + _RETRY_S > deadline
                 if not self._was_lent or is_in_vain:
@@ -399,28 +411,6 @@ class Session:
             f"the device {self._key!r} did not finish before its session of {self._session_timeout_s:g} s ended;"
             " the kernel hangs, or the session is too short for what is measured"
         )
-
-
-def _connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Connection:
-    """Use a lease."""
-    import tvm.rpc
-
-    def connect() -> Connection:
-        connection = Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, session_timeout_s))
-        with contextlib.suppress(OSError):  # it only lets a cut link be told sooner
-            watch_link(lease.host, lease.port)
-        return connection
-
-    timeout_s = round(min(_CONNECT_TIMEOUT_S, timeout_s), 1)
-    try:
-        return in_thread(connect).result(timeout_s)
-    except (RuntimeError, futures.TimeoutError) as error:
-        reason = last_line(error) if isinstance(error, RuntimeError) else f"not within {timeout_s:g} s"
-        raise MeasurementError(
-            f"the device at {lease.address} is registered and does not answer ({reason}); restart its server, or, where"
-            " the device has another address than its tracker sees, start it with --custom-addr ADDRESS, by a cable"
-            f" after `adb forward tcp:{lease.port} tcp:{lease.port}` with --custom-addr 127.0.0.1"
-        ) from None
 
 
 def _point_times(fields: dict[str, Any]) -> PointTimes:

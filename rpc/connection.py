@@ -16,12 +16,17 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tvm_coexec.errors import last_line
+from tvm_coexec.errors import MeasurementError, last_line
+
+from .lease import Lease
 
 _Result = TypeVar("_Result")
+
+_CONNECT_TIMEOUT_S = 10.0
 
 _LINK = (
     (socket.TCP_KEEPIDLE, 10),
@@ -121,6 +126,34 @@ class Connection:
 
     def _close(self) -> None:
         self._remote.get_function("CloseRPCConnection")()
+
+
+def connect_to(lease: Lease, session_timeout_s: float, timeout_s: float) -> Connection:
+    """Use a lease.
+
+    Raises
+    ------
+    MeasurementError
+        The server does not answer in time.
+    """
+    import tvm.rpc
+
+    def connect() -> Connection:
+        connection = Connection(tvm.rpc.connect(lease.host, lease.port, lease.match_key, session_timeout_s))
+        with contextlib.suppress(OSError):  # it only lets a cut link be told sooner
+            watch_link(lease.host, lease.port)
+        return connection
+
+    timeout_s = round(min(_CONNECT_TIMEOUT_S, timeout_s), 1)
+    try:
+        return in_thread(connect).result(timeout_s)
+    except (RuntimeError, FutureTimeoutError) as error:
+        reason = last_line(error) if isinstance(error, RuntimeError) else f"not within {timeout_s:g} s"
+        raise MeasurementError(
+            f"the device at {lease.address} is registered and does not answer ({reason}); restart its server, or, where"
+            " the device has another address than its tracker sees, start it with --custom-addr ADDRESS, by a cable"
+            f" after `adb forward tcp:{lease.port} tcp:{lease.port}` with --custom-addr 127.0.0.1"
+        ) from None
 
 
 def watch_link(host: str, port: int) -> None:

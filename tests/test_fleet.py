@@ -201,6 +201,26 @@ def test_a_session_that_lasts_skips_devices_of_another_kind(tracker: TrackerAddr
                     other.reconnect()
 
 
+def test_a_device_that_is_refused_is_not_held_while_the_others_are_in_use(tracker: TrackerAddress) -> None:
+    def refuse(facts: Mapping[str, Any]) -> None:
+        if facts != FACTS:
+            raise FileFormatError("another kind")
+
+    with ExitStack() as servers:
+        for tell in (tell_facts, tell_facts_of_another_kind):
+            server = DeviceServer(tracker, "held", tell)
+            servers.callback(server.close)
+            server.wait_until_registered(threading.Event())
+        with Session(tracker, "held") as first, Session(tracker, "held") as second:
+            wrong, right = (first, second) if second.facts() == FACTS else (second, first)
+            wrong.check = refuse
+            with pytest.raises(FileFormatError, match="another kind"):  # and not that none was free for minutes
+                wrong.reconnect()
+            wrong.check = None
+            wrong.reconnect()
+            assert right.facts() == FACTS != wrong.facts()
+
+
 def test_a_device_that_cannot_be_checked_is_not_used(tracker: TrackerAddress) -> None:
     with ExitStack() as servers:
         server = DeviceServer(tracker, "failing", fail)

@@ -372,6 +372,9 @@ def test_devices_of_one_kind_have_runs_of_their_own(tmp_path: Path) -> None:
     with Profile.open(tmp_path / "p", FACTS) as profile:
         profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
         assert [sample.run for sample in profile.samples()][-1] == second  # the latest of such facts goes on
+    with Profile.open(tmp_path / "p", FACTS) as profile:
+        profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]), "a")
+        assert [sample.run for sample in profile.samples()][-1] not in (first, second), "which may be another device's"
 
 
 @pytest.mark.parametrize("name", ["", "profile.json", "samples.sqlite"])

@@ -251,7 +251,7 @@ def test_a_device_that_is_lost_is_given_back_without_a_word(tracker: TrackerAddr
 
 
 def test_a_mute_in_the_server_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_coexec.rpc.client._CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("tvm_coexec.rpc.connection._CONNECT_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         lease = Lease("127.0.0.1", listening.getsockname()[1], "key:1")
         monkeypatch.setattr("tvm_coexec.rpc.client.request_lease", lambda *_, **__: lease)
@@ -260,7 +260,7 @@ def test_a_mute_in_the_server_s_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_session_begins_with_a_device_that_answers(tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_coexec.rpc.client._CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("tvm_coexec.rpc.connection._CONNECT_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         lent = [Lease("127.0.0.1", listening.getsockname()[1], "key:1")]
         monkeypatch.setattr(

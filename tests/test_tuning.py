@@ -382,17 +382,6 @@ def test_where_nothing_is_quiet_nothing_is_repeated(tmp_path: Path) -> None:
     assert len(session.points) == 6
 
 
-def test_the_canary_runs_from_time_to_time_and_is_stored_with_what_is_measured(tmp_path: Path) -> None:
-    session = FakeSession()
-    with Profile.create(tmp_path / "p", FACTS) as profile:
-        watch = Watch(session, target_for(FACTS), FACTS)  # type: ignore[arg-type]
-        one = Tuner(session, profile, target_for(FACTS), watch=watch)  # type: ignore[arg-type]
-        one.measure(one.default_candidate(LAYER), [Point(LAYER.units, 0)])
-        one.measure(one.default_candidate(LAYER), [Point(0, LAYER.units)])
-        assert len(session.points) == 2 + 3 + 3, "once, on either side"
-        assert [sample.canary_us for sample in profile.samples()] == [2.0, 3.0]
-
-
 def test_layers_that_a_slow_device_computes_for_long_are_left_out(tmp_path: Path) -> None:
     class Slow(FakeSession):
         def measure(self, module: bytes, points: list[Point], **_: object) -> Measurement:

@@ -13,7 +13,10 @@ import numpy as np
 from tvm_coexec.profile.records import Sample
 
 _NEIGHBOURS = 2
-"""Runs of the canary before and after one that tell with it how fast the side was: one alone may be disturbed."""
+"""Runs of the canary before and after one that tell with it how fast the side was: one alone is as noisy as a layer."""
+
+_ALIKE = 1.1
+"""Runs are of one speed that differ by no more."""
 
 
 def compare_speeds(took: Sequence[Mapping[str, float]], slower: dict[str, float]) -> dict[int, float]:
@@ -71,5 +74,12 @@ def _smooth(canary_us: np.ndarray) -> np.ndarray:
     """What the canary took about when each sample was measured, in the order of measuring."""
     begins = np.flatnonzero(np.diff(canary_us, prepend=0.0))
     runs_us = canary_us[begins]
-    near_us = [np.median(runs_us[max(run - _NEIGHBOURS, 0) : run + _NEIGHBOURS + 1]) for run in range(len(runs_us))]
+    near_us = [
+        np.median([us for us in runs_us[max(run - _NEIGHBOURS, 0) : run + _NEIGHBOURS + 1] if _is_alike(us, own_us)])
+        for run, own_us in enumerate(runs_us)
+    ]
     return np.repeat(near_us, np.diff(begins, append=len(canary_us)))
+
+
+def _is_alike(one_us: float, other_us: float) -> bool:
+    return max(one_us, other_us) <= _ALIKE * min(one_us, other_us)

@@ -34,7 +34,8 @@ class Sample:
     other_variant
         How the other side computed; None where this side was measured alone.
     canary_us
-        What the side took for the canary at about the same time, which tells how fast it was; 0 where none ran.
+        What the side took for the canary before and after, of both the less, which tells how fast it was; 0 where none
+        ran.
     run
         The run of a profile that it is of; 0 of one that comes of no profile. A run is of one device.
     """

@@ -53,7 +53,7 @@ CREATE TABLE samples (
     other_variant TEXT,              -- JSON: the other side's; NULL where this side was measured alone
     other_units INTEGER NOT NULL,
     latency_us TEXT NOT NULL,        -- JSON: every repetition
-    canary_us REAL NOT NULL          -- what the side took for the canary at about that time; 0: none ran
+    canary_us REAL NOT NULL          -- what the side took for the canary before and after, the less; 0: none ran
 );
 CREATE INDEX samples_by_half ON samples (layer, side, variant, units, other_units);
 CREATE TABLE failures (
@@ -333,7 +333,10 @@ class SampleStore:
             raise damaged(self._path, f"the facts of a run cannot be read: {error}") from None
 
     def _current_run(self, device: str = "") -> int:
-        """The number of this run by a device, or by any where none is named; it is stored now if it is not yet."""
+        """The number of this run by a device, or by any where none is named; it is stored now if it is not yet.
+
+        A device that is named goes on with no earlier run: that may be another one's.
+        """
         if self._here is None:
             raise ValueError("a profile that was opened without the device's facts can only be read")
         if not device and self._runs:
@@ -341,7 +344,7 @@ class SampleStore:
         if device not in self._runs:
             with self._transaction() as database:
                 row = database.execute("SELECT id, facts, generator FROM runs ORDER BY id DESC LIMIT 1").fetchone()
-                if not self._runs and row is not None and row[1:] == (self._here, GENERATOR_VERSION):
+                if not device and row is not None and row[1:] == (self._here, GENERATOR_VERSION):
                     self._runs[device] = int(row[0])
                 else:
                     added = database.execute(

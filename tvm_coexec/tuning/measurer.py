@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.profile.records import Candidate, Point, PointTimes, Sample, samples_of
 from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 
-from .watch import Watch
+from .watch import Watch, Watched
 
 if TYPE_CHECKING:
     from tvm_coexec.rpc.client import Session
@@ -31,7 +32,10 @@ _DISTURBED, _LEAST_SPREAD = 3.0, 0.05
 """A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""
 
 _MOST_REPEATED = 0.2
-"""Share of all points that is measured twice at most."""
+"""Share of all points, and of all candidates, that is measured twice at most."""
+
+_LEAST_CHANGE, _MOST_AGAIN = 0.1, 2
+"""A device has changed its speed where the logarithm differs by so much; so often a candidate is measured again."""
 
 
 class _SpoiltError(DeviceFailedError):
@@ -60,7 +64,8 @@ class Measurer:
         self._module, self._harmless, self._watch = module, harmless, watch
         self._interruptions: list[tuple[str, str]] = []
         self._spreads: list[float] = []
-        self._repeated = 0
+        self._changes: list[float] = []
+        self._repeated = self._again = 0
 
     def take_interruptions(self) -> list[tuple[str, str]]:
         """Why something had to be asked a second time since this was called last, with the device's address."""
@@ -68,7 +73,7 @@ class Measurer:
         return taken
 
     def samples(self, candidate: Candidate, points: Sequence[Point]) -> list[Sample]:
-        """Measure points, those that were disturbed once more.
+        """Measure points, those that were disturbed once more, and all where the device changed its speed meanwhile.
 
         Raises
         ------
@@ -77,9 +82,26 @@ class Measurer:
         MeasurementError
             The device is, or cannot be had.
         """
-        canary_us = self._watch.canary_us() if self._watch else None
-        times = self._repeat_disturbed(candidate, self.measure_now(candidate, points, walls=False))
-        return samples_of(candidate, times, canary_us)
+        if self._watch is None:
+            return samples_of(candidate, self._measure_steadily(candidate, points))
+        found = self._watch.around(partial(self._measure_steadily, candidate, points))
+        for _ in range(_MOST_AGAIN):
+            if not self._has_changed(found):
+                break
+            self._again += 1
+            again = self._watch.around(partial(self._measure_steadily, candidate, points))
+            found = min(found, again, key=lambda one: one.change)
+        return samples_of(candidate, found.measured, found.canary_us)
+
+    def _has_changed(self, found: Watched[Any]) -> bool:
+        """Whether the device was far faster before than after, or after than before, and there is time to repeat."""
+        self._changes.append(found.change)
+        limit = max(_DISTURBED * float(np.median(self._changes)), _LEAST_CHANGE)
+        most = _MOST_AGAIN + _MOST_REPEATED * len(self._changes)
+        return found.change > limit and found.may_be_repeated and self._again < most
+
+    def _measure_steadily(self, candidate: Candidate, points: Sequence[Point]) -> list[PointTimes]:
+        return self._repeat_disturbed(candidate, self.measure_now(candidate, points, walls=False))
 
     def measure_now(
         self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True

@@ -1,9 +1,11 @@
-"""Watches how fast each side of a device is while a tuning lasts, by a canary: the same kernels from time to time."""
+"""Watches how fast each side of a device is while a tuning lasts, by a canary: the same kernels again and again."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -11,17 +13,25 @@ from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.layers import AnyLayer, Linear
-from tvm_coexec.profile.records import Point
+from tvm_coexec.profile.records import Point, PointTimes
 from tvm_coexec.rpc.client import Session
 from tvm_coexec.schedules import family
+
+_Result = TypeVar("_Result")
 
 _LAYER = Linear(64, 512, 512, ("bias",))
 """It takes a server's core a third of a millisecond: long enough for a clock, and short for a measurement."""
 
-_EVERY_S = 4.0
-"""How often the canary runs."""
+_MODULE = "watch.module"
+"""The canary has a name of its own there: it is sent and loaded once a session."""
+
+_FRESH_S = 4.0
+"""For so long a run of the canary tells how fast the device is; what is measured sooner needs no other one before."""
 _MOST_SHARE = 0.1
-"""The share of a tuning's time that the canary takes at most: of a slow device."""
+"""The share of a tuning's time that the canary takes at most: of a slow device, or of one that measures little."""
+
+_AGAIN_SHARE = 0.02
+"""What takes a larger share of a tuning is not measured again."""
 
 _REPEATS, _FEW_REPEATS, _SLOW_US = 18, 4, 1e5
 """A device that takes the canary so long repeats it less often."""
@@ -34,6 +44,27 @@ _LONG_US, _LONG_SHARE = 5e5, 1e-3
 
 _QUANTILE = 0.1
 """The quantile of the canary's repetitions that counts, which predictors learn of other layers too."""
+
+
+@dataclass(frozen=True)
+class Watched(Generic[_Result]):
+    """What was measured between two runs of the canary.
+
+    Parameters
+    ----------
+    canary_us
+        What it took each side, of both runs the less: whatever slowed the device down before and after was there
+        meanwhile as well.
+    change
+        Logarithm of the ratio of both, of the side where they differ more.
+    may_be_repeated
+        Whether there is time to measure it again.
+    """
+
+    measured: _Result
+    canary_us: Mapping[str, float]
+    change: float
+    may_be_repeated: bool
 
 
 class Watch:
@@ -49,13 +80,15 @@ class Watch:
         self._long_us = min(_LONG_US, _LONG_SHARE * 60e6 * minutes)
         cpu, gpu = (family(_LAYER).default_variant(_LAYER, side, target.hardware) for side in ("cpu", "gpu"))
         self._session, self._module = session, single_layer(_LAYER, cpu, gpu, target, facts).to_bytes()
-        self._next_s, self._times_us, self._device = -np.inf, dict.fromkeys(("cpu", "gpu"), 0.0), session.address
+        self._again_s = _AGAIN_SHARE * 60 * minutes
+        self._times_us, self._device = dict.fromkeys(("cpu", "gpu"), 0.0), session.address
+        self._ran_s, self._cost_s = -np.inf, np.inf
+        """When the canary ran last, and what it cost at least: it costs more when it is sent, or is disturbed."""
 
     def look_once(self) -> None:
         """Run the canary a single time, to know how fast the device is about."""
-        points = [Point(_LAYER.units, 0, 1), Point(0, _LAYER.units, 1)]
         try:
-            cpu, gpu = self._session.measure(self._module, points, check=False, walls=False).points
+            cpu, gpu = self._measure(1)
         except (KernelError, MeasurementError):
             return  # as below
         self._times_us = {"cpu": min(cpu.cpu_us), "gpu": min(gpu.gpu_us)}
@@ -73,21 +106,45 @@ class Watch:
         """Whether the slower side takes a layer little time; what is as short as the canary is short."""
         return self.expected_us(layer) <= max(self._long_us, self.expected_us(_LAYER))
 
-    def canary_us(self) -> dict[str, float]:
+    def around(self, measure: Callable[[], _Result]) -> Watched[_Result]:
+        """Measure something between two runs of the canary, the second of which is left out where it costs too much."""
+        before_us, device, began_s = self._recent_us(), self._device, time.monotonic()
+        measured = measure()
+        took_s = time.monotonic() - began_s
+        after_us = self._run() if self._cost_s <= _MOST_SHARE * took_s else before_us
+        if self._device != device:  # all was measured on this one, to which the session has turned in between
+            before_us = after_us
+        change = max(_log_ratio(after_us[side], before_us[side]) for side in before_us)
+        least_us = {side: min(after_us[side], us) for side, us in before_us.items()}
+        return Watched(measured, least_us, change, took_s <= self._again_s)
+
+    def _recent_us(self) -> dict[str, float]:
         """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""
+        is_fresh = time.monotonic() < self._ran_s + max(_FRESH_S, self._cost_s / _MOST_SHARE)
+        return self._times_us if is_fresh and self._session.address == self._device else self._run()
+
+    def _run(self) -> dict[str, float]:
+        """What the canary takes each side now."""
         began_s = time.monotonic()
-        if began_s >= self._next_s or self._session.address != self._device:  # a new lease may be of another device
-            self._device = self._session.address
-            repeats = _REPEATS if max(self._times_us.values()) < _SLOW_US else _FEW_REPEATS
-            points = [Point(_LAYER.units, 0, repeats), Point(0, _LAYER.units, repeats)]
-            try:
-                cpu, gpu = self._session.measure(self._module, points, check=False, walls=False).points
-            except (KernelError, MeasurementError):
-                return self._times_us  # whatever is the matter, the next candidate will meet it
-            self._times_us = {
-                "cpu": float(np.quantile(cpu.cpu_us, _QUANTILE)),
-                "gpu": float(np.quantile(gpu.gpu_us, _QUANTILE)),
-            }
-            now_s = time.monotonic()
-            self._next_s = now_s + max(_EVERY_S, (now_s - began_s) / _MOST_SHARE)
+        repeats = _REPEATS if max(self._times_us.values()) < _SLOW_US else _FEW_REPEATS
+        try:
+            cpu, gpu = self._measure(repeats)
+        except (KernelError, MeasurementError):
+            return self._times_us  # whatever is the matter, the next candidate will meet it
+        self._device = self._session.address  # a new lease may be of another device
+        self._times_us = {
+            "cpu": float(np.quantile(cpu.cpu_us, _QUANTILE)),
+            "gpu": float(np.quantile(gpu.gpu_us, _QUANTILE)),
+        }
+        self._ran_s = time.monotonic()
+        self._cost_s = min(self._cost_s, self._ran_s - began_s)
         return self._times_us
+
+    def _measure(self, repeats: int) -> tuple[PointTimes, ...]:
+        points = [Point(_LAYER.units, 0, repeats), Point(0, _LAYER.units, repeats)]
+        return self._session.measure(self._module, points, check=False, walls=False, name=_MODULE).points
+
+
+def _log_ratio(one: float, other: float) -> float:
+    """How far two times are from each other; 0 where one is unknown."""
+    return abs(float(np.log(one / other))) if one > 0 and other > 0 else 0.0
