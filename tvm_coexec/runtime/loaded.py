@@ -99,6 +99,9 @@ class Loaded:
         self._tensors = {tensor.name: tensor for tensor in self.manifest.tensors}
         self._numbers = {tensor.name: number for number, tensor in enumerate(self.manifest.tensors)}
         self._blocks = block_numbers(self.manifest)
+        self._results = [(one.shape, np.dtype(one.dtype)) for one in map(self.spec, self.manifest.outputs)]
+        self._input_pointers = ctypes.c_void_p * len(self.manifest.inputs)
+        self._output_pointers = ctypes.c_void_p * len(self.manifest.outputs)
         self._views: dict[str, np.ndarray] = {}
         timeout_ns, first_launch_ns = (max(int(seconds * 1e9), 1) for seconds in (timeout_s, _FIRST_LAUNCH_S))
         options = c.ModuleOptions(timeout_ns, yields, first_launch_ns, adapt)
@@ -140,18 +143,6 @@ class Loaded:
 
     def spec(self, name: str) -> TensorSpec:
         return self._tensors[name]
-
-    def write(self, name: str, array: np.ndarray) -> None:
-        """Fill a tensor with elements in its user's order."""
-        array = np.ascontiguousarray(array)
-        self.check(library().coexec_write(self.handle.pointer, self._numbers[name], _address(array), array.nbytes))
-
-    def read(self, name: str) -> np.ndarray:
-        """A copy of a tensor in its user's order."""
-        tensor = self._tensors[name]
-        array = np.empty(tensor.shape, tensor.dtype)
-        self.check(library().coexec_read(self.handle.pointer, self._numbers[name], _address(array), array.nbytes))
-        return array
 
     def write_constants(self, constants: Mapping[Source, np.ndarray]) -> None:
         """Fill memory that no program writes."""
@@ -197,6 +188,16 @@ class Loaded:
         status = library().coexec_run(self.handle.pointer)
         if status:
             self.check(status)
+
+    def call(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run the network on arrays for all inputs, in their user's order; copies of all outputs likewise."""
+        arrays = [np.ascontiguousarray(array) for array in arrays]
+        results = [np.empty(shape, dtype) for shape, dtype in self._results]
+        inputs = self._input_pointers(*map(_address, arrays))
+        status = library().coexec_call(self.handle.pointer, inputs, self._output_pointers(*map(_address, results)))
+        if status:
+            self.check(status)
+        return results
 
     def benchmark_us(self, *, warmup: int, repeats: int) -> list[float]:
         """Wall times of whole runs, after some that do not count; Ctrl-C ends many within a second."""

@@ -90,7 +90,6 @@ class Module:
                 f"timeout_s must be a positive number of seconds, {_LONGEST_TIMEOUT_S:g} at most, got {timeout_s}"
             )
         self.device = device
-        self._calls = 0
         with device.in_turn():
             yields = yields or device.shares_core  # else the driver's thread gets no turn
             adapt = adapt and not device.shares_core  # where nothing is divided, nothing can be moved
@@ -212,16 +211,9 @@ class Module:
         -------
         The output, or a dict of outputs by name where the model has several.
         """
-        bound, is_alone = self._bind(arrays, named), False
-        while not is_alone:  # a signal's handler, which runs in this very thread, may call the module meanwhile
-            self._calls += 1
-            number = self._calls
-            for name, array in bound.items():
-                self._loaded.write(name, array)
-            self.device.check_usable()
-            self._loaded.run()
-            results = {name: self._loaded.read(name) for name in self.manifest.outputs}
-            is_alone = number == self._calls
+        bound = self._bind(arrays, named)
+        self.device.check_usable()
+        results = dict(zip(self.manifest.outputs, self._loaded.call(bound), strict=True))
         for name, count in self._counts.items():
             results[name] = results[name][: int(results[count].item())]
         for count in set(self._counts.values()):
@@ -234,7 +226,8 @@ class Module:
         specs = {name: self._loaded.spec(name) for name in self.manifest.outputs}
         return {name: spec.counted_by for name, spec in specs.items() if spec.counted_by is not None}
 
-    def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """All inputs in the module's order, each of which is as it has to be."""
         names = self.manifest.inputs
         if len(arrays) > len(names):
             raise InputError(f"the module takes {len(names)} inputs ({', '.join(names)}), {len(arrays)} were given")
@@ -243,17 +236,23 @@ class Module:
             if name not in names or name in bound:
                 raise InputError(f"input {name!r} is unknown or given twice; the inputs are {', '.join(names)}")
             bound[name] = array
-        # numpy makes scalars of arrays without axes
-        bound = {name: np.asarray(array) if isinstance(array, np.generic) else array for name, array in bound.items()}
         missing = [name for name in names if name not in bound]
         if missing:
             raise InputError(f"missing input {', '.join(missing)}")
-        for name, array in bound.items():
-            spec = self._loaded.spec(name)
-            if not isinstance(array, np.ndarray) or array.shape != spec.shape or array.dtype != spec.dtype:
+        for name, (shape, dtype) in self._wanted.items():
+            array = bound[name]
+            if isinstance(array, np.generic):  # numpy makes scalars of arrays without axes
+                array = bound[name] = np.asarray(array)
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
                 what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-                raise InputError(f"input {name!r} must be a {spec.dtype} array of shape {spec.shape}, not {what}")
-        return bound
+                raise InputError(f"input {name!r} must be a {dtype} array of shape {shape}, not {what}")
+        return [bound[name] for name in names]
+
+    @cached_property
+    def _wanted(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of each input."""
+        specs = {name: self._loaded.spec(name) for name in self.manifest.inputs}
+        return {name: (tuple(spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()}
 
     def _program(self, *, timeline: bool) -> Program:
         return self._loaded.network(timeline=timeline)
