@@ -27,13 +27,13 @@ _MODULE = "watch.module"
 
 _FRESH_S = 4.0
 """For so long a run of the canary tells how fast the device is; what is measured sooner needs no other one before."""
-_MOST_SHARE = 0.1
+_MOST_SHARE = 0.2
 """The share of a tuning's time that the canary takes at most: of a slow device, or of one that measures little."""
 
 _AGAIN_SHARE = 0.02
 """What takes a larger share of a tuning is not measured again."""
 
-_REPEATS, _FEW_REPEATS, _SLOW_US = 18, 4, 1e5
+_REPEATS, _FEW_REPEATS, _SLOW_US = 9, 4, 1e5
 """A device that takes the canary so long repeats it less often."""
 
 _USUAL_US = 600.0
@@ -54,7 +54,7 @@ class Watched(Generic[_Result]):
     ----------
     canary_us
         What it took each side, of both runs the less: whatever slowed the device down before and after was there
-        meanwhile as well.
+        meanwhile as well. Nothing where only one ran.
     change
         Logarithm of the ratio of both, of the side where they differ more.
     may_be_repeated
@@ -107,11 +107,13 @@ class Watch:
         return self.expected_us(layer) <= max(self._long_us, self.expected_us(_LAYER))
 
     def around(self, measure: Callable[[], _Result]) -> Watched[_Result]:
-        """Measure something between two runs of the canary, the second of which is left out where it costs too much."""
+        """Measure something between two runs of the canary, but for a second one that would cost too much."""
         before_us, device, began_s = self._recent_us(), self._device, time.monotonic()
         measured = measure()
         took_s = time.monotonic() - began_s
-        after_us = self._run() if self._cost_s <= _MOST_SHARE * took_s else before_us
+        if self._cost_s > _MOST_SHARE * took_s:
+            return Watched(measured, {}, 0.0, may_be_repeated=False)
+        after_us = self._run()
         if self._device != device:  # all was measured on this one, to which the session has turned in between
             before_us = after_us
         change = max(_log_ratio(after_us[side], before_us[side]) for side in before_us)
