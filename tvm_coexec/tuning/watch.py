@@ -28,7 +28,7 @@ _MODULE = "watch.module"
 _FRESH_S = 4.0
 """For so long a run of the canary tells how fast the device is; what is measured sooner needs no other one before."""
 _MOST_SHARE = 0.2
-"""The share of a tuning's time that the canary takes at most: of a slow device, or of one that measures little."""
+"""The share of a tuning's time that the canary takes at most, of a slow device, or of one that measures little."""
 
 _AGAIN_SHARE = 0.02
 """What takes a larger share of a tuning is not measured again."""
@@ -84,6 +84,8 @@ class Watch:
         self._times_us, self._device = dict.fromkeys(("cpu", "gpu"), 0.0), session.address
         self._ran_s, self._cost_s = -np.inf, np.inf
         """When the canary ran last, and what it cost at least: it costs more when it is sent, or is disturbed."""
+        self._earned_s = 0.0
+        """What it may cost now, by what else was done: short work pays for it together."""
 
     def look_once(self) -> None:
         """Run the canary a single time, to know how fast the device is about."""
@@ -111,7 +113,8 @@ class Watch:
         before_us, device, began_s = self._recent_us(), self._device, time.monotonic()
         measured = measure()
         took_s = time.monotonic() - began_s
-        if self._cost_s > _MOST_SHARE * took_s:
+        self._earned_s += _MOST_SHARE * took_s
+        if self._cost_s > self._earned_s:
             return Watched(measured, {}, 0.0, may_be_repeated=False)
         after_us = self._run()
         if self._device != device:  # all was measured on this one, to which the session has turned in between
@@ -140,6 +143,7 @@ class Watch:
         }
         self._ran_s = time.monotonic()
         self._cost_s = min(self._cost_s, self._ran_s - began_s)
+        self._earned_s = max(self._earned_s - self._cost_s, 0.0)
         return self._times_us
 
     def _measure(self, repeats: int) -> tuple[PointTimes, ...]:
