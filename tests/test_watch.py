@@ -162,3 +162,26 @@ def test_the_canary_runs_no_oftener_than_pays_and_is_stored_with_what_is_measure
         tuner = Tuner(phone, profile, target_for(FACTS), Modules(), one)  # type: ignore[arg-type]
         tuner.measure(tuner.default_candidate(Linear(1, 64, 128)), [Point(2, 2, 60)])
         assert [sample.canary_us for sample in profile.samples()] == pytest.approx([CANARY_US] * 2, rel=0.03)
+
+
+def test_what_was_measured_while_a_lease_ended_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Moving(Throttled):
+        """It is another device from the third run of the canary on, and again from the fifth."""
+
+        def measure(self, module: bytes, points: list[Point], *, name: str = "", **how: object) -> Measurement:
+            measured = super().measure(module, points, name=name, **how)
+            self.address = f"device {(self.looks >= 3) + (self.looks >= 5)}"
+            return measured
+
+    phone: Any = Moving()
+    monkeypatch.setattr(watch, "time", phone)
+    one = Watch(phone, target_for(FACTS), FACTS)
+    found = [one.around(lambda: phone.measure(b"", [Point(2, 2, 60)])) for _ in range(4)]
+    assert [(bool(each.canary_us), each.change > 1) for each in found] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, True),
+    ]

@@ -116,12 +116,12 @@ class Watch:
         self._earned_s += _MOST_SHARE * took_s
         if self._cost_s > self._earned_s:
             return Watched(measured, {}, 0.0, may_be_repeated=False)
-        after_us = self._run()
-        if self._device != device:  # all was measured on this one, to which the session has turned in between
-            before_us = after_us
+        after_us, may_be_repeated = self._run(), took_s <= self._again_s
+        if self._device != device:  # nobody knows on which one all was measured
+            return Watched(measured, {}, np.inf, may_be_repeated)
         change = max(_log_ratio(after_us[side], before_us[side]) for side in before_us)
         least_us = {side: min(after_us[side], us) for side, us in before_us.items()}
-        return Watched(measured, least_us, change, took_s <= self._again_s)
+        return Watched(measured, least_us, change, may_be_repeated)
 
     def _recent_us(self) -> dict[str, float]:
         """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""
