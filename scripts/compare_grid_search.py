@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from networks import NETWORKS, network
 from reporting import Report, bars, describe, geometric_mean, markdown_table, median_us, run_main
-from steady_layers import Program, Rounds, SteadyTimer
+from steady_layers import PATIENCE_S, Program, Rounds, SteadyTimer
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.frontends import to_graph
@@ -236,8 +236,9 @@ def compare_all(
     tracker: str | None = None,
     key: str | None = None,
     most_splits: int | None = None,
+    patience_s: float = PATIENCE_S,
 ) -> list[Compared]:
-    """Compare layers on the profile's device, and write the report."""
+    """Compare layers on the profile's device, and write the report; see :class:`SteadyTimer` for the patience."""
     with Profile.open(profile) as opened:
         plans, report = planner(opened, target_for(opened.facts).hardware), Report(out, title, opened.facts)
         choice = DeviceChoice.again(opened.facts) if tracker is None else DeviceChoice()
@@ -246,7 +247,8 @@ def compare_all(
             watch = Watch(session, target_for(facts), facts)
             watch.look_once()
             tuner = Tuner(session, opened, target_for(facts), watch=watch)
-            return report.collect(layers, partial(compare, tuner, plans, SteadyTimer(tuner), most=most_splits), write)
+            timer = SteadyTimer(tuner, patience_s)
+            return report.collect(layers, partial(compare, tuner, plans, timer, most=most_splits), write)
 
 
 def write(compared: Sequence[Compared], report: Report) -> None:

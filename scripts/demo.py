@@ -24,6 +24,9 @@ from tvm_coexec.frontends import to_graph
 from tvm_coexec.prediction.evaluation import format_table
 from tvm_coexec.tuning.workloads import vit_base
 
+PATIENCE_S = 4.0
+"""What each of nine layers may wait for a steady machine: the demo is to end in three minutes, and marks the others."""
+
 
 def run_digits(digits: Digits, profile: Path, device: str | None) -> None:
     """Build the network by the profile, and compare its answers with ONNX Runtime's on the test images."""
@@ -62,7 +65,8 @@ def main() -> None:
     run_digits(digits, profile, options.device)
     layers = list(dict.fromkeys([*(node.layer for node in to_graph(digits.model).nodes), *vit_base()]))
     print("\nmeasuring every split of every layer …")
-    compare_all(str(profile), layers, str(out), "Layers of the digits network and of ViT-Base")
+    title = "Layers of the digits network and of ViT-Base"
+    compare_all(str(profile), layers, str(out), title, patience_s=PATIENCE_S)
 
 
 if __name__ == "__main__":

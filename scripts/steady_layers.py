@@ -20,7 +20,7 @@ from tvm_coexec.profile.records import Candidate, Point
 from tvm_coexec.tuning.tuner import Tuner
 
 PATIENCE_S = 20.0
-"""What a layer's rounds may spend on a machine that is unsteady."""
+"""Of a layer, where figures are to be published: a neighbour's work mostly ends meanwhile."""
 
 
 Timer = Callable[[int], Sequence[float]]
@@ -67,10 +67,16 @@ _Round = tuple[Mapping[Program, Sequence[float]], Mapping[str, Sequence[float]]]
 
 
 class SteadyTimer:
-    """Times programs through a tuner's session, beside a canary of the same device."""
+    """Times programs through a tuner's session, beside a canary of the same device.
 
-    def __init__(self, tuner: Tuner) -> None:
-        self._tuner = tuner
+    Parameters
+    ----------
+    patience_s
+        What a layer's rounds may spend on a machine that is unsteady.
+    """
+
+    def __init__(self, tuner: Tuner, patience_s: float = PATIENCE_S) -> None:
+        self._tuner, self._patience_s = tuner, patience_s
         module = canary(tuner.target, tuner.profile.facts).to_bytes()
         self._canary = Canary(lambda runs: tuner.session.time_runs(module, [{}], repeats=runs)[0])
 
@@ -92,7 +98,7 @@ class SteadyTimer:
         """
         others = others or {}
         found = Rounds({program: [] for program in programs}, {name: [] for name in others})
-        turns: Turns[_Round] = Turns(self._canary.is_steady, PATIENCE_S)
+        turns: Turns[_Round] = Turns(self._canary.is_steady, self._patience_s)
         for number in range(rounds):
             turn = turns.take(partial(self._time_once, programs, repeats, others, number == 0))
             for kept, taken in zip((found.samples_us, found.others_us), turn.taken, strict=True):

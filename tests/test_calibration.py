@@ -145,6 +145,7 @@ def test_activations_cost_what_a_network_takes_beyond_its_layers(tmp_path: Path)
     assert shares == {True, False}
 
 
+@pytest.mark.slow
 def test_one_disturbed_trial_does_not_count(tmp_path: Path) -> None:
     class Disturbed(RunningSession):
         first = 1.0

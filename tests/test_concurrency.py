@@ -188,6 +188,7 @@ assert set(mixed.splits.values()) == {0, 2} and np.allclose(mixed(x), expected(g
 """
 
 
+@pytest.mark.slow
 def test_on_one_core_layers_run_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ON_ONE_CORE, str(tmp_path / "m.coexec")]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)

@@ -148,6 +148,7 @@ def test_a_device_whose_server_has_nothing_of_ours_is_checked_from_end_to_end(
     assert lines[-2].startswith("ok    layer: computed by the GPU, by both and by the CPU, ")
 
 
+@pytest.mark.slow
 def test_a_network_is_timed_on_a_device_whose_server_has_nothing_of_ours(tracker: TrackerAddress) -> None:
     with Session(tracker, "plain", session_timeout_s=300.0) as session:  # a busy machine is waited for, for a minute
         facts = session.facts()
@@ -178,6 +179,7 @@ def test_devices_of_the_kind_that_most_are_work_together_and_another_is_named(kn
     assert "the others with key 'mixed' are gpu: a phone's with driver 1.2 " in line
 
 
+@pytest.mark.slow
 def test_a_session_that_lasts_skips_devices_of_another_kind(tracker: TrackerAddress) -> None:
     def refuse(facts: Mapping[str, Any]) -> None:
         if facts != FACTS:
@@ -355,6 +357,7 @@ def serving(session: Session) -> psutil.Process:
     raise AssertionError("no process serves the session")
 
 
+@pytest.mark.slow
 def test_a_session_whose_process_dies_is_said_to_have_ended_so(tracker: TrackerAddress) -> None:
     with stock_server(tracker, "dying"), Session(tracker, "dying") as session:
         session.facts()
@@ -376,6 +379,7 @@ with Session(TrackerAddress("127.0.0.1", int(sys.argv[1])), "left") as session:
 """
 
 
+@pytest.mark.slow
 def test_a_host_that_is_killed_leaves_a_server_that_serves_the_next_one(
     tracker: TrackerAddress, tmp_path: Path
 ) -> None:

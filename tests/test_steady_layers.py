@@ -65,11 +65,10 @@ def test_every_program_is_timed_once_a_round_and_checked_in_the_first() -> None:
     assert (rounds.repeated, rounds.unsteady, rounds.mark("1.9×")) == (0, 0, "1.9×")
 
 
-def test_a_round_on_an_unsteady_machine_is_repeated_or_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_on_an_unsteady_machine_is_repeated_or_marked() -> None:
     candidate = Candidate(LAYER, variant(1), variant(2))
     programs = {Program.at(candidate, 0): candidate}
     rounds = SteadyTimer(PretendedTuner(slow=[13])).time(programs, 1, 1)  # type: ignore[arg-type]
     assert (rounds.repeated, rounds.unsteady, rounds.samples_us) == (1, 0, {Program.at(candidate, 0): [2.0]})
-    monkeypatch.setattr(steady_layers, "PATIENCE_S", 0.0)
-    rounds = SteadyTimer(PretendedTuner(slow=[12])).time(programs, 1, 1)  # type: ignore[arg-type]
+    rounds = SteadyTimer(PretendedTuner(slow=[12]), patience_s=0.0).time(programs, 1, 1)  # type: ignore[arg-type]
     assert (rounds.unsteady, rounds.mark("1.04×")) == (1, "1.04× (unsteady)")

@@ -139,6 +139,7 @@ def test_the_layers_of_a_model_are_measured_by_every_count(wide_tuner: Tuner) ->
     assert len(wide_tuner.ways(layer, "cpu")) == 3 * len(wide_tuner.variants(layer, "cpu"))
 
 
+@pytest.mark.slow
 def test_a_search_offers_other_counts_of_kernels_that_were_measured_alone(wide_tuner: Tuner) -> None:
     default, other, *_ = wide_tuner.variants(LAYER, "cpu")
     by_one, other_by_one = replace(default, threads=1), replace(other, threads=1)
@@ -179,6 +180,7 @@ class TimingSession(FakeSession):
         return Measurement(tuple(times), 0.0)
 
 
+@pytest.mark.slow
 def test_what_a_device_was_measured_to_do_by_each_count_reaches_the_plan(tmp_path: Path) -> None:
     profile = Profile.create(tmp_path / "p", WIDE_FACTS)
     tuner = Tuner(TimingSession(), profile, target_for(WIDE_FACTS))  # type: ignore[arg-type]
