@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from tvm_coexec.errors import ModelError, in_one_line
 
 from .contributed import replace_contributed
 from .shapes import bind_inputs
-from .values import DOMAINS, attributes, source_of
+from .values import DOMAINS, attributes, check_whole_numbers, source_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +99,8 @@ def _write_axes(graph: onnx.GraphProto) -> None:
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
+    for node in _all_nodes((*model.graph.node, *(node for function in model.functions for node in function.node))):
+        check_whole_numbers(node, source_of(node))
     own = {(function.domain, function.name) for function in model.functions}
     for node in model.graph.node:
         source = source_of(node)
@@ -106,6 +108,15 @@ def _check_operators(model: onnx.ModelProto) -> None:
             raise ModelError(f"{source} is no operator of ONNX; replace it by some that are")
         if node.op_type == "BatchNormalization" and attributes(node).get("training_mode", 0):
             raise ModelError(f"{source} is in training mode; export the model for inference")
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Give nodes, and those of their bodies."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _all_nodes(body.node)
 
 
 def _check_consistency(proto: onnx.ModelProto, model: onnx.ModelProto | Path) -> None:

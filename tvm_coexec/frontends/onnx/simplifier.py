@@ -24,7 +24,6 @@ from .values import (
     Scope,
     ValueType,
     attributes,
-    check_whole_numbers,
     source_of,
     to_array,
     type_of,
@@ -146,7 +145,6 @@ class Simplifier:
             source = scope.source or source_of(node)
             if node.domain not in DOMAINS:
                 raise ModelError(f"{source} is no operator of ONNX; replace it by some that are")
-            check_whole_numbers(node, source)
             if len(self.model.nodes) > _MOST_NODES:
                 raise ModelError(f"{source} would become more than {_MOST_NODES} nodes; make the model smaller")
             handler = self.handlers.get(node.op_type)
