@@ -84,6 +84,17 @@ def test_a_core_that_wakes_up_slowly_is_not_taken_for_one_that_others_want(waits
         assert (waits.library.crowded_runs() > 0) == is_crowded
 
 
+@pytest.mark.parametrize("is_preempted", [False, True])
+def test_a_driver_that_sleeps_is_not_taken_for_others(waits: Waits, is_preempted: bool) -> None:
+    waits.set("stops_after_ns", 10)
+    waits.set("stopped_ns", 500)
+    ctypes.c_int64.in_dll(waits.library, "is_preempted").value = is_preempted
+    assert not waits.run(2000, crowded_runs=0)
+    assert not waits.run(2000, crowded_runs=AS_LEFT)
+    assert (waits.library.crowded_runs() > 0) == is_preempted
+    waits.set("stopped_ns", 0)
+
+
 def test_sleeping_does_not_add_to_the_bound_of_a_wait(waits: Waits) -> None:
     waits.library.begin(50_000 * US)
     for _ in range(2):

@@ -3,16 +3,18 @@
 #define now_ns simulated_ns
 #define thread_ns simulated_thread_ns
 #define nanosleep simulated_nap
+#define getrusage simulated_usage
 #include "waits.c"
 #include "run.c"
 
 enum { LOOK_NS = 1000 }; /* what a look at the clock takes */
 
 int64_t gpu_takes_ns, wakes_late_ns, nap_ends_after_ns = INT64_MAX, slack_while_napping;
-int64_t stops_after_ns, stopped_ns; /* once, the GPU's side too */
+int64_t stops_after_ns, stopped_ns; /* once in a run, the GPU's side too */
+int64_t is_preempted;               /* by another thread, when it stops */
 
 static _Alignas(128) int32_t flags[FLAG_BLOCK_WORDS];
-static int64_t clock_ns = 1000000000, asleep_ns, gpu_done_ns, stops_at_ns, operation_ns[2], gpu_ns[1];
+static int64_t clock_ns = 1000000000, asleep_ns, gpu_done_ns, stops_at_ns, preempted, operation_ns[2], gpu_ns[1];
 static const operation wait = {COEXEC_WAIT, 1, 0, 0};
 static coexec_device device;
 static runnable program = {.device = &device, .operations = &wait, .operation_count = 1, .flags = flags, .threads = 1,
@@ -24,6 +26,7 @@ static void pass(int64_t ns) {
     clock_ns += stopped_ns;
     gpu_done_ns += stopped_ns;
     asleep_ns += stopped_ns;
+    preempted += is_preempted;
     stops_at_ns = 0;
   }
   if (clock_ns >= gpu_done_ns) atomic_store((_Atomic int32_t*)flags + FLAG_GPU_DONE, 1);
@@ -43,6 +46,12 @@ int simulated_nap(const struct timespec* wanted, struct timespec* left) {
   ns = least(ns + wakes_late_ns, nap_ends_after_ns);
   asleep_ns += ns;
   pass(ns);
+  return 0;
+}
+
+int simulated_usage(int who, struct rusage* usage) {
+  (void)who;
+  usage->ru_nivcsw = preempted;
   return 0;
 }
 

@@ -52,6 +52,7 @@ struct coexec_device {
   int32_t ran_on;    /* the processor on which the last run ended; -1: there was none */
   int shared_calls;  /* whether several threads took part in it */
   int32_t crowded_runs; /* for how many runs it is still assumed that others want the CPU's core */
+  int32_t was_away;     /* the last run's thread had no core for long, for whatever reason */
 };
 
 /* Before anything else is done with a device: no other thread uses it until leave_device. */

@@ -46,6 +46,8 @@ typedef struct {
   int64_t start_ns, end_ns;
   int64_t displaced_ns; /* of its long waits, for how long others had the core */
   int64_t napped_ns;    /* for how long it slept because it meant to */
+  int64_t late_ns;      /* for how long others had the core when it meant to wake up */
+  int64_t off_core_ns, preemptions; /* of the thread until the run began */
   int64_t both_done_ns; /* from the start to the end of the last wait */
   int32_t has_run, has_overslept; /* at least once; in the last wait, until after the GPU was done */
   int64_t* gpu_ns;      /* of each operation that is a wait, what the GPU takes from the end of the one before; 0: not known */

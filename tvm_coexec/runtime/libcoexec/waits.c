@@ -5,6 +5,7 @@
 
 #include <stdatomic.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <time.h>
 
 enum { CLOCK_INTERVAL = 1024, PATIENT_INTERVAL = 16 }; /* looks at a flag between two at the clock */
@@ -28,7 +29,14 @@ enum { FORGETTING = 64, SHORTENING = 8 };
 /* No thread waits for a core for so long between two looks at the clock: the whole process was stopped. */
 static const int64_t STOPPED_NS = 1000000000;
 
-int64_t off_core_ns(void) { return now_ns() - thread_ns(); }
+/* Grows while this thread has no core. */
+static int64_t off_core_ns(void) { return now_ns() - thread_ns(); }
+
+/* How often others took its core from this thread. A driver that lets it sleep takes nothing. */
+static int64_t preemptions(void) {
+  struct rusage usage;
+  return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_nivcsw;
+}
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -37,7 +45,9 @@ static void nap(runnable* p, int64_t ns) {
   struct timespec t = {ns / 1000000000, ns % 1000000000};
   int64_t off_core = off_core_ns();
   nanosleep(&t, NULL);
-  p->napped_ns += least(off_core_ns() - off_core, ns + WAKING_NS);
+  int64_t away_ns = off_core_ns() - off_core, meant_ns = least(away_ns, ns + WAKING_NS);
+  p->napped_ns += meant_ns;
+  p->late_ns += away_ns - meant_ns;
 }
 
 static int is_done(const runnable* p, const operation* op) {
@@ -108,12 +118,18 @@ coexec_status await_event(runnable* p, void* event, int32_t step) {
   return error ? opencl_failed(p, step, error) : status;
 }
 
-void look_for_others(const runnable* p, int64_t off_core_ns) {
-  int64_t displaced_ns = off_core_ns - p->napped_ns;
+void begin_to_look(runnable* p) {
+  p->preemptions = p->device->was_away ? preemptions() : 0; /* which takes a while */
+  p->off_core_ns = off_core_ns();
+}
+
+void look_for_others(const runnable* p) {
+  int64_t away_ns = off_core_ns() - p->off_core_ns - p->napped_ns;
   coexec_device* d = p->device;
-  if (displaced_ns > LEAST_DISPLACED_NS && displaced_ns > (p->end_ns - p->start_ns) / DISPLACED_SHARE)
-    d->crowded_runs = CROWDED_RUNS;
+  int is_away = away_ns > LEAST_DISPLACED_NS && away_ns > (p->end_ns - p->start_ns) / DISPLACED_SHARE;
+  if (is_away && (p->late_ns || (d->was_away && preemptions() > p->preemptions))) d->crowded_runs = CROWDED_RUNS;
   else if (d->crowded_runs) --d->crowded_runs;
+  d->was_away = is_away;
 }
 
 int make_naps_punctual(const runnable* p) {

@@ -33,11 +33,9 @@ void learn_gpu_time(runnable* p, int32_t operation);
 /* Wait until a command has ended, and let go of its event. */
 coexec_status await_event(runnable* p, void* event, int32_t step);
 
-/* Grows while this thread has no core. */
-int64_t off_core_ns(void);
-
-/* Remember for some runs that others had the core for a part of one. */
-void look_for_others(const runnable* p, int64_t off_core_ns);
+/* Remember for some runs that others had the core for a part of one: between both calls. */
+void begin_to_look(runnable* p);
+void look_for_others(const runnable* p);
 
 /* Let naps end on time, if there may be any; returns the thread's timer slack, to be set back, or 0. */
 int make_naps_punctual(const runnable* p);
