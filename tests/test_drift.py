@@ -45,6 +45,14 @@ def test_runs_of_one_speed_tell_it_together_and_those_of_another_do_not() -> Non
         assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=1e-6)
 
 
+def test_no_run_of_a_noisy_canary_is_believed_alone() -> None:
+    rng = np.random.default_rng(0)
+    canaries = np.exp(rng.normal(0, 0.15, 200)) * np.where(np.arange(200) < 100, 1.0, 8.0)
+    samples = [measured(1.0 if number < 100 else 8.0, canary) for number, canary in enumerate(canaries)]
+    logs = np.log([sample.median_us for sample in at_usual_speed(samples)])
+    assert np.std(logs) < 0.12
+
+
 def test_each_side_has_a_speed_of_its_own_and_without_a_canary_nothing_is_known() -> None:
     gpu = replace(SAMPLE, side="gpu", canary_us=50.0)
     assert at_usual_speed([SAMPLE, gpu, SAMPLE]) == [SAMPLE, gpu, SAMPLE]
