@@ -60,7 +60,7 @@ _PARAMETERS: dict[str, Any] = {
     "objective": "reg:squarederror",
     "tree_method": "hist",
     "eta": 0.05,
-    "min_child_weight": 10,
+    "min_child_weight": 3,
     "subsample": 0.7,
     "colsample_bynode": 0.4,
     "base_score": 0.0,
