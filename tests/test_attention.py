@@ -74,6 +74,7 @@ def test_what_may_look_at_nothing_has_zeros(device: Device) -> None:
         np.testing.assert_allclose(result[3], values[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_minus_infinity_alone_gives_no_number(device: Device) -> None:
     layer = Attention(1, 2, 4, 5, 32, 0.2, (64,) * 3, mask="input", mask_sizes=(1, 1, 4))
     built = module(layer, device)
@@ -111,6 +112,7 @@ def test_impossible_layers_are_refused() -> None:
         PlaceRows(1, 4, 4, 8, 4)
 
 
+@pytest.mark.slow
 def test_a_wrong_scale_is_found(device: Device) -> None:
     built = module(LAYERS[0], device)
     fields = built._package.manifest.steps[0].layer

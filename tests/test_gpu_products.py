@@ -73,7 +73,7 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("layer", "kernel"), slow_except(TILED, 1, 5) + slow_except(PLAIN, 1, 3) + slow_except(FEW, 1, 2), ids=str
+    ("layer", "kernel"), slow_except(TILED, 1) + slow_except(PLAIN, 3) + slow_except(FEW, 1), ids=str
 )
 def test_every_split_of_a_linear_layer(layer: Linear, kernel: Tiling | Reading, device: Device) -> None:
     assert LinearHalf(layer, kernel.variant(), device).worst_error() < TOLERANCE

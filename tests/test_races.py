@@ -15,6 +15,8 @@ from tvm_coexec.compiler.toolchain import c_compiler
 from tvm_coexec.runtime.device import open_device
 from tvm_coexec.runtime.library import MECHANISMS, SOURCE_FOLDER
 
+pytestmark = pytest.mark.slow  # the sanitizer makes compiling long
+
 STUB = Path(__file__).with_name("stub")
 ROWS, WIDTH, DEPTH, RUNS = 3, 128, 6, 12
 COMMAND = ("-std=c11", "-g", "-O1", "-pthread", "-ffp-contract=off", f"-DROWS={ROWS}", f"-DWIDTH={WIDTH}")
@@ -49,7 +51,6 @@ def run(folder: Path, mechanism: str, handles: str, **environment: str) -> subpr
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mechanism", "handles"), [("svm", "one"), ("svm", "own"), ("event", "one"), ("event", "own"), ("mapped", "own")]
 )

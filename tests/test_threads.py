@@ -63,7 +63,7 @@ def opened(built: Package, path: Path, device: Device) -> Module:
     return load(path, device=device)
 
 
-@pytest.mark.parametrize("layer", slow_except(LAYERS, 0, 2, 4, 5, 6), ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, 0, 2, 4, 6), ids=str)
 def test_every_split_by_any_number_of_threads(layer: AnyLayer, wide: Device, tmp_path: Path) -> None:
     for variant in cpu_variants(layer, wide):
         modules = [
