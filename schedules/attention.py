@@ -27,6 +27,7 @@ _GROUP_ROWS = (16, 8, 32, 4)
 """Queries of a work-group, the best number first."""
 
 _GPU_THREADS = (16, 32, 8)
+"""Work-items of a group, in the order in which they are tried."""
 
 
 def operand_names(layer: Attention, variant: Variant) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _EXP_RANGE = (-88.0, 89.0)
 """Beyond which powers are 0 and infinite."""
 _LEAST_EXPONENT = -126.0
+"""That of the least normal float32."""
 # The Taylor series to r^7, twice, is below one float32 rounding on |r| <= ln(2)/2.
 _EXP_SERIES = tuple(2.0 / math.factorial(power) for power in range(7, -1, -1))
 

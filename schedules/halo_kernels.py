@@ -14,6 +14,7 @@ from .frame import Buffer, Launch, Operand, begin_kernel
 from .halo import GROUP_LINES, Halo
 
 _LANES = 16
+"""Half a tile, the widest vector that OpenCL and AVX-512 have."""
 
 
 def clearing(halo: Halo, side: str) -> Launch:

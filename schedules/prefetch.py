@@ -26,6 +26,7 @@ _PREFETCH_STEPS = 16
 _MOST_LINES = 4
 """Cache lines of the next tile that are fetched at once: where few rows are computed, only memory counts anyway."""
 _FIRST_LEVEL, _SECOND_LEVEL = 3, 2
+"""LLVM's numbers for the cache that a line is fetched into."""
 
 _OPENCL_FETCH = "COEXEC_FETCH"
 _OPENCL_SOURCE = f"""\

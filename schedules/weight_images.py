@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .frame import Operand
 
 _LANES = 4
+"""Floats of a pixel of four channels."""
 _PIXEL = "coexec_pixel"
 _SOURCE = f"""\
 #ifndef COEXEC_IMAGE_WIDTH

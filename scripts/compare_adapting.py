@@ -32,6 +32,7 @@ INFERENCES = 50
 
 TURNS, RUNS_A_TURN = 6, 25
 BURST_S = 0.02
+"""Turns are long enough for splits to follow, and short beside what a shared machine's speed takes to change."""
 
 
 class Competitor:

@@ -37,6 +37,7 @@ ROUNDS = 7
 """Times that the reported splits are measured in turn."""
 POINTS_A_CALL = 12
 GRID_REPEATS = 7
+"""A call stays within seconds, which a lost device costs at most; the grid only chooses: a few repetitions do."""
 
 
 @dataclass

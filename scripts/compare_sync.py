@@ -30,6 +30,7 @@ from tvm_coexec.runtime.module import Module
 
 DEPTH = 12
 RUNS_A_ROUND = 5
+"""Twelve layers tell what one adds beside the launch of the chain; rounds are short, since contenders take turns."""
 LAYERS = [Linear(m, k, k, ("bias",)) for m, k in ((48, 768), (6, 768), (1, 768), (1, 1024))]
 
 

@@ -76,6 +76,7 @@ LAYERS: tuple[AnyLayer, ...] = (
 """Kinds of layers that take most of a network's time, the first one of a network and a depthwise one among them."""
 
 _ITERATIONS = 100
+"""After so many a loop's mean changes no more in its third digit."""
 _BRANCH = re.compile(r"(b|b\.\w+|cbn?z|tbn?z|ret|br|j\w+)\b")
 _RETURN_OR_JUMP = re.compile(r"(b|ret|br|jmp\w*|retq?)\b")
 _TARGET = re.compile(r"^(?:b|b\.\w+|cbn?z \w+,|tbn?z \w+, #\w+,|j\w+) (0x[0-9a-f]+)")

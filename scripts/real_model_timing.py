@@ -35,6 +35,7 @@ from tvm_coexec.runtime.device import Device
 from tvm_coexec.runtime.module import Module
 
 HALVES_REPEATS = 5
+"""Enough for a share that is shown in whole percents."""
 
 
 def timed(

@@ -24,6 +24,7 @@ _SHARE_BETWEEN_EVICTIONS = 0.01
 _KEPT_SHARE = 0.8
 """Share of the bound that is left when a cache held more."""
 _ROOT = 0
+"""The user who may read and write all anyway."""
 
 _FRESH_S = 3600.0
 """An entry that was used so recently is not marked as used again; a file that is being written is no older."""

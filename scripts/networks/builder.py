@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
+"""The first that has LayerNormalization."""
 Extent = int | tuple[int, int]
 
 

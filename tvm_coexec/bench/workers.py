@@ -23,6 +23,7 @@ __kernel void busy(__global float* out, int steps) {
 _BUSY_STEPS, _GROUPS_PER_WORKER = 40_000, 64
 """Steps of a work-item, and work-groups for each worker, that keep all of them busy for long enough to be seen."""
 _POLL_S = 0.0002
+"""Between looks at whether the kernel is done: its workers stay busy, and this thread off their cores."""
 
 
 def pin_workers(info: DeviceInfo, context: Any, queue: Any, count: int, gpu_cores: tuple[int, ...]) -> tuple[int, ...]:

@@ -27,6 +27,9 @@ __kernel void answer(volatile __global int* words, int rounds, ulong limit) {
 """
 _SPIN_LIMIT = 200_000_000
 _ANSWER_TIMEOUT_S = 5.0
+"""Looks of the kernel at a word that never comes before it gives up, and what the host waits for an answer that takes
+microseconds where there is one.
+"""
 
 
 def check_arithmetic(context: Any, queue: Any) -> None:

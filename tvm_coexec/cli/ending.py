@@ -11,6 +11,7 @@ from typing import Any
 
 _ENDS = (KeyboardInterrupt, SystemExit)
 _AGAIN_S = 0.5
+"""A library may drop the exception of a signal: it is raised again so often, which a user takes for at once."""
 
 
 @contextmanager

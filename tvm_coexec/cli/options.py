@@ -11,7 +11,9 @@ from typing import Any
 from tvm_coexec.errors import InputError
 
 _MOST_CORES = 1 << 16
+"""More than Linux can be built for (8192), so that a slip of the hand makes no list of billions of cores."""
 _MOST_DIGITS = 18
+"""Any such number fits 64 bits; Python itself refuses thousands of digits by a traceback."""
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tvm_coexec.schedules.halo import Halo
 
 _MOST_CACHE_BYTES = 1 << 30
+"""Kernels of a network take some megabytes: room for some hundred networks and devices."""
 
 _LONGEST_REASON = 300
 """Characters of what TVM says; it may print an expression as long as a kernel."""

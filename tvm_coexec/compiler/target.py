@@ -38,6 +38,7 @@ _ORDINARY_MEMORY = 2
 """What OpenCL calls the type of local memory that is no memory of its own."""
 
 _MOST_NAMES_BYTES = 1 << 16
+"""An entry is the name of a processor."""
 
 ANDROID = "android29"
 """The oldest Android whose C library has all that the runtime calls."""

@@ -13,6 +13,7 @@ _PARAMETER = re.compile(r"__global (?:const )?(\w+?)\*(?: restrict)? (p\d+_\w+)"
 _LOAD = re.compile(r"\bvload4\(0, (p\d+_\w+) \+ ")
 _STORE = re.compile(r"\bvstore4\(")
 _LANES = 4
+"""Floats of a ``float4``, the width of ``vload4`` and ``vstore4``."""
 
 
 def with_vector_pointers(source: str) -> str:

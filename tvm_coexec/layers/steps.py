@@ -32,6 +32,7 @@ _NUMBERS = {
     "square": 0,
     "tanh": 0,
 }
+"""How many numbers each activation takes."""
 
 ACTIVATIONS = tuple(_NUMBERS)
 """Functions of one value that a step may be; ``gelu`` is the erf form.

@@ -31,6 +31,7 @@ _INSTRUCTIONS = re.compile(
 """How the names of CPU features begin that a compiler makes use of."""
 _KIND_OF_CPU = re.compile(r"(vendor_id|cpu family|model|stepping|flags|Features|CPU)\b", re.ASCII)
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+"""Letters by which Linux writes the sizes of caches."""
 
 
 def machine_facts(core: int) -> dict[str, Any]:

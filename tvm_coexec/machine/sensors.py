@@ -12,6 +12,7 @@ from .clusters import Cluster
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _ZONES = Path("/sys/class/thermal")
 _MOST_ZONES = 100
+"""More than phones have, which list tens of them."""
 
 ReadText = Callable[[str], str]
 """Gives what a file holds; nothing where it cannot be read."""

@@ -20,6 +20,7 @@ from .tensors import ConstantSpec, Memory, Source, TensorSpec, words
 
 FORMAT = "tvm-coexec module"
 VERSION = 15
+"""Counts up with every change after which a release would misread what another wrote."""
 
 _MOST_WORDS = 2**40
 """The largest tensor that is believed: what is damaged may ask for any."""

@@ -33,6 +33,7 @@ SECTIONS = (
 """All sections of a file, in their order; they are numbered from 1."""
 
 _ALIGNMENT, _CONSTANTS_ALIGNMENT = 64, 16384
+"""Sections begin at cache lines, and constants at pages, of which Android's largest have 16 KiB."""
 _HEADER, _CHECKSUM, _SECTION = struct.Struct("<8sIIQI"), struct.Struct("<I"), struct.Struct("<IIQQ")
 _TABLE_AT = _HEADER.size + _CHECKSUM.size
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .manifest import Manifest, lifetimes
 
 _WORD_BYTES = 4
+"""The unit in which manifests count memory, whatever type its elements have."""
 
 
 @dataclass(frozen=True)

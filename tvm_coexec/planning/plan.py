@@ -14,6 +14,7 @@ from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 FORMAT = "tvm-coexec plan"
 VERSION = 6
+"""Counts up with every change after which a release would misread what another wrote."""
 
 
 @dataclass(frozen=True)

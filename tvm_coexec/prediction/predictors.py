@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 FORMAT = "tvm-coexec predictor"
 FORMAT_VERSION = 4
+"""Counts up with every change after which a release would misread what another wrote."""
 
 _METADATA = "tvm_coexec"
 _CHECKSUM = "tvm_coexec_checksum"

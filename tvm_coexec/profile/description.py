@@ -18,6 +18,7 @@ _OF_ANY_NAME = "*"
 _LARGEST = 1e15
 """More than the microseconds, bytes and rates that any device has; powers of *e* are far below it, too."""
 _LARGEST_POWER = 50.0
+"""The same of logarithms: no device is slower or faster than expected by a factor of e^50."""
 
 _SIDES = ("cpu", "gpu")
 _RATES = dict.fromkeys(("alone", "concurrent"), dict.fromkeys(_SIDES, _LARGEST))

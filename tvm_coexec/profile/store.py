@@ -25,6 +25,7 @@ from .rows import candidate_key, damaged, half_key, kernel_of_row, sample_of_row
 from .trial_runs import TrialRun
 
 VERSION = 8
+"""Counts up with every change of the tables; a file of another version is refused."""
 
 _FAILURES_LAST = timedelta(days=7)
 """A candidate that failed is tried again after this time: what failed may have been the machine."""

@@ -20,6 +20,9 @@ _LANE_HEIGHT = 40
 _LONGEST_NAME = 200
 _TICKS = 8
 _SCATTER = 320
+"""What looks right on a screen: pixels of a side's lane and of the square of predictions, letters of a name, and marks
+of time.
+"""
 _MIB = 2**20
 
 

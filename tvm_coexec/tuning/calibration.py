@@ -49,6 +49,7 @@ block, those that it expands them to, and those of the next. They are MobileNet-
 activations."""
 
 _LAYERS = 3 * len(_STAGES)
+"""Each stage expands, filters and narrows."""
 
 _TRIALS = 5
 """Times that the network is measured next to its layers. What they differ by is small, and one of them may meet a

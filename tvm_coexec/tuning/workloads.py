@@ -42,13 +42,20 @@ MODEL_SUFFIXES = (".onnx", ".tflite")
 """Suffixes of files that are models."""
 
 VIT_TOKENS = 197
+"""14 × 14 patches of 16 pixels each, and the class token."""
 _TEST_SEED, _TRAINING_SEED = 2025, 1
 _TEST_COUNT = 40
 _M_RANGE, _KN_RANGE, _N_ROWWISE_RANGE = (1, 512), (64, 4096), (32, 4096)
+"""Sizes are those of layers of published networks, from one row to a batch of tokens; tests draw by another seed, and
+training leaves out what they drew.
+"""
 _EPILOGUES = (("bias",), ("bias", "relu"), ("bias", "gelu"), ("bias", "residual"), ())
 _BIAS_RELU, _SHORTCUT = ("bias", "relu"), ("bias", "residual", "relu")
 _CONV_EPILOGUES = (("bias",), _BIAS_RELU, _BIAS_RELU, _SHORTCUT, ("bias", "relu6"), ())
 _MAX_TRAINING_FLOPS = 1e9
+"""10 ms on a core of 100 GFLOP/s: larger layers would take their time from many smaller ones, and are predicted from
+them.
+"""
 _MAP_EPILOGUES = (("residual", "relu"), ("residual",), ("relu",), ("silu",), ("hard_swish",), ("sigmoid",), ("bias",))
 
 

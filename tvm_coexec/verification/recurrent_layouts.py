@@ -13,6 +13,7 @@ from onnx import NodeProto, helper
 _OPERATORS = ("GRU", "LSTM", "RNN")
 _SWAPPED = (1, 0, 2)
 _STEPS_BEHIND = (2, 0, 1, 3)
+"""Orders of axes: batch and steps of inputs and states exchanged, and the steps of outputs behind the batch."""
 
 
 def with_steps_first(proto: onnx.ModelProto) -> onnx.ModelProto:
