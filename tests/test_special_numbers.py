@@ -1,11 +1,12 @@
 """What is no number, infinite or huge is on both sides what the operators' definitions say, and stays in its place."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from onnx_builder import OnnxBuilder
+from onnx_builder import OnnxBuilder, random_inputs, run_onnx
 from slow import slow_except
 from small_modules import one_layer
 
@@ -219,3 +220,48 @@ def test_extrema_of_images_keep_nan(kind: str, device: Device) -> None:
     expected = (np.maximum if kind == "maximum" else np.minimum)(x, z)
     for result in of_every_split(layer, device, {"x": x, "z": z}):
         check(result, expected)
+
+
+ROUNDED: dict[str, Callable[[OnnxBuilder], str]] = {
+    "whole numbers by a large summand": lambda b: add_twice(b, "x", 12582912.0, -12582912.0),
+    "whole numbers after a product": lambda b: add_twice(
+        b, b.add("MatMul", "x", b.weights(8, 8)), 12582912.0, -12582912.0
+    ),
+    "summands whose sum is too large": lambda b: add_twice(
+        b, b.add("Mul", b.add("Sign", "x"), b.const(-3e38)), 3e38, 3e38
+    ),
+    "factors whose product is too large": lambda b: b.add(
+        "Mul", b.add("Mul", b.add("Mul", "x", b.const(1e-30)), b.const(1e30)), b.const(1e30)
+    ),
+    "a factor that is too large for the weights": lambda b: b.add(
+        "MatMul", b.add("Mul", b.add("Mul", "x", b.const(1e-30)), b.const(1e30)), b.const(np.full((8, 5), 1e30))
+    ),
+    "factors whose product is too small": lambda b: b.add(
+        "MatMul", b.add("Mul", b.add("Mul", "x", b.const(1e30)), b.const(1e-30)), b.const(np.full((8, 5), 1e-30))
+    ),
+    "an infinite factor before a convolution": lambda b: b.add(
+        "Conv",
+        b.add("Mul", b.add("Reshape", "x", b.const([1, 2, 4, 4], "int64")), b.const([[[np.inf]], [[1.0]]])),
+        b.const(np.abs(b.random.standard_normal((3, 2, 3, 3)))),
+        pads=[1, 1, 1, 1],
+    ),
+    "a quotient by less than float32's reciprocals": lambda b: b.add(
+        "Div", b.add("Mul", "x", b.const(1e-38)), b.const(1e-40)
+    ),
+}
+
+
+def add_twice(b: OnnxBuilder, name: str, first: float, second: float) -> str:
+    return b.add("Add", b.add("Add", name, b.const(first)), b.const(second))
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_constants_are_joined_where_that_is_the_same_function(name: str, device: Device) -> None:
+    b = OnnxBuilder(x=(4, 8))
+    model = b.model(ROUNDED[name](b))
+    given = random_inputs(model)
+    (expected,) = run_onnx(model, given).values()
+    result = tvm_coexec.build(model, device=device, split=0.5)(**given)
+    np.testing.assert_allclose(
+        result, expected, rtol=1e-5, atol=1e-6 * np.abs(expected[np.isfinite(expected)]).max(initial=0)
+    )

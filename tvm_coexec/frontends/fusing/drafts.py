@@ -14,10 +14,15 @@ from tvm_coexec.graph import Graph, Image, Node, Tensor
 from tvm_coexec.graph.graph import AnyLayer
 from tvm_coexec.layers import Attention, Concat, Conv2d, Linear, Opaque, step_operands
 
-_LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)
+_LEAST = 2.0**-100
+"""Where the largest factor is below it, float32 may lose digits of products, or make zero of them."""
 
 _MOST_STEPS = 16
 """Steps after which another layer begins: kernels with hundreds of them take minutes to compile."""
+
+_CANCELLED = 2.0**-10
+"""Two summands whose sum is a smaller part of them are there to round: adding 1.5 · 2²³ leaves whole numbers."""
 
 
 @dataclass(eq=False)
@@ -63,8 +68,8 @@ class Affine:
     shift: np.ndarray | None
     source: Source
 
-    def after(self, first: Affine | None) -> Affine:
-        """``first``, then this one."""
+    def after(self, first: Affine | None) -> Affine | None:
+        """``first``, then this one; None where one factor and one summand in float32 are not the same function."""
         if first is None:
             return self
         scale, shift = first.scale, first.shift
@@ -72,8 +77,29 @@ class Affine:
             scale = self.scale if scale is None else scale * self.scale
             shift = None if shift is None else shift * self.scale
         if self.shift is not None:
+            if shift is not None and not _may_add(shift, self.shift):
+                return None
             shift = self.shift if shift is None else shift + self.shift
-        return replace(self, scale=scale, shift=shift)
+        is_held = _is_held(scale) and (shift is None or bool(np.abs(shift).max(initial=0.0) <= LARGEST))
+        return replace(self, scale=scale, shift=shift) if is_held else None
+
+    def fits_before(self, weights: np.ndarray) -> bool:
+        """Whether weights can take in that their input is this function of what they read."""
+        largest = np.abs(weights).max(initial=0.0)
+        scales = self.scale is None or _is_held(largest * self.scale)
+        return scales and (self.shift is None or bool(largest * np.abs(self.shift).sum() <= LARGEST))
+
+
+def _is_held(factors: np.ndarray | None) -> bool:
+    """Whether float32 holds the factors: none overflows, of which infinity makes NaN, and not all are next to zero."""
+    largest = 0.0 if factors is None else np.abs(factors).max(initial=0.0)
+    return bool(largest == 0 or _LEAST <= largest <= LARGEST)
+
+
+def _may_add(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether one summand may stand for two: of large ones that cancel, the first rounds what it is added to."""
+    largest, total = (np.abs(each).max(initial=0.0) for each in (np.concatenate([first, second]), first + second))
+    return bool(largest <= 1 or largest * _CANCELLED <= total <= LARGEST)
 
 
 @dataclass(eq=False)
@@ -103,7 +129,10 @@ class Draft:
     def can_fold(self, affine: Affine) -> bool:
         """Whether an affine function of the result can be taken into the parameters, or into a first bias."""
         scales = affine.scale is None or self._factors(affine.scale) is not None
-        shifts = affine.shift is None or self._summand() != "" or "bias" not in self.epilogue
+        name = self._summand()
+        shifts = affine.shift is None or (
+            _may_add(self.params[name], affine.shift) if name else "bias" not in self.epilogue
+        )
         return self.takes_steps and scales and shifts
 
     def absorb(self, affine: Affine) -> None:
@@ -149,7 +178,7 @@ class Draft:
         else:
             return None
         largest = max((np.abs(self.params[name]).max(initial=0.0) for name in names), default=0.0)
-        return names if largest * np.abs(scale).max(initial=0.0) <= _LARGEST else None
+        return names if largest * np.abs(scale).max(initial=0.0) <= LARGEST else None
 
     def _scale(self, scale: np.ndarray) -> None:
         names = self._factors(scale)
@@ -171,7 +200,7 @@ class Draft:
 
     def _shift(self, shift: np.ndarray) -> None:
         name = self._summand()
-        if name:
+        if name and _may_add(self.params[name], shift):
             self.params[name] = self.params[name] + shift
         else:
             self.append_constant("bias", shift)

@@ -22,7 +22,7 @@ from . import images as fuse_images
 from . import moves as fuse_moves
 from . import norms as fuse_norms
 from . import rows as fuse_rows
-from .drafts import Affine, finish_graph
+from .drafts import LARGEST, Affine, finish_graph
 from .opaque import add_opaque, copied
 from .reads import VIEWS
 from .state import State
@@ -169,6 +169,7 @@ class Fuser(State):
             fuse_images.add_covering_convolution(self, operation, value, weights)
             return
         self._check_last_axis(value, operation.source)
+        value = self.readable_by(weights, value)
         layer = Linear(value.tensor.rows, k, n)
         draft = self.new_draft(layer, value.tensor, self.shape_of(operation), n, operation.source)
         draft.params["weights"] = weights
@@ -233,6 +234,8 @@ class Fuser(State):
             self.set(operation, draft, value)
         else:
             pending = affine.after(value.pending)
+            if pending is None:
+                value, pending = self.materialised(name, operation.source), affine
             self.values[operation.output] = replace(value, shape=self.shape_of(operation), pending=pending)
 
     def _add_function(self, operation: Operation) -> None:
@@ -311,4 +314,6 @@ def _affine(operation: Operation, vector: np.ndarray, constant_first: bool) -> A
         return Affine(np.full_like(vector, -1), vector, source) if constant_first else Affine(None, -vector, source)
     if constant_first or not vector.all():
         raise ModelError(f"{source} divides by an activation or by zero; supported is division by constants")
+    if np.abs(1 / vector).max(initial=0.0) > LARGEST:
+        raise ModelError(f"{source} divides by a number whose reciprocal float32 does not hold")
     return Affine(1 / vector, None, source)

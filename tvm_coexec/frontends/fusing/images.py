@@ -71,7 +71,7 @@ def add_covering_convolution(state: State, operation: Operation, value: Value, w
 
 
 def _finish_convolution(state: State, operation: Operation, layer: Conv2d, value: Value, weights: np.ndarray) -> None:
-    shape = state.trace.shapes[operation.output]
+    shape, value = state.trace.shapes[operation.output], state.readable_by(weights, value)
     draft = state.new_draft(layer, value.tensor, shape, layer.out_channels, operation.source)
     draft.params["weights"] = weights
     if value.pending is not None:

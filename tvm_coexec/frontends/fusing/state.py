@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
+
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import OpaqueCall, Operation, Source, Trace
 from tvm_coexec.graph.graph import AnyLayer
@@ -131,6 +133,10 @@ class State:
         self.values[name] = self.settled(value)
         self.values[name].tensor.name = name
         return self.values[name]
+
+    def readable_by(self, weights: np.ndarray, value: Value) -> Value:
+        """A value with something pending at most that these weights of the layer which reads it can take in."""
+        return value if value.pending is None or value.pending.fits_before(weights) else self.settled(value)
 
     def settled(self, value: Value) -> Value:
         """The value with what is pending applied: by the layer that makes its tensor, or else by a map."""
