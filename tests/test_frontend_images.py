@@ -233,10 +233,6 @@ def test_either_factor_may_be_the_smaller_one() -> None:
     ("build", "message"),
     [
         (
-            lambda b: b.add("MaxPool", "x", kernel_shape=[2, 2], outputs=2) + ".1",
-            r"^the output 'v0.1' of MaxPool \(node 'n0'\) is read, which cannot be made",
-        ),
-        (
             lambda b: b.add("BatchNormalization", "x", *(b.weights(4) for _ in range(4)), training_mode=1),
             r"^BatchNormalization \(node 'n0'\) is in training mode",
         ),

@@ -120,12 +120,63 @@ def test_lengths_of_windows_that_reach_beyond_the_padding(shape: tuple[int, ...]
     check_against_onnxruntime(b.model(b.add("LpPool", "x", p=power, ceil_mode=1, **window)))
 
 
-def test_a_window_over_padding_alone_is_refused_as_in_other_poolings() -> None:
+@pytest.mark.parametrize("declared", [[1, 2, 4, 4], [1, 2, 4, 5]])
+@pytest.mark.parametrize("operator", ["LpPool", "AveragePool", "MaxPool"])
+def test_a_window_over_padding_alone_is_left_out(operator: str, declared: list[int]) -> None:
     window = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1}
-    for operator in ("LpPool", "AveragePool", "MaxPool"):
-        b = OnnxBuilder(x=(1, 2, 7, 8))
-        with pytest.raises(ModelError, match=f"^{operator} .* where ONNX says float32\\[1, 2, 4, 5\\]"):
-            to_graph(b.model(b.add(operator, "x", **window)))
+    b = OnnxBuilder(x=(1, 2, 7, 8))
+    model = b.model(b.add(operator, "x", **window))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(model.graph.output[0].name, 1, declared))
+    check_against_onnxruntime(model)
+
+
+@pytest.mark.parametrize("rule", ["SAME_UPPER", "SAME_LOWER"])
+def test_a_transposed_convolution_whose_windows_leave_gaps(rule: str) -> None:
+    b = OnnxBuilder(x=(1, 3, 7, 3))
+    check_against_onnxruntime(
+        b.model(b.add("ConvTranspose", "x", b.weights(3, 2, 2, 3), auto_pad=rule, strides=[3, 3]))
+    )
+
+
+def test_a_group_normalisation_that_onnx_withdrew_is_refused() -> None:
+    b = OnnxBuilder(x=(1, 4, 5), opset=18)
+    normal = b.add("GroupNormalization", "x", b.weights(2), b.weights(2), num_groups=2)
+    with pytest.raises(ModelError, match=r"^GroupNormalization \(node 'n0'\) is of opset 18, .* with opset 21"):
+        to_graph(b.model(normal))
+
+
+PLACES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "a line": ((2, 3, 7), {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}),
+    "an image": ((2, 3, 7, 6), {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 0, 1]}),
+    "columns first": ((2, 3, 7, 6), {"kernel_shape": [2, 3], "dilations": [2, 2], "storage_order": 1}),
+    "rounded up": ((2, 3, 7, 6), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+    "padded by rule": ((1, 3, 7, 6), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
+    "a volume": ((1, 2, 5, 4, 6), {"kernel_shape": [2, 2, 3], "storage_order": 1, "pads": [0, 1, 0, 1, 0, 1]}),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_of_maxima(name: str) -> None:
+    shape, window = PLACES[name]
+    b = OnnxBuilder(x=shape, opset=12)
+    rounded = b.add("Floor", "x")  # so that some are equal
+    pooled = b.add("MaxPool", rounded, outputs=2, **window)
+    check_against_onnxruntime(b.model(pooled, f"{pooled}.1"))
+
+
+def test_places_of_maxima_are_of_numbers_that_are_none(device: Device) -> None:
+    b = OnnxBuilder(x=(1, 1, 2, 8), opset=12)
+    pooled = b.add("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2], outputs=2)
+    x = np.array([[1, 2, np.nan, 4, -1, -1, 5, np.nan], [3, 0, 9, np.nan, -1, -1, 8, 9]], np.float32)
+    results = list(tvm_coexec.build(b.model(pooled, f"{pooled}.1"), device=device, split="cpu")(x[None, None]).values())
+    np.testing.assert_array_equal(results[0].reshape(-1), [3, np.nan, -1, np.nan])
+    np.testing.assert_array_equal(results[1].reshape(-1), [8, 2, 4, 7])
+
+
+@pytest.mark.parametrize("values", [{"alpha": np.inf}, {"alpha": 1e38}, {"beta": -np.inf}, {"alpha": 0.5, "beta": 2.0}])
+def test_the_factors_of_a_product_come_after_it(values: dict[str, float]) -> None:
+    b = OnnxBuilder(x=(4, 8))
+    check_against_onnxruntime(b.model(b.add("Gemm", "x", b.weights(8, 5), b.weights(5), **values)))
 
 
 @pytest.mark.parametrize("axes", [{}, {"axes": [1, -1]}])

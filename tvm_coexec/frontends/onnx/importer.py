@@ -18,7 +18,7 @@ from tvm_coexec.frontends.relax.opaque import building
 from tvm_coexec.frontends.trace import Source
 
 from .call import Call
-from .operators import CONVERTERS
+from .operators import CONVERTERS, SECOND_RESULTS
 from .simplifier import SimpleModel, SimpleNode
 from .values import ValueType
 
@@ -58,7 +58,9 @@ class _Importer:
             result = own(call) if own is not None else None
             if result is None:
                 result = self._by_tvm(node, call)
-            results = [self.builder.normalize(each) for each in _items(result)]
+            further = SECOND_RESULTS.get(node.proto.op_type) if "".join(node.proto.output[1:]) else None
+            results = [*_items(result), *([] if further is None else [further(call)])]
+            results = [self.builder.normalize(each) for each in results]
         except ModelError:
             raise
         except Exception as error:  # converters raise whatever they stumble over

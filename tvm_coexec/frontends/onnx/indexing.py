@@ -114,7 +114,7 @@ def _scatter_elements(call: Call) -> Any:
     def write(data: Any, given: Any, updates: Any, output: Any, combine: Any) -> None:
         size = call.type(1).shape
         with T.serial(0, math.prod(size)) as i:
-            index = _unravelled(i, size)
+            index = unravelled(i, size)
             target = address(index, lambda: given[i].astype("int64"))
             output[target] = combine(output[target], updates[i])
 
@@ -160,7 +160,7 @@ def _scattered(call: Call, indices: relax.Expr, write: Callable[..., None]) -> r
     return call.loops(compute, call.operand(0), indices, call.operand(2))
 
 
-def _unravelled(address: Any, shape: tuple[int, ...]) -> list[Any]:
+def unravelled(address: Any, shape: Sequence[int]) -> list[Any]:
     """The index of an element by its address in elements."""
     index = []
     for position, extent in enumerate(shape):

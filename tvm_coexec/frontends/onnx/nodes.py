@@ -17,7 +17,7 @@ from tvm_coexec.frontends.relax.steps import limited
 from tvm_coexec.frontends.trace import Source
 
 from .steps import STEPS
-from .values import attributes
+from .values import attributes, rounds_up
 
 _WINDOWED = ("AveragePool", "Conv", "MaxPool")
 
@@ -137,6 +137,20 @@ def with_explicit_padding(node: NodeProto, shapes: Callable[[str], tuple[int, ..
     return copy
 
 
+def without_empty_windows(node: NodeProto, shape: tuple[int, ...], pooled: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is pooled, less the windows that begin behind the last element: ONNX's inference counts them.
+
+    Its operators leave them out, as ONNX Runtime and torch do.
+    """
+    if not rounds_up(node) or attributes(node).get("auto_pad", "NOTSET") != "NOTSET":
+        return pooled
+    sizes = shape[2:]
+    begins = attributes(node).get("pads", [0] * len(sizes))
+    strides = attributes(node).get("strides", [1] * len(sizes))
+    most = ((size + before - 1) // step + 1 for size, before, step in zip(sizes, begins, strides, strict=False))
+    return (*pooled[:2], *(min(count, each) for count, each in zip(pooled[2:], most, strict=True)))
+
+
 def window_padding(values: Mapping[str, Any], sizes: tuple[int, ...], kernel: tuple[int, ...]) -> list[int]:
     """Give the padding of a convolution or pooling: before each axis, then behind each."""
     ones = [1] * len(kernel)
@@ -167,6 +181,8 @@ def _output_padding(values: Mapping[str, Any], sizes: tuple[int, ...], kernel: t
         strict=True,
     )
     totals = [s * (size - 1) + extra + (k - 1) * d + 1 - want for want, size, k, s, d, extra in windows]
+    if rule != "NOTSET":
+        totals = [max(total, 0) for total in totals]  # windows smaller than their stride leave the result shorter
     return _divided(totals, larger_first=rule in ("SAME_LOWER", "NOTSET"))
 
 

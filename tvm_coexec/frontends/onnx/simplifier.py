@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from tvm_coexec.errors import ModelError, in_one_line
 from tvm_coexec.frontends.trace import Source, check_size, claim_name
 
-from .nodes import with_explicit_padding
+from .nodes import with_explicit_padding, without_empty_windows
 from .values import (
     DOMAINS,
     DTYPES,
@@ -189,6 +189,9 @@ class Simplifier:
                 raise ModelError(_unknown_type(source, inferred.get(name)))
             if known.dtype == "float16" and not keep_half:
                 known = ValueType("float32", known.shape)
+            if len(known.shape) > 2:
+                shape = without_empty_windows(node, self.model.types[node.input[0]].shape, known.shape)
+                known = ValueType(known.dtype, shape)
             self.model.types[name] = known
         for name in filter(None, node.output):
             known = self.model.types[name]

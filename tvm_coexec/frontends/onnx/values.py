@@ -149,3 +149,8 @@ def source_of(node: NodeProto) -> Source:
     if node.name:
         return Source(operator, node.name, "node")
     return Source(operator, next(iter(filter(None, node.output)), ""), "output")
+
+
+def rounds_up(node: NodeProto) -> bool:
+    """Whether a pooling's last windows may reach beyond the padding."""
+    return node.op_type in ("AveragePool", "LpPool", "MaxPool") and bool(attributes(node).get("ceil_mode", 0))
