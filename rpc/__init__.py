@@ -1,1 +1,1 @@
-"""Measuring on devices, here or elsewhere, through TVM's RPC tracker."""
+"""Devices, here or elsewhere, are measured through TVM's RPC tracker."""

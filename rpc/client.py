@@ -24,6 +24,7 @@ from .stock import StockDevice
 
 SESSION_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 20.0
+"""How long a device is lent, and waited for: a layer's measurement takes seconds, and its session has to outlast it."""
 
 _RETURN_TIMEOUT_S = 120.0
 """How long a device that was there is waited for: its server, or its tracker, may be started anew, or stand still."""

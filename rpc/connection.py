@@ -27,6 +27,7 @@ from .lease import Lease
 _Result = TypeVar("_Result")
 
 _CONNECT_TIMEOUT_S = 10.0
+"""Enough for a phone on a busy wireless network."""
 
 _LINK = (
     (socket.TCP_KEEPIDLE, 10),
@@ -167,7 +168,7 @@ def watch_link(host: str, port: int) -> None:
 
 
 def _connections() -> Iterator[tuple[socket.socket, tuple[str, int]]]:
-    """This process's connections by TCP, whoever opened them, with address and port of the other side."""
+    """List this process's TCP connections, whoever opened them, with address and port of the other side."""
     for entry in list(Path("/proc/self/fd").iterdir()):
         with contextlib.suppress(OSError):  # it is closed by now, or is connected to nobody
             descriptor = int(entry.name)

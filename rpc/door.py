@@ -20,6 +20,7 @@ _MOST_GREETINGS = 64
 """Connections that may be about to say who they are; more push out the oldest."""
 
 _MOST_KEY_BYTES = 4096
+"""A client says its key first: whoever says more is none of TVM's."""
 _HEADER = struct.Struct("<ii")
 _TIMEOUT_OPTION = "-timeout="
 

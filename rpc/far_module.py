@@ -22,6 +22,7 @@ from tvm_coexec.verification import checking
 from .far_runtime import FarRuntime
 
 _SHORT_RUN_US = 1000
+"""A run of warming up is taken to last so long, since the device is asked for a time instead of a number."""
 _OPERANDS, _RESULT = "operands.raw", "result.raw"
 
 
@@ -85,7 +86,7 @@ class FarLoaded:
         return self._specs[name]
 
     def view(self, name: str) -> np.ndarray:
-        """The elements of a tensor as kernels see them: ``[rows, channels]``, or ``[batch, h, w, channels]``."""
+        """View a tensor's elements as kernels see them: ``[rows, channels]``, or ``[batch, h, w, channels]``."""
         spec = self._specs[name]
         if name not in self._arrays:
             self._arrays[name] = np.zeros(spec.shape, spec.dtype)
@@ -110,7 +111,7 @@ class FarLoaded:
         self.publish([name])
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor's elements in its user's order."""
+        """Read a tensor's elements in its user's order."""
         self.view(name)
         return self._arrays[name]
 

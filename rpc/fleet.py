@@ -14,6 +14,7 @@ from .client import REQUEST_TIMEOUT_S, Session
 from .lease import TrackerAddress, TrackerConnection
 
 _SUMMARY_TIMEOUT_S = 20.0
+"""A tracker answers at once, unless its machine is busy or gone."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FleetDevice:
 
 
 def fleet(tracker: TrackerAddress) -> list[FleetDevice]:
-    """All devices of a tracker, ordered by key and address.
+    """List all devices of a tracker, ordered by key and address.
 
     Those that are free are borrowed, all of a key at once, since the tracker chooses which one it lends.
 

@@ -16,6 +16,7 @@ from typing import Any
 from tvm_coexec.errors import MeasurementError
 
 _CONNECT_TIMEOUT_S = 5.0
+"""A tracker that takes longer to be reached is taken to be gone."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class TrackerConnection:
         return sorted({str(info.get("key", "")).removeprefix("server:") for info in self._summary()["server_info"]})
 
     def registered(self) -> list[tuple[str, str]]:
-        """Key and address of each server, free or not."""
+        """List key and address of each server, free or not."""
         return sorted(
             (str(info["key"]).removeprefix("server:"), "{}:{}".format(*info["addr"]))
             for info in self._summary()["server_info"]

@@ -1,4 +1,4 @@
-"""The process behind :func:`tvm_coexec.rpc.tracker.local_tracker`: a tracker, and a server for a local device.
+"""This process is behind :func:`tvm_coexec.rpc.tracker.local_tracker`: a tracker, and a server for a local device.
 
 It reads the device to offer, if there is one, from standard input, answers with the tracker's port, and lives until
 standard input closes, which happens however its parent ends.

@@ -30,7 +30,9 @@ POLL_S = 0.2
 """How often to see that the processes that were started still run."""
 
 _PORTS = (9091, 9990)
+"""TVM's own first port, and the last that is tried."""
 _REGISTER_TIMEOUT_S = 30.0
+"""Loading TVM takes a server seconds, and a busy machine many of them."""
 
 _THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 

@@ -29,6 +29,9 @@ from .registration import Registration
 _PING_S = 2.0
 _PARENT_POLL_S = 1.0
 _RETRY_S = 0.5
+"""How often the tracker is asked whether it still knows the server, whether the server is still wanted, and whether a
+tracker that is gone has come back.
+"""
 
 _PARENT_DEATH_SIGNAL = 1
 """Linux's ``PR_SET_PDEATHSIG``."""

@@ -18,6 +18,7 @@ from .lease import TrackerAddress
 LOOPBACK = "127.0.0.1"
 
 _STOP_TIMEOUT_S = 10.0
+"""Afterwards the helper and what it started are killed."""
 
 
 def parse_tracker(text: str) -> TrackerAddress:
@@ -38,7 +39,7 @@ def check_beside_tracker(choice: DeviceChoice) -> None:
 
 
 def device_key(device: str | None) -> str:
-    """The key under which a server offers a device, unless the user chose another."""
+    """Make the key under which a server offers a device, unless the user chose another."""
     slug = re.sub(r"[^a-z0-9]+", "-", (device or "default").lower()).strip("-")
     return f"tvm-coexec-{slug}"
 

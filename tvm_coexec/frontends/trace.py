@@ -114,7 +114,7 @@ class Trace:
         return float(constant.reshape(())) if constant is not None and constant.size == 1 else None
 
     def collapsed(self, patterns: Iterable[Operation]) -> Trace:
-        """The trace with patterns in the places of the operations whose results they make."""
+        """Put patterns in the places of the operations whose results they make."""
         found = {pattern.output: pattern for pattern in patterns}
         operations = [
             replace(found[operation.output], parts=self._between(found[operation.output]))
@@ -125,7 +125,7 @@ class Trace:
         return replace(self, operations=self.without_unused(operations))
 
     def _between(self, pattern: Operation) -> tuple[Operation, ...]:
-        """The operations that lead from the inputs of a pattern to its result."""
+        """Find the operations that lead from the inputs of a pattern to its result."""
         needed, parts = {pattern.output}, []
         for operation in reversed(self.operations):
             if operation.output in needed:
@@ -155,6 +155,7 @@ def claim_name(name: str, taken: set[str]) -> str:
 
 
 _ELEMENT_BYTES = 4
+"""Of float32."""
 
 
 def check_size(shape: tuple[int, ...], owner: str) -> None:

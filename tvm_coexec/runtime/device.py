@@ -218,7 +218,7 @@ def _make(
     gpu_cores: tuple[int, ...] = (),
     notes: Iterable[str] = (),
 ) -> Device:
-    """The device with a context of its own."""
+    """Make the device with a context of its own."""
     import pyopencl as cl
 
     try:

@@ -1,4 +1,4 @@
-"""The C library that runs modules, for Python: the structures and functions of ``libcoexec/coexec.h``."""
+"""Python calls the C library that runs modules by the structures and functions of ``libcoexec/coexec.h``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ _ERRORS: dict[int, type[Exception]] = {
 """What is raised for each status."""
 
 MECHANISMS = {"svm": 1, "event": 2, "mapped": 4}
+"""As ``coexec.h`` numbers them."""
 TIMELINE, CHAIN = 1, 2
+"""Flags of a program, as ``coexec.h`` numbers them."""
 ACTIONS = ("enqueue", "call", "signal", "wait", "transfer", "kernel", "signal_wait")
 
 _pointer, _size, _int, _long, _text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32, ctypes.c_int64, ctypes.c_char_p

@@ -88,7 +88,7 @@ def _sizes(values: list[Value], shape: tuple[int, ...]) -> _Sizes | None:
 
 
 def _image(groups: list[list[int]], extents: tuple[int, ...], channel_axis: int) -> Image:
-    """Axes put together as batch, height and width, fewer than three behind ones."""
+    """Put axes together as batch, height and width, fewer than three behind ones."""
     sizes = [math.prod(extents[index] for index in group) for group in groups]
     batch, h, w = (*(1,) * (3 - len(sizes)), *sizes)
     return batch, h, w, extents[channel_axis]

@@ -28,7 +28,7 @@ def add(state: State, operation: Operation) -> bool:
 
 
 def add_conv1d(state: State, operation: Operation) -> None:
-    """A convolution of an image of one line."""
+    """Add a convolution of an image of one line."""
     name, constant = operation.inputs
     weights = _weights(state, operation, constant)
     value = fuse_moves.with_channels_second(state, state.value(name, operation.source), operation.source)

@@ -206,7 +206,7 @@ class Fuser(State):
         return [array.astype(np.float64) for array in arrays if array is not None]
 
     def _add_with_constant(self, operation: Operation) -> None:
-        """Arithmetic of an activation and a constant: an affine function, a limit, or a square."""
+        """Add arithmetic of an activation and a constant: an affine function, a limit, or a square."""
         name, number = operation.inputs[0], self.trace.scalar(operation.inputs[1])
         if operation.op == "power":
             if number != 2:
@@ -223,7 +223,7 @@ class Fuser(State):
             self._add_affine(operation)
 
     def _add_affine(self, operation: Operation) -> None:
-        """A sum, difference, product or quotient of an activation and a constant."""
+        """Add a sum, difference, product or quotient of an activation and a constant."""
         first_is_constant = operation.inputs[0] in self.trace.constants
         name, constant = operation.inputs[::-1] if first_is_constant else operation.inputs
         value = self.value(name, operation.source)
@@ -270,7 +270,7 @@ class Fuser(State):
         self.set(operation, draft, values[0])
 
     def _equal_operands(self, operation: Operation) -> list[Value]:
-        """Two activations of one shape, seen in the same way."""
+        """See two activations of one shape in the same way."""
         source = operation.source
         values = [self.materialised(name, source) for name in operation.inputs]
         first, second = values
@@ -286,7 +286,7 @@ class Fuser(State):
         return values
 
     def _per_channel(self, constant: str, value: Value, operation: Operation) -> np.ndarray:
-        """A constant operand as one float64 number a channel."""
+        """Give a constant operand as one float64 number a channel."""
         array = self.trace.constants[constant]
         vector = value.per_channel(array)
         if vector is None or math.prod(self.shape_of(operation)) != math.prod(value.shape):

@@ -34,7 +34,7 @@ def _add_conv2d(state: State, operation: Operation) -> None:
 
 
 def add_convolution(state: State, operation: Operation, value: Value, weights: np.ndarray) -> None:
-    """A convolution of a value, which the operation's attributes describe."""
+    """Add a convolution of a value, which the operation's attributes describe."""
     source, attributes = operation.source, operation.attributes
     batch, h, w, channels = value.read_as_image(source)
     padding = tuple(a + b for a, b in zip(attributes["padding"], value.padding, strict=True))

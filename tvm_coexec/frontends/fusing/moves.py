@@ -66,7 +66,7 @@ def settle(state: State, name: str) -> None:
 
 
 def add_padding(state: State, operation: Operation) -> None:
-    """Constants around a value, along any of its axes."""
+    """Add constants around a value, along any of its axes."""
     attributes = operation.attributes
     root = _root(state, operation, operation.inputs[0])
     if len(attributes["before"]) != len(root.shape):

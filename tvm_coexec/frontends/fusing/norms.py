@@ -71,7 +71,7 @@ def _image(value: Value, groups: int, source: Source) -> Image:
 
 
 def _for_channels(state: State, name: str, value: Value, groups: int, source: Source) -> np.ndarray:
-    """A factor or summand as one number for each channel."""
+    """Give a factor or summand as one number for each channel."""
     array, channels = state.trace.constants.get(name), value.tensor.channels
     if array is None or array.size not in (groups, channels) or channels % groups:
         raise ModelError(f"{source} must have a constant scale and shift for each channel")

@@ -71,7 +71,7 @@ def add_attention(state: State, operation: Operation) -> None:
 
 
 def _mask(state: State, name: str, size: tuple[int, int], source: Source) -> DraftTensor:
-    """The tensor of a computed mask: rows of keys."""
+    """Give the tensor of a computed mask: rows of keys."""
     refusal = ModelError(f"{source} has a mask that others read in another way; let all read rows of keys")
     value = state.concrete(name)
     if not value.channels_last or (value.tensor.rows, value.tensor.channels) != size:
@@ -132,7 +132,7 @@ def add_slice(state: State, operation: Operation) -> None:
 
 
 def add_constant_rows(state: State, operation: Operation) -> None:
-    """A concatenation of rows with constant ones, in either order."""
+    """Add a concatenation of rows with constant ones, in either order."""
     source, axis = operation.source, operation.attributes["axis"]
     names = [name for name in operation.inputs if name not in state.trace.constants]
     if len(names) != 1:
@@ -159,7 +159,7 @@ def add_constant_rows(state: State, operation: Operation) -> None:
 
 
 def row_summand(state: State, operation: Operation) -> tuple[str, np.ndarray] | None:
-    """The activation and the constant of a sum with one number for each row and channel, of each item or of all.
+    """Find the activation and the constant of a sum of one number for each row and channel, of each item or of all.
 
     The constant has a row for each pixel where the model sees channels before pixels. Of a difference with the
     constant first, the activation is yet to be negated.

@@ -79,7 +79,7 @@ class State:
         draft.params = {constant_name(index): array for index, array in enumerate(opaque.constants)}
 
     def new_map(self, value: Value, source: Source) -> Draft:
-        """A layer that changes nothing yet."""
+        """Make a layer that changes nothing yet."""
         tensor = value.tensor
         layer = RowWise("map", tensor.rows, tensor.channels)
         draft = self.new_draft(layer, tensor, value.shape, tensor.channels, source)
@@ -176,7 +176,7 @@ class State:
         return value
 
     def _padded(self, value: Value) -> Value:
-        """The value with its padding written out by Relax."""
+        """Have Relax write out the padding of a value."""
         from tvm import relax
 
         from tvm_coexec.frontends.relax.opaque import written

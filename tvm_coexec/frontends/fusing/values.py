@@ -14,6 +14,7 @@ from tvm_coexec.graph import Image
 from .drafts import Affine, DraftTensor, trailing_axes
 
 NO_PADDING = (0, 0, 0, 0)
+"""Top, left, bottom, right."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""ONNX models: read, checked, simplified, and imported by TVM's operators and our own."""
+"""ONNX models are read, checked, simplified, and imported by TVM's operators and our own."""

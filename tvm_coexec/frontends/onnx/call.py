@@ -42,7 +42,7 @@ class Call:
         return relax.const(np.asarray(array, dtype), dtype)
 
     def loops(self, compute: Callable[..., Any], *operands: relax.Expr) -> relax.Var:
-        """The result of tensor expressions, or of loops, as one operation."""
+        """Emit tensor expressions, or loops, as one operation."""
         return self.builder.emit(self.builder.call_te(compute, *operands))
 
     @property

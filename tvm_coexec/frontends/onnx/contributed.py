@@ -1,4 +1,4 @@
-"""Operators that ONNX Runtime's quantisation tools write into models: replaced by ONNX's own."""
+"""Operators that ONNX Runtime's quantisation tools write into models are replaced by ONNX's own."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _matmul(node: NodeProto, constants: dict[str, TensorProto]) -> Iterator[Node
 
 
 def _matmul_to_float(node: NodeProto, constants: dict[str, TensorProto]) -> Iterator[NodeProto]:
-    """A product of quantised matrices, in float32."""
+    """Multiply quantised matrices, in float32."""
     left, right, left_scale, right_scale, *rest = node.input
     left_zero, right_zero, bias = [*rest, "", "", ""][:3]
     yield from _scaled(node, [left, right, left_zero, right_zero], (left_scale, right_scale), bias)

@@ -15,6 +15,7 @@ from .simplifier import Handler, RulesError, Simplifier
 from .values import Meaning, Scope, attributes, axis_within, to_array
 
 _MOST_ITERATIONS = 4096
+"""A loop is written out, body by body: a model with more is refused rather than built for hours."""
 
 
 def body_results(
@@ -41,7 +42,7 @@ def set_outputs(node: NodeProto, meanings: Sequence[Meaning], scope: Scope) -> b
 def new_value(
     simplifier: Simplifier, op: str, inputs: Sequence[str], scope: Scope, source: Source, **values: object
 ) -> str:
-    """The result of one more node, or of a constant operation."""
+    """Add one more node, or a constant operation, and name its result."""
     inner = Scope(scope, source, scope.opset)
     inner.meanings |= {name: name for name in inputs}
     result = f"{source.name}/{op.lower()}"
@@ -152,7 +153,7 @@ def _loop(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
 
 
 def stacked(simplifier: Simplifier, items: list[str], axis: int, scope: Scope, source: Source) -> str:
-    """The items side by side along a new axis."""
+    """Stack the items side by side along a new axis."""
     if not items:
         raise ModelError(f"{source} runs not once, so that its outputs have no elements; leave it out of the model")
     rows = [unsqueezed(simplifier, item, axis, scope, source) for item in items]

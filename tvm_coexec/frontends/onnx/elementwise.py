@@ -118,7 +118,7 @@ def _is_crd(call: Call) -> bool:
 
 
 def _normalise_lengths(call: Call) -> Any:
-    """Elements over the sum of their absolute values, or over the root of the sum of squares; zeros stay zeros."""
+    """Divide elements by the sum of their absolute values, or by the root of the sum of squares; zeros stay zeros."""
     x, dtype = call.operand(0), call.type(0).dtype
     axis, power = call.attributes.get("axis", -1), call.attributes.get("p", 2)
     axis = axis_within(axis, len(call.type(0).shape), call.node.source)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 _OLDEST_OPSET = 7
+"""Before it, arithmetic broadcasts by attributes of its own."""
 
 _IR_WITHOUT_LISTED_CONSTANTS = 4
 """From this version on constants need not be inputs too; older files that break the rule mean the same."""

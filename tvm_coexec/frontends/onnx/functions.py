@@ -75,7 +75,7 @@ def _function_of(simplifier: Simplifier, node: NodeProto, schema: defs.OpSchema,
 
 
 def _with_attributes(node: NodeProto, given: dict[str, onnx.AttributeProto]) -> NodeProto:
-    """The node of a function with the caller's attributes in place of references to them."""
+    """Put the caller's attributes into a function's node in place of references to them."""
     copy = NodeProto()
     copy.CopyFrom(node)
     del copy.attribute[:]

@@ -1,4 +1,4 @@
-"""Simplified ONNX models as Relax modules: each node by a converter of our own or else by TVM's, its result checked."""
+"""Simplified ONNX models become Relax modules: each node by a converter of our own or else by TVM's, and checked."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def known_operation(node: NodeProto, source: Source, numbers: Mapping[str, np.nd
 def _step(
     kind: str, values: Mapping[str, Any], inputs: list[str], numbers: Mapping[str, np.ndarray], source: Source
 ) -> Known:
-    """A function of one value."""
+    """Convert a function of one value."""
     if kind in STEPS:
         op, names = STEPS[kind]
         given = tuple(values.get(name, default) for name, default in names)
@@ -91,7 +91,7 @@ def cut_range(node: NodeProto, numbers: Mapping[str, np.ndarray]) -> dict[str, i
 
 
 def _number(names: list[str], numbers: Mapping[str, np.ndarray], default: float, source: Source) -> float:
-    """The value of an optional operand."""
+    """Read the value of an optional operand."""
     if not names or not names[0]:
         return default
     if names[0] not in numbers:

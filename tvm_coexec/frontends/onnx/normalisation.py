@@ -1,4 +1,4 @@
-"""Normalisations, and lengths of windows, for tensors of any number of axes."""
+"""Normalisations, and lengths of windows, are written for tensors of any number of axes."""
 
 from __future__ import annotations
 

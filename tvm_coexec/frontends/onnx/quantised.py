@@ -41,7 +41,7 @@ def _given(operands: Sequence[relax.Expr | None]) -> list[relax.Expr]:
 
 
 def _rounded(value: Any, zero: Any, dtype: str) -> Any:
-    """The nearest whole number, counted from the zero point, within the type's range."""
+    """Round to the nearest whole number, counted from the zero point, within the type's range."""
     limits = np.iinfo(dtype)
     moved = tirx.nearbyint(value) + zero.astype("float32")
     bounded = tirx.max(tirx.min(moved, float(limits.max)), float(limits.min))
@@ -119,7 +119,7 @@ def _quantize_dynamically(call: Call) -> Any:
 
 
 def _centred(call: Call, position: int, zero_position: int, axis: int) -> relax.Expr:
-    """An operand as int32, less its zero point."""
+    """Subtract an operand's zero point, as int32."""
     shape = call.type(position).shape
     zero = call.operand(zero_position)
     by_axis = zero is not None and len(call.type(zero_position).shape) > 0
@@ -183,7 +183,7 @@ def _matmul_integer(call: Call) -> Any:
 
 
 def _requantised(call: Call, product: relax.Expr, positions: tuple[int, int, int, int], axis: int) -> relax.Expr:
-    """A product of integers on the result's scale; ``positions``: scales of operands and result, its zero point."""
+    """Scale a product of integers as the result is; ``positions``: scales of operands and result, its zero point."""
     left, right, own, zero_position = positions
     shape, dtype = call.result.shape, call.result.dtype
 

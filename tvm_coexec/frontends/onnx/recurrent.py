@@ -16,6 +16,7 @@ from tvm_coexec.errors import ModelError
 from .call import Call, Converter
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""Parts of the weights of each operator, side by side."""
 
 _DEFAULT_ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
@@ -100,7 +101,7 @@ def _direction(call: Call, x: relax.Expr, index: int, size: tuple[int, int, int]
     lstm = operator == "LSTM"
 
     def own(position: int, shape: tuple[int, ...]) -> relax.Expr | None:
-        """An optional operand's part for this direction."""
+        """Give an optional operand's part for this direction."""
         operand, array = call.operand(position), call.array(position)
         if array is not None:
             return call.constant(array[index].reshape(shape), dtype)
@@ -135,7 +136,7 @@ def _direction(call: Call, x: relax.Expr, index: int, size: tuple[int, int, int]
 
 
 def _transposed(call: Call, position: int, index: int) -> relax.Expr:
-    """The weights of a direction as ``[inputs, gates]``."""
+    """Transpose the weights of a direction to ``[inputs, gates]``."""
     array = call.array(position)
     if array is not None:
         return call.constant(np.ascontiguousarray(array[index].T), str(array.dtype))

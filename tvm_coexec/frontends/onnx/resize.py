@@ -105,7 +105,7 @@ def _is_known_to_relax(call: Call, axes: Mapping[int, _Axis]) -> bool:
 
 
 def _axes(call: Call) -> dict[int, _Axis]:
-    """What happens to each axis of the operand."""
+    """Say what happens to each axis of the operand."""
     shape, after = call.type(0).shape, call.result.shape
     rank, values = len(shape), call.attributes
     listed = [int(axis) % rank for axis in values.get("axes", range(rank))]

@@ -68,7 +68,7 @@ def _construct(simplifier: Simplifier, node: NodeProto, scope: Scope, source: So
 
 
 def _position(simplifier: Simplifier, node: NodeProto, index: int, count: int, scope: Scope, source: Source) -> int:
-    """A position in a sequence, counted from its start."""
+    """Count a position in a sequence from its start."""
     position = whole_number(simplifier, scope.find(node.input[index]), "a position in a sequence", source)
     if not -count <= position < count:
         raise ModelError(f"{source} takes element {position} of a sequence of {count}; export the model again")
@@ -138,7 +138,7 @@ def _split(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source
 
 
 def _map(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
-    """The body, once for each item of the first sequence."""
+    """Run the body once for each item of the first sequence."""
     body = attributes(node)["body"]
     inputs = [scope.find(name) for name in node.input]
     count = len(_items(node, scope, source))

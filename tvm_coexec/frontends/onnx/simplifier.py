@@ -167,7 +167,7 @@ class Simplifier:
         self.emit(renamed, scope, source=source)
 
     def renamed(self, node: NodeProto, scope: Scope, source: Source) -> NodeProto:
-        """The node with its inputs by their names in the simplified model, and with float32 for halves."""
+        """Rename a node's inputs to those of the simplified model, and write float32 for halves."""
         renamed = NodeProto()
         renamed.CopyFrom(node)
         self._widen(renamed)

@@ -71,7 +71,7 @@ def _drop_unread_outputs(graph: onnx.GraphProto, opset: int) -> None:
 
 
 def _read_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
-    """What nodes read, in their bodies too."""
+    """List what nodes read, in their bodies too."""
     for node in nodes:
         yield from node.input
         for attribute in node.attribute:

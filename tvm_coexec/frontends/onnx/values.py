@@ -79,7 +79,7 @@ def type_of(proto: TypeProto) -> ValueType | None:
 
 
 def type_of_array(array: np.ndarray) -> ValueType:
-    """The type of a constant."""
+    """Give the type of a constant."""
     return ValueType(str(array.dtype), array.shape)
 
 
@@ -101,7 +101,7 @@ def to_array(tensor: TensorProto) -> np.ndarray:
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Values of a node's attributes by name, strings decoded."""
+    """Read the values of a node's attributes by name, strings decoded."""
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     return {name: _decoded(value) for name, value in values.items()}
 

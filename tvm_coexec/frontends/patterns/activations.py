@@ -14,6 +14,7 @@ from tvm_coexec.frontends.trace import Operation, Trace
 _ARITHMETIC = ("add", "subtract", "multiply", "divide", "power")
 _SEARCH_DEPTH = 6
 _TOLERANCE = 1e-6
+"""Operations of the longest activation that models spell out, and how far its constants may be rounded."""
 
 Polynomial = dict[tuple[int, int], float]
 """Coefficients by the powers of ``x`` and of a function of ``x``."""

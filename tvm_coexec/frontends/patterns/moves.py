@@ -1,4 +1,4 @@
-"""Where the elements of a value come from, through any chain of reshapes, transposes and slices."""
+"""Elements of a value are followed to where they come from, through chains of reshapes, transposes and slices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Moved:
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Moved:
-        """The root itself."""
+        """Begin at the root itself."""
         return cls(tuple(((size, axis, 1),) for axis, size in enumerate(shape)), (0,) * len(shape))
 
     @property
@@ -71,7 +71,7 @@ class Moved:
         return replace(self, axes=(*self.axes[:axis], kept, *self.axes[axis + 1 :]), offsets=tuple(offsets))
 
     def padded(self, before: tuple[int, ...], after: tuple[int, ...]) -> Moved:
-        """The root with places beside it along each axis."""
+        """Give the root with places beside it along each axis."""
         sizes = zip(self.shape, before, after, strict=True)
         axes = tuple(((size + first + last, axis, 1),) for axis, (size, first, last) in enumerate(sizes))
         return Moved(axes, tuple(-first for first in before))

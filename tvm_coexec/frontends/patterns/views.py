@@ -1,4 +1,4 @@
-"""Values that show the elements of another one: chains of reshapes, transposes and slices that copy nothing."""
+"""Views are values that show the elements of another one: chains of reshapes, transposes and slices copy nothing."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _scaled(view: View, operation: Operation, trace: Trace) -> View | None:
 
 
 def scaling(operation: Operation, trace: Trace) -> tuple[str, float] | None:
-    """The value that an operation multiplies by a number, and the number."""
+    """Find the value that an operation multiplies by a number, and the number."""
     first, second = operation.inputs[0], operation.inputs[-1]
     number = trace.scalar(second)
     if operation.op == "divide" and number and first not in trace.constants:

@@ -26,7 +26,7 @@ def depth_to_space(x: relax.Expr, shape: Sequence[int], block: int, *, blocks_la
 
 
 def space_to_depth(x: relax.Expr, shape: Sequence[int], block: int, *, blocks_last: bool = False) -> relax.Expr:
-    """Blocks of pixels become blocks of channels: the inverse of :func:`depth_to_space`."""
+    """Turn blocks of pixels into blocks of channels: the inverse of :func:`depth_to_space`."""
     batch, channels, h, w = shape
     parts = relax.op.reshape(x, (batch, channels, h // block, block, w // block, block))
     moved = relax.op.permute_dims(parts, [0, 1, 3, 5, 2, 4] if blocks_last else [0, 3, 5, 1, 2, 4])

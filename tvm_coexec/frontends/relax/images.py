@@ -46,7 +46,7 @@ def concat_axis(call: relax.Call) -> int:
 
 
 def attributes(op: str, call: relax.Call, source: Source) -> dict[str, Any]:
-    """Attributes of an operation on images; none for other operations."""
+    """Read the attributes of an operation on images; none of other operations."""
     reader = {"conv2d": _conv2d, "pool": _pool, "concat": _concat, "batch_norm": _batch_norm, "pad": _pad}.get(op)
     return {} if reader is None else reader(call, source)
 

@@ -108,7 +108,7 @@ def trace_function(module: IRModule, naming: Naming) -> Trace:
 
 
 def bindings(function: relax.Function) -> list[relax.Binding]:
-    """Every binding of a function, in execution order."""
+    """List every binding of a function, in execution order."""
     return [binding for block in function.body.blocks for binding in block.bindings]
 
 

@@ -22,14 +22,14 @@ OPERATIONS = {
 
 
 def attributes(op: str, call: relax.Call, source: Source) -> dict[str, Any]:
-    """Attributes of an operation of this kind; none for other operations."""
+    """Read the attributes of an operation of this kind; none of other operations."""
     reader = {"cut": _cut, "resize": _resize, "conv1d": _conv1d, "conv2d_transpose": _transposed}.get(op)
     reader = _norm if op in ("group_norm", "instance_norm") else reader
     return {} if reader is None else reader(call, source)
 
 
 def _cut(call: relax.Call, source: Source) -> dict[str, Any]:
-    """Axis, first place and step of each cut, places counted from the start."""
+    """List axis, first place and step of each cut, places counted from the start."""
     axes, begins, _ends, *rest = (_numbers(argument, source) for argument in call.args[1:])
     shape = [int(size) for size in call.args[0].ty.shape.values]
     strides = rest[0] if rest else [1] * len(axes)
@@ -75,7 +75,7 @@ _FLOORS = (
 
 
 def _straight(before: int, after: int, mode: str, source: Source) -> tuple[float, float]:
-    """Factor and summand that make of an output's line its place among those of the input."""
+    """Compute factor and summand that make of an output's line its place among those of the input."""
     scale = float(np.float32(before) / np.float32(after))
     if mode == "align_corners":
         return (before - 1) / (after - 1), 0.0

@@ -11,7 +11,7 @@ _NAMED = {"ir.Var": ("name", "v"), "s_tir.SBlock": ("name_hint", "block")}
 
 
 def with_own_names(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The same loops, their variables and blocks counted through."""
+    """Write the same loops with their variables and blocks counted through."""
     if function.attrs is not None and "global_symbol" in function.attrs:
         function = function.without_attr("global_symbol")
     tree = json.loads(ir.save_json(function))

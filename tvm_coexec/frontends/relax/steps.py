@@ -37,7 +37,7 @@ _STRAIGHT = 17.0
 
 
 def limited(low: float, high: float) -> tuple[str, dict[str, Any]]:
-    """The operation, and its attributes, that limits a value to a range: without bounds, one that changes nothing."""
+    """Give the operation and attributes that limit a value to a range: without bounds, one that changes nothing."""
     if (low, high) == (-math.inf, math.inf):
         return "reshape", {}
     text = clip(low, high)

@@ -1,4 +1,4 @@
-"""Loops that choose boxes by their scores, and leave out those that overlap a better one."""
+"""These loops choose boxes by their scores, and leave out those that overlap a better one."""
 
 from __future__ import annotations
 

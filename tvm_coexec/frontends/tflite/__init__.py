@@ -1,1 +1,1 @@
-"""TFLite files: read and imported operator by operator."""
+"""TFLite files are read and imported operator by operator."""

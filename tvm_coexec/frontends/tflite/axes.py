@@ -1,4 +1,4 @@
-"""TFLite's operators that name axes or extents: reductions, slices, joins and reshapes."""
+"""TFLite's operators that name axes or extents are reductions, slices, joins and reshapes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .images import with_bias
 from .importer import Conversion
 
 _IMAGE_AXES = (1, 2)
+"""Lines and columns."""
 
 
 def _reduced(step: Conversion, make: Callable[..., relax.Expr]) -> relax.Expr:

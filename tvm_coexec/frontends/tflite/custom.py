@@ -1,4 +1,4 @@
-"""MediaPipe's own operators in TFLite files: a biased transposed convolution, and crops along found landmarks."""
+"""MediaPipe's own operators in TFLite files are a biased transposed convolution, and crops along found landmarks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VALID_PADDING = 2
 
 
 def _biased_transpose_conv(step: Conversion) -> relax.Expr:
-    """``Convolution2DTransposeBias`` of an image, weights and bias."""
+    """Convert ``Convolution2DTransposeBias`` of an image, weights and bias."""
     options = [int(number) for number in np.frombuffer(step.operator.custom_options[:12], np.int32)]
     shape, kernel = step.shape(0)[1:3], step.shape(1)[1:3]
     if len(options) == 3:
@@ -127,12 +127,12 @@ def _numbers_at(landmarks: relax.Expr, positions: list[int]) -> relax.Expr:
 
 
 def _plane(landmarks: relax.Expr) -> relax.Expr:
-    """The first two numbers of each row."""
+    """Take the first two numbers of each row."""
     return relax.op.strided_slice(landmarks, [1], [0], [2])
 
 
 def _part(step: Conversion, begin: int, end: int) -> relax.Expr:
-    """Columns of the two rows of a matrix that make x and y."""
+    """Take columns of the two rows of a matrix that make x and y."""
     matrix = relax.op.reshape(step.operand(1), (4, 4))
     return relax.op.strided_slice(matrix, [0, 1], [0, begin], [2, end])
 

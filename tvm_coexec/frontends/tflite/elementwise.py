@@ -16,7 +16,7 @@ from .importer import Conversion
 
 
 def activated(value: relax.Expr, options: Any) -> relax.Expr:
-    """The value after the activation that an operator's options ask for."""
+    """Apply the activation that an operator's options ask for."""
     kind = 0 if options is None else options.FusedActivationFunction()
     if kind == tflite.ActivationFunctionType.NONE:
         return value
@@ -24,7 +24,7 @@ def activated(value: relax.Expr, options: Any) -> relax.Expr:
 
 
 def clipped(value: relax.Expr, low: float, high: float) -> relax.Expr:
-    """The value, limited to a range."""
+    """Limit the value to a range."""
     return relax.op.clip(value, low, high)
 
 

@@ -171,7 +171,7 @@ class TfliteFile:
         self.is_resized = False
 
     def inner(self, number: int) -> TfliteFile:
-        """Another graph of the file."""
+        """Open another graph of the file."""
         return TfliteFile(self.path, number, self.content)
 
     def bind_inputs(self, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike]) -> None:
@@ -288,7 +288,7 @@ def _quantisation(native: Any, dtype: str) -> Quantisation | None:
 
 
 def _nibbles(data: np.ndarray) -> np.ndarray:
-    """Signed numbers of four bits, the lower half of each byte first."""
+    """Read signed numbers of four bits, the lower half of each byte first."""
     pairs = np.stack([data & 15, data >> 4], axis=-1).reshape(-1).astype(np.int8)
     return np.where(pairs > 7, pairs - 16, pairs).astype(np.int8)
 
@@ -356,7 +356,7 @@ def _dense(sparsity: Any, elements: np.ndarray, shape: tuple[int, ...]) -> np.nd
 
 
 def _vector(level: Any, name: str) -> np.ndarray:
-    """Numbers of a level, in the type that the file chose for them."""
+    """Read the numbers of a level, in the type that the file chose for them."""
     kinds = {code: kind for kind, code in vars(tflite.SparseIndexVector).items() if isinstance(code, int)}
     table, vector = getattr(level, name)(), getattr(tflite, kinds[getattr(level, f"{name}Type")()])()
     vector.Init(table.Bytes, table.Pos)

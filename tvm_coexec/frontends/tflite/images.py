@@ -1,4 +1,4 @@
-"""TFLite's operators on images, written with channels first: convolutions, pooling, resizing, and moved pixels."""
+"""TFLite's operators on images are written with channels first: convolutions, pooling, resizing, and moved pixels."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class Importer:
         return self.file.tensors[index].constant
 
     def value(self, index: int) -> relax.Expr:
-        """A tensor in the file's order of axes."""
+        """Give a tensor in the file's order of axes."""
         if index not in self.in_file_order:
             self.in_file_order[index] = self._value(self.file.tensors[index])
         return self.in_file_order[index]
@@ -164,7 +164,7 @@ class Importer:
         return self.channels_first[index]
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """The extents of a tensor in the file's order of axes."""
+        """Give the extents of a tensor in the file's order of axes."""
         if index in self.channels_first and index not in self.in_file_order:
             shape = static_type(self.channels_first[index].ty, self.file.tensors[index].name)[0]
             return tuple(shape[axis] for axis in _CHANNELS_LAST)
@@ -309,7 +309,7 @@ class Conversion:
         return [self.operand(position) for position in range(len(self.operator.inputs))]
 
     def shape(self, position: int) -> tuple[int, ...]:
-        """Extents of an operand in the file's order of axes."""
+        """Give the extents of an operand in the file's order of axes."""
         return self.importer.shape(self.operator.inputs[position])
 
     def constant(self, position: int) -> np.ndarray:
@@ -332,7 +332,7 @@ class Conversion:
         return self.integers(1) if self.has(1) else [options.NewShape(i) for i in range(options.NewShapeLength())]
 
     def moved(self, position: int, axes: Sequence[int]) -> relax.Expr:
-        """An operand, such as weights, with its axes in another order than the file's."""
+        """Bring an operand, such as weights, to another order of axes than the file's."""
         index = self.operator.inputs[position]
         array = self.importer.constant(index)
         if array is None:

@@ -43,7 +43,7 @@ def _gather_nd(step: Conversion) -> relax.Expr:
 
 
 def _scatter_nd(step: Conversion) -> relax.Expr:
-    """Rows added to zeros, at the places that come first."""
+    """Add rows to zeros, at the places that come first."""
     dtype = step.tensor(1).dtype
     zeros = relax.const(np.zeros(step.integers(2), dtype), dtype)
     return relax.op.scatter_nd(zeros, relax.op.astype(step.operand(0), "int64"), step.operand(1), "add")

@@ -1,4 +1,4 @@
-"""TFLite's long short-term memory, written step by step."""
+"""TFLite's long short-term memory is written step by step."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _real_spectrum(step: Conversion) -> relax.Expr:
 
 
 def _waves(length: int, kept: int, indices: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of the first ``kept`` frequencies of a length, at the first places; 0 beyond the length."""
+    """Compute cosines and sines of a length's first ``kept`` frequencies, at the first places; 0 beyond the length."""
     turns = np.outer(np.arange(indices), np.arange(kept)) % length / length
     inside = (np.arange(indices) < length)[:, None]
     return inside * np.cos(2 * np.pi * turns), inside * np.sin(2 * np.pi * turns)

@@ -1,4 +1,4 @@
-"""TVM's importer of exported programs, mended: it folds constants by torch, checks types, and names what it refuses."""
+"""TVM's importer of exported programs is mended here: it folds constants by torch, checks types, and names refusals."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Importer(ExportedProgramImporter):
         self.folded = _folded(program, self.parameters)
 
     def module(self) -> IRModule:
-        """The Relax module of the program.
+        """Make the Relax module of the program.
 
         Raises
         ------
@@ -182,7 +182,7 @@ class Importer(ExportedProgramImporter):
 
 
 def _arguments_in_order(node: fx.Node) -> fx.Node:
-    """The node, its positional arguments all given by position: TVM's converters look for them nowhere else."""
+    """Give all positional arguments of a node by position: TVM's converters look for them nowhere else."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not node.kwargs:
         return node
@@ -218,7 +218,7 @@ def _folded(program: ExportedProgram, parameters: dict[fx.Node, Any]) -> dict[fx
 
 
 def _parameters(program: ExportedProgram) -> Any:
-    """The placeholders of parameters, buffers and constants, each with its tensor."""
+    """List the placeholders of parameters, buffers and constants, each with its tensor."""
     targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target is not None}
     for node in program.graph.nodes:
         target = targets.get(node.name) if node.op == "placeholder" else None
@@ -238,7 +238,7 @@ def _can_fold(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
 
 
 def _with_values(arguments: Any, known: dict[fx.Node, Any]) -> Any:
-    """Arguments with the values of nodes in their places."""
+    """Put the values of nodes into arguments in their places."""
     from torch.fx.node import map_arg
 
     return map_arg(arguments, known.__getitem__)

@@ -163,7 +163,7 @@ def _instance_norm(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 def _batch_norm(node: fx.Node, importer: Importer) -> list[relax.Expr]:
-    """A product and a sum with constants, for tensors of any number of axes."""
+    """Multiply by constants and add constants, for tensors of any number of axes."""
     x, epsilon = importer.env[node.args[0]], float(node.args[6])
     defaults = (1.0, 0.0, 0.0, 1.0)
     gamma, beta, mean, variance = (
@@ -208,7 +208,7 @@ def _elu(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 def _reduction(reduce: Callable[..., relax.Expr]) -> Callable[[Any, Importer], relax.Expr]:
-    """A converter of an operator with the arguments ``dim`` and ``keepdim``."""
+    """Make a converter of an operator with the arguments ``dim`` and ``keepdim``."""
 
     def convert(node: fx.Node, importer: Importer) -> relax.Expr:
         x, axes, keep = _arguments(node, importer, None, False)
@@ -234,7 +234,7 @@ def _top_k(node: fx.Node, importer: Importer) -> list[relax.Expr]:
 
 
 def _sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
-    """All numbers of an axis, from the least or the largest on; equal ones stay in their order."""
+    """Sort all numbers of an axis, from the least or the largest on; equal ones stay in their order."""
     x, axis, descending = _arguments(node, importer, -1, False)
     return _extremes(importer, x, int(x.ty.shape[axis]), axis, bool(descending))
 
