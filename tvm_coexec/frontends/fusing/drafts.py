@@ -206,7 +206,7 @@ class Draft:
             self.append_constant("bias", shift)
 
     def append_constant(self, step: str, values: np.ndarray) -> None:
-        """A step with a constant for each channel."""
+        """Append a step with a constant for each channel."""
         self.append(step)
         self.params[step_operands(self.epilogue)[-1] or step] = values
 

@@ -137,7 +137,7 @@ def _scatter_nd(call: Call) -> Any:
 
 
 def _scattered(call: Call, indices: relax.Expr, write: Callable[..., None]) -> relax.Expr:
-    """A copy of the first operand, in which loops change some elements."""
+    """Copy the first operand, and change some elements by loops."""
     combine = _COMBINE[call.attributes.get("reduction", "none")]
 
     def statement(data: Any, given: Any, updates: Any, output: Any) -> Any:
@@ -161,7 +161,7 @@ def _scattered(call: Call, indices: relax.Expr, write: Callable[..., None]) -> r
 
 
 def unravelled(address: Any, shape: Sequence[int]) -> list[Any]:
-    """The index of an element by its address in elements."""
+    """Compute the index of an element by its address in elements."""
     index = []
     for position, extent in enumerate(shape):
         index.append(address // math.prod(shape[position + 1 :]) % extent)
@@ -169,7 +169,7 @@ def unravelled(address: Any, shape: Sequence[int]) -> list[Any]:
 
 
 def _pool_regions(call: Call) -> Any:
-    """Averages of regions. Maxima are ONNX's of weighted corners, which Relax's operator does not take.
+    """Average regions. Maxima are ONNX's of weighted corners, which Relax's operator does not take.
 
     Half a pixel is one of the image, while Relax scales all that it is given: TVM's converter moves boxes too far.
     A box that ends before it begins has no points to take where their number is the box's own.
