@@ -82,6 +82,18 @@ def test_activations(activation: str, n: int, device: Device) -> None:
         check(result, expected)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "erf"])
+def test_small_numbers_keep_their_digits(activation: str, device: Device) -> None:
+    """Of what networks do again and again, such as a thousand times, errors grow where results vanish."""
+    layer = RowWise("map", 16, 64, epilogue=(activation,))
+    signs = np.random.default_rng(0).choice([-1, 1], (16, 64))
+    x = (signs * np.geomspace(1e-30, 30, 16 * 64).reshape(16, 64)).astype(np.float32)
+    expected = evaluate(layer, {"input": x.astype(np.float64)})
+    for result in of_every_split(layer, device, {"x": x}):
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
+        assert np.abs(result).max() == 1
+
+
 @pytest.mark.parametrize("kind", ["softmax", "layer_norm"])
 @pytest.mark.parametrize("n", slow_except([64, 70], 1))
 def test_rows(kind: str, n: int, device: Device) -> None:
