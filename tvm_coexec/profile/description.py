@@ -10,7 +10,7 @@ from tvm_coexec.errors import FileFormatError, cannot_read
 from tvm_coexec.files import is_vacant, read_json
 
 from .rows import damaged
-from .store import VERSION
+from .schema import VERSION
 
 FORMAT, DESCRIPTION = "tvm-coexec profile", "profile.json"
 

@@ -22,7 +22,8 @@ from tvm_coexec.layers import GENERATOR_VERSION
 
 from .description import DESCRIPTION, FORMAT, read_description
 from .records import Candidate, Point, Sample, VariantSets
-from .store import VERSION, Run, SampleStore, now
+from .schema import VERSION
+from .store import Run, SampleStore, now
 from .trial_runs import TrialRun
 
 DATABASE = "samples.sqlite"

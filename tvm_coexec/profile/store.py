@@ -22,10 +22,8 @@ from tvm_coexec.layers import GENERATOR_VERSION, AnyLayer, Variant
 from .locks import lockers
 from .records import Candidate, Point, Sample, VariantSets
 from .rows import candidate_key, damaged, half_key, kernel_of_row, sample_of_row
+from .schema import SCHEMA, fault_of
 from .trial_runs import TrialRun
-
-VERSION = 8
-"""Counts up with every change of the tables; a file of another version is refused."""
 
 _FAILURES_LAST = timedelta(days=7)
 """A candidate that failed is tried again after this time: what failed may have been the machine."""
@@ -35,46 +33,6 @@ _ORIGIN_FACTS = ("name", "cpu_model", "driver_version", "mechanism")
 
 _BUSY_TIMEOUT_S, _BUSY_TIMEOUT_OF_RUNS_S = 4.0, 30.0
 """How long others' locks are waited for: somebody waits for who opens a profile, and a tuning would lose hours."""
-_SCHEMA = f"""
-PRAGMA user_version = {VERSION};
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    started TEXT NOT NULL,           -- ISO 8601, UTC
-    generator INTEGER NOT NULL,      -- version of what made the kernels
-    facts TEXT NOT NULL              -- JSON: the device, its driver, the libraries
-);
-CREATE TABLE samples (
-    id INTEGER PRIMARY KEY,
-    run INTEGER NOT NULL REFERENCES runs (id),
-    measured TEXT NOT NULL,          -- ISO 8601, UTC
-    layer TEXT NOT NULL,             -- JSON
-    side TEXT NOT NULL CHECK (side IN ('cpu', 'gpu')),
-    variant TEXT NOT NULL,           -- JSON: this side's
-    units INTEGER NOT NULL,
-    other_variant TEXT,              -- JSON: the other side's; NULL where this side was measured alone
-    other_units INTEGER NOT NULL,
-    latency_us TEXT NOT NULL,        -- JSON: every repetition
-    canary_us REAL NOT NULL          -- what the side took for the canary before and after, the less; 0: none ran
-);
-CREATE INDEX samples_by_half ON samples (layer, side, variant, units, other_units);
-CREATE TABLE failures (
-    id INTEGER PRIMARY KEY,
-    run INTEGER NOT NULL REFERENCES runs (id),
-    failed TEXT NOT NULL,            -- ISO 8601, UTC
-    layer TEXT NOT NULL,             -- JSON
-    cpu_variant TEXT NOT NULL,       -- JSON
-    gpu_variant TEXT NOT NULL,       -- JSON
-    message TEXT NOT NULL
-);
-CREATE INDEX failures_by_candidate ON failures (layer, cpu_variant, gpu_variant);
-CREATE TABLE trial_runs (
-    id INTEGER PRIMARY KEY,
-    run INTEGER NOT NULL REFERENCES runs (id),
-    ran_at TEXT NOT NULL,            -- ISO 8601, UTC
-    network TEXT NOT NULL,           -- what names it
-    content TEXT NOT NULL            -- JSON: the plan, and every repetition of the runs and of their halves
-);
-"""
 
 
 @dataclass(frozen=True)
@@ -132,7 +90,7 @@ class SampleStore:
             raise damaged(path, error) from None
         self._database.text_factory = bytes.decode  # sqlite3's own error of text that is none looks like a full disk's
         try:
-            fault = _fault(self._database)
+            fault = fault_of(self._database)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             fault = str(error)
         if fault is not None:
@@ -143,7 +101,7 @@ class SampleStore:
     def create(path: Path) -> None:
         """Make an empty database."""
         database = sqlite3.connect(path)
-        database.executescript(_SCHEMA)
+        database.executescript(SCHEMA)
         database.close()
 
     def close(self) -> None:
@@ -393,15 +351,3 @@ def _compiler(facts: Mapping[str, Any]) -> str | None:
 def now() -> str:
     """Tell the time of day as ISO 8601, UTC."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _fault(database: sqlite3.Connection) -> str | None:
-    state: str = database.execute("PRAGMA quick_check(1)").fetchone()[0]  # the first fault alone, below a heading
-    if state != "ok":
-        return state.splitlines()[-1]
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
-        return f"its version is {version} instead of {VERSION}"
-    tables = {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    missing = {"runs", "samples", "failures", "trial_runs"} - tables
-    return f"it has no table {', '.join(sorted(missing))}" if missing else None

@@ -1,4 +1,4 @@
-"""Matrix products with factors and summands."""
+"""These operators multiply matrices, with factors and summands."""
 
 from __future__ import annotations
 

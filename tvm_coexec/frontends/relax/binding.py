@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def bound(
     module: IRModule, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike]
 ) -> tuple[IRModule, dict[str, np.ndarray]]:
-    """The module with numbers in place of the dimensions that the shapes fix, and of parameters; these, too."""
+    """Put numbers in the places of the dimensions that the shapes fix, and of parameters; give these, too."""
     parameters = {parameter.name: parameter for parameter in module["main"].params}
     numbers: dict[Any, int] = {}
     arrays = check_values(values, parameters)
