@@ -155,7 +155,7 @@ def test_another_kernel_than_the_first_is_chosen_where_it_is_predicted_to_gain_m
         chosen = planner().plan_split("fc", layer, layer.units).cpu
         chosen_first.append(chosen == first)
         if chosen != first:
-            assert 1.05 * best_time_of(layer, chosen) <= best_time_of(layer, first)
+            assert 1.1 * best_time_of(layer, chosen) <= best_time_of(layer, first)
     assert any(chosen_first) and not all(chosen_first)
 
 
@@ -170,7 +170,7 @@ def test_a_variant_that_failed_on_the_layer_is_never_chosen():
     failed = {("cpu", layer): frozenset({chosen.cpu}), ("gpu", layer): frozenset({chosen.gpu})}
     other = planner(failed=failed).plan_split("fc", layer, 12)
     assert other.cpu != chosen.cpu and other.gpu != chosen.gpu
-    assert 1.05 * other.total_us >= chosen.total_us
+    assert 1.1 * other.total_us >= chosen.total_us
 
 
 def test_a_layer_takes_longer_in_a_network_and_alone_it_does_not():
