@@ -13,9 +13,8 @@ from tvm_coexec.module.package import Package
 from tvm_coexec.module.table import block_numbers
 from tvm_coexec.module.tensors import Source, TensorSpec
 from tvm_coexec.runtime.library import ACTIONS
-from tvm_coexec.runtime.module import Benchmark
 from tvm_coexec.timing import layers
-from tvm_coexec.timing.layers import Event, StepTimes, check_runs
+from tvm_coexec.timing.layers import Benchmark, Event, StepTimes, check_runs
 from tvm_coexec.timing.programs import Span
 from tvm_coexec.verification import checking
 

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "compiler": {"planning", "graph", "schedules", "module", "runtime", "machine"},
     "runtime": {"module", "graph", "planning", "timing", "verification", "machine", "opencl", "bench"},
     "verification": {"runtime", "timing", "module", "graph", "schedules", "frontends", "compiler"},
-    "bench": {"runtime", "machine", "opencl"},
+    "bench": {"runtime", "timing", "machine", "opencl"},
     "report": {"runtime", "timing", "module", "planning"},
     "rpc": {
         "runtime",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from tvm_coexec.runtime.module import Benchmark
+    from tvm_coexec.timing.layers import Benchmark
 
 _RUNS, _WARM_UPS = 15, 20
 """The latter take 4 ms or more: cores that were idle take up to twice as long at first."""

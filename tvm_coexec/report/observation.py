@@ -10,7 +10,8 @@ import numpy as np
 from tvm_coexec.errors import KernelError
 from tvm_coexec.module.usage import MemoryUse
 from tvm_coexec.planning.plan import Plan
-from tvm_coexec.runtime.module import Benchmark, Event, Module
+from tvm_coexec.runtime.module import Module
+from tvm_coexec.timing.layers import Benchmark, Event
 
 COMPUTES = frozenset({"call", "kernel"})
 """Kinds of events in which a side does work of the network."""

@@ -6,7 +6,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -19,7 +19,7 @@ from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package, open_file
 from tvm_coexec.module.usage import MemoryUse, activation_bound_bytes
 from tvm_coexec.timing import layers
-from tvm_coexec.timing.layers import Event, StepTimes, check_runs
+from tvm_coexec.timing.layers import Benchmark, Event, StepTimes, check_runs
 from tvm_coexec.verification import checking
 
 from .device import Device, open_device
@@ -33,23 +33,6 @@ _LONGEST_TIMEOUT_S = 1e6
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Latencies of whole runs, inputs and outputs staying where they are."""
-
-    latency_us: tuple[float, ...]
-    threads_ran_on: tuple[int | None, ...] = ()
-    """See :meth:`Device.threads_ran_on`."""
-
-    @property
-    def median_us(self) -> float:
-        return float(np.median(self.latency_us))
-
-    def __str__(self) -> str:
-        low, high = np.percentile(self.latency_us, [10, 90])
-        return f"{self.median_us:.1f} us (10 %: {low:.1f}, 90 %: {high:.1f}, {len(self.latency_us)} runs)"
 
 
 def _in_turn(

@@ -25,6 +25,23 @@ _WARM_UP_NS = 3_000_000
 """For so long a program runs before the run that counts: cores that were idle take up to twice as long at first."""
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """Latencies of whole runs, inputs and outputs staying where they are."""
+
+    latency_us: tuple[float, ...]
+    threads_ran_on: tuple[int | None, ...] = ()
+    """See :meth:`Device.threads_ran_on`."""
+
+    @property
+    def median_us(self) -> float:
+        return float(np.median(self.latency_us))
+
+    def __str__(self) -> str:
+        low, high = np.percentile(self.latency_us, [10, 90])
+        return f"{self.median_us:.1f} us (10 %: {low:.1f}, 90 %: {high:.1f}, {len(self.latency_us)} runs)"
+
+
 @dataclass
 class Event:
     """One thing that a side did in a run, for the timeline; times from the start of the run."""
