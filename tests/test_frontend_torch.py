@@ -54,6 +54,24 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "unfold": (lambda x: F.unfold(x, 3, padding=1), (random_tensor(1, 2, 6, 4),)),
     "nearest": (lambda x: F.interpolate(x, scale_factor=2), (random_tensor(1, 2, 3, 4),)),
     "bilinear": (lambda x: F.interpolate(x, (7, 5), mode="bilinear"), (random_tensor(1, 2, 3, 4),)),
+    "bilinear by a factor": (
+        lambda x: F.interpolate(x, scale_factor=(1.7, 0.6), mode="bilinear"),
+        (random_tensor(1, 2, 5, 8),),
+    ),
+    "bilinear, to one pixel": (
+        lambda x: F.interpolate(x, (1, 1), mode="bilinear", align_corners=True),
+        (random_tensor(1, 2, 5, 8),),
+    ),
+    "bilinear without aliasing": (
+        lambda x: F.interpolate(x, (3, 9), mode="bilinear", antialias=True),
+        (random_tensor(1, 2, 7, 6),),
+    ),
+    "nearest, by no whole factor": (lambda x: F.interpolate(x, (9, 3)), (random_tensor(1, 2, 5, 4),)),
+    "nearest by a factor": (lambda x: F.interpolate(x, scale_factor=1.7), (random_tensor(1, 2, 5, 8),)),
+    "bicubic by a factor": (
+        lambda x: F.interpolate(x, scale_factor=1.7, mode="bicubic"),
+        (random_tensor(2, 2, 5, 4),),
+    ),
     "bilinear_corners": (
         lambda x: F.interpolate(x, (7, 5), mode="bilinear", align_corners=True),
         (random_tensor(1, 2, 3, 4),),

@@ -13,6 +13,7 @@ from tvm_coexec.frontends.relax.module import Known
 from tvm_coexec.frontends.relax.sorting import extreme_indices
 from tvm_coexec.frontends.relax.sums import running_sums
 
+from . import resizing as torch_resizing
 from .importer import Converter, Importer
 
 if TYPE_CHECKING:
@@ -315,6 +316,7 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 CONVERTERS: dict[str, Converter] = {
+    **torch_resizing.CONVERTERS,
     "_native_batch_norm_legit_no_training.default": _batch_norm,
     "adaptive_max_pool2d.default": _adaptive_max_pool,
     "amax.default": _reduction(relax.op.max),
