@@ -119,3 +119,18 @@ def test_a_project_is_whole_or_is_not_there(
         f"tvm-coexec: error: {app} cannot be used (No space left on device); free some space there"
     ]
     assert sorted(path.name for path in tmp_path.rglob("*")) == (["app", "m.coexec"] if is_there else ["m.coexec"])
+
+
+def test_a_disk_that_is_full_at_once_is_told_of_as_one(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain(device, 1, 8, 64)[0].write(tmp_path / "m.coexec")
+
+    def fill_disk(_source: object, copy: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(copy))
+
+    monkeypatch.setattr("shutil.copyfile", fill_disk)
+    app = tmp_path / "app"
+    assert main(["export", str(tmp_path / "m.coexec"), "--c-project", str(app)]) == 1
+    assert f"{app} cannot be used (No space left on device); free some space there" in capsys.readouterr().err
+    assert not app.exists()

@@ -39,7 +39,8 @@ def write_c_project(module: str | os.PathLike[str], folder: str | os.PathLike[st
         raise InputError(f"{place} is not empty; name a folder that does not exist")
     package = Package.read(module)
     with whole_folder(place) as partial:
-        shutil.copytree(_TEMPLATE, partial, dirs_exist_ok=True)
+        for source in sorted(_TEMPLATE.iterdir()):  # a copy of the tree would not tell why it failed
+            shutil.copyfile(source, partial / source.name)
         (partial / "libcoexec").mkdir()
         for source in sorted(SOURCE_FOLDER.glob("*.[ch]")):
             shutil.copyfile(source, partial / "libcoexec" / source.name)
