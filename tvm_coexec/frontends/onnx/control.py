@@ -84,7 +84,8 @@ def _if(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -
             raise refusal
         results[name] = _not_numbers(simplifier, results[other], source, refusal)
         warnings.warn(
-            f"{source} gives NaN where its {name} would be taken, which these shapes do not fit ({refusal.reason})",
+            f"{source} gives NaN where its {name} would be taken, which these shapes do not fit ({refusal.reason}); if "
+            "an input says which, `--value` or values={...} makes it a constant",
             stacklevel=2,
         )
     pairs = zip(results["then_branch"], results["else_branch"], strict=True)
