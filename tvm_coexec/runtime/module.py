@@ -178,10 +178,8 @@ class Module:
     @_in_turn
     def run(self) -> None:
         """Run once on what the inputs hold, copying nothing."""
-        self.device.check_usable()
         self._loaded.run()
 
-    @_in_turn
     def __call__(self, /, *arrays: np.ndarray, **named: np.ndarray) -> Any:
         """Run the network.
 
@@ -195,13 +193,16 @@ class Module:
         The output, or a dict of outputs by name where the model has several.
         """
         bound = self._bind(arrays, named)
-        self.device.check_usable()
-        results = dict(zip(self.manifest.outputs, self._loaded.call(bound), strict=True))
+        with self.device.in_turn():
+            results = self._loaded.call(bound)
+        if len(results) == 1:
+            return results[0]
+        outputs = dict(zip(self.manifest.outputs, results, strict=True))
         for name, count in self._counts.items():
-            results[name] = results[name][: int(results[count].item())]
+            outputs[name] = outputs[name][: int(outputs[count].item())]
         for count in set(self._counts.values()):
-            del results[count]
-        return next(iter(results.values())) if len(results) == 1 else results
+            del outputs[count]
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
     @cached_property
     def _counts(self) -> dict[str, str]:
@@ -211,31 +212,39 @@ class Module:
 
     def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """All inputs in the module's order, each of which is as it has to be."""
-        names = self.manifest.inputs
-        if len(arrays) > len(names):
-            raise InputError(f"the module takes {len(names)} inputs ({', '.join(names)}), {len(arrays)} were given")
-        bound = dict(zip(names, arrays, strict=False))
-        for name, array in named.items():
-            if name not in names or name in bound:
-                raise InputError(f"input {name!r} is unknown or given twice; the inputs are {', '.join(names)}")
-            bound[name] = array
-        missing = [name for name in names if name not in bound]
-        if missing:
-            raise InputError(f"missing input {', '.join(missing)}")
-        for name, (shape, dtype) in self._wanted.items():
-            array = bound[name]
-            if isinstance(array, np.generic):  # numpy makes scalars of arrays without axes
-                array = bound[name] = np.asarray(array)
+        if named or len(arrays) != len(self._wanted):
+            arrays = self._in_order(arrays, named)
+        bound = []
+        for given, (name, shape, dtype) in zip(arrays, self._wanted, strict=True):
+            array = (
+                np.asarray(given) if isinstance(given, np.generic) else given
+            )  # numpy makes scalars of single numbers
             if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
                 what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise InputError(f"input {name!r} must be a {dtype} array of shape {shape}, not {what}")
-        return [bound[name] for name in names]
+            bound.append(array)
+        return bound
+
+    def _in_order(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """What is given for each input, some of it by name."""
+        names = self.manifest.inputs
+        if len(arrays) > len(names):
+            raise InputError(f"the module takes {len(names)} inputs ({', '.join(names)}), {len(arrays)} were given")
+        given = dict(zip(names, arrays, strict=False))
+        for name, array in named.items():
+            if name not in names or name in given:
+                raise InputError(f"input {name!r} is unknown or given twice; the inputs are {', '.join(names)}")
+            given[name] = array
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise InputError(f"missing input {', '.join(missing)}")
+        return [given[name] for name in names]
 
     @cached_property
-    def _wanted(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and type of each input."""
+    def _wanted(self) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+        """Name, shape and type of each input."""
         specs = {name: self._loaded.spec(name) for name in self.manifest.inputs}
-        return {name: (tuple(spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()}
+        return [(name, tuple(spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()]
 
     def _program(self, *, timeline: bool) -> Program:
         return self._loaded.network(timeline=timeline)
@@ -257,7 +266,6 @@ class Module:
     def benchmark(self, *, repeats: int = 50, warmup: int = 5) -> Benchmark:
         """Time whole runs on what the inputs hold."""
         check_runs(repeats, warmup)
-        self.device.check_usable()
         latency_us = self._loaded.benchmark_us(repeats=repeats, warmup=warmup)
         return Benchmark(tuple(latency_us), self.device.threads_ran_on())
 
