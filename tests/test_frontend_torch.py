@@ -250,6 +250,19 @@ def test_an_operator_that_cannot_be_imported_is_named_with_its_module() -> None:
         to_graph(torch.export.export(network, (random_tensor(4, 4),)))
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda x: x + torch.randn(4), "makes random numbers, which no module can"),
+        (lambda x: x * torch.randn_like(x), "makes random numbers, which no module can"),
+        (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "has a divisor_override, which is no average"),
+    ],
+)
+def test_what_would_be_silently_another_number_is_refused(network: Any, message: str) -> None:
+    program = torch.export.export(Function(network), (random_tensor(1, 2, 4, 4),))
+    assert message in refusal(program)
+
+
 def test_a_failing_import_says_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     program = torch.export.export(Function(lambda x: x[x > 0]), (random_tensor(4, 4),))
     capfd.readouterr()

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Converter = Callable[[Any, "Importer"], Any]
 """What makes Relax's expression of a node, or a list of those of several results; it may ask the importer."""
 
+_RANDOM = ("bernoulli", "binomial", "exponential", "multinomial", "normal", "poisson", "rand", "uniform")
+"""How the names of operators begin that make random numbers."""
+
 _MAXIMA_ALONE = frozenset(
     f"{pooling}.default"
     for pooling in (
@@ -49,7 +52,12 @@ def source_of(node: fx.Node) -> Source:
 
 
 def _check_is_computed(node: fx.Node) -> None:
-    """Refuse to read the places of maxima."""
+    """Refuse random numbers, divisors of averages, which TVM leaves out, and to read the places of maxima."""
+    name = getattr(node.target, "__name__", "")
+    if name.startswith(_RANDOM):
+        raise ModelError(f"{source_of(node)} makes random numbers, which no module can; make them an input")
+    if name.startswith("avg_pool") and node.args[6:] and node.args[6] is not None:
+        raise ModelError(f"{source_of(node)} has a divisor_override, which is no average; multiply an average instead")
     if node.target is not operator.getitem or not node.args[1]:
         return
     if getattr(node.args[0].target, "__name__", "") in _MAXIMA_ALONE:
