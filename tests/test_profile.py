@@ -426,3 +426,14 @@ def test_a_tuning_waits_for_who_reads_beside_it(tmp_path: Path, monkeypatch: pyt
         profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
         ending.join()
         assert len(list(profile.samples())) == 1
+
+
+def test_a_disk_that_is_full_when_a_profile_is_made_is_told_by_its_place(tmp_path: Path) -> None:
+    """In a process of its own, in which no file may become longer."""
+    script = "import resource, sys; from tvm_coexec.profile import Profile; from pathlib import Path\n"
+    script += "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    script += (
+        "try: Profile.create(Path(sys.argv[1]), {})\nexcept OSError as error: print(error.filename, error.strerror)"
+    )
+    told = subprocess.run([sys.executable, "-c", script, tmp_path / "p"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"{tmp_path / 'p'} disk I/O error\n" and not list(tmp_path.iterdir())

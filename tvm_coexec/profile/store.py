@@ -7,10 +7,11 @@ older kernels stays, but only rows of the last run's origin are current and are 
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -99,10 +100,12 @@ class SampleStore:
 
     @staticmethod
     def create(path: Path) -> None:
-        """Make an empty database."""
-        database = sqlite3.connect(path)
-        database.executescript(SCHEMA)
-        database.close()
+        """Make an empty database; an ``OSError`` where there is no room for it."""
+        with closing(sqlite3.connect(path)) as database:
+            try:
+                database.executescript(SCHEMA)
+            except sqlite3.OperationalError as error:
+                raise OSError(errno.EIO, str(error), str(path)) from None
 
     def close(self) -> None:
         """Let go of the file."""
