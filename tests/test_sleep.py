@@ -21,7 +21,7 @@ class Waits:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        library.begin.argtypes = [ctypes.c_int64]
+        library.begin.argtypes = [ctypes.c_int64, ctypes.c_int32]
         for name in ("length_ns", "displaced_ns", "slack_ns"):
             getattr(library, name).restype = ctypes.c_int64
 
@@ -49,7 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def waits(library: ctypes.CDLL) -> Iterator[Waits]:
-    library.begin(5 * S)
+    library.begin(5 * S, False)
     ctypes.c_int64.in_dll(library, "nap_ends_after_ns").value = 2**62
     yield Waits(library)
 
@@ -96,7 +96,7 @@ def test_a_driver_that_sleeps_is_not_taken_for_others(waits: Waits, is_preempted
 
 
 def test_sleeping_does_not_add_to_the_bound_of_a_wait(waits: Waits) -> None:
-    waits.library.begin(50_000 * US)
+    waits.library.begin(50_000 * US, False)
     for _ in range(2):
         assert not waits.run(40_000)
     assert waits.run(10_000_000)
@@ -107,7 +107,7 @@ def test_sleeping_does_not_add_to_the_bound_of_a_wait(waits: Waits) -> None:
 @pytest.mark.parametrize("crowded_runs", [0, 1])
 def test_what_is_stopped_for_longer_than_a_wait_goes_on(waits: Waits, crowded_runs: int) -> None:
     """As by Ctrl-Z; a GPU that does not come is given up as long after as without."""
-    waits.library.begin(50_000 * US)
+    waits.library.begin(50_000 * US, False)
     waits.set("stops_after_ns", 30_000)
     waits.set("stopped_ns", 60_000_000)
     assert not waits.run(40_000, crowded_runs=crowded_runs)
@@ -115,6 +115,16 @@ def test_what_is_stopped_for_longer_than_a_wait_goes_on(waits: Waits, crowded_ru
     assert waits.run(10_000_000, crowded_runs=crowded_runs)
     assert 60_050_000 <= waits.length_us < 60_070_000
     waits.set("stopped_ns", 0)
+
+
+@pytest.mark.parametrize("yields", [False, True])
+def test_a_wait_ends_where_others_keep_the_core_for_long(yields: bool, waits: Waits) -> None:
+    """Their turns are no stop of the process: a GPU that never comes is given up in time."""
+    waits.library.begin(1 * S, yields)
+    waits.set("others_take_ns", 100_000)
+    assert waits.run(1e9, crowded_runs=0)
+    assert 1_000_000 <= waits.length_us < 1_300_000
+    waits.set("others_take_ns", 0)
 
 
 def test_a_nap_that_a_signal_ends_counts_for_as_long_as_it_was(waits: Waits) -> None:

@@ -4,6 +4,7 @@
 #define thread_ns simulated_thread_ns
 #define nanosleep simulated_nap
 #define getrusage simulated_usage
+#define sched_yield simulated_yield
 #include "waits.c"
 #include "run.c"
 
@@ -12,6 +13,7 @@ enum { LOOK_NS = 1000 }; /* what a look at the clock takes */
 int64_t gpu_takes_ns, wakes_late_ns, nap_ends_after_ns = INT64_MAX, slack_while_napping;
 int64_t stops_after_ns, stopped_ns; /* once in a run, the GPU's side too */
 int64_t is_preempted;               /* by another thread, when it stops */
+int64_t others_take_ns;             /* of the core, when it is offered to them */
 
 static _Alignas(128) int32_t flags[FLAG_BLOCK_WORDS];
 static int64_t clock_ns = 1000000000, asleep_ns, gpu_done_ns, stops_at_ns, preempted, operation_ns[2], gpu_ns[1];
@@ -49,6 +51,12 @@ int simulated_nap(const struct timespec* wanted, struct timespec* left) {
   return 0;
 }
 
+int simulated_yield(void) {
+  asleep_ns += others_take_ns;
+  pass(others_take_ns);
+  return 0;
+}
+
 int simulated_usage(int who, struct rusage* usage) {
   (void)who;
   usage->ru_nivcsw = preempted;
@@ -56,7 +64,8 @@ int simulated_usage(int who, struct rusage* usage) {
 }
 
 /* Forget all runs. */
-void begin(int64_t timeout_ns) {
+void begin(int64_t timeout_ns, int32_t yields) {
+  program.yields = yields;
   program.timeout_ns = timeout_ns;
   program.has_run = 0;
   gpu_ns[0] = 0;

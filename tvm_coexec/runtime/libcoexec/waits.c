@@ -8,8 +8,8 @@
 #include <sys/resource.h>
 #include <time.h>
 
-enum { CLOCK_INTERVAL = 1024, PATIENT_INTERVAL = 16 }; /* looks at a flag between two at the clock */
-enum { EVENT_PAUSES = 8 };                              /* between two looks at an event */
+enum { CLOCK_INTERVAL = 1024, EVENT_INTERVAL = 16 }; /* looks at a flag, or an event, between two at the clock */
+enum { EVENT_PAUSES = 8 };                           /* between two looks at an event */
 
 /* While others want its core, a thread that spins or yields pays with its share of it, or with a turn of the scheduler's.
    Asleep it saves the share, and is let in soon after it wakes: once, shortly before the GPU is expected to be done.
@@ -26,7 +26,8 @@ enum { DISPLACED_SHARE = 16, CROWDED_RUNS = 32 };
 /* What the GPU takes is raised by so small a part at each wait, that it be forgotten, and lowered where a nap was too long. */
 enum { FORGETTING = 64, SHORTENING = 8 };
 
-/* No thread waits for a core for so long between two looks at the clock: the whole process was stopped. */
+/* No thread waits for a core for so long between two looks at the clock, with one turn of the others between them: the
+   whole process was stopped. */
 static const int64_t STOPPED_NS = 1000000000;
 
 /* Grows while this thread has no core. */
@@ -71,6 +72,9 @@ int is_over(bound* b, int64_t most_ns) {
   return now > b->end_ns;
 }
 
+/* Whether each round offers the core to others, who may keep it for long: the clock is looked at in each of these. */
+static int offers_core(const runnable* p, uint32_t spins) { return p->yields || spins > PATIENT_SPINS; }
+
 coexec_status wait_for_gpu(runnable* p, const operation* op) {
   int is_crowded = p->device->crowded_runs > 0;
   int64_t off_core = is_crowded ? off_core_ns() : 0, napped_ns = p->napped_ns;
@@ -82,7 +86,7 @@ coexec_status wait_for_gpu(runnable* p, const operation* op) {
     if (spins == PATIENT_SPINS && !off_core) off_core = off_core_ns();
     if (is_crowded && spins > PATIENT_SPINS) nap(p, SHORT_NAP_NS);
     else relax(spins, p->yields);
-    if (spins % (spins > PATIENT_SPINS ? PATIENT_INTERVAL : CLOCK_INTERVAL)) continue;
+    if (!offers_core(p, spins) && spins % CLOCK_INTERVAL) continue;
     if (is_over(&end, p->timeout_ns)) return failed(p, COEXEC_CPU_WAITED, op->step);
   }
   if (off_core) p->displaced_ns += off_core_ns() - off_core - (p->napped_ns - napped_ns);
@@ -109,8 +113,9 @@ coexec_status await_event(runnable* p, void* event, int32_t step) {
   for (uint32_t spins = 1; !error && !status; ++spins) {
     error = cl->event_info(event, CL_EVENT_STATUS, sizeof state, &state, NULL);
     if (error || state <= CL_STATUS_COMPLETE) break;
-    for (uint32_t pause = 0; pause < EVENT_PAUSES; ++pause) relax(spins, p->yields); /* the driver locks its events */
-    if (spins % PATIENT_INTERVAL) continue;
+    int pauses = offers_core(p, spins) ? 1 : EVENT_PAUSES; /* the driver locks its events */
+    while (pauses--) relax(spins, p->yields);
+    if (!offers_core(p, spins) && spins % EVENT_INTERVAL) continue;
     if (is_over(&end, p->timeout_ns)) status = failed(p, COEXEC_CPU_WAITED, step);
   }
   if (!error && state < 0) error = state;

@@ -16,7 +16,8 @@ static inline coexec_status opencl_failed(runnable* p, int32_t step, int32_t err
   return failed(p, COEXEC_OPENCL_FAILED, step);
 }
 
-/* The end of a wait, none at first. For as long as the process is stopped, as by Ctrl-Z, it is put off. */
+/* The end of a wait, none at first. For as long as the process is stopped, as by Ctrl-Z for a second or more, it is put
+   off. It is looked at once in every turn of the core that is offered to others, or it would be taken for stopped. */
 typedef struct {
   int64_t end_ns, seen_ns;
 } bound;
