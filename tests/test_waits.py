@@ -92,27 +92,22 @@ def test_kernels_are_chained_on_a_cpu_device_of_one_compute_unit(
     assert entries == {"chained" if compute_units == 1 else "step"}
 
 
-def test_after_a_hang_nothing_is_launched(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    built, _ = chain(device, 2, 5, 64)
-    module = Module(built, device)
-    monkeypatch.setattr(device, "hang", "a kernel hangs: restart the process")
-    with pytest.raises(SyncTimeoutError, match="a kernel hangs: restart the process"):
-        module(np.zeros((5, 64), np.float32))
-    with pytest.raises(SyncTimeoutError, match="a kernel hangs: restart the process"):
-        Module(built, device)
-
-
 def test_a_kernel_that_hangs_when_a_module_is_loaded(device_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaded, "_FIRST_LAUNCH_S", 0.2)
     launch_together(monkeypatch, False)
     device = open_device(device_name)
     built, _ = chain(device, 2, 5, 64)
+    earlier = Module(built, device)
+    monkeypatch.setattr(loaded, "_FIRST_LAUNCH_S", 0.2)
     symbol = built.manifest.steps[0].gpu.launches[0].symbol
     definition = re.compile(rf"{symbol}_step\([^)]*\)\s*\{{")
     slow, count = definition.subn(r"\g<0>\nfor (volatile long i = 0; i < 1000000000; ++i);", built.opencl_source)
     assert count
-    with pytest.raises(SyncTimeoutError, match=rf"the kernel {symbol}\w* is neither .* within 0.2 s: restart"):
+    hangs = rf"the kernel {symbol}\w* is neither .* within 0.2 s: restart"
+    with pytest.raises(SyncTimeoutError, match=hangs):
         Module(replace(built, opencl_source=slow), device)
+    for launch in (lambda: earlier(np.zeros((5, 64), np.float32)), lambda: Module(built, device)):
+        with pytest.raises(SyncTimeoutError, match=hangs):
+            launch()
     device.queue.finish()  # it only seems to hang, so that later tests have the device
 
 
