@@ -66,6 +66,26 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda x: F.interpolate(x, (3, 9), mode="bilinear", antialias=True),
         (random_tensor(1, 2, 7, 6),),
     ),
+    "nearest, by a factor whose size is a multiple": (
+        lambda x: F.interpolate(x, scale_factor=(3.1, 1.1)),
+        (random_tensor(1, 2, 4, 4),),
+    ),
+    "nearest, twice the size by another factor": (
+        lambda x: F.interpolate(x, scale_factor=(2.1, 1.6)),
+        (random_tensor(1, 2, 4, 4),),
+    ),
+    "bilinear, to the same size by a factor": (
+        lambda x: F.interpolate(x, scale_factor=(1.1, 1.6), mode="bilinear"),
+        (random_tensor(1, 2, 4, 4),),
+    ),
+    "bilinear without aliasing, to the same size by a factor": (
+        lambda x: F.interpolate(x, scale_factor=(1.1, 1.6), mode="bilinear", antialias=True),
+        (random_tensor(1, 2, 4, 4),),
+    ),
+    "bilinear without aliasing, to one line by corners": (
+        lambda x: F.interpolate(x, (1, 8), mode="bilinear", antialias=True, align_corners=True),
+        (random_tensor(1, 2, 4, 4),),
+    ),
     "nearest, by no whole factor": (lambda x: F.interpolate(x, (9, 3)), (random_tensor(1, 2, 5, 4),)),
     "nearest by a factor": (lambda x: F.interpolate(x, scale_factor=1.7), (random_tensor(1, 2, 5, 8),)),
     "bicubic by a factor": (

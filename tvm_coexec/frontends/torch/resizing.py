@@ -31,12 +31,12 @@ def _interpolated(own: str, weights: _Weights) -> Converter:
         before, after = _extents(x, size, factors)
         if 1 not in after and (corners or not factors or all(map(math.isclose, _quotients(before, after), factors))):
             return getattr(importer, own)(node)
-        steps = _steps(before, after, factors, corners)
-        positions = [
-            np.arange(extent) * step if corners else (np.arange(extent) + 0.5) * step - 0.5
-            for extent, step in zip(after, steps, strict=True)
-        ]
-        return _multiplied(importer, x, [_matrix(*each, weights) for each in zip(before, positions, strict=True)])
+        matrices = []
+        for extent, count, step in zip(before, after, _steps(before, after, factors, corners), strict=True):
+            positions = np.arange(count) * step if corners else (np.arange(count) + 0.5) * step - 0.5
+            is_copied = weights is _linear and count == extent  # whatever the factor is
+            matrices.append(_matrix(extent, np.arange(count) if is_copied else positions, weights))
+        return _multiplied(importer, x, matrices)
 
     return convert
 
@@ -48,8 +48,9 @@ def _smoothed(node: fx.Node, importer: Importer) -> relax.Expr:
     before, after = _extents(x, size, given)
     matrices = []
     for extent, count, step in zip(before, after, _steps(before, after, given, corners), strict=True):
-        width = max(step, 1.0)
-        distances = np.arange(extent)[None] + 0.5 - (np.arange(count)[:, None] + 0.5) * step
+        apart = 1.0 if count == extent else step  # an axis whose size stays is copied, whatever the factor is
+        distances = np.arange(extent)[None] + 0.5 - (np.arange(count)[:, None] + 0.5) * apart
+        width = max(apart, 1.0)
         matrix = np.maximum(1 - np.abs(distances) / width, 0)
         matrices.append(matrix / matrix.sum(1, keepdims=True))
     return _multiplied(importer, x, matrices)
@@ -58,13 +59,24 @@ def _smoothed(node: fx.Node, importer: Importer) -> relax.Expr:
 def _nearest(node: fx.Node, importer: Importer) -> Any:
     x, size, factors = [*importer.retrieve_args(node), None][:3]
     before, after = _extents(x, size, factors)
-    if all(count % extent == 0 for extent, count in zip(before, after, strict=True)):
+    axes = list(zip(before, after, _steps(before, after, factors), strict=True))
+    places = [_places(*axis) for axis in axes]
+    if all(
+        count % extent == 0 and np.array_equal(chosen, np.arange(count) // (count // extent))
+        for (extent, count, _), chosen in zip(axes, places, strict=True)
+    ):
         return importer._upsample_nearest2d(node)
-    emit = importer.block_builder.emit
-    for axis, (extent, count, step) in enumerate(zip(before, after, _steps(before, after, factors), strict=True), 2):
-        places = np.minimum(np.floor(np.arange(count, dtype=np.float32) * np.float32(step)), extent - 1)
-        x = emit(relax.op.take(x, relax.const(places.astype(np.int64)), axis))
+    for axis, chosen in enumerate(places, 2):
+        x = importer.block_builder.emit(relax.op.take(x, relax.const(chosen), axis))
     return x
+
+
+def _places(extent: int, count: int, step: float) -> np.ndarray:
+    """Which pixel of an axis each of the result is; the factor says nothing where the size stays, or is twice it."""
+    if count in (extent, 2 * extent):
+        return np.arange(count) // (count // extent)
+    places = np.floor(np.arange(count, dtype=np.float32) * np.float32(step)).astype(np.int64)
+    return np.minimum(places, extent - 1)
 
 
 def _extents(x: relax.Expr, size: Any, factors: Any) -> tuple[list[int], list[int]]:
@@ -81,7 +93,7 @@ def _quotients(before: Sequence[int], after: Sequence[int]) -> list[float]:
 def _steps(before: Sequence[int], after: Sequence[int], factors: Any, corners: bool = False) -> list[float]:
     """How far two neighbours of the result lie apart in the image."""
     if corners:
-        return [(extent - 1) / max(count - 1, 1) for extent, count in zip(before, after, strict=True)]
+        return [(extent - 1) / (count - 1) if count > 1 else 0.0 for extent, count in zip(before, after, strict=True)]
     return [1 / factor for factor in factors or _quotients(before, after)]
 
 
