@@ -45,6 +45,20 @@ def test_runs_of_one_speed_tell_it_together_and_those_of_another_do_not() -> Non
         assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=1e-6)
 
 
+def test_a_run_that_no_other_agrees_with_corrects_nothing() -> None:
+    for lone in (0, 3, 6):
+        samples = [measured(1.0, 4.0 if number == lone else 1.0 + number / 1e4) for number in range(7)]
+        for sample in at_usual_speed(samples):
+            assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=0.01)
+
+
+def test_what_was_measured_without_a_canary_has_the_speed_before_or_after_that_is_less() -> None:
+    told = [0.0, 1.0, 0.0, 1.01, 1.0, 0.0, 8.0, 0.0, 8.08, 0.0, 0.0, 1.0, 1.01, 0.0]
+    slow = [1.0, 1.0, 1.0, 1.00, 1.0, 1.0, 8.0, 8.0, 8.00, 1.0, 1.0, 1.0, 1.00, 1.0]
+    for sample in at_usual_speed([measured(*one) for one in zip(slow, told, strict=True)]):
+        assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=0.02)
+
+
 def test_no_run_of_a_noisy_canary_is_believed_alone() -> None:
     rng = np.random.default_rng(0)
     canaries = np.exp(rng.normal(0, 0.15, 200)) * np.where(np.arange(200) < 100, 1.0, 8.0)
@@ -54,6 +68,8 @@ def test_no_run_of_a_noisy_canary_is_believed_alone() -> None:
 
 
 def test_each_side_has_a_speed_of_its_own_and_without_a_canary_nothing_is_known() -> None:
-    gpu = replace(SAMPLE, side="gpu", canary_us=50.0)
+    gpus = [replace(SAMPLE, side="gpu", canary_us=50.0 * factor) for factor in (1.0, 8.0, 8.1, 1.0)]
+    assert at_usual_speed([SAMPLE, *gpus, SAMPLE])[:: len(gpus) + 1] == [SAMPLE, SAMPLE]
+    gpu = gpus[0]
     assert at_usual_speed([SAMPLE, gpu, SAMPLE]) == [SAMPLE, gpu, SAMPLE]
     assert drift_percent([SAMPLE, gpu]) == drift_percent([]) == 0.0

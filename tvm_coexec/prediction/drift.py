@@ -61,26 +61,49 @@ def drift_percent(samples: Sequence[Sample]) -> float:
 
 
 def _slowness(samples: Sequence[Sample]) -> np.ndarray:
-    """How many times as long as usually the canary took when each sample was measured; 1 where none ran."""
+    """How many times as long as usually the canary took when each sample was measured; 1 where nothing tells."""
     slowness = np.ones(len(samples))
     for side in ("cpu", "gpu"):
-        own = [number for number, sample in enumerate(samples) if sample.side == side and sample.canary_us > 0]
-        usual_us = np.median([samples[number].canary_us for number in own]) if own else 1.0
+        own = [number for number, sample in enumerate(samples) if sample.side == side]
+        told_us = [samples[number].canary_us for number in own if samples[number].canary_us > 0]
+        usual_us = np.median(told_us) if told_us else 1.0
         for device in {samples[number].run for number in own}:  # devices that measured by turns
             its = [number for number in own if samples[number].run == device]
-            slowness[its] = _smooth(np.array([samples[number].canary_us for number in its])) / usual_us
+            about_us = _smooth(np.array([samples[number].canary_us for number in its]))
+            slowness[its] = np.where(np.isnan(about_us), 1.0, about_us / usual_us)
     return slowness
 
 
 def _smooth(canary_us: np.ndarray) -> np.ndarray:
-    """What the canary took about when each sample was measured, in the order of measuring."""
-    begins = np.flatnonzero(np.diff(canary_us, prepend=0.0))
-    runs_us = canary_us[begins]
+    """What the canary took about when each sample was measured, in the order of measuring; NaN where nothing tells.
+
+    Where none ran, or none that is believed, it took what it took before or after, whichever is less.
+    """
+    told = np.flatnonzero(canary_us)
+    begins = np.flatnonzero(np.diff(canary_us[told], prepend=0.0))
+    about_us = np.full(len(canary_us), np.nan)
+    about_us[told] = np.repeat(_believed(canary_us[told][begins]), np.diff(begins, append=len(told)))
+    return np.fmin(_last_known(about_us), _last_known(about_us[::-1])[::-1])
+
+
+def _believed(runs_us: np.ndarray) -> np.ndarray:
+    """What the canary took about in each of its runs; NaN where neither the run before nor the one after is alike.
+
+    The first one and the last one have one run beside them alone, and are believed where they are faster than that.
+    """
     logs = np.log(runs_us)
-    steps = np.abs(np.diff(logs))
-    alike = max(_ALIKE, _USUAL_STEPS * float(np.median(steps))) if len(steps) else _ALIKE
-    near_us = []
-    for run, own in enumerate(logs):
+    steps = np.diff(logs)
+    alike = max(_ALIKE, _USUAL_STEPS * float(np.median(np.abs(steps)))) if len(steps) else _ALIKE
+    agrees = np.abs(steps) <= alike
+    is_faster = (steps[0] > 0, steps[-1] < 0) if len(steps) else (False, False)
+    near_us = np.full(len(runs_us), np.nan)
+    for run in np.flatnonzero(np.insert(agrees, 0, is_faster[0]) | np.append(agrees, is_faster[1])):
         near = slice(max(run - _NEIGHBOURS, 0), run + _NEIGHBOURS + 1)
-        near_us.append(np.median(runs_us[near][np.abs(logs[near] - own) <= alike]))
-    return np.repeat(near_us, np.diff(begins, append=len(canary_us)))
+        near_us[run] = np.median(runs_us[near][np.abs(logs[near] - logs[run]) <= alike])
+    return near_us
+
+
+def _last_known(values: np.ndarray) -> np.ndarray:
+    """Each value, or the last one before that is known; NaN where none is."""
+    last = np.maximum.accumulate(np.where(np.isnan(values), -1, np.arange(len(values))))
+    return np.where(last < 0, np.nan, values[last])

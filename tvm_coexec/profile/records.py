@@ -35,7 +35,7 @@ class Sample:
         How the other side computed; None where this side was measured alone.
     canary_us
         What the side took for the canary before and after, of both the less, which tells how fast it was; 0 where none
-        ran.
+        ran, as is usual for most of what is short.
     run
         The run of a profile that it is of; 0 of one that comes of no profile. A run is of one device.
     """
