@@ -119,7 +119,7 @@ def test_where_time_is_short_caches_are_looked_at_once(tmp_path: Path) -> None:
 
 def test_what_takes_a_share_of_a_short_tuning_is_not_short() -> None:
     session: Any = FakeSession()  # takes the canary 3 us
-    watches = [Watch(session, target_for(FACTS), FACTS, minutes) for minutes in (0.001, 10.0)]
+    watches = [Watch(session, target_for(FACTS), FACTS, Budget(minutes)) for minutes in (0.001, 10.0)]
     for watch in watches:
         watch.look_once()
     assert [watch.is_short(Linear(512, 4096, 4096)) for watch in watches] == [False, True]

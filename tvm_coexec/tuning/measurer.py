@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from .watch import Watch, Watched
 
 if TYPE_CHECKING:
     from tvm_coexec.rpc.client import Session
+
+_Result = TypeVar("_Result")
 
 ROUNDS = 3
 """Times that all points of a candidate are measured, one after the other."""
@@ -32,7 +34,7 @@ _DISTURBED, _LEAST_SPREAD = 3.0, 0.05
 """A point was disturbed where its repetitions spread so many times as far as those of the usual point, and so far."""
 
 _MOST_REPEATED = 0.2
-"""Share of all points, and of all candidates, that is measured twice at most."""
+"""Share of all points, and of all candidates with a canary before and after, that is measured twice at most."""
 
 _LEAST_CHANGE, _MOST_AGAIN = 0.1, 2
 """A device has changed its speed where the logarithm differs by so much; so often a candidate is measured again."""
@@ -84,21 +86,29 @@ class Measurer:
         """
         if self._watch is None:
             return samples_of(candidate, self._measure_steadily(candidate, points))
-        found = self._watch.around(partial(self._measure_steadily, candidate, points))
+        measure = partial(self._measure_steadily, candidate, points)
+        found = self._watch.around(measure)
+        limit = self._most_change(found)
         for _ in range(_MOST_AGAIN):
-            if not self._has_changed(found):
+            most = _MOST_AGAIN + _MOST_REPEATED * len(self._changes)
+            if found.change is None or found.change <= limit or not found.may_be_repeated or self._again >= most:
                 break
             self._again += 1
-            again = self._watch.around(partial(self._measure_steadily, candidate, points))
-            found = min(found, again, key=lambda one: one.change)
+            try:
+                again = self._watch.around(measure, surely=True)
+            except WrongError:
+                raise
+            except (KernelError, MeasurementError):  # what was measured is kept, and the next candidate meets it
+                break
+            found = _steadier(found, again)
         return samples_of(candidate, found.measured, found.canary_us)
 
-    def _has_changed(self, found: Watched[Any]) -> bool:
-        """Whether the device was far faster before than after, or after than before, and there is time to repeat."""
-        self._changes.append(found.change)
-        limit = max(_DISTURBED * float(np.median(self._changes)), _LEAST_CHANGE)
-        most = _MOST_AGAIN + _MOST_REPEATED * len(self._changes)
-        return found.change > limit and found.may_be_repeated and self._again < most
+    def _most_change(self, found: Watched[Any]) -> float:
+        """How far the device's speeds before and after may differ, by what was usual until now; takes in another."""
+        usual = float(np.median(self._changes)) if self._changes else 0.0
+        if found.change is not None and np.isfinite(found.change):
+            self._changes.append(found.change)
+        return max(_DISTURBED * usual, _LEAST_CHANGE)
 
     def _measure_steadily(self, candidate: Candidate, points: Sequence[Point]) -> list[PointTimes]:
         return self._repeat_disturbed(candidate, self.measure_now(candidate, points, walls=False))
@@ -205,6 +215,13 @@ class Measurer:
         points = [Point(times[number].cpu_units, times[number].gpu_units, times[number].repeats) for number in found]
         again = dict(zip(found, self.measure_now(candidate, points, check=False, walls=False), strict=True))
         return [min((point, again.get(number, point)), key=_spread) for number, point in enumerate(times)]
+
+
+def _steadier(found: Watched[_Result], again: Watched[_Result]) -> Watched[_Result]:
+    """The one that was measured at a speed that changed less; a change that is not known is only less than a move."""
+    if found.change is None or again.change is None:
+        return again if found.change == np.inf else found
+    return again if again.change < found.change else found
 
 
 def _spread(point: PointTimes) -> float:

@@ -152,7 +152,7 @@ def tune(
         with opener(path, facts) as profile, modules:
             if known is None:
                 stack.enter_context(alone_with_profile(path))
-            watches = [Watch(session, target, facts, minutes) for session in sessions]
+            watches = [Watch(session, target, facts, budget) for session in sessions]
             tuner = _tuner(sessions, watches, profile, target, modules, is_lent=tracker is not None)
             _measure(budget, tuner, watches[0], check_layers(tuner, layers), chosen, trials)
             profile.describe(families=sorted({*profile.families, *chosen}))

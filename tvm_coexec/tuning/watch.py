@@ -17,6 +17,8 @@ from tvm_coexec.profile.records import Point, PointTimes
 from tvm_coexec.rpc.client import Session
 from tvm_coexec.schedules import family
 
+from .budget import Budget
+
 _Result = TypeVar("_Result")
 
 _LAYER = Linear(64, 512, 512, ("bias",))
@@ -56,14 +58,15 @@ class Watched(Generic[_Result]):
         What it took each side, of both runs the less: whatever slowed the device down before and after was there
         meanwhile as well. Nothing where only one ran.
     change
-        Logarithm of the ratio of both, of the side where they differ more.
+        Logarithm of the ratio of both, of the side where they differ more; None where only one ran, and infinite where
+        the session went on to another device.
     may_be_repeated
         Whether there is time to measure it again.
     """
 
     measured: _Result
     canary_us: Mapping[str, float]
-    change: float
+    change: float | None
     may_be_repeated: bool
 
 
@@ -72,11 +75,15 @@ class Watch:
 
     Parameters
     ----------
-    minutes
-        How long the tuning lasts.
+    budget
+        How long the tuning lasts; None where that is not known.
     """
 
-    def __init__(self, session: Session, target: Target, facts: Mapping[str, object], minutes: float = np.inf) -> None:
+    def __init__(
+        self, session: Session, target: Target, facts: Mapping[str, object], budget: Budget | None = None
+    ) -> None:
+        self._budget = budget or Budget(np.inf)
+        minutes = self._budget.minutes
         self._long_us = min(_LONG_US, _LONG_SHARE * 60e6 * minutes)
         cpu, gpu = (family(_LAYER).default_variant(_LAYER, side, target.hardware) for side in ("cpu", "gpu"))
         self._session, self._module = session, single_layer(_LAYER, cpu, gpu, target, facts).to_bytes()
@@ -84,15 +91,15 @@ class Watch:
         self._times_us, self._device = dict.fromkeys(("cpu", "gpu"), 0.0), session.address
         self._ran_s, self._cost_s = -np.inf, np.inf
         """When the canary ran last, and what it cost at least: it costs more when it is sent, or is disturbed."""
-        self._earned_s = 0.0
-        """What it may cost now, by what else was done: short work pays for it together."""
+        self._due_s = -np.inf
+        """When it may run again: what is measured until then pays for the last run together."""
 
     def look_once(self) -> None:
         """Run the canary a single time, to know how fast the device is about."""
         try:
             cpu, gpu = self._measure(1)
         except (KernelError, MeasurementError):
-            return  # as below
+            return  # the next candidate meets whatever is the matter
         self._times_us = {"cpu": min(cpu.cpu_us), "gpu": min(gpu.gpu_us)}
 
     @property
@@ -108,34 +115,48 @@ class Watch:
         """Whether the slower side takes a layer little time; what is as short as the canary is short."""
         return self.expected_us(layer) <= max(self._long_us, self.expected_us(_LAYER))
 
-    def around(self, measure: Callable[[], _Result]) -> Watched[_Result]:
-        """Measure something between two runs of the canary, but for a second one that would cost too much."""
-        before_us, device, began_s = self._recent_us(), self._device, time.monotonic()
+    def around(self, measure: Callable[[], _Result], *, surely: bool = False) -> Watched[_Result]:
+        """Measure something between two runs of the canary, but for those that would cost too much.
+
+        Parameters
+        ----------
+        surely
+            Whether it runs after it whatever it costs.
+        """
+        before_us, device, began_s = self._recent_us(), self._session.address, time.monotonic()
         measured = measure()
         took_s = time.monotonic() - began_s
-        self._earned_s += _MOST_SHARE * took_s
-        if self._cost_s > self._earned_s:
-            return Watched(measured, {}, 0.0, may_be_repeated=False)
-        after_us, may_be_repeated = self._run(), took_s <= self._again_s
-        if self._device != device:  # nobody knows on which one all was measured
+        may_be_repeated = took_s <= self._again_s and not self._budget.is_over(took_s)
+        after_us = self._run() if surely or self._is_due else None
+        if self._session.address != device:  # nobody knows on which one all was measured
             return Watched(measured, {}, np.inf, may_be_repeated)
+        if before_us is None or after_us is None:
+            return Watched(measured, {}, None, may_be_repeated)
         change = max(_log_ratio(after_us[side], before_us[side]) for side in before_us)
         least_us = {side: min(after_us[side], us) for side, us in before_us.items()}
         return Watched(measured, least_us, change, may_be_repeated)
 
-    def _recent_us(self) -> dict[str, float]:
-        """What the canary takes each side, as of a few seconds ago; 0 where it could not be measured."""
-        is_fresh = time.monotonic() < self._ran_s + max(_FRESH_S, self._cost_s / _MOST_SHARE)
-        return self._times_us if is_fresh and self._session.address == self._device else self._run()
+    @property
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._due_s
 
-    def _run(self) -> dict[str, float]:
-        """What the canary takes each side now."""
+    def _recent_us(self) -> dict[str, float] | None:
+        """What the canary takes each side, as of a few seconds ago; None where that is not known."""
+        is_fresh = time.monotonic() < self._ran_s + max(_FRESH_S, self._cost_s / _MOST_SHARE)
+        if is_fresh and self._session.address == self._device:
+            return self._times_us
+        return self._run() if self._is_due else None
+
+    def _run(self) -> dict[str, float] | None:
+        """What the canary takes each side now; None where it fails: the next candidate meets whatever is the matter."""
         began_s = time.monotonic()
         repeats = _REPEATS if max(self._times_us.values()) < _SLOW_US else _FEW_REPEATS
         try:
             cpu, gpu = self._measure(repeats)
         except (KernelError, MeasurementError):
-            return self._times_us  # whatever is the matter, the next candidate will meet it
+            failed_s = time.monotonic()
+            self._due_s = failed_s + (failed_s - began_s) / _MOST_SHARE
+            return None
         self._device = self._session.address  # a new lease may be of another device
         self._times_us = {
             "cpu": float(np.quantile(cpu.cpu_us, _QUANTILE)),
@@ -143,7 +164,7 @@ class Watch:
         }
         self._ran_s = time.monotonic()
         self._cost_s = min(self._cost_s, self._ran_s - began_s)
-        self._earned_s = max(self._earned_s - self._cost_s, 0.0)
+        self._due_s = self._ran_s + self._cost_s / _MOST_SHARE
         return self._times_us
 
     def _measure(self, repeats: int) -> tuple[PointTimes, ...]:
