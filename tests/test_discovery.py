@@ -13,6 +13,8 @@ import pytest
 
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.opencl import discovery, loader
+from tvm_coexec.opencl.apart import check_apart
+from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.opencl.discovery import DeviceInfo, find_device, list_devices
 
 SVM = cl.device_svm_capabilities
@@ -214,3 +216,12 @@ def test_intels_pip_runtime_is_found_beside_the_systems_drivers(
 
 def test_alias_table_prefers_the_more_special_name() -> None:
     assert discovery.alias_of("Intel(R) FPGA Emulation Platform for OpenCL(TM)") == "fpga"
+
+
+def test_a_process_that_fails_before_it_has_looked_for_devices_is_no_drivers_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyopencl.py").write_text("raise ImportError('not the one')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"the process that looks for OpenCL devices fails: .*not the one"):
+        check_apart(DeviceChoice("pocl"))

@@ -20,21 +20,25 @@ def check_apart(choice: DeviceChoice) -> dict[str, Any]:
     Raises
     ------
     DeviceError
-        The device is missing or ambiguous, or lacks what is asked of it; or a driver ended the process.
+        The device is missing or ambiguous, or lacks what is asked of it; or the process ended before it could tell.
     """
     asked = subprocess.run(
         [sys.executable, "-m", __name__],
         input=json.dumps(asdict(choice)),
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
         start_new_session=True,  # Ctrl-C in a terminal is for the process that asks, which then ends this one
     )
+    if asked.returncode > 0:
+        reason = (asked.stderr.strip() or "it says nothing").splitlines()[-1]
+        raise DeviceError(f"the process that looks for OpenCL devices fails: {reason}")
     if asked.returncode:
         raise DeviceError(
-            f"an OpenCL driver ends the process that asks for its devices (status {asked.returncode});"
+            f"an OpenCL driver ends the process that asks for its devices (signal {-asked.returncode});"
             " `tvm-coexec doctor` names the drivers"
         )
+    sys.stderr.write(asked.stderr)
     answer = json.loads(asked.stdout)
     if "refusal" in answer:
         raise DeviceError(answer["refusal"])

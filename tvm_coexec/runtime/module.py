@@ -216,9 +216,8 @@ class Module:
             arrays = self._in_order(arrays, named)
         bound = []
         for given, (name, shape, dtype) in zip(arrays, self._wanted, strict=True):
-            array = (
-                np.asarray(given) if isinstance(given, np.generic) else given
-            )  # numpy makes scalars of single numbers
+            # numpy makes scalars of single numbers
+            array = np.asarray(given) if isinstance(given, np.generic) else given
             if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
                 what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise InputError(f"input {name!r} must be a {dtype} array of shape {shape}, not {what}")
