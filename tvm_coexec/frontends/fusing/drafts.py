@@ -21,8 +21,11 @@ _LEAST = 2.0**-100
 _MOST_STEPS = 16
 """Steps after which another layer begins: kernels with hundreds of them take minutes to compile."""
 
-_CANCELLED = 2.0**-10
-"""Two summands whose sum is a smaller part of them are there to round: adding 1.5 · 2²³ leaves whole numbers."""
+_SMALL, _LARGE = 2.0**4, 2.0**10
+"""How much larger than what it is added to a summand is that hardly rounds it, and one that may be there to round."""
+
+_LEAST_PART = 2.0**-6
+"""Summands whose sum is a smaller part of them cancel; channels with smaller factors are as good as dead."""
 
 
 @dataclass(eq=False)
@@ -74,10 +77,12 @@ class Affine:
             return self
         scale, shift = first.scale, first.shift
         if self.scale is not None:
+            if not may_multiply(shift, first.scale):
+                return None
             scale = self.scale if scale is None else scale * self.scale
             shift = None if shift is None else shift * self.scale
         if self.shift is not None:
-            if shift is not None and not _may_add(shift, self.shift):
+            if not may_add(shift, self.shift, scale):
                 return None
             shift = self.shift if shift is None else shift + self.shift
         is_held = _is_held(scale) and (shift is None or bool(np.abs(shift).max(initial=0.0) <= LARGEST))
@@ -87,7 +92,8 @@ class Affine:
         """Whether weights can take in that their input is this function of what they read."""
         largest = np.abs(weights).max(initial=0.0)
         scales = self.scale is None or _is_held(largest * self.scale)
-        return scales and (self.shift is None or bool(largest * np.abs(self.shift).sum() <= LARGEST))
+        held = self.shift is None or bool(largest * np.abs(self.shift).sum() <= LARGEST)
+        return scales and held and may_multiply(self.shift, self.scale)
 
 
 def _is_held(factors: np.ndarray | None) -> bool:
@@ -96,10 +102,31 @@ def _is_held(factors: np.ndarray | None) -> bool:
     return bool(largest == 0 or _LEAST <= largest <= LARGEST)
 
 
-def _may_add(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether one summand may stand for two: of large ones that cancel, the first rounds what it is added to."""
-    largest, total = (np.abs(each).max(initial=0.0) for each in (np.concatenate([first, second]), first + second))
-    return bool(largest <= 1 or largest * _CANCELLED <= total <= LARGEST)
+def _sizes(factors: np.ndarray | None) -> np.ndarray:
+    """How large the products of the factors with ones are; of channels that are as good as dead a little more."""
+    sizes = np.ones(1) if factors is None else np.abs(factors)
+    return np.maximum(sizes, _LEAST_PART * sizes.max(initial=0.0))
+
+
+def may_add(first: np.ndarray | None, second: np.ndarray, factors: np.ndarray | None = None) -> bool:
+    """Whether one summand may stand for two, which are added to products with the factors one after the other.
+
+    Large ones round what they are added to, as 1.5 · 2²³ leaves whole numbers: they stay alone. Smaller ones are
+    joined where the first hardly rounds the products, or where they do not cancel.
+    """
+    if first is None:
+        return True
+    sizes, largest, total = _sizes(factors), np.maximum(np.abs(first), np.abs(second)), np.abs(first + second)
+    is_rounded = (largest > _LARGE * sizes) | ((largest > _SMALL * sizes) & (total < _LEAST_PART * largest))
+    return not np.any(is_rounded & (first != 0) & (second != 0)) and bool(total.max(initial=0.0) <= LARGEST)
+
+
+def may_multiply(shift: np.ndarray | None, factors: np.ndarray | None = None) -> bool:
+    """Whether a summand of products with the factors may be multiplied by what its sums are multiplied by.
+
+    Sums of large products cancel, and have rounding errors that products of small sums do not have.
+    """
+    return shift is None or bool(np.all(np.abs(shift) <= _LARGE * _sizes(factors)))
 
 
 @dataclass(eq=False)
@@ -128,10 +155,13 @@ class Draft:
 
     def can_fold(self, affine: Affine) -> bool:
         """Whether an affine function of the result can be taken into the parameters, or into a first bias."""
-        scales = affine.scale is None or self._factors(affine.scale) is not None
+        scale = np.ones(1) if affine.scale is None else affine.scale
+        scales = affine.scale is None or self._factors(scale) is not None
         name = self._summand()
         shifts = affine.shift is None or (
-            _may_add(self.params[name], affine.shift) if name else "bias" not in self.epilogue
+            may_add(self.params[name] * scale, affine.shift, self._own_factors() * scale)
+            if name
+            else "bias" not in self.epilogue
         )
         return self.takes_steps and scales and shifts
 
@@ -167,7 +197,8 @@ class Draft:
     def _factors(self, scale: np.ndarray) -> list[str] | None:
         """The parameters that a factor of the result multiplies: those of the last steps, or the layer's own too.
 
-        None if there are none, or if products would overflow, as those with infinity do: their sums are NaN.
+        None if there are none, or a large summand is among them, or if products would overflow, as those with
+        infinity do: their sums are NaN.
         """
         affine = self._last_operands(("bias", "scale"))
         factor = next((index for index, name in enumerate(affine) if name.startswith("scale")), None)
@@ -176,6 +207,9 @@ class Draft:
         elif len(affine) == len(self.epilogue) and self._has_factors:
             names = list(self.params)
         else:
+            return None
+        own, summands = self._own_factors(), [name for name in names if name.startswith(("beta", "bias"))]
+        if not all(may_multiply(self.params[name], own) for name in summands):
             return None
         largest = max((np.abs(self.params[name]).max(initial=0.0) for name in names), default=0.0)
         return names if largest * np.abs(scale).max(initial=0.0) <= LARGEST else None
@@ -193,6 +227,19 @@ class Draft:
         """Whether the layer's own parameters multiply its result."""
         return isinstance(self.layer, Linear | Conv2d) or getattr(self.layer, "kind", None) == "layer_norm"
 
+    def _own_factors(self) -> np.ndarray:
+        """What stands for the factors of the last summands: of sums of products, the root of their squares' sum."""
+        before = len(self.epilogue) - len(self._last_operands(("bias", "residual")))
+        if before:
+            operand = step_operands(self.epilogue)[before - 1]
+            return self.params[operand] if operand and self.epilogue[before - 1] == "scale" else np.ones(1)
+        if not self._has_factors:
+            return np.ones(1)
+        if "gamma" in self.params:
+            return self.params["gamma"]
+        weights = self.params["weights"].astype(np.float64)
+        return np.sqrt(np.square(weights).sum(axis=(1, 2, 3) if weights.ndim == 4 else 0))
+
     def _summand(self) -> str:
         """The parameter that one of the last steps adds, or the layer itself; empty if there is none."""
         summands = [name for name in self._last_operands(("bias", "residual")) if name != "residual"]
@@ -200,7 +247,7 @@ class Draft:
 
     def _shift(self, shift: np.ndarray) -> None:
         name = self._summand()
-        if name and _may_add(self.params[name], shift):
+        if name and may_add(self.params[name], shift, self._own_factors()):
             self.params[name] = self.params[name] + shift
         else:
             self.append_constant("bias", shift)

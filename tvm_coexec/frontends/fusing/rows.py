@@ -12,7 +12,7 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Operation, Source
 from tvm_coexec.layers import Attention, MatMul, Matrices, PlaceRows
 
-from .drafts import DraftTensor
+from .drafts import DraftTensor, may_add
 from .state import State
 
 if TYPE_CHECKING:
@@ -190,7 +190,12 @@ def add_summand(state: State, operation: Operation, name: str, array: np.ndarray
     summand = array.astype(np.float64).reshape(-1, value.tensor.channels)
     draft = value.tensor.producer if state.is_only_reader(name) else None
     layer = draft.layer if draft is not None and not draft.epilogue else None
-    if draft is not None and isinstance(layer, PlaceRows) and layer.out_rows == len(summand):
+    if (
+        draft is not None
+        and isinstance(layer, PlaceRows)
+        and layer.out_rows == len(summand)
+        and may_add(draft.params.get("summand"), summand)
+    ):
         draft.params["summand"] = draft.params.get("summand", 0.0) + summand
         draft.layer = replace(layer, has_summand=True)
     else:
