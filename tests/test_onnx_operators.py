@@ -350,6 +350,12 @@ def test_a_grid_without_points_is_refused() -> None:
         to_graph(b.model(b.add("AffineGrid", "x", b.const([1, 3, 0, 4], "int64"))))
 
 
+def test_a_grid_of_other_images_than_there_are_matrices_is_refused() -> None:
+    b = OnnxBuilder(x=(2, 2, 3))
+    with pytest.raises(ModelError, match=r"^AffineGrid \(node 'n0'\) has 2 matrices for a grid of 3 images; give"):
+        to_graph(b.model(b.add("AffineGrid", "x", b.const([3, 1, 2, 4], "int64"))))
+
+
 def test_the_last_states_of_sequences_that_come_first() -> None:
     """ONNX Runtime has no kernel of this layout: the one that it has judges, on what was transposed."""
     results = []

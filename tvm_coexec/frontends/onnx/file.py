@@ -100,7 +100,7 @@ def _write_axes(graph: onnx.GraphProto) -> None:
 
 
 def _check_operators(model: onnx.ModelProto) -> None:
-    for node in _all_nodes((*model.graph.node, *(node for function in model.functions for node in function.node))):
+    for node in all_nodes((*model.graph.node, *(node for function in model.functions for node in function.node))):
         check_whole_numbers(node, source_of(node))
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     own = {(function.domain, function.name) for function in model.functions}
@@ -116,13 +116,13 @@ def _check_operators(model: onnx.ModelProto) -> None:
             raise ModelError(f"{source} is in training mode; export the model for inference")
 
 
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     """Give nodes, and those of their bodies."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             for body in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(body.node)
+                yield from all_nodes(body.node)
 
 
 def _check_consistency(proto: onnx.ModelProto, model: onnx.ModelProto | Path) -> None:

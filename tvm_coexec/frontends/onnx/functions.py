@@ -101,8 +101,10 @@ def _affine_grid(simplifier: Simplifier, node: NodeProto, scope: Scope, source: 
     axes = [np.linspace(1, -1, size)[::-1] if corners else (2 * np.arange(size) + 1) / size - 1 for size in sizes]
     points = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(sizes)], axis=-1)
     matrices = str(scope.find(node.input[0]))
-    dtype, rank = simplifier.model.types[matrices].dtype, len(sizes)
-    grid = new_constant(simplifier, points.reshape(1, -1, rank + 1).astype(dtype), f"{source.name}/grid")
+    given, rank = simplifier.model.types[matrices], len(sizes)
+    if given.shape[0] != count:
+        raise ModelError(f"{source} has {given.shape[0]} matrices for a grid of {count} images; give it as many")
+    grid = new_constant(simplifier, points.reshape(1, -1, rank + 1).astype(given.dtype), f"{source.name}/grid")
     turned = new_value(simplifier, "Transpose", [matrices], scope, source, perm=[0, 2, 1])
     mapped = new_value(simplifier, "MatMul", [grid, turned], scope, source)
     shape = new_constant(simplifier, np.array([count, *sizes, rank]), f"{source.name}/shape")

@@ -72,8 +72,8 @@ def _check_neighbours(call: Call) -> None:
     size, channels = call.attributes["size"], call.type(0).shape[1]
     if size % 2 == 0 or not 0 < size < 2 * channels:
         raise ModelError(
-            f"{call.node.source} sums over {size} of {channels} channels; supported are odd numbers from 1 on, and "
-            "less than twice as many as there are channels"
+            f"{call.node.source} sums over {size} of {channels} channels; export the model with an odd number "
+            "from 1 on, and less than twice as many as there are channels"
         )
 
 

@@ -26,7 +26,7 @@ DOMAINS = ("", "ai.onnx", "ai.onnx.preview")
 
 _LIMIT = 2**31
 
-_LARGE = ("ends", "starts", "value_int", "value_ints")
+_LARGE = ("end", "ends", "start", "starts", "value_int", "value_ints")
 """Attributes that may be any whole number: constants, and bounds that are far away where they mean the end."""
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -121,12 +121,14 @@ def axis_within(axis: int, rank: int, source: Source) -> int:
         A tensor of so many axes has none of that number: not everywhere does ONNX's inference look.
     """
     if not -rank <= axis < rank:
-        raise ModelError(f"{source} has the axis {axis}, of a tensor with {rank}; export the model again")
+        raise ModelError(f"{source} has the axis {axis}, of a tensor with {rank} axes; export the model again")
     return int(axis) % rank
 
 
 def check_whole_numbers(node: NodeProto, source: Source) -> None:
     """Refuse axes, sizes and the like that have more than 32 bits: ONNX and TVM drop the others, or quote their code.
+
+    What a call of the model's own function says is for the function's nodes to judge.
 
     Raises
     ------
@@ -134,7 +136,7 @@ def check_whole_numbers(node: NodeProto, source: Source) -> None:
         Naming the attribute.
     """
     for attribute in node.attribute:
-        if attribute.name not in _LARGE:
+        if attribute.name not in _LARGE and node.domain in DOMAINS:
             for number in (attribute.i, *attribute.ints):
                 if not -_LIMIT <= number < _LIMIT:
                     raise ModelError(
