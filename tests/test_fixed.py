@@ -1,5 +1,6 @@
 """Inputs whose values the user fixes: constants of the module, whatever the model's format."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper
 from onnx_builder import OnnxBuilder, linear, run_onnx
+from reference import evaluate
 from tflite_writer import Writer
 from tvm import relax
 
 import tvm_coexec
 from tvm_coexec import cli
+from tvm_coexec.cli.options import add_given_options
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
 from tvm_coexec.runtime.device import Device
@@ -73,9 +76,20 @@ def test_an_array_has_the_shape_that_a_model_leaves_open(device: Device) -> None
     np.testing.assert_array_equal(module(x), mask.astype(np.float32) + 0.5)
 
 
+class Unreadable:
+    """An object that numpy cannot make an array of, as tensors of other devices are."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise self.error("is on another device")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({1: 1, "q": 2}, "a value is given for 1, 'q'; the inputs are x, rate"),
         ({"q": 1}, "a value is given for 'q'; the inputs are x, rate"),
         ({"rate": 0.5}, "input 'rate' is int64, which cannot be 0.5"),
         ({"rate": float("nan")}, "input 'rate' is int64, which cannot be nan"),
@@ -84,14 +98,38 @@ def test_an_array_has_the_shape_that_a_model_leaves_open(device: Device) -> None
         ({"rate": "16000"}, "the value of input 'rate' is of type <U5; give it numbers"),
         ({"rate": None}, "the value of input 'rate' is of type object; give it numbers"),
         ({"rate": [[1], [1, 2]]}, "the value of input 'rate' is no array"),
+        ({"rate": Unreadable(RuntimeError)}, "the value of input 'rate' is no array .is on another device."),
+        ({"rate": Unreadable(TypeError)}, "the value of input 'rate' is no array .is on another device."),
+        ({"rate": 2**64}, "the value of input 'rate' does not fit 64 bits; give it smaller numbers"),
+        ({"rate": 2.0**60}, "input 'rate' is int64, and its value has floats up to 1.15.*e.18, where they do not"),
         ({"x": 1e39}, "input 'x' is float32, which cannot be 1e\\+39"),
         ({"x": np.zeros((3, 8))}, r"input 'x' is \[4, 8\]; its value is \[3, 8\]"),
         ({"x": 1, "rate": 1}, "values are given for all inputs"),
     ],
 )
-def test_values_that_do_not_fit(values: dict[str, ArrayLike], message: str) -> None:
+def test_values_that_do_not_fit(values: dict[str, ArrayLike], message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         to_graph(rated_model(), {"x": (4, 8)}, values)
+    onnx.save(rated_model(), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=message):
+        to_graph(tmp_path / "m.onnx", {"x": (4, 8)}, values)
+
+
+@pytest.mark.parametrize("number", [1234567890123456789, -(2**63), 2**63 - 1])
+def test_whole_numbers_are_read_as_they_are(number: int, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_given_options(parser)
+    values = parser.parse_args(["--value", f"v={number},1"]).values
+    assert values == {"v": [number, 1]}
+    b = OnnxBuilder(v=(1, 2), x=(3, 2))
+    model = typed(
+        b.model(b.add("Where", b.add("Equal", "v", b.const([[number, 2]], "int64")), "x", b.const(0.0))),
+        "v",
+        TensorProto.INT64,
+    )
+    graph = to_graph(model, values=values)
+    x = np.ones((3, 2))
+    np.testing.assert_array_equal(*evaluate(graph, {"x": x}).values(), [[1, 0]] * 3)
 
 
 def test_a_number_leaves_dimensions_open() -> None:
@@ -119,6 +157,14 @@ def test_inputs_of_a_relax_module(device: Device) -> None:
     module = tvm_coexec.build(builder.get(), device=device, split="cpu", values={"scale": given}, check=True)
     assert list(module.inputs) == ["x"]
     np.testing.assert_array_equal(module(np.ones((2, 6), np.float32)), given)
+    for value in ([2.0], given.ravel().tolist()):  # of other shapes, which fill the input
+        fixed = to_graph(builder.get(), values={"scale": value})
+        expected = np.broadcast_to(value, 12).reshape(2, 6)
+        np.testing.assert_array_equal(*evaluate(fixed, {"x": np.ones((2, 6))}).values(), expected)
+    with pytest.raises(ModelError, match=r"input 'scale' is \[2, 6\]; its value is \[5\], give one of that shape"):
+        to_graph(builder.get(), values={"scale": [1] * 5})
+    with pytest.raises(ModelError, match=r"input 'scale' is \[2, 6\]; the shape \[1, 6\] does not fit"):
+        to_graph(builder.get(), {"scale": (1, 6)})
     with pytest.raises(ModelError, match="a value is given for 'y'; the inputs are x, scale"):
         to_graph(builder.get(), {}, {"y": 1})
 

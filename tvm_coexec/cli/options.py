@@ -70,7 +70,8 @@ def add_given_options(parser: argparse.ArgumentParser) -> None:
         dest="values",
         default={},
         metavar="INPUT=NUMBERS",
-        help="what an input always is, which is a constant then, such as rate=16000; may be repeated",
+        help="what an input always is, which is a constant then: one number for all its elements, such as rate=16000, "
+        "or as many as it has, in order, such as size=480,640; may be repeated",
     )
 
 
@@ -134,8 +135,10 @@ def _is_whole(text: str) -> bool:
 
 
 def _number(text: str) -> float:
-    """A whole number as it is, since floats do not hold all; else a float."""
-    return int(text) if _is_whole(text.removeprefix("-")) else float(text)
+    """A whole number of 64 bits as it is, since floats do not hold all; else a float."""
+    if re.fullmatch(r"-?\d{1,20}", text) and -(2**63) <= int(text) < 2**64:
+        return int(text)
+    return float(text)
 
 
 def parse_cores(text: str) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ def key_of(path: Path, shapes: Mapping[str, Sequence[int]], values: Mapping[str,
         content = path.read_bytes()
         asked = sorted((name, tuple(shape)) for name, shape in shapes.items())
         fixed = sorted((name, *_digest(np.asarray(value))) for name, value in values.items())
-    except (OSError, ValueError, TypeError):  # what is no shape is told by those who read
+    except (OSError, RuntimeError, TypeError, ValueError):  # what is no shape or array is told by those who read
         return None
     if path.suffix != ".tflite" and _EXTERNAL in content:
         return None

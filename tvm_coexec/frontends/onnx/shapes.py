@@ -42,7 +42,7 @@ def bind_inputs(
                 dimension.Clear()
     constants = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value for value in graph.input if value.name not in constants}
-    unknown = sorted(set(shapes) - set(inputs))
+    unknown = sorted(set(shapes) - set(inputs), key=str)
     if unknown:
         raise ModelError(f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}")
     arrays = check_values(values, inputs)

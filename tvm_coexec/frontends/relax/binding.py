@@ -25,16 +25,17 @@ def bound(
     parameters = {parameter.name: parameter for parameter in module["main"].params}
     numbers: dict[Any, int] = {}
     arrays = check_values(values, parameters)
-    shapes = shapes_of_values(arrays, shapes, arrays)
+    shapes = shapes_of_values(arrays, shapes, (name for name in arrays if _open_sizes(parameters[name])))
     for name, shape in shapes.items():
         if name not in parameters:
             raise ModelError(f"a shape is given for {name!r}; the inputs are {', '.join(parameters)}")
         declared = list(parameters[name].ty.shape.values)
-        open_sizes = [size for size in declared if not isinstance(size, tirx.IntImm)]
+        open_sizes = _open_sizes(parameters[name])
         pairs = list(zip(declared, shape, strict=False))
         fits = all(size == int(own) for own, size in pairs if own not in open_sizes)
         if len(declared) != len(shape) or not fits:
-            raise ModelError(f"input {name!r} is {declared}; the shape {list(shape)} does not fit")
+            sizes = ", ".join(str(size if size in open_sizes else int(size)) for size in declared)
+            raise ModelError(f"input {name!r} is [{sizes}]; the shape {list(shape)} does not fit")
         numbers |= {own: size for own, size in pairs if own in open_sizes}
     module = relax.transform.BindSymbolicVars(numbers, "main")(module) if numbers else module
     fixed = {}
@@ -44,3 +45,7 @@ def bound(
             fixed[name] = as_constant(name, value, dtype, shape)
     constants = {name: tvm.runtime.tensor(array) for name, array in fixed.items()}
     return relax.transform.BindParams("main", constants)(module) if constants else module, fixed
+
+
+def _open_sizes(parameter: relax.Var) -> list[Any]:
+    return [size for size in parameter.ty.shape.values if not isinstance(size, tirx.IntImm)]

@@ -177,7 +177,7 @@ class TfliteFile:
     def bind_inputs(self, shapes: Mapping[str, Sequence[int]], values: Mapping[str, ArrayLike]) -> None:
         """Let inputs have these shapes, by name, instead of the file's, and others be constants."""
         inputs = {self.tensors[index].name: index for index in self.inputs}
-        unknown = sorted(set(shapes) - set(inputs))
+        unknown = sorted(set(shapes) - set(inputs), key=str)
         if unknown:
             raise ModelError(
                 f"a shape is given for {', '.join(map(repr, unknown))}; the inputs are {', '.join(inputs)}"
