@@ -159,6 +159,10 @@ POOLS: dict[str, tuple[str, dict[str, Any]]] = {
     "max": ("MaxPool", {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 0, 1]}),
     "dilated": ("MaxPool", {"kernel_shape": [2, 3], "dilations": [2, 2]}),
     "rounded up": ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+    "rounded up by rule": (
+        "MaxPool",
+        {"kernel_shape": [2, 2], "strides": [2, 4], "auto_pad": "SAME_LOWER", "ceil_mode": 1},
+    ),
     "same": ("MaxPool", {"kernel_shape": [2, 2], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     "average": ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 0]}),
     "counted": ("AveragePool", {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": 1}),

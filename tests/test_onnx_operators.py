@@ -179,6 +179,40 @@ def test_the_factors_of_a_product_come_after_it(values: dict[str, float]) -> Non
     check_against_onnxruntime(b.model(b.add("Gemm", "x", b.weights(8, 5), b.weights(5), **values)))
 
 
+@pytest.mark.parametrize(
+    ("operator", "rule"),
+    [
+        ("LpPool", "SAME_UPPER"),
+        ("LpPool", "VALID"),
+        ("AveragePool", "SAME_LOWER"),
+        ("AveragePool", "SAME_UPPER"),
+        ("AveragePool", "VALID"),
+        ("MaxPool", "VALID"),
+    ],
+)
+def test_windows_that_a_rule_places_are_rounded_up_by_it(operator: str, rule: str) -> None:
+    b = OnnxBuilder(x=(1, 2, 7, 6))
+    pooled = b.add(operator, "x", kernel_shape=[2, 2], strides=[2, 3], auto_pad=rule, ceil_mode=1)
+    check_against_onnxruntime(b.model(pooled))
+
+
+def test_a_summand_with_the_factor_zero_is_left_out() -> None:
+    b = OnnxBuilder(x=(4, 8), y=(5,))
+    endless = b.add("Log", b.add("Mul", "y", b.const(0.0)))
+    for summand in (b.const([np.nan, np.inf, 1, 2, 3]), endless):
+        product = b.add("Gemm", "x", b.weights(8, 5), summand, beta=0.0)
+    check_against_onnxruntime(b.model(b.add("Gemm", "x", b.weights(8, 5), b.const([np.nan] * 5), beta=0.0), product))
+
+
+def test_a_factor_of_no_summand_is_not_looked_at(device: Device) -> None:
+    b = OnnxBuilder(x=(4, 8))
+    table = np.arange(40).reshape(8, 5)
+    product = b.add("Gemm", b.add("Cast", "x", to=TensorProto.INT32), b.const(table, "int32"), beta=0.5)
+    model = b.model(b.add("Cast", product, to=TensorProto.FLOAT))
+    x = np.arange(-16, 16, dtype=np.float32).reshape(4, 8)  # ONNX Runtime multiplies no int32
+    np.testing.assert_array_equal(tvm_coexec.build(model, device=device, split="cpu")(x), x @ table)
+
+
 @pytest.mark.parametrize("axes", [{}, {"axes": [1, -1]}])
 def test_images_are_normalised_over_axes(axes: dict[str, Any]) -> None:
     b = OnnxBuilder(x=(2, 3, 4, 5))

@@ -142,11 +142,13 @@ def without_empty_windows(node: NodeProto, shape: tuple[int, ...], pooled: tuple
 
     Its operators leave them out, as ONNX Runtime and torch do.
     """
-    if not rounds_up(node) or attributes(node).get("auto_pad", "NOTSET") != "NOTSET":
+    rule, sizes = attributes(node).get("auto_pad", "NOTSET"), shape[2:]
+    if not rounds_up(node):
         return pooled
-    sizes = shape[2:]
     begins = attributes(node).get("pads", [0] * len(sizes))
     strides = attributes(node).get("strides", [1] * len(sizes))
+    if rule.startswith("SAME"):
+        return (*pooled[:2], *(-(-size // step) for size, step in zip(sizes, strides, strict=False)))
     most = ((size + before - 1) // step + 1 for size, before, step in zip(sizes, begins, strides, strict=False))
     return (*pooled[:2], *(min(count, each) for count, each in zip(pooled[2:], most, strict=True)))
 

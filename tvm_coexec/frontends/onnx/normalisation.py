@@ -43,7 +43,8 @@ def _pool_lengths(call: Call) -> Any:
     """Lengths of windows that reach beyond the padding, of which TVM counts the elements that they have."""
     values, shape = call.attributes, call.type(0).shape
     axes = range(len(shape) - 2)
-    if not values.get("ceil_mode") or values.get("auto_pad", "NOTSET") != "NOTSET" or len(axes) not in _AVERAGES:
+    is_same = values.get("auto_pad", "NOTSET").startswith("SAME")
+    if not values.get("ceil_mode") or is_same or len(axes) not in _AVERAGES:
         return None
     window, power = list(values["kernel_shape"]), float(values.get("p", 2))
     strides, dilations = (list(values.get(name, [1] * len(axes))) for name in ("strides", "dilations"))

@@ -14,12 +14,14 @@ from .call import Call, Converter
 def _gemm(call: Call) -> relax.Expr:
     """The factor comes after the product, as ONNX has it: TVM's comes before, where infinity makes NaN of sums."""
     values, dtype = call.attributes, call.type(0).dtype
+    first, second, summand = (call.operand(index) for index in range(3))
     alpha, beta = (float(values.get(name, 1.0)) for name in ("alpha", "beta"))
+    if summand is None or beta == 0:  # as in BLAS, where zero leaves the summand out, be it infinite
+        summand, beta = None, 1.0
     if "float" not in dtype and not (alpha.is_integer() and beta.is_integer()):
         raise ModelError(
             f"{call.node.source} multiplies {dtype} by {alpha:g} and {beta:g}; cast its operands to float32"
         )
-    first, second, summand = (call.operand(index) for index in range(3))
     if values.get("transA", 0):
         first = relax.op.permute_dims(first)
     if values.get("transB", 0):
