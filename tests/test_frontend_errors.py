@@ -76,14 +76,41 @@ def test_numbers_of_axes_and_sizes_that_there_are_not(operator, attributes, mess
         ("CumSum", -3, {}),
         ("GatherElements", np.zeros((4, 8)), {"axis": 9}),
         ("ReverseSequence", np.ones(8), {"batch_axis": 9}),
+        ("QuantizeLinear", np.ones(8, np.float32), {"axis": 3}),
+        ("QuantizeLinear", np.ones(8, np.float32), {"axis": -4}),
+        ("RMSNormalization", np.ones(8, np.float32), {"axis": 3}),
     ],
 )
 def test_axes_that_onnx_does_not_look_at(operator, operand, attributes):
-    b = OnnxBuilder(x=(4, 8))
+    b = OnnxBuilder(opset=23, x=(4, 8))
+    dtype = "float32" if operator in ("QuantizeLinear", "RMSNormalization") else "int64"
     with pytest.raises(
         ModelError, match=rf"^{operator} \(node 'n0'\) has the axis -?\d, of a tensor with 2 axes; export"
     ):
-        to_graph(b.model(b.add(operator, "x", b.const(operand, "int64"), **attributes)))
+        to_graph(b.model(b.add(operator, "x", b.const(operand, dtype), **attributes)))
+
+
+def test_the_axis_of_a_scale_that_onnx_does_not_look_at():
+    b = OnnxBuilder(x=(2, 3, 4))
+    whole = b.add("QuantizeLinear", "x", b.const(0.1), b.const(0, "int8"))
+    message = r"^DequantizeLinear \(node 'n1'\) has the axis 7, of a tensor with 3 axes; export"
+    with pytest.raises(ModelError, match=message):
+        to_graph(b.model(b.add("DequantizeLinear", whole, b.const([0.1, 0.2, 0.3]), axis=7)))
+
+
+def test_a_slope_that_fits_no_axis():
+    b = OnnxBuilder(x=(2, 3, 4))
+    with pytest.raises(ModelError, match=r"^PRelu \(node 'n0'\) has a constant operand of shape .* nor can Relax"):
+        to_graph(b.model(b.add("PRelu", "x", b.const(np.ones(5)))))
+
+
+def test_a_second_result_that_no_converter_makes(monkeypatch):
+    monkeypatch.setattr("tvm_coexec.frontends.onnx.importer.SECOND_RESULTS", {})
+    b = OnnxBuilder(x=(1, 4, 8, 8))
+    pooled = b.add("MaxPool", "x", kernel_shape=[2, 2], outputs=2)
+    message = r"^the output 'v0.1' of MaxPool \(node 'n0'\) is read, which cannot be made; leave it out"
+    with pytest.raises(ModelError, match=message):
+        to_graph(b.model(b.add("Cast", f"{pooled}.1", to=1)))
 
 
 def test_bounds_may_be_any_whole_number():

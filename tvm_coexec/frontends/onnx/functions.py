@@ -13,7 +13,7 @@ from tvm_coexec.frontends.trace import Source, check_size
 
 from .control import new_constant, new_value, set_outputs
 from .simplifier import Handler, Simplifier
-from .values import Scope, attributes
+from .values import Scope, attributes, axis_within
 
 _FUNCTIONS = (
     "Attention",
@@ -25,7 +25,6 @@ _FUNCTIONS = (
     "LinearAttention",
     "MeanVarianceNormalization",
     "NegativeLogLikelihoodLoss",
-    "RMSNormalization",
     "RotaryEmbedding",
     "SoftmaxCrossEntropyLoss",
     "SwiGLU",
@@ -88,6 +87,13 @@ def _with_attributes(node: NodeProto, given: dict[str, onnx.AttributeProto]) -> 
     return copy
 
 
+def _expand_with_axis(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """A root mean square is taken over an axis and those after it, at whose number ONNX's definition does not look."""
+    rank = len(simplifier.model.types[str(scope.find(node.input[0]))].shape)
+    axis_within(attributes(node).get("axis", -1), rank, source)
+    return _expand(simplifier, node, scope, source)
+
+
 def _expand_statistics(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     """A layer normalisation is expanded only where its mean or deviation is read, too."""
     return any(node.output[1:]) and _expand(simplifier, node, scope, source)
@@ -123,4 +129,5 @@ def _sizes_of_grid(sizes: np.ndarray | None, source: Source) -> list[int]:
 HANDLERS: Mapping[str, Handler] = dict.fromkeys(_FUNCTIONS, _expand) | {
     "AffineGrid": _affine_grid,
     "LayerNormalization": _expand_statistics,
+    "RMSNormalization": _expand_with_axis,
 }

@@ -12,6 +12,7 @@ from tvm_coexec.errors import ModelError
 
 from .call import Call, Converter
 from .nodes import window_padding
+from .values import axis_within
 
 
 def _spread(
@@ -22,7 +23,7 @@ def _spread(
     block = call.attributes.get("block_size", 0)
     if not size or (len(size) == 1 and size[0] == 1):
         return lambda table, index: table[(0,) * len(size)]
-    axis %= len(shape)
+    axis = axis_within(axis, len(shape), call.node.source)
     if len(size) == 1:
         return lambda table, index: table[index[axis]]
     missing = len(shape) - len(size)
