@@ -45,10 +45,10 @@ def test_runs_of_one_speed_tell_it_together_and_those_of_another_do_not() -> Non
         assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=1e-6)
 
 
-def test_a_run_that_no_other_agrees_with_corrects_nothing() -> None:
+def test_what_was_slow_for_a_single_trial_is_corrected() -> None:
     for lone in (0, 3, 6):
-        samples = [measured(1.0, 4.0 if number == lone else 1.0 + number / 1e4) for number in range(7)]
-        for sample in at_usual_speed(samples):
+        slowness = [8.0 if number == lone else 1.0 + number / 1e4 for number in range(7)]
+        for sample in at_usual_speed([measured(slow, slow) for slow in slowness]):
             assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=0.01)
 
 

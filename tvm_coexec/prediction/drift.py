@@ -77,30 +77,28 @@ def _slowness(samples: Sequence[Sample]) -> np.ndarray:
 def _smooth(canary_us: np.ndarray) -> np.ndarray:
     """What the canary took about when each sample was measured, in the order of measuring; NaN where nothing tells.
 
-    Where none ran, or none that is believed, it took what it took before or after, whichever is less.
+    Where none ran it took what it took before or after, whichever is less.
     """
     told = np.flatnonzero(canary_us)
     begins = np.flatnonzero(np.diff(canary_us[told], prepend=0.0))
     about_us = np.full(len(canary_us), np.nan)
-    about_us[told] = np.repeat(_believed(canary_us[told][begins]), np.diff(begins, append=len(told)))
+    about_us[told] = np.repeat(_of_one_speed(canary_us[told][begins]), np.diff(begins, append=len(told)))
     return np.fmin(_last_known(about_us), _last_known(about_us[::-1])[::-1])
 
 
-def _believed(runs_us: np.ndarray) -> np.ndarray:
-    """What the canary took about in each of its runs; NaN where neither the run before nor the one after is alike.
+def _of_one_speed(runs_us: np.ndarray) -> np.ndarray:
+    """What the canary took about at each time: the median of those near it that are alike.
 
-    The first one and the last one have one run beside them alone, and are believed where they are faster than that.
+    One that is alike to none near it stands for itself: it ran before and after, and took no less either time.
     """
     logs = np.log(runs_us)
-    steps = np.diff(logs)
-    alike = max(_ALIKE, _USUAL_STEPS * float(np.median(np.abs(steps)))) if len(steps) else _ALIKE
-    agrees = np.abs(steps) <= alike
-    is_faster = (steps[0] > 0, steps[-1] < 0) if len(steps) else (False, False)
-    near_us = np.full(len(runs_us), np.nan)
-    for run in np.flatnonzero(np.insert(agrees, 0, is_faster[0]) | np.append(agrees, is_faster[1])):
+    steps = np.abs(np.diff(logs))
+    alike = max(_ALIKE, _USUAL_STEPS * float(np.median(steps))) if len(steps) else _ALIKE
+    near_us = []
+    for run, own in enumerate(logs):
         near = slice(max(run - _NEIGHBOURS, 0), run + _NEIGHBOURS + 1)
-        near_us[run] = np.median(runs_us[near][np.abs(logs[near] - logs[run]) <= alike])
-    return near_us
+        near_us.append(np.median(runs_us[near][np.abs(logs[near] - own) <= alike]))
+    return np.array(near_us)
 
 
 def _last_known(values: np.ndarray) -> np.ndarray:
