@@ -281,7 +281,7 @@ ROUNDED: dict[str, Callable[[OnnxBuilder], str]] = {
     "a factor and small summands before a large one": lambda b: b.add(
         "Relu", in_turn(b, b.add("Mul", "x", b.const(0.4)), 0.5, WHOLE, -WHOLE)
     ),
-    "summands that cancel in one channel": lambda b: in_turn(b, "x", WHOLE, [-WHOLE, *[0.0] * 7]),
+    "summands that cancel in one channel": lambda b: in_turn(b, "x", WHOLE, [-WHOLE, *[0.0] * 7], [0.0, *[-WHOLE] * 7]),
     "summands of which no two cancel": lambda b: in_turn(b, "x", WHOLE, *[-WHOLE / 3] * 3),
     "summands of which no two cancel, after a product": lambda b: in_turn(
         b, b.add("MatMul", "x", b.weights(8, 5)), WHOLE, *[-WHOLE / 3] * 3
