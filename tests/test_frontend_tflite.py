@@ -215,6 +215,17 @@ def test_what_is_not_known_of_complex_numbers_is_refused(tmp_path: Path) -> None
         graph_of(content, tmp_path)
 
 
+@pytest.mark.parametrize("axis", [2, -3])
+def test_axes_that_there_are_not_are_refused(axis: int, tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (4, 4))
+    sums = writer.add("SUM", [x, writer.integers([axis])], (4,), "Reducer")
+    with pytest.raises(
+        ModelError, match=rf"^SUM \(tensor '\w+'\) has the axis {axis}, of a tensor with 2 axes; export"
+    ):
+        graph_of(writer.finish([x], [sums]), tmp_path)
+
+
 def test_the_shape_of_a_scalar_has_no_elements(tmp_path: Path) -> None:
     """Such a constant has no buffer in the file."""
     writer = Writer()

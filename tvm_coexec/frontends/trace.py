@@ -158,6 +158,19 @@ _ELEMENT_BYTES = 4
 """Of float32."""
 
 
+def axis_within(axis: int, rank: int, source: Source) -> int:
+    """Count an axis from the first one.
+
+    Raises
+    ------
+    ModelError
+        A tensor of so many axes has none of that number: not everywhere do formats' own checks look.
+    """
+    if not -rank <= axis < rank:
+        raise ModelError(f"{source} has the axis {axis}, of a tensor with {rank} axes; export the model again")
+    return int(axis) % rank
+
+
 def check_size(shape: tuple[int, ...], owner: str) -> None:
     """Refuse to compute a constant that this process cannot hold twice: a system may end the process that tries."""
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

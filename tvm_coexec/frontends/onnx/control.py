@@ -9,10 +9,10 @@ import numpy as np
 from onnx import GraphProto, NodeProto, helper
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.trace import Source
+from tvm_coexec.frontends.trace import Source, axis_within
 
 from .simplifier import Handler, RulesError, Simplifier
-from .values import Meaning, Scope, attributes, axis_within, to_array
+from .values import Meaning, Scope, attributes, to_array
 
 _MOST_ITERATIONS = 4096
 """A loop is written out, body by body: a model with more is refused rather than built for hours."""

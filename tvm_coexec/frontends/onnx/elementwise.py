@@ -11,9 +11,9 @@ from tvm import relax, te, tirx, topi
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.blocks import depth_to_space, space_to_depth
 from tvm_coexec.frontends.relax.sums import running_sums
+from tvm_coexec.frontends.trace import axis_within
 
 from .call import Call, Converter
-from .values import axis_within
 
 
 def _broadcast(call: Call, element: Callable[..., Any]) -> relax.Expr:

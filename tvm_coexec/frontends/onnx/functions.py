@@ -9,11 +9,11 @@ import onnx
 from onnx import FunctionProto, NodeProto, defs
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.trace import Source, check_size
+from tvm_coexec.frontends.trace import Source, axis_within, check_size
 
 from .control import new_constant, new_value, set_outputs
 from .simplifier import Handler, Simplifier
-from .values import Scope, attributes, axis_within
+from .values import Scope, attributes
 
 _FUNCTIONS = (
     "Attention",

@@ -13,9 +13,9 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.sorting import extreme_indices
+from tvm_coexec.frontends.trace import axis_within
 
 from .call import Call, Converter
-from .values import axis_within
 
 
 def _indices(call: Call, position: int, extents: np.ndarray) -> relax.Expr:

@@ -9,10 +9,10 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.trace import axis_within
 
 from .call import Call, Converter
 from .nodes import window_padding
-from .values import axis_within
 
 
 def _spread(

@@ -8,11 +8,11 @@ import numpy as np
 from onnx import NodeProto
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.trace import Source
+from tvm_coexec.frontends.trace import Source, axis_within
 
 from .control import body_results, new_constant, new_value, set_outputs, stacked, whole_number
 from .simplifier import Handler, Simplifier
-from .values import Meaning, Scope, attributes, axis_within
+from .values import Meaning, Scope, attributes
 
 
 def _items(node: NodeProto, scope: Scope, source: Source, position: int = 0) -> list[Meaning]:

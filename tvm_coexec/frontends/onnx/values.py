@@ -112,19 +112,6 @@ def _decoded(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def axis_within(axis: int, rank: int, source: Source) -> int:
-    """Count an axis from the first one.
-
-    Raises
-    ------
-    ModelError
-        A tensor of so many axes has none of that number: not everywhere does ONNX's inference look.
-    """
-    if not -rank <= axis < rank:
-        raise ModelError(f"{source} has the axis {axis}, of a tensor with {rank} axes; export the model again")
-    return int(axis) % rank
-
-
 def check_whole_numbers(node: NodeProto, source: Source) -> None:
     """Refuse axes, sizes and the like that have more than 32 bits: ONNX and TVM drop the others, or quote their code.
 

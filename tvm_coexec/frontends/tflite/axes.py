@@ -22,7 +22,7 @@ _IMAGE_AXES = (1, 2)
 
 def _reduced(step: Conversion, make: Callable[..., relax.Expr]) -> relax.Expr:
     rank = len(step.shape(0))
-    axes = sorted({axis % rank for axis in step.integers(1)}) if rank else []
+    axes = sorted({step.counted(axis, rank) for axis in step.integers(1)}) if rank else []
     keeps = bool(step.options is not None and step.options.KeepDims())
     image = step.operator.inputs[0]
     if rank == 4 and tuple(axes) == _IMAGE_AXES and not step.is_first and step.importer.is_image(image):
@@ -76,7 +76,7 @@ def _split_by_sizes(step: Conversion) -> list[relax.Expr]:
     shape, sizes = step.shape(0), step.integers(1)
     if len(sizes) == 1:
         return [step.operand(0)]
-    axis = step.integers(2)[0] % len(shape)
+    axis = step.counted(step.integers(2)[0], len(shape))
     sizes = [shape[axis] - sum(size for size in sizes if size >= 0) if size < 0 else size for size in sizes]
     ends = [int(end) for end in np.cumsum(sizes)[:-1]]
     return _parts(step, relax.op.split(step.operand(0), ends, step.axis(axis, len(shape))))
@@ -174,14 +174,14 @@ def _to_shape(step: Conversion, shape: list[int]) -> relax.Expr:
 
 def _squeezed(step: Conversion) -> relax.Expr:
     shape = step.shape(0)
-    axes = {step.options.SqueezeDims(i) % len(shape) for i in range(step.options.SqueezeDimsLength())}
+    axes = {step.counted(step.options.SqueezeDims(i), len(shape)) for i in range(step.options.SqueezeDimsLength())}
     dropped = axes or {axis for axis, size in enumerate(shape) if size == 1}
     return _to_shape(step, [size for axis, size in enumerate(shape) if axis not in dropped])
 
 
 def _expanded(step: Conversion) -> relax.Expr:
     shape = list(step.shape(0))
-    axis = step.integers(1)[0] % (len(shape) + 1)
+    axis = step.counted(step.integers(1)[0], len(shape) + 1)
     return _to_shape(step, [*shape[:axis], 1, *shape[axis:]])
 
 
@@ -190,13 +190,13 @@ def _transposed(step: Conversion) -> relax.Expr:
 
 
 def _packed(step: Conversion) -> relax.Expr:
-    axis = step.options.Axis() % (len(step.shape(0)) + 1)
+    axis = step.counted(step.options.Axis(), len(step.shape(0)) + 1)
     return relax.op.concat([relax.op.expand_dims(value, axis) for value in step.operands()], axis)
 
 
 def _unpacked(step: Conversion) -> list[relax.Expr]:
     shape = step.shape(0)
-    axis = step.options.Axis() % len(shape)
+    axis = step.counted(step.options.Axis(), len(shape))
     if shape[axis] == 1:
         return [relax.op.squeeze(step.operand(0), axis)]
     parts = _parts(step, relax.op.split(step.operand(0), shape[axis], axis))

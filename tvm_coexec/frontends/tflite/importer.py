@@ -18,7 +18,7 @@ from tvm import IRModule, ir, relax, tirx
 from tvm_coexec.errors import ModelError, last_line
 from tvm_coexec.frontends.relax.calls import static_type
 from tvm_coexec.frontends.relax.opaque import computed
-from tvm_coexec.frontends.trace import Source, check_size
+from tvm_coexec.frontends.trace import Source, axis_within, check_size
 
 from .file import TYPES_OF_ARRAYS, FileOperator, FileTensor, TfliteFile
 
@@ -339,9 +339,13 @@ class Conversion:
             return relax.op.permute_dims(self.importer.value(index), list(axes))
         return relax.const(np.ascontiguousarray(array.transpose(axes)), str(array.dtype))
 
+    def counted(self, axis: int, rank: int) -> int:
+        """Count an axis of the file from the first one."""
+        return axis_within(axis, rank, self.source)
+
     def axis(self, axis: int, rank: int) -> int:
         """Where an axis of the file stands in the operands."""
-        axis %= rank
+        axis = self.counted(axis, rank)
         return CHANNELS_FIRST.index(axis) if self.is_first else axis
 
     def in_order(self, numbers: Sequence[Any]) -> list[Any]:

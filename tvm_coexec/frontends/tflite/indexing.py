@@ -17,7 +17,7 @@ from .importer import Conversion
 
 def _gather(step: Conversion) -> relax.Expr:
     options, shape, positions = step.options, step.shape(0), step.shape(1)
-    axis = options.Axis() % len(shape)
+    axis = step.counted(options.Axis(), len(shape))
     if not options.BatchDims():
         return relax.op.take(step.operand(0), step.operand(1), axis=axis)
     batch_axes = options.BatchDims() if options.BatchDims() >= 0 else options.BatchDims() + len(positions)
@@ -57,7 +57,7 @@ def _embedding(step: Conversion) -> relax.Expr:
 def _extreme(make: Callable[..., relax.Expr]) -> Callable[[Conversion], relax.Expr]:
     def convert(step: Conversion) -> relax.Expr:
         wanted = step.importer.file.tensors[step.operator.outputs[0]].dtype
-        axis = step.integers(1)[0] % len(step.shape(0))
+        axis = step.counted(step.integers(1)[0], len(step.shape(0)))
         return relax.op.astype(make(step.operand(0), axis=axis, keepdims=False), wanted)
 
     return convert
@@ -106,7 +106,9 @@ def _updated(step: Conversion) -> relax.Expr:
 def _cumulated(step: Conversion) -> relax.Expr:
     """CUMSUM gives the sums of all before each index of an axis."""
     shape, builder = step.shape(0), step.importer.builder
-    compute = running_sums(shape, step.integers(1)[0] % len(shape), step.options.Exclusive(), step.options.Reverse())
+    compute = running_sums(
+        shape, step.counted(step.integers(1)[0], len(shape)), step.options.Exclusive(), step.options.Reverse()
+    )
     return builder.emit(builder.call_te(compute, builder.emit(step.operand(0))))
 
 

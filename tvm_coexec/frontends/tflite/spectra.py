@@ -73,9 +73,9 @@ def _result_shape(step: Conversion) -> Sequence[int]:
     if code == "RESHAPE":
         return step.new_shape()
     if code == "EXPAND_DIMS":
-        axis = step.integers(1)[0] % (len(shape) + 1)
+        axis = step.counted(step.integers(1)[0], len(shape) + 1)
         return (*shape[:axis], 1, *shape[axis:])
-    axes = {step.options.SqueezeDims(i) % len(shape) for i in range(step.options.SqueezeDimsLength())}
+    axes = {step.counted(step.options.SqueezeDims(i), len(shape)) for i in range(step.options.SqueezeDimsLength())}
     dropped = axes or {axis for axis, size in enumerate(shape) if size == 1}
     return [size for axis, size in enumerate(shape) if axis not in dropped]
 
