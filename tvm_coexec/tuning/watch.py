@@ -27,7 +27,7 @@ _LAYER = Linear(64, 512, 512, ("bias",))
 _MODULE = "watch.module"
 """The canary has a name of its own there: it is sent and loaded once a session."""
 
-_FRESH_S = 4.0
+_FRESH_S = 1.0
 """For so long a run of the canary tells how fast the device is; what is measured sooner needs no other one before."""
 _MOST_SHARE = 0.2
 """The share of a tuning's time that the canary takes at most, of a slow device, or of one that measures little."""
