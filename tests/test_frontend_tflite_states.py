@@ -163,8 +163,8 @@ def test_litert_judges_what_is_read_again_and_what_nothing_assigns(tmp_path: Pat
     results = list(evaluate(graph, dict(zip(graph.inputs, arrays, strict=True))).values())
     assert graph.inputs == ["x", "total"] and len(results) == len(evaluator.outputs) == 2
     for name, result in zip(evaluator.outputs, results, strict=True):
-        np.testing.assert_allclose(judged[name], arrays[1] + 3 * arrays[0], rtol=1e-6)
-        np.testing.assert_allclose(result, arrays[1] + 3 * arrays[0], rtol=1e-6)
+        np.testing.assert_allclose(judged[name], arrays[1] + 3 * arrays[0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(result, arrays[1] + 3 * arrays[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("damage", [{"builtinOptions": None, "builtinOptionsType": 0}, {"outputs": []}])
