@@ -20,7 +20,7 @@ from tvm_coexec.profile.records import Candidate, Point
 from tvm_coexec.tuning.tuner import Tuner
 
 PATIENCE_S = 20.0
-"""Of a layer, where figures are to be published: a neighbour's work mostly ends meanwhile."""
+"""A layer is waited for so long where figures are to be published: a neighbour's work mostly ends meanwhile."""
 
 
 Timer = Callable[[int], Sequence[float]]

@@ -12,7 +12,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,48 +179,46 @@ def test_devices_of_the_kind_that_most_are_work_together_and_another_is_named(kn
     assert "the others with key 'mixed' are gpu: a phone's with driver 1.2 " in line
 
 
-@pytest.mark.slow
-def test_a_session_that_lasts_skips_devices_of_another_kind(tracker: TrackerAddress) -> None:
-    def refuse(facts: Mapping[str, Any]) -> None:
-        if facts != FACTS:
-            raise FileFormatError("another kind")
-
+@contextmanager
+def two_kinds(tracker: TrackerAddress, key: str) -> Iterator[None]:
+    """Offer a device of either kind under one key."""
     with ExitStack() as servers:
         for tell in (tell_facts, tell_facts_of_another_kind):
-            server = DeviceServer(tracker, "mixed", tell)
+            server = DeviceServer(tracker, key, tell)
             servers.callback(server.close)
             server.wait_until_registered(threading.Event())
-        with Session(tracker, "mixed") as session:
-            session.check = refuse
-            for _ in range(4):  # the tracker lends them in turn
-                session.reconnect()
-                assert session.facts() == FACTS
-            with Session(tracker, "mixed") as other:  # the one that was refused is free again
-                assert other.facts() not in (FACTS, None)
-                other.check = lambda _: refuse({})
-                session.close()
-                with pytest.raises(FileFormatError):
-                    other.reconnect()
+        yield
+
+
+def refuse_another_kind(facts: Mapping[str, Any]) -> None:
+    if facts != FACTS:
+        raise FileFormatError("another kind")
+
+
+@pytest.mark.slow
+def test_a_session_that_lasts_skips_devices_of_another_kind(tracker: TrackerAddress) -> None:
+    with two_kinds(tracker, "mixed"), Session(tracker, "mixed") as session:
+        session.check = refuse_another_kind
+        for _ in range(4):  # the tracker lends them in turn
+            session.reconnect()
+            assert session.facts() == FACTS
+        with Session(tracker, "mixed") as other:  # the one that was refused is free again
+            assert other.facts() not in (FACTS, None)
+            other.check = lambda _: refuse_another_kind({})
+            session.close()
+            with pytest.raises(FileFormatError):
+                other.reconnect()
 
 
 def test_a_device_that_is_refused_is_not_held_while_the_others_are_in_use(tracker: TrackerAddress) -> None:
-    def refuse(facts: Mapping[str, Any]) -> None:
-        if facts != FACTS:
-            raise FileFormatError("another kind")
-
-    with ExitStack() as servers:
-        for tell in (tell_facts, tell_facts_of_another_kind):
-            server = DeviceServer(tracker, "held", tell)
-            servers.callback(server.close)
-            server.wait_until_registered(threading.Event())
-        with Session(tracker, "held") as first, Session(tracker, "held") as second:
-            wrong, right = (first, second) if second.facts() == FACTS else (second, first)
-            wrong.check = refuse
-            with pytest.raises(FileFormatError, match="another kind"):  # and not that none was free for minutes
-                wrong.reconnect()
-            wrong.check = None
+    with two_kinds(tracker, "held"), Session(tracker, "held") as first, Session(tracker, "held") as second:
+        wrong, right = (first, second) if second.facts() == FACTS else (second, first)
+        wrong.check = refuse_another_kind
+        with pytest.raises(FileFormatError, match="another kind"):  # and not that none was free for minutes
             wrong.reconnect()
-            assert right.facts() == FACTS != wrong.facts()
+        wrong.check = None
+        wrong.reconnect()
+        assert right.facts() == FACTS != wrong.facts()
 
 
 def test_a_device_that_cannot_be_checked_is_not_used(tracker: TrackerAddress) -> None:

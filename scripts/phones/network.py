@@ -17,7 +17,7 @@ from .commands import run
 _BRIDGE = "cophones"
 _SUBNET = "10.77.0"
 _BITS = 24
-"""Of the subnet: 254 addresses."""
+"""The subnet has 254 addresses."""
 
 
 @dataclass(frozen=True)

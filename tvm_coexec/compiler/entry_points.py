@@ -1,4 +1,4 @@
-"""By these entries kernels of layers await the CPU's flag and store the GPU's themselves: one launch instead of three.
+"""These entries let kernels of layers await the CPU's flag and store the GPU's themselves: one launch instead of three.
 
 An entry ``<symbol>_step`` is for one kernel. Where a device has nothing to gain from its kernels being launched one by
 one, all of them are in one entry, which goes through a table of steps: a whole network is a single launch. It writes

@@ -14,7 +14,7 @@ _WHOLE_FLOATS = 2**53
 
 
 def check_values(values: Mapping[str, object], inputs: Collection[str]) -> dict[str, np.ndarray]:
-    """The values as arrays, of inputs that there are; at least one input has to be left.
+    """Read the values as arrays; each needs its input, and at least one input has to be left.
 
     Raises
     ------
@@ -43,12 +43,12 @@ def check_values(values: Mapping[str, object], inputs: Collection[str]) -> dict[
 def shapes_of_values(
     values: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], open_inputs: Iterable[str]
 ) -> dict[str, Sequence[int]]:
-    """The shapes that are given, and those of values of inputs that leave dimensions open; a number has none."""
+    """List the shapes that are given, and those of values of inputs that leave dimensions open; a number has none."""
     return {name: values[name].shape for name in open_inputs if name in values and values[name].ndim} | dict(shapes)
 
 
 def as_constant(name: str, value: np.ndarray, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    """What an input always is: an array of its type and shape.
+    """Make an array of an input's type and shape from what the input always is.
 
     All elements are alike where the value is a number; a list of as many numbers is all elements, in order.
 

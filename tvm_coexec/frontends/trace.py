@@ -13,6 +13,7 @@ import numpy as np
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.graph import State
+from tvm_coexec.layers.types import FLOAT32, item_bytes
 
 COMPUTED_WIDER = "what the model has in float16 or bfloat16 is computed in float32"
 """The warning of every front end that widens such a model."""
@@ -154,10 +155,6 @@ def claim_name(name: str, taken: set[str]) -> str:
     return candidate
 
 
-_ELEMENT_BYTES = 4
-"""Of float32."""
-
-
 def axis_within(axis: int, rank: int, source: Source) -> int:
     """Count an axis from the first one.
 
@@ -177,5 +174,5 @@ def check_size(shape: tuple[int, ...], owner: str) -> None:
     allowed_bytes = resource.getrlimit(resource.RLIMIT_AS)[0]
     if allowed_bytes != resource.RLIM_INFINITY:
         memory_bytes = min(memory_bytes, allowed_bytes)
-    if 2 * _ELEMENT_BYTES * math.prod(shape) > memory_bytes:
+    if 2 * item_bytes(FLOAT32) * math.prod(shape) > memory_bytes:
         raise ModelError(f"{owner} makes a constant of {math.prod(shape)} elements, more than memory holds; replace it")

@@ -45,7 +45,7 @@ _UNMEASURED_FACTOR = 1.1
 the one that errs most in its favour; what was measured is known."""
 
 _OTHER_KERNEL_GAIN = 1.1
-"""Of a layer of which nothing was measured, a kernel has to be so many times as fast as the first of the search: the
+"""Where nothing was measured of a layer, a kernel has to be so many times as fast as the first of the search: the
 least of many predictions is often one that is too small. On held-out layers of an H200 and of the CPU beside it, the
 kernels of least prediction were slower by over 3 % than the first for 6 and 4 % of the layers, and up to 1.2 and 2.2
 times; with this gain asked for none and 1 % are. The mean over all layers is as short, also on a bench device: less

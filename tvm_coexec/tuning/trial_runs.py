@@ -50,7 +50,7 @@ _TIMELINES = 2
 """Runs in a turn of which the halves are timed."""
 
 _SEED = 1
-"""Of the weights, which the device makes by itself: speed depends on none of them, and none is sent."""
+"""The device makes the weights by itself from it: speed depends on none of them, and none is sent."""
 
 SESSION_S = 600.0
 """Bound on a session of trial runs: the device may have many kernels to compile before."""
