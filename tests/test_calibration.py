@@ -89,6 +89,17 @@ def test_launches_of_a_device_that_has_worked_may_follow_each_other_faster(tmp_p
     assert not session.kernels_us
 
 
+@pytest.mark.parametrize(("known_us", "interval_us"), [(5.0, 5.0), (8.0, 6.0), (0.0, 6.0)])
+def test_the_shortest_interval_of_launches_that_a_tuning_reached_is_kept(
+    tmp_path: Path, known_us: float, interval_us: float
+) -> None:
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
+    one = Tuner(LaunchingSession([4.0, 7.0, 30.0, 4.0, 4.0, 4.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    known = Overheads(9.0, -1.0, gpu_interval_us=known_us)
+    found = measure_overheads(one, time_smallest_layer(one), math.inf, known)
+    assert found == Overheads(5.0, -2.0, gpu_interval_us=interval_us)
+
+
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:
     assert gpu_overheads(tmp_path / "p", [90.0] * 8) == Overheads(0.0, gpu_alone_us=-2.0, gpu_interval_us=0.0)
 
