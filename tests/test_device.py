@@ -265,6 +265,24 @@ def test_a_worker_that_looks_for_more_work_for_a_while_is_still_found(monkeypatc
     assert cores.find_workers(lambda: None, 1) == (worker,)
 
 
+def test_a_thread_that_worked_and_ended_is_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    passing, worker = 7, 8
+    moments = itertools.count()
+
+    def cpu_times() -> dict[int, int]:
+        rounds, moment = divmod(next(moments), 3)  # before, idle, after
+        times = {worker: 9_000_000 * (rounds + (moment == 2))}
+        return times | ({passing: 9_000_000 * (moment == 2)} if rounds == 0 else {})
+
+    monkeypatch.setattr(cores, "_cpu_times", cpu_times)
+    assert cores.find_workers(lambda: None, 2) == (worker,)
+
+
+def test_threads_that_ended_are_not_moved() -> None:
+    never_used = 2**22 + 1  # Linux numbers threads up to 2^22
+    assert cores.pin([never_used, os.getpid()], os.sched_getaffinity(0)) == (os.getpid(),)
+
+
 def test_a_kernel_that_cannot_be_built_is_an_error_with_the_drivers_words(device: Device) -> None:
     with pytest.raises(probe.KernelError, match=r"compiles no kernel.*reinstall or update it"):
         probe.build(device.context, "__kernel void broken( {")

@@ -252,3 +252,8 @@ def test_facts_of_a_wrong_kind_are_refused_in_a_line(name: str, value: object, t
     for target in (path, {**FACTS, "label": "a device", name: value}):
         with pytest.raises(CoexecError, match=f"has wrong values of {name}; write it anew by `tvm-coexec devices"):
             facts_of(target)
+
+
+def test_facts_of_another_kind_of_cpu_are_refused_by_their_owners_name() -> None:
+    with pytest.raises(CoexecError, match="the target names a CPU of kind 'x8686_64', for which nothing is built"):
+        facts_of({**FACTS, "label": "a device", "machine": "x8686_64"})

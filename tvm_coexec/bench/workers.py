@@ -34,13 +34,12 @@ def pin_workers(info: DeviceInfo, context: Any, queue: Any, count: int, gpu_core
     DeviceError
         Not all of them were seen at work.
     """
-    workers = cores.find_workers(busy_runner(context, queue, count), count)
+    workers = cores.pin(cores.find_workers(busy_runner(context, queue, count), count), gpu_cores)
     if len(workers) < count:
         raise DeviceError(
             f"only {len(workers)} of {count} threads of {info.name} were seen at work, so that they cannot be "
             f"moved to {cores.listed(gpu_cores)}; try again when the machine is less busy"
         )
-    cores.pin(workers, gpu_cores)
     return workers
 
 

@@ -40,6 +40,9 @@ _ORDINARY_MEMORY = 2
 _MOST_NAMES_BYTES = 1 << 16
 """An entry is the name of a processor."""
 
+_OTHER_MACHINES = ("aarch64", "x86_64")
+"""The kinds of CPU that are built for on a machine of another kind."""
+
 ANDROID = "android29"
 """The oldest Android whose C library has all that the runtime calls."""
 
@@ -94,7 +97,7 @@ class Target:
 
 
 def check_facts(facts: Any, owner: str, remedy: str) -> None:
-    """Refuse facts of ``owner`` that lack what a build needs, or have what is of another kind."""
+    """Refuse facts of ``owner`` that lack what a build needs, have what is of another kind, or name another CPU."""
     known = facts.keys() if isinstance(facts, Mapping) else set[str]()
     missing = _KINDS_OF_FACTS.keys() - _OPTIONAL_FACTS - known
     if missing:
@@ -104,6 +107,12 @@ def check_facts(facts: Any, owner: str, remedy: str) -> None:
         wrong.append("clusters")
     if wrong:
         raise InputError(f"{owner} has wrong values of {', '.join(wrong)}; {remedy}")
+    if not _is_built_for(facts["machine"]):
+        raise InputError(f"{owner} names a CPU of kind {facts['machine']!r}, for which nothing is built; {remedy}")
+
+
+def _is_built_for(machine: str) -> bool:
+    return machine in (*_OTHER_MACHINES, platform.machine())
 
 
 def _is_kind(value: Any, kind: type) -> bool:
@@ -157,9 +166,10 @@ def _item_registers(vendor: str) -> tuple[int, bool]:
 
 def _for_another_machine(machine: str, features: set[str], hardware: Hardware, *, is_android: bool) -> Target:
     """The target of a CPU or a system that is not this machine's: no instruction is used that its facts do not name."""
-    if machine not in ("aarch64", "x86_64"):
+    if machine not in _OTHER_MACHINES:
         raise DeviceError(
-            f"the device's CPU is of kind {machine}, for which nothing is built; use a device with aarch64 or x86_64"
+            f"the device's CPU is of kind {machine}, for which nothing is built; use a device with"
+            f" {' or '.join(_OTHER_MACHINES)}"
         )
     triple = f"{machine}-linux-{ANDROID if is_android else 'gnu'}"
     cpu: tuple[tuple[str, str | tuple[str, ...]], ...] = (("mcpu", _cpu_level(features)),)

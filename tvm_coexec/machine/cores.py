@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -73,11 +74,14 @@ def listed(cores: Iterable[int]) -> str:
     return f"{'cores' if len(numbers) > 1 else 'core'} {', '.join(numbers)}"
 
 
-def pin(threads: Iterable[int], cores: Iterable[int]) -> None:
-    """Let threads, given by their kernel ids, run on ``cores`` alone."""
-    chosen = set(cores)
+def pin(threads: Iterable[int], cores: Iterable[int]) -> tuple[int, ...]:
+    """Let threads, given by their kernel ids, run on ``cores`` alone, and return those that have not ended."""
+    chosen, alive = set(cores), []
     for thread in threads:
-        os.sched_setaffinity(thread, chosen)
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, chosen)
+            alive.append(thread)
+    return tuple(alive)
 
 
 def find_workers(run: Callable[[], None], count: int) -> tuple[int, ...]:
@@ -109,7 +113,7 @@ def find_workers(run: Callable[[], None], count: int) -> tuple[int, ...]:
             for thread in after.keys() - own - seen
             if _has_worked(after[thread] - idle.get(thread, 0), longer * (idle.get(thread, 0) - before.get(thread, 0)))
         }
-        seen |= newcomers
+        seen = (seen | newcomers) & after.keys()  # drivers also work by threads that then end
         quiet_rounds = 0 if newcomers else quiet_rounds + 1
         if len(seen) >= count and quiet_rounds == _QUIET_ROUNDS:
             break
