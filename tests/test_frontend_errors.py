@@ -1,6 +1,7 @@
 """Each ONNX model that cannot be built ends in one error that names the operator, the node, and the remedy."""
 
 import os
+import re
 import sys
 
 import numpy as np
@@ -98,10 +99,12 @@ def test_the_axis_of_a_scale_that_onnx_does_not_look_at():
         to_graph(b.model(b.add("DequantizeLinear", whole, b.const([0.1, 0.2, 0.3]), axis=7)))
 
 
-def test_a_slope_that_fits_no_axis():
+@pytest.mark.parametrize("shape", [(5,), (4, 1), (1, 2, 3, 4), (2, 2, 1)])
+def test_a_slope_that_fits_no_axis(shape):
     b = OnnxBuilder(x=(2, 3, 4))
-    with pytest.raises(ModelError, match=r"^PRelu \(node 'n0'\) has a constant operand of shape .* nor can Relax"):
-        to_graph(b.model(b.add("PRelu", "x", b.const(np.ones(5)))))
+    message = rf"^PRelu \(node 'n0'\) has a slope of shape {re.escape(str(list(shape)))}, which does not fit"
+    with pytest.raises(ModelError, match=message):
+        to_graph(b.model(b.add("PRelu", "x", b.const(np.ones(shape)))))
 
 
 def test_a_second_result_that_no_converter_makes(monkeypatch):

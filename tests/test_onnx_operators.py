@@ -112,6 +112,14 @@ def test_truth_values_are_compared() -> None:
     check_against_onnxruntime(b.model(b.add("Cast", b.add("Equal", positive, small), to=TensorProto.FLOAT)))
 
 
+@pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize(("axes", "values"), [([-1], {"keepdims": 0}), ([], {}), ([], {"noop_with_empty_axes": 1})])
+def test_truth_values_are_reduced(operator: str, axes: list[int], values: dict[str, int]) -> None:
+    b = OnnxBuilder(x=(4, 5))
+    reduced = b.add(operator, b.add("Less", "x", b.const(0.6)), b.const(axes, "int64"), **values)
+    check_against_onnxruntime(b.model(b.add("Cast", reduced, to=TensorProto.FLOAT)))
+
+
 @pytest.mark.parametrize("power", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(1, 2, 6), (2, 3, 6, 5), (1, 2, 6, 5, 4)])
 def test_lengths_of_windows_that_reach_beyond_the_padding(shape: tuple[int, ...], power: int) -> None:

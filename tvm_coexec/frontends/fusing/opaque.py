@@ -58,7 +58,7 @@ def _illegal(program: str, operands: int) -> str:
     try:
         program_steps(legalised(program), [str(position) for position in range(operands)], "output")
     except Exception as error:  # TVM's operators raise whatever they stumble over
-        return last_line(error) or type(error).__name__
+        return last_line(error, type(error).__name__)
     return ""
 
 

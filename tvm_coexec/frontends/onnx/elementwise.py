@@ -164,6 +164,35 @@ def _equal(call: Call) -> Any:
     return relax.op.equal(*(relax.op.astype(call.operand(index), "uint8") for index in range(2)))
 
 
+def _check_slope(call: Call) -> None:
+    """Look at what is multiplied below zero, which ONNX's inference does not; TVM is right for what fits."""
+    shape, slope = call.type(0).shape, call.type(1).shape
+    if len(slope) > len(shape) or any(
+        own not in (1, size) for own, size in zip(slope[::-1], shape[::-1], strict=False)
+    ):
+        raise ModelError(
+            f"{call.node.source} has a slope of shape {list(slope)}, which does not fit the last axes of "
+            f"{list(shape)}; export the model again"
+        )
+
+
+def _extreme(reduce: Callable[..., relax.Expr]) -> Converter:
+    """Reduce truth values as the numbers 0 and 1: TVM knows no least and no largest of them."""
+
+    def convert(call: Call) -> Any:
+        axes = call.attributes.get("axes", call.array(1))
+        if call.type(0).dtype != "bool" or (axes is None and call.operand(1) is not None):
+            return None
+        if (axes is None or len(axes) == 0) and call.attributes.get("noop_with_empty_axes", 0):
+            return call.operand(0)
+        chosen = None if axes is None or len(axes) == 0 else [int(axis) for axis in axes]
+        numbers = call.builder.emit(relax.op.astype(call.operand(0), "uint8"))
+        reduced = call.builder.emit(reduce(numbers, chosen, bool(call.attributes.get("keepdims", 1))))
+        return relax.op.astype(reduced, "bool")
+
+    return convert
+
+
 CONVERTERS: Mapping[str, Converter] = {
     "BitCast": _cast_bits,
     "BitShift": _shift_bits,
@@ -173,6 +202,9 @@ CONVERTERS: Mapping[str, Converter] = {
     "IsInf": _is_infinite,
     "LpNormalization": _normalise_lengths,
     "Mod": _mod,
+    "PRelu": _check_slope,
+    "ReduceMax": _extreme(relax.op.max),
+    "ReduceMin": _extreme(relax.op.min),
     "Pow": _pow,
     "Sign": _sign,
     "SpaceToDepth": _space_to_depth,
