@@ -1,15 +1,20 @@
 """A module runs for as long as was asked for, and what the machine's sensors told beside it is shown."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_api import block_model
 
 from tvm_coexec import build, cli
-from tvm_coexec.cli.bench import _threads
+from tvm_coexec.cli import bench
+from tvm_coexec.cli.bench import Minute, _threads
+from tvm_coexec.errors import DeviceError
 from tvm_coexec.machine.clusters import BIG, Cluster
-from tvm_coexec.machine.sensors import read_sensors
+from tvm_coexec.machine.sensors import Sensors, read_sensors
 
 FILES = {
     "/sys/devices/system/cpu/cpu4/cpufreq/scaling_cur_freq": "2419200\n",
@@ -41,6 +46,27 @@ def test_minutes_are_shown_drawn_and_kept(tmp_path: Path, capsys: pytest.Capture
     (minute,) = json.loads((tmp_path / "m.json").read_text())
     assert len(minute["latency_us"]) == int(lines[0].split()[1]) >= 2 and minute["ended_s"] >= 1.2
     assert "<svg" in (tmp_path / "m.svg").read_text()
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (DeviceError("it is gone"), 1)])
+def test_the_minutes_before_a_bench_is_broken_off_are_kept(
+    error: BaseException, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def opened(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(label="a phone", facts={"cpu_cores": [4]})
+
+    def minutes(*_: object) -> Iterator[Minute]:
+        yield Minute(60.0, (7.0, 9.0), Sensors({}, {}), (4,))
+        raise error
+
+    monkeypatch.setattr(bench, "opened", opened)
+    monkeypatch.setattr(bench, "_minutes", minutes)
+    files = [tmp_path / "m.json", tmp_path / "m.svg"]
+    assert cli.main(["bench", "m.coexec", "--out", str(files[0]), "--picture", str(files[1])]) == status
+    (minute,) = json.loads(files[0].read_text())
+    assert minute["latency_us"] == [7.0, 9.0]
+    assert "<svg" in files[1].read_text()
 
 
 def test_threads_that_run_elsewhere_than_they_should_are_named() -> None:

@@ -62,7 +62,9 @@ IGNORE = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
 @pytest.mark.parametrize(
     "where", ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_library_that_makes_another_error", "in_a_command"]
 )
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "tvm-coexec: interrupted\n"), (signal.SIGTERM, "")])
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "tvm-coexec: interrupted\n"), (signal.SIGTERM, ""), (signal.SIGHUP, "")]
+)
 def test_a_signal_ends_a_command_wherever_it_arrives(number: int, told: str, where: str) -> None:
     command = [sys.executable, "-c", COMMAND, str(int(number)), where]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)

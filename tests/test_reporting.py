@@ -113,7 +113,9 @@ run_main(main)
 """
 
 
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "compare.py: interrupted"), (signal.SIGTERM, None)])
+@pytest.mark.parametrize(
+    ("number", "told"), [(signal.SIGINT, "compare.py: interrupted"), (signal.SIGTERM, None), (signal.SIGHUP, None)]
+)
 def test_a_signal_ends_a_script_wherever_it_arrives_and_what_was_measured_is_kept(
     number: int, told: str | None, tmp_path: Path
 ) -> None:

@@ -86,14 +86,16 @@ def run(
     with opened(module, choice, tracker, key, timeout_s=timeout, session_s=session_s) as one:
         print(f"{one.label}\nminute   runs  median us    90 % us  clocks, temperature", flush=True)
         measured: list[Minute] = []
-        for minute in _minutes(one, 60 * minutes):
-            measured.append(minute)
-            print(_line(len(measured), minute), flush=True)
-        print(_threads(measured[-1].threads_ran_on, one.facts["cpu_cores"]))
-    if out is not None:
-        write_json(out, [asdict(minute) for minute in measured])
-    if picture is not None:
-        _draw(picture, one.label, measured)
+        try:
+            for minute in _minutes(one, 60 * minutes):
+                measured.append(minute)
+                print(_line(len(measured), minute), flush=True)
+            print(_threads(measured[-1].threads_ran_on, one.facts["cpu_cores"]))
+        finally:  # of what was broken off, the whole minutes
+            if measured and out is not None:
+                write_json(out, [asdict(minute) for minute in measured])
+            if measured and picture is not None:
+                _draw(picture, one.label, measured)
     return 0
 
 

@@ -16,10 +16,11 @@ _AGAIN_S = 0.5
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Turn SIGINT into a ``KeyboardInterrupt`` and SIGTERM into a ``SystemExit``, so that nothing is left half done.
+    """Turn SIGINT into a ``KeyboardInterrupt``, SIGTERM and SIGHUP into a ``SystemExit``; nothing is left half done.
 
-    Python drops what is raised while it calls a finalizer or a function for C, and so do some libraries: where neither
-    is on its way any more after a while, it is raised again.
+    The last comes where a terminal is closed or its connection breaks. Python drops what is raised while it calls a
+    finalizer or a function for C, and so do some libraries: where none is on its way any more after a while, it is
+    raised again.
     """
     if threading.current_thread() is not threading.main_thread():  # of which alone Python lets signals be caught
         yield
@@ -42,7 +43,7 @@ def ended_by_signals() -> Iterator[None]:
             unraisable(lost)
 
     unraisable, sys.unraisablehook = sys.unraisablehook, drop
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
             before[number] = signal.signal(number, end)
     try:
