@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,6 +40,29 @@ def test_many_operands_are_joined_in_their_order(device: Device, axis: int, dtyp
     x = np.arange(12).reshape(shape).astype(helper.tensor_dtype_to_np_dtype(dtype))
     y = tvm_coexec.build(model(nodes, shape, result, dtype), device=device, split=0.5)(x)
     assert np.array_equal(y, np.concatenate([x, -x] * (MANY // 2), axis))
+
+
+@pytest.mark.parametrize(
+    ("operator", "compute"),
+    [("Sum", np.add.reduce), ("Max", np.max), ("Min", np.min), ("Mean", lambda values, axis: values.mean(axis))],
+)
+def test_many_operands_are_taken_one_after_the_other(operator: str, compute: Any, device: Device) -> None:
+    """One of them has fewer axes, and some elements are NaN."""
+    shapes = [[3, 8] if index % 5 else [8] for index in range(MANY)]
+    names = [f"x{index}" for index in range(MANY)]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in zip(names, shapes, strict=True)
+    ]
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 8])
+    graph = helper.make_graph([helper.make_node(operator, names, ["y"])], "many", values, [result])
+    many = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    random = np.random.default_rng(0)
+    given = [random.standard_normal(shape, np.float32) for shape in shapes]
+    given[7][1, 3] = np.nan
+    expected = compute(np.stack([np.broadcast_to(value, (3, 8)).astype(np.float64) for value in given]), axis=0)
+    assert "opaque" not in {node.layer.op for node in to_graph(many).nodes}
+    y = tvm_coexec.build(many, device=device, split=0.5)(*given)
+    assert np.allclose(y, expected, atol=1e-5, equal_nan=True)
 
 
 def test_a_long_chain_of_steps_becomes_layers_of_some_steps_each(device: Device) -> None:

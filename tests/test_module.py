@@ -190,15 +190,15 @@ def test_benchmark_keeps_every_sample(device: Device) -> None:
     assert len(Module(built, device).benchmark(repeats=7).latency_us) == 7
 
 
-@pytest.mark.parametrize(("run_ms", "most"), [(2000, 1), (200, 2), (1, 500)])
+@pytest.mark.parametrize(("run_ms", "most"), [(2000, 1), (200, 2), (1, 500), (0.01, 1000)])
 def test_no_call_times_runs_for_longer_than_a_signal_may_wait(
-    run_ms: int, most: int, monkeypatch: pytest.MonkeyPatch
+    run_ms: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
     def coexec_benchmark(_: object, warmup: int, repeats: int, latency_ns: Any) -> int:
         asked.append((warmup, repeats))
-        latency_ns[:] = [run_ms * 10**6] * repeats
+        latency_ns[:] = [int(run_ms * 10**6)] * repeats
         return 0
 
     monkeypatch.setattr(loaded, "library", lambda: SimpleNamespace(coexec_benchmark=coexec_benchmark))

@@ -33,6 +33,9 @@ _FIRST_LAUNCH_S = 600.0
 _LONGEST_CALL_US = 500e3
 """How long a call of the C library takes that times runs, if one is not longer: no signal interrupts it."""
 
+_MOST_RUNS_OF_CALL = 1000
+"""Runs that were short are long where others want the cores, too."""
+
 
 class Program:
     """Steps of a module, each divided at some place, as the C library runs them."""
@@ -206,13 +209,13 @@ class Loaded:
     def benchmark_us(self, *, warmup: int, repeats: int) -> list[float]:
         """Wall times of whole runs, after some that do not count; Ctrl-C ends many within a second."""
         latency_us: list[float] = []
-        count = 1  # which tells how long the others will take
+        count = 1  # which tells how long the next will take
         while count:
             latency_ns = (ctypes.c_int64 * count)()
             self.check(library().coexec_benchmark(self.handle.pointer, warmup, count, latency_ns))
             latency_us += [one_ns / 1e3 for one_ns in latency_ns]
-            warmup, mean_us = 0, sum(latency_us) / len(latency_us)
-            count = min(repeats - len(latency_us), max(1, int(_LONGEST_CALL_US / mean_us)))
+            warmup, fitting = 0, int(_LONGEST_CALL_US * count / max(sum(latency_us[-count:]), 1.0))
+            count = min(repeats - len(latency_us), max(1, fitting), _MOST_RUNS_OF_CALL)
         return latency_us
 
     def network(self, *, timeline: bool) -> Program:

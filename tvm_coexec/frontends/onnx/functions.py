@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -31,6 +32,9 @@ _FUNCTIONS = (
     "Swish",
 )
 """Operators that are computed as ONNX defines them by others."""
+
+_BROADCASTING = 8
+"""The first version of ONNX's operators in which all of these repeat a smaller operand by themselves."""
 
 _PREVIEW = 1
 """Version of ONNX's operators that are not settled yet."""
@@ -99,6 +103,21 @@ def _expand_statistics(simplifier: Simplifier, node: NodeProto, scope: Scope, so
     return any(node.output[1:]) and _expand(simplifier, node, scope, source)
 
 
+def _in_pairs(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
+    """Take a sum, a mean or an extreme of many operands one after the other: TVM would stack them all first."""
+    renamed = simplifier.renamed(node, scope, source)
+    is_mean, names = node.op_type == "Mean", list(renamed.input)
+    if simplifier.is_constant(renamed) or len(names) < (2 if is_mean else 3) or scope.opset < _BROADCASTING:
+        return False
+    pair = "Sum" if is_mean else node.op_type
+    result = functools.reduce(lambda so_far, name: new_value(simplifier, pair, [so_far, name], scope, source), names)
+    if is_mean:
+        kind = simplifier.model.types[result].dtype
+        count = new_constant(simplifier, np.asarray(len(names), kind), f"{source.name}/count")
+        result = new_value(simplifier, "Div", [result, count], scope, source)
+    return set_outputs(node, [result], scope)
+
+
 def _affine_grid(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     """Map a grid's points by a matrix for each image, of which ONNX's own nodes take two or more."""
     count, _, *sizes = _sizes_of_grid(simplifier.constant(scope.find(node.input[1])), source)
@@ -127,6 +146,7 @@ def _sizes_of_grid(sizes: np.ndarray | None, source: Source) -> list[int]:
 
 
 HANDLERS: Mapping[str, Handler] = dict.fromkeys(_FUNCTIONS, _expand) | {
+    **dict.fromkeys(("Max", "Mean", "Min", "Sum"), _in_pairs),
     "AffineGrid": _affine_grid,
     "LayerNormalization": _expand_statistics,
     "RMSNormalization": _expand_with_axis,
