@@ -30,3 +30,13 @@ def test_checksums_of_parts_are_that_of_the_whole() -> None:
     for part in np.split(content, np.sort(rng.integers(0, content.size, 40))):
         crc = crc32_of(crc, part)
     assert crc == zlib.crc32(content.tobytes())
+
+
+def test_checksums_of_parts_that_were_taken_by_themselves_are_joined() -> None:
+    joined = internals().crc32_joined
+    joined.restype, joined.argtypes = ctypes.c_uint32, (ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64)
+    rng = np.random.default_rng(2)
+    content, crc = rng.integers(0, 256, 1 << 16, np.uint8), 0
+    for part in np.split(content, np.sort(rng.integers(0, content.size, 40))):
+        crc = joined(crc, crc32_of(0, part), part.size)
+    assert crc == zlib.crc32(content.tobytes())

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_modules import chain, one_layer
+from small_modules import chain, expected, one_layer
 
 from tvm_coexec import cli
 from tvm_coexec.errors import FileFormatError, KernelError
 from tvm_coexec.layers import Linear
 from tvm_coexec.module import package
 from tvm_coexec.module.package import Package
-from tvm_coexec.module.tensors import ConstantSpec
+from tvm_coexec.module.tensors import ConstantSpec, Source
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
 
@@ -93,6 +93,27 @@ def test_a_module_holds_its_weights_once(device: Device, tmp_path: Path, mechani
     path.write_bytes(b"")
     loaded.export(path)
     assert path.read_bytes() == built.to_bytes()
+
+
+def test_constants_that_several_threads_read_are_whole(device: Device, tmp_path: Path) -> None:
+    """A piece that one of them reads at once holds the ends of some constants and a part of the largest."""
+    path, rng = tmp_path / "m.coexec", np.random.default_rng(0)
+    sizes = {"a": 700_001, "b": 9_000_000, "c": 5, "d": 4 << 20, "e": 1_000_003}
+    constants = {name: rng.integers(0, 256, size, np.uint8) for name, size in sizes.items()}
+    built, nodes = chain(device, 2, 5, 64)
+    with_constants(built, **constants).write(path)
+    loaded, x = load(path, device=device), rng.standard_normal((5, 64), np.float32)
+    np.testing.assert_allclose(loaded(x), expected(nodes, x), rtol=1e-4, atol=1e-5)
+    for role, array in constants.items():
+        np.testing.assert_array_equal(loaded._loaded.block(Source.constant("nothing", role))[: array.size], array)
+    content = path.read_bytes()
+    for place in range(len(content) - (1 << 20), len(content) // 8, -(3 << 20)):
+        path.write_bytes(damaged(content, place))
+        with pytest.raises(FileFormatError, match="constants have another checksum"):
+            load(path, device=device)
+    path.write_bytes(content[: -(1 << 20)])
+    with pytest.raises(FileFormatError, match="damaged"):
+        load(path, device=device)
 
 
 def test_what_a_file_holds_is_printed(device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

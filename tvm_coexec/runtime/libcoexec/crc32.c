@@ -95,3 +95,21 @@ uint32_t crc32_of(uint32_t crc, const void* data, size_t bytes) {
   for (; bytes; --bytes) crc = crc >> 8 ^ tables[0][(crc ^ *at++) & 255];
   return ~crc;
 }
+
+/* Polynomials modulo that of CRC-32; the highest bit is the coefficient of 1. */
+static uint32_t product(uint32_t one, uint32_t other) {
+  uint32_t sum = 0;
+  for (uint32_t bit = UINT32_C(1) << 31; bit; bit >>= 1) {
+    if (one & bit) sum ^= other;
+    other = other >> 1 ^ (other & 1 ? 0xEDB88320u : 0);
+  }
+  return sum;
+}
+
+/* Bytes behind others multiply these by x^8 each. */
+uint32_t crc32_joined(uint32_t first, uint32_t others, uint64_t other_bytes) {
+  uint32_t moved = first;
+  for (uint32_t power = UINT32_C(1) << 23; other_bytes; other_bytes >>= 1, power = product(power, power))
+    if (other_bytes & 1) moved = product(power, moved);
+  return moved ^ others;
+}

@@ -6,14 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The file is read, not mapped: one that is cut off while it is open must not end the process. */
-enum { PART_BYTES = 1 << 18 };
-
-static coexec_status damaged(const char* what) {
+coexec_status damaged(const char* what) {
   return fail(COEXEC_BAD_FILE, "the module is damaged (%s); build it again", what);
 }
 
-static coexec_status read_at(const byte_source* source, uint64_t offset, void* place, size_t bytes) {
+coexec_status read_at(const byte_source* source, uint64_t offset, void* place, size_t bytes) {
   if (source->descriptor < 0) {
     memcpy(place, source->memory + offset, bytes);
     return COEXEC_OK;
@@ -93,7 +90,7 @@ static coexec_status pass_over(const module_file* file, const coexec_section* se
 
 static coexec_status read_section(module_file* file, uint32_t kind) {
   const coexec_section* section = &file->sections[kind - 1];
-  if (kind == COEXEC_SECTION_CONSTANTS) return COEXEC_OK; /* read_constants */
+  if (kind == COEXEC_SECTION_CONSTANTS) return COEXEC_OK; /* constants.c */
   if (kind == COEXEC_SECTION_DESCRIPTION) return pass_over(file, section);
   void* content = malloc(section->bytes ? section->bytes : 1);
   if (!content) return fail(COEXEC_NO_MEMORY, "there is no memory to read the module");
@@ -158,62 +155,4 @@ coexec_status read_file(const byte_source* source, module_file* file) {
 void release_file(module_file* file) {
   for (uint32_t i = 0; i < COEXEC_SECTION_COUNT; ++i) free(file->contents[i]);
   memset(file, 0, sizeof *file);
-}
-
-/* ---- constants ---- */
-
-typedef struct {
-  uint64_t begin, end; /* in the section */
-  char* place;
-} stored_block;
-
-static int by_place(const void* one, const void* other) {
-  uint64_t a = ((const stored_block*)one)->begin, b = ((const stored_block*)other)->begin;
-  return (a > b) - (a < b);
-}
-
-/* The blocks that are stored, in their order in the file. */
-static size_t find_stored(const module_file* file, void* const* blocks, stored_block* stored) {
-  size_t count = 0;
-  for (uint64_t i = 0; i < file->block_count; ++i) {
-    const coexec_block_record* block = &file->blocks[i];
-    if (block->constant == COEXEC_NOT_STORED || !block->constant_bytes) continue;
-    stored[count++] = (stored_block){block->constant, block->constant + block->constant_bytes, blocks[i]};
-  }
-  qsort(stored, count, sizeof *stored, by_place);
-  return count;
-}
-
-/* One pass: what belongs to a block is read to its place there, what lies between blocks to one that is thrown away. */
-static coexec_status read_stored(const module_file* file, const stored_block* stored, size_t count, char* part) {
-  const coexec_section* section = &file->sections[COEXEC_SECTION_CONSTANTS - 1];
-  uint32_t crc = 0;
-  size_t next = 0;
-  for (uint64_t at = 0; at < section->bytes;) {
-    while (next < count && stored[next].end <= at) ++next;
-    int inside = next < count && stored[next].begin <= at;
-    uint64_t end = inside ? stored[next].end : next < count ? stored[next].begin : section->bytes;
-    size_t bytes = end - at < PART_BYTES ? (size_t)(end - at) : PART_BYTES;
-    char* place = inside ? stored[next].place + (at - stored[next].begin) : part;
-    coexec_status status = read_at(&file->source, section->offset + at, place, bytes);
-    if (status) return status;
-    crc = crc32_of(crc, place, bytes);
-    at += bytes;
-  }
-  return crc == section->crc ? COEXEC_OK : damaged("its constants have another checksum");
-}
-
-coexec_status read_constants(const module_file* file, void* const* blocks) {
-  stored_block* stored = calloc(file->block_count + 1, sizeof *stored);
-  char* part = malloc(PART_BYTES);
-  coexec_status status = stored && part ? COEXEC_OK : fail(COEXEC_NO_MEMORY, "there is no memory to read the module");
-  if (!status) {
-    size_t count = find_stored(file, blocks, stored);
-    for (size_t i = 1; !status && i < count; ++i)
-      if (stored[i].begin < stored[i - 1].end) status = damaged("two constants lie at the same place");
-    if (!status) status = read_stored(file, stored, count, part);
-  }
-  free(stored);
-  free(part);
-  return status;
 }

@@ -38,9 +38,12 @@ typedef struct {
 
 /* Read and check all but the constants; the source stays open until these are read. */
 coexec_status read_file(const byte_source* source, module_file* file);
-/* Read the constants to where their blocks lie, and see that they are whole. */
-coexec_status read_constants(const module_file* file, void* const* blocks);
 void release_file(module_file* file);
+
+/* A part of a file; it is read, not mapped: one that is cut off while it is open must not end the process. */
+coexec_status read_at(const byte_source* source, uint64_t offset, void* place, size_t bytes);
+coexec_status damaged(const char* what);
+enum { PART_BYTES = 1 << 18 }; /* so much is read and summed at once, while the caches hold it */
 
 /* What check.c looks at: whether every index, size and name in the tables is possible. */
 coexec_status check_tables(const module_file* file);
@@ -55,5 +58,7 @@ uint64_t tensor_row_bytes(const coexec_tensor_record* tensor);
 
 /* CRC-32 as in zlib, of more bytes behind others whose CRC-32 is known; 0 before all. */
 uint32_t crc32_of(uint32_t crc, const void* data, size_t bytes);
+/* That of all bytes, from those of the first and of the others behind them. */
+uint32_t crc32_joined(uint32_t first, uint32_t others, uint64_t other_bytes);
 
 #endif

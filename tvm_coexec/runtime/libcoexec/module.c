@@ -1,6 +1,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "module.h"
 
+#include "constants.h"
 #include "program.h"
 
 #include <errno.h>
@@ -44,15 +45,6 @@ static coexec_status choose_splits(coexec_module* m) {
   return COEXEC_OK;
 }
 
-static coexec_status fill_constants(coexec_module* m) {
-  void** places = calloc(m->file.block_count + 1, sizeof *places);
-  if (!places) return fail(COEXEC_NO_MEMORY, "there is no memory to open the module");
-  for (uint64_t i = 0; i < m->file.block_count; ++i) places[i] = m->blocks[i].host;
-  coexec_status status = read_constants(&m->file, places);
-  free(places);
-  return status;
-}
-
 static coexec_status allocate_memory(coexec_module* m) {
   size_t count = m->file.block_count, *filled = calloc(count + 1, sizeof *filled);
   m->blocks = calloc(count + 1, sizeof *m->blocks);
@@ -67,32 +59,41 @@ static coexec_status allocate_memory(coexec_module* m) {
   return status;
 }
 
-/* The constants, which a thread reads while OpenCL starts: each takes tens of milliseconds. */
+/* The constants, which a thread reads while OpenCL starts, and then both: each takes tens of milliseconds. */
 typedef struct {
-  coexec_module* module;
+  constant_pieces pieces;
   pthread_t thread;
   int has_thread;
   coexec_status status;
   char text[ERROR_TEXT]; /* a thread's last error is its own */
 } constant_reader;
 
-static void* fill_beside(void* given) {
+static void* read_beside(void* given) {
   constant_reader* r = given;
-  r->status = fill_constants(r->module);
+  r->status = read_pieces(&r->pieces);
   if (r->status) snprintf(r->text, sizeof r->text, "%s", coexec_last_error());
   return NULL;
 }
 
-static void begin_reading(constant_reader* r, coexec_module* m) {
-  *r = (constant_reader){.module = m};
-  int is_worth_it = m->file.sections[COEXEC_SECTION_CONSTANTS - 1].bytes >= LEAST_BESIDE_BYTES;
-  r->has_thread = is_worth_it && !pthread_create(&r->thread, NULL, fill_beside, r);
-  if (!r->has_thread) fill_beside(r);
+static coexec_status begin_reading(constant_reader* r, coexec_module* m) {
+  *r = (constant_reader){.has_thread = 0};
+  void** places = calloc(m->file.block_count + 1, sizeof *places);
+  if (!places) return fail(COEXEC_NO_MEMORY, "there is no memory to open the module");
+  for (uint64_t i = 0; i < m->file.block_count; ++i) places[i] = m->blocks[i].host;
+  coexec_status status = prepare_pieces(&r->pieces, &m->file, places);
+  free(places);
+  int is_worth_it = !status && m->file.sections[COEXEC_SECTION_CONSTANTS - 1].bytes >= LEAST_BESIDE_BYTES;
+  r->has_thread = is_worth_it && !pthread_create(&r->thread, NULL, read_beside, r);
+  return status;
 }
 
-static coexec_status end_reading(constant_reader* r) {
+/* Read what is left; damage counts for more than what failed meanwhile. */
+static coexec_status end_reading(constant_reader* r, coexec_status meanwhile) {
+  coexec_status status = read_pieces(&r->pieces);
   if (r->has_thread) pthread_join(r->thread, NULL);
-  return r->status ? fail(r->status, "%s", r->text) : COEXEC_OK;
+  if (!status && r->status) status = fail(r->status, "%s", r->text);
+  if (!status) status = check_pieces(&r->pieces);
+  return status ? status : meanwhile;
 }
 
 static coexec_status open_entered(coexec_module* m, const byte_source* source, const coexec_module_options* options) {
@@ -102,11 +103,13 @@ static coexec_status open_entered(coexec_module* m, const byte_source* source, c
   if (!status) status = allocate_memory(m);
   if (status) return status;
   constant_reader reader;
-  begin_reading(&reader, m);
-  status = load_code(m);
-  if (!status) status = build_opencl(m);
-  coexec_status reading = end_reading(&reader);
-  if (reading) return reading;
+  status = begin_reading(&reader, m);
+  if (!status) {
+    status = load_code(m);
+    if (!status) status = build_opencl(m);
+    status = end_reading(&reader, status);
+  }
+  release_pieces(&reader.pieces);
   if (!status) status = create_buffers(m->device, m->blocks, (int32_t)m->file.block_count);
   if (!status) status = start_opencl(m);
   if (!status && options && options->adapts) status = start_adapting(m);
