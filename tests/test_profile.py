@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_coexec import cli
 from tvm_coexec.errors import FileFormatError
 from tvm_coexec.layers import Linear, RowWise, Variant
 from tvm_coexec.planning.plan import LayerPlan, Plan
@@ -437,3 +438,12 @@ def test_a_disk_that_is_full_when_a_profile_is_made_is_told_by_its_place(tmp_pat
     )
     told = subprocess.run([sys.executable, "-c", script, tmp_path / "p"], capture_output=True, text=True, check=True)
     assert told.stdout == f"{tmp_path / 'p'} disk I/O error\n" and not list(tmp_path.iterdir())
+
+
+def test_a_lack_of_room_for_a_new_profile_is_told_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SCHEMA", f"PRAGMA max_page_count = 1; {store.SCHEMA}")
+    with pytest.raises(OSError, match="disk is full") as told:
+        Profile.create(tmp_path / "p", FACTS)
+    assert cli.one_line(told.value).endswith("cannot be used (database or disk is full); free some space there")

@@ -1,6 +1,7 @@
 """Merged profiles hold every sample once; what differs between two is told."""
 
 import shutil
+import sqlite3
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from test_profile import CANDIDATE, CPU_ALONE, FACTS, GPU_ALONE, TRIAL_RUN, time
 
 from tvm_coexec import cli
 from tvm_coexec.errors import FileFormatError
-from tvm_coexec.profile import Profile, store
+from tvm_coexec.profile import Profile, merging, store
 from tvm_coexec.profile.comparing import time_ratios
 from tvm_coexec.profile.merging import merge
 from tvm_coexec.profile.records import Point, PointTimes, samples_of
@@ -108,3 +109,18 @@ def test_a_plan_for_a_device_with_another_driver_is_warned_of(tmp_path: Path) ->
             profile.check_device(FACTS)
         with pytest.warns(UserWarning, match=r"driver '1.0', the device now has '2.0'; its predictions may not hold"):
             profile.check_device({**FACTS, "driver_version": "2.0"})
+
+
+def test_a_merge_for_which_there_is_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        with Profile.create(tmp_path / name, FACTS) as profile:
+            profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(merging, "_copy_run", full)
+    with pytest.raises(OSError, match="disk is full") as told:
+        merge(tmp_path / "c", [tmp_path / "a", tmp_path / "b"])
+    assert cli.one_line(told.value).endswith("free some space there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

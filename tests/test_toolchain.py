@@ -77,6 +77,29 @@ def test_a_missing_cross_compiler_is_named_with_the_remedy(monkeypatch: pytest.M
         toolchain.cross_compiler("aarch64-linux-android29")
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            "a.c:1:1: fatal error: error closing /t/a.s: No space left on device\n 1 | int a;\ncompilation terminated.",
+            r"\(a.c:1:1: fatal error: error closing /t/a.s: No space left on device\); free some space in ",
+        ),
+        (
+            "a.c:1:1: warning: deprecated\nld: cannot find -lm\ncollect2: error: ld returned 1",
+            r"\(ld: cannot find -lm\); reinstall it",
+        ),
+        ("", r"\(it ends with status 3\); reinstall it"),
+    ],
+)
+def test_a_compiler_that_fails_is_quoted_with_a_remedy(told: str, message: str, tmp_path: Path) -> None:
+    compiler = tmp_path / "cc"
+    (tmp_path / "told").write_text(told)
+    compiler.write_text(f"#!/bin/sh\ncat {tmp_path}/told >&2\nexit 3\n")
+    compiler.chmod(0o755)
+    with pytest.raises(ToolchainError, match=message):
+        toolchain._support((str(compiler),))
+
+
 def test_the_ndks_clang_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clang = tmp_path / "toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android29-clang"
     clang.parent.mkdir(parents=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,10 @@ _COMPILE_FLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-fvisibility=hidden")
 _LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,max-page-size=16384")
 """Phones whose pages have 16 KiB load no library that is aligned to less."""
 _LIBRARIES = ("-ldl", "-lm")
+
+_CAUSE = re.compile(r"\berror\b|cannot|undefined", re.IGNORECASE)
+"""What the line of a compiler or a linker has that tells the cause, the first of such lines."""
+_FULL = "No space left on device"
 
 _ZIG_LIBC = "2.28"
 """The oldest version of glibc that a library for another machine asks for: Debian 10 has it."""
@@ -88,10 +93,15 @@ def runtime_library(triple: str) -> bytes:
 
 
 def _run(command: list[str], task: str) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    in_english = {**os.environ, "LC_ALL": "C"}
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=in_english)
     if result.returncode:
-        reason = (result.stderr.strip().splitlines() or [f"it ends with status {result.returncode}"])[-1]
-        raise ToolchainError(f"{command[0]} cannot {task}: {reason}")
+        lines = [line for line in result.stderr.splitlines() if _CAUSE.search(line)]
+        reason = " ".join(lines[0].split()) if lines else f"it ends with status {result.returncode}"
+        remedy = "reinstall it with the headers of its C library"
+        if _FULL in result.stderr:
+            remedy = f"free some space in {tempfile.gettempdir()}, or name another folder by TMPDIR"
+        raise ToolchainError(f"{command[0]} cannot {task} ({reason}); {remedy}")
 
 
 def c_compiler() -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from .profile import DATABASE, Profile, check_same_device
 from .rows import damaged
+from .store import lack_of_room
 
 _COLUMNS = {
     "samples": "measured, layer, side, variant, units, other_variant, other_units, latency_us, canary_us",
@@ -36,6 +38,8 @@ def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]
     ------
     FileFormatError
         The profiles are of different kinds of devices, one of them cannot be read, or there is something at ``out``.
+    OSError
+        There is no room for the new one.
     """
     paths = [Path(source) for source in sources]
     latest, families, planning = "", set[str](), None
@@ -52,17 +56,26 @@ def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]
         with closing(_connect(path)) as database:
             runs += [(began, number, run) for run, began in database.execute("SELECT id, started FROM runs")]
     with Profile.create(out, facts) as made:
-        with closing(_connect(Path(out))) as database:
-            for number, path in enumerate(paths):
-                database.execute(f"ATTACH ? AS source{number}", (str(path.absolute() / DATABASE),))
-            try:
-                with database:
-                    copied: dict[int, set[int]] = {number: set() for number in range(len(paths))}
-                    for _, number, run in sorted(runs):
-                        copied[number].add(_copy_run(database, f"source{number}", run, copied[number]))
-            except sqlite3.DatabaseError as error:
-                raise damaged(Path(out) / DATABASE, error) from None
-        made.describe(families=sorted(families), planning=planning)
+        try:
+            _copy_runs(Path(out), paths, sorted(runs))
+            made.describe(families=sorted(families), planning=planning)
+        except BaseException:  # a part is of no use, and in the way of another merge
+            shutil.rmtree(out, ignore_errors=True)
+            raise
+
+
+def _copy_runs(out: Path, paths: Sequence[Path], runs: Iterable[tuple[str, int, int]]) -> None:
+    """Copy runs, each given by its start, its profile's number and its own, into the database of a new profile."""
+    with closing(_connect(out)) as database:
+        for number, path in enumerate(paths):
+            database.execute(f"ATTACH ? AS source{number}", (str(path.absolute() / DATABASE),))
+        try:
+            with database:
+                copied: dict[int, set[int]] = {number: set() for number in range(len(paths))}
+                for _, number, run in runs:
+                    copied[number].add(_copy_run(database, f"source{number}", run, copied[number]))
+        except sqlite3.DatabaseError as error:
+            raise lack_of_room(out / DATABASE, error) or damaged(out / DATABASE, error) from None
 
 
 def _connect(path: Path) -> sqlite3.Connection:

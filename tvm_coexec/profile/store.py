@@ -67,8 +67,8 @@ class Run:
         return _compiler(self.facts)
 
 
-_LOCKED = "database is locked"
-"""SQLite's words for a file that another process keeps for itself."""
+_LOCKED, _FULL = "database is locked", "database or disk is full"
+"""SQLite's words for a file that another process keeps for itself, and for a lack of room."""
 
 
 class SampleStore:
@@ -105,7 +105,7 @@ class SampleStore:
             try:
                 database.executescript(SCHEMA)
             except sqlite3.OperationalError as error:
-                raise OSError(errno.EIO, str(error), str(path)) from None
+                raise lack_of_room(path, error) or OSError(errno.EIO, str(error), str(path)) from None
 
     def close(self) -> None:
         """Let go of the file."""
@@ -339,6 +339,11 @@ class SampleStore:
             raise self._unusable(error) from None
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise damaged(self._path, error) from None
+
+
+def lack_of_room(path: Path, error: sqlite3.Error) -> OSError | None:
+    """The error of a full disk, if that is what SQLite says."""
+    return OSError(errno.ENOSPC, str(error), str(path)) if str(error) == _FULL else None
 
 
 def _kernels(variants: Iterable[Variant]) -> frozenset[Variant]:
