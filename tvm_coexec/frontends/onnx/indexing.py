@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.relax.scattering import scattered_elements, scattered_parts
 from tvm_coexec.frontends.relax.sorting import extreme_indices
 from tvm_coexec.frontends.trace import axis_within
 
@@ -93,79 +91,18 @@ def _slice(call: Call) -> Any:
     return call.loops(compute, call.operand(0))
 
 
-_COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {
-    "none": lambda old, new: new,
-    "add": lambda old, new: old + new,
-    "mul": lambda old, new: old * new,
-    "max": tirx.max,
-    "min": tirx.min,
-}
-
-
 def _scatter_elements(call: Call) -> Any:
     shape, axis = call.type(0).shape, _axis(call)
-    strides = [math.prod(shape[position + 1 :]) for position in range(len(shape))]
     indices = _indices(call, 1, np.array(shape[axis]))
-
-    def address(index: list[Any], found: Callable[[], Any]) -> Any:
-        placed = [found() if at == axis else own for at, own in enumerate(index)]
-        return sum(own * stride for own, stride in zip(placed, strides, strict=True))
-
-    def write(data: Any, given: Any, updates: Any, output: Any, combine: Any) -> None:
-        size = call.type(1).shape
-        with T.serial(0, math.prod(size)) as i:
-            index = unravelled(i, size)
-            target = address(index, lambda: given[i].astype("int64"))
-            output[target] = combine(output[target], updates[i])
-
-    return _scattered(call, indices, write)
+    write = scattered_elements(shape, call.type(1).shape, axis, call.attributes.get("reduction", "none"))
+    return call.loops(write, call.operand(0), indices, call.operand(2))
 
 
 def _scatter_nd(call: Call) -> Any:
     shape, size = call.type(0).shape, call.type(1).shape
-    depth = size[-1]
-    inner = math.prod(shape[depth:])
-    strides = [math.prod(shape[position + 1 :]) for position in range(depth)]
-    indices = _indices(call, 1, np.array(shape[:depth]))
-
-    def write(data: Any, given: Any, updates: Any, output: Any, combine: Any) -> None:
-        with T.serial(0, math.prod(size[:-1])) as i, T.serial(0, inner) as j:
-            start = sum(given[i * depth + position].astype("int64") * stride for position, stride in enumerate(strides))
-            output[start + j] = combine(output[start + j], updates[i * inner + j])
-
-    return _scattered(call, indices, write)
-
-
-def _scattered(call: Call, indices: relax.Expr, write: Callable[..., None]) -> relax.Expr:
-    """Copy the first operand, and change some elements by loops."""
-    combine = _COMBINE[call.attributes.get("reduction", "none")]
-
-    def statement(data: Any, given: Any, updates: Any, output: Any) -> Any:
-        proxies = [T.buffer_proxy(buffer) for buffer in (data, given, updates, output)]
-        with IRBuilder() as builder, T.seq_scope():
-            with T.serial(0, math.prod(call.type(0).shape)) as i:
-                proxies[3][i] = proxies[0][i]
-            write(*proxies, combine)
-        return builder.get()
-
-    def compute(*operands: te.Tensor) -> te.Tensor:
-        return te.extern(
-            [operands[0].shape],
-            list(operands),
-            lambda ins, outs: statement(*ins, *outs),
-            dtype=[operands[0].dtype],
-            name="scattered",
-        )
-
-    return call.loops(compute, call.operand(0), indices, call.operand(2))
-
-
-def unravelled(address: Any, shape: Sequence[int]) -> list[Any]:
-    """Compute the index of an element by its address in elements."""
-    index = []
-    for position, extent in enumerate(shape):
-        index.append(address // math.prod(shape[position + 1 :]) % extent)
-    return index
+    indices = _indices(call, 1, np.array(shape[: size[-1]]))
+    write = scattered_parts(shape, size, call.attributes.get("reduction", "none"))
+    return call.loops(write, call.operand(0), indices, call.operand(2))
 
 
 def _pool_regions(call: Call) -> Any:

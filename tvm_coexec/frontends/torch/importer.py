@@ -27,10 +27,7 @@ _RANDOM = ("bernoulli", "binomial", "exponential", "multinomial", "normal", "poi
 
 _MAXIMA_ALONE = frozenset(
     f"{pooling}.default"
-    for pooling in (
-        *("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"),
-        *("max_pool2d_with_indices", "max_pool3d_with_indices"),
-    )
+    for pooling in (*("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"),)
 )
 """Operators whose second results, the places of the maxima, are not computed."""
 

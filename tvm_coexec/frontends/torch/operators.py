@@ -13,7 +13,9 @@ from tvm_coexec.frontends.relax.module import Known
 from tvm_coexec.frontends.relax.sorting import extreme_indices
 from tvm_coexec.frontends.relax.sums import running_sums
 
+from . import arithmetic as torch_arithmetic
 from . import resizing as torch_resizing
+from . import writing as torch_writing
 from .importer import Converter, Importer
 
 if TYPE_CHECKING:
@@ -221,11 +223,26 @@ def _reduction(reduce: Callable[..., relax.Expr]) -> Callable[[Any, Importer], r
 def _adaptive_max_pool(node: fx.Node, importer: Importer) -> list[relax.Expr]:
     """Compute maxima without their indices; the windows are those of a pooling where they are all of one size."""
     x, size = importer.env[node.args[0]], [int(length) for length in node.args[1]]
-    shape = [int(length) for length in x.ty.shape]
-    if len(shape) != 4 or shape[2] % size[0] or shape[3] % size[1]:
-        raise ValueError(f"it makes windows of several sizes of a shape of {shape}, or has no batch")
-    window = [shape[2] // size[0], shape[3] // size[1]]
-    return [importer.block_builder.emit(relax.op.nn.max_pool2d(x, pool_size=window, strides=window))]
+    shape, emit = [int(length) for length in x.ty.shape], importer.block_builder.emit
+    if len(shape) == 4 and not shape[2] % size[0] and not shape[3] % size[1]:
+        window = [shape[2] // size[0], shape[3] // size[1]]
+        return [emit(relax.op.nn.max_pool2d(x, pool_size=window, strides=window))]
+    for axis, count in enumerate(size, len(shape) - len(size)):
+        extent = shape[axis]
+        windows = [(index * extent // count, -(-(index + 1) * extent // count)) for index in range(count)]
+        parts = [emit(relax.op.strided_slice(x, [axis], [begin], [end])) for begin, end in windows]
+        x = emit(relax.op.concat([emit(relax.op.max(part, axis, keepdims=True)) for part in parts], axis))
+    return [x]
+
+
+def _with_place(*find: Callable[..., relax.Expr]) -> Converter:
+    """Make a converter of an extreme of an axis, and of its place; TVM's sorts (as of 0.27)."""
+
+    def convert(node: fx.Node, importer: Importer) -> list[relax.Expr]:
+        x, axis, keep = _arguments(node, importer, False)
+        return [importer.block_builder.emit(each(x, axis, keep)) for each in find]
+
+    return convert
 
 
 def _top_k(node: fx.Node, importer: Importer) -> list[relax.Expr]:
@@ -296,12 +313,10 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
     others = [axis for axis in range(len(shape)) if axis not in indexed]
     positions: relax.Expr = None
     for axis in indexed:
-        index, size = indices[axis], relax.const(shape[axis], "int64")
-        if str(index.ty.dtype) == "bool":
+        if str(indices[axis].ty.dtype) == "bool":
             raise ValueError("its result has as many elements as a mask has trues, which is not known before it runs")
-        index = emit(relax.op.astype(index, "int64"))
-        behind = emit(relax.op.less(index, relax.const(0, "int64")))
-        index = emit(relax.op.where(behind, emit(relax.op.add(index, size)), index))
+        index = torch_writing.counted(indices[axis], shape[axis], importer)
+        size = relax.const(shape[axis], "int64")
         before = None if positions is None else emit(relax.op.multiply(positions, size))
         positions = index if before is None else emit(relax.op.add(before, index))
     rows = emit(relax.op.permute_dims(x, [*indexed, *others]))
@@ -316,7 +331,9 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 CONVERTERS: dict[str, Converter] = {
+    **torch_arithmetic.CONVERTERS,
     **torch_resizing.CONVERTERS,
+    **torch_writing.CONVERTERS,
     "_native_batch_norm_legit_no_training.default": _batch_norm,
     "adaptive_max_pool2d.default": _adaptive_max_pool,
     "amax.default": _reduction(relax.op.max),
@@ -330,6 +347,8 @@ CONVERTERS: dict[str, Converter] = {
     "index.Tensor": _index,
     "instance_norm.default": _instance_norm,
     "native_group_norm.default": _group_norm,
+    "max.dim": _with_place(relax.op.max, relax.op.argmax),
+    "min.dim": _with_place(relax.op.min, relax.op.argmin),
     "prod.dim_int": _reduction(relax.op.prod),
     "scaled_dot_product_attention.default": _attention,
     "select.int": _select,
