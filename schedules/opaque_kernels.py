@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import tvm
 import tvm_ffi
 from tvm import ir, relax, s_tir, te, tirx
 from tvm.script.ir_builder import IRBuilder
@@ -23,6 +22,7 @@ from tvm_coexec.layers import Operand as Seen
 from .dispatch import Dispatch
 from .extrema import keeping_nan
 from .frame import Launch, Operand, begin_kernel
+from .programs import parsed
 
 _SCOPE_PRAGMA = "pragma_scope"
 """Means nothing to LLVM, which complains."""
@@ -86,12 +86,6 @@ def _tile(builder: relax.BlockBuilder, call: relax.Call) -> relax.Expr:
 
 _LOOPS = {"relax.tile": _tile}
 """Operators whose loops are others than TVM's own."""
-
-
-@lru_cache(maxsize=256)
-def parsed(program: str) -> ir.IRModule:
-    """Read a program, which its reader must not change: of a recurrent operator's TVM takes half a second."""
-    return tvm.script.from_source(program)
 
 
 @lru_cache(maxsize=256)

@@ -263,7 +263,7 @@ def _compute_program(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray
     import tvm
     from tvm import relax
 
-    from tvm_coexec.schedules.opaque_kernels import parsed
+    from tvm_coexec.schedules.programs import parsed
 
     executable = tvm.compile(parsed(layer.program), target="llvm")
     read = [values[name] for name in (node.input, *node.others)]

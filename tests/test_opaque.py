@@ -1,10 +1,12 @@
 """Layers that only Relax knows: what they are, what they compute in a network, and tensors of other types."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 import pytest
+import tvm
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -18,6 +20,7 @@ from tvm_coexec.frontends import to_graph
 from tvm_coexec.layers import Hardware, Opaque, Operand, layer_from_json, layer_to_json
 from tvm_coexec.module.tensors import TensorSpec
 from tvm_coexec.runtime.device import Device
+from tvm_coexec.schedules import programs
 
 
 def mixed_model() -> onnx.ModelProto:
@@ -50,6 +53,23 @@ def test_an_opaque_layer_survives_json() -> None:
     layer = opaque_layer()
     assert layer_from_json(json.loads(json.dumps(layer_to_json(layer)))) == layer
     assert layer.units == 1 and layer.epilogue == () and layer.flops > 0
+
+
+def recurrent_model() -> onnx.ModelProto:
+    """A recurrent operator, whose program has thousands of lines."""
+    b = OnnxBuilder(x=(3, 1, 4))
+    y = b.add("LSTM", "x", b.weights(1, 20, 4), b.weights(1, 20, 5), hidden_size=5)
+    return b.model(linear(b, b.add("Reshape", y, b.const([3, 5], "int64")), 5, 40))
+
+
+@pytest.mark.parametrize("make", [mixed_model, token_model, recurrent_model])
+def test_tvm_reads_a_program_as_it_was_made(make: Callable[[], onnx.ModelProto]) -> None:
+    """Where a layer comes from a file, its text is all there is."""
+    layers = [node.layer for node in to_graph(make()).nodes if isinstance(node.layer, Opaque)]
+    assert layers
+    for layer in layers:
+        made, read = programs.parsed(layer.program), tvm.script.from_source(layer.program)
+        tvm.ir.assert_structural_equal(read, made)
 
 
 def test_it_has_no_variant_for_the_gpu() -> None:

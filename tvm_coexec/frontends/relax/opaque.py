@@ -12,6 +12,7 @@ import tvm
 from tvm import IRModule, ir, relax, tirx
 
 from tvm_coexec.frontends.trace import OpaqueCall
+from tvm_coexec.schedules.programs import as_text, parsed
 
 from .names import with_own_names
 
@@ -73,8 +74,7 @@ class _Cut:
             for name in order:
                 self.made[name] = self.builder.emit(self._rebuilt(self.bound[name]))
             self.builder.emit_func_output(self.made[variable])
-        text = self.builder.get().script(show_meta=True)
-        return OpaqueCall(text, tuple(self.inputs), tuple(self.arrays))
+        return OpaqueCall(as_text(self.builder.get()), tuple(self.inputs), tuple(self.arrays))
 
     def _collect(self, value: Any, order: list[relax.Var]) -> None:
         """List the variables that ``value`` depends on and that no value is known for, in execution order."""
@@ -169,13 +169,12 @@ def written(types: Sequence[relax.TensorType], compute: Callable[..., relax.Expr
     parameters = [relax.Var(f"x{index}", of) for index, of in enumerate(types)]
     with building(builder, parameters):
         builder.emit_func_output(builder.emit(compute(*parameters)))
-    text: str = builder.get().script(show_meta=True)
-    return text
+    return as_text(builder.get())
 
 
 def evaluate(opaque: OpaqueCall) -> np.ndarray:
     """What a program of constants alone computes."""
-    result: np.ndarray = _run(tvm.script.from_source(opaque.text), opaque.constants).numpy()
+    result: np.ndarray = _run(parsed(opaque.text), opaque.constants).numpy()
     return result
 
 
