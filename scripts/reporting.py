@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tvm_coexec.cli import one_line
 from tvm_coexec.cli.ending import ended_by_signals
+from tvm_coexec.cli.streams import usable_streams
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.files import whole_file
 from tvm_coexec.layers import AnyLayer, Conv2d, Linear
@@ -170,7 +171,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a script as the command line runs a command: what a user can repair, and what a signal ends, is one line."""
     name = Path(sys.argv[0]).name
     try:
-        with ended_by_signals():
+        with usable_streams(), ended_by_signals():
             main()
     except (CoexecError, OSError, MemoryError) as error:
         print(f"{name}: error: {one_line(error)}", file=sys.stderr)

@@ -210,6 +210,12 @@ def execute(path: Path, statement: str) -> None:
     database.close()
 
 
+def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -225,6 +231,10 @@ def execute(path: Path, statement: str) -> None:
         (lambda path: overwrite(path, 0, b"nonsense"), r"samples.sqlite is damaged"),
         (lambda path: overwrite(path, 4096, bytes(4096)), r"samples.sqlite is damaged"),
         (lambda path: (path / "samples.sqlite").write_bytes((path / "samples.sqlite").read_bytes()[:9000]), "damaged"),
+        (
+            lambda path: replace_bytes(path / "samples.sqlite", b"    units INTEGER NOT", b"   `units INTEGER NOT"),
+            "malformed database schema .samples",
+        ),
         (lambda path: execute(path, "PRAGMA user_version = 9"), "its version is 9 instead of 8"),
         (lambda path: execute(path, "UPDATE samples SET layer = '{}'"), "sample of layer {} cannot be read"),
         (lambda path: execute(path, "UPDATE samples SET latency_us = '3'"), "cannot be read"),

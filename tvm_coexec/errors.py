@@ -62,7 +62,7 @@ def readable(name: str, longest: int = 80) -> str:
     return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
-def in_one_line(error: Exception, most: int = 400) -> str:
+def in_one_line(error: object, most: int = 400) -> str:
     """An error's whole message without line breaks, cut where it goes on for long."""
     text = " ".join(str(error).split())
     return text if len(text) <= most else f"{text[:most]} ..."

@@ -22,6 +22,7 @@ from tvm_coexec.errors import CoexecError
 from tvm_coexec.version import __version__
 
 from .ending import ended_by_signals
+from .streams import usable_streams
 
 COMMANDS = (
     "devices",
@@ -57,6 +58,11 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 1 for an error that the user can repair, 2 for a wrong call."""
+    with usable_streams():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may have what the terminal cannot show
     warnings.formatwarning = lambda message, *_where: f"tvm-coexec: warning: {message}\n"

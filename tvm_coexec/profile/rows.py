@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tvm_coexec.errors import FileFormatError
+from tvm_coexec.errors import FileFormatError, in_one_line
 from tvm_coexec.layers import AnyLayer, Variant, layer_from_json, layer_to_json
 
 from .records import Candidate, Sample
@@ -14,7 +14,7 @@ from .records import Candidate, Sample
 
 def damaged(path: Path, error: object) -> FileFormatError:
     """The error for a file of a profile that cannot be read."""
-    return FileFormatError(f"{path} is damaged ({error}); restore it, or tune into another directory")
+    return FileFormatError(f"{path} is damaged ({in_one_line(error)}); restore it, or tune into another directory")
 
 
 def layer_text(layer: AnyLayer) -> str:
