@@ -62,10 +62,10 @@ def test_resizing(method: str, corners: dict[str, bool], size: tuple[int, int], 
     check_operator(operator, [X, integers(*size)], tmp_path, options=f"Resize{method}", **corners)
 
 
-@pytest.mark.parametrize("axes", [(1, 2), (2, 1), (3,), (-1, 0), (0, 1, 2, 3)])
+@pytest.mark.parametrize("axes", [(), (1, 2), (2, 1), (3,), (-1, 0), (0, 1, 2, 3)])
 @pytest.mark.parametrize("keeps", [False, True])
 def test_reductions(axes: tuple[int, ...], keeps: bool, tmp_path: Path) -> None:
-    for operator in ("MEAN", "REDUCE_MAX"):
+    for operator in ("MEAN", "SUM", "REDUCE_PROD", "REDUCE_MAX", "REDUCE_MIN"):
         check_operator(operator, [X, integers(*axes)], tmp_path, options="Reducer", keepDims=keeps)
 
 

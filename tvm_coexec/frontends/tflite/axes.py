@@ -23,6 +23,8 @@ _IMAGE_AXES = (1, 2)
 def _reduced(step: Conversion, make: Callable[..., relax.Expr]) -> relax.Expr:
     rank = len(step.shape(0))
     axes = sorted({step.counted(axis, rank) for axis in step.integers(1)}) if rank else []
+    if not axes and rank:
+        return step.operand(0)
     keeps = bool(step.options is not None and step.options.KeepDims())
     image = step.operator.inputs[0]
     if rank == 4 and tuple(axes) == _IMAGE_AXES and not step.is_first and step.importer.is_image(image):
@@ -35,6 +37,8 @@ def _reduced_truth(step: Conversion, make: Callable[..., relax.Expr]) -> relax.E
     """Whether any or all are true: the largest or least of numbers."""
     rank = len(step.shape(0))
     axes = sorted({step.axis(axis, rank) for axis in step.integers(1)})
+    if not axes and rank:
+        return step.operand(0)
     numbers = relax.op.astype(step.operand(0), "int8")
     return relax.op.astype(make(numbers, axes, bool(step.options is not None and step.options.KeepDims())), "bool")
 
