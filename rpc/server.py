@@ -147,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choice = DeviceChoice(options.device, options.cpu_cores, options.gpu_cores)
     try:
         tracker = parse_tracker(options.tracker)
+        with TrackerConnection(tracker, _REGISTER_TIMEOUT_S):
+            pass  # one that is out of reach is told before a process is started that loads TVM
         server = DeviceServer(tracker, key, functools.partial(register, choice), host=options.host)
         try:
             server.wait_until_registered(stop)

@@ -1,13 +1,19 @@
-"""TVM's tracker in a process that ends with the one that started it, and that can be started anew at its port."""
+"""TVM's tracker in a process that ends with the one that started it, and that can be started anew at its port.
+
+The process that starts it does not load TVM for that, which takes a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
 import resource
 import secrets
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -28,21 +34,33 @@ class TrackerProcess:
 
     def keep_alive(self) -> None:
         """Start the process anew where it has ended."""
-        if not self._worker.is_alive():
+        if self._process.poll() is not None:
             self.close()
             with suppress(OSError):  # that one has ended as well: the next look tries again
                 self._start([self.port])
 
     def close(self) -> None:
         """End the process."""
-        self._worker.kill()
+        self._process.kill()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
 
     def _start(self, ports: list[int]) -> None:
-        from tvm.support.popen_pool import PopenWorker
-
-        self._worker = PopenWorker(stderr=subprocess.DEVNULL)  # it warns of every server that vanishes
-        self._worker.send(_track, [ports])
-        port = self._worker.recv()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # it warns of every server that vanishes
+            text=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(ports) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            self.close()
+            raise ChildProcessError("the tracker's process ended before it had a port")
+        port = json.loads(answer)
         if port is None:
             self.close()
             raise MeasurementError(f"none of the ports {_PORTS[0]} to {_PORTS[1] - 1} of {LOOPBACK} is free")
@@ -51,6 +69,8 @@ class TrackerProcess:
 
 def _track(ports: list[int]) -> int | None:
     """Begin to track servers in this process; the port, or None if none is free."""
+    from tvm.rpc.tracker import TrackerServerHandler
+
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # TVM's tracker never recovers from a lack of handles
     for port in ports:
@@ -58,13 +78,24 @@ def _track(ports: list[int]) -> int | None:
             listening = socket.create_server((LOOPBACK, port), backlog=128)
         except OSError:
             continue
-        threading.Thread(target=_run_tracker, args=(listening,), daemon=True).start()  # ends with the main thread,
-        return port  # which ends when the process that started this one does
+
+        def run(listening: socket.socket = listening) -> None:
+            asyncio.set_event_loop(asyncio.new_event_loop())
+            TrackerServerHandler(listening, secrets.token_hex()).run()
+
+        threading.Thread(target=run, daemon=True).start()  # ends with the main thread
+        return port
     return None
 
 
-def _run_tracker(listening: socket.socket) -> None:
-    from tvm.rpc.tracker import TrackerServerHandler
+def main() -> None:
+    """Track servers until standard input closes, which happens however the process ends that started this one."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nobody reads on
+    port = _track(json.loads(sys.stdin.readline()))
+    print(json.dumps(port), file=answers, flush=True)
+    sys.stdin.read()
 
-    asyncio.set_event_loop(asyncio.new_event_loop())
-    TrackerServerHandler(listening, secrets.token_hex()).run()
+
+if __name__ == "__main__":
+    main()
