@@ -329,12 +329,17 @@ def test_names_that_are_no_utf8(name, tmp_path):
         to_graph(path)
 
 
-def test_missing_empty_and_damaged_files(tmp_path):
+def test_missing_empty_and_damaged_files(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match=r"there is no model file '.*absent.onnx'; give the path"):
         to_graph(tmp_path / "absent.onnx")
-    with pytest.raises(ModelError, match="there is no model file"):
+    with pytest.raises(ModelError, match="' is no file; give the path of an ONNX file"):
         to_graph(str(tmp_path))
     path = tmp_path / "model.onnx"
+    path.touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda *_: False)
+        with pytest.raises(ModelError, match=r"model.onnx cannot be read \(Permission denied\); check the path, and"):
+            to_graph(path)
     path.write_bytes(b"")
     with pytest.raises(ModelError, match="the model has no nodes"):
         to_graph(path)

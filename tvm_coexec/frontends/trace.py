@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tvm_coexec.errors import ModelError
+from tvm_coexec.errors import ModelError, cannot_read
 from tvm_coexec.graph import State
 from tvm_coexec.layers.types import FLOAT32, item_bytes
 
@@ -166,6 +168,16 @@ def axis_within(axis: int, rank: int, source: Source) -> int:
     if not -rank <= axis < rank:
         raise ModelError(f"{source} has the axis {axis}, of a tensor with {rank} axes; export the model again")
     return int(axis) % rank
+
+
+def check_model_file(path: Path, kind: str) -> None:
+    """Refuse a path at which no file of a ``kind``, such as ONNX, can be read."""
+    if not path.exists():
+        raise ModelError(f"there is no model file {str(path)!r}; give the path of {kind} file")
+    if not path.is_file():
+        raise ModelError(f"{str(path)!r} is no file; give the path of {kind} file")
+    if not os.access(path, os.R_OK):
+        raise ModelError(cannot_read(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
 
 
 def check_size(shape: tuple[int, ...], owner: str) -> None:

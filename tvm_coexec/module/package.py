@@ -155,6 +155,8 @@ def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
 
 def _mapped(file: IO[bytes], path: str | os.PathLike[str]) -> memoryview:
     """The content of a file, which is not read before it is looked at."""
+    if not os.fstat(file.fileno()).st_size:
+        raise _damaged(path, "it is empty")
     try:
         return memoryview(mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ))
     except (OSError, ValueError) as error:

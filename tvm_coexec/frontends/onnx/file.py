@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from tvm_coexec.errors import ModelError, in_one_line
+from tvm_coexec.frontends.trace import check_model_file
 
 from .contributed import replace_contributed
 from .shapes import bind_inputs
@@ -54,8 +55,7 @@ def read_onnx(
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ModelError(f"there is no model file {str(path)!r}; give the path of an ONNX file")
+    check_model_file(path, "an ONNX")
     try:
         return onnx.load(path)
     except Exception as error:  # whatever damage leads onnx or protobuf to, besides what they foresee

@@ -15,7 +15,7 @@ import tflite
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.fixed import as_constant, check_values, shapes_of_values
-from tvm_coexec.frontends.trace import Source
+from tvm_coexec.frontends.trace import Source, check_model_file
 from tvm_coexec.graph import State
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class TfliteFile:
     def __init__(self, path: Path, number: int = 0, content: bytes | None = None) -> None:
         self.path = path
         self._within = f"graph{number}/" if number else ""
-        if not path.is_file():
-            raise ModelError(f"there is no model file {str(path)!r}; give the path of a TFLite file")
+        check_model_file(path, "a TFLite")
         self.content = path.read_bytes() if content is None else content
         if self.content[4:8] != b"TFL3":
             raise ModelError(f"{str(path)!r} is no TFLite model; convert it again")
