@@ -345,6 +345,16 @@ def test_the_states_of_a_recurrent_operator_may_be_inputs(is_bidirectional: bool
     check_against_onnxruntime(b.model(out, f"{out}.1"))
 
 
+def test_states_that_are_small() -> None:
+    """ONNX Runtime's own lose digits here."""
+    b = OnnxBuilder(x=(1, 2, 4))
+    weights = 1e-5 * np.random.default_rng(0).standard_normal((1, 5, 4))
+    model = b.model(b.add("RNN", "x", b.const(weights), b.weights(1, 5, 5), hidden_size=5))
+    inputs = random_inputs(model)
+    (result,) = evaluate(to_graph(model), inputs).values()
+    np.testing.assert_allclose(result[0, 0], np.tanh(inputs["x"][0] @ weights[0].T), rtol=1e-5)
+
+
 @pytest.mark.parametrize("opset", [12, 16])
 @pytest.mark.parametrize("operator", ["GreaterOrEqual", "LessOrEqual"])
 def test_comparisons_that_older_versions_define_by_others(operator: str, opset: int) -> None:

@@ -129,6 +129,9 @@ class _Cut:
                 # a number beyond the table reads its last entry, not other memory
                 mode = "clip" if value.attrs.mode == "fast" else value.attrs.mode
                 return relax.op.take(*arguments, axis=value.attrs.axis, mode=mode)
+            if _is_operator(value, "relax.not_equal"):
+                # LLVM's comparison is false where one is no number
+                return relax.op.logical_not(self.builder.emit(relax.op.equal(*arguments)))
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
         return self._function(value) if isinstance(value, ir.GlobalVar) else value
 

@@ -119,7 +119,10 @@ def _where(node: fx.Node, importer: Importer) -> relax.Expr:
         if seen is not None and is_for_softmax and number is not None and number.size == 1 and number == -np.inf:
             summands = _summands(seen if position else ~seen)
             return importer.block_builder.emit(relax.op.add(importer.env[values[1 - position]], relax.const(summands)))
-    return importer.block_builder.emit(relax.op.where(*importer.retrieve_args(node)))
+    dtype, emit = str(node.meta["val"].dtype).removeprefix("torch."), importer.block_builder.emit
+    seen, *numbers = importer.retrieve_args(node)
+    numbers = [value if str(value.ty.dtype) == dtype else emit(relax.op.astype(value, dtype)) for value in numbers]
+    return emit(relax.op.where(seen, *numbers))
 
 
 def _slice(node: fx.Node, importer: Importer) -> relax.Expr:

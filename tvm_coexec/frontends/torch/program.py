@@ -41,14 +41,16 @@ def trace_torch(program: ExportedProgram) -> Trace:
 
 
 def _widened(program: ExportedProgram) -> ExportedProgram:
-    """The program in float32, exported again where its parameters or inputs have two bytes."""
+    """The program in float32, exported again where its parameters or inputs have two bytes, or values bfloat16."""
     import torch
     from torch.utils import _pytree
 
     narrow = (torch.float16, torch.bfloat16)
     args, kwargs = program.example_inputs or ((), {})
     tensors = [*program.state_dict.values(), *_pytree.tree_leaves((args, kwargs))]
-    if not any(getattr(tensor, "dtype", None) in narrow for tensor in tensors):
+    # numpy has no bfloat16 in which to keep a constant
+    inside = [getattr(node.meta.get("val"), "dtype", None) == torch.bfloat16 for node in program.graph.nodes]
+    if not any(inside) and not any(getattr(tensor, "dtype", None) in narrow for tensor in tensors):
         return program
 
     if program.example_inputs is None:
