@@ -2,15 +2,11 @@
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-
-from tvm_coexec.compiler.toolchain import c_compiler
-from tvm_coexec.runtime.library import SOURCE_FOLDER
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {
@@ -176,23 +172,6 @@ def in_rings(edges: Mapping[str, set[str]]) -> set[str]:
 
 def test_no_file_is_imported_by_what_it_imports() -> None:
     assert not in_rings({name: set(imports(name)) - {name} for name in MODULES})
-
-
-def test_no_file_of_the_c_library_calls_what_calls_it(tmp_path: Path) -> None:
-    sources = sorted(SOURCE_FOLDER.glob("*.c"))
-    subprocess.run([c_compiler(), "-std=gnu11", "-c", *sources], cwd=tmp_path, check=True)
-    defined, wanted = dict[str, str](), list[tuple[str, str]]()
-    for path in tmp_path.glob("*.o"):
-        listed = subprocess.run(["nm", path], check=True, capture_output=True, text=True).stdout
-        for *_, kind, symbol in map(str.split, listed.splitlines()):
-            if kind == "U":
-                wanted.append((path.stem, symbol))
-            elif kind.isupper():
-                defined[symbol] = path.stem
-    edges: dict[str, set[str]] = {path.stem: set() for path in sources}
-    for name, symbol in wanted:
-        edges[name] |= {defined.get(symbol, name)} - {name}
-    assert edges["module"] and not in_rings(edges)
 
 
 def test_the_readme_of_the_tests_names_none_that_are_not_there() -> None:
