@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from .connection import Connection, connect_to, why_it_broke_off
 from .far_module import FarModule
 from .lease import TrackerAddress, TrackerConnection, request_lease
 from .measuring import DeviceFaultError, WrongResultError
+from .outcomes import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 from .remote import FACTS, MEASURE, RUN, RUN_TRIALS
 from .stock import StockDevice
 
@@ -42,30 +43,6 @@ _CLOCKS_DIFFER_S = 0.5
 _RUN_MODULE = "run.module"
 
 _Result = TypeVar("_Result")
-
-
-class RefusedError(MeasurementError):
-    """The device is well and the session goes on; the module or the request is at fault."""
-
-
-class WrongError(RefusedError):
-    """The device is well, and what it computes by the module is wrong."""
-
-
-class DeviceFailedError(MeasurementError):
-    """The device cannot be opened; the module is not at fault."""
-
-
-class SessionLostError(MeasurementError):
-    """The session ended: its time was over, its process died, or its server vanished; the next call gets a new one."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """Times at each point asked for, and the largest relative error of the checks, None where nothing was checked."""
-
-    points: tuple[PointTimes, ...]
-    max_rel_error: float | None
 
 
 class Session:

@@ -13,7 +13,7 @@ from tvm_coexec.errors import MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement
+from tvm_coexec.rpc.outcomes import DeviceFailedError, Measurement
 from tvm_coexec.tuning import budget
 from tvm_coexec.tuning.budget import Budget
 from tvm_coexec.tuning.reading import measure_reads

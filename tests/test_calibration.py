@@ -16,7 +16,7 @@ from tvm_coexec.planning.division import Overheads
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes
-from tvm_coexec.rpc.client import Measurement, WrongError
+from tvm_coexec.rpc.outcomes import Measurement, WrongError
 from tvm_coexec.tuning.calibration import (
     calibrate,
     measure_launches_again,

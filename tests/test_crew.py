@@ -14,7 +14,7 @@ from tvm_coexec.errors import FileFormatError, MeasurementError
 from tvm_coexec.layers import Linear
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError
+from tvm_coexec.rpc.outcomes import DeviceFailedError, Measurement, RefusedError, SessionLostError
 from tvm_coexec.tuning import crew
 from tvm_coexec.tuning.tuner import Tuner, Work, training_points
 

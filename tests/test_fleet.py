@@ -34,11 +34,12 @@ from tvm_coexec.machine.facts import versions
 from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.opencl.loader import opencl_loader
 from tvm_coexec.rpc import remote, stock
-from tvm_coexec.rpc.client import DeviceFailedError, RefusedError, Session, SessionLostError
+from tvm_coexec.rpc.client import Session
 from tvm_coexec.rpc.far_runtime import FarRuntime
 from tvm_coexec.rpc.fleet import fleet
 from tvm_coexec.rpc.lease import TrackerAddress, TrackerConnection
 from tvm_coexec.rpc.measuring import DeviceFaultError
+from tvm_coexec.rpc.outcomes import DeviceFailedError, RefusedError, SessionLostError
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.tracker import local_tracker
 from tvm_coexec.runtime.device import Device

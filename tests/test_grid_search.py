@@ -10,7 +10,7 @@ from steady_layers import Program, Rounds
 from tvm_coexec.layers import AnyLayer, Conv2d, Variant, along_partition_axes
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
-from tvm_coexec.rpc.client import Measurement
+from tvm_coexec.rpc.outcomes import Measurement
 
 LAYER = Conv2d(28, 28, 8, 32, 3, padding=1)
 CHANNELS, LINES = along_partition_axes(LAYER)

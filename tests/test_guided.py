@@ -12,7 +12,7 @@ from test_tuning import FakeSession, tuner
 from tvm_coexec.layers import Conv2d, Variant
 from tvm_coexec.prediction.features import Halves
 from tvm_coexec.profile.records import Candidate
-from tvm_coexec.rpc.client import RefusedError
+from tvm_coexec.rpc.outcomes import RefusedError
 from tvm_coexec.tuning.guided import first_candidates, search_variants
 from tvm_coexec.tuning.tuner import Tuner, training_points
 

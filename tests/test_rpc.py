@@ -24,16 +24,10 @@ from tvm_coexec.layers import Linear
 from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.profile.records import Point
 from tvm_coexec.rpc import remote
-from tvm_coexec.rpc.client import (
-    SESSION_TIMEOUT_S,
-    DeviceFailedError,
-    RefusedError,
-    Session,
-    SessionLostError,
-    WrongError,
-)
+from tvm_coexec.rpc.client import SESSION_TIMEOUT_S, Session
 from tvm_coexec.rpc.connection import in_thread
 from tvm_coexec.rpc.lease import Lease, TrackerAddress, request_lease
+from tvm_coexec.rpc.outcomes import DeviceFailedError, RefusedError, SessionLostError, WrongError
 from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
 from tvm_coexec.rpc.tracker import device_key, local_tracker

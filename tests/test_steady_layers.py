@@ -10,7 +10,7 @@ from steady_layers import Program, SteadyTimer
 
 from tvm_coexec.layers import Linear, Variant
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
-from tvm_coexec.rpc.client import Measurement
+from tvm_coexec.rpc.outcomes import Measurement
 
 LAYER = Linear(9, 64, 96)
 

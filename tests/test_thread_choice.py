@@ -24,7 +24,7 @@ from tvm_coexec.prediction.features import THREAD_NAMES, Processor
 from tvm_coexec.prediction.predictors import LatencyPredictor, train
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes, Sample
-from tvm_coexec.rpc.client import Measurement
+from tvm_coexec.rpc.outcomes import Measurement
 from tvm_coexec.tuning.fitting import fit
 from tvm_coexec.tuning.guided import first_candidates, search_variants
 from tvm_coexec.tuning.tuner import Tuner, thread_counts

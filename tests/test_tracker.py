@@ -14,8 +14,9 @@ import pytest
 from tvm_coexec.errors import DeviceError, MeasurementError
 from tvm_coexec.opencl.choice import DeviceChoice
 from tvm_coexec.rpc import client
-from tvm_coexec.rpc.client import Session, SessionLostError
+from tvm_coexec.rpc.client import Session
 from tvm_coexec.rpc.lease import Lease, TrackerAddress, TrackerConnection, request_lease
+from tvm_coexec.rpc.outcomes import SessionLostError
 from tvm_coexec.rpc.tracker import device_key, local_tracker, parse_tracker, use_tracker
 
 

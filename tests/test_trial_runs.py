@@ -20,7 +20,7 @@ from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import NetworkTimes
 from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
-from tvm_coexec.rpc.client import RefusedError, SessionLostError
+from tvm_coexec.rpc.outcomes import RefusedError, SessionLostError
 from tvm_coexec.tuning.trial_runs import MOST_RUNS, TrialRunner
 
 GRAPH = network(*[Linear(48, 256, 256)] * 3)

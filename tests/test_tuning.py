@@ -20,7 +20,7 @@ from tvm_coexec.planning.from_profile import planner
 from tvm_coexec.prediction.evaluation import Evaluation
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
+from tvm_coexec.rpc.outcomes import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 from tvm_coexec.tuning import tune
 from tvm_coexec.tuning.tuner import Tuner, repeats_for, training_points
 from tvm_coexec.tuning.tuning import check_layers, run_all_trials

@@ -17,7 +17,7 @@ from tvm_coexec.prediction.drift import at_usual_speed
 from tvm_coexec.prediction.predictors import newest
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
+from tvm_coexec.rpc.outcomes import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 from tvm_coexec.tuning import budget, watch
 from tvm_coexec.tuning.budget import Budget
 from tvm_coexec.tuning.measurer import Measurer

@@ -21,7 +21,7 @@ from tvm_coexec.prediction.layer_facts import touched_bytes
 from tvm_coexec.prediction.memory_model import MemoryModel, Rates
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile.records import Point, PointTimes
-from tvm_coexec.rpc.client import RefusedError
+from tvm_coexec.rpc.outcomes import RefusedError
 
 from .reading import measure_reads
 from .tuner import Tuner

@@ -13,8 +13,8 @@ from threading import Event
 
 from tvm_coexec.errors import CoexecError, FileFormatError, KernelError, MeasurementError
 from tvm_coexec.profile.records import Candidate, Point, Sample
-from tvm_coexec.rpc.client import RefusedError, SessionLostError
 from tvm_coexec.rpc.connection import in_thread
+from tvm_coexec.rpc.outcomes import RefusedError, SessionLostError
 
 from .measurer import Measurer
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tvm_coexec.errors import KernelError, MeasurementError
 from tvm_coexec.profile.records import Candidate, Point, PointTimes, Sample, samples_of
-from tvm_coexec.rpc.client import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
+from tvm_coexec.rpc.outcomes import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 
 from .watch import Watch, Watched
 

@@ -26,7 +26,8 @@ from tvm_coexec.planning.split import Planner
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.store import now
 from tvm_coexec.profile.trial_runs import TrialRun, fingerprint
-from tvm_coexec.rpc.client import Session, SessionLostError
+from tvm_coexec.rpc.client import Session
+from tvm_coexec.rpc.outcomes import SessionLostError
 
 _CURIOUS_PLANS, _PLANS = 4, 2
 """Plans that are tried at most, each of which has learned from those before: with and without hopes for new kernels.

@@ -21,7 +21,8 @@ from .measurer import Measurer
 from .watch import Watch
 
 if TYPE_CHECKING:
-    from tvm_coexec.rpc.client import Measurement, Session
+    from tvm_coexec.rpc.client import Session
+    from tvm_coexec.rpc.outcomes import Measurement
 
 _CANDIDATES = 2
 """Pairs of variants measured of a layer: the default, and one drawn from the search space."""
