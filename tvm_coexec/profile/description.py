@@ -57,7 +57,9 @@ def read_description(path: Path) -> dict[str, Any]:
         description = read_json(path / DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError):
         is_foreign = path.exists() and not (path.is_dir() and is_vacant(path))
-        remedy = "name the folder that was tuned" if is_foreign else f"make one with `tvm-coexec tune --out {path}`"
+        remedy = f"make one with `tvm-coexec tune --out {path}`"
+        if is_foreign:
+            remedy = "name the folder that was tuned, or an empty one to tune into"
         raise FileFormatError(f"there is no profile at {path}; {remedy}") from None
     except OSError as error:
         raise FileFormatError(cannot_read(path / DESCRIPTION, error)) from None
