@@ -94,6 +94,16 @@ def test_sums_of_all_before(axis: int, ways: dict[str, int]) -> None:
     check_against_onnxruntime(b.model(b.add("CumSum", "x", b.const(axis, "int64"), **ways)))
 
 
+@pytest.mark.parametrize("ways", [{}, {"exclusive": 1}, {"reverse": 1}, {"exclusive": 1, "reverse": 1}])
+def test_products_of_all_before(ways: dict[str, int]) -> None:
+    b = OnnxBuilder(opset=26, x=(3, 5))
+    model = b.model(b.add("CumProd", "x", b.const(-1, "int64"), **ways))
+    inputs = random_inputs(model)
+    expected = onnx.reference.ReferenceEvaluator(model).run(None, inputs)[0]
+    (result,) = evaluate(to_graph(model), inputs).values()
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
 def test_the_upper_bound_of_a_range_is_the_last_word() -> None:
     b = OnnxBuilder(x=(9,))
     check_against_onnxruntime(b.model(b.add("Clip", "x", b.const(2.0), b.const(1.0))))

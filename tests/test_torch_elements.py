@@ -93,6 +93,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "mean of what are numbers": (lambda x: torch.where(x > 0, x, float("nan")).nanmean(1).nan_to_num(), (X,)),
     "is another number": (lambda x: ((x / (x > 0)) != 2).float(), (X,)),
     "through bfloat16": (lambda x: (x > 0).bfloat16().float() + x, (X,)),
+    "products of all before": (lambda x: x.cumprod(1), (X,)),
     "power of two": (torch.exp2, (X,)),
     "hypotenuse": (lambda x: torch.hypot(x, x + 1), (X,)),
     "variance and mean": (lambda x: torch.var_mean(x, (0, 2)), (X,)),

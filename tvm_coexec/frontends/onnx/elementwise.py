@@ -10,7 +10,7 @@ from tvm import relax, te, tirx, topi
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.blocks import depth_to_space, space_to_depth
-from tvm_coexec.frontends.relax.sums import running_sums
+from tvm_coexec.frontends.relax.sums import running_products, running_sums
 from tvm_coexec.frontends.trace import axis_within
 
 from .call import Call, Converter
@@ -138,15 +138,20 @@ def _normalise_lengths(call: Call) -> Any:
     return call.loops(divided, x, length)
 
 
-def _cumulated(call: Call) -> Any:
-    shape, position = call.type(0).shape, call.array(1)
-    if position is None or not shape:
-        return None
-    if position.size != 1:
-        raise ModelError(f"{call.node.source} has {position.size} axes, and takes one; export the model again")
-    axis = axis_within(int(position.reshape(())), len(shape), call.node.source)
-    exclusive, reverse = (bool(call.attributes.get(name, 0)) for name in ("exclusive", "reverse"))
-    return call.loops(running_sums(shape, axis, exclusive, reverse), call.operand(0))
+def _cumulated(running: Callable[..., Callable[[te.Tensor], te.Tensor]]) -> Converter:
+    """Make a converter of an operation on all elements up to each one of an axis."""
+
+    def convert(call: Call) -> Any:
+        shape, position = call.type(0).shape, call.array(1)
+        if position is None or not shape:
+            return None
+        if position.size != 1:
+            raise ModelError(f"{call.node.source} has {position.size} axes, and takes one; export the model again")
+        axis = axis_within(int(position.reshape(())), len(shape), call.node.source)
+        exclusive, reverse = (bool(call.attributes.get(name, 0)) for name in ("exclusive", "reverse"))
+        return call.loops(running(shape, axis, exclusive, reverse), call.operand(0))
+
+    return convert
 
 
 def _sign(call: Call) -> Any:
@@ -196,7 +201,8 @@ def _extreme(reduce: Callable[..., relax.Expr]) -> Converter:
 CONVERTERS: Mapping[str, Converter] = {
     "BitCast": _cast_bits,
     "BitShift": _shift_bits,
-    "CumSum": _cumulated,
+    "CumProd": _cumulated(running_products),
+    "CumSum": _cumulated(running_sums),
     "DepthToSpace": _depth_to_space,
     "Equal": _equal,
     "IsInf": _is_infinite,

@@ -11,7 +11,7 @@ from tvm import relax
 
 from tvm_coexec.frontends.relax.module import Known
 from tvm_coexec.frontends.relax.sorting import extreme_indices
-from tvm_coexec.frontends.relax.sums import running_sums
+from tvm_coexec.frontends.relax.sums import running_products, running_sums
 
 from . import arithmetic as torch_arithmetic
 from . import resizing as torch_resizing
@@ -273,11 +273,16 @@ def _extremes(importer: Importer, x: relax.Expr, count: int, axis: int, largest:
     return [emit(relax.op.gather_elements(x, indices, axis)), indices]
 
 
-def _running_sum(node: fx.Node, importer: Importer) -> relax.Expr:
-    x, axis = importer.retrieve_args(node)[:2]
-    shape, emit = tuple(int(size) for size in x.ty.shape), importer.block_builder.emit
-    x = emit(relax.op.astype(x, str(node.meta["val"].dtype).removeprefix("torch.")))
-    return emit(importer.block_builder.call_te(running_sums(shape, axis % len(shape), False, False), x))
+def _running(join: Callable[..., Any]) -> Converter:
+    """Make a converter of sums or products of all elements up to each one of an axis."""
+
+    def convert(node: fx.Node, importer: Importer) -> relax.Expr:
+        x, axis = importer.retrieve_args(node)[:2]
+        shape, emit = tuple(int(size) for size in x.ty.shape), importer.block_builder.emit
+        x = emit(relax.op.astype(x, str(node.meta["val"].dtype).removeprefix("torch.")))
+        return emit(importer.block_builder.call_te(join(shape, axis % len(shape), False, False), x))
+
+    return convert
 
 
 def _sample_grid(node: fx.Node, importer: Importer) -> relax.Expr:
@@ -342,7 +347,8 @@ CONVERTERS: dict[str, Converter] = {
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
     "any.default": _any,
-    "cumsum.default": _running_sum,
+    "cumprod.default": _running(running_products),
+    "cumsum.default": _running(running_sums),
     "div.Scalar_mode": _rounded_division,
     "div.Tensor_mode": _rounded_division,
     "elu.default": _elu,
