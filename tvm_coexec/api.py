@@ -26,9 +26,9 @@ from .planning.split import Planner
 from .profile import Profile
 from .profile.profile import check_same_device
 from .profile.records import Sample
-from .runtime.device import Device, open_chosen
+from .runtime.device import Device, open_chosen, warn_of_one_core
 from .runtime.loaded import TIMEOUT_S
-from .runtime.module import Module, warn_of_one_core
+from .runtime.module import Module
 from .tuning.splits import measure_splits
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -209,6 +210,15 @@ def open_chosen(choice: DeviceChoice) -> Device:
     if choice.mechanism == "mapped":
         _ = device.handle  # the library probes the device when it opens it
     return device
+
+
+def warn_of_one_core(device: Device) -> None:
+    """Say that layers are not divided, where the sides would wait for each other's turn on one core."""
+    warnings.warn(
+        f"this process may use {cores.listed(device.cpu_cores)} alone, on which both sides cannot run at once: layers "
+        "run whole, on the CPU where it has kernels for them; let the process use a second core",
+        stacklevel=3,
+    )
 
 
 def _make(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +12,6 @@ from typing import IO, TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from tvm_coexec.errors import FileFormatError, InputError
-from tvm_coexec.machine.cores import listed
 from tvm_coexec.machine.facts import check_cpu
 from tvm_coexec.module.manifest import Manifest
 from tvm_coexec.module.package import Package, open_file
@@ -22,7 +20,7 @@ from tvm_coexec.timing import layers
 from tvm_coexec.timing.layers import Benchmark, Event, StepTimes, check_runs
 from tvm_coexec.verification import checking
 
-from .device import Device, open_device
+from .device import Device, open_device, warn_of_one_core
 from .loaded import TIMEOUT_S, Loaded, Program
 
 if TYPE_CHECKING:
@@ -390,12 +388,3 @@ def load(
 def _uses_both_sides(package: Package) -> bool:
     steps = package.manifest.steps
     return any(step.cpu_units for step in steps) and any(step.cpu_units < step.units for step in steps)
-
-
-def warn_of_one_core(device: Device) -> None:
-    """Say that layers are not divided, where the sides would wait for each other's turn on one core."""
-    warnings.warn(
-        f"this process may use {listed(device.cpu_cores)} alone, on which both sides cannot run at once: layers run "
-        "whole, on the CPU where it has kernels for them; let the process use a second core",
-        stacklevel=3,
-    )
