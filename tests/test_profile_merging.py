@@ -111,16 +111,58 @@ def test_a_plan_for_a_device_with_another_driver_is_warned_of(tmp_path: Path) ->
             profile.check_device({**FACTS, "driver_version": "2.0"})
 
 
-def test_a_merge_for_which_there_is_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def two_profiles(folder: Path) -> list[Path]:
     for name in ("a", "b"):
-        with Profile.create(tmp_path / name, FACTS) as profile:
+        with Profile.create(folder / name, FACTS) as profile:
             profile.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+    return [folder / "a", folder / "b"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_merge_for_which_there_is_no_room_leaves_what_was_there(
+    is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty folder, to which a link may lead, and what another process is writing to it."""
+    sources, place, link = two_profiles(tmp_path), tmp_path / "place", tmp_path / "c"
+    link.symlink_to(place)
+    writing = place / ".0123456789abcdef.partial"
+    if is_there:
+        writing.mkdir(parents=True)
 
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(merging, "_copy_run", full)
-    with pytest.raises(OSError, match="disk is full") as told:
-        merge(tmp_path / "c", [tmp_path / "a", tmp_path / "b"])
-    assert cli.one_line(told.value).endswith("free some space there")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    with monkeypatch.context() as patched:
+        patched.setattr(merging, "_copy_run", full)
+        with pytest.raises(OSError, match="disk is full") as told:
+            merge(link, sources)
+    assert cli.one_line(told.value) == f"{link} cannot be used (database or disk is full); free some space there"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", *(["place"] * is_there)]
+    assert not is_there or list(place.iterdir()) == [writing]
+    merge(link, sources)
+    with Profile.open(place) as merged:
+        assert len(list(merged.samples())) == 2
+
+
+def test_a_merge_into_a_folder_of_others_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    sources, place = two_profiles(tmp_path), tmp_path / "c"
+    place.mkdir()
+    (place / "letter").touch()
+    with pytest.raises(FileFormatError, match=f"{place} exists already"):
+        merge(place, sources)
+    assert [path.name for path in place.iterdir()] == ["letter"]
+
+
+def test_a_profile_whose_damage_shows_when_it_is_merged_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(_: object, source: str, *__: object) -> int:
+        if source == "source1":
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        return 1
+
+    monkeypatch.setattr(merging, "_copy_run", copy)
+    sources = two_profiles(tmp_path)
+    with pytest.raises(FileFormatError, match=rf"^{sources[1] / 'samples.sqlite'} is damaged \(database disk image"):
+        merge(tmp_path / "c", sources)
+    assert not (tmp_path / "c").exists()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+
+from tvm_coexec.files import whole_folder
 
 from .profile import DATABASE, Profile, check_same_device
 from .rows import damaged
@@ -29,7 +30,7 @@ _LOOKED_UP = {
 
 
 def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]) -> None:
-    """Make a profile of all that others hold; its predictors are yet to be trained.
+    """Make a profile of all that others hold, whole or not at all; its predictors are yet to be trained.
 
     Runs come in the order of their start, so that the origin of the latest is current. What planning keeps beside the
     predictors is that of the profile with the latest run.
@@ -41,6 +42,7 @@ def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]
     OSError
         There is no room for the new one.
     """
+    Profile.check_vacant(out)
     paths = [Path(source) for source in sources]
     latest, families, planning = "", set[str](), None
     facts: dict[str, object] = {}
@@ -55,13 +57,9 @@ def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]
                 latest, facts, planning = started, one.facts, one.planning
         with closing(_connect(path)) as database:
             runs += [(began, number, run) for run, began in database.execute("SELECT id, started FROM runs")]
-    with Profile.create(out, facts) as made:
-        try:
-            _copy_runs(Path(out), paths, sorted(runs))
-            made.describe(families=sorted(families), planning=planning)
-        except BaseException:  # a part is of no use, and in the way of another merge
-            shutil.rmtree(out, ignore_errors=True)
-            raise
+    with whole_folder(out) as folder, Profile.create(folder, facts) as made:
+        _copy_runs(folder, paths, sorted(runs))
+        made.describe(families=sorted(families), planning=planning)
 
 
 def _copy_runs(out: Path, paths: Sequence[Path], runs: Iterable[tuple[str, int, int]]) -> None:
@@ -69,13 +67,14 @@ def _copy_runs(out: Path, paths: Sequence[Path], runs: Iterable[tuple[str, int, 
     with closing(_connect(out)) as database:
         for number, path in enumerate(paths):
             database.execute(f"ATTACH ? AS source{number}", (str(path.absolute() / DATABASE),))
-        try:
-            with database:
-                copied: dict[int, set[int]] = {number: set() for number in range(len(paths))}
-                for _, number, run in runs:
+        copied: dict[int, set[int]] = {number: set() for number in range(len(paths))}
+        with database:
+            for _, number, run in runs:
+                try:
                     copied[number].add(_copy_run(database, f"source{number}", run, copied[number]))
-        except sqlite3.DatabaseError as error:
-            raise lack_of_room(out / DATABASE, error) or damaged(out / DATABASE, error) from None
+                except sqlite3.DatabaseError as error:
+                    full = lack_of_room(out / DATABASE, error)
+                    raise full or damaged(paths[number] / DATABASE, error) from None  # the new one is whole
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -64,6 +64,13 @@ class Profile:
                 raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
     @classmethod
+    def check_vacant(cls, path: str | os.PathLike[str]) -> None:
+        """Refuse a place where no new profile can be made; a :class:`FileFormatError` where there is something."""
+        cls.check_place(path)
+        if not is_vacant(Path(path)):
+            raise FileFormatError(f"{path} exists already; open it to go on with its tuning, or choose another place")
+
+    @classmethod
     def create(cls, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Profile:
         """Make an empty profile, whole or not at all.
 
@@ -79,10 +86,7 @@ class Profile:
         FileFormatError
             There is something at ``path`` already.
         """
-        path = Path(path)
-        cls.check_place(path)
-        if not is_vacant(path):
-            raise FileFormatError(f"{path} exists already; open it to go on with its tuning, or choose another place")
+        cls.check_vacant(path)
         with whole_folder(path) as folder:
             SampleStore.create(folder / DATABASE)
             description = {"format": FORMAT, "version": VERSION, "created": now(), "device": dict(facts)}
