@@ -3,20 +3,24 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_profile import CANDIDATE, GPU_ALONE, times
 from test_tuning import FACTS, FakeSession, tuner
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.planning.division import Overheads
+from tvm_coexec.prediction.memory_model import MemoryModel, Rates
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
-from tvm_coexec.profile.records import Point, PointTimes
+from tvm_coexec.profile.records import Point, PointTimes, samples_of
 from tvm_coexec.rpc.outcomes import Measurement, WrongError
+from tvm_coexec.tuning import calibration
 from tvm_coexec.tuning.calibration import (
     calibrate,
     measure_launches_again,
@@ -141,6 +145,25 @@ def test_a_tuning_too_short_to_read_much_keeps_what_an_earlier_one_read(tmp_path
     assert isinstance(one.profile.planning, dict)
     assert json.loads(json.dumps(one.profile.planning["reads"])) == json.loads(json.dumps(stored))
     assert one.profile.planning["memory_model"]["weights"]["alone"]["gpu"] == READS["gpu"].alone[-1]
+
+
+@pytest.mark.parametrize(("driver", "interval_us"), [("1", 5.0), ("2", 6.0)])
+def test_what_was_found_with_another_driver_does_not_count(
+    driver: str, interval_us: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {**FACTS, "device_type": "gpu"}
+    with Profile.create(tmp_path / "p", facts) as first:
+        first.add_samples(samples_of(CANDIDATE, [times(GPU_ALONE)]))
+        first.describe(planning={"overheads": asdict(Overheads(9.0, -1.0, gpu_interval_us=5.0))})
+    monkeypatch.setattr(calibration, "measure_reads", lambda *_: READS)
+    rates = Rates(*({"cpu": 1.0, "gpu": 1.0},) * 2)
+    monkeypatch.setattr(calibration, "measure_memory", lambda *_: MemoryModel(rates, rates, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        profile = Profile.open(tmp_path / "p", {**facts, "driver_version": driver})
+    one = Tuner(LaunchingSession([4.0, 7.0, 30.0, 4.0, 4.0, 4.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    calibrate(one, until=math.inf)
+    assert isinstance(profile.planning, dict) and profile.planning["overheads"]["gpu_interval_us"] == interval_us
 
 
 @pytest.mark.slow

@@ -75,6 +75,8 @@ _NOTHING_KNOWN = Overheads(0.0)
 def calibrate(tuner: Tuner, until: float) -> None:
     """Store what joining halves and layers takes; whatever else the profile holds for planning stays.
 
+    What an earlier tuning found counts where it had the same driver and kernels.
+
     Parameters
     ----------
     until
@@ -84,11 +86,13 @@ def calibrate(tuner: Tuner, until: float) -> None:
     smallest = time_smallest_layer(tuner)
     first_run_s = time.monotonic() - began
     planning = tuner.profile.planning or {}
-    stored = planning.get("overheads", {})
+    runs = tuner.profile.runs()
+    earlier = planning if not runs or any(run.is_current for run in runs) else {}
+    stored = earlier.get("overheads", {})
     known = Overheads(0.0, stored.get("gpu_alone_us", 0.0), stored.get("gpu_interval_us", 0.0))
     overheads = measure_overheads(tuner, smallest, began + (until - began) / 4, known)
-    reads = _most_known(measure_reads(tuner, (began + until) / 2), planning.get("reads"))
-    rates = MemoryModel.from_json(planning["memory_model"]).activations if "memory_model" in planning else None
+    reads = _most_known(measure_reads(tuner, (began + until) / 2), earlier.get("reads"))
+    rates = MemoryModel.from_json(earlier["memory_model"]).activations if "memory_model" in earlier else None
     network_s = 2 * _LAYERS * first_run_s  # each of its layers is compiled twice: alone, and in the network
     found = {
         "overheads": asdict(overheads),
