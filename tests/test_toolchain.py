@@ -88,6 +88,11 @@ def test_a_missing_cross_compiler_is_named_with_the_remedy(monkeypatch: pytest.M
             "a.c:1:1: warning: deprecated\nld: cannot find -lm\ncollect2: error: ld returned 1",
             r"\(ld: cannot find -lm\); reinstall it",
         ),
+        (
+            "/usr/bin/ld: final link failed: No space left on device\ncollect2: error: ld returned 1",
+            r"\(/usr/bin/ld: final link failed: No space left on device\); free some space in ",
+        ),
+        ("clang: warning: an option\nKilled", r"\(Killed\); reinstall it"),
         ("", r"\(it ends with status 3\); reinstall it"),
     ],
 )

@@ -27,8 +27,8 @@ _LINK_FLAGS = ("-shared", "-pthread", "-Wl,-z,max-page-size=16384")
 """Phones whose pages have 16 KiB load no library that is aligned to less."""
 _LIBRARIES = ("-ldl", "-lm")
 
-_CAUSE = re.compile(r"\berror\b|cannot|undefined", re.IGNORECASE)
-"""What the line of a compiler or a linker has that tells the cause, the first of such lines."""
+_CAUSE = re.compile(r"\berror\b|cannot|undefined|failed", re.IGNORECASE)
+"""What the line of a compiler or a linker has that tells the cause: the first of such lines, or the last of all."""
 _FULL = "No space left on device"
 
 _ZIG_LIBC = "2.28"
@@ -96,8 +96,8 @@ def _run(command: list[str], task: str) -> None:
     in_english = {**os.environ, "LC_ALL": "C"}
     result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=in_english)
     if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if _CAUSE.search(line)]
-        reason = " ".join(lines[0].split()) if lines else f"it ends with status {result.returncode}"
+        lines = result.stderr.strip().splitlines() or [f"it ends with status {result.returncode}"]
+        reason = " ".join(next(filter(_CAUSE.search, lines), lines[-1]).split())
         remedy = "reinstall it with the headers of its C library"
         if _FULL in result.stderr:
             remedy = f"free some space in {tempfile.gettempdir()}, or name another folder by TMPDIR"
