@@ -169,9 +169,13 @@ def bars(axes: Any, names: Sequence[str], series: Mapping[str, Sequence[float]],
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a script as the command line runs a command: what a user can repair, and what a signal ends, is one line."""
-    name = Path(sys.argv[0]).name
+    with usable_streams():
+        _run_main(main, Path(sys.argv[0]).name)
+
+
+def _run_main(main: Callable[[], None], name: str) -> None:
     try:
-        with usable_streams(), ended_by_signals():
+        with ended_by_signals():
             main()
     except (CoexecError, OSError, MemoryError) as error:
         print(f"{name}: error: {one_line(error)}", file=sys.stderr)

@@ -92,6 +92,7 @@ import os, signal, sys, time
 from reporting import Report, run_main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets what runs in the background ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup lets be ignored
 
 def measure(item):
     if item == 3:
@@ -126,3 +127,12 @@ def test_a_signal_ends_a_script_wherever_it_arrives_and_what_was_measured_is_kep
     assert (done.returncode, lines) == (128 + number, [told] if told else [])
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["measured"] == [1, 2] and result["title"] == "N (broken off: 2 of 4)"
+
+
+@pytest.mark.parametrize(("error", "status"), [("KeyboardInterrupt", 130), ("OSError", 1)])
+def test_a_standard_error_that_cannot_be_written_changes_no_status(error: str, status: int) -> None:
+    code = f"from reporting import run_main\n\ndef main():\n    raise {error}\n\nrun_main(main)"
+    scripts = Path(__file__).parent.parent / "scripts"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], cwd=scripts, stderr=full, check=False)
+    assert done.returncode == status
