@@ -17,6 +17,7 @@ from tvm_coexec import cli
 from tvm_coexec.cli import devices
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets what runs in the background ignore
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup lets be ignored
 
 class Thing:
     pass
@@ -56,8 +57,6 @@ devices.run = run
 sys.exit(cli.main(["devices"]))
 """
 
-IGNORE = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
-
 
 @pytest.mark.parametrize(
     "where", ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_library_that_makes_another_error", "in_a_command"]
@@ -72,9 +71,11 @@ def test_a_signal_ends_a_command_wherever_it_arrives(number: int, told: str, whe
     assert (done.returncode, done.stderr, done.stdout) == (128 + number, told, tidied)
 
 
-def test_a_signal_that_is_ignored_ends_nothing() -> None:
-    code = COMMAND.replace("time.sleep(60)", "print('went on')").replace("def tell", f"{IGNORE}\n\ndef tell")
-    command = [sys.executable, "-c", code, str(int(signal.SIGINT)), "in_a_command"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_ignored_ends_nothing(number: int) -> None:
+    ignore = f"signal.signal({int(number)}, signal.SIG_IGN)"
+    code = COMMAND.replace("time.sleep(60)", "print('went on')").replace("def tell", f"{ignore}\n\ndef tell")
+    command = [sys.executable, "-c", code, str(int(number)), "in_a_command"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "tidied up\nwent on\n")
 

@@ -114,6 +114,17 @@ def test_a_tracker_and_a_server_that_are_killed_come_back() -> None:
         assert not set(killed) & set(helper.children())
 
 
+@pytest.mark.parametrize(("handler", "stops"), [("SIG_DFL", True), ("SIG_IGN", False)])
+def test_a_server_ends_with_its_terminal_unless_nohup_started_it(handler: str, stops: bool) -> None:
+    code = (
+        "import os, signal\nfrom tvm_coexec.rpc.server import stop_on_signals\n"
+        f"signal.signal(signal.SIGHUP, signal.{handler})\nstop = stop_on_signals()\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\nprint(stop.is_set())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told == f"{stops}\n"
+
+
 def is_offered(address: TrackerAddress) -> bool:
     with contextlib.suppress(MeasurementError), TrackerConnection(address, 5.0) as tracker:
         return tracker.servers(device_key(None)) == 1
