@@ -1,12 +1,14 @@
 """What code is generated for: never for instructions that the device's CPU lacks."""
 
 import platform
+from importlib import metadata
 
 import pytest
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.errors import DeviceError
-from tvm_coexec.machine.facts import machine_facts
+from tvm_coexec.machine import facts as machine
+from tvm_coexec.machine.facts import machine_facts, versions
 
 OPENCL = {"device_type": "gpu", "max_group_size": 256, "compute_units": 1}
 
@@ -97,3 +99,17 @@ def test_code_is_made_for_cores_that_run_in_order_where_all_of_them_do(cores: li
 def test_android_is_a_system_of_its_own() -> None:
     facts = {"machine": platform.machine(), "is_android": True, "cpu_features": [], **OPENCL}
     assert target_for(facts).triple == f"{platform.machine()}-linux-android29"
+
+
+@pytest.mark.parametrize(("installed", "found"), [("xgboost", "3.1"), ("xgboost-cpu", "3.1"), ("other", None)])
+def test_the_distribution_of_a_library_may_have_another_name(
+    monkeypatch: pytest.MonkeyPatch, installed: str, found: str | None
+) -> None:
+    def version(name: str) -> str:
+        if name != installed:
+            raise metadata.PackageNotFoundError(name)
+        return "3.1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(machine, "_version", machine._version.__wrapped__)
+    assert versions("xgboost")["xgboost"] == found

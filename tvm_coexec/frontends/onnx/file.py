@@ -11,9 +11,10 @@ import onnx
 from tvm_coexec.errors import ModelError, in_one_line
 from tvm_coexec.frontends.trace import check_model_file
 
+from .attributes import check_attributes
 from .contributed import replace_contributed
 from .shapes import bind_inputs
-from .values import DOMAINS, attributes, check_whole_numbers, rounds_up, source_of
+from .values import DOMAINS, attributes, rounds_up, source_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +102,7 @@ def _write_axes(graph: onnx.GraphProto) -> None:
 
 def _check_operators(model: onnx.ModelProto) -> None:
     for node in all_nodes((*model.graph.node, *(node for function in model.functions for node in function.node))):
-        check_whole_numbers(node, source_of(node))
+        check_attributes(node, source_of(node))
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     own = {(function.domain, function.name) for function in model.functions}
     for node in model.graph.node:

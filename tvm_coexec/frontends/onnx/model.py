@@ -12,12 +12,13 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.module import Known, Naming, bindings, trace_function
 from tvm_coexec.frontends.trace import Source, Trace
 
+from .attributes import check_attributes
 from .file import all_nodes
 from .importer import import_simple
 from .nodes import known_operation
 from .simplifier import SimpleModel
 from .simplify import simplify
-from .values import check_whole_numbers, source_of
+from .values import source_of
 
 _SMALL = 16
 """Constants of more elements are no bounds, paddings or axes."""
@@ -34,7 +35,7 @@ def trace_onnx(proto: onnx.ModelProto) -> Trace:
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
         for node in all_nodes(proto.graph.node):
-            check_whole_numbers(node, source_of(node))
+            check_attributes(node, source_of(node))
     simple = simplify(proto)
     module, values = import_simple(simple)
     return trace_function(module, _naming(module["main"], simple, values))

@@ -24,11 +24,6 @@ DTYPES = {
 DOMAINS = ("", "ai.onnx", "ai.onnx.preview")
 """Whose operators can be read."""
 
-_LIMIT = 2**31
-
-_LARGE = ("end", "ends", "start", "starts", "value_int", "value_ints")
-"""Attributes that may be any whole number: constants, and bounds that are far away where they mean the end."""
-
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Types of elements that are computed as float32."""
 
@@ -110,26 +105,6 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, list):
         return [_decoded(item) for item in value]
     return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-
-def check_whole_numbers(node: NodeProto, source: Source) -> None:
-    """Refuse axes, sizes and the like that have more than 32 bits: ONNX and TVM drop the others, or quote their code.
-
-    What a call of the model's own function says is for the function's nodes to judge.
-
-    Raises
-    ------
-    ModelError
-        Naming the attribute.
-    """
-    for attribute in node.attribute:
-        if attribute.name not in _LARGE and node.domain in DOMAINS:
-            for number in (attribute.i, *attribute.ints):
-                if not -_LIMIT <= number < _LIMIT:
-                    raise ModelError(
-                        f"{source} has {number} as its attribute {attribute.name!r}, beyond {_LIMIT - 1}; "
-                        "export the model again"
-                    )
 
 
 def source_of(node: NodeProto) -> Source:
