@@ -12,6 +12,7 @@ from tvm_coexec.compiler.target import target_for
 from tvm_coexec.graph import Graph, Node, Tensor
 from tvm_coexec.layers import AnyLayer, Hardware, Linear
 from tvm_coexec.module.package import Package
+from tvm_coexec.module.tensors import ConstantSpec
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.verification.reference import evaluate
 
@@ -32,6 +33,15 @@ def with_cut_waits(built: Package) -> Package:
     at_once = f"if (COEXEC_LOAD(flags + COEXEC_CPU_DONE) < awaited) {{ {gives_up} }}"
     assert waits in built.opencl_source
     return replace(built, opencl_source=built.opencl_source.replace(waits, at_once))
+
+
+def with_constants(built: Package, **constants: np.ndarray) -> Package:
+    """The package with constants that nothing reads."""
+    specs = tuple(ConstantSpec("nothing", role, array.shape, str(array.dtype)) for role, array in constants.items())
+    manifest = replace(built.manifest, constants=(*built.manifest.constants, *specs))
+    return replace(
+        built, manifest=manifest, constants={**built.constants, **{spec.source: constants[spec.role] for spec in specs}}
+    )
 
 
 def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:

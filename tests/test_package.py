@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_modules import chain, expected, one_layer
+from small_modules import chain, expected, one_layer, with_constants
 
 from tvm_coexec import cli
 from tvm_coexec.errors import FileFormatError, KernelError
 from tvm_coexec.layers import Linear
 from tvm_coexec.module import package
 from tvm_coexec.module.package import Package
-from tvm_coexec.module.tensors import ConstantSpec, Source
+from tvm_coexec.module.tensors import Source
 from tvm_coexec.runtime.device import Device, open_device
 from tvm_coexec.runtime.module import Module, load
 
@@ -45,15 +45,6 @@ def test_a_file_survives_a_round_trip(device: Device, tmp_path: Path) -> None:
     again = load(tmp_path / "m.coexec", device=device)
     np.testing.assert_array_equal(again(x), module(x))
     assert again.splits == module.splits
-
-
-def with_constants(built: Package, **constants: np.ndarray) -> Package:
-    """The package with constants that nothing reads."""
-    specs = tuple(ConstantSpec("nothing", role, array.shape, str(array.dtype)) for role, array in constants.items())
-    manifest = replace(built.manifest, constants=(*built.manifest.constants, *specs))
-    return replace(
-        built, manifest=manifest, constants={**built.constants, **{spec.source: constants[spec.role] for spec in specs}}
-    )
 
 
 def test_constants_of_any_form_survive_a_round_trip(device: Device, tmp_path: Path) -> None:

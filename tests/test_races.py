@@ -7,8 +7,9 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_modules import chain
+from small_modules import chain, with_constants
 
 from tvm_coexec.compiler import packaging
 from tvm_coexec.compiler.toolchain import c_compiler
@@ -19,6 +20,8 @@ pytestmark = pytest.mark.slow  # the sanitizer makes compiling long
 
 STUB = Path(__file__).with_name("stub")
 ROWS, WIDTH, DEPTH, RUNS = 3, 128, 6, 12
+MANY_BYTES = 9 << 20
+"""So many constants are read by two threads, more than one piece by each."""
 COMMAND = ("-std=c11", "-g", "-O1", "-pthread", "-ffp-contract=off", f"-DROWS={ROWS}", f"-DWIDTH={WIDTH}")
 
 
@@ -34,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("races")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(packaging, "chains_kernels", lambda device: False)
-        package, _ = chain(open_device(), DEPTH, ROWS, WIDTH)
+        package = with_constants(chain(open_device(), DEPTH, ROWS, WIDTH)[0], many=np.ones(MANY_BYTES, np.uint8))
     symbols = {launch.function for step in package.manifest.steps if step.cpu for launch in step.cpu.launches}
     symbols_option = "-DSYMBOLS=" + " ".join(f"F({symbol})" for symbol in sorted(symbols))
     shared = ("-fsanitize=thread", "-fPIC", "-shared")
