@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import tvm.rpc
 
 from tvm_coexec.errors import DeviceError, MeasurementError
 from tvm_coexec.opencl.choice import DeviceChoice
-from tvm_coexec.rpc import client
+from tvm_coexec.rpc import client, lease
 from tvm_coexec.rpc.client import Session
 from tvm_coexec.rpc.lease import Lease, TrackerAddress, TrackerConnection, request_lease
 from tvm_coexec.rpc.outcomes import SessionLostError
@@ -44,6 +46,23 @@ def test_a_stranger_or_a_mute_in_the_tracker_s_place(greeting: bytes, message: s
         address = TrackerAddress("127.0.0.1", listening.getsockname()[1])
         with pytest.raises(MeasurementError, match=message):
             TrackerConnection(address, 0.3)
+
+
+def test_a_tracker_is_not_blamed_for_the_time_in_which_tvm_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class SlowDisk:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            now[0] += 1000.0
+
+    monkeypatch.setattr(tvm.rpc, "base", tvm.rpc.base)  # to be put back
+    monkeypatch.delitem(sys.modules, "tvm.rpc.base")
+    monkeypatch.setattr(sys, "meta_path", [SlowDisk, *sys.meta_path])
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with local_tracker(None) as address, TrackerConnection(address, 60.0) as connection:
+        assert connection.keys() == []
+    assert now[0] >= 1000.0
 
 
 @pytest.mark.parametrize("text", ["9190", "host:", ":9190", "host:x", "host:0", "host:65536"])
