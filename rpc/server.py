@@ -122,7 +122,7 @@ def keep_off_measured_cores() -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that is set by Ctrl-C, by a request to terminate, and where the terminal is closed."""
+    """Make an event that is set by Ctrl-C, by a request to terminate, and where the terminal is closed."""
     stop = threading.Event()
     stays = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
     for number in (signal.SIGINT, signal.SIGTERM, *(() if stays else (signal.SIGHUP,))):

@@ -1,5 +1,6 @@
 """Standard streams: what a command does where one is closed, full, or read by nobody any more."""
 
+import io
 import os
 import signal
 import subprocess
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from test_cli import NO_ROOM
+
+from tvm_coexec import cli
+from tvm_coexec.cli import devices
 
 
 def printing(lines: int, output: int) -> subprocess.CompletedProcess[str]:
@@ -69,3 +73,11 @@ def test_a_command_needs_no_standard_output() -> None:
     command = f"{sys.executable} -c '{code}sys.exit(cli.main([\"devices\"]))' >&-"
     result = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_who_calls_a_command_from_python_keeps_the_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "run", lambda **_: print("told", file=sys.stderr) or 0)
+    told = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
+    assert cli.main(["devices"]) == 0
+    assert sys.stderr is told and told.getvalue() == "told\n"

@@ -30,7 +30,7 @@ def usable_streams() -> Iterator[None]:
 
 
 class _Dropping:
-    """A stream that drops what cannot be written, and else is another."""
+    """Acts as another stream does, but drops what that cannot write."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
