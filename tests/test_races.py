@@ -48,9 +48,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, mechanism: str, handles: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, mechanism: str, handles: str, refused: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     files = (str(folder / name) for name in ("races", "m.coexec", "opencl.so"))
-    command = [*files, str(MECHANISMS[mechanism]), handles, str(RUNS)]
+    command = [*files, str(MECHANISMS[mechanism]), handles, str(RUNS), str(refused)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -59,7 +61,18 @@ def run(folder: Path, mechanism: str, handles: str, **environment: str) -> subpr
 )
 def test_no_access_of_both_sides_and_all_threads_is_a_race(mechanism: str, handles: str, folder: Path) -> None:
     done = run(folder, mechanism, handles, STUB_SVM="1" if mechanism == "svm" else "0")
-    assert (done.returncode, done.stdout) == (0, f"8 threads, {RUNS} runs each\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"8 threads, {RUNS} runs each, none failed\n"), done.stderr
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "handles"), [("svm", "one"), ("svm", "own"), ("event", "own"), ("mapped", "own")]
+)
+def test_a_run_whose_commands_are_refused_fails_and_those_after_it_are_right(
+    mechanism: str, handles: str, folder: Path
+) -> None:
+    done = run(folder, mechanism, handles, 4, STUB_SVM="1" if mechanism == "svm" else "0")
+    assert (done.returncode, done.stdout) == (0, f"8 threads, {RUNS} runs each, some failed\n"), done.stderr
     assert done.stderr == ""
 
 

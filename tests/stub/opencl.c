@@ -12,8 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { MOST_ARGUMENTS = 16, LOST_ROUND = 4321, PATIENCE = 10000 };
+enum { MOST_ARGUMENTS = 16, LOST_ROUND = 4321, PATIENCE = 10000, OUT_OF_HOST_MEMORY = -6 };
 
 typedef struct {
   char *host, *base; /* what was allocated; NULL where the memory is the user's */
@@ -112,7 +113,10 @@ static void release_event(event* e) {
   if (atomic_fetch_sub(&e->references, 1) == 1) free(e);
 }
 
+_Atomic uint32_t refused_part; /* one command of so many is refused, as by a driver without memory; 0 for none */
+
 static void perform(command* c) {
+  if (atomic_load(&refused_part)) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL); /* what failed is not over */
   if (c->work.name[0]) compute(&c->work);
   for (size_t row = 0; row < c->rows; ++row)
     memcpy(c->to + row * c->row_bytes + c->origin, c->from + row * c->row_bytes + c->origin, c->bytes);
@@ -143,7 +147,13 @@ static void* serve(void* given) {
   return NULL;
 }
 
+static int is_refused(void) {
+  uint32_t part = atomic_load(&refused_part);
+  return part && (uint32_t)random() % part == 0;
+}
+
 static int32_t append(queue* q, command content, void** told) {
+  if (is_refused()) return OUT_OF_HOST_MEMORY;
   command* c = malloc(sizeof *c);
   *c = content;
   c->next = NULL;

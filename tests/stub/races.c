@@ -1,13 +1,16 @@
 /* Threads that run modules on the stub for OpenCL, each with inputs of its own: all results are right, and a sanitizer
  * sees every access of both sides.
  *
- *     races MODULE OPENCL MECHANISM HANDLES RUNS      with HANDLES `one` for all threads, or `own` for each its own, and
- *                                                     then several threads for each CPU half, all on one processor */
+ *     races MODULE OPENCL MECHANISM HANDLES RUNS REFUSED      with HANDLES `one` for all threads, or `own` for each its
+ *                                                             own, and then several threads for each CPU half, all on
+ *                                                             one processor; one command of REFUSED fails, or none */
 #define _GNU_SOURCE
 #include "../../tvm_coexec/runtime/libcoexec/coexec.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +20,8 @@ enum { THREADS = 8, NUMBERS = ROWS * WIDTH };
 static coexec_device* device;
 static coexec_module* modules[THREADS];
 static float inputs[THREADS][NUMBERS], expected[THREADS][NUMBERS];
-static int runs;
+static int runs, refused;
+static _Atomic int failures;
 
 static void check(coexec_status status) {
   if (!status) return;
@@ -31,10 +35,13 @@ static void split(coexec_module* module, int32_t cpu_units) {
   check(coexec_set_splits(module, splits, count));
 }
 
-static void run(coexec_module* module, int number, float* result) {
+/* Whether a module gave a result: it may fail where commands are refused. */
+static int run(coexec_module* module, int number, float* result) {
   const void* in[] = {inputs[number]};
   void* out[] = {result};
-  check(coexec_call(module, in, out));
+  coexec_status status = coexec_call(module, in, out);
+  if (!refused || status != COEXEC_OPENCL_FAILED) check(status);
+  return !status;
 }
 
 static void* work(void* given) {
@@ -43,8 +50,9 @@ static void* work(void* given) {
   for (int i = 0; i < runs; ++i) {
     float result[NUMBERS];
     if (i % 4 == 3) split(module, -1);
-    run(module, number, result);
-    if (memcmp(result, expected[number], sizeof result)) {
+    if (!run(module, number, result)) {
+      atomic_fetch_add(&failures, 1);
+    } else if (memcmp(result, expected[number], sizeof result)) {
       fprintf(stderr, "thread %d has another result in run %d\n", number, i);
       exit(1);
     }
@@ -53,7 +61,7 @@ static void* work(void* given) {
 }
 
 int main(int count, char** arguments) {
-  if (count != 6) return 2;
+  if (count != 7) return 2;
   coexec_device_options options = {.opencl_library = arguments[2], .mechanism = atoi(arguments[3])};
   coexec_module_options waits = {.timeout_ns = INT64_C(120000000000)};
   int is_one = !strcmp(arguments[4], "one"), numbers[THREADS];
@@ -70,6 +78,8 @@ int main(int count, char** arguments) {
     run(modules[i], i, expected[i]);
     split(modules[i], WIDTH / 64);
   }
+  refused = atoi(arguments[6]);
+  atomic_store((_Atomic uint32_t*)dlsym(dlopen(arguments[2], RTLD_NOW), "refused_part"), (uint32_t)refused);
   for (int i = 0; i < THREADS; ++i) {
     numbers[i] = i;
     pthread_create(&threads[i], NULL, work, &numbers[i]);
@@ -77,6 +87,6 @@ int main(int count, char** arguments) {
   for (int i = 0; i < THREADS; ++i) pthread_join(threads[i], NULL);
   for (int i = 0; i < (is_one ? 1 : THREADS); ++i) coexec_module_close(modules[i]);
   coexec_device_close(device);
-  printf("%d threads, %d runs each\n", THREADS, runs);
+  printf("%d threads, %d runs each, %s failed\n", THREADS, runs, atomic_load(&failures) ? "some" : "none");
   return 0;
 }

@@ -122,22 +122,29 @@ static void drop_copies(runnable* p) {
 /* A kernel that is well may take longer than a short bound on waits, and a device that hangs is of no more use. */
 int64_t drain_bound_ns(int64_t timeout_ns) { return timeout_ns > LEAST_DRAIN_NS ? timeout_ns : LEAST_DRAIN_NS; }
 
-/* After an error: let the GPU's waits fall through, and see the queue empty. */
-static coexec_status drain(runnable* p, coexec_status status) {
+/* Whether a marker behind all that was queued has been reached; it is queued as soon as the driver takes it, which it may
+   refuse at first for the same reason as what failed. */
+static int is_reached(runnable* p, void** marker) {
   const opencl* cl = &p->device->cl;
-  void* event = NULL;
-  if (p->flags) atomic_store_explicit(flag(p, FLAG_ABORT), 1, memory_order_release);
-  if (!p->queue || cl->marker(p->queue, 0, NULL, &event) || cl->flush(p->queue)) return status;
-  bound end = {0};
   int32_t state = 1;
-  while (!cl->event_info(event, CL_EVENT_STATUS, sizeof state, &state, NULL) && state > CL_STATUS_COMPLETE) {
+  if (!*marker && (cl->marker(p->queue, 0, NULL, marker) || cl->flush(p->queue))) return 0;
+  return !cl->event_info(*marker, CL_EVENT_STATUS, sizeof state, &state, NULL) && state <= CL_STATUS_COMPLETE;
+}
+
+/* After an error: let the GPU's waits fall through, and see the queue empty. What is left in it would else write results
+   and flags of the next run. */
+static coexec_status drain(runnable* p, coexec_status status) {
+  void* marker = NULL;
+  bound end = {0};
+  if (p->flags) atomic_store_explicit(flag(p, FLAG_ABORT), 1, memory_order_release);
+  while (p->queue && !is_reached(p, &marker)) {
     relax(0, 1);
     if (is_over(&end, drain_bound_ns(p->timeout_ns))) {
       status = COEXEC_GPU_HANGS;
       break;
     }
   }
-  cl->release_event(event);
+  if (marker) p->device->cl.release_event(marker);
   return status;
 }
 
