@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -75,9 +76,11 @@ def test_a_command_needs_no_standard_output() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_who_calls_a_command_from_python_keeps_the_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_calls_a_command_from_python_keeps_the_standard_error_and_the_form_of_warnings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(devices, "run", lambda **_: print("told", file=sys.stderr) or 0)
-    told = io.StringIO()
+    told, form = io.StringIO(), warnings.formatwarning
     monkeypatch.setattr(sys, "stderr", told)
     assert cli.main(["devices"]) == 0
-    assert sys.stderr is told and told.getvalue() == "told\n"
+    assert sys.stderr is told and told.getvalue() == "told\n" and warnings.formatwarning is form

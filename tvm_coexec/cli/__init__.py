@@ -62,14 +62,18 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 1 for an error that the user can repair, 2 for a wrong call."""
-    with usable_streams():
-        return _main(argv)
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_where: f"tvm-coexec: warning: {message}\n"
+    try:
+        with usable_streams():
+            return _main(argv)
+    finally:
+        warnings.formatwarning = before
 
 
 def _main(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may have what the terminal cannot show
-    warnings.formatwarning = lambda message, *_where: f"tvm-coexec: warning: {message}\n"
     try:
         with ended_by_signals(), _imports_as_here():
             values = vars(_parser().parse_args(argv))
