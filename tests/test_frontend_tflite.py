@@ -246,6 +246,21 @@ def test_constant_that_the_process_may_not_hold(tmp_path: Path, monkeypatch: pyt
         graph_of(content, tmp_path)
 
 
+@pytest.mark.parametrize("options", ["Equal", "NotEqual"])
+def test_comparisons_with_nan_and_of_truth_values(options: str, tmp_path: Path) -> None:
+    operator = {"Equal": "EQUAL", "NotEqual": "NOT_EQUAL"}[options]
+    other = numbers(2, 8)
+    other[0, 3] = np.nan
+    writer = Writer()
+    x = writer.tensor("x", (2, 8))
+    compared = [writer.add(operator, [x, writer.constant(other)], (2, 8), options)]
+    compared += [writer.add("LESS", [x, writer.constant(bound)], (2, 8), "Less") for bound in (other, -other)]
+    compared.append(writer.add(operator, compared[1:], (2, 8), options))
+    for result in compared:
+        writer.tensors[result].type = TYPES["bool"]
+    check(writer.finish([x], [compared[0], compared[3]]), tmp_path)
+
+
 @pytest.mark.parametrize("is_constant", [False, True])
 def test_a_choice_between_graphs(is_constant: bool, tmp_path: Path) -> None:
     writer = Writer()

@@ -162,13 +162,6 @@ def _sign(call: Call) -> Any:
     return relax.op.where(relax.op.isnan(x), x, relax.op.sign(x))
 
 
-def _equal(call: Call) -> Any:
-    """LLVM compares truth values as if they were floats."""
-    if call.type(0).dtype != "bool":
-        return None
-    return relax.op.equal(*(relax.op.astype(call.operand(index), "uint8") for index in range(2)))
-
-
 def _check_slope(call: Call) -> None:
     """Look at what is multiplied below zero, which ONNX's inference does not; TVM is right for what fits."""
     shape, slope = call.type(0).shape, call.type(1).shape
@@ -204,7 +197,6 @@ CONVERTERS: Mapping[str, Converter] = {
     "CumProd": _cumulated(running_products),
     "CumSum": _cumulated(running_sums),
     "DepthToSpace": _depth_to_space,
-    "Equal": _equal,
     "IsInf": _is_infinite,
     "LpNormalization": _normalise_lengths,
     "Mod": _mod,

@@ -129,11 +129,19 @@ class _Cut:
                 # a number beyond the table reads its last entry, not other memory
                 mode = "clip" if value.attrs.mode == "fast" else value.attrs.mode
                 return relax.op.take(*arguments, axis=value.attrs.axis, mode=mode)
+            if _is_operator(value, "relax.equal"):
+                return self._equal(arguments)
             if _is_operator(value, "relax.not_equal"):
                 # LLVM's comparison is false where one is no number
-                return relax.op.logical_not(self.builder.emit(relax.op.equal(*arguments)))
+                return relax.op.logical_not(self.builder.emit(self._equal(arguments)))
             return relax.Call(value.op, arguments, value.attrs, value.ty_args)
         return self._function(value) if isinstance(value, ir.GlobalVar) else value
+
+    def _equal(self, operands: Sequence[relax.Expr]) -> relax.Expr:
+        """Compare truth values as numbers: LLVM compares none."""
+        if str(operands[0].ty.dtype) == "bool":
+            operands = [self.builder.emit(relax.op.astype(operand, "uint8")) for operand in operands]
+        return relax.op.equal(*operands)
 
     def _function(self, name: ir.GlobalVar) -> ir.GlobalVar:
         if name not in self.functions:
