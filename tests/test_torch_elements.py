@@ -31,6 +31,9 @@ def _assigning(places: Callable[[Any], Any], value: Callable[[Any], Any]) -> Cal
 
 
 NUMBERS = torch.tensor([2, -1])
+WHOLE = torch.arange(12).reshape(3, 4) - 5
+NAN, INF = float("nan"), float("inf")
+SPECIAL = torch.tensor([[NAN, 1, INF, -INF], [3, NAN, NAN, 2], [NAN] * 4, [-INF] * 4])
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "assigned to rows": (_assigning(lambda _: torch.tensor([0, 2]), lambda x: x[:2] + 1), (X,)),
@@ -81,12 +84,30 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "maxima of windows of one axis": (lambda x: F.adaptive_max_pool1d(x, 2), (random_tensor(2, 3, 7),)),
     "largest of an axis": (lambda x: tuple(x.max(1)), (X,)),
     "least of an axis": (lambda x: tuple(x.min(-1, keepdim=True)), (X,)),
+    "largest of an axis beside NaN": (lambda x: tuple(x.max(1)), (SPECIAL,)),
+    "least of an axis beside NaN": (lambda x: tuple(x.min(1)), (SPECIAL,)),
+    "largest of the least whole numbers": (lambda x: tuple(x.max(0)), (torch.full((2, 3), -(2**63)),)),
+    "largest of truth values": (lambda x: tuple(x.max(1)), (WHOLE > 0,)),
+    "largest of one number": (lambda x: tuple(x.max(0)), (torch.tensor(2.0),)),
+    "sorted with NaN": (lambda x: tuple(x[:2].sort(dim=1, stable=True)), (SPECIAL,)),
+    "largest numbers with NaN": (lambda x: tuple(x[:1].topk(2, 1)), (SPECIAL,)),
     "both are true": (lambda x: ((x > 0) * (x < 1)).float(), (X,)),
     "one is true": (lambda x: ((x > 0) + (x < -1)).float(), (X,)),
     "is finite": (lambda x: torch.isfinite(x).float(), (X,)),
     "sum with a factor": (lambda x, y: torch.add(x, y, alpha=2), (X, random_tensor(4, 1))),
     "sum of whole numbers with a factor": (lambda x, i: torch.add(x, i, alpha=3), (X, torch.arange(5))),
     "difference with a factor": (lambda x, y: torch.sub(x, y, alpha=0.3), (X, random_tensor(4, 1))),
+    "sum of whole numbers and a fraction": (lambda i: i + 1.5, (WHOLE,)),
+    "whole numbers times a fraction": (lambda i: i * 1.5, (WHOLE,)),
+    "fraction less whole numbers": (lambda i: 1.5 - i, (WHOLE,)),
+    "quotient of whole numbers": (lambda i: i / 2, (WHOLE,)),
+    "whole numbers beside a fraction": (
+        lambda i: (i >= 1.5, i > 0.5, i <= -0.5, i < 1.5, i == 1.5, i != 1.5),
+        (WHOLE,),
+    ),
+    "truth values beside a fraction": (lambda i: ((i > 0) >= 0.5, (i > 0) + 1.5, (i > 0) == 2), (WHOLE,)),
+    "truth values beside truth values": (lambda i: ((i > 0) == (i < 3), (i > 0) != (i < 3)), (WHOLE,)),
+    "truth values and a truth value": (lambda i: ((i > 0) + True, (i > 0) * False), (WHOLE,)),
     "number less a factor": (lambda x: torch.rsub(x, 3, alpha=0.3), (X,)),
     "difference turned round": (lambda x, y: torch.rsub(x, y, alpha=2), (X, random_tensor(4, 1))),
     "one of two whole numbers": (lambda x: torch.where(x > 0, 1, 0), (X,)),
@@ -94,14 +115,25 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "is another number": (lambda x: ((x / (x > 0)) != 2).float(), (X,)),
     "through bfloat16": (lambda x: (x > 0).bfloat16().float() + x, (X,)),
     "products of all before": (lambda x: x.cumprod(1), (X,)),
+    "product of all before, of one number": (lambda x: x.cumprod(0), (torch.tensor(2.0),)),
     "power of two": (torch.exp2, (X,)),
+    "power of two, of whole numbers": (torch.exp2, (WHOLE,)),
+    "hypotenuse of infinite and huge sides": (
+        torch.hypot,
+        (torch.tensor([INF, NAN, -INF, 3e30]), torch.tensor([NAN, INF, 1, 4e30])),
+    ),
+    "hypotenuse of tiny sides": (torch.hypot, (torch.tensor([3e-30]), torch.tensor([4e-30]))),
     "hypotenuse": (lambda x: torch.hypot(x, x + 1), (X,)),
     "variance and mean": (lambda x: torch.var_mean(x, (0, 2)), (X,)),
+    "variance and mean of one number": (lambda x: torch.var_mean(x, correction=0), (torch.tensor(2.0),)),
     "deviation and mean of all": (lambda x: torch.std_mean(x, correction=0), (X,)),
+    "parts of one number": (lambda x: x.unfold(0, 1, 1), (torch.tensor(2.0),)),
     "overlapping parts": (lambda x: x.unfold(1, 3, 2), (random_tensor(2, 9, 4),)),
     "rounded as if quantised": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.07, 3, -20, 20), (X,)),
     "distances": (torch.cdist, (random_tensor(2, 3, 4), random_tensor(2, 5, 4))),
     "distances along streets": (lambda x, y: torch.cdist(x, y, p=1), (random_tensor(3, 4), random_tensor(5, 4))),
+    "how many numbers differ": (lambda x, y: torch.cdist(x.round(), y.round(), p=0), (X, random_tensor(3, 2, 5))),
+    "distances of many from the same": (torch.cdist, (random_tensor(2, 3, 4), random_tensor(5, 4))),
     "largest distances": (
         lambda x, y: torch.cdist(x, y, p=float("inf")),
         (random_tensor(3, 4), random_tensor(5, 4)),

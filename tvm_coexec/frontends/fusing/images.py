@@ -138,8 +138,8 @@ def _add_reduction(state: State, operation: Operation) -> None:
 def _reduced_image(value: Value, axes: tuple[int, ...], source: Source) -> Image:
     """The image of which lines or columns are reduced: rows become lines of one, those that go together."""
     shape, channels = value.shape, value.tensor.channels
-    first, behind = axes[0], axes[-1] + 1
-    if value.channels_last and value.has_channels_at(len(shape) - 1) and behind < len(shape):
+    first, behind = (axes[0], axes[-1] + 1) if axes else (0, 0)
+    if axes and value.channels_last and value.has_channels_at(len(shape) - 1) and behind < len(shape):
         if axes == tuple(range(first, behind)):
             return math.prod(shape[:first]), math.prod(shape[first:behind]), math.prod(shape[behind:-1]), channels
     elif value.has_channels_at(1) and len(axes) == 1 and first > 1:

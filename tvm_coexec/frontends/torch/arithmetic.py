@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,29 +16,28 @@ if TYPE_CHECKING:
 
 
 def _of_two(
-    numeric: Callable[..., relax.Expr],
-    plain: Callable[..., Any],
-    logical: Callable[..., relax.Expr] | None = None,
-    is_turned: bool = False,
+    numeric: Callable[..., relax.Expr], logical: Callable[..., relax.Expr] | None = None, is_turned: bool = False
 ) -> Converter:
     """Make a converter of an operation on two operands, or on the same ``is_turned`` round.
 
-    TVM's drops the factor of what is the second in turn (as of 0.27), and LLVM has no arithmetic of truth values.
+    TVM's drops the factor of what is the second in turn, and the fraction of a number beside whole ones (as of 0.27);
+    LLVM has no arithmetic of truth values.
     """
 
-    def convert(node: fx.Node, importer: Importer) -> Any:
-        operands, factor = importer.retrieve_args(node), node.kwargs.get("alpha", 1)
-        if logical is not None and all(_is_truth(each) for each in operands):
-            return importer.block_builder.emit(logical(*operands))
-        if factor == 1 and not is_turned:
-            return importer._binary_op(numeric, plain)(node)
-        dtype = str(node.meta["val"].dtype).removeprefix("torch.")
-        first, second = (_of_type(each, dtype, importer) for each in operands[:: -1 if is_turned else 1])
+    def convert(node: fx.Node, importer: Importer) -> relax.Expr:
+        factor, dtype = node.kwargs.get("alpha", 1), _dtype_of(node)
+        operands = [_of_type(each, dtype, importer) for each in importer.retrieve_args(node)]
+        first, second = operands[:: -1 if is_turned else 1]
         if factor != 1:
             second = importer.block_builder.emit(relax.op.multiply(second, relax.const(factor, dtype)))
-        return importer.block_builder.emit(numeric(first, second))
+        join = logical if logical is not None and dtype == "bool" else numeric
+        return importer.block_builder.emit(join(first, second))
 
     return convert
+
+
+def _dtype_of(node: fx.Node) -> str:
+    return str(node.meta["val"].dtype).removeprefix("torch.")
 
 
 def _of_type(value: Any, dtype: str, importer: Importer) -> relax.Expr:
@@ -48,19 +46,33 @@ def _of_type(value: Any, dtype: str, importer: Importer) -> relax.Expr:
     return value if str(value.ty.dtype) == dtype else importer.block_builder.emit(relax.op.astype(value, dtype))
 
 
-def _is_truth(value: Any) -> bool:
-    return isinstance(value, relax.Expr) and str(value.ty.dtype) == "bool"
+def _compared(compare: Callable[..., relax.Expr]) -> Converter:
+    """Make a converter of a comparison with a number, of which TVM's drops the fraction beside whole ones."""
+
+    def convert(node: fx.Node, importer: Importer) -> relax.Expr:
+        import torch
+
+        x, number = importer.retrieve_args(node)
+        dtype = str(torch.result_type(node.args[0].meta["val"], number)).removeprefix("torch.")
+        return importer.block_builder.emit(compare(_of_type(x, dtype, importer), relax.const(number, dtype)))
+
+    return convert
 
 
 def _power_of_two(node: fx.Node, importer: Importer) -> relax.Expr:
-    emit, x = importer.block_builder.emit, importer.retrieve_args(node)[0]
-    return emit(relax.op.exp(emit(relax.op.multiply(x, relax.const(math.log(2), str(x.ty.dtype))))))
+    emit, dtype = importer.block_builder.emit, _dtype_of(node)
+    x = _of_type(importer.retrieve_args(node)[0], dtype, importer)
+    return emit(relax.op.exp(emit(relax.op.multiply(x, relax.const(math.log(2), dtype)))))
 
 
 def _hypotenuse(node: fx.Node, importer: Importer) -> relax.Expr:
-    emit = importer.block_builder.emit
-    squares = [emit(relax.op.multiply(each, each)) for each in importer.retrieve_args(node)]
-    return emit(relax.op.sqrt(emit(relax.op.add(*squares))))
+    """By squares in float64, which those of float32 do not exceed; infinite beside NaN, too."""
+    emit, dtype = importer.block_builder.emit, _dtype_of(node)
+    operands = [_of_type(each, "float64", importer) for each in importer.retrieve_args(node)]
+    squares = [emit(relax.op.multiply(each, each)) for each in operands]
+    length = emit(relax.op.sqrt(emit(relax.op.add(*squares))))
+    is_infinite = emit(relax.op.logical_or(*(emit(relax.op.isinf(each)) for each in operands)))
+    return _of_type(emit(relax.op.where(is_infinite, relax.const(math.inf, "float64"), length)), dtype, importer)
 
 
 def _variance_and_mean(node: fx.Node, importer: Importer) -> list[relax.Expr]:
@@ -83,6 +95,8 @@ def _windows(node: fx.Node, importer: Importer) -> relax.Expr:
     """Overlapping parts of an axis, whose elements become the last axis."""
     x, axis, size, step = importer.retrieve_args(node)
     emit, rank = importer.block_builder.emit, len(x.ty.shape)
+    if not rank:  # torch takes one number for an axis of one
+        return emit(relax.op.reshape(x, (size,)))
     axis %= rank
     count = (int(x.ty.shape[axis]) - size) // step + 1
     places = np.arange(count)[:, None] * step + np.arange(size)
@@ -104,26 +118,36 @@ def _fake_quantised(node: fx.Node, importer: Importer) -> list[relax.Expr]:
 def _distances(node: fx.Node, importer: Importer) -> relax.Expr:
     """Lengths of the differences of all rows of one tensor from all of another."""
     x, y, power = importer.retrieve_args(node)[:3]
-    emit, rank = importer.block_builder.emit, len(x.ty.shape)
-    rows = [emit(relax.op.expand_dims(each, rank - position)) for position, each in ((1, x), (2, y))]
+    emit, dtype = importer.block_builder.emit, str(x.ty.dtype)
+    rows = [emit(relax.op.expand_dims(each, len(each.ty.shape) - behind)) for behind, each in ((1, x), (2, y))]
     apart = emit(relax.op.abs(emit(relax.op.subtract(*rows))))
+    if power == 0:  # how many numbers differ
+        differs = emit(relax.op.logical_not(emit(relax.op.equal(apart, relax.const(0, dtype)))))
+        return emit(relax.op.sum(emit(relax.op.astype(differs, dtype)), -1))
     if math.isinf(power):
         return emit(relax.op.max(apart, -1))
-    powers = apart if power == 1 else emit(relax.op.power(apart, relax.const(power, str(x.ty.dtype))))
+    powers = apart if power == 1 else emit(relax.op.power(apart, relax.const(power, dtype)))
     total = emit(relax.op.sum(powers, -1))
-    return total if power == 1 else emit(relax.op.power(total, relax.const(1 / power, str(x.ty.dtype))))
+    return total if power == 1 else emit(relax.op.power(total, relax.const(1 / power, dtype)))
 
 
 CONVERTERS: dict[str, Converter] = {
     "_cdist_forward.default": _distances,
-    "add.Tensor": _of_two(relax.op.add, operator.add, relax.op.logical_or),
+    "add.Tensor": _of_two(relax.op.add, relax.op.logical_or),
+    "div.Tensor": _of_two(relax.op.divide),
+    "eq.Scalar": _compared(relax.op.equal),
     "exp2.default": _power_of_two,
     "fake_quantize_per_tensor_affine_cachemask.default": _fake_quantised,
+    "ge.Scalar": _compared(relax.op.greater_equal),
+    "gt.Scalar": _compared(relax.op.greater),
     "hypot.default": _hypotenuse,
-    "mul.Tensor": _of_two(relax.op.multiply, operator.mul, relax.op.logical_and),
-    "rsub.Scalar": _of_two(relax.op.subtract, operator.sub, is_turned=True),
-    "rsub.Tensor": _of_two(relax.op.subtract, operator.sub, is_turned=True),
-    "sub.Tensor": _of_two(relax.op.subtract, operator.sub),
+    "le.Scalar": _compared(relax.op.less_equal),
+    "lt.Scalar": _compared(relax.op.less),
+    "mul.Tensor": _of_two(relax.op.multiply, relax.op.logical_and),
+    "ne.Scalar": _compared(relax.op.not_equal),
+    "rsub.Scalar": _of_two(relax.op.subtract, is_turned=True),
+    "rsub.Tensor": _of_two(relax.op.subtract, is_turned=True),
+    "sub.Tensor": _of_two(relax.op.subtract),
     "unfold.default": _windows,
     "var_mean.correction": _variance_and_mean,
 }

@@ -238,12 +238,19 @@ def _adaptive_max_pool(node: fx.Node, importer: Importer) -> list[relax.Expr]:
     return [x]
 
 
-def _with_place(*find: Callable[..., relax.Expr]) -> Converter:
-    """Make a converter of an extreme of an axis, and of its place; TVM's sorts (as of 0.27)."""
+def _with_place(*, largest: bool) -> Converter:
+    """Make a converter of an extreme of an axis, and of its place; NaN is both, and TVM's sorts (as of 0.27)."""
 
     def convert(node: fx.Node, importer: Importer) -> list[relax.Expr]:
         x, axis, keep = _arguments(node, importer, False)
-        return [importer.block_builder.emit(each(x, axis, keep)) for each in find]
+        emit = importer.block_builder.emit
+        if not x.ty.shape:
+            return [x, relax.const(0, "int64")]
+        is_truth = str(x.ty.dtype) == "bool"
+        numbers = emit(relax.op.astype(x, "uint8")) if is_truth else x
+        results = _extremes(importer, numbers, 1, axis, largest, nan_is_first=True)
+        results = results if keep else [emit(relax.op.squeeze(each, [axis])) for each in results]
+        return [emit(relax.op.astype(results[0], "bool")), results[1]] if is_truth else results
 
     return convert
 
@@ -266,10 +273,12 @@ def _stable_sort(node: fx.Node, importer: Importer) -> list[relax.Expr]:
     return _extremes(importer, x, int(x.ty.shape[axis]), axis, bool(descending))
 
 
-def _extremes(importer: Importer, x: relax.Expr, count: int, axis: int, largest: bool) -> list[relax.Expr]:
+def _extremes(
+    importer: Importer, x: relax.Expr, count: int, axis: int, largest: bool, nan_is_first: bool = False
+) -> list[relax.Expr]:
     emit, shape = importer.block_builder.emit, tuple(int(size) for size in x.ty.shape)
     axis %= len(shape)
-    indices = emit(importer.block_builder.call_te(extreme_indices(shape, axis, count, largest), x))
+    indices = emit(importer.block_builder.call_te(extreme_indices(shape, axis, count, largest, nan_is_first), x))
     return [emit(relax.op.gather_elements(x, indices, axis)), indices]
 
 
@@ -280,6 +289,8 @@ def _running(join: Callable[..., Any]) -> Converter:
         x, axis = importer.retrieve_args(node)[:2]
         shape, emit = tuple(int(size) for size in x.ty.shape), importer.block_builder.emit
         x = emit(relax.op.astype(x, str(node.meta["val"].dtype).removeprefix("torch.")))
+        if not shape:
+            return x
         return emit(importer.block_builder.call_te(join(shape, axis % len(shape), False, False), x))
 
     return convert
@@ -356,8 +367,8 @@ CONVERTERS: dict[str, Converter] = {
     "index.Tensor": _index,
     "instance_norm.default": _instance_norm,
     "native_group_norm.default": _group_norm,
-    "max.dim": _with_place(relax.op.max, relax.op.argmax),
-    "min.dim": _with_place(relax.op.min, relax.op.argmin),
+    "max.dim": _with_place(largest=True),
+    "min.dim": _with_place(largest=False),
     "prod.dim_int": _reduction(relax.op.prod),
     "scaled_dot_product_attention.default": _attention,
     "select.int": _select,
