@@ -215,6 +215,26 @@ def test_what_is_not_known_of_complex_numbers_is_refused(tmp_path: Path) -> None
         graph_of(content, tmp_path)
 
 
+def test_a_reshape_to_another_number_of_elements_is_refused(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (4, 4))
+    content = writer.finish([x], [writer.add("RESHAPE", [x, writer.integers([3, 5])], (3, 5), "Reshape")])
+    with pytest.raises(
+        ModelError, match=r"^RESHAPE .*\[4, 4\] to \[3, 5\], which has 15 elements instead of 16; convert"
+    ):
+        graph_of(content, tmp_path)
+
+
+def test_places_that_only_a_run_tells_are_refused(tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (4,))
+    content = writer.finish([x], [writer.add("WHERE", [x], (4, 1), "Where")])
+    with pytest.raises(
+        ModelError, match=r"^WHERE .* makes as many rows as its input has places .*; leave it out of the"
+    ):
+        graph_of(content, tmp_path)
+
+
 @pytest.mark.parametrize("axis", [2, -3])
 def test_axes_that_there_are_not_are_refused(axis: int, tmp_path: Path) -> None:
     writer = Writer()

@@ -53,7 +53,9 @@ def _lstm(node: NodeProto, constants: dict[str, TensorProto]) -> Iterator[NodePr
 def _array(node: NodeProto, index: int, constants: Mapping[str, TensorProto]) -> np.ndarray:
     name = node.input[index] if index < len(node.input) else ""
     if name not in constants:
-        raise ModelError(f"{source_of(node)} has weights, scales or zero points that are no constants; make them some")
+        raise ModelError(
+            f"{source_of(node)} has weights, scales or zero points that the model computes; make them constants"
+        )
     array: np.ndarray = numpy_helper.to_array(constants[name])
     return array
 

@@ -156,7 +156,7 @@ def _loop(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source)
 def stacked(simplifier: Simplifier, items: list[str], axis: int, scope: Scope, source: Source) -> str:
     """Stack the items side by side along a new axis."""
     if not items:
-        raise ModelError(f"{source} runs not once, so that its outputs have no elements; leave it out of the model")
+        raise ModelError(f"{source} never runs, so that its outputs have no elements; leave it out of the model")
     rows = [unsqueezed(simplifier, item, axis, scope, source) for item in items]
     return rows[0] if len(rows) == 1 else new_value(simplifier, "Concat", rows, scope, source, axis=axis)
 

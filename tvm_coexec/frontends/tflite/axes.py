@@ -172,7 +172,10 @@ def _to_shape(step: Conversion, shape: list[int]) -> relax.Expr:
     if -1 in shape:
         shape = [elements // max(known, 1) if size < 0 else size for size in shape]
     if math.prod(shape) != elements:
-        raise ModelError(f"{step.source} reshapes {list(step.shape(0))} to {shape}, which has other elements")
+        raise ModelError(
+            f"{step.source} reshapes {list(step.shape(0))} to {shape}, which has {math.prod(shape)} elements "
+            f"instead of {elements}; convert the model again"
+        )
     return relax.op.reshape(step.operand(0), shape)
 
 

@@ -378,7 +378,7 @@ def _parameters(tensor: FileTensor) -> tuple[relax.Expr, relax.Expr]:
     """Scale and zero point of a tensor that has one of each."""
     quantisation = tensor.quantisation
     if quantisation is None or quantisation.scale.size != 1:
-        raise ModelError(f"tensor {tensor.name!r} has a scale for each of its channels; only constants can have that")
+        raise ModelError(f"tensor {tensor.name!r} is no constant and has not one scale; convert the model with one")
     return (
         relax.const(quantisation.scale.item(), "float32"),
         relax.const(int(quantisation.zero_point.reshape(-1)[0]), "int32"),

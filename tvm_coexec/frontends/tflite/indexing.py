@@ -153,7 +153,10 @@ def _selected(step: Conversion) -> relax.Expr:
 
 
 def _where(step: Conversion) -> relax.Expr:
-    raise ModelError(f"{step.source} makes as many rows as its input has places that are true; no module can hold that")
+    raise ModelError(
+        f"{step.source} makes as many rows as its input has places that are true, which only the run tells; leave "
+        "it out of the model and do it to the model's output"
+    )
 
 
 CONVERTERS: dict[str, Callable[[Conversion], relax.Expr | list[relax.Expr]]] = {

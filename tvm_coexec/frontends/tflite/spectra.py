@@ -64,7 +64,10 @@ def _of_shape(step: Conversion) -> relax.Expr:
     if -1 in shape:
         shape[shape.index(-1)] = elements // max(-math.prod(shape), 1)
     if math.prod(shape) != elements:
-        raise ModelError(f"{step.source} reshapes {elements} complex numbers to {shape}, which has other elements")
+        raise ModelError(
+            f"{step.source} reshapes {elements} complex numbers to {shape}, which has {math.prod(shape)} elements; "
+            "convert the model again"
+        )
     return relax.op.reshape(step.operand(0), (*shape, 2))
 
 
