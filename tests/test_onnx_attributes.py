@@ -1,9 +1,9 @@
-"""What ONNX nodes' attributes may be, which neither ONNX's checker nor TVM's importer looks at."""
+"""What ONNX nodes' attributes, and inputs' types, may be: what else a file says is refused in a line."""
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, defs, helper
+from onnx import TensorProto, defs, helper, numpy_helper
 from onnx_builder import OnnxBuilder, check_against_onnxruntime
 
 from tvm_coexec.errors import ModelError
@@ -26,6 +26,46 @@ def test_numbers_of_axes_and_sizes_that_there_are_not(operator, attributes, mess
     b = OnnxBuilder(x=(1, 4, 8, 8))
     with pytest.raises(ModelError, match=rf"^{operator} \(node 'n0'\) {message}"):
         to_graph(b.model(b.add(operator, "x", **attributes)))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({"pads": [10**6] * 4}, r"of shape \(1, 4, 2000006, 2000006\) has more than"),
+        ({"pads": [-1] * 4}, "breaks the rules of ONNX .*pads"),
+        ({"strides": [0, 0]}, "breaks the rules of ONNX .*strides"),
+        ({"dilations": [2**31] * 2}, "has 2147483648 as its attribute 'dilations'"),
+        ({"group": 2}, "Conv .* number of groups"),
+        ({"group": 0}, "Conv .* number of groups"),
+    ],
+)
+def test_convolutions_that_there_are_not(attributes, told):
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], name="n", **attributes)]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 4, "a", "b"))
+    weights = [numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")]
+    graph = helper.make_graph(nodes, "test", [given], [result], weights)
+    with pytest.raises(ModelError, match=told) as refused:
+        to_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("kind", "told"), [(999, "of type 999, which ONNX does not know"), (8, "string")])
+def test_types_of_inputs_that_no_module_has(kind, told):
+    b = OnnxBuilder(x=(4, 8))
+    model = b.model(b.add("Identity", "x"))
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    with pytest.raises(ModelError, match=f"^input 'x' is {told}; supported are"):
+        to_graph(model)
+
+
+def test_an_equation_is_no_code(tmp_path):
+    b = OnnxBuilder(x=(4, 8))
+    path = tmp_path / "written"
+    product = b.add("Einsum", "x", "x", equation=f"ij,ij->ij')\n    open({str(path)!r}, 'w')\n#")
+    with pytest.raises(ModelError, match=r"breaks the rules of ONNX .*Einsum"):
+        to_graph(b.model(product))
+    assert not path.exists()
 
 
 def test_bounds_may_be_any_whole_number():
