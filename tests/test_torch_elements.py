@@ -72,6 +72,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda x: F.max_pool2d(x, 2, dilation=2, ceil_mode=True, return_indices=True),
         (random_tensor(3, 7, 6),),
     ),
+    "maxima with places beside NaN": (lambda x: F.max_pool2d(x[None], 2, 1, return_indices=True), (SPECIAL,)),
     "maxima of volumes with places": (
         lambda x: F.max_pool3d(x, 2, padding=1, return_indices=True),
         (random_tensor(1, 2, 4, 3, 5),),
@@ -91,6 +92,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "largest of one number": (lambda x: tuple(x.max(0)), (torch.tensor(2.0),)),
     "sorted with NaN": (lambda x: tuple(x[:2].sort(dim=1, stable=True)), (SPECIAL,)),
     "largest numbers with NaN": (lambda x: tuple(x[:1].topk(2, 1)), (SPECIAL,)),
+    "any number is true": (lambda x: (x[1:].any(1), x[1:].any(0, keepdim=True), (x * 0).any((0, 1))), (SPECIAL,)),
     "both are true": (lambda x: ((x > 0) * (x < 1)).float(), (X,)),
     "one is true": (lambda x: ((x > 0) + (x < -1)).float(), (X,)),
     "is finite": (lambda x: torch.isfinite(x).float(), (X,)),

@@ -16,12 +16,16 @@ from .scattering import unravelled
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows over the axes behind the first two, of which ``pads`` says what lies before the first element."""
+    """Windows over the axes behind the first two, of which ``pads`` says what lies before the first element.
+
+    Of several NaN, the first is the maximum, or the last if ``last_nan``.
+    """
 
     kernel: Sequence[int]
     strides: Sequence[int]
     dilations: Sequence[int]
     pads: Sequence[int]
+    last_nan: bool = False
 
 
 def places_of_maxima(
@@ -54,7 +58,7 @@ def places_of_maxima(
                 is_inside = tirx.all(*(tirx.all(at >= 0, at < size) for at, size in zip(found, sizes, strict=True)))
                 with T.If(is_inside), T.Then():
                     new = x[image + address(found, steps)]
-                    with T.If(_is_before(new, x, best[i], dtype)), T.Then():
+                    with T.If(_is_before(new, x, best[i], dtype, windows.last_nan)), T.Then():
                         best[i] = image + address(found, steps)
             if named_steps != steps:
                 best[i] = image + address(unravelled(best[i] - image, sizes), named_steps)
@@ -70,10 +74,10 @@ def places_of_maxima(
     return compute
 
 
-def _is_before(new: Any, x: Any, place: Any, dtype: str) -> Any:
+def _is_before(new: Any, x: Any, place: Any, dtype: str, last_nan: bool) -> Any:
     """Whether a number is taken instead of the one at a place, where there is one yet."""
     old = x[tirx.max(place, tirx.const(0, "int64"))]
-    is_larger = (
-        tirx.any(new > old, tirx.all(tirx.isnan(new), tirx.Not(tirx.isnan(old)))) if "float" in dtype else new > old
-    )
-    return tirx.any(place < 0, is_larger)
+    if "float" not in dtype:
+        return tirx.any(place < 0, new > old)
+    is_nan = tirx.isnan(new) if last_nan else tirx.all(tirx.isnan(new), tirx.Not(tirx.isnan(old)))
+    return tirx.any(place < 0, new > old, is_nan)

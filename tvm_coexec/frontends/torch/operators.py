@@ -312,12 +312,12 @@ def _sample_grid(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 def _any(node: fx.Node, importer: Importer) -> relax.Expr:
+    x, axes, keep = (*_arguments(node, importer, False), None, False)[:3]
     emit = importer.block_builder.emit
-    x = importer.env[node.args[0]]
     if str(x.ty.dtype) != "bool":
         x = emit(relax.op.not_equal(x, relax.const(0, x.ty.dtype)))
     as_numbers = emit(relax.op.astype(x, "int8"))
-    return emit(relax.op.astype(emit(relax.op.max(as_numbers)), "bool"))
+    return emit(relax.op.astype(emit(relax.op.max(as_numbers, axes, keep)), "bool"))
 
 
 def _index(node: fx.Node, importer: Importer) -> relax.Expr:
@@ -358,6 +358,8 @@ CONVERTERS: dict[str, Converter] = {
     "amax.default": _reduction(relax.op.max),
     "amin.default": _reduction(relax.op.min),
     "any.default": _any,
+    "any.dim": _any,
+    "any.dims": _any,
     "cumprod.default": _running(running_products),
     "cumsum.default": _running(running_sums),
     "div.Scalar_mode": _rounded_division,

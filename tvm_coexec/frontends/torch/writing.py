@@ -133,7 +133,7 @@ def _max_pool(axes: int) -> Converter:
         x, *given = importer.retrieve_args(node)
         given += [[], 0, 1, False][len(given) - 1 :]
         kernel, strides, pads, dilations = (_of_axes(value, axes) for value in given[:4])
-        emit, windows = importer.block_builder.emit, Windows(kernel, strides or kernel, dilations, pads)
+        emit, windows = importer.block_builder.emit, Windows(kernel, strides or kernel, dilations, pads, last_nan=True)
         shape = [int(size) for size in x.ty.shape]
         images = emit(relax.op.reshape(x, (*[1] * (axes + 2 - len(shape)), *shape)))
         pool = importer._max_pool2d_impl if axes == 2 else importer._max_pool3d_impl
