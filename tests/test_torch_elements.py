@@ -161,7 +161,11 @@ def test_an_encoder_whose_decoder_puts_maxima_back() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x.scatter_reduce(1, torch.zeros(1, 1, 1, dtype=torch.int64), x, "mean"), "reduces by mean"),
+        (
+            lambda x: x.scatter_reduce(1, torch.zeros(1, 1, 1, dtype=torch.int64), x, "mean"),
+            "^aten.scatter_reduce.two .* reduces by mean",
+        ),
+        (lambda x: x.index_put((x[:, 0, 0] > 0,), x[:2]), "^aten.index_put .* as many numbers as its mask has places"),
         (lambda x: x.index_put((x[:, 0, 0] > 0, torch.tensor(1)), torch.ones(5)), "a mask and other indices"),
     ],
 )

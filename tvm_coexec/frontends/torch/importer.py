@@ -25,10 +25,7 @@ Converter = Callable[[Any, "Importer"], Any]
 _RANDOM = ("bernoulli", "binomial", "exponential", "multinomial", "normal", "poisson", "rand", "uniform")
 """How the names of operators begin that make random numbers."""
 
-_MAXIMA_ALONE = frozenset(
-    f"{pooling}.default"
-    for pooling in (*("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d"),)
-)
+_MAXIMA_ALONE = frozenset(f"{kind}_max_pool{axes}d.default" for kind in ("adaptive", "fractional") for axes in (2, 3))
 """Operators whose second results, the places of the maxima, are not computed."""
 
 _NUMPY_KINDS = ("float", "int", "uint", "bool")
@@ -159,6 +156,8 @@ class Importer(ExportedProgramImporter):
             own = self.converters.get(node.target.__name__) is converter
             value = converter(with_all_arguments, self) if own else converter(with_all_arguments)
             self.env[node] = self._emitted(value)
+        except ModelError:
+            raise
         except Exception as error:  # TVM's converters raise whatever they stumble over
             reason = last_line(error, type(error).__name__)
             raise ModelError(f"TVM cannot import {source_of(node)}: {reason}; replace it in the network") from error
