@@ -126,7 +126,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", metavar="NAME", help="any unambiguous part of a device's name")
     parser.add_argument("--kind", choices=KINDS, default="compute", help="its work (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=48, metavar="N", help="of the layers' input (default: %(default)d)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        default=512,
+        metavar="N",
+        help="of the layers' input (default: %(default)d); layers that are shorter than the system's time slices, as with"
+        " 48, gain nothing",
+    )
     parser.add_argument("--rounds", type=int, default=8, metavar="N", help="(default: %(default)d)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for result.json, result.md, result.png")
     options = parser.parse_args()
