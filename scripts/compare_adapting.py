@@ -131,7 +131,7 @@ def main() -> None:
         type=int,
         default=512,
         metavar="N",
-        help="of the layers' input (default: %(default)d); layers that are shorter than the system's time slices, as with"
+        help="of the layers' input (default: %(default)d); layers shorter than the system's time slices, as with"
         " 48, gain nothing",
     )
     parser.add_argument("--rounds", type=int, default=8, metavar="N", help="(default: %(default)d)")
