@@ -225,13 +225,14 @@ def _function(name: str, alpha: float, beta: float, call: Call) -> _Function:
 
 
 def _tanh(x: Any) -> Any:
-    """By its series near 0, where TVM's difference of powers loses what float32 has of small numbers."""
+    """Take the series near 0, where TVM's difference of powers loses what float32 has of small numbers."""
     square = x * x
     series = x * (1.0 + square * (square * (2 / 15 - square * (17 / 315)) - 1 / 3))
     return tirx.Select(tirx.abs(x) < _NEAR_ZERO, series, tirx.tanh(x))
 
 
 _NEAR_ZERO = 0.2
+"""Up to here the first term that the series lacks, 62 x⁹ / 2835, is at most 6e-8 of the result: float32 has no more."""
 
 
 def _loop(cell: _Cell, has_recurrent_bias: bool) -> Callable[..., list[te.Tensor]]:

@@ -16,9 +16,9 @@ from .scattering import unravelled
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows over the axes behind the first two, of which ``pads`` says what lies before the first element.
+    """Windows over the axes behind the first two; ``pads`` says how far each begins before the first element.
 
-    Of several NaN, the first is the maximum, or the last if ``last_nan``.
+    Where a window has several NaN, the first is its maximum, or the last if ``last_nan``.
     """
 
     kernel: Sequence[int]

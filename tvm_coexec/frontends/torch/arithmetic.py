@@ -25,8 +25,8 @@ def _of_two(
     """
 
     def convert(node: fx.Node, importer: Importer) -> relax.Expr:
-        factor, dtype = node.kwargs.get("alpha", 1), _dtype_of(node)
-        operands = [_of_type(each, dtype, importer) for each in importer.retrieve_args(node)]
+        factor, dtype = node.kwargs.get("alpha", 1), dtype_of(node)
+        operands = [of_type(each, dtype, importer) for each in importer.retrieve_args(node)]
         first, second = operands[:: -1 if is_turned else 1]
         if factor != 1:
             second = importer.block_builder.emit(relax.op.multiply(second, relax.const(factor, dtype)))
@@ -36,11 +36,13 @@ def _of_two(
     return convert
 
 
-def _dtype_of(node: fx.Node) -> str:
+def dtype_of(node: fx.Node) -> str:
+    """Tell the type of a node's result, as TVM names it."""
     return str(node.meta["val"].dtype).removeprefix("torch.")
 
 
-def _of_type(value: Any, dtype: str, importer: Importer) -> relax.Expr:
+def of_type(value: Any, dtype: str, importer: Importer) -> relax.Expr:
+    """Give a value in a type: a number as a constant, an expression cast where it has another."""
     if not isinstance(value, relax.Expr):
         return relax.const(value, dtype)
     return value if str(value.ty.dtype) == dtype else importer.block_builder.emit(relax.op.astype(value, dtype))
@@ -54,25 +56,25 @@ def _compared(compare: Callable[..., relax.Expr]) -> Converter:
 
         x, number = importer.retrieve_args(node)
         dtype = str(torch.result_type(node.args[0].meta["val"], number)).removeprefix("torch.")
-        return importer.block_builder.emit(compare(_of_type(x, dtype, importer), relax.const(number, dtype)))
+        return importer.block_builder.emit(compare(of_type(x, dtype, importer), relax.const(number, dtype)))
 
     return convert
 
 
 def _power_of_two(node: fx.Node, importer: Importer) -> relax.Expr:
-    emit, dtype = importer.block_builder.emit, _dtype_of(node)
-    x = _of_type(importer.retrieve_args(node)[0], dtype, importer)
+    emit, dtype = importer.block_builder.emit, dtype_of(node)
+    x = of_type(importer.retrieve_args(node)[0], dtype, importer)
     return emit(relax.op.exp(emit(relax.op.multiply(x, relax.const(math.log(2), dtype)))))
 
 
 def _hypotenuse(node: fx.Node, importer: Importer) -> relax.Expr:
-    """By squares in float64, which those of float32 do not exceed; infinite beside NaN, too."""
-    emit, dtype = importer.block_builder.emit, _dtype_of(node)
-    operands = [_of_type(each, "float64", importer) for each in importer.retrieve_args(node)]
+    """Take the squares in float64, which those of float32 do not exceed; what is infinite stays so beside NaN."""
+    emit, dtype = importer.block_builder.emit, dtype_of(node)
+    operands = [of_type(each, "float64", importer) for each in importer.retrieve_args(node)]
     squares = [emit(relax.op.multiply(each, each)) for each in operands]
     length = emit(relax.op.sqrt(emit(relax.op.add(*squares))))
     is_infinite = emit(relax.op.logical_or(*(emit(relax.op.isinf(each)) for each in operands)))
-    return _of_type(emit(relax.op.where(is_infinite, relax.const(math.inf, "float64"), length)), dtype, importer)
+    return of_type(emit(relax.op.where(is_infinite, relax.const(math.inf, "float64"), length)), dtype, importer)
 
 
 def _variance_and_mean(node: fx.Node, importer: Importer) -> list[relax.Expr]:

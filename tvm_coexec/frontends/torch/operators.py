@@ -119,10 +119,9 @@ def _where(node: fx.Node, importer: Importer) -> relax.Expr:
         if seen is not None and is_for_softmax and number is not None and number.size == 1 and number == -np.inf:
             summands = _summands(seen if position else ~seen)
             return importer.block_builder.emit(relax.op.add(importer.env[values[1 - position]], relax.const(summands)))
-    dtype, emit = str(node.meta["val"].dtype).removeprefix("torch."), importer.block_builder.emit
     seen, *numbers = importer.retrieve_args(node)
-    numbers = [value if str(value.ty.dtype) == dtype else emit(relax.op.astype(value, dtype)) for value in numbers]
-    return emit(relax.op.where(seen, *numbers))
+    numbers = [torch_arithmetic.of_type(value, torch_arithmetic.dtype_of(node), importer) for value in numbers]
+    return importer.block_builder.emit(relax.op.where(seen, *numbers))
 
 
 def _slice(node: fx.Node, importer: Importer) -> relax.Expr:
@@ -287,11 +286,9 @@ def _running(join: Callable[..., Any]) -> Converter:
 
     def convert(node: fx.Node, importer: Importer) -> relax.Expr:
         x, axis = importer.retrieve_args(node)[:2]
-        shape, emit = tuple(int(size) for size in x.ty.shape), importer.block_builder.emit
-        x = emit(relax.op.astype(x, str(node.meta["val"].dtype).removeprefix("torch.")))
-        if not shape:
-            return x
-        return emit(importer.block_builder.call_te(join(shape, axis % len(shape), False, False), x))
+        shape, builder = tuple(int(size) for size in x.ty.shape), importer.block_builder
+        x = torch_arithmetic.of_type(x, torch_arithmetic.dtype_of(node), importer)
+        return builder.emit(builder.call_te(join(shape, axis % len(shape), False, False), x)) if shape else x
 
     return convert
 
