@@ -19,7 +19,7 @@ from tvm_coexec.opencl.choice import DeviceChoice
 
 from .lease import TrackerAddress
 from .remote import register
-from .server import POLL_S, DeviceServer, keep_off_measured_cores, stop_on_signals
+from .server import POLL_S, DeviceServer, stop_on_signals, use_few_resources
 from .tracker import LOOPBACK, device_key
 from .tracking import TrackerProcess
 
@@ -73,7 +73,7 @@ def main() -> int:
     except CoexecError as error:
         _answer(answers, refusal=last_line(error))
         return 1
-    keep_off_measured_cores()
+    use_few_resources()
     try:
         _run(choice, stop, answers)
     except (CoexecError, OSError) as error:

@@ -34,7 +34,9 @@ _PORTS = (9091, 9990)
 _REGISTER_TIMEOUT_S = 30.0
 """Loading TVM takes a server seconds, and a busy machine many of them."""
 
-_THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+_SETTINGS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TVM_USE_RUNTIME_LIB")
+"""Threads of numpy's would disturb what is being timed. TVM's compiler, which takes half a second and 110 MB, is needed
+where modules are built, and not where they run."""
 
 
 class DeviceServer:
@@ -115,9 +117,9 @@ class DeviceServer:
         return worker
 
 
-def keep_off_measured_cores() -> None:
-    """Let numpy use one thread in this process's children: helper threads would disturb what is being timed."""
-    for name in _THREAD_LIMITS:
+def use_few_resources() -> None:
+    """Let this process and its children load and start no more than a device's server needs."""
+    for name in _SETTINGS:
         os.environ.setdefault(name, "1")
 
 
@@ -142,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     stop = stop_on_signals()
-    keep_off_measured_cores()
+    use_few_resources()
     key = options.key or device_key(options.device)
     choice = DeviceChoice(options.device, options.cpu_cores, options.gpu_cores)
     try:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from pretended_device import prepare_pretended_device
+from servers import device_server
 from test_tracker import free_port
 
 from tvm_coexec import schedules
@@ -28,7 +30,6 @@ from tvm_coexec.rpc.client import SESSION_TIMEOUT_S, Session
 from tvm_coexec.rpc.connection import in_thread
 from tvm_coexec.rpc.lease import Lease, TrackerAddress, request_lease
 from tvm_coexec.rpc.outcomes import DeviceFailedError, RefusedError, SessionLostError, WrongError
-from tvm_coexec.rpc.server import DeviceServer
 from tvm_coexec.rpc.server import main as server_main
 from tvm_coexec.rpc.tracker import device_key, local_tracker
 
@@ -40,15 +41,12 @@ POINTS = [Point(2, 3, repeats=4), Point(0, 5, repeats=1)]
 @pytest.fixture(scope="module")
 def tracker() -> Iterator[TrackerAddress]:
     stop = threading.Event()
-    with local_tracker(None) as address:
-        server = DeviceServer(address, KEY, prepare_pretended_device)
-        server.wait_until_registered(stop)
+    with local_tracker(None) as address, device_server(address, KEY, prepare_pretended_device) as server:
         thread = threading.Thread(target=server.serve, args=(stop,))
         thread.start()
         yield address
         stop.set()
         thread.join()
-        server.close()
 
 
 def orders(do: str) -> bytes:
@@ -313,6 +311,8 @@ def test_the_server_s_command_offers_a_device_until_it_is_told_to_end(tracker: T
             and server.stdout.readline() == f"offering by-command at the tracker {tracker}\n".encode()
         )
         started = psutil.Process(server.pid).children(recursive=True)
+        loaded = " ".join(one.path for process in started for one in process.memory_maps())
+        assert "libtvm_runtime.so" in loaded and "libtvm_compiler.so" not in loaded
         with Session(tracker, "by-command") as session, pytest.raises(RefusedError, match="is no module"):
             session.measure(b"nonsense", POINTS)
         server.terminate()
@@ -320,7 +320,10 @@ def test_the_server_s_command_offers_a_device_until_it_is_told_to_end(tracker: T
     assert started and not psutil.wait_procs(started, timeout=5.0)[1]
 
 
-def test_the_server_s_command_names_a_tracker_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_server_s_command_names_a_tracker_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.environ", os.environ.copy())  # what a server's processes are given stays with them
     port = free_port()
     assert server_main(["--tracker", f"127.0.0.1:{port}", "--key", "any"]) == 1
     assert f"error: the tracker at 127.0.0.1:{port} is out of reach" in capsys.readouterr().err
