@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx_builder import OnnxBuilder, check_against_onnxruntime, random_inputs, run_onnx
 from reference import evaluate
-from slow import slow_except
 
 import tvm_coexec
 from tvm_coexec.errors import ModelError
@@ -130,32 +127,6 @@ def test_truth_values_are_reduced(operator: str, axes: list[int], values: dict[s
     check_against_onnxruntime(b.model(b.add("Cast", reduced, to=TensorProto.FLOAT)))
 
 
-@pytest.mark.parametrize("power", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(1, 2, 6), (2, 3, 6, 5), (1, 2, 6, 5, 4)])
-def test_lengths_of_windows_that_reach_beyond_the_padding(shape: tuple[int, ...], power: int) -> None:
-    b, axes = OnnxBuilder(x=shape), len(shape) - 2
-    window = {"kernel_shape": [3] * axes, "strides": [2] * axes, "pads": [1] * 2 * axes}
-    check_against_onnxruntime(b.model(b.add("LpPool", "x", p=power, ceil_mode=1, **window)))
-
-
-@pytest.mark.parametrize("declared", [[1, 2, 4, 4], [1, 2, 4, 5]])
-@pytest.mark.parametrize("operator", ["LpPool", "AveragePool", "MaxPool"])
-def test_a_window_over_padding_alone_is_left_out(operator: str, declared: list[int]) -> None:
-    window = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1}
-    b = OnnxBuilder(x=(1, 2, 7, 8))
-    model = b.model(b.add(operator, "x", **window))
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(model.graph.output[0].name, 1, declared))
-    check_against_onnxruntime(model)
-
-
-@pytest.mark.parametrize("rule", ["SAME_UPPER", "SAME_LOWER"])
-def test_a_transposed_convolution_whose_windows_leave_gaps(rule: str) -> None:
-    b = OnnxBuilder(x=(1, 3, 7, 3))
-    check_against_onnxruntime(
-        b.model(b.add("ConvTranspose", "x", b.weights(3, 2, 2, 3), auto_pad=rule, strides=[3, 3]))
-    )
-
-
 def test_a_group_normalisation_that_onnx_withdrew_is_refused() -> None:
     b = OnnxBuilder(x=(1, 4, 5), opset=18)
     normal = b.add("GroupNormalization", "x", b.weights(2), b.weights(2), num_groups=2)
@@ -163,55 +134,10 @@ def test_a_group_normalisation_that_onnx_withdrew_is_refused() -> None:
         to_graph(b.model(normal))
 
 
-PLACES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-    "a line": ((2, 3, 7), {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}),
-    "an image": ((2, 3, 7, 6), {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 0, 1]}),
-    "columns first": ((2, 3, 7, 6), {"kernel_shape": [2, 3], "dilations": [2, 2], "storage_order": 1}),
-    "rounded up": ((2, 3, 7, 6), {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
-    "padded by rule": ((1, 3, 7, 6), {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
-    "a volume": ((1, 2, 5, 4, 6), {"kernel_shape": [2, 2, 3], "storage_order": 1, "pads": [0, 1, 0, 1, 0, 1]}),
-}
-
-
-@pytest.mark.parametrize("name", PLACES)
-def test_places_of_maxima(name: str) -> None:
-    shape, window = PLACES[name]
-    b = OnnxBuilder(x=shape, opset=12)
-    rounded = b.add("Floor", "x")  # so that some are equal
-    pooled = b.add("MaxPool", rounded, outputs=2, **window)
-    check_against_onnxruntime(b.model(pooled, f"{pooled}.1"))
-
-
-def test_places_of_maxima_are_of_numbers_that_are_none(device: Device) -> None:
-    b = OnnxBuilder(x=(1, 1, 2, 8), opset=12)
-    pooled = b.add("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2], outputs=2)
-    x = np.array([[1, 2, np.nan, 4, -1, -1, 5, np.nan], [3, 0, 9, np.nan, -1, -1, 8, 9]], np.float32)
-    results = list(tvm_coexec.build(b.model(pooled, f"{pooled}.1"), device=device, split="cpu")(x[None, None]).values())
-    np.testing.assert_array_equal(results[0].reshape(-1), [3, np.nan, -1, np.nan])
-    np.testing.assert_array_equal(results[1].reshape(-1), [8, 2, 4, 7])
-
-
 @pytest.mark.parametrize("values", [{"alpha": np.inf}, {"alpha": 1e38}, {"beta": -np.inf}, {"alpha": 0.5, "beta": 2.0}])
 def test_the_factors_of_a_product_come_after_it(values: dict[str, float]) -> None:
     b = OnnxBuilder(x=(4, 8))
     check_against_onnxruntime(b.model(b.add("Gemm", "x", b.weights(8, 5), b.weights(5), **values)))
-
-
-@pytest.mark.parametrize(
-    ("operator", "rule"),
-    [
-        ("LpPool", "SAME_UPPER"),
-        ("LpPool", "VALID"),
-        ("AveragePool", "SAME_LOWER"),
-        ("AveragePool", "SAME_UPPER"),
-        ("AveragePool", "VALID"),
-        ("MaxPool", "VALID"),
-    ],
-)
-def test_windows_that_a_rule_places_are_rounded_up_by_it(operator: str, rule: str) -> None:
-    b = OnnxBuilder(x=(1, 2, 7, 6))
-    pooled = b.add(operator, "x", kernel_shape=[2, 2], strides=[2, 3], auto_pad=rule, ceil_mode=1)
-    check_against_onnxruntime(b.model(pooled))
 
 
 def test_a_summand_with_the_factor_zero_is_left_out() -> None:
@@ -229,18 +155,6 @@ def test_a_factor_of_no_summand_is_not_looked_at(device: Device) -> None:
     model = b.model(b.add("Cast", product, to=TensorProto.FLOAT))
     x = np.arange(-16, 16, dtype=np.float32).reshape(4, 8)  # ONNX Runtime multiplies no int32
     np.testing.assert_array_equal(tvm_coexec.build(model, device=device, split="cpu")(x), x @ table)
-
-
-@pytest.mark.parametrize("axes", [{}, {"axes": [1, -1]}])
-def test_images_are_normalised_over_axes(axes: dict[str, Any]) -> None:
-    b = OnnxBuilder(x=(2, 3, 4, 5))
-    b.nodes.append(helper.make_node("MeanVarianceNormalization", ["x"], ["y"], "n0", **axes))
-    model = helper.make_model(
-        helper.make_graph(b.nodes, "test", b.inputs, [helper.make_tensor_value_info("y", 1, (2, 3, 4, 5))]),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=9,
-    )
-    check_against_onnxruntime(model)
 
 
 @pytest.mark.parametrize("reverse", [0, 1])
@@ -275,161 +189,11 @@ def test_a_convolution_is_transposed_in_any_way(perm: list[int]) -> None:
     check_against_onnxruntime(b.model(b.add("Transpose", b.add("Conv", "x", b.weights(6, 3, 1, 1)), perm=perm)))
 
 
-RESIZES = st.fixed_dictionaries(
-    {
-        "mode": st.sampled_from(["nearest", "linear", "cubic"]),
-        "coordinate_transformation_mode": st.sampled_from(
-            ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel", "half_pixel_symmetric"]
-        ),
-        "nearest_mode": st.sampled_from(["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"]),
-        "exclude_outside": st.integers(0, 1),
-        "antialias": st.integers(0, 1),
-    }
-)
-
-
-@pytest.mark.parametrize(
-    ("axes", "sizes", "values"),
-    [
-        ([2, 3], [9, 6], {"mode": "linear"}),
-        ([-1], [10], {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}),
-        ([3, 2], [20, 13], {"mode": "linear", "keep_aspect_ratio_policy": "not_larger"}),
-    ],
-)
-def test_listed_axes_of_an_image_are_resized(axes: list[int], sizes: list[int], values: dict[str, Any]) -> None:
-    b = OnnxBuilder(x=(1, 4, 6, 5))
-    check_against_onnxruntime(b.model(b.add("Resize", "x", "", "", b.const(sizes, "int64"), axes=axes, **values)))
-
-
-@pytest.mark.parametrize("mode", ["nearest", "linear"])
-@pytest.mark.parametrize(("operator", "opset"), [("Upsample", 9), ("Resize", 10)])
-def test_images_of_old_models_are_divided_as_they_grow(operator: str, opset: int, mode: str) -> None:
-    b = OnnxBuilder(opset, x=(1, 4, 6, 5))
-    graph = check_against_onnxruntime(b.model(b.add(operator, "x", b.const([1.0, 1.0, 2.0, 3.0]), mode=mode)))
-    assert all(node.layer.op != "opaque" for node in graph.nodes)
-
-
-@pytest.mark.slow
-@settings(max_examples=5)
-@given(values=RESIZES, sizes=st.lists(st.integers(1, 9), min_size=2, max_size=2), axes=st.permutations(range(4)))
-def test_any_two_axes_are_resized(values: dict[str, Any], sizes: list[int], axes: list[int]) -> None:
-    linear = values["mode"] == "linear"
-    values["exclude_outside"] *= values["mode"] == "cubic"
-    values["antialias"] *= values["mode"] != "nearest"
-    if values["coordinate_transformation_mode"] == "pytorch_half_pixel":
-        sizes = [max(size, 2) for size in sizes]  # the evaluator takes -0.5 for an only place, where the standard has 0
-    b = OnnxBuilder(x=(3, 4, 2, 5))
-    shape = [3, 4, 2, 5]
-    for axis, size in zip(axes, sizes, strict=False):
-        shape[axis] = size
-    model = b.model(b.add("Resize", "x", "", "", b.const(shape, "int64"), **values))
-    x = random_inputs(model)["x"]
-    graph = to_graph(model)
-    expected = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
-    (result,) = evaluate(graph, {"x": x}).values()
-    np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4 if linear else 1e-3)
-
-
-RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
-    "lstm": ("LSTM", {}),
-    "lstm, both ways": ("LSTM", {"direction": "bidirectional"}),
-    "lstm, clipped": ("LSTM", {"clip": 0.4, "activations": ["HardSigmoid", "Softsign", "Relu"]}),
-    "gru": ("GRU", {"direction": "reverse"}),
-    "gru, reset after the product": ("GRU", {"linear_before_reset": 1, "direction": "bidirectional"}),
-    "rnn": ("RNN", {"activations": ["LeakyRelu"], "activation_alpha": [0.3]}),
-}
-
-
-@pytest.mark.parametrize("is_bidirectional", [False, True])
-def test_the_states_of_a_recurrent_operator_may_be_inputs(is_bidirectional: bool) -> None:
-    """Models that hear a sound piece by piece are given what they made of the last one."""
-    directions = 2 if is_bidirectional else 1
-    b = OnnxBuilder(x=(5, 2, 3), h=(directions, 2, 4), c=(directions, 2, 4))
-    weights = [b.weights(directions, 16, 3), b.weights(directions, 16, 4), b.weights(directions, 32)]
-    way = "bidirectional" if is_bidirectional else "forward"
-    out = b.add("LSTM", "x", *weights, "", "h", "c", hidden_size=4, outputs=3, direction=way)
-    check_against_onnxruntime(b.model(out, f"{out}.1", f"{out}.2"))
-    b = OnnxBuilder(x=(5, 2, 3), h=(directions, 2, 4))
-    weights = [b.weights(directions, 12, 3), b.weights(directions, 12, 4), b.weights(directions, 24)]
-    out = b.add("GRU", "x", *weights, "", "h", hidden_size=4, outputs=2, direction=way)
-    check_against_onnxruntime(b.model(out, f"{out}.1"))
-
-
-def test_states_that_are_small() -> None:
-    """ONNX Runtime's own lose digits here."""
-    b = OnnxBuilder(x=(1, 2, 4))
-    weights = 1e-5 * np.random.default_rng(0).standard_normal((1, 5, 4))
-    model = b.model(b.add("RNN", "x", b.const(weights), b.weights(1, 5, 5), hidden_size=5))
-    inputs = random_inputs(model)
-    (result,) = evaluate(to_graph(model), inputs).values()
-    np.testing.assert_allclose(result[0, 0], np.tanh(inputs["x"][0] @ weights[0].T), rtol=1e-5)
-
-
 @pytest.mark.parametrize("opset", [12, 16])
 @pytest.mark.parametrize("operator", ["GreaterOrEqual", "LessOrEqual"])
 def test_comparisons_that_older_versions_define_by_others(operator: str, opset: int) -> None:
     b = OnnxBuilder(opset=opset, x=(4, 5))
     check_against_onnxruntime(b.model(b.add("Where", b.add(operator, "x", b.const(0.2)), "x", b.const(-1.0))))
-
-
-@pytest.mark.parametrize(
-    ("name", "lengths"),
-    slow_except(
-        [*((name, None) for name in RECURRENT if "ways" not in name), ("gru", [5, 1]), ("lstm, both ways", [2, 5])],
-        *(0, 1, 2, 4, 5),
-    ),
-)
-def test_recurrent_operators(name: str, lengths: list[int] | None) -> None:
-    operator, values = RECURRENT[name]
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator]
-    directions = 2 if values.get("direction") == "bidirectional" else 1
-    b = OnnxBuilder(x=(5, 2, 3))
-    weights = [
-        b.weights(directions, gates * 4, 3),
-        b.weights(directions, gates * 4, 4),
-        b.weights(directions, gates * 8),
-    ]
-    given_lengths = "" if lengths is None else b.const(lengths, "int32")
-    states = [b.weights(directions, 2, 4)]
-    if operator == "LSTM":
-        states += [b.weights(directions, 2, 4), b.weights(directions, 12)]
-    outputs = 3 if operator == "LSTM" else 2
-    out = b.add(operator, "x", *weights, given_lengths, *states, hidden_size=4, outputs=outputs, **values)
-    check_against_onnxruntime(b.model(out, *(f"{out}.{position}" for position in range(1, outputs))))
-
-
-@pytest.mark.parametrize("sizes", [(1, 3, 8, 5), (2, 3, 4, 5, 6), (1, 3, 1, 4)])
-@pytest.mark.parametrize("corners", [0, 1])
-def test_grids_of_any_number_of_images(sizes: tuple[int, ...], corners: int) -> None:
-    axes = len(sizes) - 2
-    b = OnnxBuilder(x=(sizes[0], axes, axes + 1))
-    check_against_onnxruntime(b.model(b.add("AffineGrid", "x", b.const(sizes, "int64"), align_corners=corners)))
-
-
-def test_a_grid_without_points_is_refused() -> None:
-    b = OnnxBuilder(x=(1, 2, 3))
-    with pytest.raises(ModelError, match=r"^AffineGrid \(node 'n0'\) has the size \[1, 3, 0, 4\], and takes"):
-        to_graph(b.model(b.add("AffineGrid", "x", b.const([1, 3, 0, 4], "int64"))))
-
-
-def test_a_grid_of_other_images_than_there_are_matrices_is_refused() -> None:
-    b = OnnxBuilder(x=(2, 2, 3))
-    with pytest.raises(ModelError, match=r"^AffineGrid \(node 'n0'\) has 2 matrices for a grid of 3 images; give"):
-        to_graph(b.model(b.add("AffineGrid", "x", b.const([3, 1, 2, 4], "int64"))))
-
-
-def test_the_last_states_of_sequences_that_come_first() -> None:
-    """ONNX Runtime has no kernel of this layout: the one that it has judges, on what was transposed."""
-    results = []
-    for layout, shape in ((1, (2, 5, 3)), (0, (5, 2, 3))):
-        b = OnnxBuilder(x=shape)
-        weights = [b.weights(1, 16, 3), b.weights(1, 16, 4), b.weights(1, 32)]
-        out = b.add("LSTM", "x", *weights, hidden_size=4, layout=layout, outputs=3)
-        graph = to_graph(b.model(f"{out}.1"))
-        x = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
-        (result,) = evaluate(graph, {"x": x if layout else x.transpose(1, 0, 2)}).values()
-        results.append(result if layout else result.transpose(1, 0, 2))
-    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
 
 
 def quantised(b: OnnxBuilder, x: str, dtype: str = "uint8", scale: Any = 0.05, axis: int = 1) -> str:
@@ -509,12 +273,6 @@ def boxes(b: OnnxBuilder, **values: Any) -> str:
     ]
     limits = [b.const([9], "int64"), b.const([0.1]), b.const([0.2])]
     return b.add("NonMaxSuppression", "places", "scores", *limits, **values)
-
-
-@pytest.mark.parametrize("scales", [[1, 1, 0.6, 0.5], [1, 1, 0.4, 1.5]])
-def test_images_of_old_models_shrink_to_the_next_pixel(scales: list[float]) -> None:
-    b = OnnxBuilder(opset=10, x=(1, 3, 7, 6))
-    check_against_onnxruntime(b.model(b.add("Resize", "x", b.const(scales))))
 
 
 @pytest.mark.slow
