@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from synthetic_device import variants
+from synthetic_device import HARDWARE, PROCESSOR, measure, some_layers, variants
 
-from tvm_coexec.layers import Linear
+from tvm_coexec.layers import Conv2d, Linear
 from tvm_coexec.prediction.drift import at_usual_speed, drift_percent
 from tvm_coexec.profile.records import Sample
+from tvm_coexec.schedules import family
 
 LAYER = Linear(8, 64, 128)
 SAMPLE = Sample(LAYER, "cpu", variants(LAYER, "cpu")[0], 2, 0, (10.0, 12.0))
@@ -24,7 +25,7 @@ def test_what_was_measured_while_a_side_was_slow_is_corrected() -> None:
     samples = [measured(slow, slow * rng.uniform(0.999, 1.001)) for slow in slowness]
     for sample in at_usual_speed(samples):
         assert sample.latency_us == pytest.approx(SAMPLE.latency_us, rel=0.01)
-    assert drift_percent(samples) == pytest.approx(100 * 0.5 * 8 / 40, rel=0.05)
+    assert drift_percent(samples, at_usual_speed(samples)) == pytest.approx(100 * 0.5 * 8 / 40, rel=0.05)
 
 
 def test_a_device_that_is_slow_beside_others_is_corrected_alone() -> None:
@@ -72,4 +73,32 @@ def test_each_side_has_a_speed_of_its_own_and_without_a_canary_nothing_is_known(
     assert at_usual_speed([SAMPLE, *gpus, SAMPLE])[:: len(gpus) + 1] == [SAMPLE, SAMPLE]
     gpu = gpus[0]
     assert at_usual_speed([SAMPLE, gpu, SAMPLE]) == [SAMPLE, gpu, SAMPLE]
-    assert drift_percent([SAMPLE, gpu]) == drift_percent([]) == 0.0
+    assert drift_percent([SAMPLE, gpu], at_usual_speed([SAMPLE, gpu])) == drift_percent([], []) == 0.0
+
+
+def test_what_the_canary_tells_is_believed_where_the_samples_bear_it_out() -> None:
+    layers = some_layers(12, seed=5)
+    lone, phase = layers[3], layers[7:9]
+    quiet = [replace(sample, canary_us=300.0) for sample in measure(layers, "cpu")]
+    told, truth = [], []
+    for number, sample in enumerate(quiet):
+        is_slow = sample.layer in phase
+        slow = tuple(us * (8.0 if is_slow else 1.0) for us in sample.latency_us)
+        canary_us = 300.0 * (56.0 if sample.layer == lone else 8.0 if is_slow else 1 + number % 7 / 1e3)
+        told.append(replace(sample, latency_us=slow, canary_us=canary_us))
+        truth.append(sample.median_us)
+    found = [sample.median_us for sample in at_usual_speed(told, {"cpu": PROCESSOR})]
+    assert found == pytest.approx(truth, rel=0.01)
+    believed = [sample.median_us for sample in at_usual_speed(told)]
+    assert max(us / other for us, other in zip(truth, believed, strict=True)) > 40
+    assert 0.0 < drift_percent(told, at_usual_speed(told, {"cpu": PROCESSOR})) < 700.0
+
+
+def test_a_canary_is_believed_of_kernels_that_no_other_sample_is_like() -> None:
+    layer = Conv2d(8, 8, 32, 32, (3, 3))
+    variant = family(layer).default_variant(layer, "cpu", HARDWARE)
+    alone = replace(measured(8.0, 8.0), layer=layer, variant=variant)
+    samples = [*(measured(1.0, 1 + number / 1e4) for number in range(6)), alone]
+    for some in (samples, [alone]):
+        assert at_usual_speed(some, {"cpu": PROCESSOR}) == at_usual_speed(some)
+    assert at_usual_speed(samples)[-1].latency_us == pytest.approx(SAMPLE.latency_us, rel=0.01)

@@ -14,7 +14,6 @@ from tvm_coexec.layers import AnyLayer
 from tvm_coexec.profile.records import Sample
 
 from .base_time import FLOPS_TERMS, BaseTime
-from .drift import drift_percent
 from .features import FeatureSet, Halves, Processor, describe
 from .kernel_facts import implementation_feature
 from .predictors import labels_us, train, weights
@@ -83,11 +82,16 @@ class Evaluation:
         return {name: getattr(self, name) for name in figures} | {"scores": scores}
 
 
-def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Evaluation:
+def evaluate(samples: Sequence[Sample], side: str, processor: Processor, drift_percent: float = 0.0) -> Evaluation:
     """Cross-validate by shape: each sample is predicted by models that saw no layer of its shape.
 
     A random choice of samples would hold out splits between neighbouring splits of the same layer, and show how
     well a model interpolates, not how well it plans a new layer. An epilogue does not make a shape a new one.
+
+    Parameters
+    ----------
+    drift_percent
+        What the samples were corrected by.
     """
     models = {FULL: _full_model, WITHOUT_KERNEL: _layer_model, FLOPS_REGRESSION: _flops_model}
     measured_us = labels_us(samples)
@@ -114,7 +118,7 @@ def evaluate(samples: Sequence[Sample], side: str, processor: Processor) -> Eval
         samples=len(samples),
         shapes=len({_shape(sample.layer) for sample in samples}),
         noise_percent=noise_percent(samples),
-        drift_percent=drift_percent(samples),
+        drift_percent=drift_percent,
         inside_percent=100 * inside,
         scores={name: Score.of(times_us[scored], measured_us[scored]) for name, times_us in predicted_us.items()},
         uncertainty=uncertainty,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
-from tvm_coexec.prediction.drift import at_usual_speed
+from tvm_coexec.prediction.drift import at_usual_speed, drift_percent
 from tvm_coexec.prediction.estimates import fit_estimates
 from tvm_coexec.prediction.evaluation import Evaluation, evaluate
 from tvm_coexec.prediction.features import Processor
@@ -12,6 +13,7 @@ from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor, newest, train
 from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
+from tvm_coexec.profile.records import Sample
 
 
 def processors(profile: Profile) -> dict[str, Processor]:
@@ -26,21 +28,26 @@ def processors(profile: Profile) -> dict[str, Processor]:
 
 def learn(profile: Profile) -> dict[str, LatencyPredictor]:
     """Train a predictor of each side, from the newest sample of each half."""
-    samples = at_usual_speed(newest(profile.samples()))
+    sides = processors(profile)
+    return _train(at_usual_speed(newest(profile.samples()), sides), sides)
+
+
+def _train(samples: Sequence[Sample], sides: Mapping[str, Processor]) -> dict[str, LatencyPredictor]:
     return {
         side: train([sample for sample in samples if sample.side == side], side, processor)
-        for side, processor in processors(profile).items()
+        for side, processor in sides.items()
     }
 
 
 def fit(profile: Profile) -> list[Evaluation]:
     """Train both predictors on all samples of a profile, and store them with their error on held-out layers."""
-    measured = list(profile.samples())
-    samples = at_usual_speed(newest(measured))
+    sides, all_measured = processors(profile), list(profile.samples())
+    measured = newest(all_measured)
+    samples = at_usual_speed(measured, sides)
     evaluations = []
-    for side, predictor in learn(profile).items():
-        own = [sample for sample in samples if sample.side == side]
-        evaluations.append(evaluate(own, side, predictor.processor))
+    for side, predictor in _train(samples, sides).items():
+        before, own = ([sample for sample in some if sample.side == side] for some in (measured, samples))
+        evaluations.append(evaluate(own, side, predictor.processor, drift_percent(before, own)))
         replace(predictor, uncertainty=evaluations[-1].uncertainty).save(profile.predictor_path(side))
     usual = [sample for sample in samples if not sample.variant.threads]
     profile.describe(
@@ -48,7 +55,7 @@ def fit(profile: Profile) -> list[Evaluation]:
         planning={
             **(profile.planning or {}),
             "estimates_us": {side: dict(one.coefficients) for side, one in fit_estimates(usual).items()},
-            "noise": asdict(Noise.of(measured)),
+            "noise": asdict(Noise.of(all_measured)),
         },
     )
     return evaluations
