@@ -8,6 +8,7 @@ import numpy as np
 from onnx_builder import OnnxBuilder, linear
 from synthetic_device import PLANNING
 from test_tuning import FACTS
+from tflite_writer import Writer
 
 from tvm_coexec.opencl.discovery import find_device
 from tvm_coexec.profile import Profile
@@ -20,6 +21,12 @@ EARLY = {
     "is no TFLite model": ["check noise.tflite", "build noise.tflite --split cpu --out z"],
     "the shape [1, 2] does not fit": ["check m.onnx --shape x=1,2", "build m.onnx --split cpu --out z --shape x=1,2"],
     "a shape is given for 'y'": ["check m.onnx --shape y=1,2", "tune --out p --layers m.onnx --shape y=1"],
+    "Det (node 'n0') is an operator that cannot be imported": ["check det.onnx", "build det.onnx --split cpu --out z"],
+    "RandomNormalLike (node 'n0') makes random numbers": ["check random.onnx", "tune --out p --layers random.onnx"],
+    "Reshape (node 'n0') breaks the rules of ONNX": ["check reshaped.onnx", "build reshaped.onnx --split cpu --out z"],
+    "tensor 'x' has 70 axes, and arrays of numpy 1 have 32": ["check axes.onnx", "build axes.onnx --split cpu --out z"],
+    "SKIP_GRAM (tensor 'skip_gram1') is an operator that cannot be imported": ["build gram.tflite --split cpu --out z"],
+    "Foo (custom operator 'foo1'): no operators of TFLite's own": ["build foo.tflite --split cpu --out z"],
     "split 'most' is none of": ["check m.onnx --split most", "build m.onnx --split most --out z"],
     "split nan is none of": ["check m.onnx --split nan", "build m.onnx --split nan --out z"],
     "needs a profile": ["check m.onnx --split predicted", "build m.onnx --out z"],
@@ -81,6 +88,16 @@ def test_what_a_tuning_cannot_do_is_told_before_a_compiler_or_a_driver_is_loaded
 def _write_files(folder: Path) -> None:
     builder = OnnxBuilder(x=(9, 64))
     (folder / "m.onnx").write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
+    for name, operator, *further in (("det", "Det"), ("random", "RandomNormalLike"), ("reshaped", "Reshape", [7])):
+        builder = OnnxBuilder(x=(4, 4))
+        model = builder.model(builder.add(operator, "x", *(builder.const(one, "int64") for one in further)))
+        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    builder = OnnxBuilder(x=(1,) * 70)
+    (folder / "axes.onnx").write_bytes(builder.model(builder.add("Relu", "x")).SerializeToString())
+    for code, name in (("SKIP_GRAM", "gram"), ("Foo", "foo")):
+        writer = Writer()
+        x = writer.tensor("x", (1, 4))
+        (folder / f"{name}.tflite").write_bytes(writer.finish([x], [writer.add(code, [x], (1, 4))]))
     for name in ("noise.onnx", "noise.tflite"):
         (folder / name).write_bytes(np.random.default_rng(0).bytes(3000))
     (folder / "empty.onnx").touch()

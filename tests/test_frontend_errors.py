@@ -12,6 +12,10 @@ from onnx_builder import OnnxBuilder, check_against_onnxruntime, layers, linear
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
+from tvm_coexec.frontends.onnx.operators import CONVERTERS
+from tvm_coexec.frontends.onnx.simplifier import _RANDOM
+from tvm_coexec.frontends.onnx.simplify import _HANDLERS, WITHOUT_CONVERTERS
+from tvm_coexec.frontends.onnx.values import DOMAINS
 
 
 def test_operator_that_nothing_imports():
@@ -22,6 +26,14 @@ def test_operator_that_nothing_imports():
     model.graph.node[1].name = ""
     with pytest.raises(ModelError, match=r"^Det \(output 'v1'\) is an operator that cannot be imported"):
         to_graph(model)
+
+
+def test_what_nothing_imports_is_listed_for_who_has_not_loaded_tvm():
+    from tvm.relax.frontend.onnx import onnx_frontend
+
+    names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain in DOMAINS}
+    converted = {*CONVERTERS, *_HANDLERS, *_RANDOM, *onnx_frontend._get_convert_map()}
+    assert names - converted == set(WITHOUT_CONVERTERS)
 
 
 def test_constant_that_the_process_may_not_hold(monkeypatch):

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tflite
 from ai_edge_litert import schema_py_generated as schema
 from litert import integers, numbers
 from tflite_writer import TYPES, Writer
 
 from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends.tflite import refused, spectra
 from tvm_coexec.frontends.tflite.file import TfliteFile
+from tvm_coexec.frontends.tflite.model import _CONVERTERS
 
 
 def read_constant(writer: Writer, constant: int, folder: Path) -> np.ndarray | None:
@@ -102,3 +105,13 @@ def test_a_file_that_was_cut(tmp_path: Path) -> None:
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match=r"is a damaged TFLite model \(.*\); convert it again"):
         TfliteFile(path)
+
+
+def test_what_nothing_imports_is_listed_for_who_has_not_loaded_tvm() -> None:
+    from tvm.relax.frontend.tflite.tflite_frontend import ExprTable, OperatorConverter
+
+    names = {name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
+    of_tvm = OperatorConverter(None, None, ExprTable(), None).convert_map
+    assert names - {*_CONVERTERS, *of_tvm} == {*refused.WITHOUT_CONVERTERS, "CUSTOM"}
+    assert {*spectra.CONVERTERS, *spectra.ON_PAIRS} == set(refused.OF_COMPLEX_NUMBERS)
+    assert set(_CONVERTERS) - names == set(refused.KNOWN_CUSTOM)

@@ -14,7 +14,7 @@ from tvm_coexec.graph.layouts import fit_images
 
 from ..errors import ModelError
 from ..graph import Graph
-from .kept import form, kept_graph, key_of
+from .kept import form, heard_of, kept_graph, key_of
 
 if TYPE_CHECKING:
     import onnx
@@ -73,8 +73,8 @@ def to_graph(model: Model, shapes: Shapes | None = None, values: Values | None =
 def read_model(model: Model, shapes: Shapes | None = None, values: Values | None = None) -> ReadModel:
     """Read a model as :func:`to_graph` does, but form no layers yet.
 
-    What is wrong with a file, with inputs or with their shapes is told in the time that reading takes: TVM, which
-    takes seconds to load, is not needed for it.
+    What is wrong with a file, with inputs or with their shapes, and which operators cannot be imported, is told in the
+    time that reading takes: TVM, which takes seconds to load, is not needed for it.
     """
     shapes, values = shapes or {}, values or {}
     kind = type(model).__name__
@@ -105,11 +105,13 @@ def _read_file(path: Path, shapes: Shapes, values: Values) -> ReadModel:
     kept = None if key is None else kept_graph(key)
     if kept is not None:
         return ReadModel(kept.told)
-    trace = (_read_tflite if path.suffix == ".tflite" else _read_onnx)(path, shapes, values)
+    reader = _read_tflite if path.suffix == ".tflite" else _read_onnx
+    with _one_at_a_time:
+        trace, heard = heard_of(partial(reader, path, shapes, values))
 
     def to_graph() -> Graph:
         with _one_at_a_time:
-            made = form(partial(_formed, trace), key, partial(key_of, path, shapes, values))
+            made = form(partial(_formed, trace), heard, key, partial(key_of, path, shapes, values))
         return made.told()
 
     return ReadModel(to_graph)
@@ -133,16 +135,18 @@ def _formed(trace: Callable[[], Trace]) -> Graph:
 def _read_onnx(model: Path | onnx.ModelProto, shapes: Shapes, values: Values) -> Callable[[], Trace]:
     try:
         from tvm_coexec.frontends.onnx.file import read_onnx
+        from tvm_coexec.frontends.onnx.simplify import simplify
     except ModuleNotFoundError as error:
         if error.name != "onnx":
             raise
         raise ModelError("reading ONNX models needs the package onnx; install tvm-coexec[onnx]") from error
     proto, fixed = read_onnx(model, shapes, values)
+    simple = simplify(proto)
 
     def trace() -> Trace:
         from tvm_coexec.frontends.onnx.model import trace_onnx
 
-        return replace(trace_onnx(proto), fixed=fixed)
+        return replace(trace_onnx(simple), fixed=fixed)
 
     return trace
 

@@ -8,11 +8,11 @@ import importlib.metadata
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from tvm_coexec.graph import Graph
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+_Result = TypeVar("_Result")
 
 _MOST_KEPT_BYTES = 1 << 29
 _MOST_MODEL_BYTES = 1 << 26
@@ -72,12 +74,18 @@ def kept_graph(key: str) -> Kept | None:
     return None if content is None else cast("Kept", pickle.loads(content))
 
 
-def form(read: Callable[[], Graph], key: str | None, key_now: Callable[[], str | None]) -> Kept:
-    """Read a graph, and keep it if ``key`` still names what the file holds."""
+def heard_of(work: Callable[[], _Result]) -> tuple[_Result, list[str]]:
+    """What some work comes to, and what it would have warned the user of."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")  # whoever reads it next may want to hear what this process ignores
-        graph = read()
-    kept = Kept(graph, tuple(dict.fromkeys(str(one.message) for one in told if one.category is UserWarning)))
+        result = work()
+    return result, [str(one.message) for one in told if one.category is UserWarning]
+
+
+def form(read: Callable[[], Graph], heard: Iterable[str], key: str | None, key_now: Callable[[], str | None]) -> Kept:
+    """Form a graph, and keep it, with what was ``heard`` before, if ``key`` still names what the file holds."""
+    graph, more = heard_of(read)
+    kept = Kept(graph, tuple(dict.fromkeys([*heard, *more])))
     if key is not None and key == key_now():
         _kept_graphs().put(key, pickle.dumps(kept, protocol=5))
     return kept

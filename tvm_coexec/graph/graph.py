@@ -244,6 +244,19 @@ def _check_unique(names: list[str], kind: str) -> None:
             raise ModelError(f"{kind} name {name!r} is used twice; names must be unique")
 
 
+def check_extents(name: str, shape: tuple[int, ...]) -> None:
+    """Refuse a shape of more axes, or elements, than a tensor can have."""
+    if len(shape) > _MOST_AXES:
+        raise ModelError(
+            f"tensor {name!r} has {len(shape)} axes, and arrays of numpy 1 have {_MOST_AXES} at most; join some of them"
+        )
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise ModelError(
+            f"tensor {name!r} of shape {shape} has more than the {_MOST_ELEMENTS} elements that kernels count; "
+            "give the model smaller inputs"
+        )
+
+
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.name != name:
         raise ModelError(f"tensor {tensor.name!r} is listed under the name {name!r}; list it under its own")
@@ -252,16 +265,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
             f"tensor {name!r} has shape {tensor.shape} with {tensor.channel_axes} channel axes; "
             "it must have at least so many axes, and none of size 0"
         )
-    if len(tensor.shape) > _MOST_AXES:
-        raise ModelError(
-            f"tensor {name!r} has {len(tensor.shape)} axes, and arrays of numpy 1 have {_MOST_AXES} at most; "
-            "join some of them"
-        )
-    if math.prod(tensor.shape) > _MOST_ELEMENTS:
-        raise ModelError(
-            f"tensor {name!r} of shape {tensor.shape} has more than the {_MOST_ELEMENTS} elements that kernels count; "
-            "give the model smaller inputs"
-        )
+    check_extents(name, tensor.shape)
     if tensor.image is not None and math.prod(tensor.image) != math.prod(tensor.shape):
         raise ModelError(
             f"tensor {name!r} of shape {tensor.shape} cannot be the image {tensor.image}; sizes must agree"

@@ -20,6 +20,7 @@ from tvm_coexec.frontends.trace import Source
 from .call import Call
 from .operators import CONVERTERS, SECOND_RESULTS
 from .simplifier import SimpleModel, SimpleNode
+from .simplify import no_converter
 from .values import ValueType
 
 
@@ -101,8 +102,8 @@ class _Importer:
     def _by_tvm(self, node: SimpleNode, call: Call) -> Any:
         proto = node.proto
         converter = onnx_frontend._get_convert_map().get(proto.op_type)
-        if converter is None:
-            raise ModelError(f"{node.source} is an operator that cannot be imported; replace it in the model")
+        if converter is None:  # a newer ONNX has operators that are not listed yet
+            raise no_converter(node.source)
         values = self.tvm._parse_attr(proto.attribute)
         values["tvm_custom"] = {"name": proto.name, "num_outputs": len(proto.output)}
         operands = onnx_frontend.onnx_input()

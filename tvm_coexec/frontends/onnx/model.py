@@ -1,42 +1,31 @@
-"""ONNX models that were read: simplified, and imported by TVM's operators."""
+"""ONNX models that were read and simplified: imported by TVM's operators, and traced by the names of their values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import onnx
-import onnx.inliner
 from tvm import relax
 
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.module import Known, Naming, bindings, trace_function
 from tvm_coexec.frontends.trace import Source, Trace
 
-from .attributes import check_attributes
-from .file import all_nodes
 from .importer import import_simple
 from .nodes import known_operation
 from .simplifier import SimpleModel
-from .simplify import simplify
-from .values import source_of
 
 _SMALL = 16
 """Constants of more elements are no bounds, paddings or axes."""
 
 
-def trace_onnx(proto: onnx.ModelProto) -> Trace:
-    """List the operations of a model that :func:`read_onnx` has read, called by the names of its values and nodes.
+def trace_onnx(simple: SimpleModel) -> Trace:
+    """List the operations of a model, called by the names of its values and nodes.
 
     Raises
     ------
     ModelError
         Naming the first node that cannot be built.
     """
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto, convert_version=True)
-        for node in all_nodes(proto.graph.node):
-            check_attributes(node, source_of(node))
-    simple = simplify(proto)
     module, values = import_simple(simple)
     return trace_function(module, _naming(module["main"], simple, values))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import counted as onnx_counted
 from . import elementwise as onnx_elementwise
 from . import indexing as onnx_indexing
 from . import normalisation as onnx_normalisation
@@ -13,10 +12,10 @@ from . import products as onnx_products
 from . import quantised as onnx_quantised
 from . import recurrent as onnx_recurrent
 from . import resize as onnx_resize
+from . import suppression as onnx_suppression
 from .call import Converter
 
 CONVERTERS: Mapping[str, Converter] = {
-    **onnx_counted.CONVERTERS,
     **onnx_elementwise.CONVERTERS,
     **onnx_indexing.CONVERTERS,
     **onnx_normalisation.CONVERTERS,
@@ -24,6 +23,7 @@ CONVERTERS: Mapping[str, Converter] = {
     **onnx_quantised.CONVERTERS,
     **onnx_recurrent.CONVERTERS,
     **onnx_resize.CONVERTERS,
+    **onnx_suppression.CONVERTERS,
 }
 
 SECOND_RESULTS: Mapping[str, Converter] = {"MaxPool": onnx_pooling.places_of_maxima}

@@ -12,7 +12,7 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import axis_within
 
 from .call import Call, Converter
-from .nodes import window_padding
+from .padding import window_padding
 
 
 def _spread(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -15,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from tvm_coexec.errors import ModelError, in_one_line
 from tvm_coexec.frontends.trace import Source, check_size, claim_name
 
-from .nodes import with_explicit_padding, without_empty_windows
+from .padding import with_explicit_padding, without_empty_windows
 from .values import (
     DOMAINS,
     DTYPES,
@@ -193,6 +194,7 @@ class Simplifier:
                 shape = without_empty_windows(node, self.model.types[node.input[0]].shape, known.shape)
                 known = ValueType(known.dtype, shape)
             self.model.types[name] = known
+        self._check_reshape(node, source)
         for name in filter(None, node.output):
             known = self.model.types[name]
             if 0 in known.shape:  # without elements, it cannot depend on anything
@@ -206,6 +208,13 @@ class Simplifier:
             node.input.extend(kept)
         explicit = with_explicit_padding(node, lambda name: self.model.types[name].shape)
         self.model.nodes.append(SimpleNode(explicit, source, scope.opset))
+
+    def _check_reshape(self, node: NodeProto, source: Source) -> None:
+        """Refuse a reshape to another number of elements, at which ONNX's inference does not look."""
+        if node.op_type == "Reshape":
+            before, after = (self.model.types[name].shape for name in (node.input[0], node.output[0]))
+            if math.prod(before) != math.prod(after):
+                raise RulesError(source, f"shape {list(after)} has other elements than {list(before)}")
 
     def _follow_counts(self, node: NodeProto, source: Source) -> None:
         """Let the result of a node have the count of what it reads, if it makes each row of one row."""

@@ -1,18 +1,10 @@
-"""What formats say of images in the same way: padding by a rule, and blocks of pixels that become channels."""
+"""Blocks of pixels that become channels, and channels that become blocks of pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from tvm import relax
-
-
-def same_padding(
-    sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> list[int]:
-    """Padding along each axis, both ends together, with which there is a window for each stride begun."""
-    windows = zip(sizes, kernel, strides, dilations, strict=True)
-    return [max((-(-size // s) - 1) * s + d * (k - 1) + 1 - size, 0) for size, k, s, d in windows]
 
 
 def depth_to_space(x: relax.Expr, shape: Sequence[int], block: int, *, blocks_last: bool = False) -> relax.Expr:

@@ -16,7 +16,7 @@ import tflite
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.fixed import as_constant, check_values, shapes_of_values
 from tvm_coexec.frontends.trace import Source, check_model_file
-from tvm_coexec.graph import State
+from tvm_coexec.graph import State, check_extents
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -193,6 +193,7 @@ class TfliteFile:
                 )
             if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
                 raise ModelError(f"input {tensor.name!r} is {list(tensor.shape)}; the shape {list(shape)} does not fit")
+            check_extents(tensor.name, shape)
             self.is_resized |= shape != tensor.shape
         for name, value in arrays.items():
             self._fix(self.tensors[inputs[name]], value)

@@ -11,7 +11,8 @@ import tflite
 from tvm import relax
 
 from tvm_coexec.errors import ModelError
-from tvm_coexec.frontends.relax.blocks import depth_to_space, same_padding, space_to_depth
+from tvm_coexec.frontends.relax.blocks import depth_to_space, space_to_depth
+from tvm_coexec.frontends.windows import same_padding
 
 from .elementwise import activated
 from .importer import Conversion

@@ -21,6 +21,7 @@ from tvm_coexec.frontends.relax.opaque import computed
 from tvm_coexec.frontends.trace import Source, axis_within, check_size
 
 from .file import TYPES_OF_ARRAYS, FileOperator, FileTensor, TfliteFile
+from .refused import check_operators
 
 CHANNELS_FIRST = (0, 3, 1, 2)
 """The file's axes of an image in the order that layers expect."""
@@ -112,6 +113,7 @@ class Importer:
         if number in self.within:
             raise ModelError(f"graph {number} of the file runs itself, which no module can; convert the model again")
         inner = Importer(self.file.inner(number), self.converters)
+        check_operators(inner.file.operators, inner.file.tensors)
         inner.within = self.within | {number}
         inner.builder, inner.is_resized = self.builder, self.is_resized
         inner.names, inner.sources, inner.wholes = self.names, self.sources, self.wholes

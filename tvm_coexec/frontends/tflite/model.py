@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.relax.module import Naming, bindings, trace_function
 from tvm_coexec.frontends.trace import Source, Trace, claim_name
 
@@ -36,8 +35,6 @@ _CONVERTERS = {
     **{code: Converter(write, "file") for code, write in tflite_spectra.CONVERTERS.items()},
 }
 
-_KNOWN_CUSTOM = (*tflite_custom.ON_IMAGES, *tflite_custom.ON_LANDMARKS, "TFLite_Detection_PostProcess")
-
 
 def trace_tflite(file: TfliteFile) -> Trace:
     """List the operations of a TFLite file.
@@ -47,7 +44,6 @@ def trace_tflite(file: TfliteFile) -> Trace:
     ModelError
         No layer can compute what is in it.
     """
-    _check_operators(file)
     _warn_of_open_shapes(file)
     imported = import_file(file, _converter)
     return replace(trace_function(imported.module, _naming(imported)), states=file.states, fixed=file.fixed)
@@ -62,23 +58,9 @@ def _warn_of_open_shapes(file: TfliteFile) -> None:
         warnings.warn(f"inputs have dimensions that the model leaves open: built is for {options}", stacklevel=2)
 
 
-def _check_operators(file: TfliteFile) -> None:
-    """Refuse all operators at once that are not TFLite's own and that nothing here knows."""
-    foreign = [operator for operator in file.operators if operator.is_custom and operator.code not in _KNOWN_CUSTOM]
-    if foreign:
-        sources = {operator.code: str(operator.source) for operator in reversed(foreign)}
-        raise ModelError(
-            f"{', '.join(reversed(sources.values()))}: no operators of TFLite's own; known are "
-            f"{', '.join(_KNOWN_CUSTOM)}, so cut the model before the others or replace them"
-        )
-
-
 def _converter(file: TfliteFile, operator: FileOperator) -> Converter:
     numbers = [file.tensors[index].stored_dtype for index in (*operator.inputs, *operator.outputs) if index >= 0]
-    if "complex64" in numbers and operator.code not in tflite_spectra.CONVERTERS:
-        if operator.code not in tflite_spectra.ON_PAIRS:
-            known = ", ".join(sorted((*tflite_spectra.CONVERTERS, *tflite_spectra.ON_PAIRS)))
-            raise ModelError(f"{operator.source} is given complex numbers, which only {known} can be; replace it")
+    if "complex64" in numbers and operator.code in tflite_spectra.ON_PAIRS:
         return Converter(tflite_spectra.ON_PAIRS[operator.code], "file")
     return _CONVERTERS.get(operator.code, Converter(by_tvm, "file"))
 

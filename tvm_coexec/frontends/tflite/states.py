@@ -14,6 +14,7 @@ from tvm_coexec.frontends.trace import claim_name
 from tvm_coexec.graph import State
 
 from .file import FileOperator, TfliteFile
+from .refused import check_operators
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -39,6 +40,7 @@ def read_tflite(
         name = file.tensors[index].name
         if (state := file.states.get(name)) is not None:
             file.states[name] = replace(state, initial=_in_shape(file.input_shapes[index], name, state.initial))
+    check_operators(file.operators, file.tensors)
     return file
 
 

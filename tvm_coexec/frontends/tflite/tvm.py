@@ -14,27 +14,10 @@ from tvm_coexec.errors import ModelError
 
 from .importer import Conversion, Importer
 
-_CONTROL_FLOW = ("CALL", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "WHILE")
-_STATEFUL = ("ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE", "READ_VARIABLE", "SVDF", "VAR_HANDLE")
-
 
 def by_tvm(step: Conversion) -> relax.Expr | list[relax.Expr]:
-    """What TVM makes of an operator.
-
-    Raises
-    ------
-    ModelError
-        TVM knows no such operator, or it is none of tensors alone.
-    """
-    code = step.operator.code
-    if code in _CONTROL_FLOW:
-        raise ModelError(f"{step.source} is control flow, which no module can hold; convert the model without it")
-    if code in _STATEFUL:
-        raise ModelError(f"{step.source} keeps a state from one run to the next; pass it as an input and an output")
-    known = _TensorsOfImporter(step.importer).convert_map
-    if code not in known:
-        raise ModelError(f"{step.source} is an operator that TVM cannot import; replace it in the model")
-    result = known[code](op=step.operator.native)
+    """What TVM makes of an operator."""
+    result = _TensorsOfImporter(step.importer).convert_map[step.operator.code](op=step.operator.native)
     if len(step.operator.outputs) == 1:
         return result
     whole = step.importer.builder.emit(result)
