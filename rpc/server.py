@@ -14,9 +14,12 @@ from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from tvm_coexec.cli import one_line
 from tvm_coexec.cli.options import add_core_options, add_device_option
+from tvm_coexec.cli.streams import usable_streams
 from tvm_coexec.errors import CoexecError, MeasurementError
 from tvm_coexec.opencl.choice import DeviceChoice
+from tvm_coexec.processes import search_path
 
 from .lease import TrackerAddress, TrackerConnection
 from .remote import register
@@ -24,7 +27,7 @@ from .serving import start_serving
 from .tracker import LOOPBACK, device_key, parse_tracker
 
 if TYPE_CHECKING:
-    from tvm.support.popen_pool import PopenWorker
+    from .workers import Worker
 
 POLL_S = 0.2
 """How often to see that the processes that were started still run."""
@@ -103,10 +106,10 @@ class DeviceServer:
         self._worker.kill()
         self._folder.cleanup()
 
-    def _start(self) -> PopenWorker:
-        from tvm.support.popen_pool import PopenWorker
+    def _start(self) -> Worker:
+        from .workers import Worker
 
-        worker = PopenWorker()
+        worker = Worker()
         tracker = TrackerAddress(self._tracker.host, self._tracker.port)  # what else this one holds stays here
         arguments = [tracker, self._key, self._prepare, self._host, _PORTS, self._folder.name, os.getpid()]
         worker.send(start_serving, arguments)
@@ -143,6 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--host", default=LOOPBACK, help="address to listen on; whoever reaches it can run any code as this user"
     )
     options = parser.parse_args(arguments)
+    with usable_streams():
+        return _offer(options)
+
+
+def _offer(options: argparse.Namespace) -> int:
     stop = stop_on_signals()
     use_few_resources()
     key = options.key or device_key(options.device)
@@ -154,15 +162,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         server = DeviceServer(tracker, key, functools.partial(register, choice), host=options.host)
         try:
             server.wait_until_registered(stop)
-            print(f"offering {key} at the tracker {tracker}", flush=True)
+            _tell(f"offering {key} at the tracker {tracker}")
             server.serve(stop)
         finally:
             server.close()
     except (CoexecError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
 
+def _tell(line: str) -> None:
+    """Print a line; a log on a full disk, or that nobody reads any more, ends no server."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python tries again at the end, and complains
+
+
 if __name__ == "__main__":
+    sys.path[:] = search_path()
     sys.exit(main())

@@ -120,8 +120,10 @@ class _Serving:
                 left_s = _PARENT_POLL_S if ends is None else min(_PARENT_POLL_S, max(ends - time.monotonic(), 0.0))
                 self._door.admit(None, left_s, also=[process.sentinel])
             if process.is_alive():
+                is_over = ends is not None and time.monotonic() >= ends
                 _kill_tree(process)
-                _say_that_time_is_over(client)
+                if is_over:  # else the server is ended, and the session breaks off
+                    _say_that_time_is_over(client)
             process.join()
 
     def _run_session(self, connection: socket.socket, folder: str, server: int) -> None:
@@ -143,7 +145,7 @@ def answer(connection: socket.socket) -> None:
     try:
         _ffi_api.ServerLoop(connection.fileno())
     except RuntimeError as error:  # of the connection: what a function raises goes to the client
-        print(f"tvm-coexec: a session broke off: {last_line(error)}", file=sys.stderr, flush=True)
+        _tell(f"a session broke off: {last_line(error)}")
 
 
 def end_with(parent: int) -> None:
@@ -173,5 +175,10 @@ def _say_that_time_is_over(client: Client) -> None:
 
 
 def _end_process(failure: threading.ExceptHookArgs) -> None:
-    print(f"tvm-coexec: {failure.exc_value}; the device's server starts anew", file=sys.stderr, flush=True)
+    _tell(f"{failure.exc_value}; the device's server starts anew")
     os._exit(1)
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # a log on a full disk ends no server
+        print(f"tvm-coexec: {line}", file=sys.stderr, flush=True)

@@ -6,12 +6,12 @@ import contextlib
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from tvm_coexec.errors import DeviceError, InputError, MeasurementError
 from tvm_coexec.opencl.choice import DeviceChoice
+from tvm_coexec.processes import python
 
 from .lease import TrackerAddress
 
@@ -63,7 +63,7 @@ def local_tracker(choice: DeviceChoice | None) -> Iterator[TrackerAddress]:
         This machine has no such device, or not such cores.
     """
     helper = subprocess.Popen(
-        [sys.executable, "-m", "tvm_coexec.rpc.local"],
+        python("tvm_coexec.rpc.local"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -18,6 +18,7 @@ import threading
 from contextlib import suppress
 
 from tvm_coexec.errors import MeasurementError
+from tvm_coexec.processes import python
 
 from .tracker import LOOPBACK
 
@@ -47,7 +48,7 @@ class TrackerProcess:
 
     def _start(self, ports: list[int]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            python(__name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # it warns of every server that vanishes

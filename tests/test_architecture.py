@@ -15,8 +15,8 @@ FOLDERS = {
     "tvm_coexec.schedules": ROOT / "schedules",
 }
 
-BASIS = {"cache", "errors", "files", "layers", "version"}
-"""What every room may use: the vocabulary, one way to fail, one way to write files, one to keep them."""
+BASIS = {"cache", "errors", "files", "layers", "processes", "version"}
+"""What every room may use: the vocabulary, and one way each to fail, to write files, to keep them, to start Python."""
 
 MAY_IMPORT = {
     "layers": set(),
@@ -73,7 +73,7 @@ ONLY = {
         "compiler.toolchain",
     },  # the C runtime is built for a device and sent there
     ("rpc", "verification"): {"verification.checking"},  # of what a device without our code computes
-    ("rpc", "cli"): {"cli.options"},  # a device server is a program of its own
+    ("rpc", "cli"): {"cli", "cli.options", "cli.streams"},  # a device server is a program of its own
     ("compiler", "runtime"): {"runtime.library"},  # C sources that are linked
     ("verification", "compiler"): {"compiler.target", "compiler.packaging"},
 }

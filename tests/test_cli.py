@@ -135,36 +135,6 @@ raise SystemExit(cli.main(["devices"]))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks into the folder")
-def test_files_where_a_user_stands_are_not_taken_for_modules(tmp_path: Path) -> None:
-    code = """
-import os, sys
-from tvm_coexec import cli
-from tvm_coexec.cli import devices
-from tvm_coexec.opencl.apart import check_apart
-from tvm_coexec.opencl.choice import DeviceChoice
-from tvm_coexec.rpc.tracker import local_tracker
-
-def run(**_):
-    check_apart(DeviceChoice())
-    with local_tracker(DeviceChoice()):
-        return 0
-
-before, devices.run = dict(os.environ), run
-status = cli.main(["devices"])
-sys.exit(status or os.environ != before)
-"""
-    for name in ("code", "here"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "code" / "code_of_command.py").write_text(code)
-    for name in ("json", "queue", "secrets", "subprocess", "tvm"):
-        (tmp_path / "here" / f"{name}.py").write_text("raise RuntimeError")
-    command = [sys.executable, tmp_path / "code" / "code_of_command.py"]
-    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 @pytest.mark.parametrize(
     "command", [["build", "m.onnx"], ["plan", "m.onnx", "--profile", "p"], ["run", "m.coexec"]], ids=lambda c: c[0]
 )

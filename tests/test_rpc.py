@@ -217,6 +217,27 @@ def test_a_server_that_is_killed_takes_its_sessions_along_and_comes_back(tracker
         assert session.facts()["pid"] != process.pid
 
 
+def test_a_server_that_is_ended_in_a_session_is_told_of_as_that(tracker: TrackerAddress) -> None:
+    script = (
+        "import sys\n"
+        "from pretended_device import prepare_pretended_device\n"
+        "from tvm_coexec.rpc.server import DeviceServer\n"
+        "from tvm_coexec.rpc.tracker import parse_tracker\n"
+        "server = DeviceServer(parse_tracker(sys.argv[1]), 'ended', prepare_pretended_device)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tracker)]
+    with (
+        subprocess.Popen(command, cwd=Path(__file__).parent, stdin=-1) as server,
+        Session(tracker, "ended", request_timeout_s=60.0) as session,
+    ):
+        session.measure(orders("work"), POINTS)
+        hanging = in_thread(lambda: session.measure(orders("hang"), POINTS))
+        server.kill()
+        with pytest.raises(SessionLostError, match=r"was ended by its server .*, or its server was stopped"):
+            hanging.result(20.0)
+
+
 def test_strangers_at_the_server_s_port_end_no_session(tracker: TrackerAddress) -> None:
     with Session(tracker, KEY) as session:
         server = psutil.Process(session.facts()["pid"]).parent()
@@ -318,6 +339,15 @@ def test_the_server_s_command_offers_a_device_until_it_is_told_to_end(tracker: T
         server.terminate()
         assert server.wait(10.0) == 0
     assert started and not psutil.wait_procs(started, timeout=5.0)[1]
+
+
+def test_a_log_on_a_full_disk_ends_no_server(tracker: TrackerAddress) -> None:
+    command = [sys.executable, "-m", "tvm_coexec.rpc.server", "--tracker", str(tracker), "--key", "full"]
+    with Path("/dev/full").open("w") as full, subprocess.Popen(command, stdout=full, stderr=full) as server:
+        with Session(tracker, "full", request_timeout_s=60.0) as session, pytest.raises(RefusedError):
+            session.measure(b"nonsense", POINTS)
+        server.terminate()
+        assert server.wait(10.0) == 0
 
 
 def test_the_server_s_command_names_a_tracker_that_is_not_there(

@@ -2,6 +2,10 @@
 
 import sys
 
-from .cli import main
+from .processes import search_path
+
+sys.path[:] = search_path()
+
+from .cli import main  # noqa: E402 - what it imports is looked for there
 
 sys.exit(main())

@@ -15,9 +15,7 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from tvm_coexec.errors import CoexecError
@@ -47,8 +45,6 @@ _OUTPUT = 1
 _NO_TEMPORARY_FOLDER = "No usable temporary directory"
 """How Python's complaint begins, where there is none or the disk is full."""
 
-_SAFE_PATH = "PYTHONSAFEPATH"
-
 _EXAMPLES = """\
 examples:
   tvm-coexec doctor              check that everything works on this machine
@@ -75,7 +71,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a layer's name may have what the terminal cannot show
     try:
-        with ended_by_signals(), _imports_as_here():
+        with ended_by_signals():
             values = vars(_parser().parse_args(argv))
             command = _module(values.pop("command"))
             status = int(command.run(**values))
@@ -91,23 +87,6 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("tvm-coexec: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-
-
-@contextmanager
-def _imports_as_here() -> Iterator[None]:
-    """Keep the folder that a user stands in from what ``python -m`` imports: a ``queue.py`` there is not Python's.
-
-    Python knows the variable from version 3.11 on.
-    """
-    before = os.environ.get(_SAFE_PATH)
-    with suppress(OSError):  # the folder may be gone
-        if not {"", str(Path.cwd())} & set(sys.path):
-            os.environ.setdefault(_SAFE_PATH, "1")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(_SAFE_PATH, None)
 
 
 def one_line(error: Exception) -> str:

@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 from tvm_coexec.errors import ToolchainError
+from tvm_coexec.processes import python
 from tvm_coexec.runtime.library import SOURCE_FOLDER
 
 from .kernels import Kernel
@@ -144,4 +144,4 @@ def _zig(triple: str) -> tuple[str, ...] | None:
     """zig's C compiler, from the package ziglang; it links against a C library that most boards have."""
     if importlib.util.find_spec("ziglang") is None:
         return None
-    return (sys.executable, "-m", "ziglang", "cc", "-target", f"{triple}.{_ZIG_LIBC}")
+    return tuple(python("ziglang", "cc", "-target", f"{triple}.{_ZIG_LIBC}"))

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tvm_coexec.errors import CoexecError, DeviceError, last_line
+from tvm_coexec.processes import python
 
 from .choice import DeviceChoice
 
@@ -23,7 +24,7 @@ def check_apart(choice: DeviceChoice) -> dict[str, Any]:
         The device is missing or ambiguous, or lacks what is asked of it; or the process ended before it could tell.
     """
     asked = subprocess.run(
-        [sys.executable, "-m", __name__],
+        python(__name__),
         input=json.dumps(asdict(choice)),
         capture_output=True,
         text=True,

@@ -56,9 +56,9 @@ class ModulesAhead:
 
     def __enter__(self) -> ModulesAhead:
         if self._cores:
-            from tvm.support.popen_pool import PopenPoolExecutor
+            from tvm_coexec.rpc.workers import WorkerPool
 
-            self._pool = PopenPoolExecutor(
+            self._pool = WorkerPool(
                 len(self._cores), _MODULE_S, initializer=os.sched_setaffinity, initargs=(0, self._cores)
             )
         return self
