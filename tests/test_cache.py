@@ -1,6 +1,7 @@
 """What is kept on disk: damage is noticed, old entries make room, processes share it, and it may be missing."""
 
 import os
+import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tvm_coexec import cache as cache_module
 from tvm_coexec.cache import Cache
+from tvm_coexec.files import whole_file
 
 
 def only_file(folder: Path) -> Path:
@@ -55,7 +57,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
         os.utime(filling._path(str(number)), (number, number))
     assert filling.get("0") == bytes(1000), "which counts as a use"
     (tmp_path / "ab").mkdir(exist_ok=True)
-    left_over = tmp_path / "ab" / ".0.partial"
+    left_over = tmp_path / "ab" / ".0123456789abcdef.partial"
     left_over.touch()
     os.utime(left_over, (0, 0))
     small = Cache(tmp_path, 6000)
@@ -63,6 +65,29 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     kept = [number for number in range(10) if small._path(str(number)).exists()]
     assert kept == [0, 8, 9] and small.get("new") == bytes(1000)
     assert not left_over.exists()
+
+
+def test_what_was_kept_while_a_clock_was_wrong_makes_room_first(tmp_path: Path) -> None:
+    cache, years_s = Cache(tmp_path, 1 << 20), 1e8
+    for name in ("never used again", "used"):
+        cache.put(name, bytes(1000))
+        os.utime(cache._path(name), (time.time() + years_s, time.time() + years_s))
+    assert cache.get("used") == bytes(1000)
+    small = Cache(tmp_path, 3000)
+    small.put("new", bytes(1000))
+    assert [small.get(name) is None for name in ("never used again", "used", "new")] == [True, False, False]
+
+
+def test_what_another_process_is_writing_is_not_removed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 1 << 20)
+    cache.put("kept", b"content")
+    (tmp_path / "ab").mkdir(exist_ok=True)
+    with whole_file(tmp_path / "ab" / "entry") as file:
+        file.write(b"half")
+        for partial in (tmp_path / "ab").iterdir():
+            os.utime(partial, (0, 0))
+        cache._evict()
+    assert (tmp_path / "ab" / "entry").read_bytes() == b"half"
 
 
 def test_a_process_keeps_the_bound_too(tmp_path: Path) -> None:

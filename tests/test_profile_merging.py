@@ -56,6 +56,22 @@ def test_devices_that_began_at_once_keep_runs_of_their_own(tmp_path: Path, monke
         assert [run.samples for run in merged.runs()] == [1, 1]
 
 
+def test_a_clock_that_was_set_back_makes_no_later_run_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Profile.create(tmp_path / "a", FACTS).close()
+    for hour, driver in ((12, "0.9"), (7, "1.0")):
+        monkeypatch.setattr(store, "now", lambda hour=hour: f"2026-11-30T{hour:02}:00:00.000+00:00")
+        with Profile.open(tmp_path / "a", {**FACTS, "driver_version": driver}) as a:
+            a.add_samples(samples_of(CANDIDATE, [times(CPU_ALONE)]))
+    merge(tmp_path / "all", [tmp_path / "a"])
+    with Profile.open(tmp_path / "all") as merged:
+        assert [(run.facts["driver_version"], run.is_current) for run in merged.runs()] == [
+            ("0.9", False),
+            ("1.0", True),
+        ]
+
+
 def test_profiles_of_other_devices_are_not_merged(tmp_path: Path) -> None:
     Profile.create(tmp_path / "a", FACTS).close()
     Profile.create(tmp_path / "b", {**FACTS, "cpu_model": "another"}).close()

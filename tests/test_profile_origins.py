@@ -60,10 +60,11 @@ def test_another_compiler_is_another_origin(tmp_path: Path) -> None:
         assert list(profile.samples()) == []
 
 
-def test_what_failed_is_tried_again_after_a_while(tmp_path: Path) -> None:
+@pytest.mark.parametrize("year", [2020, 2999], ids=["long ago", "while a clock was wrong"])
+def test_what_failed_is_tried_again_after_a_while(year: int, tmp_path: Path) -> None:
     with Profile.create(tmp_path / "p", FACTS) as profile:
         profile.add_failure(CANDIDATE, "the kernel hangs")
-    execute(tmp_path / "p", "UPDATE failures SET failed = '2020-01-01T00:00:00.000+00:00'")
+    execute(tmp_path / "p", f"UPDATE failures SET failed = '{year}-01-01T00:00:00.000+00:00'")
     with Profile.open(tmp_path / "p") as profile:
         assert profile.failure(CANDIDATE) is None and not profile.failed_variants()
 

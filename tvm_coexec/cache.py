@@ -15,7 +15,7 @@ from pathlib import Path
 
 import platformdirs
 
-from tvm_coexec.files import open_file, whole_file
+from tvm_coexec.files import open_file, remove_unless_held, whole_file
 
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 _SHARE_BETWEEN_EVICTIONS = 0.01
@@ -27,7 +27,7 @@ _ROOT = 0
 """The user who may read and write all anyway."""
 
 _FRESH_S = 3600.0
-"""An entry that was used so recently is not marked as used again; a file that is being written is no older."""
+"""An entry that was used so recently is not marked as used again."""
 
 
 def user_cache(room: str, most_bytes: int) -> Cache:
@@ -79,7 +79,7 @@ class Cache:
                 if os.fstat(file.fileno()).st_uid not in (os.geteuid(), _ROOT):
                     return None  # what is kept is run as code, and a folder may let others write
                 checksum, content = file.read(_CHECKSUM_BYTES), file.read()
-            if time.time() - path.stat().st_mtime > _FRESH_S:
+            if abs(time.time() - path.stat().st_mtime) > _FRESH_S:
                 os.utime(path)  # the age by which entries are evicted
         except FileNotFoundError:
             return None
@@ -113,13 +113,16 @@ class Cache:
 
     def _evict(self) -> None:
         """Delete what was not used for longest, if there is too much, and what was never finished."""
-        found = sorted(self._files())
+        now = time.time() + _FRESH_S
+        # what bears a later time was kept while a clock was wrong, and would outlast all else
+        found = sorted((used_at if used_at < now else -math.inf, size, path) for used_at, size, path in self._files())
         too_many_bytes = sum(size for _, size, _ in found) - self.most_bytes
         if too_many_bytes > 0:
             too_many_bytes += int((1 - _KEPT_SHARE) * self.most_bytes)
-        for used_at, size, path in found:
-            is_left_over = path.suffix == ".partial" and time.time() - used_at > _FRESH_S
-            if too_many_bytes > 0 or is_left_over:
+        for _, size, path in found:
+            if path.suffix == ".partial":
+                remove_unless_held(path)
+            elif too_many_bytes > 0:
                 with suppress(OSError):  # another process may have deleted it
                     path.unlink()
                     too_many_bytes -= size

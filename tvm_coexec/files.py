@@ -103,15 +103,17 @@ def _partial_in(folder: Path) -> Path:
     with suppress(OSError):
         for entry in folder.iterdir():
             if _PARTIAL.fullmatch(entry.name):
-                _remove_unless_held(entry)
+                remove_unless_held(entry)
     return folder / f".{secrets.token_hex(8)}.partial"
 
 
-def _remove_unless_held(partial: Path) -> None:
+def remove_unless_held(partial: Path) -> None:
+    """Remove what a process that was killed has not written to the end; whoever still writes holds a lock of it."""
     with suppress(OSError):
         descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
         try:
-            if time.time() - os.fstat(descriptor).st_mtime < _OLD_S or not _lock(descriptor):
+            age_s = abs(time.time() - os.fstat(descriptor).st_mtime)  # a clock that was set back has seen no future
+            if age_s < _OLD_S or not _lock(descriptor):
                 return
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
         finally:

@@ -56,7 +56,10 @@ def merge(out: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]
             if not facts or started > latest:
                 latest, facts, planning = started, one.facts, one.planning
         with closing(_connect(path)) as database:
-            runs += [(began, number, run) for run, began in database.execute("SELECT id, started FROM runs")]
+            so_far = ""
+            for run, began in database.execute("SELECT id, started FROM runs ORDER BY id"):
+                so_far = max(so_far, began)  # a clock that was set back puts no run before those that were first
+                runs.append((so_far, number, run))
     with whole_folder(out) as folder, Profile.create(folder, facts) as made:
         _copy_runs(folder, paths, sorted(runs))
         made.describe(families=sorted(families), planning=planning)

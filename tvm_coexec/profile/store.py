@@ -264,8 +264,10 @@ class SampleStore:
 
     def _stands(self) -> str:
         """Write the condition in SQL that a failure still counts."""
-        since = (datetime.now(timezone.utc) - _FAILURES_LAST).isoformat(timespec="milliseconds")
-        return f"{self._is_current()} AND failed >= '{since}'"
+        today = datetime.now(timezone.utc)
+        # of a time to come are those from before a clock was set back
+        least, most = (_written(today + shift) for shift in (-_FAILURES_LAST, _FAILURES_LAST))
+        return f"{self._is_current()} AND failed BETWEEN '{least}' AND '{most}'"
 
     def add_trial_runs(self, trial_runs: Iterable[TrialRun]) -> None:
         """Store trial runs, all or none."""
@@ -358,4 +360,8 @@ def _compiler(facts: Mapping[str, Any]) -> str | None:
 
 def now() -> str:
     """Tell the time of day as ISO 8601, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return _written(datetime.now(timezone.utc))
+
+
+def _written(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds")
