@@ -100,7 +100,8 @@ def _show(
     results = module(**arrays)
     named = results if isinstance(results, Mapping) else {module.manifest.outputs[0]: results}
     for name, array in named.items():
-        print(f"{readable(name)}: {array.dtype} {array.shape}, from {array.min():.6g} to {array.max():.6g}")
+        span = f"from {array.min():.6g} to {array.max():.6g}" if array.size else "without elements"
+        print(f"{readable(name)}: {array.dtype} {array.shape}, {span}")
     if out is not None:
         _save(out, named)
     if benchmark:

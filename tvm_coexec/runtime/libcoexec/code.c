@@ -60,7 +60,7 @@ static void* load_from_folder(const module_file* file, const char* folder, char*
 }
 
 static coexec_status load_library(coexec_module* m) {
-  char path[4096], reason[512];
+  char path[4096];
   struct statvfs about;
   const char* folder = m->device->cache_folder ? m->device->cache_folder : getenv("TMPDIR");
   if (!folder) folder = "/tmp";
@@ -69,12 +69,14 @@ static coexec_status load_library(coexec_module* m) {
   if (m->code) return COEXEC_OK;
   m->code = load_from_folder(&m->file, folder, path, sizeof path);
   if (m->code) return COEXEC_OK;
-  const char* said = dlerror();
-  snprintf(reason, sizeof reason, "%s", said ? said : strerror(errno));
+  const char *said = dlerror(), *reason = strerror(errno);
   if (!statvfs(folder, &about) && about.f_flag & ST_NOEXEC)
     return fail(COEXEC_NO_DEVICE, "no code may be run in %s, where the module's is put while it is used; let TMPDIR name "
                 "another folder", folder);
-  return fail(COEXEC_BAD_FILE, "the module's CPU code cannot be loaded (%s); build the module for this machine", reason);
+  if (!said)
+    return fail(COEXEC_NO_DEVICE, "the module's CPU code cannot be put into %s (%s); free some space there, or let TMPDIR "
+                "name another folder", folder, reason);
+  return fail(COEXEC_BAD_FILE, "the module's CPU code cannot be loaded (%s); build the module for this machine", said);
 }
 
 static coexec_status find_function(const coexec_module* m, const char* symbol, void* function) {
