@@ -9,21 +9,34 @@ may read different packings of its parameters, so an operand's name says how it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 
+import numpy as np
+
 from tvm_coexec.errors import ModelError
-from tvm_coexec.layers import KERNEL_TYPES, Layer
+from tvm_coexec.layers import KERNEL_TYPES, Layer, Variant
 
 from . import attention, conv2d, gpu_products, images
+from .packing import Stored
 
-__all__ = ["attention", "check_has_kernels", "conv2d", "family", "gpu_products", "images"]
+__all__ = ["attention", "check_has_kernels", "conv2d", "family", "gpu_products", "images", "store"]
 
 
 def family(layer: Layer) -> ModuleType:
     """The module that knows how to compute a layer."""
     check_has_kernels(layer, f"a layer {layer.op}")
     return import_module(layer.kernels)
+
+
+def store(layer: Layer, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, Stored]:
+    """Pack a half's constants for a module's file: as its kernels read them, unless the family has smaller ones."""
+    module = family(layer)
+    if hasattr(module, "store"):
+        smaller: dict[str, Stored] = module.store(layer, params, variant)
+        return smaller
+    return {role: Stored(array) for role, array in module.pack(layer, params, variant).items()}
 
 
 def check_has_kernels(layer: Layer, name: str) -> None:

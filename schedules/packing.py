@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from tvm_coexec.layers import TILE, Layer, channel_constants, tile_count
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A constant as a module's file holds it; for ``winograd`` see ``module.tensors.ConstantSpec``."""
+
+    array: np.ndarray
+    winograd: int = 0
 
 
 def in_tiles(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Winograd's convolution for 3×3 kernels of stride 1 takes fewer products, of transformed tiles.
 
 F(4×4, 3×3) needs a quarter of the direct form's products, F(2×2, 3×3) 4/9. Their results differ from exact ones by
-some 1e-5 and 3e-7 of the largest output. Weights are ``[tiles, points², in, 32]``, transformed when they are packed.
+some 1e-5 and 3e-7 of the largest output. Weights are ``[tiles, points², in, 32]``, transformed when they are packed; a
+module's file holds the kernels themselves, of which the runtime makes them.
 """
 
 from __future__ import annotations
@@ -54,7 +55,15 @@ def weights_name(variant: Variant) -> str:
 
 def pack_weights(layer: Conv2d, weights: np.ndarray, variant: Variant) -> np.ndarray:
     """Pack weights ``[out, in, 3, 3]`` as the kernels read them."""
-    factors = transform_weights(weights, variant["m"])
+    return _in_tiles(transform_weights(weights, variant["m"]))
+
+
+def pack_kernels(weights: np.ndarray) -> np.ndarray:
+    """Pack weights ``[out, in, 3, 3]`` for a file, as what the kernels read is made of them: ``[tiles, 9, in, 32]``."""
+    return _in_tiles(weights.reshape(*weights.shape[:2], -1))
+
+
+def _in_tiles(factors: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(in_tiles(factors.T).transpose(2, 0, 1, 3))
 
 

@@ -1,5 +1,6 @@
 """Modules of one layer, and chains of linear layers, for tests of what runs them."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,9 @@ from tvm_coexec.compiler.packaging import Choice, package
 from tvm_coexec.compiler.probes import single_layer
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.graph import Graph, Node, Tensor
-from tvm_coexec.layers import AnyLayer, Hardware, Linear
+from tvm_coexec.layers import TILE, AnyLayer, Hardware, Linear
 from tvm_coexec.module.package import Package
-from tvm_coexec.module.tensors import ConstantSpec
+from tvm_coexec.module.tensors import TAPS, ConstantSpec
 from tvm_coexec.runtime.device import Device
 from tvm_coexec.verification.reference import evaluate
 
@@ -37,11 +38,24 @@ def with_cut_waits(built: Package) -> Package:
 
 def with_constants(built: Package, **constants: np.ndarray) -> Package:
     """The package with constants that nothing reads."""
-    specs = tuple(ConstantSpec("nothing", role, array.shape, str(array.dtype)) for role, array in constants.items())
-    manifest = replace(built.manifest, constants=(*built.manifest.constants, *specs))
-    return replace(
-        built, manifest=manifest, constants={**built.constants, **{spec.source: constants[spec.role] for spec in specs}}
+    return with_stored(
+        built, {ConstantSpec("nothing", role, one.shape, str(one.dtype)): one for role, one in constants.items()}
     )
+
+
+def with_stored(built: Package, constants: Mapping[ConstantSpec, np.ndarray]) -> Package:
+    """The package with further constants, of which its file says whatever it is to say."""
+    manifest = replace(built.manifest, constants=(*built.manifest.constants, *constants))
+    return replace(
+        built, manifest=manifest, constants={**built.constants, **{spec.source: one for spec, one in constants.items()}}
+    )
+
+
+def with_kernels(built: Package, tiles: int = 2, in_channels: int = 4) -> Package:
+    """The package with 3×3 kernels, of which weights of Winograd's are made that nothing reads."""
+    shape = (tiles, TAPS, in_channels, TILE)
+    kernels = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return with_stored(built, {ConstantSpec("nothing", f"kernels{m}", shape, winograd=m): kernels for m in (2, 4)})
 
 
 def chain(device: Device, depth: int, m: int, width: int) -> tuple[Package, list[Node]]:

@@ -242,7 +242,7 @@ def test_a_file_of_the_other_byte_order_is_refused_though_every_checksum_is_righ
     path.write_bytes(header + struct.pack(">I", zlib.crc32(header)) + table + content[end:])
     assert checksum.size + len(header) + len(table) == end
     assert cli.main(["run", str(path), "--device", device.info.alias]) == 1
-    told = f"{path} has format version 50331648, this release reads 3; build it again"
+    told = f"{path} has format version 67108864, this release reads 4; build it again"
     assert capsys.readouterr().err == f"tvm-coexec: error: {told}\n"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_modules import chain, with_constants
+from small_modules import chain, with_constants, with_kernels
 
 from tvm_coexec.compiler import packaging
 from tvm_coexec.compiler.toolchain import c_compiler
@@ -37,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("races")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(packaging, "chains_kernels", lambda device: False)
-        package = with_constants(chain(open_device(), DEPTH, ROWS, WIDTH)[0], many=np.ones(MANY_BYTES, np.uint8))
+        built = with_kernels(chain(open_device(), DEPTH, ROWS, WIDTH)[0], tiles=30, in_channels=100)
+        package = with_constants(built, many=np.ones(MANY_BYTES, np.uint8))
     symbols = {launch.function for step in package.manifest.steps if step.cpu for launch in step.cpu.launches}
     symbols_option = "-DSYMBOLS=" + " ".join(f"F({symbol})" for symbol in sorted(symbols))
     shared = ("-fsanitize=thread", "-fPIC", "-shared")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from small_modules import chain
+from small_modules import chain, with_kernels
 
 from tvm_coexec.runtime.device import open_device
 from tvm_coexec.runtime.library import SOURCE_FOLDER
@@ -45,7 +45,7 @@ def main() -> int:
         folder = Path(name)
         module, corpus = folder / "corpus" / "module", folder / "corpus"
         corpus.mkdir()
-        chain(open_device(), 2, 5, 64)[0].write(module)
+        with_kernels(chain(open_device(), 2, 5, 64)[0]).write(module)
         damages = build("cc", folder / "damages", "-fsanitize=address,undefined")
         subprocess.run([damages, module, folder / "raced", str(RANDOM_DAMAGES)], check=True)
         compiler = next((one for one in COMPILERS if shutil.which(one)), None)

@@ -29,7 +29,8 @@ def _undamaged() -> tuple[bytes, np.ndarray]:
     """A module's file, and what it computes."""
     builder = OnnxBuilder(x=INPUT.shape)
     convolved = builder.add("Relu", builder.add("Conv", "x", builder.weights(40, 3, 3, 3)))
-    model = builder.model(linear(builder, builder.add("Flatten", convolved), 1440, 10))
+    wide = builder.add("Conv", convolved, builder.weights(40, 40, 3, 3))  # by Winograd's weights, which are made
+    model = builder.model(linear(builder, builder.add("Flatten", wide), 640, 10))
     module = tvm_coexec.build(model, device=_device(), split=0.5)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "module.coexec"

@@ -27,6 +27,7 @@ from tvm_coexec.module.package import Package
 from tvm_coexec.module.tensors import ConstantSpec, Source, TensorSpec
 from tvm_coexec.planning.synchronisations import synchronisations
 from tvm_coexec.schedules.halo import Halo
+from tvm_coexec.schedules.packing import Stored
 
 from .buffers import assign_buffers, halos_to_clear
 from .entry_points import add_steps, chains_kernels
@@ -67,7 +68,7 @@ def package(
     progress
         Wraps the iteration over the nodes, as ``tqdm`` does.
     """
-    constants: dict[Source, np.ndarray] = {}
+    stored: dict[Source, Stored] = {}
     layouts = image_layouts(graph)
     tensors = {name: _tensor_spec(tensor, layouts.get(name), graph) for name, tensor in graph.tensors.items()}
     nodes = []
@@ -78,16 +79,16 @@ def package(
             if variant is not None:
                 halves.add(side, variant, target)
                 if halves.seed is None:
-                    packed = schedules.family(node.layer).pack(node.layer, node.params, variant)
-                    constants |= {Source.constant(node.name, role): array for role, array in packed.items()}
+                    packed = schedules.store(node.layer, node.params, variant)
+                    stored |= {Source.constant(node.name, role): constant for role, constant in packed.items()}
         nodes.append(halves)
     steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     manifest = Manifest(
         device=dict(device),
         tensors=tuple(tensors.values()),
         constants=tuple(
-            ConstantSpec(source.owner, source.role, array.shape, str(array.dtype))
-            for source, array in constants.items()
+            ConstantSpec(source.owner, source.role, one.array.shape, str(one.array.dtype), one.winograd)
+            for source, one in stored.items()
         ),
         inputs=tuple(graph.inputs),
         outputs=tuple(graph.outputs),
@@ -103,6 +104,7 @@ def package(
             halves.clear_halo(tensors[output], target)
     steps = [halves.step(choice.cpu_units) for halves, choice in zip(nodes, choices, strict=True)]
     kernels = [kernel for halves in nodes for kernel in halves.kernels]
+    constants = {source: one.array for source, one in stored.items()}
     return linked(replace(manifest, tensors=assigned, steps=tuple(steps)), kernels, constants, target)
 
 

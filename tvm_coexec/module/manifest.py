@@ -16,10 +16,10 @@ from tvm_coexec.errors import FileFormatError
 from tvm_coexec.graph.dependencies import Read, network_reads
 from tvm_coexec.layers import IMAGE_WIDTH, TILE, ImageLayout, grid_for
 
-from .tensors import ConstantSpec, Memory, Source, TensorSpec, words
+from .tensors import TAPS, ConstantSpec, Memory, Source, TensorSpec, words
 
 FORMAT = "tvm-coexec module"
-VERSION = 15
+VERSION = 16
 """Counts up with every change after which a release would misread what another wrote."""
 
 _MOST_WORDS = 2**40
@@ -200,7 +200,7 @@ class Manifest:
     def word_counts(self) -> dict[Source, int]:
         """Count the words of all that kernels touch: enough for the padding of every kernel that touches it."""
         counts = {Source.tensor(tensor.name): tensor.memory_words for tensor in self.tensors}
-        counts |= {constant.source: words(math.prod(constant.shape), constant.dtype) for constant in self.constants}
+        counts |= {constant.source: constant.memory_words for constant in self.constants}
         for step in self.steps:
             for argument in step.arguments:
                 counts[argument.source] = max(counts.get(argument.source, 0), argument.memory_words)
@@ -238,6 +238,10 @@ class Manifest:
                     f"the module's manifest is damaged (no memory holds {tensor.name!r} of shape {tensor.shape}); "
                     "build the module again"
                 )
+
+        for constant in self.constants:
+            if constant.winograd not in (0, 2, 4) or (constant.winograd and constant.shape[1:2] != (TAPS,)):
+                raise ValueError(f"no weights of Winograd's are made of {constant.source}")
 
     def _check_states(self) -> None:
         tensors = {tensor.name: tensor for tensor in self.tensors}

@@ -25,7 +25,7 @@ from .manifest import Manifest
 from .table import Tables, constant_offsets
 from .tensors import Source
 
-MAGIC, VERSION = b"COEXEC\r\n", 3
+MAGIC, VERSION = b"COEXEC\r\n", 4
 SECTIONS = (
     *("description", "strings", "numbers", "blocks", "tensors", "inputs", "outputs", "steps", "reads", "launches"),
     *("arguments", "cpu_code", "opencl", "constants", "facts"),
@@ -40,7 +40,7 @@ _TABLE_AT = _HEADER.size + _CHECKSUM.size
 
 @dataclass(frozen=True)
 class Package:
-    """What a module file holds; ``constants`` are packed as the kernels read them."""
+    """What a module file holds; ``constants`` are packed as the kernels read them, or as their spec says."""
 
     manifest: Manifest
     library: bytes
@@ -106,6 +106,33 @@ class Package:
             raise FileFormatError(f"the module's manifest is damaged ({error}); build the module again") from None
         constants = _constants(manifest, sections["constants"], path)
         return cls(manifest, bytes(sections["cpu_code"]), bytes(sections["opencl"]).decode(errors="replace"), constants)
+
+
+class FileConstants(Mapping[Source, np.ndarray]):
+    """Constants of a module: some are in memory, the others are read from its open file whenever they are asked for."""
+
+    def __init__(self, in_memory: Mapping[Source, np.ndarray], manifest: Manifest, file: IO[bytes]) -> None:
+        self._in_memory = in_memory
+        self._specs = {constant.source: constant for constant in manifest.constants}
+        self._file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+        entry_at = _TABLE_AT + SECTIONS.index("constants") * _SECTION.size
+        _, _, begin, _ = _SECTION.unpack(os.pread(file.fileno(), _SECTION.size, entry_at))
+        self._places = {source: begin + offset for source, offset in constant_offsets(manifest).items()}
+
+    def __getitem__(self, source: Source) -> np.ndarray:
+        if source in self._in_memory:
+            return self._in_memory[source]
+        spec = self._specs[source]
+        content = os.pread(self._file.fileno(), spec.nbytes, self._places[source])
+        if len(content) != spec.nbytes:
+            raise FileFormatError("the module's file was cut off since it was loaded; build it again")
+        return np.frombuffer(content, spec.dtype).reshape(spec.shape)
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
 
 
 def identity_of(path: str | os.PathLike[str]) -> bytes:

@@ -43,7 +43,7 @@ def _record(*fields: tuple[str, str]) -> np.dtype[Any]:
     return np.dtype([(name, kind) for kind, names in fields for name in names.split()])
 
 
-BLOCK = _record(("<u4", "kind reserved"), ("<u8", "bytes constant constant_bytes"))
+BLOCK = _record(("<u4", "kind content"), ("<u8", "bytes constant constant_bytes row_bytes"))
 TENSOR = _record(
     ("<u4", "name block type_code type_bits flags rank shape"),
     ("<i4", "counted_by"),
@@ -131,12 +131,15 @@ class Tables:
 
     def _block_records(self) -> Iterable[tuple[int, ...]]:
         offsets = constant_offsets(self._manifest)
-        stored = {constant.source: constant.nbytes for constant in self._manifest.constants}
+        stored = {constant.source: constant for constant in self._manifest.constants}
         for memory, words in self._manifest.memory_words().items():
-            kind, offset, nbytes = "tensor", _NOT_STORED, 0
-            if isinstance(memory, Source):
-                kind, offset, nbytes = memory.kind, offsets.get(memory, _NOT_STORED), stored.get(memory, 0)
-            yield _BLOCK_KINDS[kind], 0, 4 * max(words, 1), offset, nbytes
+            kind = memory.kind if isinstance(memory, Source) else "tensor"
+            nbytes = 4 * max(words, 1)
+            if isinstance(memory, Source) and memory in stored:
+                one = stored[memory]
+                yield _BLOCK_KINDS[kind], one.winograd, nbytes, offsets[memory], one.nbytes, one.row_bytes
+            else:
+                yield _BLOCK_KINDS[kind], 0, nbytes, _NOT_STORED, 0, 0
 
     def _tensor(self, tensor: TensorSpec) -> tuple[int, ...]:
         shape = tensor.shape

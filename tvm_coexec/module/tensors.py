@@ -9,6 +9,9 @@ import numpy as np
 
 from tvm_coexec.layers import TILE, TILE_BYTES, ImageLayout, row_tiles, tile_count
 
+TAPS = 9
+"""Of a 3×3 kernel."""
+
 
 def words(count: int, dtype: str) -> int:
     """Words of four bytes, in which memory is counted, that hold ``count`` elements."""
@@ -163,12 +166,17 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ConstantSpec:
-    """A packed constant of a step, and its role there."""
+    """A packed constant of a step, and its role there, as the file holds it.
+
+    With a ``winograd`` of m it holds 3×3 kernels, and kernels of the step read the weights of F(m×m, 3×3), which the
+    runtime makes of these: ``[tiles, taps, in, 32]`` become ``[tiles, points, in, 32]``, for m = 4 four times as much.
+    """
 
     step: str
     role: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    winograd: int = 0
 
     @property
     def source(self) -> Source:
@@ -177,3 +185,14 @@ class ConstantSpec:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a tap's kernels, or a point's weights, in a tile; 0 where nothing is made of the constant."""
+        return math.prod(self.shape[2:]) * np.dtype(self.dtype).itemsize if self.winograd else 0
+
+    @property
+    def memory_words(self) -> int:
+        """Words of four bytes that hold what kernels read."""
+        stored = words(math.prod(self.shape), self.dtype)
+        return stored // TAPS * (self.winograd + 2) ** 2 if self.winograd else stored

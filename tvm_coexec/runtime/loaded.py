@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from tvm_coexec.module.manifest import Manifest
-from tvm_coexec.module.package import Package
+from tvm_coexec.module.package import FileConstants, Package
 from tvm_coexec.module.table import block_numbers
 from tvm_coexec.module.tensors import Source, TensorSpec
 from tvm_coexec.timing.programs import Span
@@ -157,6 +157,20 @@ class Loaded:
     def constant(self, source: Source, like: np.ndarray) -> np.ndarray:
         """A constant where it lies in the device's memory, which has the type and the shape of another array."""
         return self.block(source)[: like.nbytes].view(like.dtype).reshape(like.shape)
+
+    def constants(self, package: Package, file: IO[bytes] | None) -> Mapping[Source, np.ndarray]:
+        """The package's constants, none of which is kept a second time for an export.
+
+        They are as they lie in the device's memory; those of which something else was made there are in the ``file``
+        from which the package is loaded, if it is from one.
+        """
+        made = {constant.source for constant in package.manifest.constants if constant.winograd}
+        alike = {
+            source: self.constant(source, array) for source, array in package.constants.items() if source not in made
+        }
+        if made and file is not None:
+            return FileConstants(alike, package.manifest, file)
+        return {source: alike.get(source, array) for source, array in package.constants.items()}
 
     def publish(self, names: Sequence[str]) -> None:
         """Let the device see what was written to tensors while no program ran."""

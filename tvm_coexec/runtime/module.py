@@ -78,9 +78,7 @@ class Module:
             for step in package.manifest.steps:
                 if step.seed is not None:
                     self._loaded.write_constants(checking.random_constants(step))
-        # as they lie in the device's memory: for an export they need not be kept a second time
-        constants = {source: self._loaded.constant(source, array) for source, array in package.constants.items()}
-        self._package = replace(package, constants=constants)
+        self._package = replace(package, constants=self._loaded.constants(package, file))
 
     @property
     def manifest(self) -> Manifest:

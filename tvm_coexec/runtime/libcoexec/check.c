@@ -139,15 +139,24 @@ static coexec_status check_code(const module_file* f) {
   return COEXEC_OK;
 }
 
+/* Whether so many bytes can become a block's content. A block is at most 2^46 bytes, which no product here overflows. */
+static int has_possible_content(const coexec_block_record* b) {
+  if (b->content == COEXEC_AS_STORED) return !b->row_bytes;
+  return (b->content == COEXEC_WINOGRAD_2 || b->content == COEXEC_WINOGRAD_4) && b->kind == COEXEC_BLOCK_CONSTANT &&
+         b->row_bytes && b->row_bytes % COEXEC_TILE_BYTES == 0 && b->row_bytes <= b->bytes &&
+         b->constant_bytes <= b->bytes && b->constant_bytes % (COEXEC_TAPS * b->row_bytes) == 0;
+}
+
 static coexec_status check_blocks(const module_file* f) {
   uint64_t constants = f->sections[COEXEC_SECTION_CONSTANTS - 1].bytes, all = 0;
   for (uint64_t i = 0; i < f->block_count; ++i) {
     const coexec_block_record* b = &f->blocks[i];
-    if (b->kind > COEXEC_BLOCK_SCRATCH || b->reserved) return wrong("block", i, "is of an unknown kind");
+    if (b->kind > COEXEC_BLOCK_SCRATCH) return wrong("block", i, "is of an unknown kind");
     if (b->bytes % 4 || b->bytes > MAX_BLOCK_BYTES) return wrong("block", i, "has an impossible size");
     all = add(all, b->bytes);
+    if (!has_possible_content(b)) return wrong("block", i, "is made of what nothing is made of");
     if (b->constant == COEXEC_NOT_STORED && b->constant_bytes == 0) continue;
-    if (!is_inside(b->constant, b->constant_bytes, constants) || b->constant_bytes > b->bytes ||
+    if (!is_inside(b->constant, b->constant_bytes, constants) || coexec_content_bytes(b) > b->bytes ||
         b->constant % COEXEC_SECTION_ALIGNMENT)
       return wrong("block", i, "has its content where there is none");
   }

@@ -8,15 +8,21 @@
 
 typedef struct {
   uint64_t begin, end; /* in the section */
+  const coexec_block_record* block;
   char* place;
 } stored_block;
 
 /* The section is read in pieces, which any number of threads take in turn: each has a checksum of its own. */
 typedef struct {
+  uint64_t begin, end;
+  uint32_t sum;
+} constant_piece;
+
+typedef struct {
   const module_file* file;
   stored_block* stored; /* in their order in the file */
-  size_t stored_count;
-  uint32_t* sums;
+  size_t stored_count, most_bytes; /* most_bytes: that are read before something can be made of them */
+  constant_piece* pieces;
   uint64_t piece_count;
   _Atomic uint64_t next; /* the first piece that no thread has taken */
 } constant_pieces;

@@ -1,4 +1,4 @@
-/* The file of a module, version 3 of this format: docs/module-format.md says it in words.
+/* The file of a module, version 4 of this format: docs/module-format.md says it in words.
  *
  * A header, the table of sections, and the sections, each from a multiple of 64 bytes on, the constants' from one of
  * 16,384: the largest page of a phone. All numbers are little-endian. Tables are arrays of the records below.
@@ -10,7 +10,7 @@
 
 #define COEXEC_MAGIC "COEXEC\r\n" /* damaged where line ends are converted */
 
-enum { COEXEC_FORMAT_VERSION = 3, COEXEC_SECTION_ALIGNMENT = 64, COEXEC_CONSTANTS_ALIGNMENT = 16384 };
+enum { COEXEC_FORMAT_VERSION = 4, COEXEC_SECTION_ALIGNMENT = 64, COEXEC_CONSTANTS_ALIGNMENT = 16384 };
 
 typedef enum {
   COEXEC_SECTION_DESCRIPTION = 1, /* JSON for tools; the runtime reads nothing of it */
@@ -60,13 +60,31 @@ typedef enum { COEXEC_BLOCK_ACTIVATION = 0, COEXEC_BLOCK_CONSTANT = 1, COEXEC_BL
 
 #define COEXEC_NOT_STORED UINT64_MAX
 
+/* Winograd's weights are larger than the 3x3 kernels that they are made of, which are stored in their place: for each
+ * tile of 32 output channels a row for each tap, of floats [input channels, 32]; so are the weights, with a row for each
+ * point. */
+typedef enum { COEXEC_AS_STORED = 0, COEXEC_WINOGRAD_2 = 2, COEXEC_WINOGRAD_4 = 4 } coexec_content;
+
+enum { COEXEC_TAPS = 9, COEXEC_TILE_BYTES = 128 };
+
 /* A piece of memory that kernels touch. */
 typedef struct {
-  uint32_t kind, reserved;
+  uint32_t kind, content;  /* content: how what is stored becomes what kernels read */
   uint64_t bytes;          /* a multiple of 4 */
-  uint64_t constant;       /* where in the constants' section its content begins; or COEXEC_NOT_STORED */
-  uint64_t constant_bytes; /* how much of it there is; the rest is zero */
-} coexec_block_record;     /* 32 bytes */
+  uint64_t constant;       /* where in the constants' section what is stored of it begins; or COEXEC_NOT_STORED */
+  uint64_t constant_bytes; /* how much that is; the memory behind what becomes of it is zero */
+  uint64_t row_bytes;      /* of Winograd's weights; otherwise 0 */
+} coexec_block_record;     /* 40 bytes */
+
+/* Rows of a tile of Winograd's weights. */
+static inline uint64_t coexec_points(const coexec_block_record* block) {
+  return (uint64_t)(block->content + 2) * (block->content + 2);
+}
+
+/* How much of a block's memory what is stored of it becomes. */
+static inline uint64_t coexec_content_bytes(const coexec_block_record* block) {
+  return block->content ? block->constant_bytes / COEXEC_TAPS * coexec_points(block) : block->constant_bytes;
+}
 
 enum { COEXEC_TENSOR_CHANNELS_FIRST = 1, COEXEC_TENSOR_IS_IMAGE = 2 };
 

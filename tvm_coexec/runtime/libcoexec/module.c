@@ -52,7 +52,7 @@ static coexec_status allocate_memory(coexec_module* m) {
   for (size_t i = 0; !status && i < count; ++i) {
     m->blocks[i].bytes = m->file.blocks[i].bytes;
     m->blocks[i].is_fixed = m->file.blocks[i].kind == COEXEC_BLOCK_CONSTANT && m->file.blocks[i].constant_bytes;
-    filled[i] = m->file.blocks[i].constant_bytes;
+    filled[i] = coexec_content_bytes(&m->file.blocks[i]);
   }
   if (!status) status = allocate_blocks(m->device, m->blocks, (int32_t)count, filled);
   free(filled);
