@@ -67,7 +67,7 @@ def kernel_of(device: Device, source: SteppedSource, columns: int, name: str) ->
     """An entry, built as the runtime builds it."""
     import pyopencl as cl
 
-    text = f"{text_of('flag_functions')}#define COLUMNS {columns}\n{source.text}"
+    text = f"{text_of('flag_source')}#define COLUMNS {columns}\n{source.text}"
     for standard in ("CL3.0", "CL2.0", "CL1.2"):
         try:
             return cl.Kernel(cl.Program(device.context, text).build([f"-cl-std={standard}"], cache_dir=False), name)
@@ -265,7 +265,7 @@ def test_the_words_are_where_the_library_has_them() -> None:
     header = (SOURCE_FOLDER / "flags.h").read_text()
     for name in ("GPU_DONE", "CPU_DONE", "ABORT", "GPU_GAVE_UP", "GROUPS_DONE"):
         assert f"FLAG_{name} = {globals()[name]}," in header
-        assert f"#define COEXEC_{name} {globals()[name]}\n" in text_of("flag_functions")
+        assert f"#define COEXEC_{name} {globals()[name]}\n" in text_of("flag_source")
     assert f"FLAG_WORDS = {FLAG_WORDS}," in header and f"WAITED_STEPS = {WAITED_STEPS}," in header
 
 

@@ -105,7 +105,7 @@ void store_program(coexec_device* d, const void* program) {
 
 coexec_status build_program(coexec_device* d, const char* source, size_t bytes, int how, void** program) {
   static const char* const standards[] = {"-cl-std=CL3.0", "-cl-std=CL2.0", "-cl-std=CL1.2"};
-  const char* before = how & BUILD_WITH_FLAGS ? flag_functions : "";
+  const char* before = how & BUILD_WITH_FLAGS ? flag_source : "";
   coexec_status status = COEXEC_OK;
   if (!(how & BUILD_NEWEST))
     return build_with(d, how & BUILD_WITHOUT_FLAGS ? "-DCOEXEC_EVENTS" : "", before, source, bytes, program);

@@ -137,7 +137,7 @@ static coexec_status choose_mechanism(coexec_device* d, const coexec_device_opti
                 "needs; use 'event'", d->name);
   int wants_buffers = o->mechanism == COEXEC_EVENT || o->mechanism == COEXEC_MAPPED;
   d->mechanism = wants_buffers ? (coexec_mechanism)o->mechanism : has_flags ? COEXEC_SVM : COEXEC_EVENT;
-  return d->mechanism == COEXEC_MAPPED ? need_flags(d) : COEXEC_OK;
+  return d->mechanism == COEXEC_MAPPED ? need_flags(d, NULL) : COEXEC_OK;
 }
 
 /* ---- opening and closing ---- */
@@ -310,17 +310,25 @@ static coexec_status create_all(coexec_device* d) {
   return error ? fail(COEXEC_OPENCL_FAILED, "%s has no flag kernel (OpenCL error %d)", d->name, (int)error) : COEXEC_OK;
 }
 
-coexec_status need_flags(coexec_device* d) {
+/* A module's program has them too, and building another takes some drivers as long as all else: they read the same
+   headers again. */
+static coexec_status take_flag_program(coexec_device* d, void* module_program) {
+  if (module_program) {
+    d->cl.retain_program(d->flags.program = module_program);
+    return COEXEC_OK;
+  }
+  if (!build_program(d, "", 0, BUILD_NEWEST | BUILD_WITH_FLAGS, &d->flags.program)) return COEXEC_OK;
+  return fail(COEXEC_KERNEL_FAILED, "%s builds no flag kernel (%.400s); use the mechanism 'event'", d->name,
+              coexec_last_error());
+}
+
+coexec_status need_flags(coexec_device* d, void* module_program) {
   if (d->flags.program) return COEXEC_OK;
   int32_t error = 0;
   void* kernel = NULL;
   coexec_status status = d->flags.block.host ? COEXEC_OK : allocate_flags(d, &d->flags.block);
+  if (!status) status = take_flag_program(d, module_program);
   if (status) return status;
-  status = build_program(d, flag_kernels, strlen(flag_kernels), BUILD_NEWEST | BUILD_WITH_FLAGS,
-                         &d->flags.program);
-  if (status)
-    return fail(COEXEC_KERNEL_FAILED, "%s builds no flag kernel (%.400s); use the mechanism 'event'", d->name,
-                coexec_last_error());
   status = need_timing_queue(d);
   if (!status) kernel = d->cl.create_kernel(d->flags.program, "coexec_wait", &error);
   if (error) status = fail(COEXEC_OPENCL_FAILED, "%s has no flag kernel (OpenCL error %d)", d->name, (int)error);
@@ -328,7 +336,7 @@ coexec_status need_flags(coexec_device* d) {
   if (kernel) d->cl.release_kernel(kernel);
   if (!status && d->mechanism == COEXEC_MAPPED) status = probe_mapped_memory(d);
   if (!status) status = create_all(d);
-  if (!status) store_program(d, d->flags.program);
+  if (!status && !module_program) store_program(d, d->flags.program); /* that of a module is stored with all kernels */
   if (status) {
     d->cl.release_program(d->flags.program);
     d->flags.program = NULL;

@@ -69,8 +69,9 @@ int has_extension(const coexec_device* device, const char* name);
 coexec_status need_timing_queue(coexec_device* device);
 /* Start the threads beyond the first, on a device of several cores. */
 coexec_status need_pool(coexec_device* device);
-/* Build the flag kernels, and see how fast they spin, if that was not done yet. */
-coexec_status need_flags(coexec_device* device);
+/* Build the flag kernels, and see how fast they spin, if that was not done yet; a module's program, which has them if it
+   was built with flags, spares the building. */
+coexec_status need_flags(coexec_device* device, void* module_program);
 
 /* How a program is built. */
 enum { BUILD_NEWEST = 1, BUILD_WITH_FLAGS = 2, BUILD_WITHOUT_FLAGS = 4 };

@@ -1,7 +1,7 @@
 /* What the GPU does with the flags, in OpenCL C, a line a string; the words' places are those of flags.h. */
 #include "flags.h"
 
-const char flag_functions[] =
+const char flag_source[] =
     "/* OpenCL C 3.0 made the scope of all devices optional. */\n"
     "#if __OPENCL_C_VERSION__ == 200 || defined(__opencl_c_atomic_scope_all_devices)\n"
     "#define COEXEC_LOAD(word) \\\n"
@@ -68,9 +68,8 @@ const char flag_functions[] =
     "    COEXEC_STORE(flags + COEXEC_GROUPS_DONE, 0);\n"
     "  }\n"
     "  COEXEC_STORE(flags + COEXEC_GPU_DONE, done);\n"
-    "}\n";
-
-const char flag_kernels[] =
+    "}\n"
+    "\n"
     "__kernel void coexec_signal(volatile __global int* flags, int step) { COEXEC_STORE(flags + COEXEC_GPU_DONE, step); }\n"
     "\n"
     "__kernel void coexec_wait(volatile __global int* flags, int step, uint limit) { coexec_wait_for(flags, step, limit); }\n"

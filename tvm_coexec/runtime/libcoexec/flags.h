@@ -24,9 +24,8 @@ static inline void clear_flags(int32_t* flags) {
     atomic_store_explicit((_Atomic int32_t*)flags + word, 0, memory_order_release);
 }
 
-/* What stands before the OpenCL C of a module whose kernels await and report steps. */
-extern const char flag_functions[];
-/* And, behind that, the kernels coexec_signal, coexec_wait, coexec_signal_wait, coexec_linger and coexec_hand_over. */
-extern const char flag_kernels[];
+/* What stands before the OpenCL C of a module whose kernels await and report steps: functions for these, and the kernels
+   coexec_signal, coexec_wait, coexec_signal_wait, coexec_linger and coexec_hand_over. */
+extern const char flag_source[];
 
 #endif

@@ -220,8 +220,8 @@ static int has_gpu(const coexec_module* m) {
   return 0;
 }
 
-static coexec_status prepare_flags(coexec_module* m) {
-  coexec_status status = need_flags(m->device);
+static coexec_status prepare_flags(coexec_module* m, int is_built_with_flags) {
+  coexec_status status = need_flags(m->device, is_built_with_flags ? m->opencl : NULL);
   if (status) return status;
   status = allocate_flags(m->device, &m->flags);
   if (status) return status;
@@ -235,13 +235,13 @@ static coexec_status prepare_flags(coexec_module* m) {
 
 coexec_status build_opencl(coexec_module* m) {
   if (m->device->mechanism == COEXEC_CPU_ONLY) return COEXEC_OK;
-  coexec_status status = uses_flags(m) ? prepare_flags(m) : COEXEC_OK;
-  if (status || !has_gpu(m)) return status;
   uint32_t needs = m->file.facts->needs;
-  int steps = (needs & COEXEC_NEEDS_STEPS) != 0, how = 0;
+  int steps = has_gpu(m) && (needs & COEXEC_NEEDS_STEPS), how = 0;
   if (steps) how = uses_steps(m) ? BUILD_NEWEST | BUILD_WITH_FLAGS : BUILD_WITHOUT_FLAGS;
   if (needs & COEXEC_NEEDS_FENCES) how |= BUILD_NEWEST;
-  return build_program(m->device, m->file.opencl, m->file.opencl_bytes, how, &m->opencl);
+  coexec_status status = COEXEC_OK;
+  if (has_gpu(m)) status = build_program(m->device, m->file.opencl, m->file.opencl_bytes, how, &m->opencl);
+  return !status && uses_flags(m) ? prepare_flags(m, how & BUILD_WITH_FLAGS) : status;
 }
 
 /* The images that kernels read. A module without a GPU's part makes none. */
