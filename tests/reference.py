@@ -265,7 +265,8 @@ def _compute_program(node: Node, values: Mapping[str, np.ndarray]) -> np.ndarray
 
     from tvm_coexec.schedules.programs import parsed
 
-    executable = tvm.compile(parsed(layer.program), target="llvm")
+    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})  # what is so small is computed before it is optimised
+    executable = tvm.compile(parsed(layer.program), target=target)
     read = [values[name] for name in (node.input, *node.others)]
     seen = [_as_seen(operand, rows) for operand, rows in zip(layer.inputs, read, strict=True)]
     arrays = [tvm.runtime.tensor(array) for array in (*seen, *node.params.values())]

@@ -56,6 +56,7 @@ def test_what_does_not_compile_is_said_when_it_is_asked_for(modules: ModulesAhea
         modules.take(candidate)
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_leaves_the_compiling_to_who_asks(modules: ModulesAhead, tmp_path: Path) -> None:
     one = Tuner(FakeSession(), Profile.create(tmp_path / "p", FACTS), TARGET)  # type: ignore[arg-type]
     candidate = one.default_candidate(LAYER)

@@ -2,8 +2,9 @@
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -92,18 +93,12 @@ def modules() -> dict[str, Path]:
 MODULES = modules()
 
 
-def imports(name: str, *, with_types: bool = True) -> Iterator[str]:
-    """Modules of the product that a module imports anywhere; those for type checkers alone only ``with_types``."""
-    path = MODULES[name]
-    tree = ast.parse(path.read_text())
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or (not with_types and id(node) in for_types):
+@cache
+def imports(name: str) -> list[str]:
+    """Modules of the product that a module imports anywhere, those for type checkers alone too."""
+    path, found = MODULES[name], []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
             continue
         parts = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
         base = parts[: len(parts) - node.level + 1] if node.level else []
@@ -111,7 +106,8 @@ def imports(name: str, *, with_types: bool = True) -> Iterator[str]:
         for alias in node.names:
             target = f"{source}.{alias.name}"
             if target in MODULES or source in MODULES:
-                yield target if target in MODULES else source
+                found.append(target if target in MODULES else source)
+    return found
 
 
 def room(name: str) -> str:

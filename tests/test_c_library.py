@@ -12,6 +12,7 @@ from tvm_coexec.runtime import library
 from tvm_coexec.runtime.library import SOURCE_FOLDER
 
 
+@pytest.mark.slow
 def test_every_file_compiles_without_a_warning_and_none_calls_what_calls_it(tmp_path: Path) -> None:
     sources = sorted(SOURCE_FOLDER.glob("*.c"))
     command = [c_compiler(), "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-c", *map(str, sources)]

@@ -198,6 +198,7 @@ def test_one_disturbed_trial_does_not_count(tmp_path: Path) -> None:
     assert rates[0] == rates[1] == rates[2]
 
 
+@pytest.mark.slow
 def test_a_network_that_seems_faster_than_its_layers_leaves_rates_finite(tmp_path: Path) -> None:
     rates = measure_memory(tuner(RunningSession(1.0), tmp_path / "p"), Overheads(0.0, 0.0), READS, LATE).activations
     assert all(0 < rate < float("inf") for rate in (*rates.alone.values(), *rates.concurrent.values()))

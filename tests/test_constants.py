@@ -101,6 +101,7 @@ def as_image(b: OnnxBuilder, name: str) -> str:
     return b.add("Reshape", name, b.const([1, 2, 4, 4], "int64"))
 
 
+@pytest.mark.slow
 def test_constants_are_joined_where_that_is_the_same_function(device: Device) -> None:
     """The networks share nothing but the module, which takes less than half of what modules of their own take."""
     models = {name: ends.model(make(ends)) for name, make in ROUNDED.items() for ends in [OnnxBuilder(x=(4, 8))]}

@@ -76,7 +76,8 @@ def test_what_reads_padding_alone(groups: int, device: Device) -> None:
         np.testing.assert_array_equal(result, expected)
 
 
-@pytest.mark.parametrize("layer", slow_except([LAYERS[2], LAYERS[9], DEPTHWISE[0]], 0), ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [LAYERS[2], LAYERS[9], DEPTHWISE[0]], ids=str)
 def test_work_groups_of_a_gpu(layer: Conv2d, device: Device) -> None:
     found = variants(layer, "gpu", GPU)
     for variant in found[:: max(1, len(found) // 4)]:
@@ -109,7 +110,7 @@ def test_halos_wider_than_the_padding_are_left_alone(layer: Conv2d) -> None:
     assert Half(layer, variants(layer, "cpu")[0], None, HALOS).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize("layer", IN_HALOS[:2], ids=str)
+@pytest.mark.parametrize("layer", slow_except(IN_HALOS[:2], 0), ids=str)
 def test_halos_are_left_alone_in_opencl(layer: Conv2d, device: Device) -> None:
     assert Half(layer, variants(layer, "gpu", GPU)[0], device, HALOS).worst_error() < TOLERANCE
 

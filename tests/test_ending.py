@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from slow import slow_except
 from small_modules import chain
 
 from tvm_coexec.runtime.device import Device
@@ -58,11 +59,16 @@ sys.exit(cli.main(["devices"]))
 """
 
 
+PLACES = ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_library_that_makes_another_error", "in_a_command"]
+TOLD = [(signal.SIGINT, "tvm-coexec: interrupted\n"), (signal.SIGTERM, ""), (signal.SIGHUP, "")]
+
+
 @pytest.mark.parametrize(
-    "where", ["in_a_finalizer", "in_a_library_that_goes_on", "in_a_library_that_makes_another_error", "in_a_command"]
-)
-@pytest.mark.parametrize(
-    ("number", "told"), [(signal.SIGINT, "tvm-coexec: interrupted\n"), (signal.SIGTERM, ""), (signal.SIGHUP, "")]
+    ("number", "told", "where"),
+    slow_except(
+        [(number, told, where) for number, told in TOLD for where in PLACES],
+        *(0, 1, 2, 3, len(PLACES), 3 * len(PLACES) - 1),
+    ),
 )
 def test_a_signal_ends_a_command_wherever_it_arrives(number: int, told: str, where: str) -> None:
     command = [sys.executable, "-c", COMMAND, str(int(number)), where]

@@ -136,6 +136,7 @@ def test_a_session_that_lasts_skips_devices_of_another_kind(tracker: TrackerAddr
                 other.reconnect()
 
 
+@pytest.mark.slow
 def test_a_device_that_is_refused_is_not_held_while_the_others_are_in_use(tracker: TrackerAddress) -> None:
     with two_kinds(tracker, "held"), Session(tracker, "held") as first, Session(tracker, "held") as second:
         wrong, right = (first, second) if second.facts() == FACTS else (second, first)
@@ -149,7 +150,7 @@ def test_a_device_that_is_refused_is_not_held_while_the_others_are_in_use(tracke
 
 def test_a_device_that_cannot_be_checked_is_not_used(tracker: TrackerAddress) -> None:
     with device_server(tracker, "failing", fail):
-        session = Session(tracker, "failing", request_timeout_s=2.0)
+        session = Session(tracker, "failing", request_timeout_s=0.5)
         session.check = lambda _: None
         with pytest.raises(DeviceFailedError, match="reports: the GPU is gone"), session:
             pass

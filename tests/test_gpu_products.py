@@ -72,14 +72,12 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("layer", "kernel"), slow_except(TILED, 1) + slow_except(PLAIN, 3) + slow_except(FEW, 1), ids=str
-)
+@pytest.mark.parametrize(("layer", "kernel"), slow_except(TILED, 1) + slow_except(PLAIN) + slow_except(FEW, 1), ids=str)
 def test_every_split_of_a_linear_layer(layer: Linear, kernel: Tiling | Reading, device: Device) -> None:
     assert LinearHalf(layer, kernel.variant(), device).worst_error() < TOLERANCE
 
 
-@pytest.mark.parametrize(("layer", "tiling"), slow_except(CONVOLUTIONS, 1, 8, 10), ids=str)
+@pytest.mark.parametrize(("layer", "tiling"), slow_except(CONVOLUTIONS, 1, 10), ids=str)
 def test_every_split_of_a_convolution(layer: Conv2d, tiling: Tiling, device: Device) -> None:
     assert Half(layer, tiling.variant(), device).worst_error() < TOLERANCE
 

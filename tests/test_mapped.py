@@ -27,14 +27,14 @@ def mapped(device: Device) -> Iterator[Device]:
     yield open_device(device.info.alias, mechanism="mapped")
 
 
-@pytest.mark.parametrize("layer", slow_except(LAYERS, 0, 2), ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, 2), ids=str)
 def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mapped: Device) -> None:
     module = Module(one_layer(layer, mapped), mapped)
     for cpu_units in range(layer.units + 1):
         assert module.check_step(0, cpu_units, layer.units - cpu_units, seed=cpu_units) < module.error_bound(0)
 
 
-@pytest.mark.parametrize("built_for", ["mapped", "what the device promises"])
+@pytest.mark.parametrize("built_for", slow_except(["mapped", "what the device promises"], 0))
 def test_networks_are_right_whatever_the_splits(built_for: str, mapped: Device, device: Device) -> None:
     """Kernels that were chained for the device's own mechanism are plain ones beside kernels that wait and signal."""
     package, nodes = chain(mapped if built_for == "mapped" else device, 5, 11, 96)

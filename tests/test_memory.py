@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx_builder import OnnxBuilder, linear
+from slow import slow_except
 from small_modules import chain, chain_of
 
 from tvm_coexec import api
@@ -30,7 +31,7 @@ def blocks_of(loaded: Loaded) -> list[np.ndarray]:
     return [loaded.block(source) for source in sources.values()]
 
 
-@pytest.mark.parametrize("mechanism", ["svm", "event", "mapped"])
+@pytest.mark.parametrize("mechanism", slow_except(["svm", "event", "mapped"], 0, 1))
 def test_blocks_are_zero_aligned_and_apart(device: Device, mechanism: str) -> None:
     if mechanism == "svm" and device.mechanism != "svm":
         pytest.skip(f"{device.info.name} has no fine-grained SVM with atomics")

@@ -73,7 +73,15 @@ def test_memory_that_is_not_shared_is_copied(layer: AnyLayer, device: Device, mo
         assert module.check_step(0, cpu_units, layer.units - cpu_units) < module.error_bound(0)
 
 
-@pytest.mark.parametrize("layer", slow_except(LAYERS, *range(0, 20, 2), 21), ids=str)
+IN_TURN = [(mechanism, layer) for mechanism in ("svm", "event") for layer in LAYERS]
+
+
+@pytest.mark.parametrize(
+    ("mechanism_device", "layer"),
+    slow_except(IN_TURN, *(0, 4, 8, 10, 12, 14, 16, 18, 21), *(len(LAYERS) + index for index in (2, 8, 14, 21))),
+    indirect=["mechanism_device"],
+    ids=str,
+)
 def test_every_split_of_a_layer_is_exact(layer: AnyLayer, mechanism_device: Device) -> None:
     module = Module(one_layer(layer, mechanism_device), mechanism_device)
     for cpu_units in range(layer.units + 1):

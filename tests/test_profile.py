@@ -1,6 +1,7 @@
 """Profiles: what is stored comes back, survives a kill, and is refused when damaged or foreign."""
 
 import json
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -189,6 +190,17 @@ def test_a_kill_loses_nothing_that_was_stored_and_leaves_no_part_of_a_batch(tmp_
         profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN)]))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile of some pages, to be copied."""
+    path = tmp_path_factory.mktemp("whole") / "p"
+    with Profile.create(path, FACTS) as profile:
+        for _ in range(50):
+            profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN), times(CPU_ALONE)]))
+        profile.add_trial_runs([TRIAL_RUN])
+    return path
+
+
 def damage_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     description = json.loads((path / "profile.json").read_text())
     change(description)
@@ -247,11 +259,8 @@ def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
         (lambda path: execute(path, "UPDATE trial_runs SET content = '{}'"), "a trial run cannot be read: 'halves_us'"),
     ],
 )
-def test_damage_is_detected(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
-    with Profile.create(tmp_path / "p", FACTS) as profile:
-        for _ in range(50):
-            profile.add_samples(samples_of(CANDIDATE, [times(CO_RUN), times(CPU_ALONE)]))
-        profile.add_trial_runs([TRIAL_RUN])
+def test_damage_is_detected(whole: Path, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    shutil.copytree(whole, tmp_path / "p")
     damage(tmp_path / "p")
     with pytest.raises(FileFormatError, match=message) as told, Profile.open(tmp_path / "p", FACTS) as profile:
         list(profile.samples())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from reporting import BrokenOffError, Report, describe
+from slow import slow_except
 
 from tvm_coexec.errors import DeviceError
 from tvm_coexec.layers import AnyLayer, Elementwise, Linear, RowWise
@@ -115,7 +116,8 @@ run_main(main)
 
 
 @pytest.mark.parametrize(
-    ("number", "told"), [(signal.SIGINT, "compare.py: interrupted"), (signal.SIGTERM, None), (signal.SIGHUP, None)]
+    ("number", "told"),
+    slow_except([(signal.SIGINT, "compare.py: interrupted"), (signal.SIGTERM, None), (signal.SIGHUP, None)], 0),
 )
 def test_a_signal_ends_a_script_wherever_it_arrives_and_what_was_measured_is_kept(
     number: int, told: str | None, tmp_path: Path

@@ -1,5 +1,6 @@
 """CPU kernels of every family against float64, whatever the variant, the epilogue and the range of units."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -106,9 +107,14 @@ class Case:
         return evaluate(self.layer, self.operands)
 
 
+@cache
+def default_case(layer: Linear | RowWise) -> Case:
+    return Case(layer, schedules.family(layer).default_variant(layer, "cpu", HARDWARE))
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_default_variant_for_every_range_of_units(layer: Linear | RowWise) -> None:
-    case = Case(layer, schedules.family(layer).default_variant(layer, "cpu", HARDWARE))
+    case = default_case(layer)
     expected, units = case.expected(), layer.units
     unit = TILE if isinstance(layer, Linear) else ROW_BLOCK
     for begin, end in {(0, units), (0, 1), (0, units - 1), (units - 1, units), (1, units), (0, 0)}:
@@ -147,8 +153,7 @@ def test_activations_hold_at_the_ends_of_their_range(activation: str) -> None:
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_channels_that_fill_a_tile_are_written_as_zero(layer: Linear | RowWise) -> None:
-    case = Case(layer, schedules.family(layer).default_variant(layer, "cpu", HARDWARE))
-    result = case.run(0, layer.units)
+    result = default_case(layer).run(0, layer.units)
     assert np.all(result[:, layer.n : -(-layer.n // TILE) * TILE] == 0)
 
 

@@ -54,6 +54,7 @@ def waits(library: ctypes.CDLL) -> Iterator[Waits]:
     yield Waits(library)
 
 
+@pytest.mark.slow
 def test_a_first_run_in_which_a_driver_compiles_is_not_slept_for_again(waits: Waits) -> None:
     lengths_us = []
     for gpu_us in (50_000, 200, 200, 200):

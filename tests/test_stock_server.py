@@ -94,6 +94,7 @@ def test_a_module_that_is_there_is_not_sent_again(tracker: TrackerAddress, monke
     assert sent.count("measured.module") == 3 and min(map(np.min, times_us)) > 0
 
 
+@pytest.mark.slow
 def test_modules_that_were_sent_within_one_step_of_the_clock_are_told_apart(
     device: Device, tracker: TrackerAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:

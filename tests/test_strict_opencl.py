@@ -84,7 +84,7 @@ def test_what_is_not_strict_is_complained_of(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("layer", slow_except(LAYERS, 0, 1, 3, 4), ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, 0, 3), ids=str)
 def test_kernels_with_flags_are_strict_opencl_c(layer: AnyLayer, tmp_path: Path) -> None:
     text = "\n".join([flags_text(), *sources(layer)])
     for standard in ("CL1.2", "CL2.0", "CL3.0"):

@@ -63,7 +63,7 @@ def opened(built: Package, path: Path, device: Device) -> Module:
     return load(path, device=device)
 
 
-@pytest.mark.parametrize("layer", slow_except(LAYERS, 0, 2, 4, 6), ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, 0, 6), ids=str)
 def test_every_split_by_any_number_of_threads(layer: AnyLayer, wide: Device, tmp_path: Path) -> None:
     for variant in cpu_variants(layer, wide):
         modules = [
@@ -132,6 +132,7 @@ def test_a_variant_tells_its_threads() -> None:
         Variant.from_json({"implementation": "direct", "threads": -1})
 
 
+@pytest.mark.slow
 def test_paces_stay_numbers_however_often_threads_are_interrupted(tmp_path: Path) -> None:
     sources = [str(path) for path in sorted(SOURCE_FOLDER.glob("*.c")) if path.name != "pool.c"]
     program = [str(Path(__file__).parent / "stub" / "paces.c"), *sources, "-ldl", "-lm"]
