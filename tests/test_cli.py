@@ -161,9 +161,12 @@ def test_tune_sorts_models_from_sets_of_layers(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("tvm_coexec.tuning.tune", lambda out, **settings: asked.update(settings) or [])
     facts = {"name": "pretended", "driver_version": "1.0", "mechanism": "svm"}
     Profile.create(tmp_path / "p", facts).close()
-    arguments = ["tune", "--out", str(tmp_path / "p"), "--layers", "vit-base", "a/model.onnx", "b.tflite"]
-    assert cli.main(arguments) == 0
-    assert asked["models"] == ["a/model.onnx", "b.tflite"] and asked["layers"] == vit_base()
+    for sets in (
+        ["--layers", "vit-base", "a/model.onnx", "b.tflite"],
+        ["--model", "a/model.onnx", "--layers", "vit-base", "--model", "b.tflite"],
+    ):
+        assert cli.main(["tune", "--out", str(tmp_path / "p"), *sets]) == 0
+        assert asked["models"] == ["a/model.onnx", "b.tflite"] and asked["layers"] == vit_base()
 
 
 def test_devices_prints_a_table(device_name: str, capsys: pytest.CaptureFixture[str]) -> None:

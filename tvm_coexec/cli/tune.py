@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layers",
+        "--model",
         nargs="+",
+        action="extend",
         default=[],
         metavar="SET",
         help="layers to measure before any others, with more of their variants: those of an ONNX or TFLite model, "
