@@ -193,6 +193,25 @@ def test_nan_is_where_onnxruntime_has_it(split: Any, device: Device) -> None:
         check(results[name], array)
 
 
+@pytest.mark.one_runtime
+def test_constants_leave_no_nan_out(device: Device) -> None:
+    """Zeros that are divided or multiplied, bounds that are no numbers, and sums of exponentials of infinity."""
+    b = OnnxBuilder(20, x=(4, 64))
+    made = [b.add(op, *operands) for op in ("Div", "Mul") for operands in (("x", b.const(0.0)), (b.const(0.0), "x"))]
+    made += [b.add(op, *operands) for op in ("Max", "Min") for operands in (("x", b.const(NAN)), (b.const(NAN), "x"))]
+    made += [b.add("ReduceLogSumExp", "x", b.const([1], "int64"), keepdims=kept) for kept in (0, 1)]
+    clipped = b.add("Clip", "x", b.const(NAN), b.const(6.0))
+    x = with_special(np.random.default_rng(0), (4, 64))
+    x[1:] = np.nan_to_num(x[1:], nan=1.0)
+    x[2:] = np.minimum(x[2:], 50)
+    expected = run_onnx(b.model(*made), {"x": x})
+    for split in ("cpu", 0.5, "gpu"):
+        results = tvm_coexec.build(b.model(*made, clipped), device=device, split=split)(x)
+        for name, array in expected.items():
+            check(results[name], array)
+        assert np.isnan(results[clipped]).all()
+
+
 @pytest.mark.parametrize("factor", slow_except([INF, -INF, NAN, 3e38], 0, 2))
 def test_products_with_what_is_no_number_come_after_sums(factor: float, device: Device) -> None:
     b = OnnxBuilder(x=(4, 40))

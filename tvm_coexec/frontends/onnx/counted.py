@@ -23,6 +23,7 @@ def _suppress(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Sou
     most = simplifier.constant(renamed.input[2]) if len(renamed.input) > 2 and renamed.input[2] else None
     if len(renamed.input) > 2 and renamed.input[2] and most is None:
         raise ModelError(f"{source} has a number of boxes that the model computes; make it a constant")
+    simplifier.check_operands(renamed, source)
     model = simplifier.model
     batch, classes, boxes = model.types[renamed.input[1]].shape
     rows = batch * classes * min(boxes, 0 if most is None else max(int(most.reshape(-1)[0]), 0))

@@ -191,6 +191,18 @@ def _extreme(reduce: Callable[..., relax.Expr]) -> Converter:
     return convert
 
 
+def _log_sum_exp(call: Call) -> Any:
+    """Leave infinite largest numbers where they are: TVM takes them from themselves."""
+    axes = call.attributes.get("axes", call.array(1))
+    if not call.type(0).dtype.startswith("float") or axes is None or not len(axes):
+        return None
+    x, chosen = call.operand(0), [int(axis) for axis in axes]
+    largest = call.builder.emit(relax.op.max(x, chosen, True))
+    shift = call.builder.emit(relax.op.where(relax.op.isfinite(largest), largest, relax.op.zeros_like(largest)))
+    sums = call.builder.emit(relax.op.sum(relax.op.exp(relax.op.subtract(x, shift)), chosen, True))
+    return relax.op.reshape(relax.op.add(relax.op.log(sums), shift), call.result.shape)
+
+
 CONVERTERS: Mapping[str, Converter] = {
     "BitCast": _cast_bits,
     "BitShift": _shift_bits,
@@ -201,6 +213,7 @@ CONVERTERS: Mapping[str, Converter] = {
     "LpNormalization": _normalise_lengths,
     "Mod": _mod,
     "PRelu": _check_slope,
+    "ReduceLogSumExp": _log_sum_exp,
     "ReduceMax": _extreme(relax.op.max),
     "ReduceMin": _extreme(relax.op.min),
     "Pow": _pow,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -107,6 +107,8 @@ def _in_pairs(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Sou
     """Take a sum, a mean or an extreme of many operands one after the other: TVM would stack them all first."""
     renamed = simplifier.renamed(node, scope, source)
     is_mean, names = node.op_type == "Mean", list(renamed.input)
+    if not simplifier.is_constant(renamed) and any(is_no_number(simplifier.constant(name)) for name in names):
+        return set_outputs(node, [summed(simplifier, names, scope, source)], scope)
     if simplifier.is_constant(renamed) or len(names) < (2 if is_mean else 3) or scope.opset < _BROADCASTING:
         return False
     pair = "Sum" if is_mean else node.op_type
@@ -116,6 +118,16 @@ def _in_pairs(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Sou
         count = new_constant(simplifier, np.asarray(len(names), kind), f"{source.name}/count")
         result = new_value(simplifier, "Div", [result, count], scope, source)
     return set_outputs(node, [result], scope)
+
+
+def is_no_number(array: np.ndarray | None) -> bool:
+    """Whether a constant is a single NaN: compilers take comparisons with it for granted, each in its own way."""
+    return array is not None and array.size == 1 and array.dtype.kind == "f" and bool(np.isnan(array).all())
+
+
+def summed(simplifier: Simplifier, names: Sequence[str], scope: Scope, source: Source) -> str:
+    """Add values up, which makes NaN of each element where one of them is that."""
+    return functools.reduce(lambda so_far, name: new_value(simplifier, "Add", [so_far, name], scope, source), names)
 
 
 def _affine_grid(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:

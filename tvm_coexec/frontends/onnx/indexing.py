@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,6 +104,16 @@ def _scatter_nd(call: Call) -> Any:
     indices = _indices(call, 1, np.array(shape[: size[-1]]))
     write = scattered_parts(shape, size, call.attributes.get("reduction", "none"))
     return call.loops(write, call.operand(0), indices, call.operand(2))
+
+
+def _unpool(call: Call) -> Any:
+    """Put numbers at their places in a tensor of zeros, which is counted through."""
+    shape, places = call.result.shape, (math.prod(call.type(0).shape),)
+    size = (math.prod(shape),)
+    indices = call.builder.emit(relax.op.reshape(_indices(call, 1, np.array(size[0])), places))
+    x = call.builder.emit(relax.op.reshape(call.operand(0), places))
+    zeros = call.builder.emit(relax.op.zeros(size, call.type(0).dtype))
+    return relax.op.reshape(call.loops(scattered_elements(size, places, 0, "none"), zeros, indices, x), shape)
 
 
 def _pool_regions(call: Call) -> Any:
@@ -218,6 +229,7 @@ CONVERTERS: Mapping[str, Converter] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "MaxUnpool": _unpool,
     "OneHot": _one_hot,
     "ReverseSequence": _reverse_sequence,
     "RoiAlign": _pool_regions,

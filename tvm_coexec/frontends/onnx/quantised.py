@@ -24,10 +24,17 @@ def _spread(
     if not size or (len(size) == 1 and size[0] == 1):
         return lambda table, index: table[(0,) * len(size)]
     axis = axis_within(axis, len(shape), call.node.source)
+    missing = 0 if len(size) == 1 else len(shape) - len(size)
+    place = 0 if len(size) == 1 else axis - missing
+    is_short = (block or len(size) == 1) and place >= 0 and size[place] * max(block, 1) < shape[axis]
+    if missing < 0 or place < 0 or is_short:
+        raise ModelError(
+            f"{call.node.source} has a scale or zero point of shape {list(size)}, which does not fit the axis {axis} "
+            f"of {list(shape)}; export the model again"
+        )
     if len(size) == 1:
         return lambda table, index: table[index[axis]]
-    missing = len(shape) - len(size)
-    block = block or -(-shape[axis] // size[axis - missing])
+    block = block or -(-shape[axis] // size[place])
 
     def element(table: te.Tensor, index: tuple[Any, ...]) -> Any:
         along = (0 if extent == 1 else index[missing + position] for position, extent in enumerate(size))

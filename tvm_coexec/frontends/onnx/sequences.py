@@ -11,6 +11,7 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends.trace import Source, axis_within
 
 from .control import body_results, new_constant, new_value, set_outputs, stacked, whole_number
+from .functions import is_no_number, summed
 from .simplifier import Handler, Simplifier
 from .values import Meaning, Scope, attributes
 
@@ -27,7 +28,10 @@ def _identity(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Sou
 
 
 def _clip(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
-    """Without bounds it gives its operand."""
+    """Without bounds it gives its operand; with one that is no number, no numbers."""
+    if any(is_no_number(simplifier.constant(scope.find(name))) for name in node.input[1:]):
+        names = [str(scope.find(name)) for name in node.input if name]
+        return set_outputs(node, [summed(simplifier, names, scope, source)], scope)
     return not any(node.input[1:]) and not node.attribute and _identity(simplifier, node, scope, source)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -16,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from tvm_coexec.errors import ModelError, in_one_line
 from tvm_coexec.frontends.trace import Source, check_size, claim_name
 
+from .operands import misfit
 from .padding import with_explicit_padding, without_empty_windows
 from .values import (
     DOMAINS,
@@ -194,7 +194,7 @@ class Simplifier:
                 shape = without_empty_windows(node, self.model.types[node.input[0]].shape, known.shape)
                 known = ValueType(known.dtype, shape)
             self.model.types[name] = known
-        self._check_reshape(node, source)
+        self.check_operands(node, source, self.model.types[node.output[0]].shape if node.output[0] else ())
         for name in filter(None, node.output):
             known = self.model.types[name]
             if 0 in known.shape:  # without elements, it cannot depend on anything
@@ -209,12 +209,12 @@ class Simplifier:
         explicit = with_explicit_padding(node, lambda name: self.model.types[name].shape)
         self.model.nodes.append(SimpleNode(explicit, source, scope.opset))
 
-    def _check_reshape(self, node: NodeProto, source: Source) -> None:
-        """Refuse a reshape to another number of elements, at which ONNX's inference does not look."""
-        if node.op_type == "Reshape":
-            before, after = (self.model.types[name].shape for name in (node.input[0], node.output[0]))
-            if math.prod(before) != math.prod(after):
-                raise RulesError(source, f"shape {list(after)} has other elements than {list(before)}")
+    def check_operands(self, node: NodeProto, source: Source, result: tuple[int, ...] = ()) -> None:
+        """Refuse a node whose operands' shapes do not fit each other, or its result's."""
+        shapes = [self.model.types[name].shape if name else None for name in node.input]
+        reason = misfit(node, shapes, result)
+        if reason is not None:
+            raise RulesError(source, reason)
 
     def _follow_counts(self, node: NodeProto, source: Source) -> None:
         """Let the result of a node have the count of what it reads, if it makes each row of one row."""

@@ -45,6 +45,9 @@ def building(builder: relax.BlockBuilder, parameters: Sequence[relax.Var]) -> It
         raise failure
 
 
+_PRODUCTS = ("relax.divide", "relax.multiply")
+
+
 class _Cut:
     def __init__(
         self,
@@ -99,12 +102,15 @@ class _Cut:
                 else:
                     self.made[operand] = self.inputs.setdefault(name, relax.Var(f"x{len(self.inputs)}", operand.ty))
             elif isinstance(operand, ir.GenericConst) and operand not in self.made:
-                self.made[operand] = self._constant(operand.value.numpy())
+                is_product = any(_is_operator(value, name) for name in _PRODUCTS)
+                self.made[operand] = self._constant(operand.value.numpy(), is_factor=is_product)
             elif isinstance(operand, relax.Tuple) and operand is not value:
                 self._declare(operand)
 
-    def _constant(self, array: np.ndarray) -> relax.Expr:
-        if array.ndim == 0 and np.isfinite(array):  # TVM's parser does not read the infinite numbers that it prints
+    def _constant(self, array: np.ndarray, is_factor: bool = False) -> relax.Expr:
+        # TVM's parser does not read the infinite numbers that it prints, and its compiler makes 0 of 0 times or by NaN
+        is_zero = is_factor and array.dtype.kind == "f" and array.size == 1 and array == 0
+        if array.ndim == 0 and np.isfinite(array) and not is_zero:
             return relax.const(array, str(array.dtype))
         self.arrays.append(array)
         parameter = relax.Var(f"c{len(self.arrays) - 1}", relax.TensorType(array.shape, str(array.dtype)))

@@ -162,6 +162,7 @@ def _max_unpool(node: fx.Node, importer: Importer) -> relax.Expr:
     images, size = math.prod(shape[:-2]), [int(extent) for extent in size]
     rows = (images, math.prod(shape[-2:]))
     empty = relax.const(np.zeros((images, math.prod(size)), str(x.ty.dtype)))
+    places = emit(relax.op.clip(places, 0, math.prod(size) - 1))  # what lies beyond would be other memory
     flat = [emit(relax.op.reshape(value, rows)) for value in (places, x)]
     write = scattered_elements((images, math.prod(size)), rows, 1, "none")
     return emit(relax.op.reshape(emit(importer.block_builder.call_te(write, empty, *flat)), (*shape[:-2], *size)))

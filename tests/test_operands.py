@@ -1,0 +1,93 @@
+"""Operands that do not fit each other are refused, and places that there are not are kept within their tensors."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_builder import OnnxBuilder, run_onnx
+
+import tvm_coexec
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends import read_model
+from tvm_coexec.runtime.device import Device
+
+
+def whole(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.int64)
+
+
+def number(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+MISFITS: dict[str, tuple[tuple[int, ...], str, list[np.ndarray | None], dict[str, Any]]] = {
+    "updates": ((5, 3), "ScatterElements", [whole(4, 3), number(1, 1)], {}),
+    "updates of parts": ((5, 3), "ScatterND", [whole(4, 1), number(1, 3)], {}),
+    "places": ((1, 1, 2, 2), "MaxUnpool", [whole(1, 1, 1, 1)], {"kernel_shape": [2, 2], "strides": [2, 2]}),
+    "lengths": ((5, 3), "ReverseSequence", [whole(2)], {}),
+    "scores": ((1, 6, 4), "NonMaxSuppression", [number(1, 1, 60), whole(1) + 3], {}),
+    "indices": ((5, 3), "GatherElements", [whole(2, 9)], {}),
+    "a new shape": ((5, 3), "Reshape", [whole(1) + 7], {}),
+    "a bias": ((1, 3, 8, 8), "Conv", [number(4, 3, 3, 3), number(3)], {}),
+    "channels": ((1, 5, 8, 8), "Conv", [number(4, 3, 3, 3)], {}),
+    "scales of channels": ((1, 4, 2, 2), "InstanceNormalization", [number(3), number(3)], {}),
+    "weights": ((5, 2, 4), "LSTM", [number(1, 12, 7), number(1, 12, 3)], {"hidden_size": 3}),
+    "a bias of both": ((5, 2, 4), "GRU", [number(1, 9, 4), number(1, 9, 3), number(1, 9)], {"hidden_size": 3}),
+    "a state": (
+        *((5, 2, 4), "RNN", [number(1, 3, 4), number(1, 3, 3), None, None, number(1, 1, 3)]),
+        {"hidden_size": 3},
+    ),
+    "directions": (
+        *((5, 2, 4), "RNN", [number(1, 3, 4), number(1, 3, 3)]),
+        {"hidden_size": 3, "direction": "bidirectional"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_operands_that_do_not_fit_each_other_are_refused(name: str) -> None:
+    shape, operator, operands, attributes = MISFITS[name]
+    b = OnnxBuilder(x=shape)
+    others = ["" if array is None else b.const(array, str(array.dtype)) for array in operands]
+    made = b.add(operator, "x", *others, **attributes)
+    told = (
+        rf"^{operator} \(node 'n0'\) breaks the rules of ONNX \(.* has shape .* instead of .*\); export the model again"
+    )
+    with pytest.raises(ModelError, match=told):
+        read_model(b.model(made))
+
+
+@pytest.mark.parametrize("operator", ["QuantizeLinear", "DequantizeLinear"])
+def test_scales_that_do_not_fit_their_axis_are_refused(operator: str, device: Device) -> None:
+    b = OnnxBuilder(x=(4, 8))
+    x = b.add("QuantizeLinear", "x", b.const(0.1), b.const(0, "int8")) if operator == "DequantizeLinear" else "x"
+    made = b.add(operator, x, b.const(number(3)), b.const(np.zeros(3), "int8"), axis=1)
+    with pytest.raises(ModelError, match=r"has a scale or zero point of shape \[3\], which does not fit the axis 1 of"):
+        tvm_coexec.build(b.model(made), device=device, split="cpu")
+
+
+@pytest.mark.parametrize("are_constant", [True, False])
+def test_places_beyond_the_end_are_no_other_memory(are_constant: bool, device: Device) -> None:
+    b = OnnxBuilder(x=(1, 1, 2, 2))
+    places = np.array([[[[5, 10**9], [-(10**9), 2]]]], np.int64)
+    if are_constant:
+        given = {}
+        made = b.add("MaxUnpool", "x", b.const(places, "int64"), kernel_shape=[2, 2], strides=[2, 2])
+    else:
+        given = {"i": places}
+        b.inputs.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, places.shape))
+        made = b.add("MaxUnpool", "x", "i", kernel_shape=[2, 2], strides=[2, 2])
+    result = tvm_coexec.build(b.model(made), device=device, split="cpu")(x=number(1, 1, 2, 2) * 3, **given)
+    expected = np.zeros((1, 1, 4, 4), np.float32)
+    expected.reshape(-1)[[5, 15, 0, 2]] = 3
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_what_was_pooled_returns_to_its_places(device: Device) -> None:
+    b = OnnxBuilder(x=(2, 3, 6, 6))
+    pooled = b.add("MaxPool", "x", outputs=2, kernel_shape=[2, 2], strides=[2, 2])
+    made = b.add("MaxUnpool", pooled, "v0.1", kernel_shape=[2, 2], strides=[2, 2])
+    model, x = b.model(made), np.random.default_rng(0).standard_normal((2, 3, 6, 6), np.float32)
+    result = tvm_coexec.build(model, device=device, split="cpu")(x)
+    np.testing.assert_array_equal(result, run_onnx(model, {"x": x})[made])

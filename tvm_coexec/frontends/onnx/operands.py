@@ -1,0 +1,130 @@
+"""Operands whose shapes have to fit each other, where ONNX's inference does not look: loops would read beyond some."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from onnx import NodeProto
+
+from .values import attributes
+
+_Shape = tuple[int, ...]
+_Fit = tuple[str, _Shape, _Shape]
+"""What an operand is, its shape, and the one that it has to have."""
+
+_GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
+
+
+def misfit(node: NodeProto, shapes: Sequence[_Shape | None], result: _Shape) -> str | None:
+    """What does not fit, of a node's operands of these shapes; None are those that are left out."""
+    check = _CHECKS.get(node.op_type)
+    padded = [*shapes, *[None] * (8 - len(shapes))]
+    for what, found, wanted in check(attributes(node), padded, result) if check else ():
+        if found != wanted:
+            return f"{what} has shape {list(found)} instead of {list(wanted)}"
+    return None
+
+
+def _reshape(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    if math.prod(result) != math.prod(shapes[0]):
+        yield "its operand, by its result,", shapes[0], result
+
+
+def _scatter_elements(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    yield "the tensor of updates", shapes[2], shapes[1]
+
+
+def _gather_elements(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    data, indices = shapes[:2]
+    axis = values.get("axis", 0)
+    if len(data) == len(indices) and -len(data) <= axis < len(data):  # else its number is refused
+        fitting = [min(pair) for pair in zip(data, indices, strict=True)]
+        fitting[axis] = indices[axis]
+        yield "the tensor of indices", indices, tuple(fitting)
+
+
+def _scatter_parts(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    data, indices, updates = shapes[:3]
+    yield "the tensor of updates", updates, (*indices[:-1], *data[indices[-1] :])
+
+
+def _convolve_integers(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    x, weights = shapes[:2]
+    yield "the weights' second axis", weights[1:2], (x[1] // max(values.get("group", 1), 1),)
+
+
+def _convolve(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    yield from _convolve_integers(values, shapes, result)
+    if shapes[2] is not None:
+        yield "the bias", shapes[2], shapes[1][:1]
+
+
+def _normalise_instance(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    for what, found in zip(("the scale", "the bias"), shapes[1:3], strict=True):
+        yield what, found, shapes[0][1:2]
+
+
+def _pool_regions(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    _, regions, batch = shapes[:3]
+    yield "the tensor of regions", regions, (*batch, 4)
+
+
+def _reverse(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    axis = values.get("batch_axis", 1)
+    if -len(shapes[0]) <= axis < len(shapes[0]):  # else its number is refused
+        yield "the tensor of lengths", shapes[1], (shapes[0][axis],)
+
+
+def _unpool(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    yield "the tensor of places", shapes[1], shapes[0]
+
+
+def _suppress(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    boxes, scores = shapes[:2]
+    yield "the tensor of boxes", boxes, (scores[0], scores[-1], 4)
+
+
+def _sample(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    x, grid = shapes[:2]
+    yield "the grid", grid, (x[0], *grid[1:-1], len(x) - 2)
+
+
+def _one_hot(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    yield "the tensor of both values", shapes[2], (2,)
+
+
+def _recur(gates: int) -> Callable[[Mapping[str, Any], Sequence[Any], _Shape], Iterator[_Fit]]:
+    def check(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+        x, weights, recurrent, bias, lengths, state, cell, peepholes = shapes
+        directions, hidden = recurrent[0], recurrent[-1]
+        batch = x[0 if values.get("layout", 0) else 1]
+        states = (batch, directions, hidden) if values.get("layout", 0) else (directions, batch, hidden)
+        both = 2 if values.get("direction", "forward") == "bidirectional" else 1
+        yield "the tensor of recurrent weights", recurrent, (both, gates * values.get("hidden_size", hidden), hidden)
+        yield "the tensor of weights", weights, (directions, gates * hidden, x[-1])
+        optional = [("the bias", bias, (directions, 2 * gates * hidden)), ("the tensor of lengths", lengths, (batch,))]
+        optional += [("the first state", state, states), ("the first cell state", cell, states)]
+        optional += [("the tensor of peepholes", peepholes, (directions, 3 * hidden))]
+        yield from (fit for fit in optional if fit[1] is not None)
+
+    return check
+
+
+_CHECKS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Any], _Shape], Iterator[_Fit]]] = {
+    **{operator: _recur(gates) for operator, gates in _GATES.items()},
+    **dict.fromkeys(("Scatter", "ScatterElements"), _scatter_elements),
+    "Conv": _convolve,
+    "ConvInteger": _convolve_integers,
+    "GatherElements": _gather_elements,
+    "GridSample": _sample,
+    "InstanceNormalization": _normalise_instance,
+    "MaxUnpool": _unpool,
+    "NonMaxSuppression": _suppress,
+    "OneHot": _one_hot,
+    "Reshape": _reshape,
+    "ReverseSequence": _reverse,
+    "RoiAlign": _pool_regions,
+    "ScatterND": _scatter_parts,
+}
