@@ -30,6 +30,7 @@ def test_results_stay_right_while_units_move(device: Device, start: int | None) 
     assert len(module.adaptation.splitlines()) == 1 + len(moved)
 
 
+@pytest.mark.slow
 def test_a_cut_wait_counts_as_a_slow_cpu(device: Device) -> None:
     """Such a run is made again in a form that shows no waits; every look would otherwise miss the slowest ones."""
     package, nodes = chain(device, 4, 48, 192)

@@ -44,6 +44,7 @@ def test_modules_are_those_compiled_when_asked_for_and_each_kernel_is_measured(
     assert list(one.measure_all(iter(works))) == works and len(sent) == len(works)
 
 
+@pytest.mark.slow
 def test_what_does_not_compile_is_said_when_it_is_asked_for(modules: ModulesAhead, tmp_path: Path) -> None:
     one = Tuner(FakeSession(), Profile.create(tmp_path / "p", FACTS), TARGET)  # type: ignore[arg-type]
     candidate = one.default_candidate(LAYER)

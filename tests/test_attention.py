@@ -33,7 +33,7 @@ def module(layer: Any, device: Device, gpu: Hardware | None = None) -> Module:
     return Module(one_layer(layer, device, gpu), device)
 
 
-@pytest.mark.parametrize("layer", slow_except(LAYERS, 1, 6, 10), ids=str)
+@pytest.mark.parametrize("layer", slow_except(LAYERS, 1, 10), ids=str)
 def test_every_split(layer: Any, device: Device) -> None:
     built, units = module(layer, device), layer.units
     for cpu in sorted({0, 1, units - 1, units}):

@@ -157,6 +157,7 @@ def _put_and_get(folder: Path, seed: int) -> int:
     return wrong
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache(tmp_path: Path) -> None:
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool, warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slow import slow_except
 from test_profile import CANDIDATE, GPU_ALONE, times
 from test_tuning import FACTS, FakeSession, tuner
 
@@ -236,7 +237,7 @@ def test_caches_are_found_by_reading(tmp_path: Path) -> None:
         assert 3e6 / 40e3 < middle_us[0] < 3e6 / 10e3 and middle_us[1] > middle_us[0]
 
 
-@pytest.mark.parametrize("told_mib", [0, 32, 480])
+@pytest.mark.parametrize("told_mib", slow_except([0, 32, 480], 1))
 def test_what_the_system_tells_of_caches_only_says_how_much_to_read(told_mib: int, tmp_path: Path) -> None:
     facts = {**FACTS, "cache_bytes": {"l3": told_mib << 20}}
     one = Tuner(ReadingSession(), Profile.create(tmp_path / "p", facts), target_for(facts))  # type: ignore[arg-type]

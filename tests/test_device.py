@@ -315,6 +315,7 @@ def _open_with_pocl_cache(cache: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device_name", ["pocl"], indirect=True)
 def test_a_damaged_cache_of_the_driver_is_named(device_name: str, tmp_path: Path) -> None:
     """PoCL trusts its own cache: what it has lost there is told; a file that is damaged within kills the process."""

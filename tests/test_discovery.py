@@ -222,6 +222,6 @@ def test_a_process_that_fails_before_it_has_looked_for_devices_is_no_drivers_fau
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pyopencl.py").write_text("raise ImportError('not the one')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DeviceError, match=r"the process that looks for OpenCL devices fails: .*not the one"):
         check_apart(DeviceChoice("pocl"))

@@ -86,6 +86,7 @@ def test_a_signal_that_is_ignored_ends_nothing(number: int) -> None:
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "tidied up\nwent on\n")
 
 
+@pytest.mark.slow
 def test_a_long_benchmark_is_interrupted(device: Device, tmp_path: Path) -> None:
     chain(device, 1, 8, 64)[0].write(tmp_path / "m.coexec")
     command = [sys.executable, "-m", "tvm_coexec", "run", "m.coexec", "--device", device.info.alias]

@@ -26,13 +26,14 @@ ROWS = [
 CASES = [*ROWS, *(one for one in LAYERS if isinstance(one, Attention))]
 
 
-@pytest.mark.parametrize("layer", slow_except(CASES, 0, 4, 8), ids=str)
+@pytest.mark.parametrize("layer", slow_except(CASES, 4, 8), ids=str)
 def test_every_split(layer: Any, device: Device) -> None:
     built, units = module(layer, device, GPU), layer.units
     for cpu in sorted({0, 1, units - 1}):
         assert built.check_step(0, cpu, units - cpu) < built.error_bound(0)
 
 
+@pytest.mark.slow
 def test_a_query_without_a_key_has_zeros_or_no_number(device: Device) -> None:
     for empty_is_zero in (False, True):
         layer = Attention(1, 2, 4, 37, 32, 0.2, (64,) * 3, mask="input", mask_sizes=(1, 1, 4))

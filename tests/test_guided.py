@@ -54,6 +54,7 @@ def test_every_implementation_is_tried_first(tmp_path: Path) -> None:
         assert {variant.implementation for variant in chosen} == able
 
 
+@pytest.mark.slow
 def test_what_promises_to_be_faster_is_measured_and_nothing_else(tmp_path: Path) -> None:
     one = tuner(FakeSession(), tmp_path / "p")
     default, *others = one.variants(LAYER, "cpu")

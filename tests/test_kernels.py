@@ -59,6 +59,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_is_an_error_of_ours(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ON_A_FULL_DISK]
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

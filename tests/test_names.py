@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from slow import slow_except
 from small_modules import chain_of
 
 import tvm_coexec
@@ -100,7 +101,7 @@ def two_layers(first_node: str, middle: str, x: str = "x", y: str = "y") -> onnx
 
 
 @pytest.mark.parametrize("middle", ["fc.out", "fc.bias", "fc.weights"])
-@pytest.mark.parametrize("split", ["cpu", "gpu", 0.5])
+@pytest.mark.parametrize("split", slow_except(["cpu", "gpu", 0.5], 2))
 def test_every_run_is_right_where_a_tensor_is_called_like_a_constant(middle: str, split: Any) -> None:
     model = two_layers("fc", middle)
     x = np.random.default_rng(1).standard_normal((4, 8), np.float32)

@@ -148,6 +148,7 @@ def test_a_summand_with_the_factor_zero_is_left_out() -> None:
     check_against_onnxruntime(b.model(b.add("Gemm", "x", b.weights(8, 5), b.const([np.nan] * 5), beta=0.0), product))
 
 
+@pytest.mark.slow
 def test_a_factor_of_no_summand_is_not_looked_at(device: Device) -> None:
     b = OnnxBuilder(x=(4, 8))
     table = np.arange(40).reshape(8, 5)

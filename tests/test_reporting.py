@@ -70,6 +70,7 @@ def test_an_item_that_was_broken_off_counts_with_what_was_measured_of_it(tmp_pat
     assert written == [([10, 21], "Numbers (broken off: 2 of 3)")]
 
 
+@pytest.mark.slow
 def test_what_takes_long_is_written_in_between_for_the_case_of_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

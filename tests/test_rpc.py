@@ -252,6 +252,7 @@ def test_strangers_at_the_server_s_port_end_no_session(tracker: TrackerAddress) 
         assert psutil.Process(session.facts()["pid"]).parent() == server
 
 
+@pytest.mark.slow
 def test_a_device_that_is_lost_is_given_back_without_a_word(tracker: TrackerAddress) -> None:
     script = (
         "    session.measure(sys.argv[3].encode(), [Point(1, 1)])\n"
@@ -341,6 +342,7 @@ def test_the_server_s_command_offers_a_device_until_it_is_told_to_end(tracker: T
     assert started and not psutil.wait_procs(started, timeout=5.0)[1]
 
 
+@pytest.mark.slow
 def test_a_log_on_a_full_disk_ends_no_server(tracker: TrackerAddress) -> None:
     command = [sys.executable, "-m", "tvm_coexec.rpc.server", "--tracker", str(tracker), "--key", "full"]
     with Path("/dev/full").open("w") as full, subprocess.Popen(command, stdout=full, stderr=full) as server:

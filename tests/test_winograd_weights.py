@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_internals import internals
+from slow import slow_except
 from small_modules import chain, expected, with_kernels, with_stored
 from test_conv2d import conv
 from test_package import damaged, rewrite
@@ -70,7 +71,7 @@ def module_of(device: Device, cpu: int, gpu: int) -> tuple[Package, Node]:
 
 
 @pytest.mark.parametrize(("cpu", "gpu"), [(4, 4), (2, 4)])
-@pytest.mark.parametrize("mechanism", [None, "event"])
+@pytest.mark.parametrize("mechanism", slow_except([None, "event"], 0))
 def test_every_split_is_right_in_a_module_of_a_file(
     cpu: int, gpu: int, mechanism: str | None, device: Device, tmp_path: Path
 ) -> None:
