@@ -102,3 +102,25 @@ def test_a_canary_is_believed_of_kernels_that_no_other_sample_is_like() -> None:
     for some in (samples, [alone]):
         assert at_usual_speed(some, {"cpu": PROCESSOR}) == at_usual_speed(some)
     assert at_usual_speed(samples)[-1].latency_us == pytest.approx(SAMPLE.latency_us, rel=0.01)
+
+
+def test_a_canary_is_believed_where_layers_differ_as_much_as_it_tells() -> None:
+    rng, layers = np.random.default_rng(0), some_layers(24, seed=5)
+    factors = dict(zip(layers, np.exp(rng.normal(0, 1.5, len(layers))), strict=True))
+    quiet = [
+        replace(
+            sample,
+            latency_us=tuple(us * factors[sample.layer] for us in sample.latency_us),
+            canary_us=300.0 + layers.index(sample.layer) / 1e3,
+        )
+        for sample in measure(layers, "cpu", variants_per_layer=2)
+    ]
+    for slow in layers[::4]:
+        told = [
+            replace(one, latency_us=tuple(8 * us for us in one.latency_us), canary_us=2400.0)
+            if one.layer == slow
+            else one
+            for one in quiet
+        ]
+        found = [sample.median_us for sample in at_usual_speed(told, {"cpu": PROCESSOR})]
+        assert found == pytest.approx([sample.median_us for sample in quiet], rel=0.01)

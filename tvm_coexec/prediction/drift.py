@@ -10,11 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from tvm_coexec.errors import MeasurementError
 from tvm_coexec.profile.records import Sample
 
 from .features import Halves, Processor
-from .predictors import labels_us, train
+from .predictors import LatencyPredictor, labels_us, train
 
 _NEIGHBOURS = 2
 """Runs of the canary before and after one that tell with it how fast the side was: one alone is as noisy as a layer."""
@@ -29,6 +28,9 @@ _DOUBTFUL = np.log(1.3)
 """A canary that tells of a larger change, as a logarithm, is believed where the samples bear it out. Beside an H200 on
 a disturbed host it told of 12 to 56 times for 33 halves, none of which was slow, and of 1.4 times for 49, which were:
 believed, the CPU's halves were predicted to 31 %, and are to 17 %. Smaller changes are less than predictions err."""
+
+_LEAST_LAYERS, _USUAL_QUANTILE = 8, 0.9
+"""Layers from which on samples can bear something out, and the quantile of errors up to which these are usual."""
 
 
 def compare_speeds(took: Sequence[Mapping[str, float]], slower: dict[str, float]) -> dict[int, float]:
@@ -85,31 +87,35 @@ def _corrected(samples: Sequence[Sample], slowness: np.ndarray) -> list[Sample]:
 
 
 def _borne_out(samples: Sequence[Sample], slowness: np.ndarray, side: str, processor: Processor) -> np.ndarray:
-    """What the canary told of one side where its samples took so much longer than others teach; elsewhere 1.
+    """What the canary told of one side, but 1 where its samples plainly took no longer than others teach.
 
-    Doubtful samples are not learned from, and those in a row are judged together: a layer by itself may be mispredicted
-    by as much. What no other sample is like is left as the canary tells.
+    Doubtful samples are not learned from, and those in a row are judged together. Half of the other layers tell how far
+    what is learned of the rest is off: where layers differ as much as the canary tells, it is believed.
     """
     told = np.log(slowness)
     doubtful = np.abs(told) > _DOUBTFUL
-    if not doubtful.any() or doubtful.all():
+    sure: list[int] = np.flatnonzero(~doubtful).tolist()
+    undoubted = _corrected([samples[number] for number in sure], slowness[sure])
+    layers = {layer: number for number, layer in enumerate(dict.fromkeys(sample.layer for sample in undoubted))}
+    if not doubtful.any() or len(layers) < _LEAST_LAYERS:
         return slowness
-    sure = [sample for sample, in_doubt in zip(samples, doubtful, strict=True) if not in_doubt]
-    try:
-        predictor = train(_corrected(sure, slowness[~doubtful]), side, processor)
-    except MeasurementError:
-        return slowness
+    predictor = train([sample for sample in undoubted if layers[sample.layer] % 2], side, processor)
+    others = [one for one in undoubted if not layers[one.layer] % 2 and predictor.knows(one.layer, one.variant)]
     numbers: list[int] = np.flatnonzero(doubtful).tolist()
     judged = [number for number in numbers if predictor.knows(samples[number].layer, samples[number].variant)]
+    if not others or not judged:
+        return slowness
+    usual = float(np.quantile(np.abs(_log_errors(predictor, others)), _USUAL_QUANTILE))
     believed = slowness.copy()
-    for row in np.split(np.array(judged, int), np.flatnonzero(np.diff(judged) > 1) + 1):
-        if not len(row):
-            continue
-        its = [samples[number] for number in row]
-        took = np.log(labels_us(its) / predictor.predict(Halves.of(its)))
-        if np.median(np.abs(took - told[row])) > np.median(np.abs(took)):
+    for row in np.split(np.array(judged), np.flatnonzero(np.diff(judged) > 1) + 1):
+        took = _log_errors(predictor, [samples[int(number)] for number in row])
+        if np.median(np.abs(took)) <= usual < np.median(np.abs(took - told[row])):
             believed[row] = 1.0
     return believed
+
+
+def _log_errors(predictor: LatencyPredictor, samples: Sequence[Sample]) -> np.ndarray:
+    return np.log(labels_us(samples) / predictor.predict(Halves.of(samples)))
 
 
 def _slowness(samples: Sequence[Sample]) -> np.ndarray:
