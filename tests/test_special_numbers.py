@@ -256,3 +256,28 @@ def test_extrema_of_images_keep_nan(kind: str, device: Device) -> None:
     expected = (np.maximum if kind == "maximum" else np.minimum)(x, z)
     for result in of_every_split(layer, device, {"x": x, "z": z}):
         check(result, expected)
+
+
+@pytest.mark.one_runtime
+def test_remainders_are_exact_however_large_quotients_are(device: Device) -> None:
+    random = np.random.default_rng(0)
+    divisors, x = (
+        (random.standard_normal(shape) * 10.0 ** random.integers(-30, 30, shape)).astype(np.float32)
+        for shape in ((64,), (4, 64))
+    )
+    x[0, :3], divisors[2:5] = (NAN, INF, 1), (INF, NAN, 0)
+    b = OnnxBuilder(x=x.shape)
+    model = b.model(*(b.add("Mod", "x", b.const(by), fmod=1) for by in (0.195, divisors)))
+    expected = run_onnx(model, {"x": x})
+    results = tvm_coexec.build(model, device=device, split="cpu")(x)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(results[name], array)
+
+
+@pytest.mark.one_runtime
+def test_what_is_not_below_zero_has_no_slope(device: Device) -> None:
+    b = OnnxBuilder(x=(4, 64))
+    model = b.model(b.add("PRelu", "x", b.const([NAN, INF, -INF, 0.5] * 16)))
+    x = with_special(np.random.default_rng(0), (4, 64))
+    result = tvm_coexec.build(model, device=device, split="cpu")(x)
+    np.testing.assert_array_equal(result, *run_onnx(model, {"x": x}).values())

@@ -48,13 +48,12 @@ def _mod(call: Call) -> Any:
     if not is_float:
         return _broadcast(call, tirx.truncmod if towards_zero else tirx.floormod)
 
-    zero, infinite = tirx.const(0, "float64"), tirx.const(float("inf"), "float64")
+    zero = tirx.const(0, "float64")
 
     def element(x: Any, y: Any) -> Any:
-        # a quotient that float32 rounds up would be a whole divisor too much
+        # C's function is exact, however often the divisor fits in: no quotient has as many digits
         x, y = x.astype("float64"), y.astype("float64")
-        is_whole = tirx.all(tirx.abs(y) == infinite, tirx.abs(x) < infinite)
-        remainder = tirx.Select(is_whole, x, x - y * tirx.trunc(x / y))
+        remainder = tirx.call_pure_extern("float64", "fmod", x, y)
         if towards_zero:
             return remainder
         has_other_sign = tirx.any(tirx.all(remainder < zero, y > zero), tirx.all(remainder > zero, y < zero))
@@ -162,8 +161,11 @@ def _sign(call: Call) -> Any:
     return relax.op.where(relax.op.isnan(x), x, relax.op.sign(x))
 
 
-def _check_slope(call: Call) -> None:
-    """Look at what is multiplied below zero, which ONNX's inference does not; TVM is right for what fits."""
+def _prelu(call: Call) -> Any:
+    """Look at what is multiplied below zero, which ONNX's inference does not, and keep the numbers above from it.
+
+    TVM is right for slopes that fit; a layer's step multiplies zeros by them, of which NaN and infinity make NaN.
+    """
     shape, slope = call.type(0).shape, call.type(1).shape
     if len(slope) > len(shape) or any(
         own not in (1, size) for own, size in zip(slope[::-1], shape[::-1], strict=False)
@@ -172,6 +174,10 @@ def _check_slope(call: Call) -> None:
             f"{call.node.source} has a slope of shape {list(slope)}, which does not fit the last axes of "
             f"{list(shape)}; export the model again"
         )
+    array = call.array(1)
+    if array is None or np.isfinite(array).all():
+        return None
+    return _broadcast(call, lambda x, below: tirx.Select(x < 0, x * below, x))
 
 
 def _extreme(reduce: Callable[..., relax.Expr]) -> Converter:
@@ -212,7 +218,7 @@ CONVERTERS: Mapping[str, Converter] = {
     "IsInf": _is_infinite,
     "LpNormalization": _normalise_lengths,
     "Mod": _mod,
-    "PRelu": _check_slope,
+    "PRelu": _prelu,
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceMax": _extreme(relax.op.max),
     "ReduceMin": _extreme(relax.op.min),
