@@ -24,6 +24,8 @@ EARLY = {
     "Det (node 'n0') is an operator that cannot be imported": ["check det.onnx", "build det.onnx --split cpu --out z"],
     "RandomNormalLike (node 'n0') makes random numbers": ["check random.onnx", "tune --out p --layers random.onnx"],
     "Reshape (node 'n0') breaks the rules of ONNX": ["check reshaped.onnx", "build reshaped.onnx --split cpu --out z"],
+    "Gather (node 'n0') breaks the rules of ONNX": ["check gathered.onnx", "build gathered.onnx --split cpu --out z"],
+    "output 'v0' has no elements": ["check empty-slice.onnx", "build empty-slice.onnx --split cpu --out z"],
     "tensor 'x' has 70 axes, and arrays of numpy 1 have 32": ["check axes.onnx", "build axes.onnx --split cpu --out z"],
     "SKIP_GRAM (tensor 'skip_gram1') is an operator that cannot be imported": ["build gram.tflite --split cpu --out z"],
     "Foo (custom operator 'foo1'): no operators of TFLite's own": ["build foo.tflite --split cpu --out z"],
@@ -88,7 +90,13 @@ def test_what_a_tuning_cannot_do_is_told_before_a_compiler_or_a_driver_is_loaded
 def _write_files(folder: Path) -> None:
     builder = OnnxBuilder(x=(9, 64))
     (folder / "m.onnx").write_bytes(builder.model(linear(builder, "x", 64, 96)).SerializeToString())
-    for name, operator, *further in (("det", "Det"), ("random", "RandomNormalLike"), ("reshaped", "Reshape", [7])):
+    operators = [
+        ("det", "Det"),
+        ("random", "RandomNormalLike"),
+        ("reshaped", "Reshape", [7]),
+        ("gathered", "Gather", [7]),
+    ]
+    for name, operator, *further in (*operators, ("empty-slice", "Slice", [1], [1])):
         builder = OnnxBuilder(x=(4, 4))
         model = builder.model(builder.add(operator, "x", *(builder.const(one, "int64") for one in further)))
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())

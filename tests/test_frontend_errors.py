@@ -75,11 +75,12 @@ def test_results_that_would_be_smaller_than_nothing(operator, others, attributes
         ("QuantizeLinear", np.ones(8, np.float32), {"axis": 3}),
         ("QuantizeLinear", np.ones(8, np.float32), {"axis": -4}),
         ("RMSNormalization", np.ones(8, np.float32), {"axis": 3}),
+        ("LayerNormalization", np.ones(8, np.float32), {"axis": 3}),
     ],
 )
 def test_axes_that_onnx_does_not_look_at(operator, operand, attributes):
     b = OnnxBuilder(opset=23, x=(4, 8))
-    dtype = "float32" if operator in ("QuantizeLinear", "RMSNormalization") else "int64"
+    dtype = "int64" if np.asarray(operand).dtype != np.float32 else "float32"
     with pytest.raises(
         ModelError, match=rf"^{operator} \(node 'n0'\) has the axis -?\d, of a tensor with 2 axes; export"
     ):

@@ -8,7 +8,8 @@ from onnx_builder import OnnxBuilder, check_against_onnxruntime, random_inputs
 from reference import evaluate
 from slow import slow_except
 
-from tvm_coexec.frontends import to_graph
+from tvm_coexec.errors import ModelError
+from tvm_coexec.frontends import read_model, to_graph
 
 pytestmark = pytest.mark.one_runtime
 
@@ -72,6 +73,14 @@ def test_recurrent_operators(name: str, lengths: list[int] | None) -> None:
     outputs = 3 if operator == "LSTM" else 2
     out = b.add(operator, "x", *weights, given_lengths, *states, hidden_size=4, outputs=outputs, **values)
     check_against_onnxruntime(b.model(out, *(f"{out}.{position}" for position in range(1, outputs))))
+
+
+def test_an_activation_that_onnx_does_not_know() -> None:
+    b = OnnxBuilder(x=(5, 2, 3))
+    out = b.add("LSTM", "x", b.weights(1, 16, 3), b.weights(1, 16, 4), hidden_size=4, activations=["Sigmoid", "Swish"])
+    told = r"^LSTM \(node 'n0'\) has 'Swish' as its attribute 'activations', which is none of Affine, .*; export"
+    with pytest.raises(ModelError, match=told):
+        read_model(b.model(out))
 
 
 def test_the_last_states_of_sequences_that_come_first() -> None:

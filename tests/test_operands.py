@@ -38,6 +38,10 @@ MISFITS: dict[str, tuple[tuple[int, ...], str, list[np.ndarray | None], dict[str
         *((5, 2, 4), "RNN", [number(1, 3, 4), number(1, 3, 3), None, None, number(1, 1, 3)]),
         {"hidden_size": 3},
     ),
+    "activations": (
+        *((5, 2, 4), "RNN", [number(1, 3, 4), number(1, 3, 3)]),
+        {"hidden_size": 3, "activations": ["Tanh", "Relu"]},
+    ),
     "directions": (
         *((5, 2, 4), "RNN", [number(1, 3, 4), number(1, 3, 3)]),
         {"hidden_size": 3, "direction": "bidirectional"},
@@ -59,12 +63,54 @@ def test_operands_that_do_not_fit_each_other_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("operator", ["QuantizeLinear", "DequantizeLinear"])
-def test_scales_that_do_not_fit_their_axis_are_refused(operator: str, device: Device) -> None:
+@pytest.mark.parametrize(("scales", "zeros"), [(3, 3), (9, 9), (8, 9)])
+def test_scales_that_do_not_fit_their_axis_are_refused(operator: str, scales: int, zeros: int) -> None:
     b = OnnxBuilder(x=(4, 8))
     x = b.add("QuantizeLinear", "x", b.const(0.1), b.const(0, "int8")) if operator == "DequantizeLinear" else "x"
-    made = b.add(operator, x, b.const(number(3)), b.const(np.zeros(3), "int8"), axis=1)
-    with pytest.raises(ModelError, match=r"has a scale or zero point of shape \[3\], which does not fit the axis 1 of"):
-        tvm_coexec.build(b.model(made), device=device, split="cpu")
+    made = b.add(operator, x, b.const(number(scales)), b.const(np.zeros(zeros), "int8"), axis=1)
+    with pytest.raises(ModelError, match=r"\(the (scale|zero point) has shape \[\d\] instead of \[8\]\); export"):
+        read_model(b.model(made))
+
+
+def constant(*numbers: Any) -> np.ndarray:
+    return np.array(numbers, np.int64)
+
+
+BEYOND: dict[str, tuple[str, list[np.ndarray | None], dict[str, Any], str]] = {
+    "index": ("Gather", [constant(0, 9)], {"axis": -1}, "the index 9 is none of an axis of 8 elements"),
+    "index from the end": ("Gather", [constant(-5)], {}, "the index -5 is none of an axis of 4 elements"),
+    "index of each": ("GatherElements", [constant([0, 4])], {}, "the index 4 is none of an axis of 4 elements"),
+    "tuple": ("GatherND", [constant([0, 8])], {}, "the index 8 is none of an axis of 8 elements"),
+    "written tuple": ("ScatterND", [constant([-5, 0]), number(1)], {}, "the index -5 is none of an axis of 4"),
+    "written": ("ScatterElements", [constant([4]), number(1, 1)], {}, "the index 4 is none of an axis of 4 elements"),
+    "reflection": ("Pad", [constant(0, 0, 0, 8)], {"mode": "reflect"}, "8 elements are reflected into"),
+    "reflection of an axis": ("Pad", [constant(4, 0), None, constant(0)], {"mode": "reflect"}, "4 elements are"),
+    "size": ("Resize", [None, None, constant(4, 0)], {}, "the size 0 is not above zero"),
+    "scale": ("Resize", [None, np.array([1, -2], np.float32)], {}, r"the scale -2\.0 is not above zero"),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_constants_that_reach_beyond_what_is_read_are_refused(name: str) -> None:
+    operator, operands, attributes, told = BEYOND[name]
+    b = OnnxBuilder(x=(4, 8))
+    others = ["" if array is None else b.const(array, str(array.dtype)) for array in operands]
+    model = b.model()
+    model.graph.node.append(onnx.helper.make_node(operator, ["x", *others], ["y"], name="n", **attributes))
+    model.graph.output.append(onnx.ValueInfoProto(name="y"))
+    with pytest.raises(ModelError, match=rf"^{operator} \(node 'n'\) breaks the rules of ONNX \({told}.*; export"):
+        read_model(model)
+
+
+def test_constants_that_reach_to_the_ends_are_taken(device: Device) -> None:
+    b = OnnxBuilder(x=(4, 8))
+    ends = [b.const([index], "int64") for index in ([-4, -8], [3, 7])]
+    made = [b.add("GatherND", "x", each) for each in ends] + [b.add("Gather", "x", b.const([-8, 7], "int64"), axis=1)]
+    made.append(b.add("Pad", "x", b.const([3, 7, 3, 7], "int64"), mode="reflect"))
+    model, x = b.model(*made), np.random.default_rng(0).standard_normal((4, 8), np.float32)
+    results = tvm_coexec.build(model, device=device, split="cpu")(x)
+    for name, array in run_onnx(model, {"x": x}).items():
+        np.testing.assert_array_equal(results[name], array)
 
 
 @pytest.mark.parametrize("are_constant", [True, False])

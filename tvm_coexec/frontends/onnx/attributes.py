@@ -23,8 +23,14 @@ _PIXELS = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_co
 _WRITTEN = ("none", "add", "mul", "max", "min")
 _SUMMED = ("none", "sum", "mean")
 
+_ACTIVATIONS = (
+    *("Affine", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "ScaledTanh", "Sigmoid", "Softplus", "Softsign", "Tanh"),
+    "ThresholdedRelu",
+)
+
 WORDS: dict[tuple[str, str], tuple[str, ...]] = {
     **{(operator, "auto_pad"): _PADDING for operator in _PADDED},
+    **{(operator, "activations"): _ACTIVATIONS for operator in ("GRU", "LSTM", "RNN")},
     **{(operator, "direction"): _DIRECTIONS for operator in ("GRU", "LSTM", "RNN")},
     **{(operator, "reduction"): _WRITTEN for operator in ("ScatterElements", "ScatterND")},
     **{(operator, "reduction"): _SUMMED for operator in ("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss")},
@@ -78,10 +84,11 @@ def _check_whole_numbers(attribute: AttributeProto, source: Source) -> None:
 
 
 def _check_word(attribute: AttributeProto, words: tuple[str, ...], source: Source) -> None:
-    """Refuse a word that would be taken for another one, or for none."""
-    word = attribute.s.decode(errors="backslashreplace")
-    if word not in words:
-        raise ModelError(
-            f"{source} has {reprlib.repr(word)} as its attribute {attribute.name!r}, which is none of "
-            f"{', '.join(words)}; export the model again"
-        )
+    """Refuse words that would be taken for others, or for none."""
+    for encoded in attribute.strings if attribute.type == AttributeProto.STRINGS else (attribute.s,):
+        word = encoded.decode(errors="backslashreplace")
+        if word not in words:
+            raise ModelError(
+                f"{source} has {reprlib.repr(word)} as its attribute {attribute.name!r}, which is none of "
+                f"{', '.join(words)}; export the model again"
+            )

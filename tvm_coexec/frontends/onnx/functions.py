@@ -92,14 +92,20 @@ def _with_attributes(node: NodeProto, given: dict[str, onnx.AttributeProto]) -> 
 
 
 def _expand_with_axis(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
-    """A root mean square is taken over an axis and those after it, at whose number ONNX's definition does not look."""
+    """A root mean square is taken over an axis and those after it."""
+    _check_axis(simplifier, node, scope, source)
+    return _expand(simplifier, node, scope, source)
+
+
+def _check_axis(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> None:
+    """Look at the number of an axis, as ONNX's definition and inference do not."""
     rank = len(simplifier.model.types[str(scope.find(node.input[0]))].shape)
     axis_within(attributes(node).get("axis", -1), rank, source)
-    return _expand(simplifier, node, scope, source)
 
 
 def _expand_statistics(simplifier: Simplifier, node: NodeProto, scope: Scope, source: Source) -> bool:
     """A layer normalisation is expanded only where its mean or deviation is read, too."""
+    _check_axis(simplifier, node, scope, source)
     return any(node.output[1:]) and _expand(simplifier, node, scope, source)
 
 

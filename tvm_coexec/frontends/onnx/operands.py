@@ -15,6 +15,8 @@ _Fit = tuple[str, _Shape, _Shape]
 """What an operand is, its shape, and the one that it has to have."""
 
 _GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
+_FUNCTIONS = {3: 2, 4: 3, 1: 1}
+"""How many activations a direction has, by its gates."""
 
 
 def misfit(node: NodeProto, shapes: Sequence[_Shape | None], result: _Shape) -> str | None:
@@ -48,6 +50,16 @@ def _gather_elements(values: Mapping[str, Any], shapes: Sequence[Any], result: _
 def _scatter_parts(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
     data, indices, updates = shapes[:3]
     yield "the tensor of updates", updates, (*indices[:-1], *data[indices[-1] :])
+
+
+def _quantise(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
+    rank = len(shapes[0])
+    axis = values.get("axis", min(rank - 1, 1))
+    if values.get("block_size", 0) or not -rank <= axis < rank:  # whose converter looks at blocks, and at the axis
+        return
+    for what, found in zip(("the scale", "the zero point"), shapes[1:3], strict=True):
+        if found is not None and len(found) == 1 and found != (1,):
+            yield what, found, (shapes[0][axis],)
 
 
 def _convolve_integers(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
@@ -104,6 +116,9 @@ def _recur(gates: int) -> Callable[[Mapping[str, Any], Sequence[Any], _Shape], I
         both = 2 if values.get("direction", "forward") == "bidirectional" else 1
         yield "the tensor of recurrent weights", recurrent, (both, gates * values.get("hidden_size", hidden), hidden)
         yield "the tensor of weights", weights, (directions, gates * hidden, x[-1])
+        functions = values.get("activations")
+        if functions is not None:
+            yield "its list of activations", (len(functions),), (both * _FUNCTIONS[gates],)
         optional = [("the bias", bias, (directions, 2 * gates * hidden)), ("the tensor of lengths", lengths, (batch,))]
         optional += [("the first state", state, states), ("the first cell state", cell, states)]
         optional += [("the tensor of peepholes", peepholes, (directions, 3 * hidden))]
@@ -114,6 +129,7 @@ def _recur(gates: int) -> Callable[[Mapping[str, Any], Sequence[Any], _Shape], I
 
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Any], _Shape], Iterator[_Fit]]] = {
     **{operator: _recur(gates) for operator, gates in _GATES.items()},
+    **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), _quantise),
     **dict.fromkeys(("Scatter", "ScatterElements"), _scatter_elements),
     "Conv": _convolve,
     "ConvInteger": _convolve_integers,

@@ -206,7 +206,7 @@ def _take_numbers(name: str, given: Sequence[list[float]]) -> tuple[float, float
 
 def _function(name: str, alpha: float, beta: float, call: Call) -> _Function:
     tanh = _tanh if call.type(0).dtype == "float32" else tirx.tanh
-    functions: Mapping[str, _Function] = {
+    return {
         "Affine": lambda x: x * alpha + beta,
         "Elu": lambda x: tirx.Select(x > 0, x, alpha * (tirx.exp(x) - 1)),
         "HardSigmoid": lambda x: tirx.max(tirx.min(x * alpha + beta, 1.0), 0.0),
@@ -218,10 +218,7 @@ def _function(name: str, alpha: float, beta: float, call: Call) -> _Function:
         "Softsign": lambda x: x / (1.0 + tirx.abs(x)),
         "Tanh": tanh,
         "ThresholdedRelu": lambda x: tirx.Select(x > alpha, x, x * 0.0),
-    }
-    if name not in functions:
-        raise ModelError(f"{call.node.source} has the activation {name}; supported are {', '.join(functions)}")
-    return functions[name]
+    }[name]
 
 
 def _tanh(x: Any) -> Any:

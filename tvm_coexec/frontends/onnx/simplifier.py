@@ -17,6 +17,7 @@ from tvm_coexec.frontends.trace import Source, check_size, claim_name
 
 from .operands import misfit
 from .padding import with_explicit_padding, without_empty_windows
+from .reaches import overreach
 from .values import (
     DOMAINS,
     DTYPES,
@@ -183,6 +184,7 @@ class Simplifier:
     def emit(self, node: NodeProto, scope: Scope, *, source: Source | None = None, keep_half: bool = False) -> None:
         """Append a node under the names that it has, once its result's type is known."""
         source = source or scope.source or source_of(node)
+        self._check_constants(node, source)
         inferred = self.inferred(node, scope.opset, source)
         for name in filter(None, node.output):
             known = type_of(inferred[name]) if name in inferred else None
@@ -215,6 +217,14 @@ class Simplifier:
         reason = misfit(node, shapes, result)
         if reason is not None:
             raise RulesError(source, reason)
+
+    def _check_constants(self, node: NodeProto, source: Source) -> None:
+        """Refuse indices, padding and sizes that are constants beyond what a node reads."""
+        if node.input and node.input[0]:
+            shape = self.model.types[node.input[0]].shape
+            reason = overreach(node, shape, [self.model.constants.get(name) for name in node.input])
+            if reason is not None:
+                raise RulesError(source, reason)
 
     def _follow_counts(self, node: NodeProto, source: Source) -> None:
         """Let the result of a node have the count of what it reads, if it makes each row of one row."""

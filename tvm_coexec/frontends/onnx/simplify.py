@@ -64,6 +64,9 @@ def simplify(model: onnx.ModelProto) -> SimpleModel:
         simplifier.add_output(value, scope)
     for name, value in (*zip(simplifier.model.inputs, simplifier.model.inputs, strict=True), *simplifier.model.outputs):
         check_extents(name, simplifier.model.types[value].shape)
+    for name, value in simplifier.model.outputs:
+        if 0 in simplifier.model.types[value].shape:
+            raise ModelError(f"output {name!r} has no elements; remove it from the model's outputs")
     _add_counts(simplifier.model)
     simplifier.model.nodes = simplifier.model.without_unused()
     for one in simplifier.model.nodes:
