@@ -101,6 +101,12 @@ def test_products_of_all_before(ways: dict[str, int]) -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_hardmax_of_old_opsets_is_of_all_from_an_axis_on(axis: int) -> None:
+    b = OnnxBuilder(opset=11, x=(3, 4, 5))
+    check_against_onnxruntime(b.model(b.add("Hardmax", "x", axis=axis)))
+
+
 def test_the_upper_bound_of_a_range_is_the_last_word() -> None:
     b = OnnxBuilder(x=(9,))
     check_against_onnxruntime(b.model(b.add("Clip", "x", b.const(2.0), b.const(1.0))))

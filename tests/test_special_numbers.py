@@ -238,6 +238,18 @@ def test_places_of_extrema_pass_over_nan_as_onnxruntime_does(device: Device) -> 
         np.testing.assert_array_equal(results[name], array)
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_hardmax_has_one_where_the_largest_number_is_first(axis: int, device: Device) -> None:
+    rows = np.array([[1, NAN, 3, 2], [3, NAN, 1, 2], [1, 2, 3, NAN], [-INF] * 4, [INF, INF, 0, 0]], np.float32)
+    x = rows if axis else np.ascontiguousarray(rows.T)
+    b = OnnxBuilder(x=x.shape)
+    model = b.model(b.add("Hardmax", "x", axis=axis))
+    result = tvm_coexec.build(model, device=device, split="cpu")(x)
+    expected = np.eye(4, dtype=np.float32)[[2, 0, 2, 0, 0]]
+    np.testing.assert_array_equal(result, expected if axis else expected.T)
+    np.testing.assert_array_equal(result, run_onnx(model, {"x": x})["v0"])
+
+
 @pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
 def test_extrema_of_axes_keep_nan(op: str, device: Device) -> None:
     builder = OnnxBuilder(17, x=(2, 64))

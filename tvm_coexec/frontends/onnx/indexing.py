@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -195,33 +195,62 @@ def _extreme_position(*, largest: bool) -> Converter:
     """The place of the first number along an axis, or the last, that none exceeds; the first number may be NaN."""
 
     def convert(call: Call) -> Any:
-        axis, shape = _axis(call), call.type(0).shape
         is_kept, takes_last = (bool(call.attributes.get(name, usual)) for name, usual in _KEEPING_AND_LAST)
-
-        def later(before: Sequence[Any], one: Sequence[Any]) -> tuple[Any, Any]:
-            low, high = (before[1], one[1]) if largest else (one[1], before[1])
-            is_taken = tirx.any(before[0] < 0, low <= high if takes_last else low < high)
-            place, number = (tirx.Select(is_taken, *pair) for pair in zip(one, before, strict=True))
-            return place, number
-
-        def nothing(*dtypes: str) -> tuple[Any, Any]:
-            return tirx.const(-1, dtypes[0]), tirx.const(0, dtypes[1])
-
-        def compute(x: te.Tensor) -> te.Tensor:
-            place, extreme = te.reduce_axis((0, shape[axis]), "place"), te.comm_reducer(later, nothing)
-
-            def element(*index: Any) -> Any:
-                read = (*index[:axis], place.var, *index[axis + is_kept :])
-                return extreme((place.var.astype("int64"), x[read]), axis=place)
-
-            return te.compute(call.result.shape, element, name="extreme")[0]
-
-        return call.loops(compute, call.operand(0))
+        axis, extent = _axis(call), call.type(0).shape[_axis(call)]
+        return call.loops(_places(call.result.shape, axis, extent, is_kept, takes_last, largest), call.operand(0))
 
     return convert
 
 
+def _places(
+    result: Sequence[int], axis: int, extent: int, is_kept: bool, takes_last: bool = False, largest: bool = True
+) -> Callable[[te.Tensor], te.Tensor]:
+    """Loops that find the place of an extreme along an axis, which the result has kept or not."""
+
+    def later(before: Sequence[Any], one: Sequence[Any]) -> tuple[Any, Any]:
+        low, high = (before[1], one[1]) if largest else (one[1], before[1])
+        is_taken = tirx.any(before[0] < 0, low <= high if takes_last else low < high)
+        place, number = (tirx.Select(is_taken, *pair) for pair in zip(one, before, strict=True))
+        return place, number
+
+    def nothing(*dtypes: str) -> tuple[Any, Any]:
+        return tirx.const(-1, dtypes[0]), tirx.const(0, dtypes[1])
+
+    def compute(x: te.Tensor) -> te.Tensor:
+        place, extreme = te.reduce_axis((0, extent), "place"), te.comm_reducer(later, nothing)
+
+        def element(*index: Any) -> Any:
+            read = (*index[:axis], place.var, *index[axis + is_kept :])
+            return extreme((place.var.astype("int64"), x[read]), axis=place)
+
+        return te.compute(result, element, name="extreme")[0]
+
+    return compute
+
+
+def _hardmax(call: Call) -> Any:
+    """One where a row's largest number is first, and zeros; a row is all from an axis on in ONNX's first versions."""
+    shape, dtype, is_old = call.type(0).shape, call.type(0).dtype, call.node.opset < _ONE_AXIS
+    axis = axis_within(call.attributes.get("axis", 1 if is_old else -1), len(shape), call.node.source)
+    x = call.operand(0)
+    if is_old:
+        shape, axis = (math.prod(shape[:axis]), math.prod(shape[axis:])), 1
+        x = call.builder.emit(relax.op.reshape(x, shape))
+    places = call.loops(_places([*shape[:axis], 1, *shape[axis + 1 :]], axis, shape[axis], True), x)
+
+    def compute(found: te.Tensor) -> te.Tensor:
+        def element(*index: Any) -> Any:
+            return (found[(*index[:axis], 0, *index[axis + 1 :])] == index[axis]).astype(dtype)
+
+        return te.compute(shape, element, name="hardmax")
+
+    return relax.op.reshape(call.loops(compute, places), call.result.shape)
+
+
 _KEEPING_AND_LAST = (("keepdims", 1), ("select_last_index", 0))
+
+_ONE_AXIS = 13
+"""The opset from which on an axis of Hardmax is one alone."""
 
 CONVERTERS: Mapping[str, Converter] = {
     "ArgMax": _extreme_position(largest=True),
@@ -229,6 +258,7 @@ CONVERTERS: Mapping[str, Converter] = {
     "Gather": _gather,
     "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
+    "Hardmax": _hardmax,
     "MaxUnpool": _unpool,
     "OneHot": _one_hot,
     "ReverseSequence": _reverse_sequence,
