@@ -94,10 +94,12 @@ def _borne_out(samples: Sequence[Sample], slowness: np.ndarray, side: str, proce
     """
     told = np.log(slowness)
     doubtful = np.abs(told) > _DOUBTFUL
+    if not doubtful.any():
+        return slowness
     sure: list[int] = np.flatnonzero(~doubtful).tolist()
     undoubted = _corrected([samples[number] for number in sure], slowness[sure])
     layers = {layer: number for number, layer in enumerate(dict.fromkeys(sample.layer for sample in undoubted))}
-    if not doubtful.any() or len(layers) < _LEAST_LAYERS:
+    if len(layers) < _LEAST_LAYERS:
         return slowness
     predictor = train([sample for sample in undoubted if layers[sample.layer] % 2], side, processor)
     others = [one for one in undoubted if not layers[one.layer] % 2 and predictor.knows(one.layer, one.variant)]
