@@ -19,10 +19,12 @@ from tvm_coexec.frontends.onnx.attributes import WORDS
         ("MaxPool", {"kernel_shape": [2**31, 1]}, "has 2147483648 as its attribute 'kernel_shape'"),
         ("LRN", {"size": -3}, "sums over -3 of 4 channels; export the model with an odd number"),
         ("LRN", {"size": 4}, "sums over 4 of 4 channels"),
+        ("LeakyRelu", {"alpha": np.inf}, "has inf as its attribute 'alpha', which has to be finite; export"),
+        ("Selu", {"gamma": np.nan}, "has nan as its attribute 'gamma'"),
         ("LpNormalization", {"axis": 4}, "has the axis 4, of a tensor with 4 axes"),
     ],
 )
-def test_numbers_of_axes_and_sizes_that_there_are_not(operator, attributes, message):
+def test_numbers_that_attributes_cannot_be(operator, attributes, message):
     b = OnnxBuilder(x=(1, 4, 8, 8))
     with pytest.raises(ModelError, match=rf"^{operator} \(node 'n0'\) {message}"):
         to_graph(b.model(b.add(operator, "x", **attributes)))

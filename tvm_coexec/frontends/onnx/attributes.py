@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 
 from onnx import AttributeProto, NodeProto
@@ -22,6 +23,9 @@ _DIRECTIONS = ("forward", "reverse", "bidirectional")
 _PIXELS = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
 _WRITTEN = ("none", "add", "mul", "max", "min")
 _SUMMED = ("none", "sum", "mean")
+
+_SLOPED = ("Elu", "LeakyRelu", "Selu")
+"""Operators whose factors a layer's step multiplies by zero as well, which NaN and infinity make NaN."""
 
 _ACTIVATIONS = (
     *("Affine", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "ScaledTanh", "Sigmoid", "Softplus", "Softsign", "Tanh"),
@@ -56,6 +60,7 @@ WORDS: dict[tuple[str, str], tuple[str, ...]] = {
 def check_attributes(node: NodeProto, source: Source) -> None:
     """Refuse whole numbers that ONNX and TVM cut off or quote their code for, and words that ONNX does not know.
 
+    Slopes that are not finite are refused, too.
     What a call of the model's own function says is for the function's nodes to judge.
 
     Raises
@@ -68,6 +73,11 @@ def check_attributes(node: NodeProto, source: Source) -> None:
     for attribute in node.attribute:
         if attribute.name not in _LARGE:
             _check_whole_numbers(attribute, source)
+        if node.op_type in _SLOPED and not math.isfinite(attribute.f):
+            raise ModelError(
+                f"{source} has {attribute.f} as its attribute {attribute.name!r}, which has to be finite; "
+                "export the model again"
+            )
         words = WORDS.get((node.op_type, attribute.name))
         if words and not attribute.ref_attr_name:
             _check_word(attribute, words, source)
