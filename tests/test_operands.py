@@ -85,6 +85,7 @@ BEYOND: dict[str, tuple[str, list[np.ndarray | None], dict[str, Any], str]] = {
     "written": ("ScatterElements", [constant([4]), number(1, 1)], {}, "the index 4 is none of an axis of 4 elements"),
     "reflection": ("Pad", [constant(0, 0, 0, 8)], {"mode": "reflect"}, "8 elements are reflected into"),
     "reflection of an axis": ("Pad", [constant(4, 0), None, constant(0)], {"mode": "reflect"}, "4 elements are"),
+    "reflection of a part": ("Pad", [constant(0, -6, 0, 2)], {"mode": "reflect"}, "2 elements are reflected .* of 2"),
     "size": ("Resize", [None, None, constant(4, 0)], {}, "the size 0 is not above zero"),
     "scale": ("Resize", [None, np.array([1, -2], np.float32)], {}, r"the scale -2\.0 is not above zero"),
 }
@@ -100,6 +101,13 @@ def test_constants_that_reach_beyond_what_is_read_are_refused(name: str) -> None
     model.graph.output.append(onnx.ValueInfoProto(name="y"))
     with pytest.raises(ModelError, match=rf"^{operator} \(node 'n'\) breaks the rules of ONNX \({told}.*; export"):
         read_model(model)
+
+
+def test_constants_are_not_reflected_beyond_their_elements_either() -> None:
+    b = OnnxBuilder(x=(4, 8))
+    wide = b.add("Pad", b.const(number(1, 4)), b.const([0, 0, 0, 4], "int64"), mode="reflect")
+    with pytest.raises(ModelError, match=r"^Pad \(node 'n0'\) breaks the rules of ONNX \(4 elements are reflected"):
+        read_model(b.model(b.add("Add", "x", wide)))
 
 
 def test_constants_that_reach_to_the_ends_are_taken(device: Device) -> None:

@@ -50,9 +50,11 @@ def _reflections(values: Mapping[str, Any], shape: _Shape, arrays: _Arrays) -> I
     if values.get("mode") != "reflect" or pads is None:
         return
     of_axes = range(len(shape)) if axes is None else [int(axis) for axis in axes]
-    for pad, axis in zip(pads, [*of_axes, *of_axes], strict=False):
-        if -len(shape) <= axis < len(shape) and pad >= max(shape[axis], 1):
-            yield f"{pad} elements are reflected into the padding of an axis of {shape[axis]}"
+    for axis, before, after in zip(of_axes, pads, pads[len(of_axes) :], strict=False):
+        if -len(shape) <= axis < len(shape):
+            kept = shape[axis] + min(before, 0) + min(after, 0)
+            if max(before, after) >= max(kept, 1):
+                yield f"{max(before, after)} elements are reflected into the padding of an axis of {kept}"
 
 
 def _sizes(values: Mapping[str, Any], shape: _Shape, arrays: _Arrays) -> Iterator[str]:

@@ -159,6 +159,7 @@ class Simplifier:
         _refuse_randomness(node, source)
         renamed = self.renamed(node, scope, source)
         if self.is_constant(renamed):
+            self._check_constants(renamed, source)
             self._check_size(renamed, scope.opset, source)
             if self._evaluate(renamed, node, scope):
                 return
