@@ -49,7 +49,10 @@ def _gather_elements(values: Mapping[str, Any], shapes: Sequence[Any], result: _
 
 def _scatter_parts(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
     data, indices, updates = shapes[:3]
-    yield "the tensor of updates", updates, (*indices[:-1], *data[indices[-1] :])
+    if not indices:
+        yield "the tensor of indices", indices, (len(data),)
+    else:
+        yield "the tensor of updates", updates, (*indices[:-1], *data[indices[-1] :])
 
 
 def _quantise(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
@@ -95,7 +98,10 @@ def _unpool(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) ->
 
 def _suppress(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
     boxes, scores = shapes[:2]
-    yield "the tensor of boxes", boxes, (scores[0], scores[-1], 4)
+    if len(scores) != 3:
+        yield "the tensor of scores", scores, (*boxes[:1], 1, *boxes[1:2])
+    else:
+        yield "the tensor of boxes", boxes, (scores[0], scores[-1], 4)
 
 
 def _sample(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
@@ -110,15 +116,16 @@ def _one_hot(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -
 def _recur(gates: int) -> Callable[[Mapping[str, Any], Sequence[Any], _Shape], Iterator[_Fit]]:
     def check(values: Mapping[str, Any], shapes: Sequence[Any], result: _Shape) -> Iterator[_Fit]:
         x, weights, recurrent, bias, lengths, state, cell, peepholes = shapes
-        directions, hidden = recurrent[0], recurrent[-1]
+        hidden = recurrent[-1] if recurrent else values.get("hidden_size", 1)
         batch = x[0 if values.get("layout", 0) else 1]
+        directions = 2 if values.get("direction", "forward") == "bidirectional" else 1
         states = (batch, directions, hidden) if values.get("layout", 0) else (directions, batch, hidden)
-        both = 2 if values.get("direction", "forward") == "bidirectional" else 1
-        yield "the tensor of recurrent weights", recurrent, (both, gates * values.get("hidden_size", hidden), hidden)
+        rows = gates * values.get("hidden_size", hidden)
+        yield "the tensor of recurrent weights", recurrent, (directions, rows, hidden)
         yield "the tensor of weights", weights, (directions, gates * hidden, x[-1])
         functions = values.get("activations")
         if functions is not None:
-            yield "its list of activations", (len(functions),), (both * _FUNCTIONS[gates],)
+            yield "its list of activations", (len(functions),), (directions * _FUNCTIONS[gates],)
         optional = [("the bias", bias, (directions, 2 * gates * hidden)), ("the tensor of lengths", lengths, (batch,))]
         optional += [("the first state", state, states), ("the first cell state", cell, states)]
         optional += [("the tensor of peepholes", peepholes, (directions, 3 * hidden))]
