@@ -66,7 +66,7 @@ def test_a_module_runs_whatever_the_temporary_folder_is_like(
 
 def test_a_temporary_folder_may_be_missing(result: np.ndarray, device: Device, tmp_path: Path) -> None:
     run = ["run", "m.coexec", "--device", device.info.alias, "--input", "x.npy", "--out", "y.npz"]
-    code = command(*run, temporary="/nonexistent")
+    code = command(*run, temporary=str(tmp_path / "missing"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["t1"], result)

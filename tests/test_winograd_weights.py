@@ -1,6 +1,8 @@
 """Winograd's weights are made of a file's kernels when a module is opened: the same that the generator would store."""
 
 import ctypes
+import gc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +144,18 @@ def test_what_is_exported_is_in_the_file_still_or_an_error_says_that_it_is_not(d
     with pytest.raises(FileFormatError, match="the module's file was cut off since it was loaded; build it again"):
         module.export(path)
     assert not path.exists()
+
+
+def test_a_module_that_nothing_refers_to_closes_its_file_without_a_warning(device: Device, tmp_path: Path) -> None:
+    built, _ = with_others(chain(device, 2, 5, 64)[0])
+    built.write(tmp_path / "m.coexec")
+    gc.collect()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        load(tmp_path / "m.coexec", device=device)
+        gc.collect()
+    assert not [one for one in told if issubclass(one.category, ResourceWarning)]
+    assert not [one for one in Path("/proc/self/fd").iterdir() if one.resolve() == tmp_path / "m.coexec"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ class FileConstants(Mapping[Source, np.ndarray]):
     def __init__(self, in_memory: Mapping[Source, np.ndarray], manifest: Manifest, file: IO[bytes]) -> None:
         self._in_memory = in_memory
         self._specs = {constant.source: constant for constant in manifest.constants}
-        self._file = os.fdopen(os.dup(file.fileno()), "rb", buffering=0)
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
         entry_at = _TABLE_AT + SECTIONS.index("constants") * _SECTION.size
         _, _, begin, _ = _SECTION.unpack(os.pread(file.fileno(), _SECTION.size, entry_at))
         self._places = {source: begin + offset for source, offset in constant_offsets(manifest).items()}
@@ -123,7 +125,7 @@ class FileConstants(Mapping[Source, np.ndarray]):
         if source in self._in_memory:
             return self._in_memory[source]
         spec = self._specs[source]
-        content = os.pread(self._file.fileno(), spec.nbytes, self._places[source])
+        content = os.pread(self._descriptor, spec.nbytes, self._places[source])
         if len(content) != spec.nbytes:
             raise FileFormatError("the module's file was cut off since it was loaded; build it again")
         return np.frombuffer(content, spec.dtype).reshape(spec.shape)
