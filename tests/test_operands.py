@@ -1,11 +1,13 @@
 """Operands that do not fit each other are refused, and places that there are not are kept within their tensors."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx_builder import OnnxBuilder, run_onnx
+from tflite_writer import TYPES, Writer
 
 import tvm_coexec
 from tvm_coexec.errors import ModelError
@@ -149,3 +151,15 @@ def test_what_was_pooled_returns_to_its_places(device: Device) -> None:
     model, x = b.model(made), np.random.default_rng(0).standard_normal((2, 3, 6, 6), np.float32)
     result = tvm_coexec.build(model, device=device, split="cpu")(x)
     np.testing.assert_array_equal(result, run_onnx(model, {"x": x})[made])
+
+
+def test_places_of_gather_nd_in_tflite_are_no_other_memory(tmp_path: Path, device: Device) -> None:
+    writer = Writer()
+    x, places = writer.tensor("x", (3, 4)), writer.tensor("places", (2, 1))
+    writer.tensors[places].type = TYPES["int32"]
+    rows = writer.add("GATHER_ND", [x, places], (2, 4), options="GatherNd")
+    path = tmp_path / "gather.tflite"
+    path.write_bytes(writer.finish([x, places], [rows]))
+    table = np.arange(12, dtype=np.float32).reshape(3, 4)
+    result = tvm_coexec.build(path, device=device, split="cpu")(x=table, places=np.array([[10**9], [-7]], np.int32))
+    np.testing.assert_array_equal(result, table[[2, 0]])
