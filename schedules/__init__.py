@@ -19,7 +19,7 @@ from tvm_coexec.errors import ModelError
 from tvm_coexec.layers import KERNEL_TYPES, Layer, Variant
 
 from . import attention, conv2d, gpu_products, images
-from .packing import Stored
+from .packing import Stored, as_read
 
 __all__ = ["attention", "check_has_kernels", "conv2d", "family", "gpu_products", "images", "store"]
 
@@ -36,7 +36,7 @@ def store(layer: Layer, params: Mapping[str, np.ndarray], variant: Variant) -> d
     if hasattr(module, "store"):
         smaller: dict[str, Stored] = module.store(layer, params, variant)
         return smaller
-    return {role: Stored(array) for role, array in module.pack(layer, params, variant).items()}
+    return as_read(module.pack(layer, params, variant))
 
 
 def check_has_kernels(layer: Layer, name: str) -> None:

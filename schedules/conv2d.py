@@ -16,7 +16,7 @@ from tvm_coexec.layers import Conv2d, Hardware, ImageLayouts, Variant
 
 from . import conv2d_direct, conv2d_products, depthwise, gpu_products, winograd
 from .dispatch import Dispatch
-from .packing import Stored, pack_steps
+from .packing import Stored, as_read, pack_steps
 from .pixels import operand_names as names_with
 from .product import Extents
 
@@ -48,10 +48,9 @@ def pack(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> d
 def store(layer: Conv2d, params: Mapping[str, np.ndarray], variant: Variant) -> dict[str, Stored]:
     """Pack constants for a module's file: of Winograd's weights it holds the kernels, which are smaller."""
     if variant.implementation != winograd.IMPLEMENTATION:
-        return {role: Stored(array) for role, array in pack(layer, params, variant).items()}
+        return as_read(pack(layer, params, variant))
     kernels = Stored(winograd.pack_kernels(params["weights"]), variant["m"])
-    steps = {role: Stored(array) for role, array in pack_steps(layer, params).items()}
-    return {weights_name(variant): kernels} | steps
+    return {weights_name(variant): kernels} | as_read(pack_steps(layer, params))
 
 
 def default_variant(layer: Conv2d, side: str, hardware: Hardware) -> Variant:

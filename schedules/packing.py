@@ -18,6 +18,11 @@ class Stored:
     winograd: int = 0
 
 
+def as_read(packed: Mapping[str, np.ndarray]) -> dict[str, Stored]:
+    """Store constants as the kernels read them."""
+    return {role: Stored(array) for role, array in packed.items()}
+
+
 def in_tiles(values: np.ndarray) -> np.ndarray:
     """``[…, channels]`` as float32 ``[…, tiles, 32]``, zero behind the last channel."""
     *outer, channels = values.shape

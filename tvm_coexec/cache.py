@@ -113,9 +113,11 @@ class Cache:
 
     def _evict(self) -> None:
         """Delete what was not used for longest, if there is too much, and what was never finished."""
-        now = time.time() + _FRESH_S
+        latest = time.time() + _FRESH_S
         # what bears a later time was kept while a clock was wrong, and would outlast all else
-        found = sorted((used_at if used_at < now else -math.inf, size, path) for used_at, size, path in self._files())
+        found = sorted(
+            (used_at if used_at < latest else -math.inf, size, path) for used_at, size, path in self._files()
+        )
         too_many_bytes = sum(size for _, size, _ in found) - self.most_bytes
         if too_many_bytes > 0:
             too_many_bytes += int((1 - _KEPT_SHARE) * self.most_bytes)

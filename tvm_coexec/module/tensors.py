@@ -10,7 +10,7 @@ import numpy as np
 from tvm_coexec.layers import TILE, TILE_BYTES, ImageLayout, row_tiles, tile_count
 
 TAPS = 9
-"""Of a 3×3 kernel."""
+"""A 3×3 kernel has so many numbers for a channel in and one out."""
 
 
 def words(count: int, dtype: str) -> int:

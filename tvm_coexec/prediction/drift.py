@@ -23,11 +23,10 @@ _ALIKE, _USUAL_STEPS = 0.1, 3.0
 by from the next: on a disturbed device the canary is as noisy as all else. Each run believed, the halves of the CPU
 beside an H200, where runs differ by 14 %, were predicted to 22 %, 30 % of them within 10 %; so it is 19 and 38."""
 
-
 _DOUBTFUL = np.log(1.3)
 """A canary that tells of a larger change, as a logarithm, is believed where the samples bear it out. Beside an H200 on
 a disturbed host it told of 12 to 56 times for 33 halves, none of which was slow, and of 1.4 times for 49, which were:
-believed, the CPU's halves were predicted to 31 %, and are to 17 %. Smaller changes are less than predictions err."""
+believed, the CPU's halves were predicted to 31 %, and are to 18 %. Smaller changes are less than predictions err."""
 
 _LEAST_LAYERS, _USUAL_QUANTILE = 8, 0.9
 """Layers from which on samples can bear something out, and the quantile of errors up to which these are usual."""
@@ -64,7 +63,7 @@ def at_usual_speed(samples: Sequence[Sample], processors: Mapping[str, Processor
     Parameters
     ----------
     processors
-        Those of the sides whose samples have to bear out what the canary tells; the others' do not.
+        The processor of each side whose samples have to bear out what the canary tells; of other sides it is believed.
     """
     slowness = _slowness(samples)
     for side, processor in (processors or {}).items():

@@ -196,8 +196,8 @@ def _extreme_position(*, largest: bool) -> Converter:
 
     def convert(call: Call) -> Any:
         is_kept, takes_last = (bool(call.attributes.get(name, usual)) for name, usual in _KEEPING_AND_LAST)
-        axis, extent = _axis(call), call.type(0).shape[_axis(call)]
-        return call.loops(_places(call.result.shape, axis, extent, is_kept, takes_last, largest), call.operand(0))
+        axis, shape = _axis(call), call.type(0).shape
+        return call.loops(_places(call.result.shape, axis, shape[axis], is_kept, takes_last, largest), call.operand(0))
 
     return convert
 

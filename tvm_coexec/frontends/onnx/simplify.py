@@ -62,10 +62,12 @@ def simplify(model: onnx.ModelProto) -> SimpleModel:
     simplifier.add_nodes(model.graph.node, scope)
     for value in model.graph.output:
         simplifier.add_output(value, scope)
-    for name, value in (*zip(simplifier.model.inputs, simplifier.model.inputs, strict=True), *simplifier.model.outputs):
-        check_extents(name, simplifier.model.types[value].shape)
+    for name in simplifier.model.inputs:
+        check_extents(name, simplifier.model.types[name].shape)
     for name, value in simplifier.model.outputs:
-        if 0 in simplifier.model.types[value].shape:
+        shape = simplifier.model.types[value].shape
+        check_extents(name, shape)
+        if 0 in shape:
             raise ModelError(f"output {name!r} has no elements; remove it from the model's outputs")
     _add_counts(simplifier.model)
     simplifier.model.nodes = simplifier.model.without_unused()
