@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from reference import evaluate
 
+import tvm_coexec
 from tvm_coexec.errors import ModelError
 from tvm_coexec.frontends import to_graph
+from tvm_coexec.runtime.device import Device
 
 torch = pytest.importorskip("torch", reason="needs torch, to export programs")
 from torch_networks import Function, check_against_torch, ops, random_tensor  # noqa: E402 - torch is there from here on
@@ -127,6 +129,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "norm": (lambda x: x.norm(dim=1), (random_tensor(4, 5, 3),)),
     "product": (lambda x: x.prod(1), (random_tensor(4, 5, 3),)),
     "rows_by_number": (lambda x, i: x[:, i], (random_tensor(4, 5, 3), torch.tensor([2, -1, 0]))),
+    "columns_in_turn": (
+        lambda x, i: torch.gather(x, 1, i),
+        (random_tensor(2, 3), torch.tensor([[2, 0], [1, 1]])),
+    ),
+    "truth_of_all": (lambda x: torch.any(x > 0, dim=(0, 1)).float() + x, (random_tensor(2, 3),)),
+    "truth_of_rows": (lambda x: torch.any(x > 1, dim=(1,), keepdim=True).float() + x, (random_tensor(2, 3),)),
+    "classes": (lambda i: F.one_hot(i, 3).float(), (torch.tensor([2, 0, 1]),)),
     "elements_by_numbers": (lambda x, i: x[i, :, i], (random_tensor(4, 5, 3), torch.tensor([2, -1, 0]))),
 }
 
@@ -165,6 +174,27 @@ def test_what_changes_when_it_runs_is_refused() -> None:
 def test_functions(name: str) -> None:
     function, inputs = FUNCTIONS[name]
     check_against_torch(Function(function), *inputs)
+
+
+INDEXED: dict[str, tuple[Callable[..., Any], list[list[float]]]] = {
+    "gather": (lambda x, i: torch.gather(x, 0, i[:, None]), [[8], [0]]),
+    "index": (lambda x, i: x[i], [[8, 9], [0, 1]]),
+    "embedding": (lambda x, i: F.embedding(i, x), [[8, 9], [0, 1]]),
+    "scatter": (lambda x, i: x.scatter(0, i[:, None], -torch.ones(2, 1)), [[-1, 1], [4, 5], [-1, 9]]),
+    "index_put": (lambda x, i: x.index_put((i,), -torch.ones(2, 2)), [[-1, -1], [4, 5], [-1, -1]]),
+    "index_put_of_two": (lambda x, i: x.index_put((i, i), -torch.ones(2)), [[-1, 1], [4, 5], [8, -1]]),
+    "index_add": (lambda x, i: x.index_add(0, i, torch.ones(2, 2)), [[1, 2], [4, 5], [9, 10]]),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_indices_beyond_a_tensor_are_no_other_memory(name: str, device: Device) -> None:
+    function, expected = INDEXED[name]
+    x, within = torch.tensor([[0.0, 1.0], [4.0, 5.0], [8.0, 9.0]]), torch.tensor([1, 0])
+    program = torch.export.export(Function(function), (x, within))
+    module = tvm_coexec.build(program, device=device, split="cpu")
+    for beyond, before in ((2**31 - 1, -5), (3, -(2**31))):
+        np.testing.assert_array_equal(module(x.numpy(), np.array([beyond, before])), expected)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx_builder import OnnxBuilder, run_onnx
-from tflite_writer import TYPES, Writer
+from tflite_writer import Writer
 
 import tvm_coexec
 from tvm_coexec.errors import ModelError
@@ -144,6 +144,38 @@ def test_places_beyond_the_end_are_no_other_memory(are_constant: bool, device: D
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_indices_of_onnx_that_only_the_run_tells_are_no_other_memory(dtype: str, device: Device) -> None:
+    b = OnnxBuilder(x=(3, 4))
+    kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    b.inputs.append(onnx.helper.make_tensor_value_info("i", kind, (2, 1)))
+    wide = b.add("Cast", "i", to=onnx.TensorProto.INT64)
+    made = {
+        b.add("Gather", "x", "i"): TABLE[[2, 0]][:, None],
+        b.add("GatherElements", "x", "i"): TABLE[[2, 0], :1],
+        b.add("GatherND", "x", wide): TABLE[[2, 0]],
+        b.add("ScatterElements", "x", "i", b.const(number(2, 1))): np.where(np.isin(TABLE, (0, 8)), 1, TABLE),
+        b.add("ScatterND", "x", wide, b.const(number(2, 4))): np.where(np.eye(3)[1][:, None] > 0, TABLE, 1),
+    }
+    limits = np.iinfo(dtype)
+    for beyond, before in ((limits.max, limits.min), (3, -5)):
+        places = np.array([[beyond], [before]], dtype)
+        results = tvm_coexec.build(b.model(*made), device=device, split="cpu")(x=TABLE, i=places)
+        for name, expected in made.items():
+            np.testing.assert_array_equal(results[name], expected, err_msg=name)
+
+
+def test_regions_of_images_that_there_are_not_are_no_other_memory(device: Device) -> None:
+    b = OnnxBuilder(x=(2, 1, 4, 4), boxes=(3, 4))
+    b.inputs.append(onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, (3,)))
+    made = b.add("RoiAlign", "x", "boxes", "i", output_height=1, output_width=1, sampling_ratio=1)
+    x = np.stack([np.full((1, 4, 4), value, np.float32) for value in (3, 5)])
+    boxes = np.array([[0, 0, 3, 3]] * 3, np.float32)
+    places = np.array([2**62, -(2**62), 1], np.int64)
+    result = tvm_coexec.build(b.model(made), device=device, split="cpu")(x=x, boxes=boxes, i=places)
+    np.testing.assert_array_equal(result.reshape(-1), [5, 3, 5])
+
+
 def test_what_was_pooled_returns_to_its_places(device: Device) -> None:
     b = OnnxBuilder(x=(2, 3, 6, 6))
     pooled = b.add("MaxPool", "x", outputs=2, kernel_shape=[2, 2], strides=[2, 2])
@@ -153,13 +185,41 @@ def test_what_was_pooled_returns_to_its_places(device: Device) -> None:
     np.testing.assert_array_equal(result, run_onnx(model, {"x": x})[made])
 
 
-def test_places_of_gather_nd_in_tflite_are_no_other_memory(tmp_path: Path, device: Device) -> None:
+TABLE = np.arange(12, dtype=np.float32).reshape(3, 4)
+PLACES = np.array([10**9, -5], np.int32)
+READ_IN_TFLITE: dict[str, tuple[tuple[int, ...], str, list[int]]] = {
+    "GATHER": ((2,), "Gather", [0, 1]),
+    "GATHER_ND": ((2, 1), "GatherNd", [0, 1]),
+    "EMBEDDING_LOOKUP": ((2,), "", [1, 0]),
+}
+
+
+def tflite_of(folder: Path, dtype: str, operator: str, places: tuple[int, ...], options: str, order: list[int]) -> Path:
+    """A file of one operator that reads rows of a table of three, or sums rows up in one."""
     writer = Writer()
-    x, places = writer.tensor("x", (3, 4)), writer.tensor("places", (2, 1))
-    writer.tensors[places].type = TYPES["int32"]
-    rows = writer.add("GATHER_ND", [x, places], (2, 4), options="GatherNd")
-    path = tmp_path / "gather.tflite"
-    path.write_bytes(writer.finish([x, places], [rows]))
-    table = np.arange(12, dtype=np.float32).reshape(3, 4)
-    result = tvm_coexec.build(path, device=device, split="cpu")(x=table, places=np.array([[10**9], [-7]], np.int32))
-    np.testing.assert_array_equal(result, table[[2, 0]])
+    is_written = operator == "SCATTER_ND"
+    given = [writer.tensor("x", (2 if is_written else 3, 4)), writer.tensor("places", places, dtype)]
+    operands = [given[position] for position in order] + ([writer.integers([3, 4])] if is_written else [])
+    rows = writer.add(operator, operands, (3 if is_written else 2, 4), options=options)
+    path = folder / "indexed.tflite"
+    path.write_bytes(writer.finish(given, [rows]))
+    return path
+
+
+@pytest.mark.parametrize("operator", READ_IN_TFLITE)
+def test_places_that_tflite_reads_are_no_other_memory(operator: str, tmp_path: Path, device: Device) -> None:
+    path = tflite_of(tmp_path, "int32", operator, *READ_IN_TFLITE[operator])
+    places = PLACES.reshape(READ_IN_TFLITE[operator][0])
+    result = tvm_coexec.build(path, device=device, split="cpu")(x=TABLE, places=places)
+    np.testing.assert_array_equal(result, TABLE[[2, 0]])
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+def test_places_that_tflite_writes_are_no_other_memory(dtype: str, tmp_path: Path, device: Device) -> None:
+    path = tflite_of(tmp_path, dtype, "SCATTER_ND", (2, 1), "ScatterNd", [1, 0])
+    module = tvm_coexec.build(path, device=device, split="cpu")
+    for beyond, row in ((2**31 - 1, 2), (3, 2), (-5, 0), (-(2**31), 0)):
+        result = module(x=TABLE[:2], places=np.array([[beyond], [1]], dtype))
+        expected = np.zeros((3, 4), np.float32)
+        expected[[row, 1]] = TABLE[:2]
+        np.testing.assert_array_equal(result, expected)

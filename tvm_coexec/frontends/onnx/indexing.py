@@ -1,4 +1,4 @@
-"""Gathering, scattering and sorting: indices are counted from the start, and never read or write other memory."""
+"""Gathering, scattering and sorting; indices that only the run tells are looked after in ``relax/places.py``."""
 
 from __future__ import annotations
 
@@ -17,48 +17,21 @@ from tvm_coexec.frontends.trace import axis_within
 from .call import Call, Converter
 
 
-def _indices(call: Call, position: int, extents: np.ndarray) -> relax.Expr:
-    """Indices of an operand, counted from the start and within their axes, whose extents these are."""
-    array = call.array(position)
-    dtype = call.type(position).dtype
-    if array is not None:
-        counted = np.where(array < 0, array + extents, array)
-        return call.constant(np.clip(counted, 0, extents - 1), dtype)
-
-    def compute(given: te.Tensor, limits: te.Tensor) -> te.Tensor:
-        def element(*index: Any) -> Any:
-            limit = limits[index[-1]] if extents.ndim else limits[()]
-            value = given[index]
-            counted = tirx.Select(value < 0, value + limit, value)
-            return tirx.max(tirx.min(counted, limit - 1), tirx.const(0, dtype))
-
-        return te.compute(given.shape, element, name="indices")
-
-    return call.loops(compute, call.operand(position), call.constant(extents, dtype))
-
-
 def _axis(call: Call, default: int = 0, name: str = "axis") -> int:
     return axis_within(call.attributes.get(name, default), len(call.type(0).shape), call.node.source)
 
 
 def _gather(call: Call) -> Any:
-    axis = _axis(call)
-    indices = _indices(call, 1, np.array(call.type(0).shape[axis]))
-    return relax.op.take(call.operand(0), indices, axis)
+    return relax.op.take(call.operand(0), call.operand(1), _axis(call))
 
 
 def _gather_elements(call: Call) -> Any:
-    axis = _axis(call)
-    indices = _indices(call, 1, np.array(call.type(0).shape[axis]))
-    return relax.op.gather_elements(call.operand(0), indices, axis)
+    return relax.op.gather_elements(call.operand(0), call.operand(1), _axis(call))
 
 
 def _gather_nd(call: Call) -> Any:
-    batch_axes = call.attributes.get("batch_dims", 0)
-    depth = call.type(1).shape[-1]
-    extents = np.array(call.type(0).shape[batch_axes : batch_axes + depth])
-    indices = relax.op.astype(_indices(call, 1, extents), "int64")
-    return relax.op.gather_nd(call.operand(0), indices, batch_axes)
+    indices = relax.op.astype(call.operand(1), "int64")
+    return relax.op.gather_nd(call.operand(0), indices, call.attributes.get("batch_dims", 0))
 
 
 def _slice(call: Call) -> Any:
@@ -94,23 +67,21 @@ def _slice(call: Call) -> Any:
 
 def _scatter_elements(call: Call) -> Any:
     shape, axis = call.type(0).shape, _axis(call)
-    indices = _indices(call, 1, np.array(shape[axis]))
     write = scattered_elements(shape, call.type(1).shape, axis, call.attributes.get("reduction", "none"))
-    return call.loops(write, call.operand(0), indices, call.operand(2))
+    return call.loops(write, call.operand(0), call.operand(1), call.operand(2))
 
 
 def _scatter_nd(call: Call) -> Any:
     shape, size = call.type(0).shape, call.type(1).shape
-    indices = _indices(call, 1, np.array(shape[: size[-1]]))
     write = scattered_parts(shape, size, call.attributes.get("reduction", "none"))
-    return call.loops(write, call.operand(0), indices, call.operand(2))
+    return call.loops(write, call.operand(0), call.operand(1), call.operand(2))
 
 
 def _unpool(call: Call) -> Any:
     """Put numbers at their places in a tensor of zeros, which is counted through."""
     shape, places = call.result.shape, (math.prod(call.type(0).shape),)
     size = (math.prod(shape),)
-    indices = call.builder.emit(relax.op.reshape(_indices(call, 1, np.array(size[0])), places))
+    indices = call.builder.emit(relax.op.reshape(call.operand(1), places))
     x = call.builder.emit(relax.op.reshape(call.operand(0), places))
     zeros = call.builder.emit(relax.op.zeros(size, call.type(0).dtype))
     return relax.op.reshape(call.loops(scattered_elements(size, places, 0, "none"), zeros, indices, x), shape)
@@ -131,8 +102,7 @@ def _pool_regions(call: Call) -> Any:
     dtype = call.type(1).dtype
     if is_aligned:
         boxes = relax.op.subtract(boxes, call.constant(np.array(0.5 / scale), dtype))
-    images = _indices(call, 2, np.array(call.type(0).shape[0]))
-    images = relax.op.astype(relax.op.expand_dims(images, 1), dtype)
+    images = relax.op.astype(relax.op.expand_dims(call.operand(2), 1), dtype)
     ratio = values.get("sampling_ratio", 0)
     pooled = relax.op.vision.roi_align(
         call.operand(0),

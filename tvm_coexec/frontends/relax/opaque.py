@@ -15,6 +15,7 @@ from tvm_coexec.frontends.trace import OpaqueCall
 from tvm_coexec.schedules.programs import as_text, parsed
 
 from .names import with_own_names
+from .places import keep_within
 
 
 def cut_out(
@@ -131,10 +132,9 @@ class _Cut:
     def _rebuilt_call(self, value: Any) -> Any:
         if isinstance(value, relax.Call):
             arguments = [self._rebuilt(argument) for argument in value.args]
-            if _is_operator(value, "relax.take"):
-                # a number beyond the table reads its last entry, not other memory
-                mode = "clip" if value.attrs.mode == "fast" else value.attrs.mode
-                return relax.op.take(*arguments, axis=value.attrs.axis, mode=mode)
+            arguments = keep_within(value, arguments, self.builder)
+            if _is_operator(value, "relax.take") and value.attrs.mode == "fast":  # of which TVM warns
+                return relax.op.take(*arguments, axis=value.attrs.axis, mode="clip")
             if _is_operator(value, "relax.equal"):
                 return self._equal(arguments)
             if _is_operator(value, "relax.not_equal"):

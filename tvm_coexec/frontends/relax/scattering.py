@@ -1,4 +1,4 @@
-"""Loops that copy a tensor and change elements of it, at indices that are counted from the start and within it."""
+"""Loops that copy a tensor and change elements of it, at indices that are kept within it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from .places import within
 
 _Shape = tuple[int, ...]
 
@@ -28,7 +30,7 @@ def scattered_elements(shape: _Shape, places: _Shape, axis: int, reduction: str)
     def write(given: Any, updates: Any, output: Any) -> None:
         with T.serial(0, math.prod(places)) as i:
             index = unravelled(i, places)
-            index[axis] = given[i].astype("int64")
+            index[axis] = within(given[i], shape[axis])
             target = sum(at * stride for at, stride in zip(index, strides, strict=True))
             output[target] = combine(output[target], updates[i])
 
@@ -42,7 +44,8 @@ def scattered_parts(shape: _Shape, indices: _Shape, reduction: str) -> Callable[
 
     def write(given: Any, updates: Any, output: Any) -> None:
         with T.serial(0, math.prod(indices[:-1])) as i, T.serial(0, inner) as j:
-            start = sum(given[i * depth + position].astype("int64") * stride for position, stride in enumerate(strides))
+            index = [within(given[i * depth + axis], shape[axis]) for axis in range(depth)]
+            start = sum(at * stride for at, stride in zip(index, strides, strict=True))
             output[start + j] = combine(output[start + j], updates[i * inner + j])
 
     return _changed(shape, write)

@@ -39,10 +39,7 @@ def _gather_in_batches(step: Conversion, axis: int, batch_axes: int) -> relax.Ex
 
 
 def _gather_nd(step: Conversion) -> relax.Expr:
-    """Places beyond the ends are those next to them, so that no other memory is read."""
-    last = np.array(step.shape(0)[: step.shape(1)[-1]], np.int64) - 1
-    places = relax.op.minimum(relax.op.astype(step.operand(1), "int64"), relax.const(last, "int64"))
-    return relax.op.gather_nd(step.operand(0), relax.op.maximum(places, relax.const(np.zeros_like(last), "int64")))
+    return relax.op.gather_nd(step.operand(0), relax.op.astype(step.operand(1), "int64"))
 
 
 def _scatter_nd(step: Conversion) -> relax.Expr:

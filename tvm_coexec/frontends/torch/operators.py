@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 
 from tvm_coexec.frontends.relax.module import Known
+from tvm_coexec.frontends.relax.places import kept
 from tvm_coexec.frontends.relax.sorting import extreme_indices
 from tvm_coexec.frontends.relax.sums import running_products, running_sums
 
@@ -309,7 +310,8 @@ def _sample_grid(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 def _any(node: fx.Node, importer: Importer) -> relax.Expr:
-    x, axes, keep = (*_arguments(node, importer, False), None, False)[:3]
+    x, *given = list(importer.retrieve_args(node))
+    axes, keep = given + [None, False][len(given) :]
     emit = importer.block_builder.emit
     if str(x.ty.dtype) != "bool":
         x = emit(relax.op.not_equal(x, relax.const(0, x.ty.dtype)))
@@ -331,7 +333,7 @@ def _index(node: fx.Node, importer: Importer) -> relax.Expr:
     for axis in indexed:
         if str(indices[axis].ty.dtype) == "bool":
             raise ValueError("its result has as many elements as a mask has trues, which is not known before it runs")
-        index = torch_writing.counted(indices[axis], shape[axis], importer)
+        index = kept(indices[axis], [shape[axis]], importer.block_builder)
         size = relax.const(shape[axis], "int64")
         before = None if positions is None else emit(relax.op.multiply(positions, size))
         positions = index if before is None else emit(relax.op.add(before, index))

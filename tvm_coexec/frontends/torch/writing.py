@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 _REDUCTIONS = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}
 
 
-def counted(index: relax.Expr, size: int, importer: Importer) -> relax.Expr:
-    """Indices as int64, counted from the start of an axis of some size; those beyond it are those of its ends."""
-    emit = importer.block_builder.emit
-    index = emit(relax.op.astype(index, "int64"))
-    is_behind = emit(relax.op.less(index, relax.const(0, "int64")))
-    index = emit(relax.op.where(is_behind, emit(relax.op.add(index, relax.const(size, "int64"))), index))
-    index = emit(relax.op.maximum(index, relax.const(0, "int64")))
-    return emit(relax.op.minimum(index, relax.const(size - 1, "int64")))
-
-
 def _put(node: fx.Node, importer: Importer) -> relax.Expr:
     """Write numbers at indices along some axes, or where a mask is true."""
     x, indices, values, *adds = importer.retrieve_args(node)
@@ -74,8 +64,8 @@ def _put_at(
     others = [axis for axis in range(len(shape)) if axis not in given]
     places = np.broadcast_shapes(*(tuple(map(int, index.ty.shape)) for index in given.values()))
     columns = [
-        emit(relax.op.reshape(emit(relax.op.broadcast_to(counted(index, shape[axis], importer), places)), (*places, 1)))
-        for axis, index in given.items()
+        emit(relax.op.reshape(emit(relax.op.broadcast_to(relax.op.astype(index, "int64"), places)), (*places, 1)))
+        for index in given.values()
     ]
     first, count = min(given), len(given)
     lead = first if max(given) - first == count - 1 else 0  # axes that are apart come first in torch, too
@@ -97,7 +87,6 @@ def _scatter_add(node: fx.Node, importer: Importer) -> relax.Expr:
 
 
 def _scatter(node: fx.Node, importer: Importer) -> relax.Expr:
-    """Loops of our own keep within the tensor, whatever the indices are."""
     x, axis, indices, updates = importer.retrieve_args(node)
     if not isinstance(updates, relax.Expr):
         updates = relax.const(np.full([int(size) for size in indices.ty.shape], updates, str(x.ty.dtype)))
@@ -120,7 +109,7 @@ def _scattered(operands: Sequence[Any], reduction: str, importer: Importer) -> r
     places = tuple(int(size) for size in indices.ty.shape)
     updates = emit(relax.op.strided_slice(updates, list(range(len(places))), [0] * len(places), list(places)))
     write = scattered_elements(shape, places, axis % len(shape), reduction)
-    return emit(importer.block_builder.call_te(write, x, counted(indices, shape[axis], importer), updates))
+    return emit(importer.block_builder.call_te(write, x, indices, updates))
 
 
 def _max_pool(axes: int) -> Converter:
@@ -162,7 +151,6 @@ def _max_unpool(node: fx.Node, importer: Importer) -> relax.Expr:
     images, size = math.prod(shape[:-2]), [int(extent) for extent in size]
     rows = (images, math.prod(shape[-2:]))
     empty = relax.const(np.zeros((images, math.prod(size)), str(x.ty.dtype)))
-    places = emit(relax.op.clip(places, 0, math.prod(size) - 1))  # what lies beyond would be other memory
     flat = [emit(relax.op.reshape(value, rows)) for value in (places, x)]
     write = scattered_elements((images, math.prod(size)), rows, 1, "none")
     return emit(relax.op.reshape(emit(importer.block_builder.call_te(write, empty, *flat)), (*shape[:-2], *size)))
