@@ -48,9 +48,7 @@ def test_an_application_computes_what_python_does(device: Device, tmp_path: Path
         command, check=False, env=_without_python(device, tmp_path), capture_output=True, text=True, timeout=120
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert "first result after" in ran.stdout
-    # PoCL keeps what it compiles in a cache of its own
-    assert any((tmp_path / "kernels").glob("coexec-*.bin")) == (device.info.alias != "pocl")
+    assert "first result after" in ran.stdout and list((tmp_path / "kernels").glob("coexec-*.bin"))
     np.testing.assert_array_equal(np.fromfile(tmp_path / "0.bin", np.float32).reshape(5, 96), module(x))
 
 

@@ -50,8 +50,6 @@ def trial(seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(full.name, folder, dirs_exist_ok=True)
         entries = _entries(Path(folder), ("graphs", "kernels", "programs")[random.integers(0, 3)])
-        # programs of a driver that keeps them by itself are none of this package's
-        entries = entries or _entries(Path(folder), "kernels")
         entry = entries[random.integers(0, len(entries))]
         whole = entry.read_bytes()
         content = damaged(whole, random)

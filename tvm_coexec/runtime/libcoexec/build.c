@@ -84,7 +84,8 @@ static coexec_status build_with(coexec_device* d, const char* options, const cha
     }
   cache_key key = make_key(d, text, bytes);
   *program = load_cached(d, &key, options);
-  int is_stored = *program || !key.text;
+  if (!*program) *program = build_by_code(d, &key, options, text + strlen(options) + 1);
+  int is_stored = *program || !key.text || key.is_pocl;
   free(key.text);
   coexec_status status = *program ? COEXEC_OK : build_text(d, options, text, program);
   if (status) free(text);

@@ -36,7 +36,7 @@ static int append(cache_key* key, const char* text, size_t bytes) {
 
 cache_key make_key(const coexec_device* d, const char* source, size_t bytes) {
   static const uint32_t wanted[] = {CL_DEVICE_NAME, CL_DRIVER_VERSION, CL_DEVICE_VERSION};
-  cache_key key = {NULL, 0};
+  cache_key key = {NULL, 0, 0};
   char text[DEVICE_TEXT * 2];
   void* platform = NULL;
   int failed = !d->cache_folder;
@@ -48,11 +48,11 @@ cache_key make_key(const coexec_device* d, const char* source, size_t bytes) {
   memset(text, 0, sizeof text);
   if (!failed && !d->cl.device_info(d->device, CL_DEVICE_PLATFORM, sizeof platform, &platform, NULL))
     d->cl.platform_info(platform, CL_PLATFORM_VERSION, sizeof text - 1, text, NULL);
-  /* PoCL keeps what it compiled by itself, and would compile every kernel again for a binary of the program */
-  failed = failed || strstr(text, "PoCL") || append(&key, text, strlen(text) + 1) || append(&key, source, bytes);
+  key.is_pocl = strstr(text, "PoCL") != NULL;
+  failed = failed || append(&key, text, strlen(text) + 1) || append(&key, source, bytes);
   if (failed) {
     free(key.text);
-    key = (cache_key){NULL, 0};
+    key.text = NULL;
   }
   return key;
 }
@@ -96,45 +96,50 @@ static const char* find_binary(const char* content, size_t bytes, const cache_ke
   return content + sizeof header + key->bytes;
 }
 
+static void* build_binary(const coexec_device* d, const char* options, const void* binary, size_t bytes) {
+  const unsigned char* content = binary;
+  int32_t error = 0, state = 0;
+  void* program = d->cl.program_with_binary(d->context, 1, &d->device, &bytes, &content, &state, &error);
+  if (!program || (!error && !state && !d->cl.build_program(program, 1, &d->device, options, NULL, NULL)))
+    return program;
+  d->cl.release_program(program);
+  return NULL;
+}
+
 void* load_cached(const coexec_device* d, const cache_key* key, const char* options) {
   char path[MAX_PATH];
   size_t bytes = 0, binary_bytes = 0;
-  void* program = NULL;
-  int32_t error = 0, state = 0;
   if (!key->text) return NULL;
   name_file(d, key, path);
   char* content = read_whole(path, &bytes);
   const char* found = content ? find_binary(content, bytes, key, &binary_bytes) : NULL;
-  if (found) {
-    const unsigned char* binary = (const unsigned char*)found;
-    program = d->cl.program_with_binary(d->context, 1, &d->device, &binary_bytes, &binary, &state, &error);
-    if (program && (error || state || d->cl.build_program(program, 1, &d->device, options, NULL, NULL))) {
-      d->cl.release_program(program);
-      program = NULL;
-    }
-  }
+  void* program = found ? build_binary(d, options, found, binary_bytes) : NULL;
   free(content);
   return program;
 }
 
-/* The program's binary behind a header and its key; NULL where the driver gives none. */
-static char* make_content(const coexec_device* d, const cache_key* key, void* program, size_t* bytes) {
-  cached_header header = {.key_bytes = key->bytes};
-  size_t binary_bytes = 0, covered = offsetof(cached_header, crc) + sizeof header.crc;
-  if (d->cl.program_info(program, CL_BINARY_SIZES, sizeof binary_bytes, &binary_bytes, NULL)) return NULL;
-  if (!binary_bytes || binary_bytes > MAX_BYTES / 2 || key->bytes > MAX_BYTES / 4) return NULL;
+/* The program's binary; NULL where the driver gives none. */
+static char* binary_of(const coexec_device* d, void* program, size_t* bytes) {
+  *bytes = 0;
+  if (d->cl.program_info(program, CL_BINARY_SIZES, sizeof *bytes, bytes, NULL)) return NULL;
+  char* binary = *bytes && *bytes <= MAX_BYTES / 2 ? malloc(*bytes) : NULL;
+  if (!binary || !d->cl.program_info(program, CL_BINARIES, sizeof binary, &binary, NULL)) return binary;
+  free(binary);
+  return NULL;
+}
+
+/* A binary behind a header and its key; NULL where they are too long, or no memory is left. */
+static char* make_content(const cache_key* key, const char* binary, size_t binary_bytes, size_t* bytes) {
+  cached_header header = {.key_bytes = key->bytes, .binary_bytes = binary_bytes};
+  size_t covered = offsetof(cached_header, crc) + sizeof header.crc;
+  if (key->bytes > MAX_BYTES / 4) return NULL;
   *bytes = sizeof header + key->bytes + binary_bytes;
   char* content = malloc(*bytes);
   if (!content) return NULL;
-  unsigned char* binary = (unsigned char*)content + sizeof header + key->bytes;
-  if (d->cl.program_info(program, CL_BINARIES, sizeof binary, &binary, NULL)) {
-    free(content);
-    return NULL;
-  }
   memcpy(header.magic, magic, sizeof magic);
-  header.binary_bytes = binary_bytes;
   memcpy(content, &header, sizeof header);
   memcpy(content + sizeof header, key->text, key->bytes);
+  memcpy(content + sizeof header + key->bytes, binary, binary_bytes);
   header.crc = crc32_of(0, content + covered, *bytes - covered);
   memcpy(content, &header, sizeof header);
   return content;
@@ -174,15 +179,50 @@ static void remove_oldest(const coexec_device* d) {
   if (count > MAX_FILES) unlink(oldest);
 }
 
-void store_cached(const coexec_device* d, const cache_key* key, void* program) {
+static void store_binary(const coexec_device* d, const cache_key* key, const char* binary, size_t binary_bytes) {
   char path[MAX_PATH];
   size_t bytes = 0;
-  if (!key->text) return;
-  char* content = make_content(d, key, program, &bytes);
+  char* content = make_content(key, binary, binary_bytes, &bytes);
   if (!content) return;
   name_file(d, key, path);
   mkdir(d->cache_folder, 0700);
   write_whole(d, path, content, bytes);
   remove_oldest(d);
   free(content);
+}
+
+void store_cached(const coexec_device* d, const cache_key* key, void* program) {
+  size_t bytes = 0;
+  char* binary = key->text ? binary_of(d, program, &bytes) : NULL;
+  if (binary) store_binary(d, key, binary, bytes);
+  free(binary);
+}
+
+/* The LLVM code in a binary of PoCL's: a name of a file, the length of what follows in four bytes, the code. */
+static const char* find_code(const char* binary, size_t bytes, size_t* code_bytes) {
+  static const char name[] = "/program.bc", begin[] = {'B', 'C', (char)0xC0, (char)0xDE};
+  const char* found = memmem(binary, bytes, name, sizeof name - 1);
+  uint32_t length = 0;
+  size_t before = sizeof name - 1 + sizeof length, rest = found ? bytes - (size_t)(found - binary) : 0;
+  if (rest < before + sizeof begin) return NULL;
+  const char* code = found + before;
+  memcpy(&length, code - sizeof length, sizeof length);
+  if (length > rest - before || memcmp(code, begin, sizeof begin)) return NULL;
+  *code_bytes = length;
+  return code;
+}
+
+void* build_by_code(const coexec_device* d, const cache_key* key, const char* options, const char* source) {
+  int32_t error = 0;
+  size_t bytes = 0, code_bytes = 0;
+  if (!key->text || !key->is_pocl || !d->cl.compile_program) return NULL;
+  void* compiled = d->cl.program_with_source(d->context, 1, &source, NULL, &error);
+  if (compiled) error = d->cl.compile_program(compiled, 1, &d->device, options, 0, NULL, NULL, NULL, NULL);
+  char* binary = compiled && !error ? binary_of(d, compiled, &bytes) : NULL;
+  const char* code = binary ? find_code(binary, bytes, &code_bytes) : NULL;
+  void* program = code ? build_binary(d, options, code, code_bytes) : NULL;
+  if (program) store_binary(d, key, code, code_bytes);
+  free(binary);
+  if (compiled) d->cl.release_program(compiled);
+  return program;
 }

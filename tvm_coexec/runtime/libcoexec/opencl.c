@@ -43,7 +43,7 @@ static int find_functions(opencl* cl) {
 #define FIND(member, name, result, parameters) assign(&cl->member, find(cl->library, pointers, name));
 #define MISSES(member, name, result, parameters) || !cl->member
   OPENCL_FUNCTIONS(FIND)
-  OPENCL_LATER_FUNCTIONS(FIND)
+  OPENCL_OTHER_FUNCTIONS(FIND)
   return 0 OPENCL_FUNCTIONS(MISSES) ? -1 : 0;
 #undef FIND
 #undef MISSES

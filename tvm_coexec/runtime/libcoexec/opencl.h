@@ -70,8 +70,10 @@ typedef struct {
   F(retain_event, "clRetainEvent", int32_t, (void*))                                                                   \
   F(release_event, "clReleaseEvent", int32_t, (void*))
 
-/* Drivers of OpenCL 1.2 have none of these. */
-#define OPENCL_LATER_FUNCTIONS(F)                                                                                      \
+/* NULL where a driver has none: most came with OpenCL 2.0, and PoCL's programs alone are compiled without being linked. */
+#define OPENCL_OTHER_FUNCTIONS(F)                                                                                      \
+  F(compile_program, "clCompileProgram", int32_t,                                                                      \
+    (void*, uint32_t, void* const*, const char*, uint32_t, void* const*, const char**, opencl_callback, void*))        \
   F(create_queue_with, "clCreateCommandQueueWithProperties", void*, (void*, void*, const uint64_t*, int32_t*))         \
   F(svm_alloc, "clSVMAlloc", void*, (void*, uint64_t, size_t, uint32_t))                                               \
   F(svm_free, "clSVMFree", void, (void*, void*))                                                                       \
@@ -82,7 +84,7 @@ typedef struct {
 typedef struct {
   void* library; /* dlopen's */
   OPENCL_FUNCTIONS(OPENCL_MEMBER)
-  OPENCL_LATER_FUNCTIONS(OPENCL_MEMBER)
+  OPENCL_OTHER_FUNCTIONS(OPENCL_MEMBER)
 } opencl;
 #undef OPENCL_MEMBER
 
