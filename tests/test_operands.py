@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from litert import check_operator, file_of, graph_of, run_litert
 from onnx_builder import OnnxBuilder, run_onnx
 from tflite_writer import Writer
 
@@ -223,3 +224,80 @@ def test_places_that_tflite_writes_are_no_other_memory(dtype: str, tmp_path: Pat
         expected = np.zeros((3, 4), np.float32)
         expected[[row, 1]] = TABLE[:2]
         np.testing.assert_array_equal(result, expected)
+
+
+def whole32(*numbers: Any) -> np.ndarray:
+    return np.array(numbers, np.int32)
+
+
+BEYOND_IN_TFLITE: dict[str, tuple[str, list[Any], tuple[int, ...], dict[str, Any], str]] = {
+    "index": ("GATHER", [(3, 4), whole32(3, 0)], (2, 4), {"options": "Gather"}, "the index 3 is none of an axis of 3"),
+    "index from the end": ("GATHER", [(3, 4), whole32(-1)], (1, 4), {"options": "Gather"}, "the index -1 is none of"),
+    "index of a batch": (
+        *("GATHER", [(2, 3), whole32([0, 1], [2, 3])], (2, 2), {"options": "Gather", "axis": 1, "batchDims": 1}),
+        "the index 3 is none of an axis of 3 elements",
+    ),
+    "tuple": (
+        "GATHER_ND",
+        [(3, 4), whole32([0, 4])],
+        (1,),
+        {"options": "GatherNd"},
+        "the index 4 is none of an axis of 4",
+    ),
+    "row": ("EMBEDDING_LOOKUP", [whole32(0, 7), (3, 4)], (2, 4), {}, "the index 7 is none of an axis of 3 elements"),
+    "written": (
+        *("SCATTER_ND", [whole32([-1], [0]), (2, 4), whole32(3, 4)], (3, 4), {"options": "ScatterNd"}),
+        "the index -1 is none of an axis of 3 elements",
+    ),
+    "reflection": (
+        *("MIRROR_PAD", [(2, 4), whole32([0, 0], [4, 0])], (2, 8), {"options": "MirrorPad", "mode": 0}),
+        "axis 1 is padded by 4 of its elements, of which 3 can be",
+    ),
+    "reflection of the edge": (
+        *("MIRROR_PAD", [(2, 4), whole32([0, 3], [0, 0])], (5, 4), {"options": "MirrorPad", "mode": 1}),
+        "axis 0 is padded by 3 of its elements, of which 2 can be",
+    ),
+    "padding": (
+        "PAD",
+        [(2, 4), whole32([0, 0], [-1, 0])],
+        (2, 3),
+        {"options": "Pad"},
+        "axis 1 is padded by -1 elements",
+    ),
+    "begin": (
+        "SLICE",
+        [(2, 4), whole32(0, 5), whole32(2, -1)],
+        (2, 1),
+        {"options": "Slice"},
+        "-1 elements are taken from 5",
+    ),
+    "size": (
+        "SLICE",
+        [(2, 4), whole32(0, 1), whole32(2, -2)],
+        (2, 3),
+        {"options": "Slice"},
+        "-2 elements are taken from 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_IN_TFLITE)
+def test_constants_that_litert_refuses_are_refused(name: str, tmp_path: Path) -> None:
+    operator, operands, shape, options, told = BEYOND_IN_TFLITE[name]
+    content = file_of(operator, operands, [shape], **options)
+    with pytest.raises((RuntimeError, ValueError)):
+        run_litert(content)
+    with pytest.raises(ModelError, match=rf"^{operator} \(tensor .*\) breaks the rules of TFLite \({told}.*; convert"):
+        graph_of(content, tmp_path)
+
+
+def test_constants_that_reach_to_the_ends_are_taken_in_tflite(tmp_path: Path) -> None:
+    check_operator("MIRROR_PAD", [(2, 4), whole32([1, 0], [3, 3])], tmp_path, options="MirrorPad", mode=0)
+    check_operator("MIRROR_PAD", [(2, 4), whole32([2, 0], [4, 3])], tmp_path, options="MirrorPad", mode=1)
+    check_operator("GATHER", [(3, 4), whole32(2, 0)], tmp_path, options="Gather", axis=0)
+
+
+def test_a_part_without_elements_is_refused(tmp_path: Path) -> None:
+    content = file_of("SLICE", [(2, 4), whole32(0, 4), whole32(2, 0)], [(2, 0)], options="Slice")
+    with pytest.raises(ModelError, match=r"^SLICE .* makes a tensor without elements; remove it from the model$"):
+        graph_of(content, tmp_path)

@@ -1,13 +1,16 @@
 """What is no number, infinite or huge is on both sides what the operators' definitions say, and stays in its place."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from litert import file_of, run_litert
 from onnx_builder import OnnxBuilder, run_onnx
 from slow import slow_except
 from small_modules import one_layer
+from tflite_writer import Writer
 
 import tvm_coexec
 from tvm_coexec.layers import Attention, Conv2d, Elementwise, Linear, LocalNorm, Pool, RowWise
@@ -293,3 +296,28 @@ def test_what_is_not_below_zero_has_no_slope(device: Device) -> None:
     x = with_special(np.random.default_rng(0), (4, 64))
     result = tvm_coexec.build(model, device=device, split="cpu")(x)
     np.testing.assert_array_equal(result, *run_onnx(model, {"x": x}).values())
+
+
+@pytest.mark.parametrize("slope", [[NAN, INF, -INF, 0.5], [[NAN]], [[INF, 1, 1, 1], [2, -INF, NAN, 1]], None])
+def test_what_is_not_below_zero_has_no_slope_in_tflite_either(slope: Any, tmp_path: Path, device: Device) -> None:
+    writer = Writer()
+    x = writer.tensor("x", (2, 4))
+    slopes = writer.tensor("slopes", (2, 4)) if slope is None else writer.constant(np.array(slope, np.float32))
+    path = tmp_path / "sloped.tflite"
+    inputs = [x] if slope else [x, slopes]
+    path.write_bytes(writer.finish(inputs, [writer.add("PRELU", [x, slopes], (2, 4))]))
+    given = np.array([[0, 1, NAN, INF], [-1, 0, -INF, -3]], np.float32)
+    array = np.array([NAN, INF, -INF, 0.5] if slope is None else slope, np.float32)
+    with np.errstate(invalid="ignore"):
+        expected = np.where(given >= 0, given, given * array)
+    others = () if slope else (np.broadcast_to(array, (2, 4)).copy(),)
+    np.testing.assert_array_equal(tvm_coexec.build(path, device=device, split="cpu")(given, *others), expected)
+
+
+@pytest.mark.parametrize("slope", [NAN, INF])
+def test_leaky_slopes_of_tflite_may_be_no_numbers(slope: float, tmp_path: Path, device: Device) -> None:
+    content = file_of("LEAKY_RELU", [(3, 5)], [(3, 5)], options="LeakyRelu", alpha=slope)
+    inputs, expected = run_litert(content)
+    path = tmp_path / "leaky.tflite"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(tvm_coexec.build(path, device=device, split="cpu")(*inputs), *expected)

@@ -299,6 +299,7 @@ class _Tracer:
             op, attributes = relax_steps.limited(*relax_steps.clip_bounds(call, source))
         if op == "prelu":
             inputs = (inputs[0], self._along(inputs[1], attributes["axis"], len(shape)))
+            relax_steps.check_slope(self.trace.constants.get(inputs[1]), source)
         if op == "batch_norm":
             self._add_batch_norm(variable, inputs, attributes["epsilon"], source)
             return
@@ -363,6 +364,8 @@ class _Tracer:
         self._add(variable, Operation("add", (scaled, f"{name}/shift"), name, source), shape)
 
     def _add(self, variable: relax.Var, operation: Operation, shape: tuple[int, ...]) -> None:
+        if 0 in shape:
+            raise ModelError(f"{operation.source} makes a tensor without elements; remove it from the model")
         if operation.op == "pad" and not any(operation.attributes.get("padding", (1,))):
             operation = replace(operation, op="reshape", attributes={})
         if operation.opaque is None and isinstance(variable.ty, relax.TensorType):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from tvm import relax, tirx
 
 from tvm_coexec.errors import ModelError
@@ -52,9 +53,16 @@ def clip_bounds(call: relax.Call, source: Source) -> tuple[float, float]:
     return float(bounds[0].value), float(bounds[1].value)
 
 
+def check_slope(slope: np.ndarray | float | None, source: Source) -> None:
+    """Refuse what a layer multiplies by zeros as well, of which NaN and infinity make NaN."""
+    if slope is not None and not np.isfinite(slope).all():
+        raise ModelError(f"{source} has a slope that is not finite; give it finite ones")
+
+
 def numbers(op: str, call: relax.Call, source: Source) -> dict[str, Any]:
     """Attributes of a function that has numbers; none for other operations."""
     if op == "leaky_relu":
+        check_slope(float(call.attrs.alpha), source)
         return {"numbers": (float(call.attrs.alpha),)}
     if op == "prelu":
         return {"axis": int(call.attrs.axis) % len(call.args[0].ty.shape)}

@@ -15,6 +15,7 @@ from tvm_coexec.errors import ModelError
 from .elementwise import activated
 from .images import with_bias
 from .importer import Conversion
+from .reaches import check_padding, check_parts
 
 _IMAGE_AXES = (1, 2)
 """Lines and columns."""
@@ -45,7 +46,7 @@ def _reduced_truth(step: Conversion, make: Callable[..., relax.Expr]) -> relax.E
 
 def _padded(step: Conversion, mode: str = "constant") -> relax.Expr:
     """PAD and PADV2, which has the number to fill in as its third operand."""
-    widths = step.constant(1).reshape(-1, 2).tolist()
+    widths = check_padding(step)
     value = float(step.constant(2).item()) if step.has(2) else 0.0
     ordered = [int(width) for widths_of_axis in step.in_order(widths) for width in widths_of_axis]
     return relax.op.nn.pad(step.operand(0), ordered, mode, value)
@@ -53,8 +54,8 @@ def _padded(step: Conversion, mode: str = "constant") -> relax.Expr:
 
 def _mirrored(step: Conversion) -> relax.Expr:
     """MIRROR_PAD adds the elements behind the edge again, in reverse; with the edge itself if it is symmetric."""
-    widths = step.in_order(step.constant(1).reshape(-1, 2).tolist())
     is_symmetric = step.options.Mode() == tflite.MirrorPadMode.SYMMETRIC
+    widths = step.in_order(check_padding(step, [extent - (not is_symmetric) for extent in step.shape(0)]))
     value = step.operand(0)
     shape = step.in_order(step.shape(0))
     for axis, (before, after) in enumerate(widths):
@@ -94,6 +95,7 @@ def _parts(step: Conversion, split: relax.Expr) -> list[relax.Expr]:
 def _sliced(step: Conversion) -> relax.Expr:
     """SLICE cuts out a part; a size of -1 is all that is left."""
     shape, begins, sizes = step.shape(0), step.integers(1), step.integers(2)
+    check_parts(step, begins, sizes)
     ends = [extent if size < 0 else begin + size for extent, begin, size in zip(shape, begins, sizes, strict=True)]
     return _cut(step, begins, ends, [1] * len(shape))
 

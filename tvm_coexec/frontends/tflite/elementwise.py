@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,19 +76,27 @@ def _gelu(step: Conversion) -> relax.Expr:
 
 
 def _leaky_relu(step: Conversion) -> relax.Expr:
-    return relax.op.nn.leakyrelu(step.operand(0), float(step.options.Alpha()))
+    value, alpha = step.operand(0), float(step.options.Alpha())
+    if math.isfinite(alpha):
+        return relax.op.nn.leakyrelu(value, alpha)
+    below = relax.op.multiply(value, _number(alpha, value))
+    return relax.op.where(relax.op.greater(value, _number(0.0, value)), value, below)
 
 
 def _prelu(step: Conversion) -> relax.Expr:
-    """Below zero there is a slope, of one number for each channel where that is enough."""
-    channels = step.shape(0)[-1]
-    slopes = step.importer.constant(step.operator.inputs[1])
-    if slopes is not None and (slopes.size == 1 or slopes.size == channels == slopes.shape[-1]):
+    """Below zero there is a slope, of one number for each channel where that is enough.
+
+    A layer's step multiplies zero by it as well, of which NaN and infinity make NaN.
+    """
+    channels, value = step.shape(0)[-1], step.operand(0)
+    slopes, zero = step.importer.constant(step.operator.inputs[1]), _number(0.0, value)
+    if slopes is None or not np.isfinite(slopes).all():
+        below = relax.op.multiply(value, step.operand(1))
+        return relax.op.where(relax.op.greater_equal(value, zero), value, below)
+    if slopes.size == 1 or slopes.size == channels == slopes.shape[-1]:
         of_channels = np.broadcast_to(slopes.reshape(-1), (channels,)).copy()
         axis = step.axis(-1, len(step.shape(0)))
-        return relax.op.nn.prelu(step.operand(0), relax.const(of_channels, "float32"), axis=axis)
-    value = step.operand(0)
-    zero = _number(0.0, value)
+        return relax.op.nn.prelu(value, relax.const(of_channels, "float32"), axis=axis)
     below = relax.op.multiply(step.operand(1), relax.op.minimum(value, zero))
     return relax.op.add(relax.op.maximum(value, zero), below)
 

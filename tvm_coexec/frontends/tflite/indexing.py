@@ -13,11 +13,13 @@ from tvm_coexec.frontends.relax.sorting import extreme_indices
 from tvm_coexec.frontends.relax.sums import running_sums
 
 from .importer import Conversion
+from .reaches import check_indices
 
 
 def _gather(step: Conversion) -> relax.Expr:
     options, shape, positions = step.options, step.shape(0), step.shape(1)
     axis = step.counted(options.Axis(), len(shape))
+    check_indices(step, 1, [shape[axis]])
     if not options.BatchDims():
         return relax.op.take(step.operand(0), step.operand(1), axis=axis)
     batch_axes = options.BatchDims() if options.BatchDims() >= 0 else options.BatchDims() + len(positions)
@@ -39,18 +41,21 @@ def _gather_in_batches(step: Conversion, axis: int, batch_axes: int) -> relax.Ex
 
 
 def _gather_nd(step: Conversion) -> relax.Expr:
+    check_indices(step, 1, step.shape(0)[: step.shape(1)[-1]])
     return relax.op.gather_nd(step.operand(0), relax.op.astype(step.operand(1), "int64"))
 
 
 def _scatter_nd(step: Conversion) -> relax.Expr:
     """Add rows to zeros, at the places that come first."""
     dtype = step.tensor(1).dtype
+    check_indices(step, 0, step.integers(2)[: step.shape(0)[-1]])
     zeros = relax.const(np.zeros(step.integers(2), dtype), dtype)
     return relax.op.scatter_nd(zeros, relax.op.astype(step.operand(0), "int64"), step.operand(1), "add")
 
 
 def _embedding(step: Conversion) -> relax.Expr:
     """EMBEDDING_LOOKUP has the numbers before the table."""
+    check_indices(step, 0, step.shape(1)[:1])
     return relax.op.take(step.operand(1), step.operand(0), axis=0)
 
 
