@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from slow import slow_except
 from test_profile import CANDIDATE, GPU_ALONE, times
-from test_tuning import FACTS, FakeSession, tuner
+from test_tuning import FACTS, LAYER, FakeSession, tuner
 
 from tvm_coexec.compiler.target import target_for
 from tvm_coexec.planning.division import Overheads
@@ -99,10 +99,34 @@ def test_the_shortest_interval_of_launches_that_a_tuning_reached_is_kept(
     tmp_path: Path, known_us: float, interval_us: float
 ) -> None:
     profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
-    one = Tuner(LaunchingSession([4.0, 7.0, 30.0, 4.0, 4.0, 4.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
-    known = Overheads(9.0, -1.0, gpu_interval_us=known_us)
+    one = Tuner(LaunchingSession([4.0, 7.0, 4.0, 4.0, 4.0]), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    known = Overheads(9.0, -2.0, gpu_interval_us=known_us)
     found = measure_overheads(one, time_smallest_layer(one), math.inf, known)
     assert found == Overheads(5.0, -2.0, gpu_interval_us=interval_us)
+
+
+def test_what_a_layer_takes_beyond_its_kernel_stays_as_samples_were_told_by_it(tmp_path: Path) -> None:
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
+    one = Tuner(LaunchingSession([4.0, *[7.0] * 3]), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    known = Overheads(9.0, -1.5, gpu_interval_us=5.0)
+    assert measure_overheads(one, time_smallest_layer(one), math.inf, known).gpu_alone_us == -1.5
+
+
+@pytest.mark.parametrize(
+    ("device_type", "gpu_alone_us", "kernel_us"),
+    [("gpu", -2.0, 6.0), ("gpu", 3.5, 1.0), ("gpu", 0.0, 3.0), ("cpu", -2.0, 3.0)],
+)
+def test_a_gpu_alone_is_timed_by_what_it_adds_to_a_chain(
+    tmp_path: Path, device_type: str, gpu_alone_us: float, kernel_us: float
+) -> None:
+    """Its events tell 3 us, and a chain grows by 4 with each layer."""
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": device_type})
+    profile.describe(planning={"overheads": asdict(Overheads(5.0, gpu_alone_us))})
+    one = Tuner(FakeSession(), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    units = LAYER.units
+    one.measure(one.default_candidate(LAYER), [Point(0, units), Point(1, units - 1)])
+    found = {(sample.side, sample.other_units): set(sample.latency_us) for sample in profile.samples()}
+    assert found == {("gpu", 0): {kernel_us}, ("gpu", 1): {3.0}, ("cpu", units - 1): {2.0}}
 
 
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:

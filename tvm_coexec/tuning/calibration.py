@@ -130,15 +130,15 @@ def measure_overheads(
     until
         After this time, by :func:`time.monotonic`, no other larger layer is measured.
     known
-        What an earlier tuning found: of layers on the GPU alone, which it may have had the time to measure larger ones
-        of, and of the interval of launches, which only disturbances make longer.
+        What an earlier tuning found: of layers on the GPU alone, which stays, since samples were told by it, and of the
+        interval of launches, which only disturbances make longer.
     """
     both, gpu = smallest
     split_us = np.median(np.array(both.wall_us) - np.maximum(both.cpu_us, both.gpu_us))
     split_us, kernel_us, wall_us = max(float(split_us), 0.0), _median(gpu.gpu_us), _median(gpu.wall_us)
     if tuner.target.hardware.opencl_type != "gpu":
         return Overheads(split_us, max(wall_us - kernel_us, 0.0))
-    beyond_us = _beyond_kernels_us(tuner, wall_us, until, known.gpu_alone_us)
+    beyond_us = known.gpu_alone_us or _beyond_kernels_us(tuner, wall_us, until)
     interval_us = _interval_us([gpu, *_launches(tuner, until)], beyond_us)
     return Overheads(split_us, beyond_us, _shorter(interval_us, known.gpu_interval_us))
 
@@ -190,9 +190,9 @@ def _interval_us(trials: Sequence[PointTimes], beyond_us: float) -> float:
     return wall_us if wall_us >= (1 + _LAUNCHES) * (_median(shortest.gpu_us) + beyond_us) else 0.0
 
 
-def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float, known_us: float) -> float:
+def _beyond_kernels_us(tuner: Tuner, interval_us: float, until: float) -> float:
     """What layers on the GPU alone take beyond their kernels where these are longer than the interval of launches."""
-    beyond_us = known_us
+    beyond_us = 0.0
     for layer in _LARGER_LAYERS:
         if time.monotonic() > until:
             break

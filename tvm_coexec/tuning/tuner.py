@@ -83,7 +83,7 @@ class Tuner:
         self._others = [own for own, _ in pairs[1:]]
         for own, its_watch in pairs:
             own.check = profile.check_device  # a key may lead to another device at any new lease
-            measurers.append(Measurer(own, self.module, harmless, its_watch))
+            measurers.append(Measurer(own, self.module, harmless, its_watch, self._gpu_alone_us))
         self._first = measurers[0]
         self.crew = Crew(measurers, patience_s, tell)
 
@@ -130,6 +130,13 @@ class Tuner:
     def points(self, layer: AnyLayer) -> list[Point]:
         """The points at which a layer is learnt, on a device as fast as the first one."""
         return training_points(layer, self._slowness)
+
+    def _gpu_alone_us(self) -> float:
+        """See :class:`Measurer`: what calibration has found; a CPU that plays the GPU times its kernels well itself."""
+        if self.target.hardware.opencl_type != "gpu":
+            return 0.0
+        overheads: Mapping[str, float] = (self.profile.planning or {}).get("overheads", {})
+        return overheads.get("gpu_alone_us", 0.0)
 
     @property
     def _slowness(self) -> float:
