@@ -129,6 +129,35 @@ def test_a_gpu_alone_is_timed_by_what_it_adds_to_a_chain(
     assert found == {("gpu", 0): {kernel_us}, ("gpu", 1): {3.0}, ("cpu", units - 1): {2.0}}
 
 
+class SlowlyLaunching(FakeSession):
+    """A GPU whose launches follow each other every 8 us at first, and then every 5; larger kernels take 30."""
+
+    looks = 0
+
+    def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
+        self.looks += 1
+        launch_us = 8.0 if self.looks < 3 else 5.0
+        return Measurement(
+            tuple(
+                PointTimes(
+                    0, p.gpu_units, (), (9.0,) * p.repeats, (30.0 if p.gpu_units == 2 else launch_us,) * p.repeats
+                )
+                for p in points
+            ),
+            0.0,
+        )
+
+
+def test_launches_that_are_slow_for_a_while_are_looked_at_again(tmp_path: Path) -> None:
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
+    profile.describe(planning={"overheads": asdict(Overheads(5.0, -2.0, 5.0))})
+    session = SlowlyLaunching()
+    one = Tuner(session, profile, target_for(profile.facts))  # type: ignore[arg-type]
+    one.measure(one.default_candidate(LAYER), [Point(0, 1), Point(0, 2)])
+    assert [set(sample.latency_us) for sample in profile.samples()] == [{7.0}, {32.0}]
+    assert session.looks == 3, "once they are as quick as they can be, nothing is looked at again"
+
+
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:
     assert gpu_overheads(tmp_path / "p", [90.0] * 8) == Overheads(0.0, gpu_alone_us=-2.0, gpu_interval_us=0.0)
 

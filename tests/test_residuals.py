@@ -16,7 +16,7 @@ FIRST, SECOND, THIRD = schedules.family(SEEN).variants(SEEN, "cpu", HARDWARE)[:3
 
 
 def sample(variant: Variant, units: int) -> Sample:
-    return Sample(SEEN, "cpu", variant, units, 3 - units, None if units == 3 else variant, (10.0,))
+    return Sample(SEEN, "cpu", variant, units, 3 - units, (10.0,), None if units == 3 else variant)
 
 
 def residuals(*errors: tuple[Variant, float]) -> Residuals:
@@ -38,6 +38,22 @@ def test_few_or_noisy_samples_prove_little() -> None:
     assert 1 < once < np.exp(0.3)
     noisy = Residuals.of([sample(FIRST, 1)], np.array([0.3]), np.array([0.01]))
     assert 1 < noisy.factors([(SEEN, FIRST)])[0] < 1.01
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_a_kernel_alone_is_told_apart_only_where_samples_agree_on_it(noise: float) -> None:
+    """Of either kernel the half alone takes 1.2 times as long as expected, and concurrent ones less."""
+    rng = np.random.default_rng(0)
+    samples = [sample(variant, units) for variant in (FIRST, SECOND) for units in (1, 2, 3, 3) * 20]
+    errors = np.array([0.2 if one.units == 3 else -0.2 for one in samples]) * (1 - noise)
+    errors, counts = errors + noise * rng.normal(0, 0.3, len(samples)), np.ones(len(samples))
+    found = Residuals.of(samples, errors, counts).telling_alone(samples, errors, counts)
+    concurrent, alone = (found.factors([(SEEN, FIRST)], alone=is_alone)[0] for is_alone in (False, True))
+    if noise:
+        assert not found.alone and alone == concurrent
+    else:
+        assert alone == pytest.approx(np.exp(0.2), rel=0.02) and concurrent == pytest.approx(np.exp(-0.2), rel=0.02)
+    assert Residuals.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_it_survives_a_round_trip() -> None:

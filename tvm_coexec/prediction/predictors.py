@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import xgboost
 
 FORMAT = "tvm-coexec predictor"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Counts up with every change after which a release would misread what another wrote."""
 
 _METADATA = "tvm_coexec"
@@ -158,7 +158,7 @@ class LatencyPredictor:
         described = describe(halves, self.side, self.processor)
         correction = self.booster.inplace_predict(self.features.matrix(described))
         usual = _usual(self.usual_log_errors, halves)
-        known = self.residuals.factors(halves.kernels)[halves.kernel]
+        known = _by_alone(self.residuals.factors, halves)
         return self.base.predict(described) * np.exp(usual + correction.astype(float)) * known
 
     def log_bounds(self, halves: Halves) -> tuple[np.ndarray, np.ndarray]:
@@ -169,7 +169,7 @@ class LatencyPredictor:
         if self.uncertainty is None:
             return np.zeros(len(halves)), np.zeros(len(halves))
         lower, upper = self.uncertainty.log_bounds(self.features.matrix(describe(halves, self.side, self.processor)))
-        left = self.residuals.uncertainty_factors(halves.kernels)[halves.kernel]
+        left = _by_alone(self.residuals.uncertainty_factors, halves)
         return left * lower, left * upper
 
     def without_memory(self) -> LatencyPredictor:
@@ -300,8 +300,15 @@ def train(
     data = xgboost.DMatrix(features.matrix(described), _without_outliers(log_errors), weight=counts, nthread=1)
     depth = _DEPTHS[len(samples) >= _MANY_SAMPLES]
     booster = xgboost.train({**_PARAMETERS, "max_depth": depth}, data, _ROUNDS)
-    residuals = Residuals.of(samples, log_errors - booster.predict(data), counts)
+    left = log_errors - booster.predict(data)
+    residuals = Residuals.of(samples, left, counts).telling_alone(samples, left, counts)
     return LatencyPredictor(side, processor, features, base, usual, booster, residuals)
+
+
+def _by_alone(of_kernels: Callable[..., np.ndarray], halves: Halves) -> np.ndarray:
+    """What is known of each half by its kernel, and by whether the other side is idle."""
+    table = np.stack([of_kernels(halves.kernels, alone=alone) for alone in (False, True)])
+    return table[(halves.other_units == 0).astype(int), halves.kernel]
 
 
 def _usual_by_implementation(samples: Sequence[Sample], log_errors: np.ndarray, counts: np.ndarray) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tvm_coexec.errors import KernelError, MeasurementError
+from tvm_coexec.planning.division import Overheads
 from tvm_coexec.profile.records import Candidate, Point, PointTimes, Sample, samples_of
 from tvm_coexec.rpc.outcomes import DeviceFailedError, Measurement, RefusedError, SessionLostError, WrongError
 
@@ -39,6 +40,11 @@ _MOST_REPEATED = 0.2
 _LEAST_OF_WALL = 0.25
 """Share of its wall that a GPU's kernel takes at least, whatever a layer was calibrated to take beyond it."""
 
+_SLOW_LAUNCHES, _LOOKS, _LOOK_REPEATS = (1.1, 2.0), 4, 3
+"""Walls of so many times the interval of launches, between these, may be of launches that were slow for a while: they
+are looked at again, a few times at most. On the host of an H200 launches follow each other every 5.5 us or every 8.3,
+for half a second to many at a time, by how busy that is with anything else."""
+
 _LEAST_CHANGE, _MOST_AGAIN = 0.1, 2
 """A device has changed its speed where the logarithm differs by so much; so often a candidate is measured again."""
 
@@ -60,9 +66,8 @@ class Measurer:
         Gives the module file of a candidate.
     harmless
         What every device computes: where it fails, too, no other candidate is to blame.
-    gpu_alone_us
-        Gives what a layer on the GPU alone takes beyond its kernel, of a GPU whose kernels are timed by what each adds
-        to a chain; 0 where they are timed by their own events.
+    overheads
+        Gives those of a GPU whose kernels alone are timed by what each adds to a chain; None where events are enough.
     """
 
     def __init__(
@@ -71,15 +76,16 @@ class Measurer:
         module: Callable[[Candidate], bytes],
         harmless: Candidate,
         watch: Watch | None = None,
-        gpu_alone_us: Callable[[], float] = lambda: 0.0,
+        overheads: Callable[[], Overheads | None] = lambda: None,
     ) -> None:
         self.session = session
         self._module, self._harmless, self._watch = module, harmless, watch
-        self._gpu_alone_us = gpu_alone_us
+        self._overheads = overheads
         self._interruptions: list[tuple[str, str]] = []
         self._spreads: list[float] = []
         self._changes: list[float] = []
         self._repeated = self._again = 0
+        self._interval_us = np.inf
 
     def take_interruptions(self) -> list[tuple[str, str]]:
         """Why something had to be asked a second time since this was called last, with the device's address."""
@@ -130,9 +136,34 @@ class Measurer:
 
         On an NVIDIA H200 the events of kernels that take 5 to 6 us in a chain tell 7.5 to 9, and not in their order.
         """
-        beyond_us = self._gpu_alone_us()
-        times = self.measure_now(candidate, points, check=check, walls=beyond_us != 0)
-        return [_by_walls(one, beyond_us) if beyond_us and not one.cpu_units else one for one in times]
+        overheads = self._overheads()
+        times = self.measure_now(candidate, points, check=check, walls=overheads is not None)
+        if overheads is None:
+            return times
+        times = self._with_quick_launches(candidate, times, overheads.gpu_interval_us or np.inf)
+        return [one if one.cpu_units else _by_walls(one, overheads.gpu_alone_us) for one in times]
+
+    def _with_quick_launches(
+        self, candidate: Candidate, times: Sequence[PointTimes], known_us: float
+    ) -> list[PointTimes]:
+        """Look again at the GPU alone where launches may have been slow, and keep the shortest walls.
+
+        Slow is what takes longer than the interval that is known, or than a shorter one that was seen here.
+        """
+        found = list(times)
+        for _ in range(_LOOKS):
+            walls_us = [_wall_us(one) for one in found if not one.cpu_units]
+            self._interval_us = min(self._interval_us, known_us, *walls_us)
+            low_us, high_us = (factor * self._interval_us for factor in _SLOW_LAUNCHES)
+            slow = [
+                number for number, one in enumerate(found) if not one.cpu_units and low_us < _wall_us(one) < high_us
+            ]
+            if not slow:
+                break
+            points = [Point(0, found[number].gpu_units, _LOOK_REPEATS) for number in slow]
+            for number, again in zip(slow, self.measure_now(candidate, points, check=False), strict=True):
+                found[number] = min(found[number], again, key=_wall_us)
+        return found
 
     def measure_now(
         self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
@@ -249,6 +280,10 @@ def _by_walls(alone: PointTimes, beyond_us: float) -> PointTimes:
     """Times of the GPU alone, its kernel's being what the layer adds to a chain less what it takes beyond a kernel."""
     kernel_us = tuple(max(wall_us - beyond_us, _LEAST_OF_WALL * wall_us) for wall_us in alone.wall_us)
     return replace(alone, gpu_us=kernel_us)
+
+
+def _wall_us(point: PointTimes) -> float:
+    return float(np.median(point.wall_us))
 
 
 def _spread(point: PointTimes) -> float:

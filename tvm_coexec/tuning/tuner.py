@@ -12,6 +12,7 @@ import numpy as np
 from tvm_coexec import schedules
 from tvm_coexec.compiler.target import Target
 from tvm_coexec.layers import AnyLayer, Linear, Variant, by_threads
+from tvm_coexec.planning.division import Overheads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Candidate, Point, PointTimes
 
@@ -83,7 +84,7 @@ class Tuner:
         self._others = [own for own, _ in pairs[1:]]
         for own, its_watch in pairs:
             own.check = profile.check_device  # a key may lead to another device at any new lease
-            measurers.append(Measurer(own, self.module, harmless, its_watch, self._gpu_alone_us))
+            measurers.append(Measurer(own, self.module, harmless, its_watch, self._gpu_overheads))
         self._first = measurers[0]
         self.crew = Crew(measurers, patience_s, tell)
 
@@ -131,12 +132,12 @@ class Tuner:
         """The points at which a layer is learnt, on a device as fast as the first one."""
         return training_points(layer, self._slowness)
 
-    def _gpu_alone_us(self) -> float:
+    def _gpu_overheads(self) -> Overheads | None:
         """See :class:`Measurer`: what calibration has found; a CPU that plays the GPU times its kernels well itself."""
-        if self.target.hardware.opencl_type != "gpu":
-            return 0.0
-        overheads: Mapping[str, float] = (self.profile.planning or {}).get("overheads", {})
-        return overheads.get("gpu_alone_us", 0.0)
+        stored = (self.profile.planning or {}).get("overheads", {})
+        if self.target.hardware.opencl_type != "gpu" or not stored.get("gpu_alone_us"):
+            return None
+        return Overheads(**stored)
 
     @property
     def _slowness(self) -> float:
