@@ -21,7 +21,7 @@ from tvm_coexec.prediction.reads import Reads
 from tvm_coexec.profile import Profile
 from tvm_coexec.profile.records import Point, PointTimes, samples_of
 from tvm_coexec.rpc.outcomes import Measurement, WrongError
-from tvm_coexec.tuning import calibration
+from tvm_coexec.tuning import calibration, measurer
 from tvm_coexec.tuning.calibration import (
     calibrate,
     measure_launches_again,
@@ -130,32 +130,47 @@ def test_a_gpu_alone_is_timed_by_what_it_adds_to_a_chain(
 
 
 class SlowlyLaunching(FakeSession):
-    """A GPU whose launches follow each other every 8 us at first, and then every 5; larger kernels take 30."""
+    """A GPU whose launches follow each other every 8 us at first, and then every 5; three units of a kernel take 30."""
 
-    looks = 0
+    def __init__(self, slow: int) -> None:
+        super().__init__()
+        self.looks, self.slow = 0, slow
 
     def measure(self, module: bytes, points: Sequence[Point], **_: object) -> Measurement:
         self.looks += 1
-        launch_us = 8.0 if self.looks < 3 else 5.0
-        return Measurement(
-            tuple(
-                PointTimes(
-                    0, p.gpu_units, (), (9.0,) * p.repeats, (30.0 if p.gpu_units == 2 else launch_us,) * p.repeats
-                )
-                for p in points
-            ),
-            0.0,
-        )
+        launch_us = 8.0 if self.looks <= self.slow else 5.0
+        walls_us = {3: 30.0, 4: 9.5}
+        times = [
+            PointTimes(0, p.gpu_units, (), (9.0,) * p.repeats, (walls_us.get(p.gpu_units, launch_us),) * p.repeats)
+            for p in points
+        ]
+        return Measurement(tuple(times), 0.0)
 
 
-def test_launches_that_are_slow_for_a_while_are_looked_at_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("slow", "looks"), [(0, 1), (2, 3), (1000, 10)])
+def test_launches_that_are_slow_for_a_while_are_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: int, looks: int
+) -> None:
+    monkeypatch.setattr(measurer, "_PAUSE_S", 0.0)
     profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
     profile.describe(planning={"overheads": asdict(Overheads(5.0, -2.0, 5.0))})
-    session = SlowlyLaunching()
+    session = SlowlyLaunching(slow)
     one = Tuner(session, profile, target_for(profile.facts))  # type: ignore[arg-type]
-    one.measure(one.default_candidate(LAYER), [Point(0, 1), Point(0, 2)])
+    one.measure(one.default_candidate(LAYER), [Point(0, 1), Point(0, 3)])
     assert [set(sample.latency_us) for sample in profile.samples()] == [{7.0}, {32.0}]
-    assert session.looks == 3, "once they are as quick as they can be, nothing is looked at again"
+    assert session.looks == looks, "once launches are as quick as they can be, nothing is looked at again"
+
+
+def test_a_kernel_that_is_longer_than_slow_launches_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurer, "_PAUSE_S", 0.0)
+    profile = Profile.create(tmp_path / "p", {**FACTS, "device_type": "gpu"})
+    profile.describe(planning={"overheads": asdict(Overheads(5.0, -2.0, 5.0))})
+    one = Tuner(SlowlyLaunching(1000), profile, target_for(profile.facts))  # type: ignore[arg-type]
+    one.measure(one.default_candidate(LAYER), [Point(0, 4)])
+    (sample,) = profile.samples()
+    assert set(sample.latency_us) == {11.5}
 
 
 def test_a_gpu_whose_smallest_kernel_outlasts_a_launch_has_no_interval(tmp_path: Path) -> None:

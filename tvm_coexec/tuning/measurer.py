@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -40,10 +41,10 @@ _MOST_REPEATED = 0.2
 _LEAST_OF_WALL = 0.25
 """Share of its wall that a GPU's kernel takes at least, whatever a layer was calibrated to take beyond it."""
 
-_SLOW_LAUNCHES, _LOOKS, _LOOK_REPEATS = (1.1, 2.0), 4, 3
+_SLOW_LAUNCHES, _LOOKS, _LOOK_REPEATS, _PAUSE_S = (1.1, 2.0), 8, 3, 0.1
 """Walls of so many times the interval of launches, between these, may be of launches that were slow for a while: they
-are looked at again, a few times at most. On the host of an H200 launches follow each other every 5.5 us or every 8.3,
-for half a second to many at a time, by how busy that is with anything else."""
+are looked at again, a few times at most, with pauses. On the host of an H200, which others use too, launches follow
+each other every 5.5 us or every 8.3, for a tenth of a second to many seconds at a time."""
 
 _LEAST_CHANGE, _MOST_AGAIN = 0.1, 2
 """A device has changed its speed where the logarithm differs by so much; so often a candidate is measured again."""
@@ -148,22 +149,45 @@ class Measurer:
     ) -> list[PointTimes]:
         """Look again at the GPU alone where launches may have been slow, and keep the shortest walls.
 
-        Slow is what takes longer than the interval that is known, or than a shorter one that was seen here.
+        Slow is what takes longer than the interval that is known, or than a shorter one that was seen here. Where
+        launches stay slow, a layer that takes as long as they do is taken to do so whenever they are quick.
         """
         found = list(times)
-        for _ in range(_LOOKS):
-            walls_us = [_wall_us(one) for one in found if not one.cpu_units]
-            self._interval_us = min(self._interval_us, known_us, *walls_us)
-            low_us, high_us = (factor * self._interval_us for factor in _SLOW_LAUNCHES)
-            slow = [
-                number for number, one in enumerate(found) if not one.cpu_units and low_us < _wall_us(one) < high_us
-            ]
+        for look in range(_LOOKS):
+            slow = self._maybe_slow(found, known_us)
             if not slow:
-                break
+                return found
+            if look:
+                time.sleep(_PAUSE_S)
             points = [Point(0, found[number].gpu_units, _LOOK_REPEATS) for number in slow]
             for number, again in zip(slow, self.measure_now(candidate, points, check=False), strict=True):
                 found[number] = min(found[number], again, key=_wall_us)
-        return found
+        return self._at_quick_launches(found, self._maybe_slow(found, known_us))
+
+    def _at_quick_launches(self, times: list[PointTimes], slow: Sequence[int]) -> list[PointTimes]:
+        now_us = self._launches_us() if slow else np.inf
+        factor = min(1.0, self._interval_us / now_us)
+        for number in slow:
+            one = times[number]
+            if _wall_us(one) <= _SLOW_LAUNCHES[0] * now_us:
+                times[number] = replace(one, wall_us=tuple(wall_us * factor for wall_us in one.wall_us))
+        return times
+
+    def _maybe_slow(self, times: Sequence[PointTimes], known_us: float) -> list[int]:
+        """Points of the GPU alone whose walls are those of slow launches, or of a kernel that is little longer."""
+        walls_us = {number: _wall_us(one) for number, one in enumerate(times) if not one.cpu_units}
+        self._interval_us = min(self._interval_us, known_us, *walls_us.values())
+        low_us, high_us = (factor * self._interval_us for factor in _SLOW_LAUNCHES)
+        return [number for number, wall_us in walls_us.items() if low_us < wall_us < high_us]
+
+    def _launches_us(self) -> float:
+        """The interval of launches now: what a layer on the GPU alone takes that is smaller than any other."""
+        points = [Point(0, self._harmless.layer.units, _LOOK_REPEATS)]
+        return _wall_us(self._measure(self._harmless_module, points, check=False, walls=True).points[0])
+
+    @cached_property
+    def _harmless_module(self) -> bytes:
+        return self._module(self._harmless)
 
     def measure_now(
         self, candidate: Candidate, points: Sequence[Point], *, check: bool = True, walls: bool = True
@@ -244,7 +268,7 @@ class Measurer:
     def check_that_the_device_works(self) -> None:
         """Raise a :class:`DeviceFailedError` where it computes nothing, or nothing right."""
         try:
-            self.session.measure(self._module(self._harmless), [Point(1, 1)])
+            self.session.measure(self._harmless_module, [Point(1, 1)])
         except (KernelError, MeasurementError) as error:
             raise DeviceFailedError(
                 f"the device fails whatever it computes ({error}); restart its server and tune again: what was "
