@@ -27,6 +27,7 @@ from tvm_coexec.planning.measured import plan_measured
 from tvm_coexec.planning.plan import LayerPlan
 from tvm_coexec.planning.split import Planner
 from tvm_coexec.prediction.memory_model import MemoryModel, Rates
+from tvm_coexec.prediction.noise import Noise
 from tvm_coexec.prediction.predictors import LatencyPredictor
 from tvm_coexec.prediction.residuals import Residuals
 from tvm_coexec.profile.records import Sample
@@ -171,6 +172,21 @@ def test_a_variant_that_failed_on_the_layer_is_never_chosen():
     other = planner(failed=failed).plan_split("fc", layer, 12)
     assert other.cpu != chosen.cpu and other.gpu != chosen.gpu
     assert 1.1 * other.total_us >= chosen.total_us
+
+
+def test_the_side_whose_times_other_work_lengthens_most_is_chosen_only_where_it_is_that_much_faster():
+    layer = Linear(1, 64, 64)
+    quiet = planner(1e6)
+    times_us = {
+        "cpu": quiet.plan_split("fc", layer, layer.units).total_us,
+        "gpu": quiet.plan_split("fc", layer, 0).total_us,
+    }
+    faster, slower = sorted(times_us, key=times_us.get)
+    ratio = times_us[slower] / times_us[faster]
+    for factor, chosen in ((0.99 * ratio, faster), (1.01 * ratio, slower)):
+        noise = Noise(alone={faster: factor, slower: 1.0})
+        plan = replace(quiet, noise=noise).plan_layer("fc", layer)
+        assert ("cpu" if plan.cpu_units else "gpu") == chosen
 
 
 def test_a_layer_takes_longer_in_a_network_and_alone_it_does_not():

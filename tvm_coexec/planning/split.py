@@ -170,11 +170,17 @@ class Planner:
     def plan_layer(self, name: str, layer: AnyLayer) -> LayerPlan:
         """The split with the least predicted time, or one side alone where splitting does not pay."""
         survey = self._survey(layer)
-        alone = _better_alone(layer, survey, self.overheads)
+        alone = self._better_alone(layer, survey)
         if layer.units == 1:
             return alone.to_plan(name, layer, f"{side_of(alone)} alone: one unit cannot be divided")
         split = self._search(layer, survey)
         return decide(name, layer, split, alone, self.overheads)
+
+    def _better_alone(self, layer: AnyLayer, survey: _Survey) -> Division:
+        """The side that takes less on average: other work lengthens one side's times more than the other's."""
+        halves, noise = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone)), self.noise.factors(is_split=False)
+        alone = {side: side_alone(side, layer, half, self.overheads) for side, half in halves}
+        return alone[min(alone, key=lambda side: alone[side].total_us * noise[side])]
 
     def plan_best_axis(self, name: str, layer: AnyLayer) -> LayerPlan:
         """The better plan of the layer divided by channels and, where the predictors know of it, by lines."""
@@ -379,11 +385,6 @@ def _unless_faster(times_us: np.ndarray, doubted: np.ndarray, usual_us: np.ndarr
     """Times ``[variants, splits]``, where those in doubt are longer than what is usual if they gain less."""
     small = doubted[:, None] & (times_us * gain > usual_us)
     return np.where(small, np.maximum(times_us, np.nextafter(usual_us, np.inf)), times_us)
-
-
-def _better_alone(layer: AnyLayer, survey: _Survey, overheads: Overheads) -> Division:
-    halves = (("cpu", survey.cpu_alone), ("gpu", survey.gpu_alone))
-    return min((side_alone(side, layer, half, overheads) for side, half in halves), key=lambda split: split.total_us)
 
 
 def _shortlist(variants: Sequence[Variant]) -> list[Variant]:

@@ -86,7 +86,6 @@ class Measurer:
         self._spreads: list[float] = []
         self._changes: list[float] = []
         self._repeated = self._again = 0
-        self._interval_us = np.inf
 
     def take_interruptions(self) -> list[tuple[str, str]]:
         """Why something had to be asked a second time since this was called last, with the device's address."""
@@ -141,20 +140,20 @@ class Measurer:
         times = self.measure_now(candidate, points, check=check, walls=overheads is not None)
         if overheads is None:
             return times
-        times = self._with_quick_launches(candidate, times, overheads.gpu_interval_us or np.inf)
+        if overheads.gpu_interval_us:
+            times = self._with_quick_launches(candidate, times, overheads.gpu_interval_us)
         return [one if one.cpu_units else _by_walls(one, overheads.gpu_alone_us) for one in times]
 
     def _with_quick_launches(
-        self, candidate: Candidate, times: Sequence[PointTimes], known_us: float
+        self, candidate: Candidate, times: Sequence[PointTimes], interval_us: float
     ) -> list[PointTimes]:
         """Look again at the GPU alone where launches may have been slow, and keep the shortest walls.
 
-        Slow is what takes longer than the interval that is known, or than a shorter one that was seen here. Where
-        launches stay slow, a layer that takes as long as they do is taken to do so whenever they are quick.
+        Where launches stay slow, a layer that takes as long as they do is taken to do so when they are quick, too.
         """
         found = list(times)
         for look in range(_LOOKS):
-            slow = self._maybe_slow(found, known_us)
+            slow = _maybe_slow(found, interval_us)
             if not slow:
                 return found
             if look:
@@ -162,23 +161,17 @@ class Measurer:
             points = [Point(0, found[number].gpu_units, _LOOK_REPEATS) for number in slow]
             for number, again in zip(slow, self.measure_now(candidate, points, check=False), strict=True):
                 found[number] = min(found[number], again, key=_wall_us)
-        return self._at_quick_launches(found, self._maybe_slow(found, known_us))
+        return self._at_quick_launches(found, _maybe_slow(found, interval_us), interval_us)
 
-    def _at_quick_launches(self, times: list[PointTimes], slow: Sequence[int]) -> list[PointTimes]:
+    def _at_quick_launches(self, times: list[PointTimes], slow: Sequence[int], interval_us: float) -> list[PointTimes]:
+        """What the slow ones would take at the interval that launches are known to reach."""
         now_us = self._launches_us() if slow else np.inf
-        factor = min(1.0, self._interval_us / now_us)
+        factor = min(1.0, interval_us / now_us)
         for number in slow:
             one = times[number]
             if _wall_us(one) <= _SLOW_LAUNCHES[0] * now_us:
                 times[number] = replace(one, wall_us=tuple(wall_us * factor for wall_us in one.wall_us))
         return times
-
-    def _maybe_slow(self, times: Sequence[PointTimes], known_us: float) -> list[int]:
-        """Points of the GPU alone whose walls are those of slow launches, or of a kernel that is little longer."""
-        walls_us = {number: _wall_us(one) for number, one in enumerate(times) if not one.cpu_units}
-        self._interval_us = min(self._interval_us, known_us, *walls_us.values())
-        low_us, high_us = (factor * self._interval_us for factor in _SLOW_LAUNCHES)
-        return [number for number, wall_us in walls_us.items() if low_us < wall_us < high_us]
 
     def _launches_us(self) -> float:
         """The interval of launches now: what a layer on the GPU alone takes that is smaller than any other."""
@@ -304,6 +297,12 @@ def _by_walls(alone: PointTimes, beyond_us: float) -> PointTimes:
     """Times of the GPU alone, its kernel's being what the layer adds to a chain less what it takes beyond a kernel."""
     kernel_us = tuple(max(wall_us - beyond_us, _LEAST_OF_WALL * wall_us) for wall_us in alone.wall_us)
     return replace(alone, gpu_us=kernel_us)
+
+
+def _maybe_slow(times: Sequence[PointTimes], interval_us: float) -> list[int]:
+    """Points of the GPU alone whose walls are those of slow launches, or of a kernel that is little longer."""
+    low_us, high_us = (factor * interval_us for factor in _SLOW_LAUNCHES)
+    return [number for number, one in enumerate(times) if not one.cpu_units and low_us < _wall_us(one) < high_us]
 
 
 def _wall_us(point: PointTimes) -> float:
