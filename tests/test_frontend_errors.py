@@ -72,8 +72,6 @@ def test_results_that_would_be_smaller_than_nothing(operator, others, attributes
         ("CumSum", -3, {}),
         ("GatherElements", np.zeros((4, 8)), {"axis": 9}),
         ("ReverseSequence", np.ones(8), {"batch_axis": 9}),
-        ("QuantizeLinear", np.ones(8, np.float32), {"axis": 3}),
-        ("QuantizeLinear", np.ones(8, np.float32), {"axis": -4}),
         ("RMSNormalization", np.ones(8, np.float32), {"axis": 3}),
         ("LayerNormalization", np.ones(8, np.float32), {"axis": 3}),
     ],
@@ -85,14 +83,6 @@ def test_axes_that_onnx_does_not_look_at(operator, operand, attributes):
         ModelError, match=rf"^{operator} \(node 'n0'\) has the axis -?\d, of a tensor with 2 axes; export"
     ):
         to_graph(b.model(b.add(operator, "x", b.const(operand, dtype), **attributes)))
-
-
-def test_the_axis_of_a_scale_that_onnx_does_not_look_at():
-    b = OnnxBuilder(x=(2, 3, 4))
-    whole = b.add("QuantizeLinear", "x", b.const(0.1), b.const(0, "int8"))
-    message = r"^DequantizeLinear \(node 'n1'\) has the axis 7, of a tensor with 3 axes; export"
-    with pytest.raises(ModelError, match=message):
-        to_graph(b.model(b.add("DequantizeLinear", whole, b.const([0.1, 0.2, 0.3]), axis=7)))
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 1), (1, 2, 3, 4), (2, 2, 1)])

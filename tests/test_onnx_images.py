@@ -181,3 +181,23 @@ def test_a_grid_of_other_images_than_there_are_matrices_is_refused() -> None:
 def test_images_of_old_models_shrink_to_the_next_pixel(scales: list[float]) -> None:
     b = OnnxBuilder(opset=10, x=(1, 3, 7, 6))
     check_against_onnxruntime(b.model(b.add("Resize", "x", b.const(scales))))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("scales", [[1, 1, 1.3, 0.7], [1, 1, 0.6, 2.6], [1, 1.7, 1.1, 1]])
+def test_sizes_are_products_of_float32(mode: str, scales: list[float]) -> None:
+    """What the file says is what ONNX infers, of some one less than ONNX Runtime makes."""
+    b = OnnxBuilder(x=(2, 10, 10, 10))
+    check_against_onnxruntime(b.model(b.add("Resize", "x", "", b.const(scales), mode=mode)))
+
+
+def test_sizes_of_old_models_are_products_of_float32() -> None:
+    b = OnnxBuilder(opset=9, x=(1, 1, 10, 10))
+    check_against_onnxruntime(b.model(b.add("Relu", b.add("Upsample", "x", b.const([1, 1, 1.3, 1.3])))))
+
+
+def test_sizes_beyond_all_memory_are_refused() -> None:
+    b = OnnxBuilder(x=(1, 1, 4, 4))
+    model = b.model(b.add("Resize", "x", "", b.const([1, 1, 3e38, 1])))
+    with pytest.raises(ModelError, match=r"^[^\n]*$"):
+        to_graph(model)

@@ -18,6 +18,7 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm": ("LSTM", {}),
     "lstm, both ways": ("LSTM", {"direction": "bidirectional"}),
     "lstm, clipped": ("LSTM", {"clip": 0.4, "activations": ["HardSigmoid", "Softsign", "Relu"]}),
+    "lstm, of names in another case": ("LSTM", {"activations": ["hardsigmoid", "TANH", "softSign"]}),
     "gru": ("GRU", {"direction": "reverse"}),
     "gru, reset after the product": ("GRU", {"linear_before_reset": 1, "direction": "bidirectional"}),
     "rnn": ("RNN", {"activations": ["LeakyRelu"], "activation_alpha": [0.3]}),

@@ -26,6 +26,7 @@ def number(*shape: int) -> np.ndarray:
 
 MISFITS: dict[str, tuple[tuple[int, ...], str, list[np.ndarray | None], dict[str, Any]]] = {
     "updates": ((5, 3), "ScatterElements", [whole(4, 3), number(1, 1)], {}),
+    "updates beside a row": ((5, 3), "ScatterElements", [whole(1, 4), number(1, 4)], {}),
     "updates of parts": ((5, 3), "ScatterND", [whole(4, 1), number(1, 3)], {}),
     "places": ((1, 1, 2, 2), "MaxUnpool", [whole(1, 1, 1, 1)], {"kernel_shape": [2, 2], "strides": [2, 2]}),
     "lengths": ((5, 3), "ReverseSequence", [whole(2)], {}),
@@ -66,6 +67,27 @@ def test_operands_that_do_not_fit_each_other_are_refused(name: str) -> None:
         rf"^{operator} \(node 'n0'\) breaks the rules of ONNX \(.* has shape .* instead of .*\); export the model again"
     )
     with pytest.raises(ModelError, match=told):
+        read_model(b.model(made))
+
+
+@pytest.mark.parametrize("places", [[0, 1], [[[0]]]])
+@pytest.mark.parametrize("operator", ["GatherElements", "ScatterElements"])
+def test_indices_of_elements_that_have_other_axes_are_refused(operator: str, places: list[Any]) -> None:
+    b = OnnxBuilder(x=(3, 4))
+    others = [b.const(np.ones(np.shape(places)))] if operator == "ScatterElements" else []
+    made = b.add(operator, "x", b.const(places, "int64"), *others)
+    told = rf"^{operator} \(node 'n0'\) breaks the rules of ONNX \(the tensor of indices has [13] axes instead of 2\)"
+    with pytest.raises(ModelError, match=told):
+        read_model(b.model(made))
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+@pytest.mark.parametrize("operator", ["QuantizeLinear", "DequantizeLinear"])
+def test_scales_of_axes_that_there_are_not_are_refused(operator: str, axis: int) -> None:
+    b = OnnxBuilder(x=(4, 8))
+    x = b.add("QuantizeLinear", "x", b.const(0.1), b.const(0, "int8")) if operator == "DequantizeLinear" else "x"
+    made = b.add(operator, x, b.const(number(8)), b.const(np.zeros(8), "int8"), axis=axis)
+    with pytest.raises(ModelError, match=rf"\(the axis {axis} is none of a tensor with 2 axes\); export"):
         read_model(b.model(made))
 
 

@@ -32,6 +32,8 @@ _ACTIVATIONS = (
     "ThresholdedRelu",
 )
 
+_BY_LOWER = {name.lower().encode(): name.encode() for name in _ACTIVATIONS}
+
 WORDS: dict[tuple[str, str], tuple[str, ...]] = {
     **{(operator, "auto_pad"): _PADDING for operator in _PADDED},
     **{(operator, "activations"): _ACTIVATIONS for operator in ("GRU", "LSTM", "RNN")},
@@ -55,6 +57,15 @@ WORDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("Upsample", "mode"): ("nearest", "linear", "bilinear"),
 }
 """The words that ONNX, of any version, knows for an operator's attribute."""
+
+
+def write_activations(node: NodeProto) -> None:
+    """Write the functions of a recurrent node as ONNX does: ONNX Runtime ignores case, and exporters rely on it."""
+    for attribute in node.attribute:
+        if WORDS.get((node.op_type, attribute.name)) == _ACTIVATIONS:
+            written = [_BY_LOWER.get(word.lower(), word) for word in attribute.strings]
+            del attribute.strings[:]
+            attribute.strings.extend(written)
 
 
 def check_attributes(node: NodeProto, source: Source) -> None:

@@ -11,8 +11,9 @@ import onnx
 from tvm_coexec.errors import ModelError, in_one_line
 from tvm_coexec.frontends.trace import check_model_file
 
-from .attributes import check_attributes
+from .attributes import check_attributes, write_activations
 from .contributed import replace_contributed
+from .scaling import SCALING
 from .shapes import bind_inputs
 from .values import DOMAINS, attributes, rounds_up, source_of
 
@@ -102,6 +103,7 @@ def _write_axes(graph: onnx.GraphProto) -> None:
 
 def _check_operators(model: onnx.ModelProto) -> None:
     for node in all_nodes((*model.graph.node, *(node for function in model.functions for node in function.node))):
+        write_activations(node)
         check_attributes(node, source_of(node))
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
     own = {(function.domain, function.name) for function in model.functions}
@@ -133,7 +135,7 @@ def _check_consistency(proto: onnx.ModelProto, model: onnx.ModelProto | Path) ->
     del proto.graph.value_info[:], proto.graph.output[:]
     # sizes that the model computes have no shape, which ONNX's inference allows and its checker does not
     proto.graph.output.extend(value for value in outputs if value.type.tensor_type.HasField("shape"))
-    if any(map(rounds_up, proto.graph.node)):  # ONNX's inference counts too many windows
+    if any(rounds_up(node) or node.op_type in SCALING for node in proto.graph.node):  # of which it counts otherwise
         for value in proto.graph.output:
             for size in value.type.tensor_type.shape.dim:
                 size.Clear()

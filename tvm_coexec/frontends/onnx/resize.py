@@ -1,8 +1,4 @@
-"""Resize and Upsample along any axes: each number is a weighted sum of a few of its axis, one axis after another.
-
-Sizes are those that ONNX infers, also where ONNX Runtime's are larger by one: it rounds a size times a factor before it
-takes the whole part, so that 6 · 0.8333333 is 5 for it and 4 here.
-"""
+"""Resize and Upsample along any axes: each number is a weighted sum of a few of its axis, one axis after another."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from tvm_coexec.frontends.trace import Source, check_size, claim_name
 from .operands import misfit
 from .padding import with_explicit_padding, without_empty_windows
 from .reaches import overreach
+from .scaling import SCALING, scaled_shape
 from .values import (
     DOMAINS,
     DTYPES,
@@ -195,6 +196,10 @@ class Simplifier:
                 known = ValueType("float32", known.shape)
             if len(known.shape) > 2:
                 shape = without_empty_windows(node, self.model.types[node.input[0]].shape, known.shape)
+                known = ValueType(known.dtype, shape)
+            if node.op_type in SCALING:
+                constants = [self.model.constants.get(read) for read in node.input]
+                shape = scaled_shape(node, self.model.types[node.input[0]].shape, known.shape, constants)
                 known = ValueType(known.dtype, shape)
             self.model.types[name] = known
         self.check_operands(node, source, self.model.types[node.output[0]].shape if node.output[0] else ())
