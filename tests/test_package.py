@@ -229,6 +229,16 @@ def test_code_for_other_machines_is_refused_though_every_checksum_is_right(
     assert capsys.readouterr().err == f"tvm-coexec: error: {told}\n"
 
 
+def test_both_reasons_are_told_why_code_cannot_be_loaded(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "m.coexec"
+    built = one_layer(LAYER, device)
+    built.write(path)
+    rewrite(path, cpu_code=built.library[:64])  # the header alone
+    tried = r"from memory \(/proc/self/fd/\d+: [^()]+\), nor from \S+ \(\S+/coexec-kernels-\w+: [^()]+\)"
+    with pytest.raises(FileFormatError, match=rf"^the module's CPU code cannot be loaded {tried}; build .*$"):
+        load(path, device=device)
+
+
 def test_a_file_of_the_other_byte_order_is_refused_though_every_checksum_is_right(
     device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,49 +34,70 @@ static int write_all(int descriptor, const char* content, size_t bytes) {
   return 0;
 }
 
+enum { REASON_TEXT = 300 };
+
+typedef struct {
+  char text[REASON_TEXT];
+  int is_loaders;
+} reason;
+
+/* Why code is not there: what the loader says, or else the system. */
+static void keep_reason(reason* why) {
+  int number = errno;
+  const char* said = dlerror();
+  why->is_loaders = said != NULL;
+  snprintf(why->text, sizeof why->text, "%s", said ? said : strerror(number));
+}
+
+static void* load_file(const module_file* file, int descriptor, const char* path, reason* why) {
+  void* code = write_all(descriptor, file->code, file->code_bytes) ? NULL : dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!code) keep_reason(why);
+  return code;
+}
+
 /* The descriptor stays open as long as the code is loaded: the loader knows a library by its path, and would take the
    next one of the same descriptor for this one. */
-static void* load_from_memory(const module_file* file, int* kept) {
+static void* load_from_memory(const module_file* file, int* kept, reason* why) {
   int descriptor = create_memory();
-  if (descriptor < 0) return NULL;
+  if (descriptor < 0) return keep_reason(why), NULL;
   char path[64];
   snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
-  void* code = write_all(descriptor, file->code, file->code_bytes) ? NULL : dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  void* code = load_file(file, descriptor, path, why);
   if (code) *kept = descriptor;
   else close(descriptor);
   return code;
 }
 
 /* Where memory may hold no code, a file that is removed at once. */
-static void* load_from_folder(const module_file* file, const char* folder, char* path, size_t path_bytes) {
-  snprintf(path, path_bytes, "%s/coexec-kernels-XXXXXX", folder);
+static void* load_from_folder(const module_file* file, const char* folder, reason* why) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s/coexec-kernels-XXXXXX", folder);
   int descriptor = mkostemp(path, O_CLOEXEC);
-  if (descriptor < 0) return NULL;
-  void* code = NULL;
-  if (!write_all(descriptor, file->code, file->code_bytes)) code = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (descriptor < 0) return keep_reason(why), NULL;
+  void* code = load_file(file, descriptor, path, why);
   close(descriptor);
   unlink(path);
   return code;
 }
 
 static coexec_status load_library(coexec_module* m) {
-  char path[4096];
+  reason memorys, folders;
   struct statvfs about;
   const char* folder = m->device->cache_folder ? m->device->cache_folder : getenv("TMPDIR");
   if (!folder) folder = "/tmp";
   m->code_descriptor = -1;
-  m->code = load_from_memory(&m->file, &m->code_descriptor);
+  m->code = load_from_memory(&m->file, &m->code_descriptor, &memorys);
   if (m->code) return COEXEC_OK;
-  m->code = load_from_folder(&m->file, folder, path, sizeof path);
+  m->code = load_from_folder(&m->file, folder, &folders);
   if (m->code) return COEXEC_OK;
-  const char *said = dlerror(), *reason = strerror(errno);
   if (!statvfs(folder, &about) && about.f_flag & ST_NOEXEC)
-    return fail(COEXEC_NO_DEVICE, "no code may be run in %s, where the module's is put while it is used; let TMPDIR name "
-                "another folder", folder);
-  if (!said)
-    return fail(COEXEC_NO_DEVICE, "the module's CPU code cannot be put into %s (%s); free some space there, or let TMPDIR "
-                "name another folder", folder, reason);
-  return fail(COEXEC_BAD_FILE, "the module's CPU code cannot be loaded (%s); build the module for this machine", said);
+    return fail(COEXEC_NO_DEVICE, "no code may be run in memory (%s), nor in %s, where the module's is put while it is "
+                "used; let TMPDIR name another folder", memorys.text, folder);
+  if (!memorys.is_loaders && !folders.is_loaders)
+    return fail(COEXEC_NO_DEVICE, "the module's CPU code cannot be put into memory (%s), nor into %s (%s); free some space "
+                "there, or let TMPDIR name another folder", memorys.text, folder, folders.text);
+  return fail(COEXEC_BAD_FILE, "the module's CPU code cannot be loaded from memory (%s), nor from %s (%s); build the module "
+              "for this machine", memorys.text, folder, folders.text);
 }
 
 static coexec_status find_function(const coexec_module* m, const char* symbol, void* function) {
