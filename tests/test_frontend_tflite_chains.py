@@ -174,8 +174,8 @@ def networks(draw: st.DrawFn) -> bytes:
     return chain.writer.finish([image], list(dict.fromkeys(outputs)))
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)  # some draws cancel, and leave nothing but rounding
+@settings(max_examples=8, deadline=None)
 @given(networks())
 def test_random_networks(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        check(content, Path(folder), tolerance=1e-5)
+        check(content, Path(folder), tolerance=1e-5, may_cancel=True)
