@@ -1,6 +1,7 @@
 """Tuning: it resumes without repeating, remembers what failed, and says when it is not done."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -309,9 +310,11 @@ def test_a_description_that_somebody_changed_is_damaged(tmp_path: Path, tuned: t
             planner(profile, Hardware())
 
 
+@pytest.mark.parametrize("is_over", [False, True])
 def test_networks_are_tried_in_turn_and_one_that_cannot_be_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, is_over: bool
 ) -> None:
+    """Where the time is over, each is tried once."""
     tried = []
 
     class FailingTrialRunner:
@@ -337,9 +340,10 @@ def test_networks_are_tried_in_turn_and_one_that_cannot_be_is_named(
     one.profile.describe(planning={"margin": 0.1})
     one.session.for_longer = for_longer  # type: ignore[method-assign, assignment]
     graphs = [Graph({}, [], [name], []) for name in ("first", "second")]
-    run_all_trials(one, graphs, FACTS)
-    assert tried == ["first 0", "second 0", "first 1", "second 1", "second 2"]
-    assert "the network of 'first' did not finish its trial runs (out of memory)" in capsys.readouterr().err
+    run_all_trials(one, graphs, FACTS, -math.inf if is_over else math.inf)
+    assert tried == ["first 0", "second 0", *(["first 1", "second 1", "second 2"] if not is_over else [])]
+    told = "the network of 'first' did not finish its trial runs (out of memory)"
+    assert (told in capsys.readouterr().err) != is_over
     assert one.profile.planning == {"margin": 0.1, "in_networks": {"of": "networks"}}
 
 

@@ -34,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "estimate",
     )
     parser.add_argument(
-        "--minutes", type=float, default=10.0, metavar="N", help="time for measuring layers (default: %(default)g)"
+        "--minutes",
+        type=float,
+        default=10.0,
+        metavar="N",
+        help="time for measuring layers; trial runs take half as long or a minute, too (default: %(default)g)",
     )
     parser.add_argument(
         "--trials", type=int, metavar="N", help="kernels to measure at most, but for the least that training needs"

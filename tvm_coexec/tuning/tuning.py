@@ -64,6 +64,9 @@ _MOST_FAILING = 3
 _OTHERS_WAIT_S = 10.0
 """How long one of several devices that was lost is waited for before another one gets its trial."""
 
+_TRIALS_SHARE, _TRIALS_S = 0.5, 60.0
+"""Share of the time for measuring that trial runs may take as well, or so long, and for one of each network longer."""
+
 _SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""
 
@@ -96,7 +99,8 @@ def tune(
         Of ``linear``, ``rowwise``, ``conv2d``, ``images`` and ``attention``. Layers of a family that is not tuned are
         placed by an estimate.
     minutes
-        Time for measuring layers; training, and running the models, come on top.
+        Time for measuring layers. Training comes on top, and trial runs of the models for half as long, or a minute if
+        that is more; on a slow device one run of each may take longer.
     trials
         Kernels to measure at most, but for the least that training needs.
     layers
@@ -157,7 +161,7 @@ def tune(
             _measure(budget, tuner, watches[0], check_layers(tuner, layers), chosen, trials)
             profile.describe(families=sorted({*profile.families, *chosen}))
             evaluations = fit(profile)
-            run_all_trials(tuner, graphs, facts)
+            run_all_trials(tuner, graphs, facts, time.monotonic() + max(_TRIALS_SHARE * 60 * minutes, _TRIALS_S))
             return evaluations
 
 
@@ -227,8 +231,14 @@ def _tell(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any]) -> None:
-    """Find the best plan of each network by running all in turn; one that cannot be run is named and left out."""
+def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, Any], until: float) -> None:
+    """Find the best plan of each network by running all in turn; one that cannot be run is named and left out.
+
+    Parameters
+    ----------
+    until
+        After this time, by :func:`time.monotonic`, no other plan is tried, once each network has run by one.
+    """
     from tqdm import tqdm
 
     if not graphs:
@@ -237,8 +247,10 @@ def run_all_trials(tuner: Tuner, graphs: Sequence[Graph], facts: Mapping[str, An
         runner = TrialRunner(planner(tuner.profile, tuner.target.hardware), session, tuner.profile, tuner.target, facts)
         networks = [(graph.outputs[0], runner.run_trials(graph)) for graph in graphs]
         with tqdm(total=MOST_RUNS * len(networks), desc="trial runs", unit="run") as bar:
-            for _ in range(MOST_RUNS):
+            for number in range(MOST_RUNS):
                 for name, runs in networks:
+                    if number and time.monotonic() > until:
+                        break
                     try:
                         best = next(runs, None)
                     except (MeasurementError, KernelError) as error:
