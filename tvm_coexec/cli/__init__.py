@@ -16,7 +16,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tvm_coexec.errors import CoexecError
 from tvm_coexec.version import __version__
@@ -127,8 +127,15 @@ def _reader_is_gone() -> bool:
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with a call in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; see `{self.prog} --help`\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tvm-coexec",
         description="Run one neural network on the CPU and the GPU of one device at the same time.",
         epilog=_EXAMPLES,
