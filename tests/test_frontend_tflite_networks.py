@@ -62,6 +62,21 @@ def test_no_transpose_is_left_in_a_network_for_images(body: str, tmp_path: Path)
     assert graph.tensors[graph.inputs[0]].shape == (1, 8, 8, 3) and graph.inputs == ["image"]
 
 
+@pytest.mark.parametrize("is_read_otherwise", [False, True])
+def test_zeros_around_an_input_are_a_convolution_s_padding(is_read_otherwise: bool, tmp_path: Path) -> None:
+    writer = Writer()
+    x = writer.tensor("image", (1, 9, 8, 3))
+    pads = writer.integers([[0, 0], [1, 1], [2, 0], [0, 0]])
+    padded = writer.add("PAD", [x, pads], (1, 11, 10, 3), "Pad")
+    weights = [writer.constant(numbers(8, 3, 3, 3)), writer.constant(numbers(8))]
+    options = CONVOLUTION | {"strideH": 2, "strideW": 2}
+    result = writer.add("CONV_2D", [padded, *weights], (1, 5, 4, 8), "Conv2D", padding=1, **options)
+    outputs = [result, padded] if is_read_otherwise else [result]
+    graph = check(writer.finish([x], outputs), tmp_path)
+    if not is_read_otherwise:
+        assert [node.layer.padding for node in graph.nodes] == [(1, 2, 1, 0)]
+
+
 def test_weights_of_fewer_bits_are_widened_when_built(tmp_path: Path) -> None:
     writer = Writer()
     x = writer.tensor("image", (1, 8, 8, 3))

@@ -35,6 +35,7 @@ _KEEPING = (
     *("SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUEEZE", "STRIDED_SLICE", "TILE", "TRANSPOSE", "UNPACK"),
 )
 """Operators that make no other numbers than they read, and 0."""
+_PADDING = ("PAD", "PADV2")
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,17 @@ class Importer:
             raise ModelError(f"{operator.source} cannot be imported ({reason}); replace it in the model") from error
 
     def _prefers_images(self, operator: FileOperator) -> bool:
-        results = [len(self.file.tensors[index].shape) for index in operator.outputs]
-        return results == [4] * len(results) and any(map(self.is_image, operator.inputs))
+        if any(len(self.file.tensors[index].shape) != 4 for index in operator.outputs):
+            return False
+        if any(map(self.is_image, operator.inputs)):
+            return True
+        return operator.code in _PADDING and all(map(self._is_read_as_image, operator.outputs))
+
+    def _is_read_as_image(self, index: int) -> bool:
+        """Whether operators on images alone read a tensor: around one of these, zeros are a convolution's padding."""
+        readers = [operator for operator in self.file.operators if index in operator.inputs]
+        orders = {self.converters(self.file, reader).order for reader in readers}
+        return orders == {"first"} and index not in self.file.outputs
 
     def _add_constant(self, conversion: Conversion, converter: Converter) -> None:
         """Compute the results in a module of their own, and know them as constants from now on."""
