@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvm_coexec.layers import TILE, Conv2d, Hardware, ImageLayouts, Variant, tile_count
+from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant, tile_count
 
 from . import pixels
 from .dispatch import ERROR_BOUND
@@ -129,7 +129,8 @@ def _inner_reduction(layer: Conv2d, layouts: ImageLayouts) -> int:
 
 def has_long_lines(layer: Conv2d, layouts: ImageLayouts) -> bool:
     """Whether the values that a line of the kernel reads follow each other."""
-    return layouts.input.narrow and layer.dilation[1] == 1 and layer.groups == 1
+    is_without_padding = layer.in_channels <= MAX_NARROW and layouts.input.width == layer.in_channels
+    return is_without_padding and layer.dilation[1] == 1 and layer.groups == 1
 
 
 def _skips(layer: Conv2d, layouts: ImageLayouts, block: int) -> list[int]:

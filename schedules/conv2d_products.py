@@ -83,9 +83,10 @@ def _product(layer: Conv2d, layouts: ImageLayouts) -> Product:
         extents=size,
         first_element=lambda row: layouts.input.element(rows.input_pixel(row, 0, 0), 0, layer.in_channels),
         run_offset=run_offset,
-        aligned=not layouts.input.narrow and layer.in_channels % 4 == 0,
+        aligned=pixel % 4 == 0 and layer.in_channels % 4 == 0,
         output_row=lambda row: rows.output_pixel(layouts.output, row),
         residual_row=lambda row: rows.output_pixel(layouts.residual, row),
         output_tile=layouts.output.first_tile,
         residual_tile=layouts.residual.first_tile,
+        output_width=layouts.output.tile_width,
     )

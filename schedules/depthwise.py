@@ -80,7 +80,8 @@ def _register_tiles(layer: Conv2d, hardware: Hardware, space: Space) -> list[Reg
     lanes = hardware.lanes
     is_narrow = lanes <= NARROW_LANES
     ranked = []
-    for channels in {TILE, max(TILE // 2, lanes), *([TILE // 4] if is_narrow else [])}:
+    width = space.width
+    for channels in {width, max(width // 2, lanes), *([max(width // 4, lanes)] if is_narrow else [])}:
         vectors = channels // lanes
         for rows in range(1, space.rows + 1):
             if rows * vectors > hardware.vector_registers // 2 - (vectors if is_narrow else 0):

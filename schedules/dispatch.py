@@ -44,6 +44,16 @@ def rows_of_group(variant: Variant) -> int:
     return params["rows"] * params.get("row_threads", 1) * params.get("run", 1)
 
 
+def fitted(variant: Variant, width: int) -> Variant:
+    """The variant with vectors and work-groups for tiles of which so many channels are computed."""
+    params = dict(variant.params)
+    for name in {"channels", "lanes"} & params.keys():
+        params[name] = min(params[name], width)
+    if "channel_threads" in params:
+        params["channel_threads"] = min(params["channel_threads"], width // params["lanes"])
+    return Variant.make(variant.implementation, **params)
+
+
 def dense_dispatch(side: str, variant: Variant, rows: int, unit_rows: int | None = None, tiles: int = 1) -> Dispatch:
     """Give the launch geometry of a dense kernel; if units are so many of its rows, each takes all ``tiles``."""
     of_side = cpu_dispatch if side == "cpu" else gpu_dispatch

@@ -87,9 +87,12 @@ def kept_where(exists: Any, value: Any) -> Any:
     return T.reinterpret("float32", T.reinterpret("int32", value) & (T.int32(0) - exists))
 
 
-def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, channel: Any) -> Any:
-    """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0."""
-    if channels % TILE == 0 or maps_zero_to_zero(epilogue):
+def zero_behind(channels: int, value: Any, epilogue: Sequence[str], tile: Any, channel: Any, width: int = TILE) -> Any:
+    """``value``, but zero where there is no channel; weights of zero see to that if the epilogue maps 0 to 0.
+
+    Pixels of a narrow image have one tile, of which only ``width`` channels are written.
+    """
+    if channels % width == 0 or maps_zero_to_zero(epilogue):
         return value
     return value * one_if_channel(channels, tile, channel)
 
@@ -122,6 +125,8 @@ class Description:
     ----------
     channels
         Output channels; what lies behind the last one up to the end of its tile is stored as zero.
+    output_width
+        Channels of a tile that lie in memory: all, unless rows are pixels of a narrow image.
     unit_rows
         Rows of a unit; None where units are tiles.
     partial_sums
@@ -156,6 +161,7 @@ class Description:
     residual_row: Callable[[Any], Any] = lambda row: row
     output_tile: int = 0
     residual_tile: int = 0
+    output_width: int = TILE
     is_stored: Condition = lambda row: None
     is_needed: Condition = lambda row, *reduction: None
     weight: Reduce | None = None
@@ -173,14 +179,14 @@ class Description:
             buffers, begin, count = begin_kernel(self.operands)
             part = Part.of(begin, count, self.channels, self.rows, self.unit_rows)
             accumulator = T.sblock_alloc_buffer(
-                (part.rows, part.tiles, self.partial_sums, TILE), sum_type(self.layer.dtype)
+                (part.rows, part.tiles, self.partial_sums, self.output_width), sum_type(self.layer.dtype)
             )
             self._accumulate(accumulator, buffers, part, together)
             self._epilogue(accumulator, buffers, part)
         return builder.get()
 
     def _accumulate(self, accumulator: Buffer, buffers: dict[str, Buffer], part: Part, together: int) -> None:
-        extents = (part.tiles, part.rows, self.partial_sums, TILE, *self.reduction)
+        extents = (part.tiles, part.rows, self.partial_sums, self.output_width, *self.reduction)
         with T.grid(*extents) as loops, T.sblock("accumulate"):
             t, i, s, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents[:4], loops[:4], strict=True))
             reduction = [T.axis.reduce(extent, loop) for extent, loop in zip(extents[4:], loops[4:], strict=True)]
@@ -196,7 +202,7 @@ class Description:
 
         Those that do not exist are left out only where an accumulator starts as the zero that is to be stored.
         """
-        if -self.channels % TILE < together or self.start:
+        if -self.channels % self.output_width < together or self.start:
             return None
         return tile * TILE + channel // together * together < self.channels
 
@@ -224,11 +230,11 @@ class Description:
         kept: list[Buffer] = []
         for number, stage in enumerate(chain):
             last = number == len(chain) - 1
-            extents = (part.tiles, part.rows, TILE)
+            extents = (part.tiles, part.rows, self.output_width)
             target = (
                 buffers["output"]
                 if last
-                else T.sblock_alloc_buffer((part.rows, part.tiles, TILE), sum_type(self.layer.dtype))
+                else T.sblock_alloc_buffer((part.rows, part.tiles, self.output_width), sum_type(self.layer.dtype))
             )
             with T.grid(*extents) as loops, T.sblock("store" if last else f"stage_{number}"):
                 t, i, j = (T.axis.spatial(extent, loop) for extent, loop in zip(extents, loops, strict=True))
@@ -236,7 +242,7 @@ class Description:
                 value = stage([total(), *(buffer[i, t, j] for buffer in kept)])
                 if last:
                     tile = part.first_tile + t
-                    value = zero_behind(self.channels, value, self.layer.epilogue, tile, j)
+                    value = zero_behind(self.channels, value, self.layer.epilogue, tile, j, self.output_width)
                     with where(self.is_stored(row())):
                         T.buffer_store(target, value, [self.output_row(row()), self.output_tile + tile, j])
                 else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_coexec.layers import TILE, ImageLayout, tile_count
+from tvm_coexec.layers import ImageLayout, tile_count
 
 from .dispatch import Dispatch
 
@@ -43,7 +43,7 @@ class Halo:
     @property
     def buffer_shape(self) -> tuple[int, int, int]:
         """Pixels in memory, tiles of a pixel, channels of a tile."""
-        return self.image[0] * self.height * self.width, self.layout.tiles(self.image[3]), TILE
+        return self.image[0] * self.height * self.width, self.layout.tiles(self.image[3]), self.layout.tile_width
 
     @property
     def unit_tiles(self) -> int:

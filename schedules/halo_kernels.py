@@ -8,7 +8,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, line_block, tile_count
+from tvm_coexec.layers import line_block, tile_count
 
 from .frame import Buffer, Launch, Operand, begin_kernel
 from .halo import GROUP_LINES, Halo
@@ -75,11 +75,12 @@ class _Clear:
                     self._pixels(pixel + beside + w, beside, first_tile, tiles)
 
     def _pixels(self, first: Any, count: int, first_tile: Any, tiles: Any) -> None:
-        vectors = TILE // _LANES
+        width = self.halo.layout.tile_width
+        lanes = min(_LANES, width)
         with (
             T.serial(0, count) as pixel,
             T.serial(0, tiles) as tile,
-            T.serial(0, vectors) as vector,
-            T.vectorized(0, _LANES) as lane,
+            T.serial(0, width // lanes) as vector,
+            T.vectorized(0, lanes) as lane,
         ):
-            T.buffer_store(self.image, T.float32(0), [first + pixel, first_tile + tile, vector * _LANES + lane])
+            T.buffer_store(self.image, T.float32(0), [first + pixel, first_tile + tile, vector * lanes + lane])

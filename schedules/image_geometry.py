@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from itertools import accumulate
 
-from tvm_coexec.layers import TILE, Concat, Elementwise, ImageLayouts, LocalNorm, PixelLayer, Pool, Rearrange
+from tvm_coexec.layers import (
+    NARROW_LAYERS,
+    TILE,
+    Concat,
+    Elementwise,
+    ImageLayouts,
+    LocalNorm,
+    PixelLayer,
+    Pool,
+    Rearrange,
+)
+
+from .pixels import check_widths
 
 POSITIONS = "positions"
 """The operand that says, for each line and column of a resized image, where it lies in the input."""
@@ -32,7 +44,7 @@ def first_channels(layer: Concat) -> tuple[int, ...]:
 
 def fills_up(layer: Concat, layouts: ImageLayouts) -> bool:
     """Whether the padding channels of the last operand can be read as those of the output."""
-    return first_channels(layer)[-1] % TILE == 0 and not layouts.inputs[-1].narrow
+    return first_channels(layer)[-1] % TILE == 0 and layouts.inputs[-1].width is None
 
 
 def common_run(layer: PixelLayer, layouts: ImageLayouts) -> int:
@@ -49,9 +61,9 @@ def check_layouts(layer: PixelLayer, layouts: ImageLayouts) -> None:
     """Refuse layouts that are not one for each input, and images that kernels cannot read or write."""
     if len(layouts.inputs) != len(layer.input_sizes):
         raise ValueError(f"{len(layer.input_sizes)} inputs of a {layer.op} need as many layouts, not {layouts.inputs}")
-    if layouts.output.narrow or layouts.residual.narrow:
-        raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
-    if not isinstance(layer, Concat | Rearrange) and any(layout.narrow for layout in layouts.inputs):
-        raise ValueError(f"a {layer.op} reads whole tiles, so that its inputs cannot be narrow; copy them by a concat")
-    if isinstance(layer, LocalNorm) and layouts.input.is_slice:
-        raise ValueError("a local_norm reads beside its channels, so that its input cannot be part of another image")
+    if isinstance(layer, NARROW_LAYERS):
+        check_widths(layer, layouts)
+    elif layouts.output.width is not None or layouts.residual.width is not None:
+        raise ValueError(f"a {layer.op} writes whole tiles, so that neither output nor residual can be narrow")
+    if isinstance(layer, LocalNorm) and (layouts.input.is_slice or layouts.input.width is not None):
+        raise ValueError("a local_norm reads beside its channels, so that its input is neither narrow nor a slice")

@@ -18,7 +18,6 @@ import numpy as np
 
 from tvm_coexec.layers import (
     TILE,
-    TILE_BYTES,
     Hardware,
     ImageLayouts,
     PixelLayer,
@@ -108,7 +107,7 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
     The estimate counts padded rows, the input that a line of the window reads for a block, and the work to find
     where a block lies: it is done once where blocks divide the image's lines.
     """
-    vectors = TILE_BYTES // hardware.vector_bytes
+    vectors = space.width // hardware.lanes
     most = hardware.vector_registers // (2 * vectors) if math.prod(pixels.kernel) > 1 else _MAP_ROWS
     ranked = []
     for rows in range(1, min(space.rows, max(1, most)) + 1):
@@ -116,7 +115,7 @@ def _register_tiles(pixels: Pool, hardware: Hardware, space: Space) -> list[Regi
         reads = (rows - 1) * pixels.stride[1] + pixels.kernel[1]
         finding = 0.3 * (1 / rows if pixels.out_w % rows == 0 or rows % pixels.out_w == 0 else 1)
         ranked.append((padding * (1 + finding + reads / (rows * pixels.kernel[1])), rows))
-    return [(rows, TILE, 1) for _, rows in sorted(ranked)]
+    return [(rows, space.width, 1) for _, rows in sorted(ranked)]
 
 
 def build(layer: PixelLayer, side: str, variant: Variant, layouts: ImageLayouts | None = None) -> tuple[Launch, ...]:

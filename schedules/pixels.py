@@ -15,8 +15,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from tvm_coexec.layers import (
-    MAX_NARROW,
-    TILE,
+    WIDTHS,
     Conv2d,
     ImageLayout,
     ImageLayouts,
@@ -24,10 +23,11 @@ from tvm_coexec.layers import (
     Variant,
     fused_operands,
     line_block,
+    reads_tiles,
     tile_count,
 )
 
-from .dispatch import Dispatch, dense_dispatch, rows_of_group
+from .dispatch import Dispatch, dense_dispatch, fitted, rows_of_group
 from .packing import step_shapes
 from .search import Space
 
@@ -189,10 +189,11 @@ class Pixels(Generic[Windowed]):
 
     def output_shape(self, layout: ImageLayout) -> tuple[int, int, int]:
         """Give the shape of the output or the residual as a buffer of whole tiles."""
-        return self.output_pixels(layout), layout.tiles(self.layer.out_channels), TILE
+        return self.output_pixels(layout), layout.tiles(self.layer.out_channels), layout.tile_width
 
     def dispatch(self, side: str, variant: Variant) -> Dispatch:
         """Launch geometry of a dense kernel over the pixels."""
+        variant = fitted(variant, self.layouts.output.tile_width)
         return dense_dispatch(side, variant, self.rows, self.unit_rows, tile_count(self.layer.out_channels))
 
     def _line_ends(self) -> Iterable[int]:
@@ -206,10 +207,19 @@ def check_layouts(layer: Conv2d, layouts: ImageLayouts) -> None:
     halo = layouts.input.halo
     if halo[0] < max(top, bottom) or halo[1] < max(left, right):
         raise ValueError(f"the input's halo {halo} is narrower than the padding {layer.padding}")
-    if layouts.input.narrow and layer.in_channels > MAX_NARROW:
-        raise ValueError(f"an image of {layer.in_channels} channels cannot be narrow; {MAX_NARROW} is the most")
-    if layouts.output.narrow or layouts.residual.narrow:
-        raise ValueError("kernels write whole tiles, so that neither output nor residual can be narrow")
+    if layouts.input.width is not None and layouts.input.width < layer.in_channels:
+        raise ValueError(f"an image of {layer.in_channels} channels cannot have pixels of {layouts.input.width}")
+    check_widths(layer, layouts)
+
+
+def check_widths(layer: ImageLayer, layouts: ImageLayouts) -> None:
+    """Refuse outputs whose pixels kernels do not write, and operands of which they would read more than a pixel."""
+    inputs = [layout for position, layout in enumerate(layouts.inputs) if reads_tiles(layer, position)]
+    output = layouts.output
+    if output.width is not None and (output.width not in WIDTHS or output.width < layer.out_channels):
+        raise ValueError(f"kernels write pixels of {WIDTHS} channels or of tiles, so that none can have {output.width}")
+    if any(layout.tile_width < output.tile_width for layout in (layouts.residual, *inputs)):
+        raise ValueError(f"a {layer.op} that writes {output.tile_width} channels of a pixel cannot read narrower ones")
 
 
 def space(layer: Conv2d | Pool, layouts: ImageLayouts, **rest: Any) -> Space:
@@ -219,6 +229,7 @@ def space(layer: Conv2d | Pool, layouts: ImageLayouts, **rest: Any) -> Space:
         padded_rows=lambda block: Pixels(layer, layouts, block, block).rows,
         parts=layer.units if layer.axis == "lines" else 1,
         line=layer.out_w if Pixels(layer, layouts, 1, 1).runs_on else None,
+        width=layouts.output.tile_width,
         **rest,
     )
 
@@ -272,6 +283,7 @@ def describe_rows(
         residual_row=lambda row: pixels.output_pixel(layouts.residual, row),
         output_tile=layouts.output.first_tile,
         residual_tile=layouts.residual.first_tile,
+        output_width=layouts.output.tile_width,
         is_stored=pixels.is_stored,
         **reduction,
     )

@@ -79,6 +79,8 @@ class Product:
         Whether every run starts and ends at a multiple of four elements.
     output_row, residual_row, output_tile, residual_tile
         Where in memory a row of the output and of the residual lies, and the first of the tiles that it has there.
+    output_width
+        Channels of a tile that lie in memory: all, unless rows are pixels of a narrow image.
     """
 
     layer: Layer
@@ -91,6 +93,7 @@ class Product:
     residual_row: Callable[[Any], Any] = lambda row: row
     output_tile: int = 0
     residual_tile: int = 0
+    output_width: int = TILE
 
     def part(self, begin: Any, count: Any) -> Part:
         """What the kernel computes for a range of units."""
@@ -121,7 +124,14 @@ class VectorEpilogue:
         self.kept = [registers(LANES) for _ in self.chain]
 
     def store(self, sums: Sequence[Any], row: Any, tile: Any, vector: Any) -> None:
-        """Apply the epilogue to the elements ``sums`` of a row, and store them as a tile's ``vector``."""
+        """Apply the epilogue to ``sums``, elements of a row, and store them as a vector of a tile, if that is kept."""
+        from .frame import where
+
+        width = self.product.output_width
+        with where(vector < width // LANES if width < TILE else None):
+            self._store(sums, row, tile, vector)
+
+    def _store(self, sums: Sequence[Any], row: Any, tile: Any, vector: Any) -> None:
         from tvm.script.ir_builder import tirx as T
 
         from .frame import zero_behind
@@ -134,7 +144,8 @@ class VectorEpilogue:
             for self.lane in range(LANES):
                 value = stage([sums[self.lane], *(buffer[self.lane] for buffer in self.kept[:number])])
                 if number == len(self.chain) - 1:
-                    value = zero_behind(layer.out_channels, value, layer.epilogue, tile, vector * LANES + self.lane)
+                    channel = vector * LANES + self.lane
+                    value = zero_behind(layer.out_channels, value, layer.epilogue, tile, channel, product.output_width)
                 T.buffer_store(self.kept[number], value, [self.lane])
         target = [product.output_row(row), product.output_tile + tile, vector]
         T.buffer_store(buffers["output"], load_vector(self.kept[-1], 0), target)

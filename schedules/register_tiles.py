@@ -8,9 +8,9 @@ from typing import Any
 import tvm
 from tvm import s_tir
 
-from tvm_coexec.layers import TILE, Variant, tile_count
+from tvm_coexec.layers import Variant, tile_count
 
-from .dispatch import dense_dispatch
+from .dispatch import dense_dispatch, fitted
 from .frame import Description, Launch
 from .prefetch import Nest, prefetch_weights
 
@@ -36,7 +36,7 @@ def schedule_cpu(
     Parameters
     ----------
     rows, channels
-        The register tile; ``rows`` divides the description's rows, ``channels`` divides 32.
+        The register tile; ``rows`` divides the description's rows, ``channels`` what is computed of a tile.
     order
         0: a tile's weights stay in the cache while the rows go by; 1: a block of rows stays while the tiles go by.
     unroll
@@ -82,7 +82,7 @@ def schedule_gpu(
     Parameters
     ----------
     rows, lanes
-        A work-item computes ``rows`` rows in vectors of ``lanes`` channels, ``32 / channel_threads`` channels in all.
+        A work-item computes ``rows`` rows in vectors of ``lanes`` channels, and of a tile a part for each thread.
     order
         0: row blocks are the fastest axis of the grid, so that neighbouring groups share weights; 1: tiles are.
     unroll
@@ -94,7 +94,7 @@ def schedule_gpu(
     prefetch
         As in :func:`schedule_cpu`, where a work-group is one work-item.
     """
-    channels = channels or TILE // channel_threads
+    channels = channels or description.output_width // channel_threads
     func = description.prim_func(together=channels)
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     store = sch.get_sblock("store")
@@ -158,6 +158,8 @@ def _registers(
 def launch(description: Description, side: str, variant: Variant, params: Mapping[str, int]) -> Launch:
     """Schedule a dense kernel for a side by ``params``, the variant's own but for those that described it."""
     schedule = schedule_cpu if side == "cpu" else schedule_gpu
+    variant = fitted(variant, description.output_width)
     tiles = tile_count(description.channels)
     dispatch = dense_dispatch(side, variant, description.rows, description.unit_rows, tiles)
-    return Launch(schedule(description, **params), description.operands, dispatch)
+    fitting = {name: variant[name] for name in params}
+    return Launch(schedule(description, **fitting), description.operands, dispatch)

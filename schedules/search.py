@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm_coexec.layers import FLOAT32, TILE, Hardware, Variant, item_bytes
@@ -59,6 +59,8 @@ class Space:
         Rows of a line of the image, where blocks may run on from one to the next: rows then have places of their own.
     weighted
         Whether there are weights that may be fetched before they are needed.
+    width
+        Channels of a tile that are computed.
     """
 
     rows: int
@@ -69,6 +71,7 @@ class Space:
     parts: int = 1
     line: int | None = None
     weighted: bool = False
+    width: int = TILE
 
 
 NARROW_LANES, _WRITTEN_OUT_TAPS = 4, 32
@@ -100,6 +103,7 @@ def dense_variants(
 
     ``rank`` lists register tiles, the best first, where the family's kernels are not bound by their accumulators.
     """
+    hardware = hardware.for_channels(space.width)
     if side == "gpu" and hardware.opencl_type == "gpu":
         return _gpu_variants(implementation, hardware, space)
     tiles = (rank or register_tiles)(hardware, space)
@@ -119,9 +123,10 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
     lanes = hardware.lanes
     most, reload_cost = _limits(hardware, space)
     ranked = []
-    for channels in {TILE, max(TILE // 2, lanes), max(TILE // 4, lanes)}:
+    for channels in {space.width, max(space.width // 2, lanes), max(space.width // 4, lanes)}:
         vectors = channels // lanes
-        if vectors == 1 and hardware.vector_registers <= _FEW_REGISTERS and not _saves(space.channels, channels):
+        is_short = vectors == 1 and channels < space.width and hardware.vector_registers <= _FEW_REGISTERS
+        if is_short and not _saves(space.channels, channels):
             continue
         for rows in range(1, min(_MAX_ROWS, space.rows) + 1):
             for k_split in (1, 2, 4):
@@ -135,7 +140,7 @@ def register_tiles(hardware: Hardware, space: Space) -> list[RegisterTile]:
                     continue
                 padding = space.padded_rows(rows) / space.rows * _filled_up(space.channels, channels)
                 exposed = max(1.0, _ENOUGH_ACCUMULATORS / accumulators)
-                reload = reload_cost / rows + 0.1 * (TILE / channels - 1) + 0.02 * (k_split - 1)
+                reload = reload_cost / rows + 0.1 * (space.width / channels - 1) + 0.02 * (k_split - 1)
                 crowded = 0.05 if left < hardware.vector_registers // 8 else 0.0
                 scattered = _POSITION_COST / (space.taps or math.inf) if (space.line or rows) % rows else 0.0
                 ranked.append((padding * exposed * (1 + reload + crowded + scattered), (rows, channels, k_split)))
@@ -235,7 +240,7 @@ def _run(rows: int, hardware: Hardware, space: Space) -> dict[str, int]:
     if space.taps is None or hardware.workers == 1:
         return {}
     blocks = space.padded_rows(rows) // rows // space.parts
-    wanted = _ENOUGH_WORK / (rows * (TILE // hardware.lanes) * space.taps)
+    wanted = _ENOUGH_WORK / (rows * (space.width // hardware.lanes) * space.taps)
     return {"run": max(run for run in range(1, blocks + 1) if blocks % run == 0 and (run == 1 or run < 2 * wanted))}
 
 
@@ -246,13 +251,18 @@ def _gpu_variants(implementation: str, hardware: Hardware, space: Space) -> list
         for row_threads in (8, 4, 16, 1):
             block = rows * row_threads
             padded = -(-space.padded_rows(rows) // space.parts // block) * block * space.parts
-            for channel_threads, lanes in ((8, 4), (4, 8), (4, 4)):
+            for channel_threads, lanes in _fitting(((8, 4), (4, 8), (4, 4)), space.width):
                 group = channel_threads * row_threads
                 if group <= hardware.max_group_size and (padded <= 1.25 * space.rows or block <= 4):
                     for order in (0, 1):
                         geometry = (rows, lanes, channel_threads, row_threads)
                         found.append(_gpu_variant(implementation, geometry, k_split=1, order=order, unroll=1))
     return found
+
+
+def _fitting(geometries: Sequence[tuple[int, int]], width: int) -> list[tuple[int, int]]:
+    """Threads along the channels and lanes of each, without threads for what is not computed of a tile."""
+    return list(dict.fromkeys((min(threads, width // lanes), lanes) for threads, lanes in geometries))
 
 
 def _gpu_variant(implementation: str, geometry: tuple[int, int, int, int], **params: int) -> Variant:

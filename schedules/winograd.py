@@ -14,7 +14,7 @@ import numpy as np
 from tvm_coexec.layers import MAX_NARROW, TILE, Conv2d, Hardware, ImageLayouts, Variant, line_block, tile_count
 
 from . import winograd_tiles
-from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, dispatch_of_blocks, rows_of_group
+from .dispatch import ERROR_BOUND, Dispatch, cpu_dispatch, dispatch_of_blocks, fitted, rows_of_group
 from .packing import in_tiles, step_shapes
 from .pixels import operand_names
 from .search import WEIGHT_COST, Space, register_tiles
@@ -105,11 +105,24 @@ def variants(layer: Conv2d, side: str, hardware: Hardware, layouts: ImageLayouts
         if layer.axis == "lines":
             return []
         search = _gpu_variants
+    hardware = hardware.for_channels(_vector_width(layouts))
     return [
         variant
         for m in sorted(_multiples(layer), key=lambda m: _cost(layer, m))
         for variant in search(WinogradTiles(layer, layouts, m), hardware)
     ]
+
+
+def _vector_width(layouts: ImageLayouts) -> int:
+    """The channels that a vector may have: of narrow images no more than of a pixel."""
+    return min(layouts.input.tile_width, layouts.output.tile_width)
+
+
+def _fitted(variant: Variant, layouts: ImageLayouts) -> Variant:
+    """The variant with vectors and work-groups for the pixels that it meets."""
+    lanes = min(variant["lanes"], _vector_width(layouts))
+    narrowed = Variant.make(variant.implementation, **(dict(variant.params) | {"lanes": lanes}))
+    return fitted(narrowed, layouts.output.tile_width)
 
 
 def _multiples(layer: Conv2d) -> list[int]:
@@ -118,7 +131,12 @@ def _multiples(layer: Conv2d) -> list[int]:
 
 
 def _space(tiles: WinogradTiles) -> Space:
-    return Space(rows=tiles.count, padded_rows=lambda rows: -(-tiles.count // rows) * rows, reduction=1)
+    return Space(
+        rows=tiles.count,
+        padded_rows=lambda rows: -(-tiles.count // rows) * rows,
+        reduction=1,
+        width=tiles.layouts.output.tile_width,
+    )
 
 
 def _cpu_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
@@ -165,7 +183,8 @@ def _passing_cost(tiles: WinogradTiles, groups: int, group_bytes: int, size: int
 def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Variant]:
     """Blocks, but for those that leave a core idle; single groups as well where there are several cores."""
     lanes = hardware.lanes
-    ranked = [tile for tile in register_tiles(hardware, _space(tiles)) if tile[1] >= 2 * lanes]
+    width = tiles.layouts.output.tile_width
+    ranked = [tile for tile in register_tiles(hardware, _space(tiles)) if tile[1] >= min(2 * lanes, width)]
     blocked = [
         _opencl_variant(
             tiles,
@@ -182,7 +201,7 @@ def _cpu_device_variants(tiles: WinogradTiles, hardware: Hardware) -> list[Varia
     busy = [v for v in blocked if tiles.at_once > v["rows"] * v["block_groups"] * (hardware.workers - 1)]
     if tiles.unit_count is not None:
         return busy or blocked
-    whole = [rows for rows, channels, _ in ranked if channels == TILE]
+    whole = [rows for rows, channels, _ in ranked if channels == width]
     single = [_opencl_variant(tiles, (rows, lanes, 1, 1), order=order) for rows in whole[:2] for order in (0, 1)]
     return [*busy, *single] or blocked
 
@@ -213,6 +232,7 @@ def dispatch(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
 
     Its blocks are register tiles, as in a half on the CPU: a core computes one after the other.
     """
+    variant = _fitted(variant, layouts)
     tiles = WinogradTiles(layer, layouts, variant["m"])
     rows = rows_of_group(variant)
     groups = -(-tiles.count // rows)
@@ -230,6 +250,7 @@ def launches(layer: Conv2d, side: str, variant: Variant, layouts: ImageLayouts) 
     from .winograd_kernels import cpu_kernel
     from .winograd_opencl import OpenCLKernels, blocked_launch
 
+    variant = _fitted(variant, layouts)
     tiles = WinogradTiles(layer, layouts, variant["m"])
     weights = weights_name(variant)
     shapes = {

@@ -17,7 +17,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Variant
+from tvm_coexec.layers import Variant
 
 from .epilogue import stages
 from .frame import Buffer, Operand, Part, begin_kernel, where, zero_behind
@@ -47,6 +47,11 @@ class Steps:
     lanes: int
     rows: int
     group_rows: int
+
+    @property
+    def width(self) -> int:
+        """Channels of a tile that are computed."""
+        return self.tiles.layouts.output.tile_width
 
     @property
     def chunks(self) -> int:
@@ -155,7 +160,7 @@ class Steps:
                 channel = first_channel + lane
                 value = stage([outputs[(*position, lane)], *(buffer[lane] for buffer in kept)])
                 if last:
-                    value = zero_behind(layer.out_channels, value, layer.epilogue, unit, channel)
+                    value = zero_behind(layer.out_channels, value, layer.epilogue, unit, channel, self.width)
                 position_in_memory = [pixel, layouts.output.first_tile + unit, channel]
                 T.buffer_store(target, value, position_in_memory if last else [lane])
             kept.append(target)
@@ -186,7 +191,7 @@ def scratch_shapes(tiles: WinogradTiles, variant: Variant, workers: int = 1) -> 
     rows, groups = variant["rows"], variant["block_groups"]
     return (
         spread_shape(tiles, workers * groups * rows, variant["lanes"]),
-        (workers * (groups if variant["order"] else 1), tiles.points**2, rows, TILE),
+        (workers * (groups if variant["order"] else 1), tiles.points**2, rows, tiles.layouts.output.tile_width),
     )
 
 
@@ -212,7 +217,7 @@ class Blocks:
         self, steps: Steps, variant: Variant, spread: Buffer, products: Buffer, worker: Any = 0, workers: int = 1
     ) -> None:
         self.steps, self.groups, self.order = steps, variant["block_groups"], variant["order"]
-        self.channels = dict(variant.params).get("channels", TILE)
+        self.channels = dict(variant.params).get("channels", steps.width)
         self.spread, self.products = spread, products
         self.worker, self.workers = worker, workers
 
@@ -251,11 +256,11 @@ class Blocks:
             self._gather(unit, first + tile, self._position(tile // rows), tile % rows)
 
     def _multiply(self, unit: Any, group: Any, point: Any, position: Any) -> None:
-        for first in range(0, TILE, self.channels):
+        for first in range(0, self.steps.width, self.channels):
             sums = self.steps.multiply(self.spread, self._position(group), point, unit, 0, (first, self.channels))
             self.steps.keep(sums, self.products, [position, point], 0, first)
 
     def _gather(self, unit: Any, tile: Any, position: Any, row: Any) -> None:
-        with T.serial(0, TILE // self.steps.lanes) as vector:
+        with T.serial(0, self.steps.width // self.steps.lanes) as vector:
             channel = vector * self.steps.lanes
             self.steps.gather(tile, unit, channel, lambda point, lane: self.products[position, point, row, lane])

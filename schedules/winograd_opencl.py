@@ -16,7 +16,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_coexec.layers import TILE, Variant, fused_operands, tile_count
+from tvm_coexec.layers import Variant, fused_operands, tile_count
 
 from .dispatch import Dispatch, dispatch_of_blocks, rows_of_group
 from .frame import Buffer, Launch, Operand, begin_kernel, where
@@ -68,12 +68,13 @@ class OpenCLKernels:
         self.group_rows = rows_of_group(variant)
         self.groups = -(-tiles.count // self.group_rows)
         self.chunks = -(-tiles.layer.in_channels // self.lanes)
-        self.channels = TILE // variant["channel_threads"]
+        self.width = tiles.layouts.output.tile_width
+        self.channels = self.width // variant["channel_threads"]
         self.squared = tiles.points**2
         named = {operand.name: operand for operand in operands}
         self.spread = Operand(SPREAD, spread_shape(tiles, self.groups * self.group_rows, self.lanes))
         self.products = Operand(
-            PRODUCTS, (tile_count(tiles.layer.out_channels), self.groups, self.squared, self.group_rows, TILE)
+            PRODUCTS, (tile_count(tiles.layer.out_channels), self.groups, self.squared, self.group_rows, self.width)
         )
         self.input, self.weights = named["input"], named[weights_name(tiles.m)]
         self.stored = tuple(named[name] for name in (*fused_operands(tiles.layer.epilogue), "output"))
@@ -138,9 +139,9 @@ class OpenCLKernels:
         self._gather_rows(item, lambda point, row, channel: item.buffers[PRODUCTS][(*position, point, row, channel)])
 
     def _multiply_and_gather(self, item: _Item) -> None:
-        products = T.alloc_buffer((self.squared, self.rows, TILE), "float32", scope="local")
+        products = T.alloc_buffer((self.squared, self.rows, self.width), "float32", scope="local")
         with T.serial(0, self.squared) as point:
-            sums = item.steps.multiply(item.buffers[SPREAD], item.block, point, item.unit, 0, (0, TILE))
+            sums = item.steps.multiply(item.buffers[SPREAD], item.block, point, item.unit, 0, (0, self.width))
             item.steps.keep(sums, products, [point], 0, 0)
         self._gather_rows(item, lambda point, row, channel: products[point, row, channel])
 

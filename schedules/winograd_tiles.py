@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_coexec.layers import TILE, Conv2d, ImageLayout, ImageLayouts, line_block
+from tvm_coexec.layers import Conv2d, ImageLayout, ImageLayouts, line_block
 
 from .pixels import check_layouts, every
 
@@ -110,7 +110,7 @@ class WinogradTiles:
             return layer.batch * math.prod(layout.extents(h, w))
 
         def tiles(layout: ImageLayout) -> tuple[int, int, int]:
-            return pixels(layout, layer.out_h, layer.out_w), layout.tiles(layer.out_channels), TILE
+            return pixels(layout, layer.out_h, layer.out_w), layout.tiles(layer.out_channels), layout.tile_width
 
         return {
             "input": (pixels(layouts.input, layer.h, layer.w) * layouts.input.pixel(layer.in_channels),),

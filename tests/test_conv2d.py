@@ -137,10 +137,10 @@ def test_layouts_that_no_kernel_reads_are_refused() -> None:
     layer = conv(8, 8, 8, 32, 3, padding=(1, 1, 2, 2))
     with pytest.raises(ValueError, match=r"halo \(1, 2\) is narrower than the padding"):
         Pixels(layer, ImageLayouts(ImageLayout((1, 2))), 8, 8)
-    with pytest.raises(ValueError, match="8 channels cannot be narrow; 4 is the most"):
-        Pixels(layer, ImageLayouts(ImageLayout((2, 2), narrow=True)), 8, 8)
-    with pytest.raises(ValueError, match="neither output nor residual can be narrow"):
-        Pixels(layer, ImageLayouts(ImageLayout((2, 2)), ImageLayout(narrow=True)), 8, 8)
+    with pytest.raises(ValueError, match="an image of 8 channels cannot have pixels of 4"):
+        Pixels(layer, ImageLayouts(ImageLayout((2, 2), width=4)), 8, 8)
+    with pytest.raises(ValueError, match="none can have 16"):
+        Pixels(layer, ImageLayouts(ImageLayout((2, 2)), ImageLayout(width=16)), 8, 8)
 
 
 def test_numbers_stand_for_pairs() -> None:

@@ -145,7 +145,7 @@ def test_halos_are_left_alone(layer: PixelLayer) -> None:
 
 @pytest.mark.parametrize("halo", [(0, 0), (1, 2)])
 def test_one_operand_is_copied_to_another_layout(halo: tuple[int, int], device: Device) -> None:
-    narrow = ImageLayouts(ImageLayout(halo, narrow=True), ImageLayout((3, 3)))
+    narrow = ImageLayouts(ImageLayout(halo, width=3), ImageLayout((3, 3)))
     layer = Concat(6, 5, (3,), batch=2)
     assert Half(layer, images.variants(layer, "cpu", CPU)[0], None, narrow).worst_error() == 0
     assert Half(layer, images.variants(layer, "gpu", CPU)[0], device, narrow).worst_error() == 0
@@ -199,8 +199,14 @@ def test_the_product_s_own_reference_agrees_on_some_pixels() -> None:
     ("layer", "layouts", "message"),
     [
         (CONCATS[0], ImageLayouts(), "3 inputs of a concat need as many layouts"),
-        (POOLS[0], ImageLayouts(ImageLayout(narrow=True)), "a pool reads whole tiles"),
-        (POOLS[0], ImageLayouts(output=ImageLayout(narrow=True)), "neither output nor residual can be narrow"),
+        (
+            POOLS[0],
+            ImageLayouts(ImageLayout(width=8)),
+            "a pool that writes 32 channels of a pixel cannot",
+        ),
+        (POOLS[0], ImageLayouts(output=ImageLayout(width=3)), "none can have 3"),
+        (CONCATS[0], ImageLayouts(output=ImageLayout(width=8), others=(ImageLayout(),) * 2), "neither output nor"),
+        (NORMS[0], ImageLayouts(ImageLayout(width=8)), "neither narrow nor a slice"),
     ],
 )
 def test_layouts_that_no_kernel_reads_are_refused(layer: PixelLayer, layouts: ImageLayouts, message: str) -> None:

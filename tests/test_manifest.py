@@ -13,7 +13,7 @@ from tvm_coexec.module.manifest import ArgumentSpec, HalfSpec, LaunchSpec, Manif
 from tvm_coexec.module.tensors import Source, TensorSpec
 
 IMAGE = TensorSpec.of_size("x", (2, 3, 5, 40), ImageLayout((1, 2)))
-NARROW = TensorSpec.of_size("n", (1, 4, 4, 3), ImageLayout((1, 1), narrow=True))
+NARROW = TensorSpec.of_size("n", (1, 4, 4, 3), ImageLayout((1, 1), width=3))
 ROWS = TensorSpec("y", (3, 40))
 PART = TensorSpec.of_size("p", (2, 3, 5, 8), ImageLayout((1, 2), False, 2, 1))
 
@@ -46,7 +46,7 @@ def test_a_view_covers_the_elements_and_leaves_halo_and_padding_alone(tensor: Te
 
 
 def test_a_part_of_an_image_covers_its_own_channels() -> None:
-    sliced = TensorSpec("p", (2, 3, 5, 40), 1, ImageLayout((1, 2), False, 5, 2), (2, 3, 5, 40), parents=("x",))
+    sliced = TensorSpec("p", (2, 3, 5, 40), 1, ImageLayout((1, 2), None, 5, 2), (2, 3, 5, 40), parents=("x",))
     memory = np.zeros(sliced.memory_words, np.float32)
     sliced.view(memory)[:] = 1
     parent = TensorSpec.of_size("x", (2, 3, 5, 136), ImageLayout((1, 2)))

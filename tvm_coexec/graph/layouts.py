@@ -1,7 +1,8 @@
 """How every image of a network lies in memory, and the copies that are needed where layers want it differently.
 
 A concatenation needs none where its operands can be computed in their places in its result, as slices of it; nor does
-an image that gets channels of zeros, where they lie in its last tile, since what fills that up is zero.
+an image that gets channels of zeros, where they lie in its last tile, since what fills that up is zero. One that may
+have narrow pixels has them rather, and is copied.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from tvm_coexec.layers import (
     MAX_NARROW,
+    NARROW_LAYERS,
     TILE,
     AnyLayer,
     Concat,
@@ -25,8 +27,10 @@ from tvm_coexec.layers import (
     Pool,
     Rearrange,
     RowWise,
+    reads_tiles,
     row_tiles,
     tile_count,
+    wanted_halo,
 )
 
 from . import Graph, Node, Tensor
@@ -63,9 +67,10 @@ def image_layouts(graph: Graph) -> dict[str, ImageLayout]:
     """A layout for every image of a graph: the padding of a convolution is a halo around the image that it reads."""
     layouts: dict[str, ImageLayout] = {}
     touched = _Touched(graph)
+    narrow = _narrow_images(graph, touched)
     for name, tensor in graph.tensors.items():
         if tensor.image is not None and tensor.parent is None:
-            layouts[name] = ImageLayout(_halo(name, touched), _is_narrow(name, touched))
+            layouts[name] = narrow.get(name) or ImageLayout(_halo(name, touched))
             _add_slice_layouts(layouts, name, replace(layouts[name], parent_tiles=row_tiles(tensor.channels)), touched)
     return layouts
 
@@ -97,10 +102,7 @@ def _sees_rows(layer: AnyLayer) -> bool:
 
 def _padding(node: Node, name: str) -> tuple[int, int]:
     """The halo that a node wants around an image that it reads."""
-    if not isinstance(node.layer, Conv2d) or node.input != name:
-        return (0, 0)
-    top, left, bottom, right = node.layer.padding
-    return (max(top, bottom), max(left, right))
+    return wanted_halo(node.layer) if node.input == name else (0, 0)
 
 
 def _halo(name: str, touched: _Touched) -> tuple[int, int]:
@@ -110,7 +112,41 @@ def _halo(name: str, touched: _Touched) -> tuple[int, int]:
     return (max(h for h, _ in wanted), max(w for _, w in wanted))
 
 
-def _is_narrow(name: str, touched: _Touched) -> bool:
+def _narrow_images(graph: Graph, touched: _Touched) -> dict[str, ImageLayout]:
+    """The layouts of the images whose pixels are less than a tile.
+
+    What reads of its input's pixels as many channels as it writes needs a narrow output for a narrow input.
+    """
+    inputs = {
+        name: ImageLayout(_halo(name, touched), graph.tensors[name].channels)
+        for name in graph.inputs
+        if _is_without_padding(name, touched)
+    }
+    found: dict[str, ImageLayout] = {}
+    for name, tensor in graph.tensors.items():
+        if tensor.image is not None and name not in inputs and _can_be_narrow(name, touched):
+            found[name] = ImageLayout.fitting(tensor.image, _halo(name, touched))
+    narrow = {name for name, layout in found.items() if layout.width is not None}
+    while True:
+        whole = {name for node in graph.nodes if node.output not in narrow for name in _read_as_written(node)}
+        if not narrow & whole:
+            return {name: found[name] for name in narrow} | inputs
+        narrow -= whole
+
+
+def _can_be_narrow(name: str, touched: _Touched) -> bool:
+    if touched.tensors[name].parent is not None or touched.slices.get(name) or _is_seen_as_rows(name, touched):
+        return False
+    return all(isinstance(node.layer, NARROW_LAYERS) for node in touched.users.get(name, ()))
+
+
+def _read_as_written(node: Node) -> tuple[str, ...]:
+    """The tensors of whose pixels a node reads as many channels as it writes."""
+    inputs = [name for at, name in enumerate((node.input, *node.others)) if reads_tiles(node.layer, at)]
+    return (*inputs, *(() if node.residual is None else (node.residual,)))
+
+
+def _is_without_padding(name: str, touched: _Touched) -> bool:
     """Whether an image is kept without padding channels: a network's input with few channels."""
     if name not in touched.inputs or name in touched.outputs or touched.tensors[name].channels > MAX_NARROW:
         return False
@@ -173,11 +209,14 @@ def _join(graph: Graph) -> Graph:
 def _joined_channels(layer: AnyLayer) -> tuple[int, ...]:
     """The channels of each operand of a layer that does no more than put them side by side, or zeros behind one.
 
-    A copy of a single image has another purpose, and stays.
+    A copy of a single image has another purpose, and stays; so does one of an image of so few channels that it, and
+    what it is computed of, may have narrow pixels, which saves more than the copy costs.
     """
     if isinstance(layer, Concat):
         return layer.channels if len(layer.channels) > 1 else ()
-    return layer.input[3:] if isinstance(layer, Rearrange) and layer.only_adds_channels else ()
+    if isinstance(layer, Rearrange) and layer.only_adds_channels and ImageLayout.fitting(layer.input).width is None:
+        return layer.input[3:]
+    return ()
 
 
 def _can_be_joined(node: Node, channels: Sequence[int], touched: _Touched) -> bool:

@@ -23,7 +23,7 @@ from .dense import Conv2d, Linear
 from .division import along_partition_axes, by_lines
 from .images import Concat, Elementwise, LocalNorm, Pool
 from .kinds import AnyLayer, ImageLayer, PixelLayer
-from .layout import MAX_NARROW, ImageLayout, ImageLayouts
+from .layout import MAX_NARROW, NARROW_LAYERS, WIDTHS, ImageLayout, ImageLayouts, reads_tiles, wanted_halo
 from .matmul import MatMul, Matrices
 from .opaque import Opaque, Operand, constant_name
 from .rearrange import Digit, Rearrange
@@ -58,11 +58,13 @@ __all__ = [
     "KERNEL_TYPES",
     "KIND_PREFIX",
     "MAX_NARROW",
+    "NARROW_LAYERS",
     "PER_CHANNEL",
     "ROW_BLOCK",
     "SCRATCH",
     "TILE",
     "TILE_BYTES",
+    "WIDTHS",
     "AnyLayer",
     "Attention",
     "Base",
@@ -107,6 +109,7 @@ __all__ = [
     "layer_from_json",
     "layer_to_json",
     "line_block",
+    "reads_tiles",
     "register",
     "row_tiles",
     "step",
@@ -115,4 +118,5 @@ __all__ = [
     "step_operands",
     "sum_type",
     "tile_count",
+    "wanted_halo",
 ]

@@ -250,7 +250,12 @@ def check_axis(layer: _Divisible) -> None:
 
 def has_lines(layer: _Divisible) -> bool:
     """Whether the output is one image of enough lines to divide it by them."""
-    return layer.batch == 1 and layer.out_h >= _MIN_LINES
+    return may_have_lines(layer.batch, layer.out_h)
+
+
+def may_have_lines(batch: int, lines: int) -> bool:
+    """Whether some layer divides so many images of so many lines by them."""
+    return batch == 1 and lines >= _MIN_LINES
 
 
 def pixel_indices(layer: Layer, pixels: np.ndarray | None) -> tuple[np.ndarray, ...]:

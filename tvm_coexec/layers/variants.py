@@ -8,7 +8,7 @@ from typing import Any
 
 from .types import FLOAT32, item_bytes
 
-GENERATOR_VERSION = 3
+GENERATOR_VERSION = 4
 """Version of what makes kernels of variants. Whoever changes the code of a variant so that it takes another time, or no
 longer fails, raises it: what was measured of older kernels then counts no more, and their failures are tried again."""
 
@@ -67,6 +67,10 @@ class Hardware:
     def lanes(self) -> int:
         """Elements of float32, which kernels are made for, in a vector register of the CPU."""
         return self.vector_bytes // item_bytes(FLOAT32)
+
+    def for_channels(self, width: int) -> Hardware:
+        """The hardware as it computes so many channels at a time: in vectors that are no longer."""
+        return replace(self, vector_bytes=min(self.vector_bytes, width * item_bytes(FLOAT32)))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tvm_coexec.layers import IMAGE_WIDTH, TILE, ImageLayout, grid_for
 from .tensors import TAPS, ConstantSpec, Memory, Source, TensorSpec, words
 
 FORMAT = "tvm-coexec module"
-VERSION = 16
+VERSION = 17
 """Counts up with every change after which a release would misread what another wrote."""
 
 _MOST_WORDS = 2**40

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from tvm_coexec import schedules
-from tvm_coexec.layers import TILE, AnyLayer, Conv2d, Variant, tile_count
+from tvm_coexec.layers import TILE, AnyLayer, Conv2d, ImageLayouts, Variant, tile_count
 from tvm_coexec.schedules.dispatch import Dispatch
 
 from .layer_facts import layer_facts
@@ -49,9 +49,10 @@ def _unit_groups(launch: Dispatch) -> float:
 
 def _unit_elements(layer: AnyLayer, padded_rows: int) -> float:
     """Elements of the output that a unit computes, those of padding included."""
+    width = ImageLayouts.alone(layer).output.tile_width if len(layer.output_size) == 4 else TILE
     if layer.axis == "lines":
-        return tile_count(layer.out_channels) * TILE * padded_rows / layer.units
-    return layer.unit_channels * padded_rows
+        return tile_count(layer.out_channels) * width * padded_rows / layer.units
+    return (layer.unit_channels if width == TILE else width) * padded_rows
 
 
 def implementation_feature(layer: AnyLayer, variant: Variant) -> str:
