@@ -59,7 +59,14 @@ def _keeping_nan(extremum: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
         return extremum(a, b)
     if isinstance(b, tirx.FloatImm):
         return extremum(b, a)
-    return T.Select(T.isnan(a), a, extremum(a, b))
+    return T.Select(_is_nan(a), a, extremum(a, b))
+
+
+def _is_nan(value: Any) -> Any:
+    """Whether a number is none: by the bits of a float32, since TVM makes vectors of them, but not of ``isnan``."""
+    if str(value.ty) != "float32":
+        return T.isnan(value)
+    return (T.reinterpret("int32", value) & T.int32(0x7FFFFFFF)) > T.int32(0x7F800000)
 
 
 def keeping_nan(function: tirx.PrimFunc) -> tirx.PrimFunc:

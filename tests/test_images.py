@@ -212,3 +212,20 @@ def test_the_product_s_own_reference_agrees_on_some_pixels() -> None:
 def test_layouts_that_no_kernel_reads_are_refused(layer: PixelLayer, layouts: ImageLayouts, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         images.build(layer, "cpu", images.default_variant(layer, "cpu", CPU), layouts)
+
+
+@pytest.mark.parametrize("kind", ["max", "maximum", "minimum"])
+def test_an_extremum_is_none_where_an_operand_is_and_is_computed_in_vectors(kind: str) -> None:
+    size = (1, 5, 5, 40)
+    layer = Pool("max", 5, 5, 40, (2, 2)) if kind == "max" else Elementwise(kind, size, size)
+    half = Half(layer, images.variants(layer, "cpu", CPU)[0])
+    for number in range(len(layer.input_sizes)):
+        image = half.buffers[f"input{number or ''}"].reshape(5, 5, -1)
+        image[number, 1:3, 5::7] = np.nan
+        half.images[f"input{number or ''}"][0] = image[..., :40]
+    half.kernels[0].run(0, layer.units)
+    rows = half.buffers["output"].reshape(layer.out_h, layer.out_w, -1)[..., :40]
+    wanted = half.expected if kind == "max" else getattr(np, kind)(half.images["input"], half.images["input1"])
+    np.testing.assert_array_equal(rows, wanted[0].astype(np.float32))
+    assert np.isnan(rows).any() and not np.isnan(rows).all()
+    assert "isnan" not in half.launches[0].module.script(), "TVM makes no vectors of it"
