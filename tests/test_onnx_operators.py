@@ -119,6 +119,14 @@ def test_whole_numbers_have_bounds() -> None:
     check_against_onnxruntime(b.model(limited))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint64"])
+def test_whole_numbers_without_a_sign_have_one(dtype: str) -> None:
+    b = OnnxBuilder(x=(4, 5))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    whole_numbers = b.add("Cast", b.add("Abs", b.add("Mul", "x", b.const(4.0))), to=kind)
+    check_against_onnxruntime(b.model(b.add("Sign", whole_numbers)))
+
+
 def test_truth_values_are_compared() -> None:
     b = OnnxBuilder(x=(3, 4))
     positive, small = (b.add("Greater", "x", b.const(limit)) for limit in (0.0, 1.0))

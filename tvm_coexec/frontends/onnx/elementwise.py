@@ -154,10 +154,12 @@ def _cumulated(running: Callable[..., Callable[[te.Tensor], te.Tensor]]) -> Conv
 
 
 def _sign(call: Call) -> Any:
-    """What is no number has no sign."""
-    if not call.type(0).dtype.startswith("float"):
+    """What is no number has no sign; TVM compares with -1, which is no unsigned number (as of 0.27)."""
+    x, dtype = call.operand(0), call.type(0).dtype
+    if dtype.startswith("uint"):
+        return relax.op.minimum(x, call.constant(np.array(1), dtype))
+    if not dtype.startswith("float"):
         return None
-    x = call.operand(0)
     return relax.op.where(relax.op.isnan(x), x, relax.op.sign(x))
 
 
