@@ -130,11 +130,6 @@ class Device:
         """Whether both sides have but one core, on which they cannot run at once."""
         return not set(self.cpu_cores).isdisjoint(self.gpu_cores)
 
-    @property
-    def is_forked(self) -> bool:
-        """Whether another process opened the device: a fork has none of its driver's threads."""
-        return os.getpid() != self._process
-
     def in_turn(self) -> AbstractContextManager[Any]:
         """Let one thread at a time use the device: runs wait for each other in its queue anyway.
 
@@ -143,7 +138,7 @@ class Device:
         DeviceError
             This process is a fork of the one that opened the device.
         """
-        if self.is_forked:
+        if os.getpid() != self._process:
             raise DeviceError(
                 "the device was opened before this process was forked, and no driver survives that; start processes "
                 "with multiprocessing's method 'spawn', or open devices and load modules in the forked process alone"

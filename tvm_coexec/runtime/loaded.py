@@ -214,7 +214,7 @@ class Loaded:
         """
         arrays = [np.ascontiguousarray(array) for array in arrays]
         results = [np.empty(shape, dtype) for shape, dtype in self._results]
-        inputs, outputs = self._inputs(*map(_address, arrays)), self._outputs(*map(_address, results))
+        inputs, outputs = self._inputs(*_addresses(arrays)), self._outputs(*_addresses(results))
         status = self._call(self.handle.pointer, inputs, outputs)
         if status:
             self.check(status)
@@ -255,12 +255,15 @@ class Loaded:
         return use
 
 
-def _address(array: np.ndarray) -> int:
-    """Where an array begins; ``array.ctypes`` and its array interface take longer."""
+def _addresses(arrays: Sequence[np.ndarray]) -> list[int]:
+    """Where arrays begin; ``array.ctypes`` and the array interface take longer."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # it is read-only, or empty
-        return int(array.__array_interface__["data"][0])
+        return [_address(_begin(array)) for array in arrays]  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # one is read-only, or empty
+        return [int(array.__array_interface__["data"][0]) for array in arrays]
+
+
+_address, _begin = ctypes.addressof, ctypes.c_char.from_buffer
 
 
 @cache

@@ -206,19 +206,26 @@ class Module:
         specs = {name: self._loaded.spec(name) for name in self.manifest.outputs}
         return {name: spec.counted_by for name, spec in specs.items() if spec.counted_by is not None}
 
-    def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def _bind(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         """All inputs in the module's order, each of which is as it has to be."""
         if named or len(arrays) != len(self._wanted):
             arrays = self._in_order(arrays, named)
-        bound = []
+        for array, (_, shape, dtype) in zip(arrays, self._wanted, strict=True):
+            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+                return self._checked(arrays)
+        return arrays
+
+    def _checked(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The inputs, some of which may be numbers, or not be as they have to be."""
+        checked = []
         for given, (name, shape, dtype) in zip(arrays, self._wanted, strict=True):
             # numpy makes scalars of single numbers
             array = np.asarray(given) if isinstance(given, np.generic) else given
             if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
                 what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise InputError(f"input {name!r} must be a {dtype} array of shape {shape}, not {what}")
-            bound.append(array)
-        return bound
+            checked.append(array)
+        return checked
 
     def _in_order(self, arrays: Sequence[np.ndarray], named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """What is given for each input, some of it by name."""
