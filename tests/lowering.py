@@ -11,6 +11,7 @@ from tvm_coexec.module.table import AXES
 from tvm_coexec.runtime.library import ACTIONS
 
 LOOKAHEAD = 2
+TO_CPU, TO_GPU = 1, 2
 _int = ctypes.c_int32
 
 

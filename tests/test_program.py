@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lowering import AHEAD, CHAINED, LOOKAHEAD, READY, Lowered, lower
+from lowering import AHEAD, CHAINED, LOOKAHEAD, READY, TO_CPU, TO_GPU, Lowered, lower
 
 from tvm_coexec.graph.dependencies import Read, Work, network_reads
 
@@ -162,19 +162,26 @@ def test_events_transfer_every_tensor_that_crosses(works: list[Work]) -> None:
     for step, work in enumerate(works, 1):
         for read in work.reads:
             written = works[read.step - 1]
-            crosses = any(
-                units_of(work, side) & units_of(written, other)
-                if is_local(work, written, read)
-                else units_of(written, other)
-                for side, other in (("cpu", "gpu"), ("gpu", "cpu"))
-                if units_of(work, side)
-            )
-            if crosses:
-                transfer = next(
-                    i for i, o in enumerate(operations) if o.kind == "transfer" and o.first == read.step - 1
-                )
-                uses = [i for i, o in enumerate(operations) if o.step == step and o.kind in ("call", "enqueue")]
-                assert transfer < min(uses)
+            for side, other, kind, whither in (("cpu", "gpu", "call", TO_CPU), ("gpu", "cpu", "enqueue", TO_GPU)):
+                if not units_of(work, side) or not units_of(written, other):
+                    continue
+                if is_local(work, written, read) and not units_of(work, side) & units_of(written, other):
+                    continue
+                transferred = [(o.kind, o.first, o.last) for o in operations]
+                use = next(i for i, o in enumerate(operations) if o.step == step and o.kind == kind)
+                assert transferred.index(("transfer", read.step - 1, whither)) < use
+
+
+def test_events_let_the_queue_go_on_before_they_await_it() -> None:
+    """A queue that is empty falls asleep: where the CPU's half is done first, the next is enqueued behind the GPU's."""
+    chain = [Work(2, 3), *(Work(2, 3, (Read(number),), number == 2) for number in (1, 2))]
+    lowered = lower(chain, "event")
+    assert [(one.kind, one.step) for one in lowered.operations] == [
+        *(("enqueue", 1), ("call", 1), ("transfer", 1)),
+        *(("enqueue", 2), ("transfer", 1), ("call", 2), ("transfer", 2)),
+        *(("enqueue", 3), ("transfer", 2), ("call", 3), ("transfer", 3)),
+    ]
+    assert lowered.sync_count == 3
 
 
 @pytest.mark.parametrize("mechanism", ["svm", "event"])

@@ -148,8 +148,10 @@ static void find_crossing(const work* works, int32_t count, int32_t* crosses) {
   }
 }
 
-/* A blocking transfer after each step that the other side awaits; the queue cannot run ahead of it. Unlike a flag, it
-   makes only its own tensor visible, so that every tensor that crosses has one. */
+/* Transfers of each step that the other side awaits, to the GPU as soon as the CPU's half is done, to the CPU before its
+   next one. Unlike a flag, a transfer makes only its own tensor visible, so that every tensor that crosses has one. The
+   next step's commands are enqueued between the two: where the GPU is still at its half, its queue does not fall asleep
+   meanwhile, and nobody waits for it to wake up. */
 static void lower_transfers(const work* works, int32_t count, int32_t inputs, const findings* f, lowered* l) {
   int32_t* crosses = f->is_awaited[ON_CPU];
   int uses_gpu = 0;
@@ -161,9 +163,11 @@ static void lower_transfers(const work* works, int32_t count, int32_t inputs, co
     int32_t first = l->command_count;
     if (work->gpu_units) add_kernels(l, number, work, 0, 0);
     enqueue(l, number, first, l->command_count);
+    if (crosses[number - 1] & TO_CPU) operate(l, COEXEC_TRANSFER, number - 1, number - 2, TO_CPU);
     if (work->cpu_units) call(l, number, work);
-    if (crosses[number]) operate(l, COEXEC_TRANSFER, number, number - 1, crosses[number]);
+    if (crosses[number] & TO_GPU) operate(l, COEXEC_TRANSFER, number, number - 1, TO_GPU);
   }
+  if (crosses[count] & TO_CPU) operate(l, COEXEC_TRANSFER, count, count - 1, TO_CPU);
 }
 
 coexec_status lower(const work* works, int32_t count, int with_flags, int32_t inputs, int when, lowered* result) {
@@ -194,10 +198,16 @@ void release_lowered(lowered* result) {
   memset(result, 0, sizeof *result);
 }
 
+/* A tensor that travels both ways does so at one point. */
 int32_t count_syncs(const lowered* l) {
-  int32_t syncs = 0;
-  for (int32_t i = 0; i < l->operation_count; ++i)
-    syncs += l->operations[i].kind == COEXEC_WAIT || l->operations[i].kind == COEXEC_TRANSFER;
+  int32_t syncs = 0, sent = 0;
+  for (int32_t i = 0; i < l->operation_count; ++i) {
+    const operation* op = &l->operations[i];
+    if (op->kind == COEXEC_WAIT) ++syncs;
+    if (op->kind != COEXEC_TRANSFER) continue;
+    syncs += op->last == TO_GPU || op->step != sent;
+    if (op->last == TO_GPU) sent = op->step;
+  }
   for (int32_t i = 0; i < l->command_count; ++i)
     syncs += l->commands[i].kind == COEXEC_WAIT || l->commands[i].kind == COEXEC_SIGNAL_WAIT || l->commands[i].awaited > 0;
   return syncs;

@@ -70,15 +70,18 @@ static coexec_status await_writes(runnable* p, const char* host, int32_t step) {
 
 static coexec_status carry(runnable* p, const operation* op) {
   transfer* t = &p->transfers[op->first];
-  const opencl* cl = &p->device->cl;
-  void* event = t->read;
+  void* event = NULL;
   int32_t error = 0;
-  t->read = NULL;
-  if ((op->last & TO_CPU) && !event && !t->is_shared) error = copy_part(p, t, 1, &event);
-  if (!error && (op->last & TO_GPU) && !t->is_shared) error = copy_part(p, t, 0, &t->written);
-  coexec_status status = error ? opencl_failed(p, op->step, error) : COEXEC_OK;
-  if (status && event) cl->release_event(event);
-  return !status && event ? await_event(p, event, op->step) : status;
+  if (op->last == TO_GPU) {
+    if (!t->is_shared) error = copy_part(p, t, 0, &t->written);
+  } else {
+    event = t->read;
+    t->read = NULL;
+    if (!event && !t->is_shared) error = copy_part(p, t, 1, &event);
+  }
+  if (!error) return event ? await_event(p, event, op->step) : COEXEC_OK;
+  if (event) p->device->cl.release_event(event);
+  return opencl_failed(p, op->step, error);
 }
 
 static coexec_status call(runnable* p, const operation* op) {

@@ -51,6 +51,6 @@ void fill_transfers(coexec_program* p) {
   for (int32_t i = 0; i < p->low.operation_count; ++i) {
     const operation* op = &p->low.operations[i];
     transfer* x = &p->transfers[op->first];
-    if (op->kind == COEXEC_TRANSFER) x->reads_ahead = (op->last & TO_CPU) != 0;
+    if (op->kind == COEXEC_TRANSFER) x->reads_ahead |= op->last == TO_CPU;
   }
 }
