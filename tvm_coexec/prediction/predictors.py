@@ -306,7 +306,7 @@ def train(
 
 
 def _by_alone(of_kernels: Callable[..., np.ndarray], halves: Halves) -> np.ndarray:
-    """What is known of each half by its kernel, and by whether the other side is idle."""
+    """Look each half up by its kernel, and by whether the other side is idle."""
     table = np.stack([of_kernels(halves.kernels, alone=alone) for alone in (False, True)])
     return table[(halves.other_units == 0).astype(int), halves.kernel]
 

@@ -25,9 +25,10 @@ _LAYER_PRIOR, _KERNEL_PRIOR = 4.0, 0.5
 other kernels. Chosen by leaving out one sample at a time."""
 
 _ALONE_PRIORS = (0.5, 2.0, 8.0, np.inf)
-"""The same of the assumption that a kernel alone is off as it is beside the other side's work, of which each device has
-the one that foretells its own samples best. On an H200 the GPU's kernels are then foretold to 3.5 % instead of 5.2; on
-its CPU, whose samples are noisy, 0.5 would make 8.7 % 9.8."""
+"""Samples that outweigh the assumption that a kernel alone is off by as much as one beside the other side's work. Each
+device gets the number that predicts its own samples best where one at a time is left out: on an H200 the GPU's kernels
+are predicted to 3.5 % by the first and 5.2 % by the last, which tells nothing apart, its noisy CPU's to 9.8 and 8.7."""
+
 
 _NEVER_KNOWN = 0.1
 """Share of the variance that stays unknown however much was measured: the times of other splits, and the next time."""
@@ -71,7 +72,7 @@ class Residuals:
         return cls(layers, {kernel: layers[kernel[0]].and_also(known) for kernel, known in kernels.items()})
 
     def telling_alone(self, samples: Sequence[Sample], log_errors: np.ndarray, counts: np.ndarray) -> Residuals:
-        """The same of these samples with kernels alone told apart from concurrent ones, as far as the samples agree."""
+        """Tell kernels alone from concurrent ones as well, as far as the samples that this was made of agree."""
         keys = [(sample.layer, sample.variant, not sample.other_units) for sample in samples]
         left = log_errors - np.array([self.kernels[layer, variant].log_error for layer, variant, _ in keys])
         prior = min(_ALONE_PRIORS, key=lambda one: _left_over(keys, left, counts, one))

@@ -211,7 +211,7 @@ class Module:
         if named or len(arrays) != len(self._wanted):
             arrays = self._in_order(arrays, named)
         for array, (_, shape, dtype) in zip(arrays, self._wanted, strict=True):
-            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            if not _fits(array, shape, dtype):
                 return self._checked(arrays)
         return arrays
 
@@ -221,7 +221,7 @@ class Module:
         for given, (name, shape, dtype) in zip(arrays, self._wanted, strict=True):
             # numpy makes scalars of single numbers
             array = np.asarray(given) if isinstance(given, np.generic) else given
-            if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            if not _fits(array, shape, dtype):
                 what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
                 raise InputError(f"input {name!r} must be a {dtype} array of shape {shape}, not {what}")
             checked.append(array)
@@ -388,6 +388,11 @@ def load(
         warn_of_one_core(device)
         module.set_splits({step.name: step.units if step.cpu else 0 for step in package.manifest.steps})
     return module
+
+
+def _fits(given: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether an input is an array as it has to be."""
+    return isinstance(given, np.ndarray) and given.shape == shape and given.dtype == dtype
 
 
 def _uses_both_sides(package: Package) -> bool:

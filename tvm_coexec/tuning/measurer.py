@@ -164,7 +164,7 @@ class Measurer:
         return self._at_quick_launches(found, _maybe_slow(found, interval_us), interval_us)
 
     def _at_quick_launches(self, times: list[PointTimes], slow: Sequence[int], interval_us: float) -> list[PointTimes]:
-        """What the slow ones would take at the interval that launches are known to reach."""
+        """Replace the walls of slow ones by what they would be at the interval that launches are known to reach."""
         now_us = self._launches_us() if slow else np.inf
         factor = min(1.0, interval_us / now_us)
         for number in slow:
@@ -294,13 +294,13 @@ def _steadier(found: Watched[_Result], again: Watched[_Result]) -> Watched[_Resu
 
 
 def _by_walls(alone: PointTimes, beyond_us: float) -> PointTimes:
-    """Times of the GPU alone, its kernel's being what the layer adds to a chain less what it takes beyond a kernel."""
+    """Take for the kernel's time what the layer adds to a chain, less what a layer takes beyond its kernel."""
     kernel_us = tuple(max(wall_us - beyond_us, _LEAST_OF_WALL * wall_us) for wall_us in alone.wall_us)
     return replace(alone, gpu_us=kernel_us)
 
 
 def _maybe_slow(times: Sequence[PointTimes], interval_us: float) -> list[int]:
-    """Points of the GPU alone whose walls are those of slow launches, or of a kernel that is little longer."""
+    """List the points of the GPU alone whose walls may be those of slow launches; a longer kernel may be among them."""
     low_us, high_us = (factor * interval_us for factor in _SLOW_LAUNCHES)
     return [number for number, one in enumerate(times) if not one.cpu_units and low_us < _wall_us(one) < high_us]
 

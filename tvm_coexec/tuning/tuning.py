@@ -65,7 +65,8 @@ _OTHERS_WAIT_S = 10.0
 """How long one of several devices that was lost is waited for before another one gets its trial."""
 
 _TRIALS_SHARE, _TRIALS_S = 0.5, 60.0
-"""Share of the time for measuring that trial runs may take as well, or so long, and for one of each network longer."""
+"""Trial runs may take this share of the time for measuring besides, or so many seconds if that is more. The first run
+of each network is made all the same."""
 
 _SHARES = {"linear": 5, "rowwise": 1, "conv2d": 5, "images": 2, "attention": 1}
 """Layers of each family in a round: those that take most of a network's time get most of the tuning's."""

@@ -13,6 +13,7 @@ SCALING = ("Resize", "Upsample")
 """Operators whose results have the sizes of their operands times factors."""
 
 _MOST = 2.0**31
+"""Sizes from here on are more than kernels count."""
 
 
 def scaled_shape(

@@ -1,6 +1,6 @@
 """Indices that only the run tells: counted from the start of their axes, and kept within them.
 
-What an index reads or where it writes that is none of its axis is not said: any element of it, never other memory.
+An index beyond its axis reads or writes an element of that axis, whichever it is, and never other memory.
 """
 
 from __future__ import annotations

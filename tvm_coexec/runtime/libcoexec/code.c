@@ -81,23 +81,23 @@ static void* load_from_folder(const module_file* file, const char* folder, reaso
 }
 
 static coexec_status load_library(coexec_module* m) {
-  reason memorys, folders;
+  reason in_memory, in_folder;
   struct statvfs about;
   const char* folder = m->device->cache_folder ? m->device->cache_folder : getenv("TMPDIR");
   if (!folder) folder = "/tmp";
   m->code_descriptor = -1;
-  m->code = load_from_memory(&m->file, &m->code_descriptor, &memorys);
+  m->code = load_from_memory(&m->file, &m->code_descriptor, &in_memory);
   if (m->code) return COEXEC_OK;
-  m->code = load_from_folder(&m->file, folder, &folders);
+  m->code = load_from_folder(&m->file, folder, &in_folder);
   if (m->code) return COEXEC_OK;
   if (!statvfs(folder, &about) && about.f_flag & ST_NOEXEC)
     return fail(COEXEC_NO_DEVICE, "no code may be run in memory (%s), nor in %s, where the module's is put while it is "
-                "used; let TMPDIR name another folder", memorys.text, folder);
-  if (!memorys.is_loaders && !folders.is_loaders)
+                "used; let TMPDIR name another folder", in_memory.text, folder);
+  if (!in_memory.is_loaders && !in_folder.is_loaders)
     return fail(COEXEC_NO_DEVICE, "the module's CPU code cannot be put into memory (%s), nor into %s (%s); free some space "
-                "there, or let TMPDIR name another folder", memorys.text, folder, folders.text);
+                "there, or let TMPDIR name another folder", in_memory.text, folder, in_folder.text);
   return fail(COEXEC_BAD_FILE, "the module's CPU code cannot be loaded from memory (%s), nor from %s (%s); build the module "
-              "for this machine", memorys.text, folder, folders.text);
+              "for this machine", in_memory.text, folder, in_folder.text);
 }
 
 static coexec_status find_function(const coexec_module* m, const char* symbol, void* function) {
